@@ -1,0 +1,76 @@
+"""What the embedded flow is trained on: flow matching with captions (Lipman et al., 2023)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from flowsde.shapes import data
+from flowsde.shapes.captions import parse, tokenize
+from flowsde.shapes.model import ModelConfig, ShapesModel
+from flowsde.shapes.train import Params, Task
+
+_DROP = 0.1
+"""Share of captions replaced by padding, so that guidance has an unconditional velocity."""
+_SHEET = (
+    "three red circles and two blue squares",
+    "one yellow triangle",
+    "five cyan circles",
+    "two green squares and four magenta triangles",
+    "five blue triangles and five red squares",
+    "four yellow circles and one green triangle",
+    "three red triangles",
+    "two magenta circles and three yellow squares",
+)
+
+
+def sample_times(key: jax.Array, n: int) -> jax.Array:
+    """Training times [n]: logit-normal (Esser et al., 2024), a little towards the noisy half."""
+    return jax.nn.sigmoid(0.4 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
+
+
+def flow_task(config: ModelConfig) -> Task:
+    """Regress the velocity noise - data of the linear interpolant."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(ShapesModel(config, rngs=nnx.Rngs(key))))
+
+    def velocity(params: Params, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params)(x, t, cond)
+
+    def loss(params: Params, key: jax.Array, scenes: data.Scenes) -> jax.Array:
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        n = scenes.images.shape[0]
+        t = sample_times(time_key, n)
+        noise = jax.random.normal(noise_key, scenes.images.shape, jnp.float32)
+        keep = jax.random.bernoulli(drop_key, 1.0 - _DROP, (n, 1))
+        ratio = t[:, None, None, None]
+        x = (1.0 - ratio) * scenes.images + ratio * noise
+        u = velocity(params, x, t, jnp.where(keep, scenes.tokens, 0))
+        return jnp.mean(jnp.square(u - (noise - scenes.images)))
+
+    @jax.jit
+    def sample(params: Params, tokens: jax.Array) -> jax.Array:
+        steps = 40
+        shape = (tokens.shape[0], data.SIZE, data.SIZE, 3)
+
+        def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+            return x - velocity(params, x, jnp.full(x.shape[:1], t), tokens) / steps, None
+
+        times = jnp.linspace(1.0, 1.0 / steps, steps, dtype=jnp.float32)
+        return jax.lax.scan(body, jax.random.normal(jax.random.key(0), shape), times)[0]
+
+    def sheet(params: Params, path: Path) -> None:
+        tokens = np.repeat(np.stack([tokenize(parse(c)) for c in _SHEET]), 8, axis=0)
+        images = np.asarray(sample(params, jnp.asarray(tokens)))
+        pixels = np.clip(127.5 * (images + 1.0), 0, 255).astype(np.uint8)
+        tiles = np.pad(pixels.reshape(8, 8, 32, 32, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(272, 272, 3)).resize(
+            (816, 816), Image.Resampling.NEAREST
+        ).save(path)
+
+    return Task("shapes", init, loss, sheet)

@@ -1,0 +1,144 @@
+"""The embedded flow model: a small text-conditioned transformer on 32x32 pixels.
+
+A 3x3-convolution stem and head (which keep edges sharp and cost little) surround
+a transformer over 64 patches of 4x4 pixels, with the caption's words as extra
+tokens in its context. Time enters by adaptive layer norm (Peebles & Xie, 2023,
+arXiv 2212.09748), queries and keys are RMS-normalised, and the blocks are one
+stacked pytree looped by `jax.lax.scan`. It predicts the velocity of the linear
+interpolant, noise - data, from t = 0 (data) to t = 1 (noise).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowsde.shapes.captions import MAX_TOKENS, VOCABULARY
+from flowsde.shapes.data import SIZE
+
+_zeros = nnx.initializers.zeros_init()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of `ShapesModel`.
+
+    Attributes:
+      width: features of a token.
+      depth: transformer blocks.
+      heads: attention heads; divides `width`.
+      patch: pixels a patch side; divides 32.
+      stem: channels of the convolutions at full resolution.
+    """
+
+    width: int = 96
+    depth: int = 6
+    heads: int = 3
+    patch: int = 4
+    stem: int = 16
+
+
+def time_features(t: jax.Array, width: int) -> jax.Array:
+    """Sinusoids [n, width] of times [n] in [0, 1], with periods from 2 pi / 1000 to 20 pi."""
+    frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+    angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and squared-ReLU MLP, shifted, scaled and gated by the time embedding."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, self.heads = config.width, config.heads
+        self.norm1 = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+        self.q_norm = nnx.RMSNorm(width // config.heads, rngs=rngs)
+        self.k_norm = nnx.RMSNorm(width // config.heads, rngs=rngs)
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, rngs=rngs)
+        self.modulation = nnx.Linear(width, 6 * width, kernel_init=_zeros, rngs=rngs)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        n, tokens, width = x.shape
+        qkv = self.qkv(x.reshape(n * tokens, width)).reshape(n, tokens, 3 * self.heads, -1)
+        q, k, v = jnp.split(qkv, 3, axis=2)
+        y = jax.nn.dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.out(y.reshape(n * tokens, width)).reshape(x.shape)
+
+    def mix(self, x: jax.Array) -> jax.Array:
+        # Flat matrices: XLA's CPU backend differentiates them about 1.5 times faster.
+        hidden = jnp.square(jax.nn.relu(self.up(x.reshape(-1, x.shape[-1]))))
+        return self.down(hidden).reshape(x.shape)
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        """x: [n, tokens, width]; time: [n, width], already activated."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+            self.modulation(time)[:, None, :], 6, axis=-1
+        )
+        x = x + gate1 * self.attend(self.norm1(x) * (1.0 + scale1) + shift1)
+        return x + gate2 * self.mix(self.norm2(x) * (1.0 + scale2) + shift2)
+
+
+def make_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:
+    """`config.depth` blocks with independent weights, stacked on a leading axis."""
+
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs)
+
+    return build(rngs)
+
+
+class ShapesModel(nnx.Module):
+    """Velocity of the shapes flow, `model(x, t, cond)`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        if config.width % config.heads or SIZE % config.patch:
+            raise ValueError(f"heads must divide width and patch must divide {SIZE}, got {config}")
+        self.config = config
+        width, stem, patch = config.width, config.stem, config.patch
+        side = SIZE // patch
+        normal = nnx.initializers.normal(0.02)
+        self.stem = nnx.Conv(3, stem, (3, 3), rngs=rngs)
+        self.patchify = nnx.Linear(patch * patch * stem, width, rngs=rngs)
+        self.positions = nnx.Param(normal(rngs.params(), (side * side, width), jnp.float32))
+        self.words = nnx.Embed(len(VOCABULARY), width, rngs=rngs)
+        self.word_positions = nnx.Param(normal(rngs.params(), (MAX_TOKENS, width), jnp.float32))
+        self.time1 = nnx.Linear(width, width, rngs=rngs)
+        self.time2 = nnx.Linear(width, width, rngs=rngs)
+        self.blocks = make_blocks(config, rngs)
+        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, kernel_init=_zeros, rngs=rngs)
+        self.unpatchify = nnx.Linear(width, patch * patch * stem, rngs=rngs)
+        self.head = nnx.Conv(2 * stem, 3, (3, 3), kernel_init=_zeros, rngs=rngs)
+
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+        """Velocity [n, 32, 32, 3] at x [n, 32, 32, 3], t [n] and caption tokens [n, MAX_TOKENS].
+
+        All-zero tokens ask for the unconditional velocity (for classifier-free guidance).
+        """
+        n, patch, side = x.shape[0], self.config.patch, SIZE // self.config.patch
+        pixels = self.stem(x)
+        patches = pixels.reshape(n, side, patch, side, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+        image = self.patchify(patches.reshape(n, side * side, -1)) + self.positions[None]
+        text = self.words(cond) + self.word_positions[None]
+        h = jnp.concatenate([image, text], axis=1)
+
+        time = self.time2(jax.nn.silu(self.time1(time_features(t, self.config.width))))
+        time = jax.nn.silu(time)
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(h: jax.Array, block: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, block)(h, time), None
+
+        h, _ = jax.lax.scan(body, h, stacked)
+
+        shift, scale = jnp.split(self.modulation(time)[:, None, :], 2, axis=-1)
+        h = self.unpatchify(self.norm(h[:, : side * side]) * (1.0 + scale) + shift)
+        h = h.reshape(n, side, side, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+        h = h.reshape(n, SIZE, SIZE, -1)
+        return self.head(jax.nn.silu(jnp.concatenate([h, pixels], axis=-1)))
