@@ -1,0 +1,20 @@
+"""flowsde: inference-time scaling of flow models in JAX."""
+
+from flowsde import analytic, diffusion, grids, interpolants, kernels
+from flowsde.flow import Flow, guide, sample
+from flowsde.interpolants import match_time
+from flowsde.predictions import (
+    reparameterise,
+    score_to_velocity,
+    score_to_x0,
+    score_to_x1,
+    velocity_to_score,
+    velocity_to_x0,
+    velocity_to_x1,
+    x0_to_score,
+    x0_to_velocity,
+    x0_to_x1,
+    x1_to_score,
+    x1_to_velocity,
+    x1_to_x0,
+)

@@ -59,20 +59,27 @@ class TrainConfig:
     sheet_every: int = 500
 
 
+def scene_batch(seed: int, step: int, size: int) -> data.Scenes:
+    """Captions' scenes of one step: ``size`` scenes of ``seed`` from number ``step * size`` on."""
+    return data.scenes(seed, range(step * size, (step + 1) * size))
+
+
 class Task(NamedTuple):
     """What is trained.
 
     Attributes:
       name: of the network, used for its files.
       init: key -> params, a nested dict of arrays.
-      loss: (params, key, scenes) -> scalar.
+      loss: (params, key, batch) -> scalar.
       sheet: (params, path) -> None, writes a picture of what the network does; optional.
+      batch: (seed, step, size) -> a pytree of arrays, what `loss` gets; a function of these alone.
     """
 
     name: str
     init: Callable[[jax.Array], Params]
-    loss: Callable[[Params, jax.Array, data.Scenes], jax.Array]
+    loss: Callable[[Params, jax.Array, Any], jax.Array]
     sheet: Callable[[Params, Path], None] | None = None
+    batch: Callable[[int, int, int], Any] = scene_batch
 
 
 class TrainState(NamedTuple):
@@ -115,7 +122,9 @@ def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState
     def step(state: TrainState, k: jax.Array, scenes: data.Scenes) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed + 1), k)
         loss, grads = jax.value_and_grad(task.loss)(state.params, key, scenes)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            # Optax mixes Python floats with integer counts.
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         k = k.astype(jnp.float32)
         decay = jnp.minimum(config.ema, (1.0 + k) / (10.0 + k))
@@ -159,8 +168,8 @@ def fit(task: Task, config: TrainConfig, out: Path) -> Params:
     step, losses, clock = make_step(task, config), [], time.perf_counter()
     progress = tqdm(total=config.steps, initial=start, unit="step", desc=task.name)
 
-    def batch(k: int) -> data.Scenes:
-        return data.scenes(config.seed, range(k * config.batch_size, (k + 1) * config.batch_size))
+    def batch(k: int) -> Any:
+        return task.batch(config.seed, k, config.batch_size)
 
     with ThreadPoolExecutor(1) as pool, progress:
         upcoming = pool.submit(batch, start)

@@ -1,0 +1,51 @@
+"""Checks of arguments: each raises one error naming the argument, what came and what is needed."""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number above 0."""
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_non_negative(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number of at least 0."""
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool) or count < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return count
+
+
+def check_times(name: str, times: Any) -> jax.Array:
+    """`times` as a float array, raising if a concrete one lies outside [0, 1]."""
+    if not isinstance(times, jax.core.Tracer):
+        values = np.asarray(times)
+        if values.dtype.kind not in "fiu" and not jnp.issubdtype(values.dtype, jnp.floating):
+            raise TypeError(f"{name} must be floating-point times, got dtype {values.dtype}")
+        if not np.all((values >= 0) & (values <= 1)):
+            raise ValueError(f"{name} must lie in [0, 1], got {_outside(values)}")
+    # A Python number or an integer is a float32 time; strict promotion needs it said.
+    dtype = getattr(times, "dtype", None)
+    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    return jnp.asarray(times, dtype=dtype if floating else jnp.float32)
+
+
+def _outside(values: np.ndarray) -> str:
+    wrong = values[~((values >= 0) & (values <= 1))].reshape(-1)
+    return f"{wrong[0]!s}" + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")

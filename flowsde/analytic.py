@@ -1,0 +1,185 @@
+"""Flows whose every answer is known: Gaussian mixtures in d dimensions.
+
+For data sum_k w_k N(m_k, S_k), the marginal at angle (alpha, sigma) is
+sum_k w_k N(alpha m_k, C_k) with C_k = alpha^2 S_k + sigma^2 I, and given component k
+
+    E[x0 | x] = m_k + alpha S_k C_k^-1 (x - alpha m_k),    E[x1 | x] = sigma C_k^-1 (x - alpha m_k),
+
+so velocity, score and both means are exact and finite on [0, 1] under *every* interpolant (the
+velocity as far as alpha' is). Use them to test a search, a kernel or a reward without a model.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_times
+from flowsde.flow import Flow
+from flowsde.interpolants import Interpolant, Linear
+from flowsde.predictions import expand
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("log_weights", "means", "variances", "axes"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of k Gaussians in d dimensions; build it with `mixture` or `gaussian`.
+
+    Attributes:
+      log_weights: [k], normalised.
+      means: [k, d].
+      variances: [k, d], eigenvalues of the covariances, all above 0.
+      axes: [k, d, d], their eigenvectors in columns.
+    """
+
+    log_weights: jax.Array
+    means: jax.Array
+    variances: jax.Array
+    axes: jax.Array
+
+    @property
+    def dimension(self) -> int:
+        return self.means.shape[1]
+
+    def mean(self) -> jax.Array:
+        """Mean of the data, [d]."""
+        return jnp.exp(self.log_weights) @ self.means
+
+    def covariance(self) -> jax.Array:
+        """Covariance of the data, [d, d]."""
+        weights, centred = jnp.exp(self.log_weights), self.means - self.mean()[None]
+        within = jnp.einsum("k,kij,kj,klj->il", weights, self.axes, self.variances, self.axes)
+        return within + jnp.einsum("k,ki,kj->ij", weights, centred, centred)
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """Exact draws of the data, [n, d]."""
+        pick, draw = jax.random.split(key)
+        k = jax.random.categorical(pick, self.log_weights, shape=(n,))
+        noise = jax.random.normal(draw, (n, self.dimension), self.means.dtype)
+        return self.means[k] + jnp.einsum(
+            "nij,nj->ni", self.axes[k], jnp.sqrt(self.variances[k]) * noise
+        )
+
+    def component(self, x: jax.Array) -> jax.Array:
+        """Most likely component of data points x [..., d], int [...]."""
+        zero = jnp.zeros(x.shape[:-1], x.dtype)
+        return jnp.argmax(self._terms(Linear(), x, zero)[0], axis=-1)
+
+    def _terms(
+        self, p: Interpolant, x: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Log joint [..., k], S_k C_k^-1 d and C_k^-1 d [..., k, d], for d = x - alpha m_k."""
+        alpha, sigma = p.alpha(t)[..., None, None], p.sigma(t)[..., None, None]
+        along = x[..., None, :] - alpha * _lead(self.means, t)
+        along = jnp.einsum("...kd,kde->...ke", along, self.axes)
+        variances = _lead(self.variances, t)
+        spread = jnp.square(alpha) * variances + jnp.square(sigma)
+        scaled = along / spread
+        quadratic = jnp.sum(along * scaled + jnp.log(2.0 * jnp.pi * spread), axis=-1)
+        back = partial(jnp.einsum, "...ke,kde->...kd")
+        log_joint = _lead(self.log_weights, t) - 0.5 * quadratic
+        return log_joint, back(variances * scaled, self.axes), back(scaled, self.axes)
+
+    def _prepare(self, x: Any, t: Any) -> tuple[jax.Array, jax.Array]:
+        x = jnp.asarray(x, self.means.dtype)
+        t = check_times("t", t).astype(x.dtype)
+        expand(t, x)  # for its error
+        if x.shape[-1] != self.dimension or x.ndim < 1:
+            raise ValueError(f"x has shape {x.shape}, expected [..., {self.dimension}]")
+        return x, jnp.broadcast_to(t.reshape(t.shape + (1,) * (x.ndim - 1 - t.ndim)), x.shape[:-1])
+
+    def log_prob(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Log density [...] of the marginal at t; x is [..., d], t a scalar or leading axes."""
+        x, t = self._prepare(x, t)
+        return jax.nn.logsumexp(self._terms(p, x, t)[0], axis=-1)
+
+    def x0(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+        """E[data | x_t], shaped as x [..., d]."""
+        x, t = self._prepare(x, t)
+        log_joint, shrunk, _ = self._terms(p, x, t)
+        means = _lead(self.means, t) + p.alpha(t)[..., None, None] * shrunk
+        return _average(log_joint, means)
+
+    def x1(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+        """E[noise | x_t], shaped as x [..., d]."""
+        x, t = self._prepare(x, t)
+        return -p.sigma(t)[..., None] * self.score(p, x, t)
+
+    def score(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Gradient of `log_prob` in x, shaped as x [..., d]."""
+        x, t = self._prepare(x, t)
+        log_joint, _, scaled = self._terms(p, x, t)
+        return -_average(log_joint, scaled)
+
+    def velocity(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+        """alpha' x0 - (sigma^2)' / 2 score, shaped as x; finite where alpha' is."""
+        x, t = self._prepare(x, t)
+        slope, rate = p.alpha_dot(t)[..., None], 0.5 * p.variance_dot(t)[..., None]
+        return slope * self.x0(p, x, t) - rate * self.score(p, x, t)
+
+    def flow(self, interpolant: Interpolant | None = None) -> Flow:
+        """The exact flow of this data under an interpolant (linear by default)."""
+        p = Linear() if interpolant is None else interpolant
+        return Flow.from_callable(_Velocity(p), self, (self.dimension,), interpolant=p)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Velocity:
+    interpolant: Interpolant
+
+    def __call__(self, data: GaussianMixture, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return data.velocity(self.interpolant, x, t)
+
+
+def _lead(values: jax.Array, t: jax.Array) -> jax.Array:
+    """Values [k, ...] with t.ndim unit axes in front."""
+    return values.reshape((1,) * t.ndim + values.shape)
+
+
+def _average(log_joint: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum("...k,...kd->...d", jax.nn.softmax(log_joint, axis=-1), values)
+
+
+def mixture(
+    weights: Any, means: Any, covariances: Any, dtype: Any = jnp.float32
+) -> GaussianMixture:
+    """Mixture of Gaussians.
+
+    Args:
+      weights: [k], above 0; normalised here.
+      means: [k, d].
+      covariances: [k, d, d], or variances of isotropic components, [k] or a scalar.
+      dtype: of the arrays.
+
+    Raises:
+      ValueError: shapes do not fit, a weight is not above 0, a covariance not positive definite.
+    """
+    w, m = np.asarray(weights, np.float64), np.asarray(means, np.float64)
+    if m.ndim != 2 or w.shape != m.shape[:1]:
+        raise ValueError(f"means must be [k, d] and weights [k], got {m.shape} and {w.shape}")
+    k, d = m.shape
+    c = np.asarray(covariances, np.float64)
+    if c.ndim < 2:
+        c = np.broadcast_to(c, (k,))[:, None, None] * np.eye(d)
+    if c.shape != (k, d, d):
+        raise ValueError(f"covariances must be a scalar, [{k}] or [{k}, {d}, {d}], got {c.shape}")
+    if not np.all(w > 0):
+        raise ValueError(f"weights must be above 0, got {w}")
+    variances, axes = np.linalg.eigh(c)
+    if not np.all(variances > 0) or not np.allclose(c, c.swapaxes(1, 2)):
+        raise ValueError("covariances must be symmetric and positive definite")
+    arrays = (np.log(w / w.sum()), m, variances, axes)
+    return GaussianMixture(*(jnp.asarray(a, dtype) for a in arrays))
+
+
+def gaussian(mean: Any, covariance: Any, dtype: Any = jnp.float32) -> GaussianMixture:
+    """One Gaussian: mean [d], covariance [d, d] or a scalar variance."""
+    c = np.asarray(covariance, np.float64)
+    return mixture([1.0], np.asarray(mean)[None], c[None] if c.ndim == 2 else c, dtype)

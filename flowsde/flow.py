@@ -1,0 +1,306 @@
+"""`Flow`: a velocity field with its parameters, source interpolant and decoder; and `sample`.
+
+The library knows a model only as ``velocity_fn(params, x, t, cond) -> velocity`` with x
+[n, *shape], t [n] float32 in [0, 1] (0 data, 1 noise) and cond a pytree with leading axis n, or
+None. The adapters below bring linen, NNX and plain functions to that form. A `Flow` is a
+pytree whose leaves are its parameters: pass it to compiled functions as an argument.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowsde._checks import check_count
+from flowsde.grids import as_grid
+from flowsde.interpolants import Interpolant, Linear, match_time
+from flowsde.kernels import Kernel, ODEHeun, Renoise
+from flowsde.predictions import expand, means_from_velocity
+
+Params = Any
+Cond = Any
+VelocityFn = Callable[[Params, jax.Array, jax.Array, Cond], jax.Array]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "decode"),
+    meta_fields=("velocity_fn", "shape", "interpolant", "evaluations"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A flow model as a pytree.
+
+    Attributes:
+      params: pytree of arrays, the first argument of `velocity_fn`.
+      velocity_fn: ``(params, x, t, cond) -> velocity`` of the source interpolant; hashable.
+      shape: of one particle, without the batch axis.
+      interpolant: the model was trained on.
+      decode: maps x0 [n, *shape] to what rewards see; a pytree callable
+        (`jax.tree_util.Partial`), so a decoder's own parameters are leaves too.
+      evaluations: forward passes of the model that one call of `velocity_fn` costs.
+    """
+
+    params: Params
+    velocity_fn: VelocityFn
+    shape: tuple[int, ...]
+    interpolant: Interpolant = Linear()
+    decode: Callable[[jax.Array], jax.Array]
+    evaluations: int = 1
+
+    @classmethod
+    def from_callable(
+        cls,
+        fn: VelocityFn,
+        params: Params,
+        shape: tuple[int, ...],
+        *,
+        interpolant: Interpolant | None = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> "Flow":
+        """Flow of a plain function ``fn(params, x, t, cond)``.
+
+        Args:
+          fn: pure; returns the velocity, shaped as x, any floating dtype.
+          params: its parameters, or None.
+          shape: of one particle.
+          interpolant: of training; linear by default.
+          decode: x0 [n, *shape] -> images; the identity by default. Wrap a decoder with
+            parameters as ``jax.tree_util.Partial(decode_fn, decoder_params)``.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, fn(params, x, t, cond), got {fn!r}")
+        return cls(
+            params=params,
+            velocity_fn=fn,
+            shape=_check_shape(shape),
+            interpolant=Linear() if interpolant is None else interpolant,
+            decode=as_partial("decode", _identity if decode is None else decode),
+        )
+
+    @classmethod
+    def from_linen(
+        cls, module: Any, params: Params, shape: tuple[int, ...], **options: Any
+    ) -> "Flow":
+        """Flow of a `flax.linen` module called as ``module(x, t, cond)``, or ``module(x, t)``.
+
+        Args:
+          module: with its method ``__call__``; without cond it is called with two arguments.
+          params: the variables that ``module.apply`` takes.
+          shape: of one particle.
+          **options: `interpolant` and `decode`, as for `from_callable`.
+        """
+        return cls.from_callable(_Linen(module), params, shape, **options)
+
+    @classmethod
+    def from_nnx(cls, model: nnx.Module, shape: tuple[int, ...], **options: Any) -> "Flow":
+        """Flow of an NNX module called as ``model(x, t, cond)``, or ``model(x, t)``.
+
+        The module is split once; its state becomes the flow's parameters.
+        """
+        graphdef, state = nnx.split(model)
+        return cls.from_callable(_NNX(graphdef), state, shape, **options)
+
+    def means(
+        self, x: jax.Array, s: jax.Array, cond: Cond, interpolant: Interpolant
+    ) -> tuple[jax.Array, jax.Array]:
+        """Posterior means (x0, x1), float32 [n, *shape], at points of any interpolant.
+
+        Args:
+          x: float32 [n, *shape], at times `s` of `interpolant`.
+          s: float32 [n].
+          cond: leading axis n, or None.
+          interpolant: of x and s; converted to the source by matching the angle.
+        """
+        t, scale = match_time(self.interpolant, interpolant, s)
+        point = expand(scale, x) * x
+        velocity = self.velocity_fn(self.params, point, t, cond)
+        if velocity.shape != x.shape or not jnp.issubdtype(velocity.dtype, jnp.floating):
+            raise ValueError(
+                f"velocity_fn returned shape {velocity.shape} and dtype {velocity.dtype}, "
+                f"expected shape {x.shape} and a floating dtype"
+            )
+        return means_from_velocity(self.interpolant, point, t, velocity.astype(jnp.float32))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def as_partial(name: str, fn: Any) -> Callable[..., jax.Array]:
+    """A callable as a pytree: a `Partial` stays, a function becomes one without leaves."""
+    if not callable(fn):
+        raise TypeError(f"{name} must be callable, got {fn!r}")
+    is_pytree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
+    return fn if is_pytree else jax.tree_util.Partial(fn)
+
+
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a tuple of one particle's axes, got {shape}")
+    return tuple(check_count("shape", size) for size in shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linen:
+    module: Any
+
+    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return self.module.apply(params, x, t, *_optional(cond))
+
+
+@dataclasses.dataclass(frozen=True)
+class _NNX:
+    graphdef: Any
+
+    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return nnx.merge(self.graphdef, params)(x, t, *_optional(cond))
+
+
+def _optional(cond: Cond) -> tuple[Cond, ...]:
+    return () if cond is None else (cond,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guided:
+    velocity_fn: VelocityFn
+
+    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        inner, scale, null = params
+        n = x.shape[0]
+        null = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (n, *a.shape)), null)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+        doubled = self.velocity_fn(inner, jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+        wanted, free = jnp.split(doubled.astype(jnp.float32), 2)
+        return free + scale * (wanted - free)
+
+
+def guide(flow: Flow, scale: float, null_cond: Cond) -> Flow:
+    """Classifier-free guidance (Ho & Salimans, 2022, arXiv 2207.12598).
+
+    velocity = u(null) + scale (u(cond) - u(null)). Every call runs the model on twice the
+    batch, so the returned flow costs, and is charged, two evaluations where the given one
+    costs one.
+
+    Args:
+      flow: conditional.
+      scale: 1 is no guidance; a change of scale does not compile again.
+      null_cond: the condition that stands for none, without a batch axis.
+    """
+    null = jax.tree.map(jnp.asarray, null_cond)
+    return dataclasses.replace(
+        flow,
+        params=(flow.params, jnp.asarray(scale, jnp.float32), null),
+        velocity_fn=_Guided(flow.velocity_fn),
+        evaluations=2 * flow.evaluations,
+    )
+
+
+def check_cond(cond: Cond, n: int, axis: str) -> None:
+    """Raise unless every leaf of cond has leading axis n."""
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
+            raise ValueError(
+                f"cond has a leaf of shape {jnp.shape(leaf)}, expected the leading axis {axis} = {n}"
+            )
+
+
+def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
+    """A particle at t = 1: N(0, r(1)^2 I), float32."""
+    radius = interpolant.radius(jnp.ones((), jnp.float32))
+    return radius * jax.random.normal(key, shape, jnp.float32)
+
+
+def sample(
+    key: jax.Array,
+    flow: Flow,
+    *,
+    kernel: Kernel,
+    grid: Any,
+    n: int,
+    cond: Cond = None,
+    chunk_size: int | None = None,
+    final: Literal["kernel", "mean"] = "kernel",
+) -> jax.Array:
+    """Draw n particles by following a kernel down a grid of times.
+
+    Particle i's random numbers depend on (key, i, step) alone, so neither n nor the chunk size
+    changes them. One compiled scan; memory does not grow with the number of steps.
+
+    Args:
+      key: a JAX random key.
+      flow: the model.
+      kernel: how a particle moves; its interpolant is the one sampled.
+      grid: times falling from 1 to 0, see `flowsde.grids`.
+      n: particles.
+      cond: pytree with leading axis n, or None.
+      chunk_size: particles evaluated at once; all by default.
+      final: "kernel" ends with the kernel's own step to t = 0, whatever noise it adds; "mean"
+        with the posterior mean x0 at the last time above 0, the usual choice for pictures.
+
+    Returns:
+      float32 [n, *flow.shape] at t = 0, not decoded.
+
+    Raises:
+      ValueError, TypeError: naming the argument, before anything is compiled.
+    """
+    n = check_count("n", n)
+    chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
+    if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
+        raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
+    if final not in ("kernel", "mean"):
+        raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
+    check_cond(cond, n, "n")
+    cond = jax.tree.map(jnp.asarray, cond)
+    return _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def _sample(
+    key: jax.Array,
+    flow: Flow,
+    cond: Cond,
+    kernel: Kernel,
+    grid: tuple[float, ...],
+    n: int,
+    chunk: int,
+    final: str,
+) -> jax.Array:
+    times = jnp.asarray(grid, jnp.float32)
+    p = kernel.interpolant
+
+    def trajectory(args: tuple[jax.Array, Cond]) -> jax.Array:
+        ids, cond = args
+        keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
+
+        def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return flow.means(x, jnp.full(x.shape[:1], t), cond, p)
+
+        def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+            i, t, s = inputs
+            x0, x1 = means(x, t)
+            step_keys = jax.vmap(lambda k: jax.random.fold_in(k, i + 1))(keys)
+            moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
+            if isinstance(kernel, ODEHeun):
+                correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, None, None))
+                moved = correct(x, x0, x1, *means(moved, s), t, s)
+            return moved, None
+
+        def start(k: jax.Array) -> jax.Array:
+            return initial_noise(jax.random.fold_in(k, 0), flow.shape, p)
+
+        steps = len(grid) - (1 if final == "kernel" else 2)
+        inputs = (jnp.arange(steps), times[:steps], times[1 : steps + 1])
+        x, _ = jax.lax.scan(step, jax.vmap(start)(keys), inputs)
+        return x if final == "kernel" else means(x, times[-2])[0]
+
+    # Whole chunks only: the last one is filled up with further particles, then cut.
+    rows = jnp.arange(-(-n // chunk) * chunk)
+    padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], cond)
+    chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, padded))
+    x = jax.lax.map(trajectory, chunks)
+    return x.reshape(-1, *flow.shape)[:n]

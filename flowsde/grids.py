@@ -1,0 +1,69 @@
+"""Grids of times: NumPy float64 arrays of n + 1 values falling from 1 to 0, n steps."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from flowsde._checks import check_count, check_positive
+
+Grid = np.ndarray
+
+
+def uniform(n: int) -> Grid:
+    """1 - i / n."""
+    return 1.0 - np.arange(check_count("n", n) + 1) / n
+
+
+def quadratic(n: int) -> Grid:
+    """sqrt(1 - (i / n)^2): small steps where there is most noise (Kim et al., 2025)."""
+    return np.sqrt(1.0 - (np.arange(check_count("n", n) + 1) / n) ** 2)
+
+
+def cosine(n: int) -> Grid:
+    """cos(pi i / 2 n): small steps near the noise, larger ones near the data."""
+    grid = np.cos(0.5 * math.pi * np.arange(check_count("n", n) + 1) / n)
+    grid[-1] = 0.0
+    return grid
+
+
+def shifted(n: int, shift: float) -> Grid:
+    """shift t / (1 + (shift - 1) t) of the uniform grid; SD3 uses shift 3."""
+    check_positive("shift", shift)
+    t = uniform(n)
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def flux(n: int, tokens: int) -> Grid:
+    """FLUX.1-dev: the uniform times (1, 1 - 1/n, …, 1/n, 0) shifted by exp(mu(tokens)).
+
+    mu is linear in the number of image tokens, .5 at 256 and 1.15 at 4,096.
+    """
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return shifted(n, math.exp(0.5 + slope * (check_count("tokens", tokens) - 256)))
+
+
+def as_grid(name: str, values: Any) -> tuple[float, ...]:
+    """Check a user's grid and make it hashable.
+
+    Args:
+      name: of the argument, for the error.
+      values: at least two times, strictly falling, within [0, 1], from 1 to 0.
+
+    Raises:
+      ValueError: saying where the grid is wrong.
+    """
+    grid = np.asarray(values, np.float64)
+    if grid.ndim != 1 or grid.size < 2:
+        raise ValueError(f"{name} must hold at least two times, got shape {grid.shape}")
+    if not np.all((grid >= 0.0) & (grid <= 1.0)):
+        raise ValueError(f"{name} must lie in [0, 1], got {grid[~((grid >= 0) & (grid <= 1))][0]}")
+    rising = np.flatnonzero(np.diff(grid) >= 0.0)
+    if rising.size:
+        i = int(rising[0])
+        raise ValueError(
+            f"{name} must fall strictly, got {grid[i]} then {grid[i + 1]} at position {i + 1}"
+        )
+    if grid[0] != 1.0 or grid[-1] != 0.0:
+        raise ValueError(f"{name} must run from 1 to 0, got {grid[0]} to {grid[-1]}")
+    return tuple(float(t) for t in grid)

@@ -1,0 +1,327 @@
+"""Interpolants x_t = alpha(t) x0 + sigma(t) x1, from data (t = 0) to noise (t = 1).
+
+An interpolant is a curve in the (alpha, sigma) quarter plane, written in polar form
+
+    alpha = r cos(angle),   sigma = r sin(angle),
+
+where the angle rises from 0 (data) towards pi / 2 (noise). The angle is the
+signal-to-noise ratio in a form that is finite at both ends, and converting one
+interpolant into another is: match the angle, rescale by the radius r
+(`match_time`). Kim et al., 2025, arXiv 2503.19385, section 3.2, write the same map with
+t' and c'; Albergo et al., 2023, arXiv 2303.08797, call the curves stochastic interpolants.
+
+All methods act elementwise on float arrays of times in [0, 1], keep their dtype, and
+are differentiable where the curve is. Instances are frozen and hash by value, so they can
+be static arguments of compiled functions.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from flowsde._checks import check_positive, check_times
+
+_HALF_PI = math.pi / 2
+
+
+class Interpolant(abc.ABC):
+    """A curve (alpha, sigma) with its derivatives and the inverse of its angle."""
+
+    @abc.abstractmethod
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """Weight of the data; alpha(0) = 1, falling."""
+
+    @abc.abstractmethod
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """Weight of the noise; sigma(0) = 0, rising."""
+
+    @abc.abstractmethod
+    def alpha_dot(self, t: jax.Array) -> jax.Array:
+        """Derivative of alpha; infinite where the curve has a vertical tangent."""
+
+    @abc.abstractmethod
+    def sigma_dot(self, t: jax.Array) -> jax.Array:
+        """Derivative of sigma; infinite where the curve has a vertical tangent."""
+
+    @abc.abstractmethod
+    def time(self, angle: jax.Array) -> jax.Array:
+        """Time in [0, 1] at which the angle is reached, the nearest end if it never is."""
+
+    def angle(self, t: jax.Array) -> jax.Array:
+        """atan2(sigma, alpha), in radians, from 0 (data) to at most pi / 2 (noise)."""
+        return jnp.arctan2(self.sigma(t), self.alpha(t))
+
+    def radius(self, t: jax.Array) -> jax.Array:
+        """sqrt(alpha^2 + sigma^2)."""
+        return jnp.hypot(self.alpha(t), self.sigma(t))
+
+    def variance_dot(self, t: jax.Array) -> jax.Array:
+        """Derivative of sigma^2; finite also where that of sigma is not."""
+        return 2.0 * self.sigma(t) * self.sigma_dot(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Interpolant):
+    """alpha = 1 - t, sigma = t: rectified flow, SiT, FLUX, SD3."""
+
+    def alpha(self, t):
+        return 1.0 - t
+
+    def sigma(self, t):
+        return t
+
+    def alpha_dot(self, t):
+        return -jnp.ones_like(t)
+
+    def sigma_dot(self, t):
+        return jnp.ones_like(t)
+
+    def time(self, angle):
+        sine = jnp.sin(angle)
+        return jnp.clip(sine / (sine + jnp.cos(angle)), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class VP(Interpolant):
+    """Variance preserving: alpha = exp(-T / 2), sigma^2 = 1 - exp(-T).
+
+    T(t) = (beta_max - beta_min) t^2 / 2 + beta_min t. The curve ends short of pure
+    noise, at alpha(1) = exp(-T(1) / 2) (.0066 for the usual betas); `time` maps every noisier
+    angle to 1. The derivative of sigma is infinite at t = 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self):
+        check_positive("beta_min", self.beta_min)
+        if not self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_max must be finite and at least beta_min = {self.beta_min}, "
+                f"got {self.beta_max}"
+            )
+
+    def integral(self, t):
+        """T(t), the integral of beta from 0 to t."""
+        return (0.5 * (self.beta_max - self.beta_min) * t + self.beta_min) * t
+
+    def beta(self, t):
+        """beta(t) = beta_min + (beta_max - beta_min) t."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def alpha(self, t):
+        return jnp.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t):
+        return jnp.sqrt(-jnp.expm1(-self.integral(t)))
+
+    def alpha_dot(self, t):
+        return -0.5 * self.beta(t) * self.alpha(t)
+
+    def sigma_dot(self, t):
+        return 0.5 * self.variance_dot(t) / self.sigma(t)
+
+    def variance_dot(self, t):
+        return self.beta(t) * jnp.exp(-self.integral(t))
+
+    def time(self, angle):
+        # Each form of T = -2 log cos(angle) is exact in its half; each branch sees a safe angle.
+        small = angle < 0.25 * math.pi
+        near = -jnp.log1p(-jnp.square(jnp.sin(jnp.where(small, angle, 0.0))))
+        cosine = jnp.cos(jnp.where(small, 0.0, angle))
+        end = math.exp(-0.5 * self.integral(1.0))
+        far = -2.0 * jnp.log(jnp.maximum(cosine, end))
+        total = jnp.where(small, near, far)
+        slope = 2.0 * (self.beta_max - self.beta_min)
+        root = jnp.sqrt(self.beta_min**2 + slope * total)
+        return jnp.clip(2.0 * total / (self.beta_min + root), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Interpolant):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the angle is the time."""
+
+    def alpha(self, t):
+        # 1 - t is exact near 1, where cos(pi t / 2) would lose every digit.
+        return jnp.sin(_HALF_PI * (1.0 - t))
+
+    def sigma(self, t):
+        return jnp.sin(_HALF_PI * t)
+
+    def alpha_dot(self, t):
+        return -_HALF_PI * self.sigma(t)
+
+    def sigma_dot(self, t):
+        return _HALF_PI * self.alpha(t)
+
+    def time(self, angle):
+        return jnp.clip(angle / _HALF_PI, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial(Interpolant):
+    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n; n = 1 is the linear interpolant."""
+
+    n: float = 2.0
+
+    def __post_init__(self):
+        if not 1.0 <= self.n < math.inf:
+            raise ValueError(f"n must be at least 1 and finite, got {self.n}")
+
+    def alpha(self, t):
+        return jnp.power(1.0 - t, float(self.n))
+
+    def sigma(self, t):
+        return -jnp.expm1(self.n * jnp.log1p(-t))
+
+    def alpha_dot(self, t):
+        return -self.n * jnp.power(1.0 - t, self.n - 1.0)
+
+    def sigma_dot(self, t):
+        return -self.alpha_dot(t)
+
+    def time(self, angle):
+        sine = jnp.sin(angle)
+        sigma = jnp.clip(sine / (sine + jnp.cos(angle)), 0.0, 1.0)
+        return -jnp.expm1(jnp.log1p(-sigma) / self.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearVP(Interpolant):
+    """alpha = sqrt(1 - t^2), sigma = t; the derivative of alpha is infinite at t = 1."""
+
+    def alpha(self, t):
+        return jnp.sqrt((1.0 - t) * (1.0 + t))
+
+    def sigma(self, t):
+        return t
+
+    def alpha_dot(self, t):
+        return -t / self.alpha(t)
+
+    def sigma_dot(self, t):
+        return jnp.ones_like(t)
+
+    def time(self, angle):
+        return jnp.clip(jnp.sin(angle), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFunctions(Interpolant):
+    """Any curve given by two elementwise functions of time whose angle rises.
+
+    Derivatives are exact (forward mode); the inverse of the angle is found by bisection, to
+    the last bit of the dtype, and carries no gradient.
+    """
+
+    alpha_fn: Callable[[jax.Array], jax.Array]
+    sigma_fn: Callable[[jax.Array], jax.Array]
+
+    def alpha(self, t):
+        return self.alpha_fn(t)
+
+    def sigma(self, t):
+        return self.sigma_fn(t)
+
+    def alpha_dot(self, t):
+        return _derivative(self.alpha_fn, t)
+
+    def sigma_dot(self, t):
+        return _derivative(self.sigma_fn, t)
+
+    def time(self, angle):
+        def halve(_, bracket):
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            above = self.angle(middle) > angle
+            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+        start = (jnp.zeros_like(angle), jnp.ones_like(angle))
+        low, high = jax.lax.fori_loop(0, 80, halve, start)
+        # The bracket never touches the ends themselves: return them when the angle does.
+        inside = jnp.where(angle >= self.angle(jnp.ones_like(angle)), 1.0, 0.5 * (low + high))
+        return jax.lax.stop_gradient(jnp.where(angle <= 0.0, 0.0, inside).astype(angle.dtype))
+
+
+def _derivative(fn: Callable[[jax.Array], jax.Array], t: jax.Array) -> jax.Array:
+    return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+
+def linear() -> Interpolant:
+    """alpha = 1 - t, sigma = t."""
+    return Linear()
+
+
+def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Interpolant:
+    """Variance-preserving interpolant with linear beta (Song et al., 2021, arXiv 2011.13456)."""
+    return VP(beta_min, beta_max)
+
+
+def cosine() -> Interpolant:
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    return Cosine()
+
+
+def polynomial(n: float = 2.0) -> Interpolant:
+    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n."""
+    return Polynomial(float(n))
+
+
+def linear_vp() -> Interpolant:
+    """alpha = sqrt(1 - t^2), sigma = t."""
+    return LinearVP()
+
+
+def from_functions(
+    alpha: Callable[[jax.Array], jax.Array], sigma: Callable[[jax.Array], jax.Array]
+) -> Interpolant:
+    """Interpolant of two elementwise, differentiable functions of time.
+
+    Args:
+      alpha: with alpha(0) = 1, falling.
+      sigma: with sigma(0) = 0, rising.
+
+    Raises:
+      ValueError: the ends are wrong, a value is not finite, or the angle does not rise.
+    """
+    curve = FromFunctions(alpha, sigma)
+    t = jnp.linspace(0.0, 1.0, 65, dtype=jnp.float32)
+    a, s, angle = curve.alpha(t), curve.sigma(t), curve.angle(t)
+    for name, values in (("alpha", a), ("sigma", s)):
+        if values.shape != t.shape or not bool(jnp.isfinite(values).all()):
+            raise ValueError(f"{name} must map times [n] in [0, 1] to finite values [n]")
+    if abs(float(a[0]) - 1.0) > 1e-5 or abs(float(s[0])) > 1e-5:
+        raise ValueError(f"expected alpha(0) = 1 and sigma(0) = 0, got {a[0]} and {s[0]}")
+    if not bool((jnp.diff(angle) > 0.0).all()):
+        raise ValueError("atan2(sigma, alpha) must rise strictly from t = 0 to t = 1")
+    return curve
+
+
+def match_time(
+    source: Interpolant, target: Interpolant, s: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Where the source interpolant has the signal-to-noise ratio of the target at time s.
+
+    A point x_bar of the target at s is the point ``x_bar * scale`` of the source at t.
+
+    Args:
+      source: what the model was trained on.
+      target: what is sampled.
+      s: target times in [0, 1], any shape.
+
+    Returns:
+      t, scale: shaped as s; scale = r_source(t) / r_target(s). Where the source ends short of
+      the target's noise (VP as a source) t is its end, 1.
+
+    Raises:
+      ValueError: a concrete time outside [0, 1].
+    """
+    s = check_times("s", s)
+    if source == target:
+        return s, jnp.ones_like(s)
+    t = source.time(target.angle(s))
+    return t, source.radius(t) / target.radius(s)

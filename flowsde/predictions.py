@@ -1,0 +1,173 @@
+"""Velocity, score, x0 and x1: four ways to say what a model knows at (x, t).
+
+With x_t = alpha x0 + sigma x1 and x1 ~ N(0, I), write x0 and x1 for the posterior means
+E[data | x_t] and E[noise | x_t]. Everything else is linear in them:
+
+    x        = alpha x0 + sigma x1
+    velocity = alpha' x0 + sigma' x1
+    score    = -x1 / sigma
+
+so each conversion goes through the pair. x0 and x1 do not depend on the interpolant at matched
+angle, which is what makes `reparameterise` possible without retraining
+(Kim et al., 2025, arXiv 2503.19385).
+
+Shapes: x and predictions are [*time, ...], t is [*time]: a scalar time serves one particle of
+any shape, times [n] serve a batch. What cannot be finite is said in each docstring;
+velocities are infinite where the interpolant's own derivatives are (VP's sigma' at 0, linear-VP's
+alpha' at 1), and there the conversions *from* a velocity take their limits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowsde._checks import check_times
+from flowsde.interpolants import Interpolant, match_time
+
+
+def expand(t: jax.Array, x: jax.Array) -> jax.Array:
+    """Append axes to t [*time] so that it broadcasts against x [*time, ...]."""
+    if t.ndim > x.ndim or x.shape[: t.ndim] != t.shape:
+        raise ValueError(f"t has shape {t.shape}, expected the leading axes of x, {x.shape}")
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def _prepare(x: Any, t: Any, prediction: Any, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, prediction = jnp.asarray(x), jnp.asarray(prediction)
+    if x.shape != prediction.shape:
+        raise ValueError(f"{name} has shape {prediction.shape}, expected that of x, {x.shape}")
+    return x, expand(check_times("t", t), x), prediction
+
+
+def _rates_over_determinant(p: Interpolant, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(alpha', sigma', 1) / (alpha sigma' - sigma alpha'), by its limits where a rate is infinite.
+
+    As sigma' -> inf the three tend to 0, 1 / alpha, 0; as alpha' -> -inf to -1 / sigma, 0, 0.
+    """
+    alpha, sigma, alpha_dot, sigma_dot = p.alpha(t), p.sigma(t), p.alpha_dot(t), p.sigma_dot(t)
+    steep_alpha, steep_sigma = ~jnp.isfinite(alpha_dot), ~jnp.isfinite(sigma_dot)
+    steep = steep_alpha | steep_sigma
+    alpha_dot, sigma_dot = jnp.where(steep, 0.0, alpha_dot), jnp.where(steep, 0.0, sigma_dot)
+    determinant = jnp.where(steep, 1.0, alpha * sigma_dot - sigma * alpha_dot)
+    a = jnp.where(steep_alpha, -1.0 / sigma, alpha_dot / determinant)
+    s = jnp.where(steep_sigma, 1.0 / alpha, sigma_dot / determinant)
+    return a, s, jnp.where(steep, 0.0, 1.0 / determinant)
+
+
+def means_from_velocity(
+    p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(x0, x1) from the velocity: both finite on [0, 1] for every interpolant.
+
+    For the linear interpolant x0 = x - t u and x1 = x + (1 - t) u: no division at all.
+    """
+    x, t, velocity = _prepare(x, t, velocity, "velocity")
+    a, s, one = _rates_over_determinant(p, t)
+    return s * x - p.sigma(t) * one * velocity, p.alpha(t) * one * velocity - a * x
+
+
+def velocity_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+    """E[data | x_t] from the velocity; finite on [0, 1]."""
+    return means_from_velocity(p, x, t, velocity)[0]
+
+
+def velocity_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+    """E[noise | x_t] from the velocity; finite on [0, 1]."""
+    return means_from_velocity(p, x, t, velocity)[1]
+
+
+def velocity_to_score(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+    """Score of p_t from the velocity; not finite at t = 0, where it is -x1 / sigma = 0 / 0."""
+    return x1_to_score(p, x, t, velocity_to_x1(p, x, t, velocity))
+
+
+def x0_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+    """E[noise | x_t] from E[data | x_t]; undetermined, hence not finite, at t = 0."""
+    x, t, x0 = _prepare(x, t, x0, "x0")
+    return (x - p.alpha(t) * x0) / p.sigma(t)
+
+
+def x1_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+    """E[data | x_t] from E[noise | x_t]; undetermined, hence not finite, where alpha = 0."""
+    x, t, x1 = _prepare(x, t, x1, "x1")
+    return (x - p.sigma(t) * x1) / p.alpha(t)
+
+
+def means_to_velocity(p: Interpolant, t: jax.Array, x0: jax.Array, x1: jax.Array) -> jax.Array:
+    """alpha' x0 + sigma' x1; infinite where the interpolant's derivatives are."""
+    x0, t, x1 = _prepare(x0, t, x1, "x1")
+    return p.alpha_dot(t) * x0 + p.sigma_dot(t) * x1
+
+
+def x0_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+    """Velocity from E[data | x_t]; not finite at t = 0, where x0 = x says nothing of the noise."""
+    return means_to_velocity(p, t, x0, x0_to_x1(p, x, t, x0))
+
+
+def x1_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+    """Velocity from E[noise | x_t]; not finite where alpha = 0."""
+    return means_to_velocity(p, t, x1_to_x0(p, x, t, x1), x1)
+
+
+def x1_to_score(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+    """Score -x1 / sigma; not finite at t = 0."""
+    x, t, x1 = _prepare(x, t, x1, "x1")
+    return -x1 / p.sigma(t)
+
+
+def score_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+    """E[noise | x_t] = -sigma score; finite on [0, 1]."""
+    x, t, score = _prepare(x, t, score, "score")
+    return -p.sigma(t) * score
+
+
+def score_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+    """Tweedie: (x + sigma^2 score) / alpha; not finite where alpha = 0."""
+    return x1_to_x0(p, x, t, score_to_x1(p, x, t, score))
+
+
+def score_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+    """(alpha' / alpha) (x + sigma^2 score) - sigma sigma' score; not finite where alpha = 0.
+
+    Finite at t = 0 also for VP, because sigma sigma' is.
+    """
+    x, t, score = _prepare(x, t, score, "score")
+    x0 = (x + jnp.square(p.sigma(t)) * score) / p.alpha(t)
+    return p.alpha_dot(t) * x0 - 0.5 * p.variance_dot(t) * score
+
+
+def x0_to_score(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+    """(alpha x0 - x) / sigma^2; not finite at t = 0."""
+    return x1_to_score(p, x, t, x0_to_x1(p, x, t, x0))
+
+
+def reparameterise(
+    velocity_fn: Callable[..., jax.Array], source: Interpolant, target: Interpolant
+) -> Callable[..., jax.Array]:
+    """The velocity field of `target` of a model trained on `source`, without retraining.
+
+    Args:
+      velocity_fn: ``(x, t)`` or ``(params, x, t, cond)`` -> velocity of the source; x is
+        [*time, ...] and t [*time].
+      source: interpolant of `velocity_fn`.
+      target: interpolant wanted.
+
+    Returns:
+      A function of the same arguments, taking points and times of the target. Infinite where the
+      target's own derivatives are.
+    """
+
+    def converted(*args: Any) -> jax.Array:
+        if len(args) not in (2, 4):
+            raise TypeError(f"expected (x, t) or (params, x, t, cond), got {len(args)} arguments")
+        at = 0 if len(args) == 2 else 1
+        x, s = jnp.asarray(args[at]), args[at + 1]
+        t, scale = match_time(source, target, s)
+        point = expand(scale, x) * x
+        velocity = velocity_fn(*args[:at], point, t, *args[at + 2 :])
+        x0, x1 = means_from_velocity(source, point, t, velocity)
+        return means_to_velocity(target, s, x0, x1)
+
+    return converted

@@ -1,0 +1,242 @@
+"""What the given reward is trained on: counting, in clean, damaged, blurred and noisy scenes.
+
+Maximum likelihood of the true counts, so that probabilities are calibrated: with targets ``q``,
+
+    loss = - mean_n sum_cs sum_k q_ncs(k) log p(count_cs = k | x_n).
+
+Half of the scenes are captions', half hold 0 to 10 objects of any colours and kinds. Searches
+score posterior means E[x0 | x_t], averages over pictures that x_t could become, and exploit what
+a reward has not seen. So some scenes differ from a true scene A in one object:
+
+* *faded*: ``w A + (1 - w) B`` where B lacks, recolours or reshapes that object. This is a
+  posterior mean, hence its target is the posterior, ``w`` on A's counts and ``1 - w`` on B's.
+* *cut*, *merged* or *tiny*: half an object, two in one, or one too small to name. Nothing says
+  how many objects that is, so that the target of the pairs concerned is uniform.
+
+Then, on the accelerator: a third stay clean; the rest are blended with another scene (with the
+same rule for targets), blurred, faded towards the background, and made noisy.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde.shapes import data
+from flowsde.shapes.captions import COLOURS, KINDS
+from flowsde.shapes.scorer import CLASSES, PAIRS, Params, ScorerConfig, init, make_scorer
+from flowsde.shapes.train import Task
+
+_OBJECTS = 10
+_DAMAGED = 0.4
+"""Share of the scenes that differ from a true one in one object."""
+_CLEAN = 0.35
+"""Share of the pictures that are not augmented, but for a trace of noise."""
+_BLUR = 2.0
+"""Largest standard deviation of the blur, pixels."""
+_NOISE = 0.3
+_BLEND = 0.2
+"""Share of the augmented pictures that hold a ghost of another scene."""
+_GHOST = 0.3
+"""Largest weight of a ghost."""
+
+
+class Batch(NamedTuple):
+    """Pictures, float32 [n, 32, 32, 3], and targets, float32 [n, colours, kinds, CLASSES]."""
+
+    images: np.ndarray
+    targets: np.ndarray
+
+
+class Layout(NamedTuple):
+    """Objects of one scene, or of several with a leading axis; arguments of `data.render`."""
+
+    centres: np.ndarray
+    radii: np.ndarray
+    kinds: np.ndarray
+    colours: np.ndarray
+
+
+def sample_layout(rng: np.random.Generator) -> Layout:
+    """A scene of a caption (half of the time) or of 0 to 10 objects of 1 to 10 pairs."""
+    if rng.random() < 0.5:
+        groups = data.sample_groups(rng, held_out=rng.random() < 0.25)
+        counts = [g.count for g in groups]
+        kinds = np.repeat([g.kind for g in groups], counts)
+        colours = np.repeat([g.colour for g in groups], counts)
+    else:
+        objects = int(rng.integers(_OBJECTS + 1))
+        pool = rng.integers(PAIRS[0] * PAIRS[1], size=rng.choice([1, 2, 3, 4, _OBJECTS]))
+        pairs = rng.choice(pool, objects)
+        kinds, colours = pairs % PAIRS[1], pairs // PAIRS[1]
+    centres, radii = data.place(rng, kinds)
+    spare = _OBJECTS - len(kinds)
+    return Layout(
+        np.pad(centres, ((0, spare), (0, 0))),
+        np.pad(radii, (0, spare)),
+        np.pad(kinds, (0, spare)),
+        np.pad(colours, (0, spare)),
+    )
+
+
+def count_table(layout: Layout) -> np.ndarray:
+    """Objects of each colour and kind in one scene, int [colours, kinds]."""
+    table = np.zeros(PAIRS, np.int64)
+    np.add.at(table, (layout.colours, layout.kinds), layout.radii > 0)
+    return table
+
+
+def _copy(layout: Layout) -> Layout:
+    return Layout(*(part.copy() for part in layout))
+
+
+def _change(rng: np.random.Generator, layout: Layout, i: int) -> Layout:
+    """Removes, recolours or reshapes object i."""
+    other = _copy(layout)
+    match rng.integers(3):
+        case 0:
+            other.radii[i] = 0.0
+        case 1:
+            step = rng.integers(1, len(COLOURS))
+            other.colours[i] = (layout.colours[i] + step) % len(COLOURS)
+        case _:
+            other.kinds[i] = (layout.kinds[i] + rng.integers(1, len(KINDS))) % len(KINDS)
+    return other
+
+
+def _half_plane(rng: np.random.Generator, layout: Layout, i: int) -> np.ndarray:
+    """Weights [32, 32]: 1 on one side of a line through object i, near its centre."""
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    pixel = np.arange(data.SIZE) + 0.5
+    x, y = layout.centres[i]
+    along = (pixel[None, :] - x) * np.cos(angle) + (pixel[:, None] - y) * np.sin(angle)
+    return np.clip(0.5 + along + rng.uniform(-0.35, 0.35) * layout.radii[i], 0.0, 1.0)
+
+
+def _shift(rng: np.random.Generator, layout: Layout, i: int) -> Layout:
+    """Moves object i by about its radius, perhaps changing it too."""
+    other = _copy(layout) if rng.random() < 0.7 else _change(rng, layout, i)
+    angle, length = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.6, 1.4) * layout.radii[i]
+    other.centres[i] += length * np.asarray([np.cos(angle), np.sin(angle)])
+    other.radii[i] = layout.radii[i]
+    return other
+
+
+class _Damage(NamedTuple):
+    """How a scene A becomes a picture: ``max(weight A + (1 - weight) B, merge B)``."""
+
+    other: Layout
+    weight: np.ndarray | float
+    merge: bool
+    target: np.ndarray
+
+
+def _one_hot(table: np.ndarray) -> np.ndarray:
+    return np.eye(CLASSES, dtype=np.float32)[np.minimum(table, CLASSES - 1)]
+
+
+def _unclear(a: Layout, b: Layout, i: int) -> np.ndarray:
+    """Counts of A, but uniform for the pairs of object i in A and in B."""
+    target = _one_hot(count_table(a))
+    for layout in (a, b):
+        target[layout.colours[i], layout.kinds[i]] = 1.0 / CLASSES
+    return target
+
+
+def sample_damage(rng: np.random.Generator, layout: Layout) -> _Damage:
+    """Damages one object of a scene; see the module's docstring."""
+    present = np.flatnonzero(layout.radii)
+    if present.size == 0 or rng.random() >= _DAMAGED:
+        return _Damage(layout, 1.0, False, _one_hot(count_table(layout)))
+    i = int(rng.choice(present))
+    match rng.integers(6):
+        case 0 | 1 | 2:
+            other, weight = _change(rng, layout, i), rng.random()
+            truths = _one_hot(count_table(layout)), _one_hot(count_table(other))
+            return _Damage(other, weight, False, weight * truths[0] + (1.0 - weight) * truths[1])
+        case 3:
+            other = _change(rng, layout, i)
+            return _Damage(other, _half_plane(rng, layout, i), False, _unclear(layout, other, i))
+        case 4:
+            other = _shift(rng, layout, i)
+            return _Damage(other, 1.0, True, _unclear(layout, other, i))
+        case _:
+            other = _copy(layout)
+            other.radii[i] = rng.uniform(0.7, 1.8)
+            return _Damage(other, 0.0, False, _unclear(layout, other, i))
+
+
+def batch(seed: int, step: int, size: int) -> Batch:
+    """Scenes ``step * size`` and the next of ``seed``, damaged but neither blurred nor noisy."""
+    layouts, damages = [], []
+    for index in range(step * size, (step + 1) * size):
+        # The trailing word sets these scenes apart from those of `data.scenes`.
+        rng = np.random.default_rng((seed, index, 1))
+        layouts.append(sample_layout(rng))
+        damages.append(sample_damage(rng, layouts[-1]))
+    images = data.render(*map(np.stack, zip(*layouts, strict=True)))
+    rows = [i for i, damage in enumerate(damages) if damage.other is not layouts[i]]
+    if rows:
+        chosen = [damages[i] for i in rows]
+        others = data.render(*map(np.stack, zip(*(d.other for d in chosen), strict=True)))
+        square = (data.SIZE, data.SIZE)
+        weight = np.stack([np.broadcast_to(d.weight, square) for d in chosen])[..., None]
+        mixed = weight * images[rows] + (1.0 - weight) * others
+        merge = np.asarray([d.merge for d in chosen])[:, None, None, None]
+        # Paint is brighter than the background in all channels: the maximum is the union.
+        images[rows] = np.where(merge, np.maximum(mixed, others), mixed)
+    targets = np.stack([d.target for d in damages]).astype(np.float32)
+    return Batch(images, targets)
+
+
+def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Gaussian blur, each image [32, 32, 3] of the batch by its own sigma [n], in pixels.
+
+    The picture goes on mirrored at its edges, so that its mean stays.
+    """
+    at = jnp.arange(data.SIZE, dtype=jnp.float32)
+    mirrored = [at, -1.0 - at, 2.0 * data.SIZE - 1.0 - at]
+    width = jnp.maximum(sigma, 0.05)[:, None, None]
+    kernel = sum(
+        jnp.exp(-0.5 * jnp.square((at[None, :, None] - source[None, None, :]) / width))
+        for source in mirrored
+    )
+    kernel = kernel / jnp.sum(kernel, axis=2, keepdims=True)
+    return jnp.einsum("nij,nkl,njlc->nikc", kernel, kernel, images)
+
+
+def augment(key: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Blends, blurs, fades and noises most pictures, each to its own degree."""
+    n = images.shape[0]
+    keys = jax.random.split(key, 6)
+
+    def uniform(i: int, high: float, share: float = 1.0) -> jax.Array:
+        draw, coin = jax.random.uniform(keys[i], (2, n), jnp.float32)
+        return jnp.where(dirty & (coin < share), high * draw, 0.0)
+
+    dirty = jax.random.uniform(keys[0], (n,), jnp.float32) >= _CLEAN
+    ghost = uniform(1, _GHOST, _BLEND)[:, None, None, None]
+    x = (1.0 - ghost) * images + ghost * jnp.roll(images, 1, axis=0)
+    targets = (1.0 - ghost) * targets + ghost * jnp.roll(targets, 1, axis=0)
+    x = blur(x, uniform(2, _BLUR, 0.8))
+    background = jnp.asarray(2.0 * data.BACKGROUND - 1.0)[None, None, None, :]
+    x = background + (1.0 - uniform(3, 0.4, 0.5)[:, None, None, None]) * (x - background)
+    noise = jnp.where(dirty, uniform(4, _NOISE, 0.7), 0.01)[:, None, None, None]
+    return x + noise * jax.random.normal(keys[5], x.shape, jnp.float32), targets
+
+
+def cross_entropy(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over pictures of the sum over pairs, a scalar."""
+    return -jnp.mean(jnp.sum(targets * log_probs, axis=(1, 2, 3)))
+
+
+def scorer_task(config: ScorerConfig) -> Task:
+    """Likelihood of the counts of augmented scenes."""
+    score = make_scorer(config)
+
+    def loss(params: Params, key: jax.Array, batch: Batch) -> jax.Array:
+        images, targets = augment(key, batch.images, batch.targets)
+        return cross_entropy(score(params, images), targets)
+
+    return Task("scorer", lambda key: init(config, key), loss, batch=batch)

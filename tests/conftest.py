@@ -1,0 +1,10 @@
+"""The whole suite runs under strict dtype promotion and with rank promotion an error."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
