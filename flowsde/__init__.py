@@ -1,6 +1,6 @@
 """flowsde: inference-time scaling of flow models in JAX."""
 
-from flowsde import analytic, diffusion, grids, interpolants, kernels
+from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
 from flowsde.flow import Flow, guide, sample
 from flowsde.interpolants import match_time
 from flowsde.predictions import (
@@ -18,3 +18,6 @@ from flowsde.predictions import (
     x1_to_velocity,
     x1_to_x0,
 )
+from flowsde.search.run import Result, iterate, run
+
+__version__ = "0.1.0"

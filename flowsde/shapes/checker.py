@@ -45,6 +45,8 @@ _WINDOW = 18
 _SLABS = 16
 _STEPS = 4
 _CHUNK = 256
+# Pictures are padded so that every window lies inside.
+_MARGINS = ((0, 0), (_WINDOW, _WINDOW), (_WINDOW, _WINDOW))
 
 _OFFSETS = (PALETTE - BACKGROUND).astype(np.float32)
 _NORMS = np.linalg.norm(_OFFSETS, axis=-1)
@@ -114,6 +116,14 @@ def _label(mask: np.ndarray) -> np.ndarray:
         labels = spread
 
 
+def _window_pixels(image: np.ndarray, corner: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Index of the windows [m, w, w] in pictures padded by `_MARGINS`."""
+    steps = np.arange(_WINDOW) + _WINDOW
+    rows = corner[:, 1, None, None] + steps[:, None]
+    columns = corner[:, 0, None, None] + steps
+    return image[:, None, None], rows, columns
+
+
 def _cut_windows(labels: np.ndarray, offsets: np.ndarray) -> tuple[_Components, np.ndarray]:
     """Components of `labels` that fit a window, and the picture of each one that does not."""
     image, y, x = np.nonzero(labels)
@@ -128,21 +138,14 @@ def _cut_windows(labels: np.ndarray, offsets: np.ndarray) -> tuple[_Components, 
     corner = ((low + high + 1) // 2 - _WINDOW // 2)[fits]
 
     # Padding stands outside the picture: it gives no evidence, so it gets no weight.
-    pad = _WINDOW
-    steps = np.arange(_WINDOW) + pad
-    at = (
-        picture[fits][:, None, None],
-        corner[:, 1, None, None] + steps[:, None],
-        corner[:, 0, None, None] + steps,
-    )
-    space = ((0, 0), (pad, pad), (pad, pad))
-    window_labels = np.pad(labels, space, constant_values=-1)[at]
+    at = _window_pixels(picture[fits], corner)
+    window_labels = np.pad(labels, _MARGINS, constant_values=-1)[at]
     own = window_labels == ids[fits][:, None, None]
     others = (window_labels > 0) & ~own
     near = _spread(_spread(own.astype(np.int8))) > 0
     contested = _spread(others.astype(np.int8)) > 0
     weight = (near & ~contested | own) & (window_labels >= 0)
-    cut = np.pad(offsets, (*space, (0, 0)))[at]
+    cut = np.pad(offsets, (*_MARGINS, (0, 0)))[at]
     return _Components(picture[fits], corner, own, weight.astype(np.float32), cut), picture[~fits]
 
 
@@ -278,23 +281,16 @@ def _leftovers(
     ideal: np.ndarray,
 ) -> np.ndarray:
     """Regions [n] that neither the clean objects nor an unclear component account for."""
-    n, pad = len(offsets), _WINDOW
-    space = ((0, 0), (pad, pad), (pad, pad))
-    rest = np.pad(offsets, (*space, (0, 0)))
-    unclear = np.pad((labels > 0).astype(np.int8), space)
-    steps = np.arange(_WINDOW) + pad
-    at = (
-        parts.image[:, None, None],
-        parts.corner[:, 1, None, None] + steps[:, None],
-        parts.corner[:, 0, None, None] + steps,
-    )
+    rest = np.pad(offsets, (*_MARGINS, (0, 0)))
+    unclear = np.pad((labels > 0).astype(np.int8), _MARGINS)
+    at = _window_pixels(parts.image, parts.corner)
     np.subtract.at(rest, at, ideal * clean[:, None, None, None])
     np.subtract.at(unclear, at, (parts.own & clean[:, None, None]).astype(np.int8))
-    inside = (slice(None), slice(pad, -pad), slice(pad, -pad))
+    inside = (slice(None), slice(_WINDOW, -_WINDOW), slice(_WINDOW, -_WINDOW))
     amount = np.linalg.norm(rest[inside], axis=-1) / _NORMS.mean()
     mask = (amount > _REST) & (_spread(unclear[inside]) == 0)
     image, mass = _masses(_label(mask), amount)
-    return np.bincount(image[mass >= _SPECK], minlength=n)
+    return np.bincount(image[mass >= _SPECK], minlength=len(offsets))
 
 
 def _detect_chunk(images: np.ndarray) -> Detections:

@@ -27,6 +27,8 @@ from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, NUMBE
 from flowsde.shapes.data import SIZE
 
 Params = Any
+Measure = Callable[[jax.Array, jax.Array], jax.Array]
+"""(log-probabilities, wanted counts) -> rewards."""
 
 CLASSES = MAX_COUNT + 2
 """Counts 0 to 5, and more."""
@@ -53,7 +55,7 @@ class ScorerConfig:
     """
 
     stem: int = 32
-    width: int = 96
+    width: int = 64
     blocks: int = 2
     detectors: int = 4
     context: int = 8
@@ -91,7 +93,7 @@ class CountScorer(nnx.Module):
         self.config = config
         pairs = PAIRS[0] * PAIRS[1]
         # Objects are rare, and sums of 64 sigmoids must start small.
-        rare = nnx.initializers.constant(-3.0)
+        rare = nnx.initializers.constant(-4.0)
         self.stem = Conv3(12, config.stem, first=True, rngs=rngs)
         self.down = Conv3(config.stem, config.width, stride=2, first=False, rngs=rngs)
         for i in range(config.blocks):
@@ -100,7 +102,9 @@ class CountScorer(nnx.Module):
         self.detect = nnx.Linear(config.width, pairs * config.detectors, bias_init=rare, rngs=rngs)
         self.summary = nnx.Linear(config.width, config.context, rngs=rngs)
         self.read1 = nnx.Linear(config.detectors + config.context, config.hidden, rngs=rngs)
-        self.read2 = nnx.Linear(config.hidden, CLASSES, rngs=rngs)
+        self.read2 = nnx.Linear(
+            config.hidden, CLASSES, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Log-probabilities, float32 [n, colours, kinds, CLASSES], of images [n, 32, 32, 3].
@@ -186,7 +190,7 @@ def negative_rss(log_probs: jax.Array, wanted: jax.Array) -> jax.Array:
 
 def make_reward(
     config: ScorerConfig,
-    measure: Callable[[jax.Array, jax.Array], jax.Array] = log_likelihood,
+    measure: Measure = log_likelihood,
 ) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
     """(params, images, tokens) -> rewards [n], of `log_likelihood` or `negative_rss`.
 

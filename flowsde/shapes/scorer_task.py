@@ -70,14 +70,15 @@ def sample_layout(rng: np.random.Generator) -> Layout:
         pool = rng.integers(PAIRS[0] * PAIRS[1], size=rng.choice([1, 2, 3, 4, _OBJECTS]))
         pairs = rng.choice(pool, objects)
         kinds, colours = pairs % PAIRS[1], pairs // PAIRS[1]
-    centres, radii = data.place(rng, kinds)
-    spare = _OBJECTS - len(kinds)
-    return Layout(
-        np.pad(centres, ((0, spare), (0, 0))),
-        np.pad(radii, (0, spare)),
-        np.pad(kinds, (0, spare)),
-        np.pad(colours, (0, spare)),
+    layout = Layout(
+        np.zeros((_OBJECTS, 2)),
+        np.zeros(_OBJECTS),
+        np.zeros(_OBJECTS, np.int64),
+        np.zeros(_OBJECTS, np.int64),
     )
+    for part, values in zip(layout, (*data.place(rng, kinds), kinds, colours), strict=True):
+        part[: len(kinds)] = values
+    return layout
 
 
 def count_table(layout: Layout) -> np.ndarray:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ def fit(task: Task, config: TrainConfig, out: Path) -> Params:
     def batch(k: int) -> Any:
         return task.batch(config.seed, k, config.batch_size)
 
-    with ThreadPoolExecutor(1) as pool, progress:
+    with closing(manager), ThreadPoolExecutor(1) as pool, progress:
         upcoming = pool.submit(batch, start)
         for k in range(start, config.steps):
             scenes, upcoming = upcoming.result(), pool.submit(batch, k + 1)
@@ -194,7 +195,6 @@ def fit(task: Task, config: TrainConfig, out: Path) -> Params:
                 manager.save(done, args=ocp.args.StandardSave(state))
             if task.sheet and (done % config.sheet_every == 0 or done == config.steps):
                 task.sheet(state.ema, out / f"sheet_{done:06d}.png")
-    manager.wait_until_finished()
     return state.ema
 
 

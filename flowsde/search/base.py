@@ -1,0 +1,178 @@
+"""What a search is: a policy for which particle to extend next.
+
+A search never sees a model. It asks for points to be evaluated and is told what they were
+worth; its state is a pytree of arrays of fixed shapes:
+
+    state                = search.init(key, shape, target_reward)
+    state, candidates    = search.ask(state)
+    state, info          = search.tell(state, candidates, evaluation)
+
+until ``search.done(state)``; ``search.best(state)`` is the answer. All methods are pure and for
+one prompt; the runner (`flowsde.search.run`) vmaps them over prompts, evaluates the candidates in
+chunks, and counts.
+
+A search is a frozen dataclass that hashes by value, so that it can be a static argument. Random
+keys are folded in by (chain, step, draw), never by position in a batch.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel, Renoise
+
+
+class Candidates(NamedTuple):
+    """Points to evaluate; w = `Search.n_candidates` rows in every round.
+
+    Attributes:
+      x: float32 [w, *shape].
+      t: float32 [w], times of the search's interpolant.
+      wants_reward: bool [w]; the reward of other rows is not used.
+      valid: bool [w]; other rows are padding.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    wants_reward: jax.Array
+    valid: jax.Array
+
+
+class Evaluation(NamedTuple):
+    """What the candidates were worth.
+
+    Attributes:
+      x0, x1: posterior means of data and noise, float32 [w, *shape].
+      reward: float32 [w], of the decoded x0; -inf for NaN and where none was wanted.
+    """
+
+    x0: jax.Array
+    x1: jax.Array
+    reward: jax.Array
+
+
+class Particle(NamedTuple):
+    """An evaluated point (or several, with leading axes).
+
+    Attributes:
+      x, x0, x1: the point and its posterior means, float32 [*shape].
+      t: its time, float32.
+      reward: of its decoded x0, float32; -inf before there is one.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    x0: jax.Array
+    x1: jax.Array
+    reward: jax.Array
+
+
+class Info(NamedTuple):
+    """What happened in a round; not carried in the state.
+
+    Attributes:
+      time: float32 [w], of the candidates.
+      reward: float32 [w], -inf where none was wanted.
+      counted: bool [w], the candidates that the method, one draw at a time, would have evaluated.
+      charged: int32, how many more those are than before this round.
+      best_reward: float32, the best seen so far.
+      path_time, path_reward: float32 [chains], of the particle from which each chain goes on.
+    """
+
+    time: jax.Array
+    reward: jax.Array
+    counted: jax.Array
+    charged: jax.Array
+    best_reward: jax.Array
+    path_time: jax.Array
+    path_reward: jax.Array
+
+
+@runtime_checkable
+class Search(Protocol):
+    """The protocol of every method; see the module's docstring."""
+
+    @property
+    def nfe(self) -> int:
+        """The budget: candidates the method may be charged for."""
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """In which candidates are."""
+
+    @property
+    def n_candidates(self) -> int:
+        """Rows of `Candidates`."""
+
+    @property
+    def max_rounds(self) -> int:
+        """Rounds after which `done` is certain."""
+
+    def with_nfe(self, nfe: int) -> "Search":
+        """The same search with another budget."""
+
+    def init(self, key: jax.Array, shape: tuple[int, ...], target_reward: jax.Array) -> Any:
+        """State before the first round."""
+
+    def ask(self, state: Any) -> tuple[Any, Candidates]:
+        """Points to evaluate."""
+
+    def tell(self, state: Any, candidates: Candidates, evals: Evaluation) -> tuple[Any, Info]:
+        """Take in what they were worth."""
+
+    def done(self, state: Any) -> jax.Array:
+        """Whether nothing is left to do; a done search asks for nothing."""
+
+    def best(self, state: Any) -> Particle:
+        """The answer so far."""
+
+    def path(self, state: Any) -> Particle:
+        """The particles, with a leading axis of chains, from which the search goes on."""
+
+
+def empty_particles(n: int | None, shape: tuple[int, ...]) -> Particle:
+    """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
+    lead = () if n is None else (n,)
+    zeros = jnp.zeros(lead + shape, jnp.float32)
+    ones = jnp.ones(lead, jnp.float32)
+    return Particle(zeros, ones, zeros, zeros, jnp.full(lead, -jnp.inf, jnp.float32))
+
+
+def evaluated(candidates: Candidates, evals: Evaluation) -> Particle:
+    """Candidates together with their evaluation."""
+    return Particle(candidates.x, candidates.t, evals.x0, evals.x1, evals.reward)
+
+
+def where(condition: jax.Array, a: Any, b: Any) -> Any:
+    """`jnp.where` over two pytrees; the condition has the leaves' leading axes."""
+
+    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+
+    return jax.tree.map(choose, a, b)
+
+
+def take(tree: Any, index: jax.Array) -> Any:
+    """Row `index` of every leaf."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
+    """Fold identities into a key, one after the other."""
+    for i in ids:
+        key = jax.random.fold_in(key, i)
+    return key
+
+
+def check_kernel(kernel: Any) -> Kernel:
+    """A kernel that a search can use: reverse in time, one evaluation a step."""
+    if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
+        raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
+    if kernel.evaluations != 1:
+        raise ValueError(
+            f"kernel must take one evaluation a step, got {type(kernel).__name__} with "
+            f"{kernel.evaluations}; it serves flowsde.sample"
+        )
+    return kernel

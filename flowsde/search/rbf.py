@@ -1,0 +1,307 @@
+"""Rollover Budget Forcing (Kim et al., 2025, arXiv 2503.19385, Algorithm 2).
+
+Each chain starts from the best of `seeds` draws of noise, whose reward is r*. At each time of the
+grid it draws children of its particle one after the other until one has a reward above r*: that
+child is accepted, r* rises to its reward, and what is left of the step's quota rolls over to the
+next step. If the quota runs out first, the best child of the step is accepted and r* stays.
+
+``width = w`` evaluates w children of a chain at once and then reads them in draw order, as the
+one-at-a-time algorithm would: which children are accepted and what is charged do not depend on w.
+Children beyond the first improvement are surplus, evaluated but not charged.
+
+Chains are independent. With a target reward they stop together, at the first count of draws at
+which a chain one draw at a time, all chains abreast, would meet it; this too does not depend on w.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count
+from flowsde.flow import initial_noise
+from flowsde.grids import as_grid
+from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel
+from flowsde.search.base import (
+    Candidates,
+    Evaluation,
+    Info,
+    Particle,
+    Search,
+    check_kernel,
+    empty_particles,
+    evaluated,
+    fold,
+    take,
+    where,
+)
+from flowsde.search.finish import Complete
+
+_NEVER = np.iinfo(np.int32).max
+
+
+class Chains(NamedTuple):
+    """State of the C chains; every leaf has leading axis C.
+
+    Attributes:
+      stage: int32, position in the grid whose children are being drawn; `RBF.steps` when done.
+      quota, drawn: int32, of this stage, rolled-over budget included.
+      charged: int32, draws counted so far.
+      hit: int32, the count at which the target was met.
+      threshold: float32, r*.
+      parent: the accepted particle.
+      child: best child of this stage so far.
+      champion: best particle so far.
+    """
+
+    stage: jax.Array
+    quota: jax.Array
+    drawn: jax.Array
+    charged: jax.Array
+    hit: jax.Array
+    threshold: jax.Array
+    parent: Particle
+    child: Particle
+    champion: Particle
+
+
+class RBFState(NamedTuple):
+    """State of `RBF`."""
+
+    key: jax.Array
+    target: jax.Array
+    chains: Chains
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RBF:
+    """See `rbf`; without finishing."""
+
+    nfe: int
+    kernel: Kernel
+    grid: tuple[float, ...]
+    chains: int
+    seeds: int
+    width: int
+    last: Literal["exhaust", "improve"]
+
+    def __post_init__(self) -> None:
+        least = self.chains * (self.seeds + self.steps - 1)
+        if self.nfe < least:
+            raise ValueError(
+                f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
+                f"{self.chains} chains of {self.seeds} seeds and {self.steps - 1} steps"
+            )
+        if self.steps > 1 and not self.kernel.stochastic and self.nfe > least:
+            raise ValueError(
+                f"kernel {type(self.kernel).__name__} is deterministic, so all children of a "
+                f"particle are the same; expected a stochastic one (euler_maruyama, ddim, cps)"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Times at which particles are evaluated; the grid's last, 0, is never."""
+        return len(self.grid) - 1
+
+    @property
+    def quotas(self) -> np.ndarray:
+        """int32 [C, steps]: draws of each chain at each time, summing to nfe."""
+        totals = self.nfe // self.chains + (np.arange(self.chains) < self.nfe % self.chains)
+        if self.steps == 1:
+            return totals[:, None].astype(np.int32)
+        rest = totals - self.seeds
+        moves = self.steps - 1
+        extra = np.arange(moves)[None] < (rest % moves)[:, None]
+        quotas = (rest // moves)[:, None] + extra
+        return np.concatenate([np.full((self.chains, 1), self.seeds), quotas], 1).astype(np.int32)
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.kernel.interpolant
+
+    @property
+    def n_candidates(self) -> int:
+        return self.chains * self.width
+
+    @property
+    def max_rounds(self) -> int:
+        return -(-self.nfe // self.chains)
+
+    def with_nfe(self, nfe: int) -> "RBF":
+        return dataclasses.replace(self, nfe=nfe)
+
+    def init(self, key, shape, target_reward) -> RBFState:
+        zeros = jnp.zeros(self.chains, jnp.int32)
+        particles = empty_particles(self.chains, shape)
+        chains = Chains(
+            stage=zeros,
+            quota=jnp.asarray(self.quotas[:, 0]),
+            drawn=zeros,
+            charged=zeros,
+            hit=jnp.full(self.chains, _NEVER, jnp.int32),
+            threshold=jnp.full(self.chains, -jnp.inf, jnp.float32),
+            parent=particles,
+            child=particles,
+            champion=particles,
+        )
+        return RBFState(key, target_reward, chains)
+
+    def ask(self, state: RBFState) -> tuple[RBFState, Candidates]:
+        grid = jnp.asarray(self.grid, jnp.float32)
+        offsets = jnp.arange(self.width, dtype=jnp.int32)
+        active, limit = self._active(state.chains), _limit(state.chains)
+
+        def draw(key: jax.Array, stage: jax.Array, parent: Particle, s: jax.Array) -> jax.Array:
+            noise = initial_noise(key, parent.x.shape, self.interpolant)
+            child = self.kernel(key, parent.x, parent.x0, parent.x1, parent.t, s)
+            return jnp.where(stage == 0, noise, child)
+
+        def wave(c: jax.Array, active: jax.Array, chain: Chains) -> tuple[jax.Array, ...]:
+            stage = jnp.minimum(chain.stage, self.steps - 1)
+            draws = chain.drawn + offsets
+            keys = jax.vmap(lambda j: fold(state.key, c, stage, j))(draws)
+            x = jax.vmap(draw, (0, None, None, None))(keys, stage, chain.parent, grid[stage])
+            valid = active & (draws < chain.quota) & (chain.charged + offsets < limit)
+            return x, jnp.full(self.width, grid[stage]), valid
+
+        waves = jax.vmap(wave)(jnp.arange(self.chains, dtype=jnp.int32), active, state.chains)
+        x, t, valid = (a.reshape(self.n_candidates, *a.shape[2:]) for a in waves)
+        return state, Candidates(x, t, wants_reward=valid, valid=valid)
+
+    def tell(
+        self, state: RBFState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[RBFState, Info]:
+        waves, valid = jax.tree.map(
+            lambda a: a.reshape(self.chains, self.width, *a.shape[1:]),
+            (evaluated(candidates, evals), candidates.valid),
+        )
+        read = jax.vmap(self._read_wave, (None, 0, 0, 0, 0))
+        quotas = jnp.asarray(np.pad(self.quotas, ((0, 0), (0, 1))))
+        chains, counted = read(state.target, state.chains, waves, valid, quotas)
+        new = state._replace(chains=chains)
+        return new, Info(
+            time=candidates.t,
+            reward=jnp.where(candidates.valid, evals.reward, -jnp.inf),
+            counted=counted.reshape(-1),
+            charged=_charged(chains) - _charged(state.chains),
+            best_reward=self.best(new).reward,
+            path_time=chains.parent.t,
+            path_reward=chains.parent.reward,
+        )
+
+    def _read_wave(
+        self,
+        target: jax.Array,
+        chain: Chains,
+        wave: Particle,
+        valid: jax.Array,
+        quotas: jax.Array,
+    ) -> tuple[Chains, jax.Array]:
+        """One chain reads its wave in draw order; also says which candidates counted."""
+        keeps_drawing = chain.stage == 0
+        if self.last == "exhaust":
+            keeps_drawing |= chain.stage == self.steps - 1
+        hits = valid & (wave.reward >= target)
+        improves = valid & (wave.reward > chain.threshold) & ~keeps_drawing
+        stopped = jnp.any(hits | improves)
+        first = jnp.argmax(hits | improves)
+        counted = valid & (~stopped | (jnp.arange(self.width) <= first))
+        n = jnp.sum(counted, dtype=jnp.int32)
+
+        winner = take(wave, jnp.argmax(jnp.where(counted, wave.reward, -jnp.inf)))
+        better = (n > 0) & ((chain.drawn == 0) | (winner.reward > chain.child.reward))
+        child = where(better, winner, chain.child)
+        first_ever = (n > 0) & (chain.charged == 0)
+        best = first_ever | (child.reward > chain.champion.reward)
+        drawn, charged = chain.drawn + n, chain.charged + n
+        over = (n > 0) & (stopped | (drawn == chain.quota))
+        following = jnp.minimum(chain.stage + 1, self.steps)
+        new = Chains(
+            stage=jnp.where(over, following, chain.stage),
+            quota=jnp.where(over, quotas[following] + chain.quota - drawn, chain.quota),
+            drawn=jnp.where(over, 0, drawn),
+            charged=charged,
+            hit=jnp.where(jnp.any(hits), charged, chain.hit),
+            threshold=jnp.where(over, jnp.maximum(chain.threshold, child.reward), chain.threshold),
+            parent=where(over, child, chain.parent),
+            child=child,
+            champion=where(best, child, chain.champion),
+        )
+        return new, counted
+
+    def _active(self, chains: Chains) -> jax.Array:
+        """bool [C]: draws are left, below the count at which the run stops."""
+        unmet = (chains.hit == _NEVER) & (chains.charged < _limit(chains))
+        return unmet & (chains.stage < self.steps)
+
+    def done(self, state: RBFState) -> jax.Array:
+        return ~jnp.any(self._active(state.chains))
+
+    def best(self, state: RBFState) -> Particle:
+        # After a hit, only what was met at that very count is eligible.
+        chains = state.chains
+        eligible = (_limit(chains) == _NEVER) | (chains.hit == _limit(chains))
+        return take(chains.champion, jnp.argmax(jnp.where(eligible, chains.champion.reward, -jnp.inf)))
+
+    def path(self, state: RBFState) -> Particle:
+        return state.chains.parent
+
+
+def _limit(chains: Chains) -> jax.Array:
+    """The count of draws a chain at which the first chain met the target."""
+    return jnp.min(chains.hit)
+
+
+def _charged(chains: Chains) -> jax.Array:
+    """Draws of all chains, each up to the limit; drops when a slower chain sets a lower limit."""
+    return jnp.sum(jnp.minimum(chains.charged, _limit(chains)), dtype=jnp.int32)
+
+
+def rbf(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    chains: int = 2,
+    seeds: int = 1,
+    width: int = 1,
+    last: Literal["exhaust", "improve"] = "exhaust",
+    finish: Literal["complete", "mean"] = "complete",
+    finish_steps: int = 10,
+) -> Search:
+    """Rollover Budget Forcing.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap.
+      kernel: a stochastic one.
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      chains: independent chains, which share the budget; the best of all is returned.
+      seeds: draws of noise of which a chain starts from the best (the public code uses 25).
+      width: children of a chain evaluated at once; changes speed and `evaluations` only.
+      last: what the last step does with the rest of the budget: "exhaust" draws on and keeps the
+        best, "improve" stops at the first improvement, as Algorithm 2 is printed.
+      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
+        image; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of "complete", part of `nfe`.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    if last not in ("exhaust", "improve"):
+        raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
+    if finish not in ("complete", "mean"):
+        raise ValueError(f"finish must be 'complete' or 'mean', got {finish!r}")
+    steps = check_count("finish_steps", finish_steps) if finish == "complete" else 0
+    search = RBF(
+        nfe=check_count("nfe", nfe) - steps,
+        kernel=check_kernel(kernel),
+        grid=as_grid("grid", grid),
+        chains=check_count("chains", chains),
+        seeds=check_count("seeds", seeds),
+        width=check_count("width", width),
+        last=last,
+    )
+    return Complete(search, steps) if steps else search

@@ -1,0 +1,209 @@
+"""The scorer's captions, rewards, training pictures and loss agree with their definitions."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowsde.shapes import data, scorer, scorer_task
+from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, Group, counts, tokenize
+from flowsde.shapes.train import TrainConfig, init_state, make_step
+
+TINY = scorer.ScorerConfig(stem=8, width=16, blocks=1, hidden=16)
+ALL_GROUPS = [
+    Group(*g)
+    for g in itertools.product(range(1, MAX_COUNT + 1), range(len(COLOURS)), range(len(KINDS)))
+]
+
+
+def _certain(table: np.ndarray) -> jax.Array:
+    """Log-probabilities that put 0.9 on the counts of a table and share out the rest."""
+    hot = np.eye(scorer.CLASSES)[table]
+    return jnp.log(jnp.asarray(0.9 * hot + (1 - hot) * 0.1 / (scorer.CLASSES - 1), jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def batch() -> scorer_task.Batch:
+    return scorer_task.batch(5, 0, 64)
+
+
+@pytest.fixture(scope="module")
+def params() -> scorer.Params:
+    return scorer.init(TINY, jax.random.key(0))
+
+
+# Captions
+
+
+def _two_groups() -> list[tuple[Group, ...]]:
+    rng = np.random.default_rng(0)
+    pairs = [tuple(ALL_GROUPS[i] for i in rng.choice(len(ALL_GROUPS), 2)) for _ in range(2000)]
+    return [(a, b) for a, b in pairs if a[1:] != b[1:]]
+
+
+@pytest.mark.parametrize("captions", [[(g,) for g in ALL_GROUPS], _two_groups()])
+@pytest.mark.parametrize("x64", [False, True])
+def test_counts_from_tokens_are_those_of_captions(
+    captions: list[tuple[Group, ...]], x64: bool
+) -> None:
+    tokens = np.stack([tokenize(groups) for groups in captions])
+    with jax.enable_x64(x64):
+        table = jax.jit(scorer.counts_from_tokens)(tokens)
+    assert table.dtype == jnp.int32
+    np.testing.assert_array_equal(table, np.stack([counts(groups) for groups in captions]))
+
+
+def test_no_caption_wants_no_objects() -> None:
+    assert not scorer.counts_from_tokens(jnp.zeros((2, 8), jnp.int32)).any()
+
+
+# Rewards
+
+
+def test_log_likelihood_of_uniform_probabilities() -> None:
+    uniform = jnp.full((3, 6, 3, scorer.CLASSES), -jnp.log(7.0))
+    wanted = jnp.asarray(np.random.default_rng(0).integers(0, 6, (3, 6, 3)), jnp.int32)
+    value = scorer.log_likelihood(uniform, wanted)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, 18 * np.log(1 / 7), rtol=1e-6)
+
+
+def test_log_likelihood_loses_a_factor_for_each_wrong_pair() -> None:
+    table = counts((Group(3, 0, 0), Group(2, 4, 1)))
+    extra, missing, swapped = table.copy(), table.copy(), table.copy()
+    extra[5, 2] = 1
+    missing[0, 0] = 2
+    swapped[0, [0, 1]] = [0, 3]
+    wanted = jnp.asarray(np.stack([table] * 4), jnp.int32)
+    value = scorer.log_likelihood(_certain(np.stack([table, extra, missing, swapped])), wanted)
+    right, wrong = np.log(0.9), np.log(0.1 / 6)
+    expected = [(18 - k) * right + k * wrong for k in (0, 1, 1, 2)]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_negative_rss_is_zero_only_where_the_most_likely_counts_are_wanted() -> None:
+    rng = np.random.default_rng(0)
+    seen, wanted = rng.integers(0, 7, (50, 6, 3)), rng.integers(0, 6, (50, 6, 3))
+    wanted[::2] = np.minimum(seen[::2], 5)
+    value = scorer.negative_rss(_certain(seen), jnp.asarray(wanted, jnp.int32))
+    np.testing.assert_array_equal(value, -np.square(seen - wanted).sum((1, 2)))
+    np.testing.assert_array_equal(value == 0, (seen == wanted).all((1, 2)))
+
+
+@pytest.mark.parametrize("measure", [scorer.log_likelihood, scorer.negative_rss])
+def test_rewards_name_a_wrong_argument(measure: scorer.Measure) -> None:
+    good = jnp.zeros((2, 6, 3, 7)), jnp.zeros((2, 6, 3), jnp.int32)
+    with pytest.raises(ValueError, match=r"wanted: got shape \(1, 6, 3\)"):
+        measure(good[0], good[1][:1])
+    with pytest.raises(ValueError, match=r"log_probs: got shape \(2, 6, 3, 6\)"):
+        measure(good[0][..., :6], good[1])
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_reward_of_pictures_and_tokens(params: scorer.Params, x64: bool) -> None:
+    scenes = data.scenes(0, range(4))
+    with jax.enable_x64(x64):
+        reward = jax.jit(partial(scorer.make_reward(TINY), params))
+        value = reward(scenes.images, scenes.tokens)
+        log_probs = scorer.make_scorer(TINY)(params, jnp.asarray(scenes.images))
+    assert value.dtype == log_probs.dtype == jnp.float32
+    assert log_probs.shape == (4, 6, 3, 7)
+    np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1.0, rtol=1e-5)
+    expected = scorer.log_likelihood(log_probs, jnp.asarray(scenes.counts))
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+# Training pictures
+
+
+def test_batch_depends_on_seed_and_scene_alone(batch: scorer_task.Batch) -> None:
+    for part, whole in zip(scorer_task.batch(5, 3, 8), batch, strict=True):
+        np.testing.assert_array_equal(part, whole[24:32])
+    assert not np.array_equal(scorer_task.batch(6, 0, 64).images, batch.images)
+
+
+def test_batch_is_of_pictures_and_distributions(batch: scorer_task.Batch) -> None:
+    assert batch.images.shape == (64, 32, 32, 3)
+    assert batch.targets.shape == (64, 6, 3, 7)
+    assert batch.images.dtype == batch.targets.dtype == np.float32
+    assert np.abs(batch.images).max() <= 1.0
+    assert batch.targets.min() >= 0.0
+    np.testing.assert_allclose(batch.targets.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_undamaged_scenes_are_labelled_with_their_objects() -> None:
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        layout = scorer_task.sample_layout(rng)
+        damage = scorer_task.sample_damage(rng, layout)
+        table = scorer_task.count_table(layout)
+        assert table.sum() == (layout.radii > 0).sum()
+        if damage.other is layout:
+            np.testing.assert_array_equal(damage.target.argmax(-1), np.minimum(table, 6))
+
+
+def test_blur_keeps_the_mean_and_a_small_one_keeps_the_picture() -> None:
+    images = jnp.asarray(data.scenes(0, range(4)).images)
+    sigma = jnp.asarray([0.0, 0.5, 1.0, 2.0], jnp.float32)
+    blurred = scorer_task.blur(images, sigma)
+    np.testing.assert_allclose(blurred.mean((1, 2)), images.mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(blurred[0], images[0], atol=1e-6)
+    spread = np.asarray(jnp.var(blurred, (1, 2, 3)) / jnp.var(images, (1, 2, 3)))
+    assert np.all(np.diff(spread) < 0)
+
+
+def test_blur_of_a_point_is_a_gaussian() -> None:
+    point = jnp.zeros((1, 32, 32, 3)).at[0, 16, 12].set(1.0)
+    sigma = 1.5
+    y, x = np.mgrid[:32, :32]
+    expected = np.exp(-((y - 16) ** 2 + (x - 12) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+    blurred = scorer_task.blur(point, jnp.asarray([sigma], jnp.float32))
+    np.testing.assert_allclose(blurred[0, :, :, 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_augmentation_is_finite_and_keeps_distributions(
+    batch: scorer_task.Batch, x64: bool
+) -> None:
+    with jax.enable_x64(x64):
+        images, targets = jax.jit(scorer_task.augment)(jax.random.key(0), *batch)
+    assert images.shape == batch.images.shape
+    assert images.dtype == targets.dtype == jnp.float32
+    assert jnp.isfinite(images).all()
+    np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-5)
+    changed = np.abs(images - batch.images).max((1, 2, 3)) > 0.1
+    assert 0.4 < changed.mean() < 0.9
+
+
+# Training
+
+
+def test_loss_is_least_for_the_targets_themselves(batch: scorer_task.Batch) -> None:
+    targets = jnp.asarray(batch.targets)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(targets, targets)) / len(targets)
+    value = scorer_task.cross_entropy(jnp.log(jnp.maximum(targets, 1e-30)), targets)
+    np.testing.assert_allclose(value, entropy, rtol=1e-5)
+    smoothed = jnp.log(0.99 * targets + 0.01 / scorer.CLASSES)
+    assert scorer_task.cross_entropy(smoothed, targets) > value
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_training_lowers_the_loss_of_a_batch(batch: scorer_task.Batch, x64: bool) -> None:
+    task = scorer_task.scorer_task(TINY)
+    config = TrainConfig(steps=100, warmup=2, adam_learning_rate=5e-3)
+    some = scorer_task.Batch(batch.images[:16], batch.targets[:16])
+    with jax.enable_x64(x64):
+        state = init_state(task, config)
+        grads = jax.jit(jax.grad(task.loss))(state.params, jax.random.key(0), some)
+        assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+        step, losses = make_step(task, config), []
+        for k in range(15):
+            state, loss = step(state, jnp.asarray(k, jnp.int32), some)
+            losses.append(float(loss))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+    # The first prediction is uniform: 18 log 7 = 35.03.
+    np.testing.assert_allclose(losses[0], 18 * np.log(7), rtol=1e-5)
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,83 @@
+"""A run that dies continues bit for bit, whatever is trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flowsde.shapes.flow_task import flow_task
+from flowsde.shapes.model import ModelConfig
+from flowsde.shapes.scorer import ScorerConfig
+from flowsde.shapes.scorer_task import scorer_task
+from flowsde.shapes.train import Task, TrainConfig, fit, optimizer
+
+CONFIG = TrainConfig(steps=6, batch_size=4, warmup=2, log_every=2, save_every=2)
+
+
+class Killed(Exception):
+    """What ends a run in these tests."""
+
+
+def _scorer() -> Task:
+    return scorer_task(ScorerConfig(stem=4, width=8, blocks=1, hidden=8))
+
+
+def _flow() -> Task:
+    return flow_task(ModelConfig(width=16, depth=1, heads=2, stem=4))._replace(sheet=None)
+
+
+def _mortal(task: Task, last: int) -> Task:
+    """The same task, but its run dies before step `last`."""
+
+    def batch(seed: int, step: int, size: int) -> Any:
+        if step >= last:
+            raise Killed
+        return task.batch(seed, step, size)
+
+    return task._replace(batch=batch)
+
+
+@pytest.mark.parametrize("make", [_scorer, pytest.param(_flow, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last", [1, 5])
+def test_a_killed_run_continues_exactly(make: Any, last: int, tmp_path: Path) -> None:
+    task = make()
+    whole = fit(task, CONFIG, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(_mortal(task, last), CONFIG, tmp_path / "killed")
+    continued = fit(task, CONFIG, tmp_path / "killed")
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "killed")]
+    rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
+    assert [r["step"] for r in rows[0]] == [2, 4, 6]
+    assert [(r["step"], r["loss"]) for r in rows[0]] == [(r["step"], r["loss"]) for r in rows[1]]
+
+
+def test_a_finished_run_returns_its_weights(tmp_path: Path) -> None:
+    first = fit(_scorer(), CONFIG, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, first, fit(_scorer(), CONFIG, tmp_path))
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"task": "scorer", "steps": 7}))
+    with pytest.raises(ValueError, match="holds another run"):
+        fit(_scorer(), CONFIG, tmp_path)
+
+
+def test_adam_alone_updates_networks_without_blocks() -> None:
+    config = TrainConfig(steps=10, warmup=1, clip=1e9)
+    tx = optimizer(config)
+    params = {"linear": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+    grads = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+    # Adam's step under a constant gradient is the learning rate, here at its peak.
+    expected = jax.tree.map(lambda x: jnp.full_like(x, -config.adam_learning_rate), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), updates, expected)
+    assert optax.global_norm(updates) > 0
