@@ -159,13 +159,13 @@ def _expected(key):
 def _relative(value, reference):
     """Elementwise relative difference.
 
-    Velocities, drifts and steps are sums that cancel, so a value near 0 carries the rounding of
-    terms of the size of the others at its time: differences there are relative to 1 % of the
-    largest entry at that time.
+    Velocities, drifts and steps are sums that cancel: a value near 0 carries the roundings
+    (6e-8 each) of summands several times larger than the largest entry at its time. Differences
+    are therefore relative to at least 5 % of that entry, so that 2e-5 allows 1e-6 of it.
     """
     size = np.abs(reference)
     if reference.ndim == 3:
-        size = np.maximum(size, 0.01 * size.max((1, 2), keepdims=True))
+        size = np.maximum(size, 0.05 * size.max((1, 2), keepdims=True))
     return np.abs(value - reference) / np.where(size > 0, size, 1.0)
 
 
@@ -176,11 +176,6 @@ def _check(key, value, golden, exact):
     agrees = _relative(value, golden) <= TOLERANCE
     decided = (ours_off <= golden_off) & (ours_off <= TOLERANCE)
     assert np.all(agrees | decided), (key, value - golden, ours_off, golden_off)
-
-
-def _names(group):
-    names = [key for key in DATA if key not in INPUTS and not key.startswith("time/")]
-    return [key for key in names if key.startswith(group + "/")]
 
 
 @pytest.mark.parametrize("key", [key for key in DATA if key not in INPUTS])
@@ -198,3 +193,9 @@ def test_every_array_of_the_file_agrees(key, ours):
         _check(key, value, DATA[key], exact)
     else:
         _check(key, ours[key], DATA[key], _expected(key))
+
+
+def test_an_array_this_test_does_not_know_is_an_error(ours):
+    for key in ("other/alpha", "vp/g/other", "vp/other", "vp/other/sin"):
+        with pytest.raises(LookupError):
+            _check(key, ours[key], DATA["t"], _expected(key))

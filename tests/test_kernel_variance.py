@@ -66,8 +66,11 @@ def affine(kernel, v, t, s):
 
 
 @partial(jax.jit, static_argnums=0)
-def variance_errors(pairs, grid):
-    """Relative errors of the variance [kernel, step] by the affine recursion."""
+def variance_errors(groups, grid):
+    """Relative errors of the variance [row, step] by the affine recursion.
+
+    A group is (kernel, data variances); its rows are compiled together.
+    """
 
     def errors(kernel, v):
         def step(variance, ts):
@@ -75,23 +78,28 @@ def variance_errors(pairs, grid):
             variance = slope**2 * variance + std**2
             return variance, variance / exact(kernel.interpolant, ts[1], v)[1] - 1.0
 
-        return jax.lax.scan(
-            step, exact(kernel.interpolant, grid[0], v)[1], (grid[:-1], grid[1:])
-        )[1]
+        return jax.lax.scan(step, exact(kernel.interpolant, grid[0], v)[1], (grid[:-1], grid[1:]))[
+            1
+        ]
 
-    return jnp.stack([errors(kernel, v) for kernel, v in pairs])
+    vectors = [(kernel, jnp.asarray(vs, grid.dtype)) for kernel, vs in groups]
+    return jnp.concatenate([jax.vmap(partial(errors, k))(vs) for k, vs in vectors])
 
 
 def rows(interpolant):
     return [row for row in TABLE["rows"] if row["interpolant"] == interpolant]
 
 
-def row_pairs(interpolant):
-    """((kernel, v), ...) and the expected errors [row, step]."""
-    p = INTERPOLANTS[interpolant]
-    some = rows(interpolant)
-    pairs = tuple((parse(r["kernel"], p, r["data_variance"]), r["data_variance"]) for r in some)
-    return pairs, np.array([r["relative_variance_error"] for r in some])
+def row_groups(interpolant):
+    """((kernel, (v, ...)), ...) and, in the same order, v [row] and the errors [row, step]."""
+    grouped = {}
+    for row in rows(interpolant):
+        v = row["data_variance"]
+        kernel = parse(row["kernel"], INTERPOLANTS[interpolant], v)
+        grouped.setdefault(kernel, []).append((v, row["relative_variance_error"]))
+    groups = tuple((kernel, tuple(v for v, _ in found)) for kernel, found in grouped.items())
+    flat = [pair for found in grouped.values() for pair in found]
+    return groups, np.array([v for v, _ in flat]), np.array([error for _, error in flat])
 
 
 def test_every_row_is_read():
@@ -103,55 +111,61 @@ def test_every_row_is_read():
 
 @pytest.mark.parametrize("interpolant", ["vp", "linear"])
 def test_closed_form(interpolant):
-    pairs, expected = row_pairs(interpolant)
+    groups, _, expected = row_groups(interpolant)
     with jax.enable_x64(True):
-        got = np.asarray(variance_errors(pairs, jnp.asarray(TABLE["grid"], jnp.float64)))
+        got = np.asarray(variance_errors(groups, jnp.asarray(TABLE["grid"], jnp.float64)))
     np.testing.assert_allclose(got, expected, rtol=0.0, atol=1e-5)
 
 
 @partial(jax.jit, static_argnums=0)
-def simulated_variances(pairs, key, grid):
-    """Variances [kernel, step] of clouds of particles moved by the kernels."""
+def simulated_variances(groups, key, grid):
+    """Variances [row, step] of clouds of particles moved by the kernels, with common keys."""
 
-    def cloud(kernel, v, key):
-        p = kernel.interpolant
+    def move(kernel, vs, keys, clouds, t, s):
+        def one(x, v):
+            x0, x1 = posterior_means(kernel.interpolant, x, t, v)
+            return jax.vmap(kernel, (0, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
 
-        def step(x, inputs):
-            i, t, s = inputs
-            keys = jax.random.split(jax.random.fold_in(key, i), PARTICLES)
-            x0, x1 = posterior_means(p, x, t, v)
-            x = jax.vmap(kernel, (0, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
-            return x, jnp.var(x)
+        return jax.vmap(one)(clouds, jnp.asarray(vs, grid.dtype))
 
-        mean, variance = exact(p, grid[0], v)
-        x = mean + jnp.sqrt(variance) * jax.random.normal(key, (PARTICLES,), grid.dtype)
-        inputs = (1 + jnp.arange(grid.size - 1), grid[:-1], grid[1:])
-        return jax.lax.scan(step, x, inputs)[1]
+    def step(state, inputs):
+        i, t, s = inputs
+        keys = jax.random.split(jax.random.fold_in(key, i), PARTICLES)
+        state = [move(*group, keys, x, t, s) for group, x in zip(groups, state, strict=True)]
+        return state, jnp.concatenate([jnp.var(x, axis=1) for x in state])
 
-    return jnp.stack(
-        [cloud(kernel, v, jax.random.fold_in(key, i)) for i, (kernel, v) in enumerate(pairs)]
-    )
+    def start(kernel, vs):
+        mean, variance = exact(kernel.interpolant, grid[0], jnp.asarray(vs, grid.dtype))
+        return mean + jnp.sqrt(variance)[:, None] * noise[None]
+
+    noise = jax.random.normal(key, (PARTICLES,), grid.dtype)
+    inputs = (1 + jnp.arange(grid.size - 1), grid[:-1], grid[1:])
+    return jax.lax.scan(step, [start(*group) for group in groups], inputs)[1].T
 
 
 @pytest.mark.parametrize("interpolant", ["vp", "linear"])
 def test_simulated_particles(interpolant):
-    pairs, expected = row_pairs(interpolant)
+    groups, v, expected = row_groups(interpolant)
     grid = jnp.asarray(TABLE["grid"], jnp.float32)
-    got = np.asarray(simulated_variances(pairs, jax.random.key(5), grid), np.float64)
-    p = INTERPOLANTS[interpolant]
-    t = np.asarray(TABLE["grid"][1:])
-    v = np.array([v for _, v in pairs])[:, None]
-    alpha, sigma = (np.asarray(f(jnp.asarray(t, jnp.float32)), np.float64) for f in (p.alpha, p.sigma))
-    wanted = (alpha**2 * v + sigma**2) * (1.0 + expected)
+    got = np.asarray(simulated_variances(groups, jax.random.key(5), grid), np.float64)
+    with jax.enable_x64(True):
+        s = jnp.asarray(TABLE["grid"][1:])[None]
+        truth = np.asarray(exact(INTERPOLANTS[interpolant], s, jnp.asarray(v)[:, None])[1])
     # A sample variance of N Gaussians has relative standard error sqrt(2 / N).
-    np.testing.assert_allclose(got, wanted, rtol=5.0 * math.sqrt(2.0 / PARTICLES))
+    rtol = 5.0 * math.sqrt(2.0 / PARTICLES)
+    np.testing.assert_allclose(got, truth * (1.0 + expected), rtol=rtol)
+
+
+def padded(grid):
+    """30 steps: further ones from 0 to 0, which move nothing."""
+    return np.pad(grid, (0, 31 - grid.size))
 
 
 @pytest.mark.parametrize("interpolant", INTERPOLANTS)
 def test_data_variance_is_exact_at_any_number_of_steps(interpolant):
     p = INTERPOLANTS[interpolant]
-    pairs = tuple(
-        (build(p, eta, data_variance=v), v)
+    groups = tuple(
+        (build(p, eta, data_variance=v), (v,))
         for build, eta, v in [
             (fs.kernels.ddim, 1.0, 0.05),
             (fs.kernels.ddim, 0.0, 1.0),
@@ -159,18 +173,18 @@ def test_data_variance_is_exact_at_any_number_of_steps(interpolant):
             (fs.kernels.cps, 1.0, 0.05),
         ]
     )
+    kinds = (fs.grids.uniform, fs.grids.quadratic)
+    grids = np.stack([padded(grid(n)) for n in (3, 10, 30) for grid in kinds])
     with jax.enable_x64(True):
-        for steps in (3, 10, 30):
-            for grid in (fs.grids.uniform(steps), fs.grids.quadratic(steps)):
-                got = np.asarray(variance_errors(pairs, jnp.asarray(grid)))
-                np.testing.assert_allclose(got, 0.0, atol=1e-9, err_msg=f"{steps} steps")
+        got = jax.vmap(partial(variance_errors, groups))(jnp.asarray(grids))
+    np.testing.assert_allclose(np.asarray(got), 0.0, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [3, 10, 30])
 def test_data_variance_holds_for_simulated_particles(steps):
-    """At the data end the cloud is N(m, v), in float32, where every other kernel collapses."""
+    """At the data end the cloud is N(m, v), in float32, where the other kernels are off."""
     p, v = INTERPOLANTS["linear"], 0.25
-    pairs = ((fs.kernels.ddim(p, 1.0, v), v), (fs.kernels.cps(p, 0.5, v), v))
-    grid = jnp.asarray(fs.grids.quadratic(steps), jnp.float32)
-    got = np.asarray(simulated_variances(pairs, jax.random.key(6), grid))[:, -1]
+    groups = tuple((k, (v,)) for k in (fs.kernels.ddim(p, 1.0, v), fs.kernels.cps(p, 0.5, v)))
+    grid = jnp.asarray(padded(fs.grids.quadratic(steps)), jnp.float32)
+    got = np.asarray(simulated_variances(groups, jax.random.key(6), grid))[:, -1]
     np.testing.assert_allclose(got, v, rtol=5.0 * math.sqrt(2.0 / PARTICLES))

@@ -1,0 +1,80 @@
+"""shapes: a small text-to-image flow that ships with the package, with its rewards.
+
+    flow = shapes.load_flow()
+    reward = shapes.load_reward()
+    cond = shapes.encode("three red circles and two blue squares")
+    result = fs.run(key, flow, search, reward, cond=cond)
+
+`checker` judges pictures independently of the reward; no search should see it.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from flowsde.flow import Flow
+from flowsde.shapes import scorer, weights
+from flowsde.shapes.captions import parse, tokenize
+from flowsde.shapes.data import SIZE
+from flowsde.shapes.model import ModelConfig, ShapesModel
+
+__all__ = ["encode", "load_flow", "load_reward"]
+
+_MEASURES = {"likelihood": scorer.log_likelihood, "rss": scorer.negative_rss}
+
+
+def encode(prompt: str) -> np.ndarray:
+    """The condition of a prompt, int32 [8]; ValueError naming a word it does not know."""
+    return tokenize(parse(prompt))
+
+
+@cache
+def _graphdef(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))[0]
+
+
+@cache
+def _velocity_fn(config: ModelConfig):
+    graphdef = _graphdef(config)
+
+    def velocity(params, x, t, cond):
+        return nnx.merge(graphdef, params)(x, t, cond)
+
+    return velocity
+
+
+def load_flow(path: Path | None = None) -> Flow:
+    """The embedded flow: 32x32 RGB pictures in [-1, 1], linear interpolant.
+
+    Args:
+      path: weights written by ``flowsde train shapes``; the packaged ones by default.
+    """
+    params, config = weights.load(path or weights.FOLDER / "shapes.safetensors", "shapes")
+    shape = (SIZE, SIZE, 3)
+    return Flow.from_callable(_velocity_fn(ModelConfig(**config)), params, shape)
+
+
+@cache
+def _reward_fn(config: scorer.ScorerConfig, measure: str):
+    return scorer.make_reward(config, _MEASURES[measure])
+
+
+def load_reward(
+    measure: Literal["likelihood", "rss"] = "likelihood", path: Path | None = None
+) -> jax.tree_util.Partial:
+    """The given reward of the embedded flow, ``reward(images, cond) -> [n]``.
+
+    Args:
+      measure: "likelihood", the learned scorer's log-likelihood of the caption's counts; or
+        "rss", minus the squared error of its most likely counts (0 is a perfect picture).
+      path: weights written by ``flowsde train scorer``; the packaged ones by default.
+    """
+    if measure not in _MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, got {measure!r}")
+    params, config = weights.load(path or weights.FOLDER / "scorer.safetensors", "scorer")
+    fn = _reward_fn(scorer.ScorerConfig(**config), measure)
+    return jax.tree_util.Partial(fn, params)
