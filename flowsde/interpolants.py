@@ -17,11 +17,14 @@ be static arguments of compiled functions.
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde._checks import check_positive, check_times
 
@@ -62,6 +65,13 @@ class Interpolant(abc.ABC):
     def variance_dot(self, t: jax.Array) -> jax.Array:
         """Derivative of sigma^2; finite also where that of sigma is not."""
         return 2.0 * self.sigma(t) * self.sigma_dot(t)
+
+    def determinant(self, t: jax.Array) -> jax.Array:
+        """alpha sigma' - sigma alpha' = r^2 angle', at least 0.
+
+        The pair (x, velocity) determines (x0, x1) where it is above 0 and finite, see `is_silent`.
+        """
+        return self.alpha(t) * self.sigma_dot(t) - self.sigma(t) * self.alpha_dot(t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +148,8 @@ class VP(Interpolant):
         total = jnp.where(small, near, far)
         slope = 2.0 * (self.beta_max - self.beta_min)
         root = jnp.sqrt(self.beta_min**2 + slope * total)
-        return jnp.clip(2.0 * total / (self.beta_min + root), 0.0, 1.0)
+        t = jnp.clip(2.0 * total / (self.beta_min + root), 0.0, 1.0)
+        return jnp.where(cosine <= end, 1.0, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,21 +245,41 @@ class FromFunctions(Interpolant):
         return _derivative(self.sigma_fn, t)
 
     def time(self, angle):
-        def halve(_, bracket):
-            low, high = bracket
-            middle = 0.5 * (low + high)
-            above = self.angle(middle) > angle
-            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+        return jax.lax.stop_gradient(_bisect(self, angle))
 
-        start = (jnp.zeros_like(angle), jnp.ones_like(angle))
-        low, high = jax.lax.fori_loop(0, 80, halve, start)
-        # The bracket never touches the ends themselves: return them when the angle does.
-        inside = jnp.where(angle >= self.angle(jnp.ones_like(angle)), 1.0, 0.5 * (low + high))
-        return jax.lax.stop_gradient(jnp.where(angle <= 0.0, 0.0, inside).astype(angle.dtype))
+
+@functools.partial(jax.jit, static_argnums=0)
+def _bisect(p: Interpolant, angle: jax.Array) -> jax.Array:
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        above = p.angle(middle) > angle
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    start = (jnp.zeros_like(angle), jnp.ones_like(angle))
+    low, high = jax.lax.fori_loop(0, 80, halve, start)
+    # The bracket never touches the ends themselves: return them when the angle does.
+    inside = jnp.where(angle >= p.angle(jnp.ones_like(angle)), 1.0, 0.5 * (low + high))
+    return jnp.where(angle <= 0.0, 0.0, inside).astype(angle.dtype)
 
 
 def _derivative(fn: Callable[[jax.Array], jax.Array], t: jax.Array) -> jax.Array:
     return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+
+def is_silent(determinant: jax.Array) -> jax.Array:
+    """Where a velocity says nothing of x0 and x1: a rate is infinite, or both are 0."""
+    return ~((determinant >= jnp.finfo(determinant.dtype).tiny) & jnp.isfinite(determinant))
+
+
+@functools.lru_cache
+def _last_time(p: Interpolant, dtype: Any) -> float:
+    """The last of 1, 1 - 2^-24, 1 - 2^-23, … 1/2 (in float32) at which a velocity speaks."""
+    times = np.append(1.0, 1.0 - 0.5 ** np.arange(jnp.finfo(dtype).nmant + 1, 0, -1))
+    with jax.ensure_compile_time_eval():
+        silent = jax.jit(lambda t: is_silent(p.determinant(t)))(jnp.asarray(times, dtype))
+        speaks = ~np.asarray(silent)
+    return float(times[np.argmax(speaks)]) if speaks.any() else 1.0
 
 
 def linear() -> Interpolant:
@@ -290,13 +321,13 @@ def from_functions(
     """
     curve = FromFunctions(alpha, sigma)
     t = jnp.linspace(0.0, 1.0, 65, dtype=jnp.float32)
-    a, s, angle = curve.alpha(t), curve.sigma(t), curve.angle(t)
+    a, s = curve.alpha(t), curve.sigma(t)
     for name, values in (("alpha", a), ("sigma", s)):
-        if values.shape != t.shape or not bool(jnp.isfinite(values).all()):
+        if jnp.shape(values) != t.shape or not bool(jnp.isfinite(values).all()):
             raise ValueError(f"{name} must map times [n] in [0, 1] to finite values [n]")
     if abs(float(a[0]) - 1.0) > 1e-5 or abs(float(s[0])) > 1e-5:
         raise ValueError(f"expected alpha(0) = 1 and sigma(0) = 0, got {a[0]} and {s[0]}")
-    if not bool((jnp.diff(angle) > 0.0).all()):
+    if not bool((jnp.diff(curve.angle(t)) > 0.0).all()):
         raise ValueError("atan2(sigma, alpha) must rise strictly from t = 0 to t = 1")
     return curve
 
@@ -314,14 +345,18 @@ def match_time(
       s: target times in [0, 1], any shape.
 
     Returns:
-      t, scale: shaped as s; scale = r_source(t) / r_target(s). Where the source ends short of
-      the target's noise (VP as a source) t is its end, 1.
+      t, scale: shaped as s; scale = r_source(t) / r_target(s). Where the source has no time of
+      the target's noise, t is the nearest it has: VP ends at t = 1 with alpha = .0066. At t = 1
+      the velocity of linear-VP is infinite and that of `polynomial(n > 1)` is 0, so it says
+      nothing of x0: t stops at the float below 1, which for linear-VP is alpha = 3.5e-4 in
+      float32 (also the resolution of its times there), for the polynomials below rounding.
 
     Raises:
       ValueError: a concrete time outside [0, 1].
     """
     s = check_times("s", s)
+    last = _last_time(source, s.dtype)
     if source == target:
-        return s, jnp.ones_like(s)
-    t = source.time(target.angle(s))
+        return jnp.minimum(s, last), jnp.ones_like(s)
+    t = jnp.minimum(source.time(target.angle(s)), last)
     return t, source.radius(t) / target.radius(s)

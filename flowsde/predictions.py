@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_times
-from flowsde.interpolants import Interpolant, match_time
+from flowsde.interpolants import Interpolant, is_silent, match_time
 
 
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
@@ -42,18 +42,18 @@ def _prepare(x: Any, t: Any, prediction: Any, name: str) -> tuple[jax.Array, jax
 
 
 def _rates_over_determinant(p: Interpolant, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(alpha', sigma', 1) / (alpha sigma' - sigma alpha'), by its limits where a rate is infinite.
+    """(alpha', sigma', 1) / (alpha sigma' - sigma alpha').
 
-    As sigma' -> inf the three tend to 0, 1 / alpha, 0; as alpha' -> -inf to -1 / sigma, 0, 0.
+    Where the velocity is silent: the limits of an infinite sigma', (0, 1 / alpha, 0), nearer the
+    data, and those of an infinite alpha', (-1 / sigma, 0, 0), nearer the noise.
     """
-    alpha, sigma, alpha_dot, sigma_dot = p.alpha(t), p.sigma(t), p.alpha_dot(t), p.sigma_dot(t)
-    steep_alpha, steep_sigma = ~jnp.isfinite(alpha_dot), ~jnp.isfinite(sigma_dot)
-    steep = steep_alpha | steep_sigma
-    alpha_dot, sigma_dot = jnp.where(steep, 0.0, alpha_dot), jnp.where(steep, 0.0, sigma_dot)
-    determinant = jnp.where(steep, 1.0, alpha * sigma_dot - sigma * alpha_dot)
-    a = jnp.where(steep_alpha, -1.0 / sigma, alpha_dot / determinant)
-    s = jnp.where(steep_sigma, 1.0 / alpha, sigma_dot / determinant)
-    return a, s, jnp.where(steep, 0.0, 1.0 / determinant)
+    alpha, sigma, determinant = p.alpha(t), p.sigma(t), p.determinant(t)
+    silent = is_silent(determinant)
+    inverse = 1.0 / jnp.where(silent, 1.0, determinant)
+    data, larger = alpha > sigma, jnp.maximum(alpha, sigma)
+    a = jnp.where(silent, jnp.where(data, 0.0, -1.0 / larger), p.alpha_dot(t) * inverse)
+    s = jnp.where(silent, jnp.where(data, 1.0 / larger, 0.0), p.sigma_dot(t) * inverse)
+    return a, s, jnp.where(silent, 0.0, inverse)
 
 
 def means_from_velocity(
@@ -61,7 +61,10 @@ def means_from_velocity(
 ) -> tuple[jax.Array, jax.Array]:
     """(x0, x1) from the velocity: both finite on [0, 1] for every interpolant.
 
-    For the linear interpolant x0 = x - t u and x1 = x + (1 - t) u: no division at all.
+    For the linear interpolant x0 = x - t u and x1 = x + (1 - t) u: no division at all. Where the
+    velocity says nothing of the means, they are what x alone says: x0 = x / alpha and x1 = 0 at
+    the data end (VP, exact), x0 = 0 and x1 = x / sigma at the noise end (linear-VP and
+    `polynomial(n > 1)`: x1 is exact, x0 is not; `match_time` keeps models off that point).
     """
     x, t, velocity = _prepare(x, t, velocity, "velocity")
     a, s, one = _rates_over_determinant(p, t)
@@ -69,7 +72,7 @@ def means_from_velocity(
 
 
 def velocity_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
-    """E[data | x_t] from the velocity; finite on [0, 1]."""
+    """E[data | x_t] from the velocity; finite on [0, 1], see `means_from_velocity` for t = 1."""
     return means_from_velocity(p, x, t, velocity)[0]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -43,7 +44,9 @@ def reward_name(reward: Any) -> str:
 
 def check_rewards(name: str, rewards: Any, n: int) -> None:
     """Raise unless `rewards` are n floating-point numbers."""
-    if rewards.shape != (n,) or not np.issubdtype(rewards.dtype, np.floating):
+    if not hasattr(rewards, "shape") or not hasattr(rewards, "dtype"):
+        raise TypeError(f"reward {name!r} returned {rewards!r}, expected an array of shape ({n},)")
+    if rewards.shape != (n,) or not jnp.issubdtype(rewards.dtype, jnp.floating):
         raise ValueError(
             f"reward {name!r} returned shape {rewards.shape} and dtype {rewards.dtype}, "
             f"expected shape ({n},) and a floating dtype"

@@ -113,8 +113,9 @@ class Complete:
         return self._finishing(state) & (state.step >= self.steps)
 
     def best(self, state: CompleteState) -> Particle:
-        """The completed particle once there is one, until then the inner search's best."""
-        return where(self.done(state), state.particle, self.inner.best(state.inner))
+        """The completed particle once there is one with a reward, else the inner search's best."""
+        completed = self.done(state) & (state.particle.reward > -jnp.inf)
+        return where(completed, state.particle, self.inner.best(state.inner))
 
     def path(self, state: CompleteState) -> Particle:
         inner = self.inner.path(state.inner)

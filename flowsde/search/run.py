@@ -25,6 +25,7 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow, as_partial, check_cond
+from flowsde.interpolants import Interpolant
 from flowsde.rewards.base import HostReward, check_rewards, reward_name
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
 
@@ -104,7 +105,7 @@ def run(
       prompt_ids: P integers, run together; a prompt's result depends on its id and not on the
         others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
-      target_reward: stop when a reward reaches it.
+      target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
       invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
 
     Returns:
@@ -168,8 +169,7 @@ def _prepare(
         raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
     if invalid not in ("error", "warn"):
         raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
-    if target_reward is not None and np.isnan(target_reward):
-        raise ValueError("target_reward must be a number, got nan")
+    target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int32) if single else np.asarray(prompt_ids)
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
@@ -188,7 +188,7 @@ def _prepare(
         search=search,
         reward=reward if isinstance(reward, HostReward) else as_partial("reward", reward),
         cond=cond,
-        target=jnp.asarray(np.inf if target_reward is None else target_reward, jnp.float32),
+        target=jnp.asarray(target),
         chunk=rows if chunk_size is None else min(rows, check_count("chunk_size", chunk_size)),
         ids=ids,
         single=single,
@@ -196,22 +196,35 @@ def _prepare(
     )
     # Trace the model and the reward now, on shapes alone: their errors come before any work.
     host = isinstance(job.reward, HostReward)
-    jax.eval_shape(
-        partial(_evaluate, search=job.search, with_reward=not host),
+    _evaluate.eval_shape(
         job.flow,
         None if host else job.reward,
         jax.ShapeDtypeStruct((job.chunk, *flow.shape), jnp.float32),
         jax.ShapeDtypeStruct((job.chunk,), jnp.float32),
         jax.eval_shape(lambda c: _rows(c, jnp.zeros(job.chunk, jnp.int32)), job.cond),
         jax.ShapeDtypeStruct((job.chunk,), jnp.bool),
+        interpolant=job.search.interpolant,
+        with_reward=not host,
     )
     return job
+
+
+def _check_target(target_reward: Any) -> np.float32:
+    try:
+        target = np.float32(target_reward)
+    except (TypeError, ValueError):
+        raise TypeError(f"target_reward must be a number, got {target_reward!r}") from None
+    # Every reward reaches -inf, that of a NaN too.
+    if np.ndim(target) != 0 or not target > -np.inf:
+        raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
+    return target
 
 
 def _rows(cond: Cond, prompts: jax.Array) -> Cond:
     return jax.tree.map(lambda a: a[prompts], cond)
 
 
+@partial(jax.jit, static_argnames=("interpolant", "with_reward"))
 def _evaluate(
     flow: Flow,
     reward: Any,
@@ -220,11 +233,15 @@ def _evaluate(
     cond: Cond,
     wants: jax.Array,
     *,
-    search: Search,
+    interpolant: Interpolant,
     with_reward: bool,
 ) -> Evaluation:
-    """Means and rewards of rows; rewards only if any row wants one."""
-    x0, x1 = flow.means(x, t, cond, search.interpolant)
+    """Means and rewards of rows; rewards only if any row wants one.
+
+    Compiled on its own so that the model is traced once a shape: the check before the run and the
+    run itself share the trace.
+    """
+    x0, x1 = flow.means(x, t, cond, interpolant)
     nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
     if not with_reward:
         return Evaluation(x0, x1, nothing)
@@ -254,7 +271,9 @@ def _evaluate_in_chunks(
     """
     m, width = candidates.t.shape[0], search.n_candidates
     wants = candidates.valid & candidates.wants_reward
-    evaluate = partial(_evaluate, flow, reward, search=search, with_reward=with_reward)
+    evaluate = partial(
+        _evaluate, flow, reward, interpolant=search.interpolant, with_reward=with_reward
+    )
     prompts = jnp.arange(m, dtype=jnp.int32) // width
     if chunk == m:
         evals = evaluate(candidates.x, candidates.t, _rows(cond, prompts), wants)
@@ -361,9 +380,8 @@ def _answer(state: Any, flow: Flow, search: Search) -> tuple[Particle, jax.Array
 
 def _iterate(job: _Job) -> Iterator[Result]:
     carry = _start(job.keys, search=job.search, shape=job.flow.shape, target=job.target)
-    infos: list[Info] = []
-    done = False
-    while not done:
+    log: Info | None = None
+    for r in range(job.search.max_rounds):
         if isinstance(job.reward, HostReward):
             carry, asked, evals = _ask_step(
                 carry, job.flow, search=job.search, reward=None, cond=job.cond, chunk=job.chunk,
@@ -379,8 +397,13 @@ def _iterate(job: _Job) -> Iterator[Result]:
                 chunk=job.chunk,
             )
         info, done = jax.device_get((info, finished))
-        infos.append(info)
-        yield _result(job, carry, jax.tree.map(lambda *rows: np.stack(rows), *infos), bool(done))
+        if log is None:
+            log = Info(*(np.zeros((job.search.max_rounds, *a.shape), a.dtype) for a in info))
+        for rows, row in zip(log, info, strict=True):
+            rows[r] = row
+        yield _result(job, carry, Info(*(rows[: r + 1] for rows in log)), bool(done))
+        if done:
+            return
 
 
 _decode = jax.jit(lambda flow, x0: flow.decode(x0))
@@ -389,15 +412,17 @@ _decode = jax.jit(lambda flow, x0: flow.decode(x0))
 def _verify_on_host(job: _Job, asked: Candidates, evals: Evaluation) -> jax.Array:
     """Rewards [P, width] of the rows that want one, through NumPy."""
     wants = np.asarray(asked.valid & asked.wants_reward)
-    rewards = np.full(wants.shape, -np.inf, np.float32)
-    if wants.any():
-        flat = evals.x0.reshape(-1, *job.flow.shape)
-        images = np.asarray(_decode(job.flow, flat))[wants.reshape(-1)]
-        prompts = np.nonzero(wants)[0]
-        cond = jax.tree.map(lambda a: np.asarray(a)[prompts], job.cond)
+    wanted = np.flatnonzero(wants)
+    rewards = np.full(wants.size, -np.inf, np.float32)
+    flat = evals.x0.reshape(-1, *job.flow.shape)
+    for start in range(0, wanted.size, job.chunk):
+        at = wanted[start : start + job.chunk]
+        # Filled up with further rows to the one compiled shape.
+        images = np.asarray(_decode(job.flow, flat[np.resize(at, job.chunk)]))[: at.size]
+        cond = jax.tree.map(lambda a, at=at: np.asarray(a)[at // wants.shape[1]], job.cond)
         told = job.reward(images, cond)
-        rewards[wants] = np.where(np.isnan(told), -np.inf, told)
-    return jnp.asarray(rewards)
+        rewards[at] = np.where(np.isnan(told), -np.inf, told)
+    return jnp.asarray(rewards.reshape(wants.shape))
 
 
 def _result(job: _Job, carry: _Carry, infos: Info, final: bool = True) -> Result:

@@ -74,6 +74,7 @@ class Conv3(nnx.Module):
         self.linear = nnx.Linear(9 * width, out, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, side, side, width] -> [n, side / stride, side / stride, out]."""
         n, side, _, _ = x.shape
         if self.norm is not None:
             x = jax.nn.silu(self.norm(x))

@@ -1,0 +1,38 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_run(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_tables_are_those_of_the_result_files():
+    script = ROOT / "benchmarks" / "readme.py"
+    found = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def test_links_to_files_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_names_in_the_tables_exist():
+    import flowsde as fs
+
+    for name in re.findall(r"^\| [^|]+ \| `(\w+)`", README, re.MULTILINE):
+        assert hasattr(fs.search, name) or hasattr(fs.kernels, name), name
