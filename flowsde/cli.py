@@ -12,109 +12,20 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
-from tyro.constructors import PrimitiveConstructorSpec
 
 import flowsde as fs
 from flowsde import presets, report, shapes
-from flowsde.presets import CHOICES, Settings
+from flowsde.presets import Sample, Settings
 from flowsde.search import Result, Search
 from flowsde.shapes import captions
-
-
-def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
-    def convert(words: list[str]) -> Any:
-        try:
-            return kind(words[0])
-        except ValueError:
-            raise ValueError(f"expected {name}, got {words[0]!r}") from None
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N" if kind is int else "X",
-        instance_from_str=convert,
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-_QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, _number(int, "an integer"), _QUIET]
-Float = Annotated[float | None, _number(float, "a number"), _QUIET]
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-def _word(name: str) -> Any:
-    return _shown("{" + ",".join(CHOICES[name]) + "}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Search for a picture of PROMPT with the embedded text-to-image flow.
-
-    A prompt is one or two groups, for example "three red circles and two blue squares"; several
-    quoted prompts are searched one after the other. What is not given comes from the preset.
-    """
-
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT…")]
-    """What the picture should show."""
-    method: Annotated[str, _word("method")] = "rbf"
-    """One ODE or SDE trajectory, Best-of-N, or Rollover Budget Forcing (the default)."""
-    nfe: Int = None
-    """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
-    preset: Annotated[str, _word("preset")] = "recommended"
-    """What measures best on the embedded model (the default), or the setting of the RBF paper."""
-    interpolant: Annotated[str | None, _word("interpolant")] = None
-    """In which the search moves; the flow is converted."""
-    kernel: Annotated[str | None, _word("kernel")] = None
-    """How a particle moves from one time to the next."""
-    eta: Float = None
-    """Share of fresh noise of the ddim and cps kernels, 0 to 1."""
-    data_variance: Float = None
-    """Variance of the data that the ddim and cps kernels assume; 0 uses the posterior mean."""
-    diffusion: Annotated[str | None, _word("diffusion")] = None
-    """Diffusion coefficient of the euler_maruyama kernel."""
-    diffusion_scale: Float = None
-    """Its scale; by default the coefficient's own."""
-    grid: Annotated[str | None, _word("grid")] = None
-    """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
-    steps: Int = None
-    """Steps of the grid."""
-    reward: Annotated[str | None, _word("reward")] = None
-    """Of the learned scorer: log-likelihood of the counts, or minus their squared error."""
-    chains: Int = None
-    """Independent chains of rbf, which share the budget."""
-    seeds: Int = None
-    """Draws of noise of which a chain of rbf starts from the best."""
-    last: Annotated[str | None, _word("last")] = None
-    """What the last step of rbf does with the rest of the budget."""
-    finish: Annotated[str | None, _word("finish")] = None
-    """How rbf ends: complete the best trajectory by ODE steps, or return the posterior mean."""
-    finish_steps: Int = None
-    """Evaluations of the budget for completing."""
-    guidance: Float = None
-    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
-    width: Int = None
-    """Candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
-    target_reward: Float = None
-    """Stop as soon as a reward is this high."""
-    seed: Annotated[int, _number(int, "an integer")] = 0
-    """Of all random numbers."""
-    overwrite: bool = False
-    """Replace a finished result."""
-    out: Annotated[Path | None, _shown("DIR")] = None
-    """Folder of the results, with one below it for each of several prompts; by default
-    flowsde-out/PROMPT-METHOD-seedSEED."""
 
 
 class Job(NamedTuple):
@@ -288,7 +199,7 @@ def _parse(argv: list[str]) -> Any:
                 return tyro.cli(Train, prog="flowsde train", args=argv[1:], config=config)
             from flowsde.shapes.card import Train
 
-            commands = {"sample": Sample, "train": Train}
+            commands: dict[str, Callable[..., Any]] = {"sample": Sample, "train": Train}
             description = "Inference-time scaling of flow models. --version prints the version."
             return tyro.extras.subcommand_cli_from_dict(
                 commands, prog="flowsde", description=description, args=argv, config=config

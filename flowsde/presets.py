@@ -1,4 +1,4 @@
-"""Settings of the command line: what each preset means for each method, and what they build.
+"""Options of `flowsde sample`, what each preset means for each method, and what they build.
 
 A preset gives every setting of every method; options that the user gives replace some. `resolve`
 checks the whole, drops what has no effect, and `build` makes the search.
@@ -7,7 +7,11 @@ checks the whole, drops what has no effect, and `build` makes the search.
 import dataclasses
 import inspect
 import math
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import diffusion, grids, interpolants, kernels
 from flowsde._checks import check_count
@@ -40,7 +44,7 @@ class Settings:
     diffusion_scale: float | None = None
     grid: str = "uniform"
     steps: int = 20
-    reward: str = "likelihood"
+    reward: Literal["likelihood", "rss"] = "likelihood"
     chains: int | None = 2
     seeds: int | None = 1
     last: str | None = "exhaust"
@@ -164,7 +168,8 @@ def resolve(preset: str, method: str, given: dict[str, Any]) -> Settings:
         make = getattr(diffusion, s.diffusion)
         default = inspect.signature(make).parameters["scale"].default
         s = dataclasses.replace(s, diffusion_scale=default)
-    return dataclasses.replace(s, **dict.fromkeys(unused, None))
+    nothing: dict[str, Any] = dict.fromkeys(unused)
+    return dataclasses.replace(s, **nothing)
 
 
 def _kernel(s: Settings) -> kernels.Kernel:
@@ -195,3 +200,91 @@ def describe(method: str, s: Settings) -> str:
     values = [(k, v) for k, v in dataclasses.asdict(s).items() if v is not None]
     shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
     return " ".join([method, *shown])
+
+
+def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
+    def convert(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            raise ValueError(f"expected {name}, got {words[0]!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N" if kind is int else "X",
+        instance_from_str=convert,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+_QUIET = tyro.conf.arg(help_behavior_hint="")
+Int = Annotated[int | None, _number(int, "an integer"), _QUIET]
+Float = Annotated[float | None, _number(float, "a number"), _QUIET]
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def _word(name: str) -> Any:
+    return _shown("{" + ",".join(CHOICES[name]) + "}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Search for a picture of PROMPT with the embedded text-to-image flow.
+
+    A prompt is one or two groups, for example "three red circles and two blue squares"; several
+    quoted prompts are searched one after the other. What is not given comes from the preset.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT…")]
+    """What the picture should show."""
+    method: Annotated[str, _word("method")] = "rbf"
+    """One ODE or SDE trajectory, Best-of-N, or Rollover Budget Forcing (the default)."""
+    nfe: Int = None
+    """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
+    preset: Annotated[str, _word("preset")] = "recommended"
+    """What measures best on the embedded model (the default), or the setting of the RBF paper."""
+    interpolant: Annotated[str | None, _word("interpolant")] = None
+    """In which the search moves; the flow is converted."""
+    kernel: Annotated[str | None, _word("kernel")] = None
+    """How a particle moves from one time to the next."""
+    eta: Float = None
+    """Share of fresh noise of the ddim and cps kernels, 0 to 1."""
+    data_variance: Float = None
+    """Variance of the data that the ddim and cps kernels assume; 0 uses the posterior mean."""
+    diffusion: Annotated[str | None, _word("diffusion")] = None
+    """Diffusion coefficient of the euler_maruyama kernel."""
+    diffusion_scale: Float = None
+    """Its scale; by default the coefficient's own."""
+    grid: Annotated[str | None, _word("grid")] = None
+    """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
+    steps: Int = None
+    """Steps of the grid."""
+    reward: Annotated[str | None, _word("reward")] = None
+    """Of the learned scorer: log-likelihood of the counts, or minus their squared error."""
+    chains: Int = None
+    """Independent chains of rbf, which share the budget."""
+    seeds: Int = None
+    """Draws of noise of which a chain of rbf starts from the best."""
+    last: Annotated[str | None, _word("last")] = None
+    """What the last step of rbf does with the rest of the budget."""
+    finish: Annotated[str | None, _word("finish")] = None
+    """How rbf ends: complete the best trajectory by ODE steps, or return the posterior mean."""
+    finish_steps: Int = None
+    """Evaluations of the budget for completing."""
+    guidance: Float = None
+    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
+    width: Int = None
+    """Candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
+    target_reward: Float = None
+    """Stop as soon as a reward is this high."""
+    seed: Annotated[int, _number(int, "an integer")] = 0
+    """Of all random numbers."""
+    overwrite: bool = False
+    """Replace a finished result."""
+    out: Annotated[Path | None, _shown("DIR")] = None
+    """Folder of the results, with one below it for each of several prompts; by default
+    flowsde-out/PROMPT-METHOD-seedSEED."""

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from flowsde.search import BestOfN, Complete, Particle, Result, Search
@@ -212,7 +213,7 @@ def _plot_spending(axes: Axes, spent: Spending) -> None:
     every = -(-len(spent.times) // 10)
     kept = [i for i in x if (i % every == 0 and i < len(x) - every) or i == x[-1]]
     axes.set_xticks(kept, [labels[i] for i in kept], rotation=45, ha="right", fontsize=8)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step, by its time", ylabel="NFE")
     axes.set_title("budget spent", loc="left", fontsize=10)
     if spent.budget.shape[1] > 1:

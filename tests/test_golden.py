@@ -79,16 +79,19 @@ class _Exact:
 
     def g(self, name):
         t = self.t
-        return SCALE * {
-            "sigma": self.sigma,
-            "constant": np.ones_like(t),
-            "sin": np.sin(np.pi / 2 * t),
-            "linear": t,
-            "square": t**2,
-            "clipping": np.maximum(2 * t - 1, 0),
-            "exp": np.exp(-(((1 - t) / WIDTH) ** 2)),
-            "tan": np.tan(np.pi / 2 * np.minimum(t, 0.95)),
-        }[name]
+        return (
+            SCALE
+            * {
+                "sigma": self.sigma,
+                "constant": np.ones_like(t),
+                "sin": np.sin(np.pi / 2 * t),
+                "linear": t,
+                "square": t**2,
+                "clipping": np.maximum(2 * t - 1, 0),
+                "exp": np.exp(-(((1 - t) / WIDTH) ** 2)),
+                "tan": np.tan(np.pi / 2 * np.minimum(t, 0.95)),
+            }[name]
+        )
 
     def reverse_drift(self, name):
         return -self.velocity + self.column(self.g(name)) ** 2 / 2 * self.score

@@ -85,9 +85,7 @@ def test_coefficients_are_their_formulas_up_to_both_ends(name, dtype):
         infinite = ~np.isfinite(wanted)
         np.testing.assert_array_equal(value[infinite], wanted[infinite])
         floor = rounding if name == "custom" else np.finfo(dtype).tiny
-        np.testing.assert_allclose(
-            value[~infinite], wanted[~infinite], rtol=rounding, atol=floor
-        )
+        np.testing.assert_allclose(value[~infinite], wanted[~infinite], rtol=rounding, atol=floor)
 
 
 def test_infinite_rates_are_only_the_documented_ones():

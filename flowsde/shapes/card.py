@@ -241,7 +241,8 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
     """
     network, rows = _network(name), read_log(run, step)
     params, sizes = weights.load(path, name)
-    stopped = "" if step == config.steps else ", stopped before its end"
+    early = f"interrupt it after its checkpoint at step {step:,}, then add `--export-only`"
+    stopped = "" if step == config.steps else f"\nThe run was stopped early: {early}.\n"
     rates = [row["images_per_second"] for row in rows]
     text = f"""# {name}: {network.title}
 
@@ -264,9 +265,9 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
 
 ## Recipe
 
-{step:,} of {config.steps:,} steps of {config.batch_size} scenes{stopped}:
-{step * config.batch_size:,} scenes, seed {config.seed}. Muon for the matrices of transformer
-blocks and Adam for the rest, linear warm-up, cosine decay; the weights are an exponential moving average (`flowsde.shapes.train`).
+{step:,} of {config.steps:,} steps of {config.batch_size} scenes, seed {config.seed}.
+Muon for the matrices of transformer blocks and Adam for the rest, linear warm-up, cosine decay; the
+weights are an exponential moving average (`flowsde.shapes.train`).
 
 {_table(dataclasses.asdict(config))}
 
@@ -277,7 +278,7 @@ To train it again:
 ```
 {command(name, config)}
 ```
-
+{stopped}
 ## Loss
 
 ![loss]({LOSS})

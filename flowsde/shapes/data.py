@@ -40,7 +40,7 @@ HELD_OUT = frozenset(
 """Nine triples, one count for every second (colour, kind) pair."""
 
 _GAP = 1.7
-"""Pixels between the boxes of two objects."""
+"""Least pixels between the boxes of two objects, when there are 10; .3 more for each fewer."""
 _TRIANGLE = 1.35
 """Circumradius of a triangle, in units of the object's nominal radius."""
 # Half width and half height of each kind's box, in units of the nominal radius.
@@ -87,6 +87,7 @@ def place(rng: np.random.Generator, kinds: np.ndarray) -> tuple[np.ndarray, np.n
     Sequential placement by rejection; a layout that jams is drawn again with smaller objects.
     """
     largest = 5.0 - 0.22 * len(kinds)
+    gap = _GAP + 0.3 * (MAX_OBJECTS - len(kinds))
     while True:
         radii = rng.uniform(2.6, largest, len(kinds))
         extent = _EXTENT[kinds] * radii[:, None]
@@ -94,7 +95,7 @@ def place(rng: np.random.Generator, kinds: np.ndarray) -> tuple[np.ndarray, np.n
         for i in range(len(kinds)):
             low = extent[i] + 0.5
             candidates = rng.uniform(low, SIZE - low, (64, 2))
-            apart = np.abs(candidates[:, None] - centres[None, :i]) > extent[i] + extent[:i] + _GAP
+            apart = np.abs(candidates[:, None] - centres[None, :i]) > extent[i] + extent[:i] + gap
             free = np.flatnonzero(apart.any(-1).all(-1))
             if free.size == 0:
                 break

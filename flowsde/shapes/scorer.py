@@ -33,6 +33,9 @@ Measure = Callable[[jax.Array, jax.Array], jax.Array]
 CLASSES = MAX_COUNT + 2
 """Counts 0 to 5, and more."""
 PAIRS = (len(COLOURS), len(KINDS))
+CELL = 4
+"""Pixels a side of a grid cell."""
+GRID = SIZE // CELL
 
 _FIRST_COLOUR = VOCABULARY.index(COLOURS[0])
 _FIRST_KIND = VOCABULARY.index(KINDS[0])
@@ -46,45 +49,56 @@ class ScorerConfig:
     """Sizes of `CountScorer`.
 
     Attributes:
-      stem: channels at half resolution.
-      width: channels of the 8x8 grid.
-      blocks: residual convolutions on the grid.
+      width: channels of the grid.
+      depth: residual convolutions on the grid.
       detectors: soft detections of each pair in a cell.
       context: averages of the whole picture that the read-out also sees.
       hidden: width of the read-out.
     """
 
-    stem: int = 32
     width: int = 64
-    blocks: int = 2
+    depth: int = 2
     detectors: int = 4
     context: int = 8
     hidden: int = 64
 
 
-class Conv3(nnx.Module):
-    """RMS norm, SiLU and a 3x3 convolution, as one matrix product of the nine shifted pictures.
+def _neighbourhoods(x: jax.Array, size: int) -> jax.Array:
+    """Stacks the ``size`` x ``size`` cells that begin at each cell, without padding."""
+    height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
+    offsets = [(i, j) for i in range(size) for j in range(size)]
+    return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in offsets], axis=-1)
+
+
+def _pad(x: jax.Array, margin: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+class Block(nnx.Module):
+    """Residual 3x3 convolution, as one matrix product: x + W[nine shifts of silu(norm(x))].
 
     XLA's CPU backend differentiates that up to twice as fast as a convolution.
     """
 
-    def __init__(self, width: int, out: int, *, stride: int = 1, first: bool, rngs: nnx.Rngs):
-        self.stride = stride
-        self.norm = None if first else nnx.RMSNorm(width, rngs=rngs)
-        self.linear = nnx.Linear(9 * width, out, rngs=rngs)
+    def __init__(self, config: ScorerConfig, rngs: nnx.Rngs):
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+        self.linear = nnx.Linear(9 * config.width, config.width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, side, side, width] -> [n, side / stride, side / stride, out]."""
-        n, side, _, _ = x.shape
-        if self.norm is not None:
-            x = jax.nn.silu(self.norm(x))
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        step, cells = self.stride, side // self.stride
-        shifts = [
-            x[:, i : i + side : step, j : j + side : step] for i in range(3) for j in range(3)
-        ]
-        columns = jnp.concatenate(shifts, axis=-1).reshape(n * cells * cells, -1)
-        return self.linear(columns).reshape(n, cells, cells, -1)
+        """[n, GRID, GRID, width] -> the same."""
+        columns = _neighbourhoods(_pad(jax.nn.silu(self.norm(x)), 1), 3)
+        return x + self.linear(columns.reshape(-1, columns.shape[-1])).reshape(x.shape)
+
+
+def make_blocks(config: ScorerConfig, rngs: nnx.Rngs) -> Block:
+    """`config.depth` blocks with independent weights, stacked on a leading axis."""
+
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs)
+
+    return build(rngs)
 
 
 class CountScorer(nnx.Module):
@@ -92,38 +106,48 @@ class CountScorer(nnx.Module):
 
     def __init__(self, config: ScorerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        pairs = PAIRS[0] * PAIRS[1]
-        # Objects are rare, and sums of 64 sigmoids must start small.
-        rare = nnx.initializers.constant(-4.0)
-        self.stem = Conv3(12, config.stem, first=True, rngs=rngs)
-        self.down = Conv3(config.stem, config.width, stride=2, first=False, rngs=rngs)
-        for i in range(config.blocks):
-            setattr(self, f"block{i}", Conv3(config.width, config.width, first=False, rngs=rngs))
+        zeros, rare = nnx.initializers.zeros_init(), nnx.initializers.constant(-4.0)
+        detections = PAIRS[0] * PAIRS[1] * config.detectors
+        # 8x8 pixels around each cell of 4x4.
+        self.stem = nnx.Linear(4 * 48, config.width, rngs=rngs)
+        self.blocks = make_blocks(config, rngs)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.detect = nnx.Linear(config.width, pairs * config.detectors, bias_init=rare, rngs=rngs)
+        # Objects are rare, and sums of 64 sigmoids must start small.
+        self.detect = nnx.Linear(config.width, detections, bias_init=rare, rngs=rngs)
         self.summary = nnx.Linear(config.width, config.context, rngs=rngs)
         self.read1 = nnx.Linear(config.detectors + config.context, config.hidden, rngs=rngs)
-        self.read2 = nnx.Linear(
-            config.hidden, CLASSES, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
-        )
+        self.read2 = nnx.Linear(config.hidden, CLASSES, kernel_init=zeros, rngs=rngs)
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Features [n, GRID GRID, width] of images [n, 32, 32, 3]; see `__call__`."""
+        n, half = images.shape[0], CELL // 2
+        x = _pad(jnp.clip(images, -1.0, 1.0), half)
+        x = x.reshape(n, GRID + 1, CELL, GRID + 1, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.stem(_neighbourhoods(x.reshape(n, GRID + 1, GRID + 1, -1), 2))
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(x: jax.Array, block: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, block)(x), None
+
+        x, _ = jax.lax.scan(body, x, stacked)
+        return jax.nn.silu(self.norm(x)).reshape(n, GRID * GRID, -1)
+
+    def detect_and_count(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits of the detections, [n, GRID GRID, colours, kinds, detectors], and `__call__`."""
+        x = self.features(images)
+        logits = self.detect(x).reshape(*x.shape[:2], *PAIRS, -1)
+        counted = jnp.sum(jax.nn.sigmoid(logits), axis=1)
+        context = jnp.mean(self.summary(x), axis=1)[:, None, None, :]
+        context = jnp.broadcast_to(context, (*counted.shape[:-1], context.shape[-1]))
+        h = jax.nn.silu(self.read1(jnp.concatenate([counted, context], axis=-1)))
+        return logits, jax.nn.log_softmax(self.read2(h).astype(jnp.float32), axis=-1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Log-probabilities, float32 [n, colours, kinds, CLASSES], of images [n, 32, 32, 3].
 
         Values beyond [-1, 1] are clipped, as a display would.
         """
-        n, half = images.shape[0], SIZE // 2
-        x = jnp.clip(images, -1.0, 1.0).reshape(n, half, 2, half, 2, 3)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, half, half, 12)
-        x = self.down(self.stem(x))
-        for i in range(self.config.blocks):
-            x = x + getattr(self, f"block{i}")(x)
-        x = jax.nn.silu(self.norm(x)).reshape(n, (half // 2) ** 2, -1)
-        counted = jnp.sum(jax.nn.sigmoid(self.detect(x)), axis=1).reshape(n, *PAIRS, -1)
-        context = jnp.mean(self.summary(x), axis=1)[:, None, None, :]
-        context = jnp.broadcast_to(context, (*counted.shape[:-1], context.shape[-1]))
-        h = jax.nn.silu(self.read1(jnp.concatenate([counted, context], axis=-1)))
-        return jax.nn.log_softmax(self.read2(h).astype(jnp.float32), axis=-1)
+        return self.detect_and_count(images)[1]
 
 
 def init(config: ScorerConfig, key: jax.Array) -> Params:
@@ -131,9 +155,14 @@ def init(config: ScorerConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(CountScorer(config, rngs=nnx.Rngs(key))))
 
 
+def graph(config: ScorerConfig) -> nnx.GraphDef[CountScorer]:
+    """What `nnx.merge` needs besides the parameters."""
+    return nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))[0]
+
+
 def make_scorer(config: ScorerConfig) -> Callable[[Params, jax.Array], jax.Array]:
     """(params, images) -> log-probabilities: `CountScorer` as a pure function."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
+    graphdef = graph(config)
 
     def score(params: Params, images: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params)(images)

@@ -135,18 +135,19 @@ def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState
     return jax.jit(step, donate_argnums=0)
 
 
-def init_state(task: Task, config: TrainConfig) -> TrainState:
-    """State before step 0."""
-    params = task.init(jax.random.key(config.seed))
+def init_state(task: Task, config: TrainConfig, initial: Params | None = None) -> TrainState:
+    """State before step 0: fresh weights, or those of an earlier run."""
+    params = task.init(jax.random.key(config.seed)) if initial is None else initial
     return TrainState(params, jax.tree.map(jnp.copy, params), optimizer(config).init(params))
 
 
-def fit(task: Task, config: TrainConfig, out: Path) -> Params:
+def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = None) -> Params:
     """Train `task`, or continue the run in `out`, and return the averaged weights.
 
     Args:
       task: the network and its loss.
       config: must equal that of the run being continued.
+      initial: weights to begin from instead of fresh ones; a run that continues has its own.
       out: folder for checkpoints, ``log.jsonl`` (step, loss, images/s) and sample sheets.
 
     Raises:
@@ -158,7 +159,7 @@ def fit(task: Task, config: TrainConfig, out: Path) -> Params:
     manager = ocp.CheckpointManager(
         out / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
     )
-    state, start = init_state(task, config), manager.latest_step() or 0
+    state, start = init_state(task, config, initial), manager.latest_step() or 0
     if start:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         state = manager.restore(start, args=ocp.args.StandardRestore(abstract))

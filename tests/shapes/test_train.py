@@ -24,7 +24,7 @@ class Killed(Exception):
 
 
 def _scorer() -> Task:
-    return scorer_task(ScorerConfig(stem=4, width=8, blocks=1, hidden=8))
+    return scorer_task(ScorerConfig(width=8, depth=1, hidden=8))
 
 
 def _flow() -> Task:

@@ -1,0 +1,123 @@
+"""What is charged against what a counting model and a counting verifier really see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import GRID, SDE, VP
+
+import flowsde as fs
+
+SEEN = {"model": 0, "verifier": 0}
+KEY = jax.random.key(1)
+ODE = fs.kernels.ode_euler(VP)
+
+
+def _saw(who, rows):
+    SEEN[who] += rows.shape[0]
+
+
+def counting_velocity(params, x, t, cond):
+    jax.debug.callback(lambda rows: _saw("model", rows), t)
+    return params * x + cond[:, None]
+
+
+def counting_host_reward(images, cond):
+    SEEN["verifier"] += images.shape[0]
+    return np.sin(3.0 * images.sum(axis=-1))
+
+
+def smooth(images, cond):
+    return jnp.sin(3.0 * jnp.sum(images, axis=-1))
+
+
+def flow(guided=False):
+    inner = fs.Flow.from_callable(counting_velocity, jnp.float32(0.7), (2,))
+    return fs.guide(inner, 2.0, jnp.float32(0.0)) if guided else inner
+
+
+def rbf(width=1, finish="mean", nfe=33, last="exhaust"):
+    return fs.search.rbf(
+        nfe=nfe, kernel=SDE, grid=GRID, chains=2, seeds=2, width=width, finish=finish,
+        finish_steps=3, last=last,
+    )  # fmt: skip
+
+
+def bon(width=2, nfe=33):
+    return fs.search.bon(nfe=nfe, kernel=ODE, grid=GRID, width=width)
+
+
+def counted(go, search, model, reward=smooth, prompts=None, **options):
+    """The result, after checking its counts against the stub's."""
+    cond = np.float32(0.3) if prompts is None else np.linspace(-1, 1, prompts).astype(np.float32)
+    ids = None if prompts is None else np.arange(prompts)
+    SEEN.update(model=0, verifier=0)
+    result = go(KEY, model, search, reward, cond=cond, prompt_ids=ids, **options)
+    if go is fs.iterate:
+        *_, result = result
+    jax.effects_barrier()
+    assert SEEN["model"] == np.sum(result.evaluations)
+    nfe = np.asarray(result.nfe)
+    assert np.all(nfe <= search.nfe)
+    # Charged = seen less the surplus that the log reports.
+    info = jax.tree.map(lambda a: a[:, None] if prompts is None else a, result.info)
+    cost = model.evaluations
+    np.testing.assert_array_equal(cost * info.charged.sum(axis=0), np.atleast_1d(nfe))
+    if options.get("target_reward") is None:
+        np.testing.assert_array_equal(cost * info.counted.sum(axis=(0, 2)), np.atleast_1d(nfe))
+    assert np.all(result.evaluations >= nfe)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("go", "search", "guided", "prompts", "chunk"),
+    [
+        (fs.run, rbf(5), False, None, None),
+        (fs.run, rbf(5, "complete"), False, 3, 4),
+        (fs.run, rbf(3, nfe=41), True, 3, 2),
+        (fs.run, bon(), False, 3, 4),
+        (fs.iterate, rbf(5, "complete"), False, 3, 4),
+        pytest.param(fs.run, rbf(1), False, None, None, marks=pytest.mark.slow),
+        pytest.param(fs.run, rbf(1), False, 3, 1, marks=pytest.mark.slow),
+        pytest.param(fs.run, bon(4), True, None, 3, marks=pytest.mark.slow),
+        pytest.param(fs.iterate, bon(), True, 3, None, marks=pytest.mark.slow),
+        pytest.param(fs.iterate, rbf(5), True, None, 7, marks=pytest.mark.slow),
+    ],
+)
+def test_charge_is_what_the_model_saw_less_the_surplus(go, search, guided, prompts, chunk):
+    model = flow(guided)
+    options = {"prompts": prompts, "chunk_size": chunk}
+    full = counted(go, search, model, **options)
+    # The budget is used up: RBF to the last whole candidate, Best-of-N to the last whole sample.
+    unit = model.evaluations * (len(GRID) - 1 if isinstance(search, fs.search.BestOfN) else 1)
+    np.testing.assert_array_equal(full.nfe, search.nfe // unit * unit)
+    wide = search.n_candidates > 2 or (chunk or 0) > 1
+    assert wide == bool(np.any(full.evaluations > full.nfe)) or prompts
+
+    target = float(np.min(full.reward)) - 0.2
+    early = counted(go, search, model, target_reward=target, **options)
+    assert np.all(np.asarray(early.nfe) <= full.nfe)
+    assert np.any(np.asarray(early.nfe) < full.nfe) or isinstance(search, fs.search.BestOfN)
+
+
+def test_one_at_a_time_has_no_surplus():
+    for prompts in (None, 3):
+        result = counted(fs.run, rbf(1), flow(), prompts=prompts, chunk_size=1)
+        np.testing.assert_array_equal(result.evaluations, result.nfe)
+        np.testing.assert_array_equal(result.verifier_calls, result.nfe)
+
+
+def test_verifier_calls_are_what_the_verifier_saw():
+    reward = fs.rewards.host(counting_host_reward)
+    for search, chunk in ((rbf(5, "complete"), 4), (bon(), None)):
+        result = counted(fs.run, search, flow(), reward, prompts=3, chunk_size=chunk)
+        assert SEEN["verifier"] == np.sum(result.verifier_calls)
+        if isinstance(search, fs.search.BestOfN):
+            np.testing.assert_array_equal(result.verifier_calls, search.samples)
+
+
+def test_printed_algorithm_may_leave_budget_only_in_its_last_step():
+    result = counted(fs.run, rbf(1, last="improve"), flow(), prompts=3, chunk_size=2)
+    chains = result.state.chains
+    assert np.all(chains.stage == len(GRID) - 1)
+    assert np.all(np.asarray(result.nfe) == np.sum(chains.charged, axis=1))

@@ -1,0 +1,85 @@
+"""Completing the trajectory of the best particle, against Euler steps of the linear ODE by hand."""
+
+import jax
+import numpy as np
+import problems
+import reference
+from problems import GRID, SDE, batch, flow, host_reward, row
+
+import flowsde as fs
+
+KEY = jax.random.key(9)
+STEPS, INNER = 4, 37
+COUNT = 60
+
+
+def search(finish, nfe):
+    return fs.search.rbf(
+        nfe=nfe, kernel=SDE, grid=GRID, chains=2, seeds=2, width=3, finish=finish,
+        finish_steps=STEPS,
+    )  # fmt: skip
+
+
+def run(finish, nfe, target=None):
+    ids, cond = batch(COUNT)
+    return fs.run(
+        KEY, flow(), search(finish, nfe), problems.reward,
+        cond=cond, prompt_ids=ids, target_reward=target,
+    )  # fmt: skip
+
+
+@jax.jit
+def velocity(x, t, cond):
+    cond = jax.tree.map(lambda a: a[None], cond)
+    return problems.velocity(flow().params, x[None], t[None], cond)[0]
+
+
+def check(completed, inner):
+    """Every prompt's completion by hand from the inner search's best; how many fell back."""
+    cond = batch(COUNT)[1]
+    fell_back = 0
+    for i in range(COUNT):
+        start = reference.Point(inner.x[i], inner.t[i], None, None, None)
+        x0, _ = reference.complete(velocity, start, STEPS, SDE.interpolant, row(cond, i))
+        image = np.asarray(problems.decode(x0))
+        reward = host_reward(image[None], row(batch(COUNT)[1], np.asarray([i])))[0]
+        if np.isnan(reward):  # a NaN never wins: the posterior mean stays the answer
+            assert completed.t[i] == inner.t[i]
+            fell_back += 1
+            x0, reward = inner.x0[i], inner.reward[i]
+        else:
+            assert 0 < completed.t[i] < inner.t[i]
+        size = cond["size"][i]
+        np.testing.assert_allclose(completed.x0[i], x0, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(completed.reward[i] / size, reward / size, rtol=0, atol=5e-4)
+    return fell_back
+
+
+def test_complete_follows_the_linear_ode_within_the_budget():
+    cap = INNER + STEPS
+    completed, inner = run("complete", cap), run("mean", INNER)
+    np.testing.assert_array_equal(inner.nfe, INNER)
+    np.testing.assert_array_equal(completed.nfe, cap)
+    assert 0 < check(completed, inner) < COUNT
+
+    # A target met early stops the search and its charges, and is still completed.
+    completed, inner = run("complete", cap, 0.4), run("mean", INNER, 0.4)
+    np.testing.assert_array_equal(completed.nfe, np.asarray(inner.nfe) + STEPS)
+    met = np.asarray(inner.reward) >= 0.4
+    assert 0 < met.sum() < COUNT
+    assert np.any(np.asarray(completed.nfe)[met] < cap)
+    np.testing.assert_array_equal(np.asarray(completed.nfe)[~met], cap)
+    check(completed, inner)
+
+
+def test_the_answer_reevaluates_to_itself():
+    cond = batch(COUNT)[1]
+    for finish, nfe in (("complete", INNER + STEPS), ("mean", INNER)):
+        result = run(finish, nfe)
+        x0, _ = flow().means(result.x, result.t, cond, SDE.interpolant)
+        np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result.image, problems.decode(result.x0), rtol=1e-6)
+        reward = problems.reward(result.image, cond)
+        np.testing.assert_allclose(
+            result.reward / cond["size"], reward / cond["size"], rtol=1e-5, atol=1e-5
+        )

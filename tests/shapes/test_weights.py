@@ -1,0 +1,93 @@
+"""Weights files: the packaged ones, writing and reading; and runs of `flowsde train`."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowsde import cli, shapes
+from flowsde.shapes import card, weights
+from flowsde.shapes.train import TrainConfig
+
+TRAIN = "--batch-size 2 --warmup 1 --log-every 1 --save-every 2 --seed 5".split()
+PARAMS = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}, "b": jnp.zeros(2)}
+
+
+def test_weights_are_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    weights.save(path, PARAMS, "x", {"width": 3})
+    params, config = weights.load(path, "x")
+    jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+    assert config == {"width": 3} and weights.count(params) == 11
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="holds 'x', expected weights of 'y'"):
+        weights.load(path, "y")
+    with pytest.raises(FileNotFoundError, match="'x'"):
+        weights.load(tmp_path / "y.safetensors", "x")
+
+
+@pytest.mark.parametrize("name, least, most", [("shapes", 1e6, 1e7), ("scorer", 1e4, 1e6)])
+def test_packaged_weights(name: str, least: float, most: float) -> None:
+    path = weights.FOLDER / f"{name}.safetensors"
+    params, _ = weights.load(path, name)
+    assert least <= weights.count(params) <= most
+    assert path.stat().st_size <= 15e6
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+def test_packaged_cards_name_the_packaged_weights() -> None:
+    for path in weights.FOLDER.glob("*.md"):
+        found = re.findall(r"`(\w+\.safetensors)`, sha256 `(\w+)`", path.read_text())
+        assert found
+        for name, digest in found:
+            assert weights.sha256(weights.FOLDER / name) == digest
+
+
+def test_card_of_a_run_without_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "scorer.safetensors"
+    weights.save(path, PARAMS, "scorer", {"stem": 3})
+    card.write("scorer", tmp_path, path, TrainConfig(), 250)
+    text = (tmp_path / card.CARD).read_text()
+    assert "stopped early" in text and "250 of 6,000" in text and "| stem | 3 |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scorer", "shapes"])
+def test_training_exports_and_resumes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", name, "--out", str(tmp_path), "--steps", "4", *TRAIN, "--sheet-every", "9"]
+    cli.main(command)
+    path = tmp_path / f"{name}.safetensors"
+    text = (tmp_path / card.CARD).read_text()
+    digest = weights.sha256(path)
+    assert digest in text and "Apache-2.0" in text and "stopped early" not in text
+    with Image.open(tmp_path / card.LOSS) as picture:
+        picture.verify()
+    if name == "shapes":
+        assert shapes.load_flow(path).shape == (32, 32, 3)
+        assert "five" in text
+    else:
+        assert callable(shapes.load_reward(path=path))
+
+    # The command in the card is that of this run: it continues it, and finds it finished.
+    again = re.search(rf"^flowsde (train {name} .*)$", text, re.MULTILINE)
+    assert again is not None
+    cli.main([*again[1].split(), "--out", str(tmp_path)])
+    assert weights.sha256(path) == digest
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 2, 3, 4]
+
+    path.unlink()
+    cli.main(["train", name, "--out", str(tmp_path), "--export-only"])
+    assert weights.sha256(path) == digest
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--learning-rate", "0.5"])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "another run" in err

@@ -1,0 +1,188 @@
+"""Gaussian mixtures: identities by autodiff in float64, ends, moments of samples, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_interpolants import CURVES, TIMES
+
+import flowsde as fs
+
+A = fs.analytic
+WEIGHTS = [0.2, 0.5, 0.3]
+MEANS = np.array([[-1.0, 0.5], [1.0, -0.4], [0.2, 1.5]])
+COVARIANCES = np.array(
+    [[[0.3, 0.1], [0.1, 0.2]], [[0.15, 0], [0, 0.4]], [[0.5, -0.3], [-0.3, 0.3]]]
+)
+PARAMETERS = (WEIGHTS, MEANS, COVARIANCES)
+INNER = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def _points(p, t, dtype, rows=3):
+    rng = np.random.default_rng(0)
+    x0, x1 = MEANS[rng.integers(0, 3, (len(t), rows))], rng.normal(size=(2, len(t), rows, 2))
+    alpha, sigma = (np.asarray(f(jnp.asarray(t, dtype)))[:, None, None] for f in (p.alpha, p.sigma))
+    return (alpha * (x0 + 0.5 * x1[0]) + sigma * x1[1]).astype(dtype)
+
+
+def test_data_density_is_the_textbook_one():
+    x = np.random.default_rng(1).normal(size=(9, 2))
+    density = 0.0
+    for w, m, c in zip(*PARAMETERS, strict=True):
+        d = x - m
+        exponent = -0.5 * np.einsum("ni,ij,nj->n", d, np.linalg.inv(c), d)
+        density += w * np.exp(exponent) / (2 * np.pi * np.sqrt(np.linalg.det(c)))
+    with jax.enable_x64(True):
+        data = A.mixture(*PARAMETERS, dtype=jnp.float64)
+        ours = data.log_prob(CURVES["vp"], x, 0.0)
+    np.testing.assert_allclose(ours, np.log(density), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_score_continuity_and_means_by_autodiff(name):
+    p = CURVES[name]
+
+    @jax.jit
+    def identities(data, x, t):
+        def at(x, t):
+            def log_prob(x, t):
+                return data.log_prob(p, x, t)
+
+            score, rate = jax.grad(log_prob, argnums=(0, 1))(x, t)
+            divergence = jnp.trace(jax.jacfwd(lambda x: data.velocity(p, x, t))(x))
+            u, x0, x1 = (f(p, x, t) for f in (data.velocity, data.x0, data.x1))
+            flux = -divergence - jnp.sum(u * score)
+            return (
+                (data.score(p, x, t), score),
+                (rate, flux),
+                (p.alpha(t) * x0 + p.sigma(t) * x1, x),
+                (u, p.alpha_dot(t) * x0 + p.sigma_dot(t) * x1),
+            )
+
+        return jax.vmap(jax.vmap(at, (0, None)))(x, t)
+
+    with jax.enable_x64(True):
+        data = A.mixture(*PARAMETERS, dtype=jnp.float64)
+        x = _points(p, INNER, np.float64)
+        for ours, wanted in identities(data, x, jnp.asarray(INNER)):
+            scale = np.abs(wanted).max()
+            np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-11 * scale)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_finite_up_to_both_ends(dtype):
+    with jax.enable_x64(dtype == np.float64):
+        data = A.mixture(*PARAMETERS, dtype=dtype)
+        t = jnp.asarray(TIMES, dtype)
+        for name, p in CURVES.items():
+            x = jnp.asarray(_points(p, np.asarray(TIMES), dtype))
+            for kind in ("x0", "x1", "score", "log_prob", "velocity"):
+                value = np.asarray(getattr(data, kind)(p, x, t))
+                assert value.dtype == dtype
+                last = -1 if (name, kind) == ("linear_vp", "velocity") else None
+                assert np.isfinite(value[:last]).all(), (name, kind)
+            x0, x1 = np.asarray(data.x0(p, x, t)), np.asarray(data.x1(p, x, t))
+            np.testing.assert_allclose(x0[0], x[0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(x1[0], np.zeros_like(x1[0]))
+            if name != "vp":  # which ends short of pure noise
+                np.testing.assert_allclose(x0[-1], np.broadcast_to(data.mean(), (3, 2)), rtol=1e-5)
+                np.testing.assert_allclose(x1[-1], x[-1] / p.sigma(t)[-1], rtol=1e-5)
+
+
+def test_one_gaussian_is_linear_regression():
+    m, c = np.array([0.7, -0.2]), np.array([[0.5, 0.2], [0.2, 0.3]])
+    x, alpha, sigma = np.random.default_rng(2).normal(size=(9, 2)), 0.6, 0.4
+    gain = alpha * c @ np.linalg.inv(alpha**2 * c + sigma**2 * np.eye(2))
+    with jax.enable_x64(True):
+        data = A.gaussian(m, c, dtype=jnp.float64)
+        ours = data.x0(CURVES["linear"], x, np.float64(0.4))
+        np.testing.assert_allclose(ours, m + (x - alpha * m) @ gain.T, rtol=1e-12)
+        np.testing.assert_allclose(data.covariance(), c, rtol=1e-12)
+        np.testing.assert_allclose(data.mean(), m, rtol=1e-12)
+
+
+def test_isotropic_covariances_may_be_numbers():
+    full = A.mixture([1, 3], MEANS[:2], [0.2 * np.eye(2), 0.5 * np.eye(2)])
+    short = A.mixture([1, 3], MEANS[:2], [0.2, 0.5])
+    for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(short), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(np.exp(short.log_weights), [0.25, 0.75], rtol=1e-6)
+    np.testing.assert_array_equal(
+        A.mixture([1, 3], MEANS[:2], 0.3).variances, np.full((2, 2), 0.3, np.float32)
+    )
+    np.testing.assert_array_equal(
+        A.gaussian([1.0, 2.0, 3.0], 0.3).variances[0], np.full(3, 0.3, np.float32)
+    )
+    assert A.gaussian([1.0, 2.0, 3.0], 0.3).dimension == 3
+
+
+def test_samples_have_the_moments_and_the_weights():
+    n = 20_000
+    data = A.mixture(*PARAMETERS)
+    x = np.asarray(jax.jit(lambda key: data.sample(key, n))(jax.random.key(5)), np.float64)
+    assert x.shape == (n, 2)
+    weights = np.asarray(WEIGHTS)
+    mean = weights @ MEANS
+    centred = MEANS - mean
+    covariance = np.einsum(
+        "k,kij->ij", weights, COVARIANCES + centred[:, :, None] * centred[:, None]
+    )
+    np.testing.assert_allclose(data.mean(), mean, rtol=1e-6)
+    np.testing.assert_allclose(data.covariance(), covariance, rtol=1e-5, atol=1e-6)
+    error = x.std(0) / np.sqrt(n)
+    assert np.all(np.abs(x.mean(0) - mean) < 5 * error)
+    products = (x - mean)[:, :, None] * (x - mean)[:, None]
+    error = products.std(0) / np.sqrt(n)
+    assert np.all(np.abs(products.mean(0) - covariance) < 5 * error)
+
+
+def test_component_is_the_nearest_of_well_separated_ones():
+    data = A.mixture([1, 1, 1], 10 * MEANS, COVARIANCES)
+    assert np.asarray(data.component(jnp.asarray(10 * MEANS, jnp.float32))).tolist() == [0, 1, 2]
+
+
+def test_flow_defaults_to_linear_and_is_a_pytree():
+    data = A.mixture(*PARAMETERS)
+    assert data.flow().interpolant == CURVES["linear"] and data.flow().shape == (2,)
+    assert jax.tree.structure(data.flow()) == jax.tree.structure(A.mixture(*PARAMETERS).flow())
+    assert len(jax.tree.leaves(data.flow(CURVES["vp"]))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([1, 1], MEANS, 0.3), "means must be"),
+        (([1.0], [1.0, 2.0], 0.3), "means must be"),
+        (([1, 1, 0], MEANS, 0.3), "weights must be above 0"),
+        (([1, 1, np.nan], MEANS, 0.3), "weights must be above 0"),
+        (([1, 1, 1], MEANS, [0.3, 0.3, 0.0]), "positive definite"),
+        (([1, 1, 1], MEANS, -0.3), "positive definite"),
+        (([1, 1, 1], MEANS, np.tile([[1.0, 0.5], [0.0, 1.0]], (3, 1, 1))), "symmetric"),
+        (([1, 1, 1], MEANS, np.ones((3, 3, 3))), "covariances must be"),
+        (([1, 1, 1], MEANS, np.ones((2, 2))), "covariances must be"),
+        (([1, 1, 1], MEANS, np.nan), "covariances must"),
+        (([1, 1, 1], MEANS * np.nan, 0.3), "means must be finite"),
+        (([1, 1, np.inf], MEANS, 0.3), "weights must be"),
+        (([1, 1, 1], MEANS, [0.3, 0.3]), "covariances must be"),
+    ],
+)
+def test_wrong_parameters_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        A.mixture(*arguments)
+
+
+def test_wrong_points_and_times_are_named():
+    data, p = A.mixture(*PARAMETERS), CURVES["linear"]
+    for kind in ("x0", "x1", "score", "velocity", "log_prob"):
+        method = getattr(data, kind)
+        with pytest.raises(ValueError, match=r"x has shape \(3,\), expected \[..., 2\]"):
+            method(p, np.ones(3, np.float32), 0.5)
+        with pytest.raises(ValueError, match=r"x has shape \(\), expected \[..., 2\]"):
+            method(p, np.float32(1.0), 0.5)
+        with pytest.raises(ValueError, match=r"t has shape \(3,\)"):
+            method(p, np.ones((4, 2), np.float32), np.ones(3, np.float32))
+        with pytest.raises(ValueError, match="t must lie"):
+            method(p, np.ones((4, 2), np.float32), 1.5)
+        # t may not take the axis of one point's coordinates
+        with pytest.raises(ValueError, match=r"t has shape \(2,\)"):
+            method(p, np.ones(2, np.float32), np.ones(2, np.float32))

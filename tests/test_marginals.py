@@ -1,0 +1,166 @@
+"""Particles under every interpolant and kernel end with the law of the data.
+
+The model is the exact flow of a mixture of two Gaussians *on the linear interpolant*; kernels run
+on others through `Flow.means`. Particles start from the exact marginal at t = 1 and follow 400
+steps of the cosine grid, whose steps shrink towards t = 1 as (pi / 2n)^2 / 2, so that a diffusion
+coefficient growing like (1 - t)^-1/2 gives steps that forget the error of the first one, and
+whose last step is short, so that little posterior spread is lost there. At 400 steps every bias
+is below one standard error of 20,000 particles; the tests allow five.
+
+What holds for CPS: with a fixed eta every step redraws the same share of the noise, by a finite
+Langevin-like kick which leaves a Gaussian of variance V with (1 + c) / (2 - (1 - c) sigma^2 / V)
+times that variance, c = cos(eta pi / 2). More steps are more kicks, not smaller ones: plain
+cps(.5) does *not* converge. It converges as eta ~ n^-1/2, to the SDE with
+g^2 dt = (eta pi / 2)^2 sigma^2, and that is what is tested on the mixture. With `data_variance`
+it is exact for Gaussian data of that variance at any number of steps, tested at a fixed eta here.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowsde as fs
+from flowsde import diffusion, kernels
+
+PARTICLES, STEPS = 20_000, 400
+MIXTURE = fs.analytic.mixture(
+    [0.35, 0.65], [[-1.5, 0.5], [1.0, -0.5]], [[[0.2, 0.1], [0.1, 0.3]], [[0.35, 0.0], [0.0, 0.15]]]
+)
+GAUSSIAN = fs.analytic.gaussian([0.7, -0.4], 0.25)
+INTERPOLANTS = {
+    "linear": fs.interpolants.linear(),
+    "vp": fs.interpolants.vp(),
+    "cosine": fs.interpolants.cosine(),
+    "polynomial": fs.interpolants.polynomial(2),
+    "linear_vp": fs.interpolants.linear_vp(),
+    # Noise of radius 2 at t = 1.
+    "from_functions": fs.interpolants.from_functions(lambda t: 1.0 - t**2, lambda t: 2.0 * t),
+}
+# Scales: Euler-Maruyama contracts by g^2 h / 2 sigma^2 a step, which must stay well below 1 where
+# the law is still to be made. `tan` at its default reaches g = 38: at scale 1 it is at most 12.7,
+# next to t = 1 where the grid is fine. The radius-2 interpolant only makes this easier.
+DIFFUSIONS = {
+    "constant": diffusion.constant(),
+    "sigma": diffusion.sigma(1.5),
+    "linear": diffusion.linear(1.5),
+    "square": diffusion.square(3.0),
+    "sin": diffusion.sin(1.5),
+    "clipping": diffusion.clipping(3.0),
+    "exp": diffusion.exp(3.0),
+    "tan": diffusion.tan(1.0),
+    "flow_grpo": diffusion.flow_grpo(),
+    "forward": diffusion.forward(),
+}
+OTHERS = {
+    "ode_euler": kernels.ode_euler,
+    "ode_heun": kernels.ode_heun,
+    "ddim(1)": partial(kernels.ddim, eta=1.0),
+    "cps(n^-1/2)": partial(kernels.cps, eta=1.0 / math.sqrt(STEPS)),
+    "cps(.5,data_variance)": partial(kernels.cps, eta=0.5, data_variance=0.25),
+}
+CASES = [
+    pytest.param(p, kernel, marks=[pytest.mark.slow] if p not in ("linear", "vp") else [])
+    for p in INTERPOLANTS
+    for kernel in (*DIFFUSIONS, *OTHERS)
+]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def follow(data, p, name, which, key):
+    """Particles [n, 2] at t = 0; all diffusion coefficients share one compiled program."""
+    if name in OTHERS:
+        kernel = OTHERS[name](p)
+    else:
+        branches = [partial(g, p) for g in DIFFUSIONS.values()]
+        kernel = kernels.euler_maruyama(p, lambda _, t: jax.lax.switch(which, branches, t))
+    flow = data.flow()
+
+    def means(x, t):
+        return flow.means(x, jnp.full((PARTICLES,), t), None, p)
+
+    def step(x, inputs):
+        i, t, s = inputs
+        x0, x1 = means(x, t)
+        keys = jax.random.split(jax.random.fold_in(key, i), PARTICLES if kernel.stochastic else 1)
+        at = 0 if kernel.stochastic else None
+        keys = keys if kernel.stochastic else keys[0]
+        moved = jax.vmap(kernel, (at, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
+        if isinstance(kernel, kernels.ODEHeun):
+            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, None, None))
+            moved = correct(x, x0, x1, *means(moved, s), t, s)
+        return moved, None
+
+    grid = jnp.asarray(fs.grids.cosine(STEPS), jnp.float32)
+    start, noise = jax.random.split(key)
+    noise = jax.random.normal(noise, (PARTICLES, 2), jnp.float32)
+    x = p.alpha(grid[0]) * data.sample(start, PARTICLES) + p.sigma(grid[0]) * noise
+    return jax.lax.scan(step, x, (1 + jnp.arange(STEPS), grid[:-1], grid[1:]))[0]
+
+
+def responsibilities(data, x):
+    """P(component | x) [n, k]; their expectations are the weights exactly."""
+    centred = x[:, None] - np.asarray(data.means, np.float64)
+    along = np.einsum("nkd,kde->nke", centred, np.asarray(data.axes, np.float64))
+    variances = np.asarray(data.variances, np.float64)
+    log_joint = np.asarray(data.log_weights) - 0.5 * np.sum(
+        along**2 / variances + np.log(variances), axis=-1
+    )
+    joint = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+def standard_errors(values, exact):
+    """Largest distance of the mean of values [n, ...] from `exact`, in standard errors."""
+    error = np.abs(values.mean(axis=0) - np.asarray(exact, np.float64))
+    return float(np.max(error / (values.std(axis=0) / math.sqrt(len(values)))))
+
+
+@pytest.mark.parametrize("interpolant, kernel", CASES)
+def test_mean_covariance_and_weights(interpolant, kernel):
+    data = GAUSSIAN if "data_variance" in kernel else MIXTURE
+    which = list(DIFFUSIONS).index(kernel) if kernel in DIFFUSIONS else 0
+    name = "euler_maruyama" if kernel in DIFFUSIONS else kernel
+    x = follow(data, INTERPOLANTS[interpolant], name, which, jax.random.key(11))
+    x = np.asarray(x, np.float64)
+    mean, covariance = np.asarray(data.mean()), np.asarray(data.covariance())
+    centred = x - mean
+    assert standard_errors(x, mean) < 5.0
+    assert standard_errors(centred[:, :, None] * centred[:, None, :], covariance) < 5.0
+    if data is MIXTURE:
+        weights = np.exp(np.asarray(data.log_weights, np.float64))
+        assert standard_errors(responsibilities(data, x), weights) < 5.0
+        # The spread within the larger mode is where a coarse kernel loses most.
+        inside = (np.asarray(data.component(jnp.asarray(x, jnp.float32))) == 1)[:, None, None]
+        there = x - np.asarray(data.means)[1]
+        exact = np.asarray(data.sample(jax.random.key(12), 200_000), np.float64)
+        mine = np.asarray(data.component(jnp.asarray(exact, jnp.float32))) == 1
+        truth = np.mean(
+            np.einsum("ni,nj->nij", *2 * [exact - np.asarray(data.means)[1]]) * mine[:, None, None],
+            axis=0,
+        )
+        assert standard_errors(there[:, :, None] * there[:, None, :] * inside, truth) < 5.0
+
+
+def test_plain_cps_keeps_the_variance_its_kicks_leave():
+    """The formula above, at the limit sigma^2 << V: c = cos(pi / 4), (1 + c) / 2 = .854."""
+    p, v, steps = INTERPOLANTS["linear"], 0.25, 4000
+    c = math.cos(math.pi / 4.0)
+    kernel = kernels.cps(p, 0.5)
+
+    @jax.jit
+    def kick(variance, t):
+        total = (1.0 - t) ** 2 * v + t**2
+        mean, std = kernel.moments(jnp.ones_like(t), (1.0 - t) * v / total, t / total, t, t)
+        return mean**2 * variance + std**2
+
+    with jax.enable_x64(True):
+        for t in (0.3, 0.1, 0.03):
+            t = jnp.asarray(t)
+            variance = total = (1.0 - t) ** 2 * v + t**2
+            variance = jax.lax.fori_loop(0, steps, lambda _, a, t=t: kick(a, t), variance)
+            wanted = (1.0 + c) / (2.0 - (1.0 - c) * t**2 / total)
+            np.testing.assert_allclose(variance / total, wanted, rtol=1e-6)
