@@ -37,10 +37,12 @@ def fill(text: str) -> str:
     for name, table in TABLES.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if found is None:
             raise SystemExit(f"README.md has no block {begin} … {end}")
         block = f"{begin}\n{table()}\n{end}"
-        text = pattern.sub(lambda _, block=block: block, text)
+        start, stop = found.span()
+        text = text[:start] + block + text[stop:]
     return text
 
 

@@ -1,7 +1,7 @@
-"""How often does a search give the picture that was asked for? The embedded model, held-out checker.
+"""How often does a search give the picture that was asked for?
 
-For every setting, captions x seeds are searched and the returned pictures judged by the
-programmatic checker, which no search sees. A fifth of the captions name a (count, colour, shape)
+For every setting, captions x seeds are searched on the embedded model and the returned pictures
+judged by the programmatic checker, which no search sees. A fifth of the captions name a (count, colour, shape)
 triple that training never showed.
 
     python benchmarks/shapes_search.py [--quick] [--json FILE] [--settings NAME ...]
@@ -17,6 +17,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ class Setting:
         """The search to run; one ODE or SDE trajectory is a Best-of-1."""
         name, steps = self.grid
         grid = getattr(fs.grids, name)(steps)
-        make = fs.search.rbf if self.method == "rbf" else fs.search.bon
+        make: Any = fs.search.rbf if self.method == "rbf" else fs.search.bon
         return make(nfe=self.budget, kernel=self.kernel, grid=grid, **dict(self.options))
 
 

@@ -90,10 +90,9 @@ class GaussianMixture:
     def _prepare(self, x: Any, t: Any) -> tuple[jax.Array, jax.Array]:
         x = jnp.asarray(x, self.means.dtype)
         t = check_times("t", t).astype(x.dtype)
-        expand(t, x)  # for its error
-        if x.shape[-1] != self.dimension or x.ndim < 1:
+        if x.ndim < 1 or x.shape[-1] != self.dimension:
             raise ValueError(f"x has shape {x.shape}, expected [..., {self.dimension}]")
-        return x, jnp.broadcast_to(t.reshape(t.shape + (1,) * (x.ndim - 1 - t.ndim)), x.shape[:-1])
+        return x, jnp.broadcast_to(expand(t, x[..., 0]), x.shape[:-1])
 
     def log_prob(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
         """Log density [...] of the marginal at t; x is [..., d], t a scalar or leading axes."""
@@ -159,19 +158,23 @@ def mixture(
       dtype: of the arrays.
 
     Raises:
-      ValueError: shapes do not fit, a weight is not above 0, a covariance not positive definite.
+      ValueError: shapes do not fit, a value is not finite, a weight is not above 0, a covariance
+        is not symmetric and positive definite.
     """
     w, m = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if m.ndim != 2 or w.shape != m.shape[:1]:
         raise ValueError(f"means must be [k, d] and weights [k], got {m.shape} and {w.shape}")
     k, d = m.shape
     c = np.asarray(covariances, np.float64)
+    if c.shape not in ((), (k,), (k, d, d)):
+        raise ValueError(f"covariances must be a scalar, [{k}] or [{k}, {d}, {d}], got {c.shape}")
     if c.ndim < 2:
         c = np.broadcast_to(c, (k,))[:, None, None] * np.eye(d)
-    if c.shape != (k, d, d):
-        raise ValueError(f"covariances must be a scalar, [{k}] or [{k}, {d}, {d}], got {c.shape}")
-    if not np.all(w > 0):
-        raise ValueError(f"weights must be above 0, got {w}")
+    if not np.all((w > 0) & np.isfinite(w)):
+        raise ValueError(f"weights must be above 0 and finite, got {w}")
+    for name, values in (("means", m), ("covariances", c)):
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} must be finite, got {values.tolist()}")
     variances, axes = np.linalg.eigh(c)
     if not np.all(variances > 0) or not np.allclose(c, c.swapaxes(1, 2)):
         raise ValueError("covariances must be symmetric and positive definite")

@@ -177,12 +177,14 @@ def _run(job: Job) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The message inside a box of tyro's."""
+    """The message inside a box of tyro's, drawn in Unicode or in ASCII: up to its first rule."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
     lines = [line for line in lines if line]
-    ruled = [i for i, line in enumerate(lines) if set(line) <= set("─ ")]
-    body = lines[1 : ruled[0] if ruled else None] if box.startswith("╭") else lines
-    return " ".join(body).removeprefix("Error parsing ")
+    framed = box.startswith("╭")
+    body = lines[1 if framed else 2 :]
+    rules = [i for i, line in enumerate(body) if set(line) <= {"─", "-"}]
+    message = " ".join(body[: rules[0] if rules else None])
+    return message.removeprefix("Error parsing ")
 
 
 def _parse(argv: list[str]) -> Any:

@@ -109,7 +109,9 @@ class _FlowGRPO(_Scaled):
 @dataclasses.dataclass(frozen=True)
 class _Forward(_Scaled):
     def profile(self, p, t):
-        decay = p.alpha_dot(t) / p.alpha(t)
+        alpha = p.alpha(t)
+        some = alpha > 0.0  # alpha' may be 0 as well where alpha is
+        decay = jnp.where(some, p.alpha_dot(t) / jnp.where(some, alpha, 1.0), -jnp.inf)
         squared = p.variance_dot(t) - 2.0 * jnp.square(p.sigma(t)) * decay
         return jnp.sqrt(jnp.maximum(squared, 0.0))
 

@@ -239,7 +239,7 @@ class Sample:
     quoted prompts are searched one after the other. What is not given comes from the preset.
     """
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT…")]
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT...")]
     """What the picture should show."""
     method: Annotated[str, _word("method")] = "rbf"
     """One ODE or SDE trajectory, Best-of-N, or Rollover Budget Forcing (the default)."""

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,36 +38,41 @@ class Shot(NamedTuple):
 class Trace:
     """Watches a search: what each of its lines (chains, best so far, finishing) accepted."""
 
-    def __init__(self, search: Search, decode: Callable[[jax.Array], jax.Array]):
-        self._search, self._decode = search, jax.jit(lambda x0: decode(x0[None])[0])
+    def __init__(self, search: Search, decode: Callable[[Any], Any]):
+        self._search, self._decode = search, decode
         self._last: dict[str, tuple[float, float]] = {}
         self.lines: dict[str, list[Shot]] = {}
 
-    def _particles(self, state: Any) -> dict[str, Particle]:
+    def _particles(self, state: Any) -> tuple[str, Particle]:
+        """The kind of line, and particles [n] of n lines of it."""
         search = self._search
         if isinstance(search, Complete):
             if int(state.step) > 0:
-                return {"finish": state.particle}
+                return "finish", _row(state.particle)
             search, state = search.inner, state.inner
-        if isinstance(search, BestOfN):
-            if search.samples == 1:
-                return {"trajectory": jax.tree.map(lambda a: a[0], state.particles)}
-            return {"best so far": state.best}
-        path = search.path(state)
-        rows = range(path.t.shape[0])
-        return {f"chain {i + 1}": jax.tree.map(lambda a, i=i: a[i], path) for i in rows}
+        if not isinstance(search, BestOfN):
+            return "chain", search.path(state)
+        if search.samples == 1:
+            return "trajectory", state.particles
+        return "best so far", _row(state.best)
 
     def record(self, result: Result) -> None:
         """Take in a round's result."""
-        for name, particle in self._particles(result.state).items():
-            at = (float(particle.t), float(particle.reward))
-            unseen = at == (1.0, -np.inf) and name != "trajectory"
+        kind, particles = self._particles(result.state)
+        times, rewards = np.asarray(particles.t), np.asarray(particles.reward)
+        for i, at in enumerate(zip(times.tolist(), rewards.tolist(), strict=True)):
+            name = f"{kind} {i + 1}" if kind == "chain" else kind
+            unseen = at == (1.0, -np.inf) and kind != "trajectory"
             if unseen or self._last.get(name) == at:
                 continue
             self._last[name] = at
             reward = at[1] if np.isfinite(at[1]) else np.nan
-            image = np.asarray(self._decode(particle.x0))
+            image = np.asarray(self._decode(np.asarray(particles.x0)[i : i + 1]))[0]
             self.lines.setdefault(name, []).append(Shot(at[0], reward, int(result.nfe), image))
+
+
+def _row(particle: Particle) -> Particle:
+    return Particle(*(np.asarray(a)[None] for a in particle))
 
 
 @contextmanager

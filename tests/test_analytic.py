@@ -1,12 +1,15 @@
 """Gaussian mixtures: identities by autodiff in float64, ends, moments of samples, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_interpolants import CURVES, TIMES
+from test_interpolants import CURVES, EXACT, INTERIOR, TIMES
 
 import flowsde as fs
+from flowsde.interpolants import Interpolant
 
 A = fs.analytic
 WEIGHTS = [0.2, 0.5, 0.3]
@@ -15,18 +18,21 @@ COVARIANCES = np.array(
     [[[0.3, 0.1], [0.1, 0.2]], [[0.15, 0], [0, 0.4]], [[0.5, -0.3], [-0.3, 0.3]]]
 )
 PARAMETERS = (WEIGHTS, MEANS, COVARIANCES)
-INNER = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+ROWS = 6
 
 
-def _points(p, t, dtype, rows=3):
+def _points(p, dtype):
+    """Points [9 * ROWS, 2] a particle visits at each of TIMES, and their times."""
     rng = np.random.default_rng(0)
-    x0, x1 = MEANS[rng.integers(0, 3, (len(t), rows))], rng.normal(size=(2, len(t), rows, 2))
-    alpha, sigma = (np.asarray(f(jnp.asarray(t, dtype)))[:, None, None] for f in (p.alpha, p.sigma))
-    return (alpha * (x0 + 0.5 * x1[0]) + sigma * x1[1]).astype(dtype)
+    x0, x1 = MEANS[rng.integers(0, 3, (9, ROWS))], rng.normal(size=(2, 9, ROWS, 2))
+    t = jnp.asarray(TIMES, dtype)
+    alpha, sigma = (np.asarray(f(t), np.float64)[:, None, None] for f in (p.alpha, p.sigma))
+    x = alpha * (x0 + 0.5 * x1[0]) + sigma * x1[1]
+    return jnp.asarray(x.reshape(-1, 2), dtype), jnp.repeat(t, ROWS)
 
 
 def test_data_density_is_the_textbook_one():
-    x = np.random.default_rng(1).normal(size=(9, 2))
+    x = np.random.default_rng(1).normal(size=(9 * ROWS, 2))
     density = 0.0
     for w, m, c in zip(*PARAMETERS, strict=True):
         d = x - m
@@ -34,59 +40,91 @@ def test_data_density_is_the_textbook_one():
         density += w * np.exp(exponent) / (2 * np.pi * np.sqrt(np.linalg.det(c)))
     with jax.enable_x64(True):
         data = A.mixture(*PARAMETERS, dtype=jnp.float64)
-        ours = data.log_prob(CURVES["vp"], x, 0.0)
+        ours = data.log_prob(CURVES["linear"], x, np.zeros(9 * ROWS))
     np.testing.assert_allclose(ours, np.log(density), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CURVES)
-def test_score_continuity_and_means_by_autodiff(name):
-    p = CURVES[name]
+@dataclasses.dataclass(frozen=True)
+class _Tangent(Interpolant):
+    """Any curve near one of its times: its coefficients there and their rates, as numbers.
 
-    @jax.jit
-    def identities(data, x, t):
-        def at(x, t):
-            def log_prob(x, t):
-                return data.log_prob(p, x, t)
+    One compiled program then serves every curve.
+    """
 
-            score, rate = jax.grad(log_prob, argnums=(0, 1))(x, t)
-            divergence = jnp.trace(jax.jacfwd(lambda x: data.velocity(p, x, t))(x))
-            u, x0, x1 = (f(p, x, t) for f in (data.velocity, data.x0, data.x1))
-            flux = -divergence - jnp.sum(u * score)
-            return (
-                (data.score(p, x, t), score),
-                (rate, flux),
-                (p.alpha(t) * x0 + p.sigma(t) * x1, x),
-                (u, p.alpha_dot(t) * x0 + p.sigma_dot(t) * x1),
-            )
+    start: tuple
+    rates: tuple
 
-        return jax.vmap(jax.vmap(at, (0, None)))(x, t)
+    def alpha(self, t):
+        return self.start[0] + self.rates[0] * t
 
+    def sigma(self, t):
+        return self.start[1] + self.rates[1] * t
+
+    def alpha_dot(self, t):
+        return self.rates[0] * jnp.ones_like(t)
+
+    def sigma_dot(self, t):
+        return self.rates[1] * jnp.ones_like(t)
+
+    def time(self, angle):
+        raise NotImplementedError
+
+
+@jax.jit
+@jax.vmap
+def _identities(data, x, start, rates):
+    """Pairs of what must be equal at one point of one curve."""
+    p, now = _Tangent(start, rates), jnp.zeros_like(x[0])
+    score, rate = jax.grad(lambda x, t: data.log_prob(p, x, t), argnums=(0, 1))(x, now)
+    divergence = jnp.trace(jax.jacfwd(lambda x: data.velocity(p, x, now))(x))
+    u, x0, x1 = (f(p, x, now) for f in (data.velocity, data.x0, data.x1))
+    return {
+        "score": (data.score(p, x, now), score),
+        "continuity": (rate, -divergence - jnp.sum(u * score)),
+        "point": (start[0] * x0 + start[1] * x1, x),
+        "velocity": (u, rates[0] * x0 + rates[1] * x1),
+    }
+
+
+def test_score_continuity_and_means_by_autodiff():
+    t = INTERIOR
+    exact = [EXACT[name](t, 1 - t) for name in CURVES]
+    alpha, sigma, d_alpha, d_sigma = (np.concatenate(values) for values in zip(*exact, strict=True))
+    n = len(alpha)
+    rng = np.random.default_rng(0)
+    x0, x1 = MEANS[rng.integers(0, 3, n)] + rng.normal(size=(n, 2)) / 2, rng.normal(size=(n, 2))
+    x = alpha[:, None] * x0 + sigma[:, None] * x1
     with jax.enable_x64(True):
         data = A.mixture(*PARAMETERS, dtype=jnp.float64)
-        x = _points(p, INNER, np.float64)
-        for ours, wanted in identities(data, x, jnp.asarray(INNER)):
-            scale = np.abs(wanted).max()
-            np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-11 * scale)
+        data = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (n, *a.shape)), data)
+        found = _identities(data, x, (alpha, sigma), (d_alpha, d_sigma))
+    for name, (ours, wanted) in found.items():
+        floor = 1e-11 * np.abs(wanted).max()
+        np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=floor, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_finite_up_to_both_ends(dtype):
     with jax.enable_x64(dtype == np.float64):
         data = A.mixture(*PARAMETERS, dtype=dtype)
-        t = jnp.asarray(TIMES, dtype)
         for name, p in CURVES.items():
-            x = jnp.asarray(_points(p, np.asarray(TIMES), dtype))
-            for kind in ("x0", "x1", "score", "log_prob", "velocity"):
-                value = np.asarray(getattr(data, kind)(p, x, t))
+            x, t = _points(p, dtype)
+            found = {
+                kind: np.asarray(getattr(data, kind)(p, x, t))
+                for kind in ("x0", "x1", "score", "log_prob", "velocity")
+            }
+            for kind, value in found.items():
                 assert value.dtype == dtype
-                last = -1 if (name, kind) == ("linear_vp", "velocity") else None
+                last = -ROWS if (name, kind) == ("linear_vp", "velocity") else None
                 assert np.isfinite(value[:last]).all(), (name, kind)
-            x0, x1 = np.asarray(data.x0(p, x, t)), np.asarray(data.x1(p, x, t))
-            np.testing.assert_allclose(x0[0], x[0], rtol=1e-5, atol=1e-6)
-            np.testing.assert_array_equal(x1[0], np.zeros_like(x1[0]))
+            first, x0, x1 = np.asarray(x[:ROWS]), found["x0"], found["x1"]
+            np.testing.assert_allclose(x0[:ROWS], first, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(x1[:ROWS], np.zeros_like(first))
             if name != "vp":  # which ends short of pure noise
-                np.testing.assert_allclose(x0[-1], np.broadcast_to(data.mean(), (3, 2)), rtol=1e-5)
-                np.testing.assert_allclose(x1[-1], x[-1] / p.sigma(t)[-1], rtol=1e-5)
+                mean = np.broadcast_to(np.asarray(WEIGHTS) @ MEANS, (ROWS, 2))
+                np.testing.assert_allclose(x0[-ROWS:], mean, rtol=1e-5)
+                noise = np.asarray(x)[-ROWS:] / np.asarray(p.sigma(t))[-1]
+                np.testing.assert_allclose(x1[-ROWS:], noise, rtol=1e-5)
 
 
 def test_one_gaussian_is_linear_regression():
@@ -95,7 +133,7 @@ def test_one_gaussian_is_linear_regression():
     gain = alpha * c @ np.linalg.inv(alpha**2 * c + sigma**2 * np.eye(2))
     with jax.enable_x64(True):
         data = A.gaussian(m, c, dtype=jnp.float64)
-        ours = data.x0(CURVES["linear"], x, np.float64(0.4))
+        ours = jax.jit(lambda data, x, t: data.x0(CURVES["linear"], x, t))(data, x, np.float64(0.4))
         np.testing.assert_allclose(ours, m + (x - alpha * m) @ gain.T, rtol=1e-12)
         np.testing.assert_allclose(data.covariance(), c, rtol=1e-12)
         np.testing.assert_allclose(data.mean(), m, rtol=1e-12)
@@ -138,7 +176,8 @@ def test_samples_have_the_moments_and_the_weights():
 
 def test_component_is_the_nearest_of_well_separated_ones():
     data = A.mixture([1, 1, 1], 10 * MEANS, COVARIANCES)
-    assert np.asarray(data.component(jnp.asarray(10 * MEANS, jnp.float32))).tolist() == [0, 1, 2]
+    component = jax.jit(lambda data, x: data.component(x))
+    assert component(data, np.asarray(10 * MEANS, np.float32)).tolist() == [0, 1, 2]
 
 
 def test_flow_defaults_to_linear_and_is_a_pytree():

@@ -118,10 +118,7 @@ def test_seeds_and_overwriting(
     assert "--overwrite" in said and str(tmp_path) in said
     again = _sample(tmp_path, *RBF, "--overwrite")
     other = _sample(tmp_path, *RBF, "--overwrite", "--seed", "1")
-    wide = _sample(tmp_path, *RBF, "--overwrite", "--width", "1")
     assert first["reward"] == again["reward"] != other["reward"]
-    np.testing.assert_allclose(wide["reward"], first["reward"], rtol=1e-5)
-    assert wide["evaluations"] == wide["nfe"] == 17
 
 
 def test_several_prompts_and_default_folder(
@@ -143,10 +140,9 @@ def test_several_prompts_and_default_folder(
 
 
 def test_target_reward_stops(small: None, tmp_path: Path) -> None:
-    result = _sample(
-        tmp_path, PROMPT, *TINY, "--nfe", "30", "--finish", "mean", "--target-reward=-99"
-    )
-    assert result["nfe"] < 30 and result["settings"]["target_reward"] == -99.0
+    result = _sample(tmp_path, *RBF, "--target-reward=-99")
+    # The first draw of either chain, and finishing.
+    assert result["nfe"] == 2 + 2 and result["settings"]["target_reward"] == -99.0
 
 
 def test_a_failure_leaves_no_result(
@@ -241,7 +237,7 @@ def test_wrong_values(
     [
         ("", "sample"),
         ("smaple", "smaple"),
-        ("train", "task"),
+        ("train", "TASK must be one of"),
         ("train cat", "'cat'"),
         ("train scorer --steps 0", "--steps"),
         ("train scorer --steps x", "--steps"),
@@ -273,6 +269,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "None" not in text
     for words in presets.CHOICES.values():
         assert all(word in text for word in words)
+
+
+def test_boxes_become_lines() -> None:
+    drawn = (
+        "╭─ Value error ──╮\n│ Error parsing --nfe: wrong │\n│ value │\n│ ──── │\n│ help │\n╰────╯"
+    )
+    ascii_only = (
+        " Value error  \n ------- \n  Error parsing --nfe: wrong \n  value\n  ----- \n help"
+    )
+    assert cli._one_line(drawn) == cli._one_line(ascii_only) == "--nfe: wrong value"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Interpolants against their formulas in float64, their derivatives by autodiff and their inverses."""
+"""Interpolants against float64 formulas, their derivatives by autodiff, and their inverses."""
 
 import dataclasses
 

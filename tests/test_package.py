@@ -18,7 +18,9 @@ def site(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, ROOT], check=True)
     (wheel,) = wheels.glob("flowsde-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", site, wheel], check=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", site, wheel], check=True
+    )
     return site
 
 
@@ -42,7 +44,9 @@ def test_wheel_holds_the_package_and_nothing_else(site):
 
 @pytest.mark.slow
 def test_converters_do_not_claim_a_generic_name(site, tmp_path):
-    found = run(site, tmp_path, "-c", "import flowsde_converters; print(flowsde_converters.__file__)")
+    found = run(
+        site, tmp_path, "-c", "import flowsde_converters; print(flowsde_converters.__file__)"
+    )
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.strip()).is_relative_to(site)
 

@@ -34,7 +34,7 @@ _KINDS = {k: i for i, k in enumerate(KINDS)} | {k + "s": i for i, k in enumerate
 class Group(NamedTuple):
     """``count`` (1 to 5) objects of one colour and kind, both by index."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     colour: int
     kind: int
 

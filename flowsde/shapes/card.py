@@ -86,13 +86,14 @@ NETWORKS = {
 
 
 _DEFAULTS = TrainConfig()
+_TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """Train an embedded network, or continue the run in --out; export weights and card."""
 
-    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="{shapes,scorer}")]
+    task: Annotated[str, tyro.conf.Positional, _TASK] = ""
     """The text-to-image flow, or the scorer that is its given reward."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the run; by default runs/TASK."""

@@ -30,7 +30,9 @@ def same(one, other, size, rtol=1e-6):
     np.testing.assert_allclose(one.reward / size, other.reward / size, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("search", [SEARCH, BON], ids=["rbf", "bon"])
+@pytest.mark.parametrize(
+    "search", [SEARCH, pytest.param(BON, marks=pytest.mark.slow)], ids=["rbf", "bon"]
+)
 @pytest.mark.parametrize("target", [None, 0.4])
 def test_run_equals_iterate_and_host_rewards_equal_jax_ones(search, target):
     ids, cond = batch(7)
@@ -55,24 +57,22 @@ def test_run_equals_iterate_and_host_rewards_equal_jax_ones(search, target):
         np.testing.assert_array_equal(r.info.best_reward[-1], r.reward)
 
 
-def test_a_prompt_alone_is_the_prompt_in_a_batch():
+@pytest.mark.parametrize(
+    "chunk", [3, *(pytest.param(c, marks=pytest.mark.slow) for c in (1, None))]
+)
+def test_a_prompt_alone_is_the_prompt_in_a_batch(chunk):
     ids, cond = batch(7)
-    results = [
-        fs.run(KEY, flow(), SEARCH, reward, cond=cond, prompt_ids=ids, chunk_size=chunk)
-        for chunk in (None, 3, 1)
-    ]
+    together = fs.run(KEY, flow(), SEARCH, reward, cond=cond, prompt_ids=ids, chunk_size=chunk)
     for i in range(7):
         size = cond["size"][i]
         one_cond = row(cond, np.asarray([i]))
         alone = fs.run(KEY, flow(), SEARCH, reward, cond=one_cond, prompt_ids=ids[i : i + 1])
-        for together in results:
-            same(row(alone._replace(info=None, state=None), 0),
-                 row(together._replace(info=None, state=None), i), size, 1e-5)  # fmt: skip
-            n = alone.info.time.shape[0]
-            np.testing.assert_array_equal(
-                alone.info.path_time[:, 0], together.info.path_time[:n, i]
-            )
-    assert np.sum(results[2].evaluations) == np.sum(results[2].nfe)
+        log, logs = alone.info.path_time, together.info.path_time
+        alone = row(alone._replace(info=None, state=None), 0)
+        same(alone, row(together._replace(info=None, state=None), i), size, 1e-5)
+        np.testing.assert_array_equal(log[:, 0], logs[: len(log), i])
+    if chunk == 1:
+        assert np.sum(together.evaluations) == np.sum(together.nfe)
 
 
 def test_one_prompt_without_ids_is_id_zero_without_an_axis():
@@ -128,6 +128,7 @@ def test_second_call_neither_traces_nor_compiles():
     assert not np.allclose(first.x, second.x)
 
 
+@pytest.mark.slow
 def test_bfloat16_models_and_rewards_leave_the_state_float32():
     low = fs.Flow.from_callable(
         lambda params, x, t, cond: x.astype(jnp.bfloat16), None, (2,), decode=decode
@@ -149,6 +150,7 @@ def test_x64_keeps_the_state_float32():
     same(plain, result, cond["size"][2], 1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_valid_warns_and_returns_when_asked_to():
     def nowhere(images, cond):
         return jnp.full(images.shape[0], jnp.nan)

@@ -176,5 +176,5 @@ def test_runner(go, arguments, options, error, message):
 def test_host_rewards(fn, message):
     with pytest.raises(ValueError, match=message):
         fs.run(KEY, flow(), rbf(), fs.rewards.host(fn, "score"))
-    with pytest.raises(TypeError, match="fn must be callable.*got 7"):
+    with pytest.raises(TypeError, match=r"fn must be callable.*got 7"):
         fs.rewards.host(7)
