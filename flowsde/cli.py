@@ -105,11 +105,13 @@ def prepare(command: Sample) -> list[Job]:
     flow, reward = shapes.load_flow(), shapes.load_reward(settings.reward)
     if presets.evaluations(settings) > 1:
         flow = fs.flow.guide(flow, settings.guidance, np.zeros(captions.MAX_TOKENS, np.int32))
+    # As it runs: the runner divides the budget by what a candidate costs.
+    as_run = search.with_nfe(search.nfe // presets.evaluations(settings))
     key = jax.random.key(command.seed)
     return [
         Job(
             prompt, folder, command.method, command.seed, target, command.preset, settings,
-            search, flow,
+            as_run, flow,
             fs.iterate(key, flow, search, reward, cond=shapes.encode(prompt), target_reward=target),
         )
         for prompt, folder in zip(prompts, folders, strict=True)

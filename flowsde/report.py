@@ -21,6 +21,7 @@ from flowsde.search import BestOfN, Complete, Particle, Result, Search
 from flowsde.shapes import captions, checker
 
 _COLUMNS = 10
+_MOST = 50
 _TILE = 1.0
 _COLOURS = ("#3b6ea8", "#d08a3c", "#5a9b6b", "#a8577e")
 _FINISH = "#8a8a8a"
@@ -36,7 +37,7 @@ class Shot(NamedTuple):
 
 
 class Trace:
-    """Watches a search: what each of its lines (chains, best so far, finishing) accepted."""
+    """Watches a search: what each of its lines (chains, samples, finishing) accepted."""
 
     def __init__(self, search: Search, decode: Callable[[Any], Any]):
         self._search, self._decode = search, decode
@@ -50,14 +51,31 @@ class Trace:
             if int(state.step) > 0:
                 return "finish", _row(state.particle)
             search, state = search.inner, state.inner
-        if not isinstance(search, BestOfN):
-            return "chain", search.path(state)
-        if search.samples == 1:
+        if isinstance(search, BestOfN):
             return "trajectory", state.particles
-        return "best so far", _row(state.best)
+        return "chain", search.path(state)
+
+    def _add(self, name: str, particles: Particle, i: int, nfe: int) -> None:
+        reward = float(particles.reward[i])
+        image = np.asarray(self._decode(np.asarray(particles.x0)[i : i + 1]))[0]
+        shot = Shot(float(particles.t[i]), reward if np.isfinite(reward) else np.nan, nfe, image)
+        self.lines.setdefault(name, []).append(shot)
+
+    def _record_samples(self, search: BestOfN, result: Result) -> None:
+        """Finished samples of Best-of-N, the best of them if they are many."""
+        state, steps = result.state, search.steps
+        if int(state.step) > 0:
+            return
+        first = (int(state.wave) - 1) * search.n_candidates
+        for i in range(min(search.n_candidates, search.samples - first)):
+            self._add("samples", state.particles, i, (first + i + 1) * steps)
+        while len(shots := self.lines["samples"]) > _MOST:
+            shots.remove(min(shots, key=lambda shot: np.nan_to_num(shot.reward, nan=-np.inf)))
 
     def record(self, result: Result) -> None:
         """Take in a round's result."""
+        if isinstance(self._search, BestOfN) and self._search.samples > 1:
+            return self._record_samples(self._search, result)
         kind, particles = self._particles(result.state)
         times, rewards = np.asarray(particles.t), np.asarray(particles.reward)
         for i, at in enumerate(zip(times.tolist(), rewards.tolist(), strict=True)):
@@ -66,9 +84,7 @@ class Trace:
             if unseen or self._last.get(name) == at:
                 continue
             self._last[name] = at
-            reward = at[1] if np.isfinite(at[1]) else np.nan
-            image = np.asarray(self._decode(np.asarray(particles.x0)[i : i + 1]))[0]
-            self.lines.setdefault(name, []).append(Shot(at[0], reward, int(result.nfe), image))
+            self._add(name, particles, i, int(result.nfe))
 
 
 def _row(particle: Particle) -> Particle:
@@ -133,7 +149,7 @@ def path_figure(title: str, lines: dict[str, list[Shot]], reward: float) -> Figu
     height = top + len(rows) * cell
     figure = Figure(figsize=(width, height))
     figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold")
-    note = "accepted at each step: time and reward below, the answer framed"
+    note = "what was accepted, in order; time and reward below each, the answer framed"
     figure.text(0.1 / width, 1 - 0.38 / height, note, va="top", fontsize=8, color="0.4")
     answer = max(
         (s.nfe for shots in lines.values() for s in shots if s.reward == reward), default=-1
@@ -184,10 +200,27 @@ def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
     return Spending(times[::-1], budget[::-1], finishing * evaluations)
 
 
+def progress(search: Search, result: Result, evaluations: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Charged evaluations and the best reward by then, nan before there is one.
+
+    A wave of Best-of-N is read in the order of its samples, as if they had been drawn one by one.
+    """
+    info = result.info
+    if isinstance(search, BestOfN):
+        last = (
+            np.asarray(info.counted)
+            & (np.arange(len(info.time)) % search.steps == search.steps - 1)[:, None]
+        )
+        rewards = np.asarray(info.reward, np.float64)[last]
+        nfe = (np.arange(len(rewards)) + 1) * search.steps
+        best = np.maximum.accumulate(rewards)
+    else:
+        nfe, best = np.cumsum(info.charged), np.asarray(info.best_reward, np.float64)
+    return nfe * evaluations, np.where(np.isfinite(best), best, np.nan)
+
+
 def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -> None:
-    nfe = np.cumsum(result.info.charged) * evaluations
-    best = np.asarray(result.info.best_reward, np.float64)
-    best[~np.isfinite(best)] = np.nan
+    nfe, best = progress(search, result, evaluations)
     final, finishing = float(result.reward), spending(search, result, evaluations).finishing
     axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
     if finishing:

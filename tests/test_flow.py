@@ -1,5 +1,6 @@
 """Flow: every adapter equals a direct call under every transformation; guidance; errors."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def test_adapters_under_sample(kind, conditional, x64):
         ids = jnp.arange(N)
         keys = [jax.random.fold_in(jax.random.fold_in(key, i), 0) for i in ids]
         x = jnp.stack([jax.random.normal(k, SHAPE, jnp.float32) for k in keys])
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(grid):
             u = direct(flow.params, x, jnp.full((N,), t, jnp.float32), cond)
             x = x + np.float32(s - t) * u
         assert_close(got, x)

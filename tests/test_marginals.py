@@ -76,6 +76,8 @@ FAST = {
 CASES = [
     pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
     for case in itertools.product(INTERPOLANTS, (*DIFFUSIONS, *OTHERS))
+    # In terms of angles CPS is one and the same under every interpolant.
+    if case[1] != "cps(n^-1/2)" or case[0] in ("linear", "from_functions")
 ]
 
 
@@ -161,7 +163,7 @@ def test_mean_covariance_and_weights(interpolant, kernel):
 
 def test_plain_cps_keeps_the_variance_its_kicks_leave():
     """The formula above, at the limit sigma^2 << V: c = cos(pi / 4), (1 + c) / 2 = .854."""
-    p, v, steps = INTERPOLANTS["linear"], 0.25, 4000
+    p, v, steps = INTERPOLANTS["linear"], 0.25, 12_000
     c = math.cos(math.pi / 4.0)
     kernel = kernels.cps(p, 0.5)
 

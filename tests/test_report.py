@@ -70,10 +70,15 @@ def test_trace_of_one_trajectory_and_of_best_of_n() -> None:
     assert np.isnan([s.reward for s in shots[:-1]]).all()
     assert shots[-1].reward == float(result.reward)
 
-    search = fs.search.bon(nfe=30, kernel=kernel, grid=grid, width=1)
+    search = fs.search.bon(nfe=33, kernel=kernel, grid=grid, width=4)
     trace, result = _trace(search)
-    rewards = [s.reward for s in trace.lines["best so far"]]
-    assert rewards == sorted(set(rewards)) and rewards[-1] == float(result.reward)
+    shots = trace.lines["samples"]
+    rewards = [s.reward for s in shots]
+    assert len(set(rewards)) == 6 and max(rewards) == float(result.reward)
+    nfe, best = report.progress(search, result)
+    np.testing.assert_array_equal(nfe, [5, 10, 15, 20, 25, 30])
+    np.testing.assert_array_equal(best, np.maximum.accumulate(rewards))
+    assert [s.nfe for s in shots] == nfe.tolist()
     np.testing.assert_array_equal(report.spending(search, result).budget, np.full((5, 1), 6))
 
 

@@ -115,16 +115,17 @@ def test_heun_has_order_2():
     start = [jax.random.fold_in(jax.random.fold_in(KEY, i), 0) for i in range(8)]
     start = np.stack([jax.random.normal(k, (2,), jnp.float32) for k in start])
     exact = np.array([0.7, -0.2]) + 0.6 * start
-    steps, errors = (5, 10, 20), {}
+    # Below some 40 steps Heun's error, in exact arithmetic too, falls more slowly than h^2.
+    steps, errors = (40, 160), {}
     for build in (fs.kernels.ode_euler, fs.kernels.ode_heun):
         errors[build] = [
             np.sqrt(np.mean((draw(flow=data.flow(), kernel=build(LINEAR), grid=grid) - exact) ** 2))
             for grid in map(fs.grids.uniform, steps)
         ]
-    order = {k: -np.polyfit(np.log(steps), np.log(e), 1)[0] for k, e in errors.items()}
+    order = {k: math.log(e[0] / e[1]) / math.log(steps[1] / steps[0]) for k, e in errors.items()}
     assert order[fs.kernels.ode_euler] >= 0.9 and order[fs.kernels.ode_heun] >= 1.9
-    # Two steps of Euler cost what one of Heun does, and are worse.
-    assert errors[fs.kernels.ode_heun][1] < errors[fs.kernels.ode_euler][2]
+    # 160 steps of Euler cost twice what 40 of Heun do, and are worse.
+    assert errors[fs.kernels.ode_heun][0] < errors[fs.kernels.ode_euler][1]
 
 
 def test_the_second_call_does_not_compile():
@@ -150,8 +151,9 @@ def test_the_second_call_does_not_compile():
 
 
 def test_memory_does_not_grow_with_steps():
-    """Only the times themselves do: less than 16 bytes a step, where a particle has 4 MB."""
-    flow = flow_of(shape=(64, 64, 4))
+    """But for the times themselves: 16 bytes a step at most, where the particles have 256 kB."""
+    scale = jnp.float32(0.8)
+    flow = fs.Flow.from_callable(lambda p, x, t, c: jnp.tanh(p * x), scale, (16, 16, 4))
 
     def temporaries(steps):
         lowered = _sample.lower(
@@ -160,7 +162,7 @@ def test_memory_does_not_grow_with_steps():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(10), temporaries(1000)
-    assert few > 64 * 64 * 64 * 4 * 4
+    assert few > 64 * 16 * 16 * 4 * 4
     assert abs(many - few) <= 16 * 1000
 
 

@@ -224,7 +224,7 @@ class RBF:
             quota=jnp.where(over, quotas[following] + chain.quota - drawn, chain.quota),
             drawn=jnp.where(over, 0, drawn),
             charged=charged,
-            hit=jnp.where(jnp.any(hits), charged, chain.hit),
+            hit=jnp.where(jnp.any(hits & counted), charged, chain.hit),
             threshold=jnp.where(over, jnp.maximum(chain.threshold, child.reward), chain.threshold),
             parent=where(over, child, chain.parent),
             child=child,

@@ -14,20 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
-from safetensors.flax import save_file
+from safetensors.flax import save as serialise
 
 Params = Any
 FOLDER = Path(__file__).parent / "weights"
 
 
 def save(path: Path, params: Params, name: str, config: dict[str, Any]) -> None:
-    """Write parameters as bfloat16 to a temporary file, then rename it to `path`."""
+    """Write parameters as bfloat16 to a temporary file, then rename it to `path`.
+
+    Equal arguments give equal bytes, so that a file's hash identifies its weights.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = {".".join(key.key for key in keys): leaf for keys, leaf in leaves}
     tensors = {key: jnp.asarray(leaf, jnp.bfloat16) for key, leaf in flat.items()}
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"name": name, "config": json.dumps(config)})
+    metadata = {"name": name, "config": json.dumps(config)}
+    temporary.write_bytes(_sort_header(serialise(tensors, metadata)))
     os.replace(temporary, path)
+
+
+def _sort_header(file: bytes) -> bytes:
+    """The same file with sorted keys in its header, where safetensors orders metadata at random."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    text = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
@@ -44,7 +56,7 @@ def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
         metadata = file.metadata() or {}
         if metadata.get("name") != name:
             raise ValueError(f"{path} holds {metadata.get('name')!r}, expected weights of {name!r}")
-        for key in file.keys():  # noqa: SIM118 - not a dict
+        for key in file.keys():
             *parents, leaf = key.split(".")
             node = params
             for parent in parents:

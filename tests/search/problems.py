@@ -46,7 +46,7 @@ def reward(images, cond):
         [
             score,
             jnp.round(2.0 * score) / 2.0,
-            jnp.where(jnp.sin(9.0 * images[:, 0]) > 0.5, jnp.nan, score),
+            jnp.where(jnp.sin(25.0 * images[:, 0]) > 0.8, jnp.nan, score),
             jnp.zeros_like(score),
         ]
     )
@@ -57,7 +57,7 @@ def host_reward(images, cond):
     """The same in NumPy."""
     wave = np.sin(np.sum(images * cond["frequency"], axis=-1) + cond["phase"])
     score = wave - 0.1 * np.sum(np.square(images), axis=-1)
-    holes = np.where(np.sin(9.0 * images[:, 0]) > 0.5, np.nan, score)
+    holes = np.where(np.sin(25.0 * images[:, 0]) > 0.8, np.nan, score)
     kinds = np.stack([score, np.round(2.0 * score) / 2.0, holes, np.zeros_like(score)])
     return cond["size"] * kinds[cond["kind"], np.arange(len(score))]
 

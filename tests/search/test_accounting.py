@@ -74,7 +74,7 @@ def counted(go, search, model, reward=smooth, prompts=None, **options):
     [
         (fs.run, rbf(5, "complete"), False, 3, 4),
         (fs.run, rbf(3, nfe=41), True, 3, 2),
-        (fs.run, bon(), False, 3, 4),
+        pytest.param(fs.run, bon(), False, 3, 4, marks=pytest.mark.slow),
         pytest.param(fs.run, rbf(5), False, None, None, marks=pytest.mark.slow),
         pytest.param(fs.iterate, rbf(5, "complete"), False, 3, 4, marks=pytest.mark.slow),
         pytest.param(fs.iterate, bon(), True, 3, None, marks=pytest.mark.slow),
@@ -96,12 +96,14 @@ def test_charge_is_what_the_model_saw_less_the_surplus(go, search, guided, promp
     assert np.any(np.asarray(early.nfe) < full.nfe) or isinstance(search, fs.search.BestOfN)
 
 
+@pytest.mark.slow
 def test_one_at_a_time_has_no_surplus():
     result = counted(fs.run, rbf(1), flow(), prompts=3, chunk_size=1)
     np.testing.assert_array_equal(result.evaluations, result.nfe)
     np.testing.assert_array_equal(result.verifier_calls, result.nfe)
 
 
+@pytest.mark.slow
 def test_verifier_calls_are_what_the_verifier_saw():
     reward = fs.rewards.host(counting_host_reward)
     for search, chunk in ((rbf(5, "complete"), 4), (bon(), None)):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import problems
+import pytest
 import reference
 from problems import GRID, SDE, batch, flow, host_reward, row
 
@@ -34,6 +35,11 @@ def velocity(x, t, cond):
     return problems.velocity(flow().params, x[None], t[None], cond)[0]
 
 
+@jax.jit
+def posterior_mean(flow, x, t, cond):
+    return flow.means(x, t, cond, SDE.interpolant)[0]
+
+
 def check(completed, inner):
     """Every prompt's completion by hand from the inner search's best; how many fell back."""
     cond = batch(COUNT)[1]
@@ -57,29 +63,38 @@ def check(completed, inner):
 
 def test_complete_follows_the_linear_ode_within_the_budget():
     cap = INNER + STEPS
-    completed, inner = run("complete", cap), run("mean", INNER)
-    np.testing.assert_array_equal(inner.nfe, INNER)
-    np.testing.assert_array_equal(completed.nfe, cap)
-    assert 0 < check(completed, inner) < COUNT
+    full, early = run("complete", cap), run("complete", cap, 0.4)
+    best = jax.jit(jax.vmap(search("complete", cap).inner.best))
+    np.testing.assert_array_equal(full.nfe, cap)
+    assert 0 < check(full, best(full.state.inner)) < COUNT
 
     # A target met early stops the search and its charges, and is still completed.
-    completed, inner = run("complete", cap, 0.4), run("mean", INNER, 0.4)
-    np.testing.assert_array_equal(completed.nfe, np.asarray(inner.nfe) + STEPS)
+    inner = best(early.state.inner)
+    check(early, inner)
     met = np.asarray(inner.reward) >= 0.4
     assert 0 < met.sum() < COUNT
-    assert np.any(np.asarray(completed.nfe)[met] < cap)
-    np.testing.assert_array_equal(np.asarray(completed.nfe)[~met], cap)
-    check(completed, inner)
+    assert np.any(np.asarray(early.nfe)[met] < cap)
+    np.testing.assert_array_equal(np.asarray(early.nfe)[~met], cap)
 
-
-def test_the_answer_reevaluates_to_itself():
     cond = batch(COUNT)[1]
-    for finish, nfe in (("complete", INNER + STEPS), ("mean", INNER)):
-        result = run(finish, nfe)
-        x0, _ = flow().means(result.x, result.t, cond, SDE.interpolant)
-        np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(result.image, problems.decode(result.x0), rtol=1e-6)
-        reward = problems.reward(result.image, cond)
-        np.testing.assert_allclose(
-            result.reward / cond["size"], reward / cond["size"], rtol=1e-5, atol=1e-5
-        )
+    for result in (full, early):
+        reevaluates(result, cond)
+
+
+def reevaluates(result, cond):
+    x0 = posterior_mean(flow(), result.x, result.t, cond)
+    np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.image, problems.decode(result.x0), rtol=1e-6)
+    reward = jax.jit(problems.reward)(result.image, cond)
+    np.testing.assert_allclose(
+        result.reward / cond["size"], reward / cond["size"], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [None, 0.4])
+def test_completion_starts_from_what_the_search_alone_would_return(target):
+    completed, inner = run("complete", INNER + STEPS, target), run("mean", INNER, target)
+    np.testing.assert_array_equal(completed.nfe, np.asarray(inner.nfe) + STEPS)
+    check(completed, inner)
+    reevaluates(inner, batch(COUNT)[1])

@@ -139,6 +139,7 @@ def test_bfloat16_models_and_rewards_leave_the_state_float32():
     assert {a.dtype for a in (result.x, result.x0, result.t, result.reward)} == {np.dtype("f4")}
 
 
+@pytest.mark.slow
 def test_x64_keeps_the_state_float32():
     with jax.enable_x64(True):
         _, cond = batch(7)

@@ -1,6 +1,5 @@
 """Weights files: the packaged ones, writing and reading; and runs of `flowsde train`."""
 
-import json
 import re
 from pathlib import Path
 
@@ -25,6 +24,11 @@ def test_weights_are_read_as_written(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     assert config == {"width": 3} and weights.count(params) == 11
     assert list(tmp_path.iterdir()) == [path]
+    digests = {weights.sha256(path)}
+    for _ in range(9):
+        weights.save(path, PARAMS, "x", {"width": 3})
+        digests.add(weights.sha256(path))
+    assert len(digests) == 1
     with pytest.raises(ValueError, match="holds 'x', expected weights of 'y'"):
         weights.load(path, "y")
     with pytest.raises(FileNotFoundError, match="'x'"):
@@ -80,7 +84,7 @@ def test_training_exports_and_resumes(
     assert again is not None
     cli.main([*again[1].split(), "--out", str(tmp_path)])
     assert weights.sha256(path) == digest
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 2, 3, 4]
+    assert [row["step"] for row in card.read_log(tmp_path, 9)] == [1, 2, 3, 4]
 
     path.unlink()
     cli.main(["train", name, "--out", str(tmp_path), "--export-only"])
