@@ -1,8 +1,8 @@
 """How often does a search give the picture that was asked for?
 
 For every setting, captions x seeds are searched on the embedded model and the returned pictures
-judged by the programmatic checker, which no search sees. A fifth of the captions name a (count, colour, shape)
-triple that training never showed.
+judged by the programmatic checker, which no search sees. A fifth of the captions name a
+(count, colour, shape) triple that training never showed.
 
     python benchmarks/shapes_search.py [--quick] [--json FILE] [--settings NAME ...]
 

@@ -21,3 +21,33 @@ from flowsde.predictions import (
 from flowsde.search.run import Result, iterate, run
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Flow",
+    "Result",
+    "analytic",
+    "diffusion",
+    "grids",
+    "guide",
+    "interpolants",
+    "iterate",
+    "kernels",
+    "match_time",
+    "reparameterise",
+    "rewards",
+    "run",
+    "sample",
+    "score_to_velocity",
+    "score_to_x0",
+    "score_to_x1",
+    "search",
+    "velocity_to_score",
+    "velocity_to_x0",
+    "velocity_to_x1",
+    "x0_to_score",
+    "x0_to_velocity",
+    "x0_to_x1",
+    "x1_to_score",
+    "x1_to_velocity",
+    "x1_to_x0",
+]

@@ -205,7 +205,7 @@ def check_cond(cond: Cond, n: int, axis: str) -> None:
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
             raise ValueError(
-                f"cond has a leaf of shape {jnp.shape(leaf)}, expected the leading axis {axis} = {n}"
+                f"cond has a leaf of shape {jnp.shape(leaf)}, expected leading axis {axis} = {n}"
             )
 
 

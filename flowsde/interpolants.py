@@ -307,6 +307,18 @@ def linear_vp() -> Interpolant:
     return LinearVP()
 
 
+def _check_curve(curve: FromFunctions) -> None:
+    t = jnp.linspace(0.0, 1.0, 65, dtype=jnp.float32)
+    a, s = curve.alpha(t), curve.sigma(t)
+    for name, values in (("alpha", a), ("sigma", s)):
+        if jnp.shape(values) != t.shape or not bool(jnp.isfinite(values).all()):
+            raise ValueError(f"{name} must map times [n] in [0, 1] to finite values [n]")
+    if abs(float(a[0]) - 1.0) > 1e-5 or abs(float(s[0])) > 1e-5:
+        raise ValueError(f"expected alpha(0) = 1 and sigma(0) = 0, got {a[0]} and {s[0]}")
+    if not bool((jnp.diff(curve.angle(t)) > 0.0).all()):
+        raise ValueError("atan2(sigma, alpha) must rise strictly from t = 0 to t = 1")
+
+
 def from_functions(
     alpha: Callable[[jax.Array], jax.Array], sigma: Callable[[jax.Array], jax.Array]
 ) -> Interpolant:
@@ -320,15 +332,8 @@ def from_functions(
       ValueError: the ends are wrong, a value is not finite, or the angle does not rise.
     """
     curve = FromFunctions(alpha, sigma)
-    t = jnp.linspace(0.0, 1.0, 65, dtype=jnp.float32)
-    a, s = curve.alpha(t), curve.sigma(t)
-    for name, values in (("alpha", a), ("sigma", s)):
-        if jnp.shape(values) != t.shape or not bool(jnp.isfinite(values).all()):
-            raise ValueError(f"{name} must map times [n] in [0, 1] to finite values [n]")
-    if abs(float(a[0]) - 1.0) > 1e-5 or abs(float(s[0])) > 1e-5:
-        raise ValueError(f"expected alpha(0) = 1 and sigma(0) = 0, got {a[0]} and {s[0]}")
-    if not bool((jnp.diff(curve.angle(t)) > 0.0).all()):
-        raise ValueError("atan2(sigma, alpha) must rise strictly from t = 0 to t = 1")
+    with jax.ensure_compile_time_eval():  # so that it may be built while tracing
+        _check_curve(curve)
     return curve
 
 

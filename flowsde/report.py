@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ class Trace:
 
 
 def _row(particle: Particle) -> Particle:
-    return Particle(*(np.asarray(a)[None] for a in particle))
+    return jax.tree.map(lambda a: np.asarray(a)[None], particle)
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _rows(lines: dict[str, list[Shot]]) -> list[tuple[str, list[Shot]]]:
 
 def _number(value: float) -> str:
     text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    return text.replace("-", "−")  # noqa: RUF001 - a minus sign, to be read
+    return text.replace("-", "−")
 
 
 def path_figure(title: str, lines: dict[str, list[Shot]], reward: float) -> Figure:

@@ -306,3 +306,17 @@ def test_match_time_known_pairs():
         t, scale = fs.match_time(I.linear(), I.polynomial(2), jnp.asarray(s))
         np.testing.assert_allclose(t, s * (2 - s), rtol=1e-13)
         np.testing.assert_allclose(scale, 1.0, rtol=1e-13)
+
+
+def test_everything_may_be_built_while_tracing():
+    @jax.jit
+    def inside(s):
+        p = I.from_functions(lambda t: 1.0 - t**3, lambda t: 1.5 * t)
+
+        def step(total, _):
+            slope = jax.grad(lambda u: fs.match_time(I.polynomial(7), p, u)[0])(s[0])
+            return total + fs.match_time(p, I.linear_vp(), s)[0] + slope, None
+
+        return jax.lax.scan(step, jnp.zeros(9), None, length=2)[0]
+
+    assert np.isfinite(inside(jnp.asarray(INTERIOR, jnp.float32))).all()

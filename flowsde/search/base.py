@@ -149,7 +149,9 @@ def where(condition: jax.Array, a: Any, b: Any) -> Any:
     """`jnp.where` over two pytrees; the condition has the leaves' leading axes."""
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+        return jnp.where(
+            condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y
+        )
 
     return jax.tree.map(choose, a, b)
 

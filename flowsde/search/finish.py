@@ -97,7 +97,9 @@ class Complete:
         active = finishing & row[0].valid
         reward = jnp.where(row[0].wants_reward, row[1].reward, -jnp.inf)
         moved = Particle(row[0].x, row[0].t, row[1].x0, row[1].x1, reward)
-        new = CompleteState(inner, state.step + active.astype(jnp.int32), where(active, moved, state.particle))
+        new = CompleteState(
+            inner, state.step + active.astype(jnp.int32), where(active, moved, state.particle)
+        )
         own = Info(
             time=candidates.t,
             reward=jnp.where(candidates.wants_reward, evals.reward, -jnp.inf),

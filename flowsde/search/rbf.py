@@ -244,7 +244,9 @@ class RBF:
         # After a hit, only what was met at that very count is eligible.
         chains = state.chains
         eligible = (_limit(chains) == _NEVER) | (chains.hit == _limit(chains))
-        return take(chains.champion, jnp.argmax(jnp.where(eligible, chains.champion.reward, -jnp.inf)))
+        return take(
+            chains.champion, jnp.argmax(jnp.where(eligible, chains.champion.reward, -jnp.inf))
+        )
 
     def path(self, state: RBFState) -> Particle:
         return state.chains.parent

@@ -15,6 +15,7 @@ flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All count
 """
 
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -114,15 +115,9 @@ def run(
     Raises:
       ValueError, TypeError: naming the argument, before any work; or naming the reward.
     """
-    job = _prepare(
-        key, flow, search, reward, cond, prompt_ids, chunk_size, target_reward, invalid
-    )
+    job = _prepare(key, flow, search, reward, cond, prompt_ids, chunk_size, target_reward, invalid)
     if isinstance(job.reward, HostReward):
-        result = None
-        for result in _iterate(job):
-            pass
-        assert result is not None
-        return result
+        return deque(_iterate(job), maxlen=1).pop()
     carry, infos, rounds = _run(
         job.keys, job.flow, job.search, job.reward, job.cond, job.target, job.chunk
     )
@@ -261,7 +256,12 @@ def _clean(rewards: jax.Array, wants: jax.Array) -> jax.Array:
 
 
 def _evaluate_in_chunks(
-    flow: Flow, reward: Any, candidates: Candidates, cond: Cond, search: Search, chunk: int,
+    flow: Flow,
+    reward: Any,
+    candidates: Candidates,
+    cond: Cond,
+    search: Search,
+    chunk: int,
     with_reward: bool,
 ) -> tuple[Evaluation, jax.Array]:
     """Evaluate rows [m], valid ones first, as many whole chunks as they need.
@@ -287,9 +287,7 @@ def _evaluate_in_chunks(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, buffers, computed = carry
         at = order[jnp.minimum(i * chunk + jnp.arange(chunk, dtype=jnp.int32), m - 1)]
-        evals = evaluate(
-            candidates.x[at], candidates.t[at], _rows(cond, prompts[at]), wants[at]
-        )
+        evals = evaluate(candidates.x[at], candidates.t[at], _rows(cond, prompts[at]), wants[at])
         buffers = jax.tree.map(lambda buffer, new: buffer.at[at].set(new), buffers, evals)
         return i + 1, buffers, computed.at[at].add(1)
 
@@ -305,7 +303,12 @@ def _init(keys: jax.Array, search: Search, shape: tuple[int, ...], target: jax.A
 
 
 def _ask(
-    carry: _Carry, flow: Flow, search: Search, reward: Any, cond: Cond, chunk: int,
+    carry: _Carry,
+    flow: Flow,
+    search: Search,
+    reward: Any,
+    cond: Cond,
+    chunk: int,
     with_reward: bool,
 ) -> tuple[_Carry, Candidates, Evaluation]:
     """Ask all prompts, evaluate, and count what was computed; leaves are [P, width, ...]."""
@@ -384,7 +387,12 @@ def _iterate(job: _Job) -> Iterator[Result]:
     for r in range(job.search.max_rounds):
         if isinstance(job.reward, HostReward):
             carry, asked, evals = _ask_step(
-                carry, job.flow, search=job.search, reward=None, cond=job.cond, chunk=job.chunk,
+                carry,
+                job.flow,
+                search=job.search,
+                reward=None,
+                cond=job.cond,
+                chunk=job.chunk,
                 with_reward=False,
             )
             evals = evals._replace(reward=_verify_on_host(job, asked, evals))
@@ -393,12 +401,16 @@ def _iterate(job: _Job) -> Iterator[Result]:
             )
         else:
             carry, info, finished = _step(
-                carry, job.flow, search=job.search, reward=job.reward, cond=job.cond,
+                carry,
+                job.flow,
+                search=job.search,
+                reward=job.reward,
+                cond=job.cond,
                 chunk=job.chunk,
             )
         info, done = jax.device_get((info, finished))
         if log is None:
-            log = Info(*(np.zeros((job.search.max_rounds, *a.shape), a.dtype) for a in info))
+            log = jax.tree.map(lambda a: np.zeros((job.search.max_rounds, *a.shape), a.dtype), info)
         for rows, row in zip(log, info, strict=True):
             rows[r] = row
         yield _result(job, carry, Info(*(rows[: r + 1] for rows in log)), bool(done))
@@ -450,10 +462,9 @@ def _result(job: _Job, carry: _Carry, infos: Info, final: bool = True) -> Result
         warnings.warn(message, stacklevel=3)
     if not job.single:
         return result
-    one = jax.tree.map(lambda a: a[0], result._replace(info=None, state=None))
+    one = Result(*(jax.tree.map(lambda a: a[0], part) for part in result._replace(info=infos)))
     return one._replace(
         info=jax.tree.map(lambda a: a[:, 0], infos),
-        state=jax.tree.map(lambda a: a[0], carry.state),
         nfe=int(one.nfe),
         evaluations=int(one.evaluations),
         verifier_calls=int(one.verifier_calls),

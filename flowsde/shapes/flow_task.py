@@ -28,7 +28,7 @@ _SHEET = (
 
 
 def sample_times(key: jax.Array, n: int) -> jax.Array:
-    """Training times [n]: logit-normal (Esser et al., 2024), towards the noise, where places form."""
+    """Training times [n]: logit-normal (Esser et al., 2024), mostly noisy: places form there."""
     return jax.nn.sigmoid(0.8 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
 
 

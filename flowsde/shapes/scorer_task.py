@@ -21,7 +21,7 @@ same rule for targets), blurred, faded towards the background, and made noisy.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,9 @@ class Batch(NamedTuple):
       centres: probabilities of a centre in each cell, float32 [n, GRID GRID, colours, kinds].
     """
 
-    images: np.ndarray
-    targets: np.ndarray
-    centres: np.ndarray
+    images: Any
+    targets: Any
+    centres: Any
 
 
 class Layout(NamedTuple):
@@ -218,7 +218,8 @@ def batch(seed: int, step: int, size: int) -> Batch:
 
     Placing objects is the slow part, so that each placement is used for `_VARIANTS` scenes.
     """
-    layouts, damages = [], []
+    layouts: list[Layout] = []
+    damages: list[_Damage] = []
     for index in range(step * size, (step + 1) * size):
         # The trailing word sets these streams apart from those of `data.scenes`.
         if not layouts or index % _VARIANTS == 0:

@@ -84,6 +84,8 @@ class Task(NamedTuple):
 
 
 class TrainState(NamedTuple):
+    """Weights, their moving average, and the optimiser's state."""
+
     params: Params
     ema: Params
     opt_state: optax.OptState

@@ -61,7 +61,8 @@ def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
             node = params
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[leaf] = jnp.asarray(file.get_tensor(key), jnp.float32)
+            # Converted by NumPy: JAX would compile a conversion for every shape.
+            node[leaf] = jnp.asarray(np.asarray(file.get_tensor(key)).astype(np.float32))
     return params, json.loads(metadata["config"])
 
 

@@ -1,5 +1,4 @@
 """The checker is compared with scenes of known content and with pictures drawn here."""
-# ruff: noqa: D103 (the names of tests say what they test)
 
 import numpy as np
 import pytest
