@@ -218,8 +218,9 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
     labels = {"wasserstein": "sliced Wasserstein-2", "covariance_error": "covariance error"}
     names = list(dict.fromkeys(row["kernel"] for row in results["rows"]))
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, sharey="row")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharey="row")
     for line, (key, label) in zip(axes, labels.items(), strict=True):
+        floor = results["noise_floor"][key]
         for ax, interpolant in zip(line, INTERPOLANTS, strict=True):
             for i, name in enumerate(names):
                 mine = [
@@ -237,10 +238,11 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
                     markersize=5,
                     label=name,
                 )
-            floor = results["noise_floor"][key]
-            ax.axhspan(ax.get_ylim()[0], floor, color="0.9", label="noise floor (exact draws)")
+            ax.axhspan(0.1 * floor, floor, color="0.9", label="noise floor (exact draws)")
             ax.grid(True, which="major", color="0.9")
-            ax.set_title(interpolant) if line is axes[0] else ax.set_xlabel("model evaluations")
+            ax.set_title(f"{interpolant} interpolant")
+            ax.set_xlabel("model evaluations")
+            ax.set_ylim(bottom=0.4 * floor)
         line[0].set_ylabel(label)
     for ax in axes.flat:
         ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator([5, 10, 20, 50, 100, 200]))

@@ -1,16 +1,21 @@
-"""Compilation is most of the time here: quick tests do with little optimisation of the program.
+"""Compilation is most of the time here: tests do with little optimisation of the program.
 
-Tests marked slow compile as users do.
+Those that ask for `full_optimization` compile as users do.
 """
 
 import jax
 import pytest
 
 
+@pytest.fixture
+def full_optimization():
+    """Asked for by name alone; see `quick_compilation`."""
+
+
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
-    before = jax.config.values["jax_disable_most_optimizations"]
-    quick = request.node.get_closest_marker("slow") is None
-    jax.config.update("jax_disable_most_optimizations", quick)
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, "full_optimization" not in request.fixturenames)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(name, before)

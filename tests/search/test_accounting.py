@@ -75,9 +75,7 @@ def counted(go, search, model, reward=smooth, prompts=None, **options):
         (fs.run, rbf(5, "complete"), False, 3, 4),
         (fs.run, rbf(3, nfe=41), True, 3, 2),
         pytest.param(fs.run, bon(), False, 3, 4, marks=pytest.mark.slow),
-        pytest.param(fs.run, rbf(5), False, None, None, marks=pytest.mark.slow),
         pytest.param(fs.iterate, rbf(5, "complete"), False, 3, 4, marks=pytest.mark.slow),
-        pytest.param(fs.iterate, bon(), True, 3, None, marks=pytest.mark.slow),
         pytest.param(fs.iterate, rbf(5), True, None, 7, marks=pytest.mark.slow),
     ],
 )

@@ -65,13 +65,19 @@ def compare_with_reference(problem, result, cases, target, seed=0):
     [
         (50, 3, 4, 7, "improve"),
         pytest.param(37, 1, 1, 1, "improve", marks=pytest.mark.slow),
-        pytest.param(53, 2, 3, 4, "exhaust", marks=pytest.mark.slow),
         pytest.param(29, 3, 2, 2, "exhaust", marks=pytest.mark.slow),
-        pytest.param(61, 2, 1, 5, "improve", marks=pytest.mark.slow),
     ],
 )
 def test_equals_algorithm_2_one_at_a_time(nfe, chains, seeds, width, last):
-    problem, count, seed = search(nfe, chains, seeds, width, last), 40, nfe
+    check_against_reference(search(nfe, chains, seeds, width, last), nfe)
+
+
+@pytest.mark.slow
+def test_equals_algorithm_2_as_users_compile_it(full_optimization):
+    check_against_reference(search(53, 2, 3, 4), 53)
+
+
+def check_against_reference(problem, seed, count=40):
     result = run(problem, count, None, seed)
     compare_with_reference(problem, result, count, None, seed)
     result = run(problem, count, 0.5, seed)

@@ -175,7 +175,7 @@ def test_nothing_valid_warns_and_returns_when_asked_to():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_steps():
+def test_memory_does_not_grow_with_steps(full_optimization):
     """Temporary memory of the compiled run at one budget, 10 and 100 steps, large particles."""
     shape = (64, 64, 3)
 

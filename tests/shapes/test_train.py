@@ -1,6 +1,7 @@
 """A run that dies continues bit for bit, whatever is trained."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,20 @@ def _mortal(task: Task, last: int) -> Task:
 
 
 @pytest.mark.parametrize("make", [_scorer, pytest.param(_flow, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("last", [1, 5])
-def test_a_killed_run_continues_exactly(make: Any, last: int, tmp_path: Path) -> None:
+def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path) -> None:
     task = make()
     whole = fit(task, CONFIG, tmp_path / "whole")
     with pytest.raises(Killed):
-        fit(_mortal(task, last), CONFIG, tmp_path / "killed")
+        fit(_mortal(task, last=5), CONFIG, tmp_path / "killed")
     continued = fit(task, CONFIG, tmp_path / "killed")
     jax.tree.map(np.testing.assert_array_equal, whole, continued)
     logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "killed")]
     rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
     assert [r["step"] for r in rows[0]] == [2, 4, 6]
     assert [(r["step"], r["loss"]) for r in rows[0]] == [(r["step"], r["loss"]) for r in rows[1]]
-
-
-def test_a_finished_run_returns_its_weights(tmp_path: Path) -> None:
-    first = fit(_scorer(), CONFIG, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, first, fit(_scorer(), CONFIG, tmp_path))
+    # A finished run is not trained again.
+    again = fit(_mortal(task, last=0), CONFIG, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -80,5 +78,5 @@ def test_adam_alone_updates_networks_without_blocks() -> None:
             for _ in range(3):
                 updates, state = tx.update(grads, state, params)
             runs.append(updates)
-    assert optax.global_norm(runs[1]) > 0
+    assert all(bool((u != 0).all()) for u in jax.tree.leaves(runs[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
