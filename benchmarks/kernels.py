@@ -242,7 +242,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
             ax.grid(True, which="major", color="0.9")
             ax.set_title(f"{interpolant} interpolant")
             ax.set_xlabel("model evaluations")
-            ax.set_ylim(bottom=0.4 * floor)
+        line[0].set_ylim(bottom=0.4 * floor)
         line[0].set_ylabel(label)
     for ax in axes.flat:
         ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator([5, 10, 20, 50, 100, 200]))

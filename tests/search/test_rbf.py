@@ -9,6 +9,7 @@ from problems import (
     GRID,
     ROUNDED,
     SDE,
+    SMOOTH,
     accepted_path,
     batch,
     flow,
@@ -162,9 +163,11 @@ def test_quota_of_one_is_the_plain_sde():
 @pytest.mark.slow
 def test_a_grid_of_one_step_is_best_of_noise():
     problem = fs.search.rbf(nfe=9, kernel=SDE, grid=[1.0, 0.0], chains=2, finish="mean", width=3)
-    result = run(problem, 7)
+    cond = problems(7, kinds=(SMOOTH,))
+    result = fs.run(KEY, flow(), problem, REWARD, cond=cond, prompt_ids=np.arange(7))
     np.testing.assert_array_equal(result.nfe, 9)
     np.testing.assert_array_equal(result.t, np.ones(7))
+    np.testing.assert_array_equal(result.reward, result.info.reward.max(axis=(0, 2)))
 
 
 @pytest.mark.parametrize("width", [5, pytest.param(1, marks=pytest.mark.slow)])
