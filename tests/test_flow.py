@@ -90,10 +90,17 @@ def assert_trees_close(a, b):
 
 
 CASES = [(k, c) for k in ("linen", "nnx", "callable") for c in (False, True)]
+FAST = {("linen", True, False), ("nnx", True, True), ("callable", False, False)}
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("kind, conditional", CASES)
+@pytest.mark.parametrize(
+    "kind, conditional, x64",
+    [
+        pytest.param(*case, x64, marks=[] if (*case, x64) in FAST else pytest.mark.slow)
+        for case in CASES
+        for x64 in (False, True)
+    ],
+)
 def test_adapters_under_transformations(kind, conditional, x64):
     """For the linear source x0 = x - t u and x1 = x + (1 - t) u."""
     with jax.enable_x64(x64):
@@ -145,7 +152,7 @@ def flow_with(flow, params):
     return jax.tree.unflatten(jax.tree.structure(flow), leaves)
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind, conditional", [("linen", True), ("nnx", False), ("nnx", True)])
 def test_adapters_under_sample(kind, conditional, x64):
     """`sample` wraps lax.map, scan and vmap around the model: here in a Python loop instead."""
@@ -326,6 +333,7 @@ def test_guidance():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_guidance_of_a_linen_model_through_sample():
     flow, _ = build("linen", True)
     _, _, cond = inputs(True)

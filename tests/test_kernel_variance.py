@@ -143,7 +143,7 @@ def simulated_variances(groups, key, grid):
     return jax.lax.scan(step, [start(*group) for group in groups], inputs)[1].T
 
 
-@pytest.mark.parametrize("interpolant", ["vp", "linear"])
+@pytest.mark.parametrize("interpolant", ["linear", pytest.param("vp", marks=pytest.mark.slow)])
 def test_simulated_particles(interpolant):
     groups, v, expected = row_groups(interpolant)
     grid = jnp.asarray(TABLE["grid"], jnp.float32)

@@ -104,7 +104,7 @@ def rms(a):
     return float(np.sqrt(np.mean(np.square(a))))
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", ["linear", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_order_of_the_ode_kernels(name):
     p = INTERPOLANTS[name]
     with jax.enable_x64(True):
@@ -119,7 +119,10 @@ def test_order_of_the_ode_kernels(name):
             assert rms(ends[-1] - other) <= 2.0 * errors[-1] * (80 / 1280) ** order
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "from_functions"])
+@pytest.mark.parametrize(
+    "name",
+    ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cosine", "from_functions"))],
+)
 def test_ode_kernels_follow_the_exact_transport_of_a_gaussian(name):
     """x = alpha m + sqrt(alpha^2 v + sigma^2) z with z conserved."""
     p = INTERPOLANTS[name]

@@ -147,7 +147,7 @@ TWO = {"prompt_ids": [4, 5]}
             {},
             TWO | {"cond": np.zeros((3, 1), np.float32)},
             ValueError,
-            r"cond has a leaf of shape \(3, 1\), expected the leading axis len\(prompt_ids\) = 2",
+            r"cond has a leaf of shape \(3, 1\), expected leading axis len\(prompt_ids\) = 2",
         ),
         ({}, TWO | {"cond": np.float32(1.0)}, ValueError, r"cond has a leaf of shape \(\)"),
         ({}, {"target_reward": np.nan}, ValueError, "target_reward must be .*number.* got nan"),
