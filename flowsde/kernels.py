@@ -168,7 +168,10 @@ class EulerMaruyama(Kernel):
     def moments(self, x, x0, x1, t, s):
         p = self.interpolant
         g = self.diffusion(p, t)
-        g = jnp.where(jnp.isfinite(g), g, self.diffusion(p, 0.5 * (t + s)))
+        middle = 0.5 * (t + s)
+        # Between neighbouring floats the middle rounds to an end.
+        middle = jnp.where(middle < t, middle, s)
+        g = jnp.where(jnp.isfinite(g), g, self.diffusion(p, middle))
         sigma = p.sigma(t)
         noisy = sigma > 0.0
         score = jnp.where(noisy, -x1 / jnp.where(noisy, sigma, 1.0), 0.0)

@@ -185,7 +185,8 @@ def test_strong_order_of_euler_maruyama():
 # Ends
 
 
-EDGES = (1.0, 1.0 - 1e-7, 0.9, 0.5, 1e-4, 1e-7, 0.0)
+NEXT_TO_1 = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
+EDGES = (1.0, NEXT_TO_1, 1.0 - 1e-7, 0.9, 0.5, 1e-4, 1e-7, 0.0)
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)

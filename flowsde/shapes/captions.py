@@ -64,7 +64,8 @@ def parse(text: str) -> tuple[Group, ...]:
     Raises:
       ValueError: naming the word that is not understood, and the words that are.
     """
-    words = text.lower().replace(",", " and ").split()
+    words = text.lower().strip().removesuffix(".").replace(",", " and ").split()
+    words = [word for i, word in enumerate(words) if words[i : i + 2] != [_JOIN, _JOIN]]
     if not words:
         raise ValueError("prompt is empty, expected e.g. 'three red circles and two blue squares'")
     clauses = " ".join(words).split(f" {_JOIN} ")
@@ -77,7 +78,13 @@ def parse(text: str) -> tuple[Group, ...]:
 
 
 def caption(groups: Sequence[Group]) -> str:
-    """Canonical English of `groups`: the inverse of `parse`."""
+    """Canonical English of `groups`: the inverse of `parse`.
+
+    Raises:
+      ValueError: a count is not 1 to 5.
+    """
+    if any(not 1 <= g.count <= MAX_COUNT for g in groups):
+        raise ValueError(f"counts must be 1 to {MAX_COUNT}, got {groups}")
     clauses = (
         f"{NUMBERS[g.count - 1]} {COLOURS[g.colour]} {KINDS[g.kind]}{'s' * (g.count > 1)}"
         for g in groups

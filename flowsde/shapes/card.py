@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import flowsde as fs
 from flowsde.report import replacing, save_figure
-from flowsde.shapes import weights
+from flowsde.shapes import load_flow, weights
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, caption
 from flowsde.shapes.data import HELD_OUT, SIZE
 from flowsde.shapes.flow_task import flow_task
@@ -55,6 +55,11 @@ class Network(NamedTuple):
     use: str
 
 
+def _scorer_task(sizes: ScorerConfig) -> Task:
+    path = weights.FOLDER / "shapes.safetensors"
+    return scorer_task(sizes, load_flow(), f"{path.name} {weights.sha256(path)}")
+
+
 NETWORKS = {
     "shapes": Network(
         flow_task,
@@ -69,16 +74,16 @@ NETWORKS = {
         "captions, and gets the counts wrong often, on purpose: that is what search is to mend.",
     ),
     "scorer": Network(
-        scorer_task,
+        _scorer_task,
         ScorerConfig(),
         "given reward of the shapes world",
         "Convolutional network whose soft detections are summed over an 8x8 grid and read out as "
         "log-probabilities of the count of each colour and shape (`flowsde.shapes.scorer`, Flax "
         "NNX).",
         f"{_WORLD} Half of the scenes are captions', a quarter of those with triples that the flow "
-        "never saw; the others hold 0 to 10 objects of any kind. Many are damaged, blended, "
-        "blurred, faded and made noisy, because posterior means are blurred "
-        "(`flowsde.shapes.scorer_task`).",
+        "never saw; the others hold 0 to 10 objects of any kind. A third of the pictures are the "
+        "flow's posterior means of such scenes at random times; many of the others are damaged, "
+        "blended, blurred, faded and made noisy (`flowsde.shapes.scorer_task`).",
         "The reward that searches maximise. Judge results by `flowsde.shapes.checker`, which "
         "shares no weights and no code with it.",
     ),
@@ -165,6 +170,7 @@ def read_config(name: str, run: Path) -> TrainConfig:
     found = values.pop("task")
     if found != name:
         raise ValueError(f"--out: {run} holds a run of {found!r}, expected one of {name!r}")
+    values.pop("uses", None)
     return TrainConfig(**values)
 
 
@@ -245,6 +251,7 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
     early = f"interrupt it after its checkpoint at step {step:,}, then add `--export-only`"
     stopped = "" if step == config.steps else f"\nThe run was stopped early: {early}.\n"
     rates = [row["images_per_second"] for row in rows]
+    uses = json.loads((run / "config.json").read_text()).get("uses")
     text = f"""# {name}: {network.title}
 
 {network.architecture}
@@ -262,7 +269,7 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
 
 ## Data
 
-{network.data}
+{network.data}{f" The flow is `{uses}`." if uses else ""}
 
 ## Recipe
 

@@ -39,8 +39,12 @@ HELD_OUT = frozenset(
 )
 """Nine triples, one count for every second (colour, kind) pair."""
 
-_GAP = 1.7
-"""Least pixels between the boxes of two objects, when there are 10; .3 more for each fewer."""
+_MARGIN = 0.8
+"""Least pixels from an object's box to the edge of its cell: half the least gap of two boxes."""
+_SMALLEST = 2.5
+"""Least nominal radius, pixels: a triangle of 14.5 pixels of paint."""
+_CROWD = 5
+"""Most objects of a 3x3 layout; more stand on 4x4 cells."""
 _TRIANGLE = 1.35
 """Circumradius of a triangle, in units of the object's nominal radius."""
 # Half width and half height of each kind's box, in units of the nominal radius.
@@ -64,7 +68,7 @@ class Scenes(NamedTuple):
 def sample_groups(rng: np.random.Generator, held_out: bool = False) -> tuple[Group, ...]:
     """Draw a caption: one group (1/3) or two (2/3), counts uniform.
 
-    With ``held_out`` the first group is one of `HELD_OUT`; without it none is.
+    With ``held_out`` one group, in either place, is of `HELD_OUT`; without it none is.
     """
     n_groups = 1 + int(rng.random() < 2 / 3)
     groups: list[Group] = []
@@ -78,31 +82,24 @@ def sample_groups(rng: np.random.Generator, held_out: bool = False) -> tuple[Gro
         )
         if group not in HELD_OUT and all(group[1:] != g[1:] for g in groups):
             groups.append(group)
+    if held_out and rng.random() < 0.5:
+        groups.reverse()
     return tuple(groups)
 
 
 def place(rng: np.random.Generator, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [k, 2] and nominal radii [k], in pixels, of non-touching objects.
+    """Positions [k, 2] and nominal radii [k], in pixels, of objects that do not touch.
 
-    Sequential placement by rejection; a layout that jams is drawn again with smaller objects.
+    Each object gets a cell of a 3x3 or 4x4 grid to itself, a size that fits it, and any place
+    inside it.
     """
-    largest = 5.0 - 0.22 * len(kinds)
-    gap = _GAP + 0.3 * (MAX_OBJECTS - len(kinds))
-    while True:
-        radii = rng.uniform(2.6, largest, len(kinds))
-        extent = _EXTENT[kinds] * radii[:, None]
-        centres = np.full((len(kinds), 2), np.inf)
-        for i in range(len(kinds)):
-            low = extent[i] + 0.5
-            candidates = rng.uniform(low, SIZE - low, (64, 2))
-            apart = np.abs(candidates[:, None] - centres[None, :i]) > extent[i] + extent[:i] + gap
-            free = np.flatnonzero(apart.any(-1).all(-1))
-            if free.size == 0:
-                break
-            centres[i] = candidates[free[0]]
-        else:
-            return centres, radii
-        largest = max(2.7, largest - 0.2)
+    side = 3 if len(kinds) <= _CROWD else 4
+    cell = SIZE / side
+    extent = _EXTENT[kinds]
+    radii = rng.uniform(_SMALLEST, (cell / 2 - _MARGIN) / extent.max(-1))
+    low = extent * radii[:, None] + _MARGIN
+    row, column = np.divmod(rng.permutation(side * side)[: len(kinds)], side)
+    return cell * np.stack([column, row], -1) + rng.uniform(low, cell - low), radii
 
 
 def render(

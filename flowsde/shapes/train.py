@@ -74,6 +74,7 @@ class Task(NamedTuple):
       loss: (params, key, batch) -> scalar.
       sheet: (params, path) -> None, writes a picture of what the network does; optional.
       batch: (seed, step, size) -> a pytree of arrays, what `loss` gets; a function of these alone.
+      uses: weights that `batch` depends on, by name and hash; a run continues only with the same.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task(NamedTuple):
     loss: Callable[[Params, jax.Array, Any], jax.Array]
     sheet: Callable[[Params, Path], None] | None = None
     batch: Callable[[int, int, int], Any] = scene_batch
+    uses: str = ""
 
 
 class TrainState(NamedTuple):
@@ -202,7 +204,7 @@ def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = Non
 
 
 def _check_config(task: Task, config: TrainConfig, path: Path) -> None:
-    wanted = {"task": task.name, **dataclasses.asdict(config)}
+    wanted = {"task": task.name, "uses": task.uses, **dataclasses.asdict(config)}
     if path.exists():
         found = json.loads(path.read_text())
         if found != wanted:

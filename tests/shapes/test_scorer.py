@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowsde.shapes import data, scorer, scorer_task
+from flowsde import Flow
+from flowsde.shapes import data, posterior, scorer, scorer_data, scorer_task
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, Group, counts, tokenize
 
 TINY = scorer.ScorerConfig(width=16, depth=1, hidden=16)
@@ -24,9 +25,26 @@ def _certain(table: np.ndarray) -> jax.Array:
     return jnp.log(jnp.asarray(0.9 * hot + (1 - hot) * 0.1 / (scorer.CLASSES - 1), jnp.float32))
 
 
+GREY_LEVEL = 0.25
+
+
+def _grey(params: None, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+    """Velocity of data that are one grey picture: (x - data) / t."""
+    return (x - GREY_LEVEL) / jnp.maximum(t, 1e-3)[:, None, None, None]
+
+
+def _zero(params: None, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+    """Posterior mean = the noisy picture."""
+    return jnp.zeros_like(x)
+
+
+GREY = Flow.from_callable(_grey, None, (32, 32, 3))
+SHARP = Flow.from_callable(_zero, None, (32, 32, 3))
+
+
 @pytest.fixture(scope="module")
-def batch() -> scorer_task.Batch:
-    return scorer_task.batch(5, 0, 64)
+def batch() -> scorer_data.Batch:
+    return scorer_data.batch(5, range(64))
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +142,13 @@ def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) ->
 # Training pictures
 
 
-def test_batch_depends_on_seed_and_scene_alone(batch: scorer_task.Batch) -> None:
-    for part, whole in zip(scorer_task.batch(5, 3, 8), batch, strict=True):
+def test_batch_depends_on_seed_and_scene_alone(batch: scorer_data.Batch) -> None:
+    for part, whole in zip(scorer_data.batch(5, range(24, 32)), batch, strict=True):
         np.testing.assert_array_equal(part, whole[24:32])
-    assert not np.array_equal(scorer_task.batch(6, 0, 64).images, batch.images)
+    assert not np.array_equal(scorer_data.batch(6, range(64)).images, batch.images)
 
 
-def test_batch_is_of_pictures_and_distributions(batch: scorer_task.Batch) -> None:
+def test_batch_is_of_pictures_and_distributions(batch: scorer_data.Batch) -> None:
     assert batch.images.shape == (64, 32, 32, 3)
     assert batch.targets.shape == (64, 6, 3, 7)
     assert batch.centres.shape == (64, 64, 6, 3)
@@ -144,28 +162,14 @@ def test_batch_is_of_pictures_and_distributions(batch: scorer_task.Batch) -> Non
 def test_undamaged_scenes_are_labelled_with_their_objects() -> None:
     for seed in range(50):
         rng = np.random.default_rng(seed)
-        layout = scorer_task.sample_layout(rng)
-        damage = scorer_task.sample_damage(rng, layout)
-        table = scorer_task.count_table(layout)
+        layout = scorer_data.sample_layout(rng)
+        damage = scorer_data.sample_damage(rng, layout)
+        table = scorer_data.count_table(layout)
         assert table.sum() == (layout.radii > 0).sum()
-        np.testing.assert_array_equal(scorer_task.centre_table(layout).sum(0), table)
+        np.testing.assert_array_equal(scorer_data.centre_table(layout).sum(0), table)
         if damage.other is layout:
             np.testing.assert_array_equal(damage.target.argmax(-1), np.minimum(table, 6))
             np.testing.assert_array_equal(damage.centres.sum(0), table)
-
-
-def test_variants_keep_objects_apart_and_their_number() -> None:
-    rng = np.random.default_rng(0)
-    layout = scorer_task.sample_layout(rng)
-    for _ in range(20):
-        varied = scorer_task.vary(rng, layout)
-        x = varied.centres[:, 0]
-        assert np.array_equal(x, layout.centres[:, 0]) or np.array_equal(
-            x, 32 - layout.centres[:, 0]
-        )
-        before, after = map(scorer_task.count_table, (layout, varied))
-        np.testing.assert_array_equal(before.sum(0), after.sum(0))
-        np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
 
 
 def test_blur_keeps_the_mean_and_a_small_one_keeps_the_picture() -> None:
@@ -189,7 +193,7 @@ def test_blur_of_a_point_is_a_gaussian() -> None:
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_augmentation_is_finite_and_keeps_distributions(
-    batch: scorer_task.Batch, x64: bool
+    batch: scorer_data.Batch, x64: bool
 ) -> None:
     with jax.enable_x64(x64):
         augmented = jax.jit(scorer_task.augment)(jax.random.key(0), batch)
@@ -202,10 +206,51 @@ def test_augmentation_is_finite_and_keeps_distributions(
     assert 0.4 < changed.mean() < 0.9
 
 
+def test_hints_are_true_or_off_by_one() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(400):
+        groups = data.sample_groups(rng)
+        said = np.asarray(scorer.counts_from_tokens(posterior.hint(rng, counts(groups))[None]))[0]
+        np.testing.assert_array_equal(said > 0, counts(groups) > 0)
+        miss = np.abs(said - counts(groups)).sum()
+        assert miss <= 1
+        wrong += miss
+    # Four standard deviations around a half.
+    assert abs(wrong / 400 - 0.5) < 4 * (0.25 / 400) ** 0.5
+
+
+def test_scenes_without_a_caption_get_no_hint() -> None:
+    rng = np.random.default_rng(0)
+    for table in (
+        np.zeros((6, 3), int),
+        np.eye(6, 3, dtype=int),
+        6 * np.eye(6, 3, dtype=int)[:, :1],
+    ):
+        full = np.zeros((6, 3), int)
+        full[:, : table.shape[1]] = table
+        assert not posterior.hint(rng, full).any()
+
+
+def test_posterior_means_are_the_flows_and_targets_the_scenes() -> None:
+    batch = posterior.batch(GREY, 5, range(8))
+    np.testing.assert_allclose(batch.images, GREY_LEVEL, atol=1e-4)
+    np.testing.assert_allclose(batch.targets.sum(-1), 1.0)
+    objects = (batch.targets.argmax(-1)).sum((1, 2))
+    np.testing.assert_array_equal(batch.centres.sum((1, 2, 3))[objects < 6], objects[objects < 6])
+
+
+def test_a_posterior_mean_depends_on_seed_and_scene_alone() -> None:
+    whole = posterior.batch(SHARP, 5, range(8))
+    for part, full in zip(posterior.batch(SHARP, 5, range(3, 5)), whole, strict=True):
+        np.testing.assert_allclose(part, full[3:5], atol=1e-6)
+    assert not np.allclose(posterior.batch(SHARP, 6, range(8)).images, whole.images)
+
+
 # Training
 
 
-def test_detection_loss_of_certain_and_undecided_cells(batch: scorer_task.Batch) -> None:
+def test_detection_loss_of_certain_and_undecided_cells(batch: scorer_data.Batch) -> None:
     centres = jnp.round(jnp.asarray(batch.centres))
     certain = scorer_task.detection_loss(60.0 * (centres - 0.5), centres)
     np.testing.assert_allclose(certain, 0.0, atol=1e-6)
@@ -213,7 +258,7 @@ def test_detection_loss_of_certain_and_undecided_cells(batch: scorer_task.Batch)
     np.testing.assert_allclose(undecided, 64 * 18 * np.log(2), rtol=1e-5)
 
 
-def test_loss_is_least_for_the_targets_themselves(batch: scorer_task.Batch) -> None:
+def test_loss_is_least_for_the_targets_themselves(batch: scorer_data.Batch) -> None:
     targets = jnp.asarray(batch.targets)
     entropy = -jnp.sum(jax.scipy.special.xlogy(targets, targets)) / len(targets)
     value = scorer_task.cross_entropy(jnp.log(jnp.maximum(targets, 1e-30)), targets)
@@ -224,12 +269,12 @@ def test_loss_is_least_for_the_targets_themselves(batch: scorer_task.Batch) -> N
 
 @pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_descending_the_gradient_lowers_the_loss(
-    params: scorer.Params, batch: scorer_task.Batch, x64: bool
+    params: scorer.Params, batch: scorer_data.Batch, x64: bool
 ) -> None:
-    few = scorer_task.Batch(*(part[:8] for part in batch))
+    few = scorer_data.Batch(*(part[:6] for part in batch)), posterior.batch(GREY, 5, range(2))
     losses = []
     with jax.enable_x64(x64):
-        loss_and_grad = jax.jit(jax.value_and_grad(scorer_task.scorer_task(TINY).loss))
+        loss_and_grad = jax.jit(jax.value_and_grad(scorer_task.scorer_task(TINY, GREY).loss))
         for _ in range(10):
             loss, grads = loss_and_grad(params, jax.random.key(0), few)
             losses.append(float(loss))
@@ -241,6 +286,6 @@ def test_descending_the_gradient_lowers_the_loss(
     assert np.all(np.diff(losses[:5]) < 0)
 
 
-def test_a_fresh_scorer_is_undecided(params: scorer.Params, batch: scorer_task.Batch) -> None:
+def test_a_fresh_scorer_is_undecided(params: scorer.Params, batch: scorer_data.Batch) -> None:
     log_probs = jax.jit(scorer.make_scorer(TINY))(params, jnp.asarray(batch.images[:2]))
     np.testing.assert_allclose(log_probs, -np.log(7), rtol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from flowsde import Flow
 from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
@@ -24,8 +25,13 @@ class Killed(Exception):
     """What ends a run in these tests."""
 
 
+def _still(params: Any, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+    return x
+
+
 def _scorer() -> Task:
-    return scorer_task(ScorerConfig(width=8, depth=1, hidden=8))
+    flow = Flow.from_callable(_still, None, (32, 32, 3))
+    return scorer_task(ScorerConfig(width=8, depth=1, hidden=8), flow)
 
 
 def _flow() -> Task:
