@@ -222,14 +222,11 @@ def test_hints_are_true_or_off_by_one() -> None:
 
 def test_scenes_without_a_caption_get_no_hint() -> None:
     rng = np.random.default_rng(0)
-    for table in (
-        np.zeros((6, 3), int),
-        np.eye(6, 3, dtype=int),
-        6 * np.eye(6, 3, dtype=int)[:, :1],
-    ):
-        full = np.zeros((6, 3), int)
-        full[:, : table.shape[1]] = table
-        assert not posterior.hint(rng, full).any()
+    nothing, too_many, three_groups = np.zeros((3, 6, 3), int)
+    too_many[1, 2] = MAX_COUNT + 1
+    three_groups[:3, 0] = 1
+    for table in (nothing, too_many, three_groups):
+        assert not posterior.hint(rng, table).any()
 
 
 def test_posterior_means_are_the_flows_and_targets_the_scenes() -> None:
