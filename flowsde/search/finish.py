@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flowsde._checks import check_count
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.kernels import ddim
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search, take, where
@@ -123,3 +124,14 @@ class Complete:
         inner = self.inner.path(state.inner)
         own = jax.tree.map(lambda a, b: jnp.broadcast_to(a[None], b.shape), state.particle, inner)
         return where(jnp.full(inner.t.shape, state.step > 0), own, inner)
+
+
+def complete_or_mean(finish: str, finish_steps: int) -> int:
+    """Evaluations of the budget that finishing takes; 0 for "mean".
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    if finish not in ("complete", "mean"):
+        raise ValueError(f"finish must be 'complete' or 'mean', got {finish!r}")
+    return check_count("finish_steps", finish_steps) if finish == "complete" else 0

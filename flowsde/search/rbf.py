@@ -38,7 +38,7 @@ from flowsde.search.base import (
     take,
     where,
 )
-from flowsde.search.finish import Complete
+from flowsde.search.finish import Complete, complete_or_mean
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -294,9 +294,7 @@ def rbf(
     """
     if last not in ("exhaust", "improve"):
         raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
-    if finish not in ("complete", "mean"):
-        raise ValueError(f"finish must be 'complete' or 'mean', got {finish!r}")
-    steps = check_count("finish_steps", finish_steps) if finish == "complete" else 0
+    steps = complete_or_mean(finish, finish_steps)
     search = RBF(
         nfe=check_count("nfe", nfe) - steps,
         kernel=check_kernel(kernel),

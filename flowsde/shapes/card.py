@@ -251,7 +251,8 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
     early = f"interrupt it after its checkpoint at step {step:,}, then add `--export-only`"
     stopped = "" if step == config.steps else f"\nThe run was stopped early: {early}.\n"
     rates = [row["images_per_second"] for row in rows]
-    uses = json.loads((run / "config.json").read_text()).get("uses")
+    recorded = run / "config.json"
+    uses = json.loads(recorded.read_text()).get("uses") if recorded.exists() else None
     text = f"""# {name}: {network.title}
 
 {network.architecture}

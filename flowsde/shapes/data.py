@@ -43,8 +43,8 @@ _MARGIN = 0.8
 """Least pixels from an object's box to the edge of its cell: half the least gap of two boxes."""
 _SMALLEST = 2.5
 """Least nominal radius, pixels: a triangle of 14.5 pixels of paint."""
-_CROWD = 5
-"""Most objects of a 3x3 layout; more stand on 4x4 cells."""
+_CELLS = 4
+"""Cells a side of the grid on which objects stand, at most one in each."""
 _TRIANGLE = 1.35
 """Circumradius of a triangle, in units of the object's nominal radius."""
 # Half width and half height of each kind's box, in units of the nominal radius.
@@ -90,15 +90,13 @@ def sample_groups(rng: np.random.Generator, held_out: bool = False) -> tuple[Gro
 def place(rng: np.random.Generator, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions [k, 2] and nominal radii [k], in pixels, of objects that do not touch.
 
-    Each object gets a cell of a 3x3 or 4x4 grid to itself, a size that fits it, and any place
-    inside it.
+    Each object gets a cell of a 4x4 grid to itself, a size that fits it, and any place inside it.
     """
-    side = 3 if len(kinds) <= _CROWD else 4
-    cell = SIZE / side
+    cell = SIZE / _CELLS
     extent = _EXTENT[kinds]
     radii = rng.uniform(_SMALLEST, (cell / 2 - _MARGIN) / extent.max(-1))
     low = extent * radii[:, None] + _MARGIN
-    row, column = np.divmod(rng.permutation(side * side)[: len(kinds)], side)
+    row, column = np.divmod(rng.permutation(_CELLS**2)[: len(kinds)], _CELLS)
     return cell * np.stack([column, row], -1) + rng.uniform(low, cell - low), radii
 
 

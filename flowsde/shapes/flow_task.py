@@ -28,8 +28,8 @@ _SHEET = (
 
 
 def sample_times(key: jax.Array, n: int) -> jax.Array:
-    """Training times [n]: logit-normal (Esser et al., 2024), mostly noisy: places form there."""
-    return jax.nn.sigmoid(0.8 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
+    """Training times [n]: logit-normal (Esser et al., 2024), rather noisy: objects form there."""
+    return jax.nn.sigmoid(0.5 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
 
 
 def flow_task(config: ModelConfig) -> Task:

@@ -158,3 +158,28 @@ def bon(search, key, prompt_id, cond, noise, move, evaluate):
             point = evaluate(move(key, point, search.grid[i], n, i), search.grid[i], cond)
         samples.append(point)
     return samples
+
+
+def code(search, key, prompt_id, cond, noise, move, evaluate):
+    """Blockwise best-of-K: (children of the last block of all chains, charged)."""
+    key = jax.random.fold_in(key, prompt_id)
+    grid, stages = search.grid, len(search.grid) - 1
+    blocks = [range(i, min(i + search.block, stages)) for i in range(1, stages, search.block)]
+    finished, charged = [], 0
+    for c, budget in enumerate(shares(search.nfe, search.chains)):
+        current = evaluate(noise(key, c, 0, 0), grid[0], cond)
+        charged += 1
+        each, left = divmod(budget - 1, stages - 1)
+        for block in blocks:
+            more = left >= len(block)
+            left -= len(block) * more
+            children = []
+            for j in range(each + more):
+                child = current
+                for i in block:
+                    child = evaluate(move(key, child, grid[i], c, i, j), grid[i], cond)
+                    charged += 1
+                children.append(child)
+            current = max(children, key=lambda p: p.reward)
+        finished += children
+    return finished, charged

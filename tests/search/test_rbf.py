@@ -89,11 +89,11 @@ def check_against_reference(problem, seed, count=40):
 @pytest.mark.parametrize(
     ("chains", "seeds", "last", "widths"),
     [
-        (2, 2, "exhaust", (1, 8)),
-        pytest.param(2, 2, "exhaust", (1, 2, 5, 8, 25), marks=pytest.mark.slow),
-        pytest.param(3, 1, "improve", (1, 25), marks=pytest.mark.slow),
+        (2, 2, "exhaust", (1, 2, 5, 8, 25)),
+        (3, 1, "improve", (1, 25)),
     ],
 )
+@pytest.mark.slow
 def test_width_changes_neither_answer_nor_charge(chains, seeds, last, widths):
     count = 200
     size = batch(count)[1]["size"]

@@ -33,7 +33,7 @@ def same(one, other, size, rtol=1e-6):
 @pytest.mark.parametrize(
     "search", [SEARCH, pytest.param(BON, marks=pytest.mark.slow)], ids=["rbf", "bon"]
 )
-@pytest.mark.parametrize("target", [None, 0.4])
+@pytest.mark.parametrize("target", [pytest.param(None, marks=pytest.mark.slow), 0.4])
 def test_run_equals_iterate_and_host_rewards_equal_jax_ones(search, target):
     ids, cond = batch(7)
     options = {"cond": cond, "prompt_ids": ids, "target_reward": target, "chunk_size": 5}
@@ -57,9 +57,8 @@ def test_run_equals_iterate_and_host_rewards_equal_jax_ones(search, target):
         np.testing.assert_array_equal(r.info.best_reward[-1], r.reward)
 
 
-@pytest.mark.parametrize(
-    "chunk", [3, *(pytest.param(c, marks=pytest.mark.slow) for c in (1, None))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 3, None])
 def test_a_prompt_alone_is_the_prompt_in_a_batch(chunk):
     ids, cond = batch(7)
     together = fs.run(KEY, flow(), SEARCH, reward, cond=cond, prompt_ids=ids, chunk_size=chunk)

@@ -125,7 +125,7 @@ def test_rewards_name_a_wrong_argument(measure: scorer.Measure) -> None:
         measure(good[0][..., :6], good[1])
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) -> None:
     scenes = data.scenes(0, range(4))
     with jax.enable_x64(x64):
@@ -191,7 +191,7 @@ def test_blur_of_a_point_is_a_gaussian() -> None:
     np.testing.assert_allclose(blurred[0, :, :, 1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_augmentation_is_finite_and_keeps_distributions(
     batch: scorer_data.Batch, x64: bool
 ) -> None:
@@ -264,7 +264,8 @@ def test_loss_is_least_for_the_targets_themselves(batch: scorer_data.Batch) -> N
     assert scorer_task.cross_entropy(smoothed, targets) > value
 
 
-@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("x64", [False, True])
 def test_descending_the_gradient_lowers_the_loss(
     params: scorer.Params, batch: scorer_data.Batch, x64: bool
 ) -> None:

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from flowsde import Flow
+from flowsde.shapes import data
 from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
@@ -38,6 +39,20 @@ def _flow() -> Task:
     return flow_task(ModelConfig(width=16, depth=1, heads=2, stem=4))._replace(sheet=None)
 
 
+def _line() -> Task:
+    """A regression from noisy colours to themselves: compiles at once."""
+
+    def init(key: jax.Array) -> Any:
+        return {"linear": {"kernel": jax.random.normal(key, (3, 3), jnp.float32)}}
+
+    def loss(params: Any, key: jax.Array, scenes: data.Scenes) -> jax.Array:
+        noise = jax.random.normal(key, scenes.images.shape, jnp.float32)
+        guess = (scenes.images + noise) @ params["linear"]["kernel"]
+        return jnp.mean(jnp.square(guess - scenes.images))
+
+    return Task("line", init, loss)
+
+
 def _mortal(task: Task, last: int) -> Task:
     """The same task, but its run dies before step `last`."""
 
@@ -49,7 +64,9 @@ def _mortal(task: Task, last: int) -> Task:
     return task._replace(batch=batch)
 
 
-@pytest.mark.parametrize("make", [_scorer, pytest.param(_flow, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make", [_line, *(pytest.param(make, marks=pytest.mark.slow) for make in (_scorer, _flow))]
+)
 def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path) -> None:
     task = make()
     whole = fit(task, CONFIG, tmp_path / "whole")

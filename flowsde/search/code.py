@@ -1,0 +1,268 @@
+"""CoDe, blockwise best-of-K (Singh et al., 2025, arXiv 2502.00968); with blocks of 1 step, SVDD.
+
+Each chain starts from one draw of noise. From its particle K children follow the kernel for a block
+of steps, the reward at the block's end picks one of them, and the chain goes on from it. Within
+the budget every block gets as many children as it can, earlier blocks one more: no evaluation is
+spent on copies of the start, where there is nothing to choose.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count, check_non_negative
+from flowsde.flow import initial_noise
+from flowsde.grids import as_grid
+from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel
+from flowsde.search.base import (
+    Candidates,
+    Evaluation,
+    Info,
+    Particle,
+    Search,
+    check_kernel,
+    empty_particles,
+    evaluated,
+    fold,
+    take,
+    where,
+)
+from flowsde.search.finish import Complete, complete_or_mean
+
+_SELECT = np.iinfo(np.int32).max
+"""In place of a draw's number, the key of a stage's selection."""
+
+
+class CoDeState(NamedTuple):
+    """State of `CoDe`.
+
+    Attributes:
+      key, target: of the run.
+      step: int32, position in the grid of the next candidates; `CoDe.steps` when done.
+      parents: the particle of each chain, [C].
+      children: on their way through the block, [C, K]; None if a block is one step.
+      champion: the best of the last block that had one.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    step: jax.Array
+    parents: Particle
+    children: Particle | None
+    champion: Particle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoDe:
+    """See `code`; without finishing."""
+
+    nfe: int
+    kernel: Kernel
+    grid: tuple[float, ...]
+    chains: int
+    block: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        least = self.chains * self.steps
+        if self.nfe < least:
+            raise ValueError(
+                f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
+                f"{self.chains} chains of one child and {self.steps} steps"
+            )
+        if self.n_children > 1 and not self.kernel.stochastic:
+            raise ValueError(
+                f"kernel {type(self.kernel).__name__} is deterministic, so all children of a "
+                f"particle are the same; expected a stochastic one (euler_maruyama, ddim, cps)"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Times at which particles are evaluated; the grid's last, 0, is never."""
+        return len(self.grid) - 1
+
+    @property
+    def quotas(self) -> np.ndarray:
+        """int32 [C, steps]: children of each chain at each time, the same within a block.
+
+        They cost nfe, less what is not enough for one more child of any block.
+        """
+        totals = self.nfe // self.chains + (np.arange(self.chains) < self.nfe % self.chains)
+        if self.steps == 1:
+            return totals[:, None].astype(np.int32)
+        starts = np.arange(1, self.steps, self.block)
+        lengths = np.diff(np.append(starts, self.steps))
+        children = np.repeat(((totals - 1) // (self.steps - 1))[:, None], len(starts), 1)
+        left = totals - 1 - children @ lengths
+        for i, length in enumerate(lengths):
+            more = left >= length
+            children[:, i] += more
+            left = left - length * more
+        ones = np.ones((self.chains, 1), np.int64)
+        return np.concatenate([ones, np.repeat(children, lengths, 1)], 1).astype(np.int32)
+
+    @property
+    def n_children(self) -> int:
+        """Most children of a chain, K."""
+        return int(self.quotas.max())
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.kernel.interpolant
+
+    @property
+    def n_candidates(self) -> int:
+        return self.chains * self.n_children
+
+    @property
+    def max_rounds(self) -> int:
+        return self.steps
+
+    def with_nfe(self, nfe: int) -> "CoDe":
+        return dataclasses.replace(self, nfe=nfe)
+
+    def init(self, key, shape, target_reward) -> CoDeState:
+        parents = empty_particles(self.chains, shape)
+        children = (
+            None if self.block == 1 else self._by_chain(empty_particles(self.n_candidates, shape))
+        )
+        step = jnp.zeros((), jnp.int32)
+        return CoDeState(key, target_reward, step, parents, children, empty_particles(None, shape))
+
+    def _by_chain(self, particles: Particle) -> Particle:
+        """Particles [C K] as [C, K]."""
+        split = (self.chains, self.n_children)
+        return jax.tree.map(lambda a: a.reshape(*split, *a.shape[1:]), particles)
+
+    def _place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether a step begins a block, and whether it ends one."""
+        begins = (step == 0) | ((step - 1) % self.block == 0)
+        ends = (step % self.block == 0) | (step == self.steps - 1)
+        return begins, ends & ((step > 0) | (self.steps == 1))
+
+    def ask(self, state: CoDeState) -> tuple[CoDeState, Candidates]:
+        begins, ends = self._place(state.step)
+        step = jnp.minimum(state.step, self.steps - 1)
+        s = jnp.asarray(self.grid, jnp.float32)[step]
+
+        def extend(c: jax.Array, j: jax.Array, parent: Particle, child: Any) -> jax.Array:
+            key = fold(state.key, c, step, j)
+            origin = parent if child is None else where(begins, parent, child)
+            noise = initial_noise(key, origin.x.shape, self.interpolant)
+            moved = self.kernel(key, origin.x, origin.x0, origin.x1, origin.t, s)
+            return jnp.where(step == 0, noise, moved)
+
+        chain = jnp.arange(self.chains, dtype=jnp.int32)
+        draw = jnp.arange(self.n_children, dtype=jnp.int32)
+        each_child = jax.vmap(extend, (None, 0, None, 0))
+        x = jax.vmap(each_child, (0, None, 0, 0))(chain, draw, state.parents, state.children)
+        valid = (draw[None] < jnp.asarray(self.quotas)[:, step][:, None]) & ~self.done(state)
+        n = self.n_candidates
+        return state, Candidates(
+            x=x.reshape(n, *x.shape[2:]),
+            t=jnp.full(n, s),
+            wants_reward=jnp.full(n, ends),
+            valid=valid.reshape(n),
+        )
+
+    def tell(
+        self, state: CoDeState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[CoDeState, Info]:
+        active = ~self.done(state)
+        _, ends = self._place(state.step)
+        wanted = candidates.valid & candidates.wants_reward
+        flat = evaluated(candidates, evals)._replace(
+            reward=jnp.where(wanted, evals.reward, -jnp.inf)
+        )
+        children = self._by_chain(flat)
+        chain = jnp.arange(self.chains, dtype=jnp.int32)
+        pick = jax.vmap(self._select, (None, 0, None, 0))
+        chosen = pick(state.key, chain, state.step, children.reward)
+        selected = jax.vmap(take)(children, chosen)
+        winner = take(flat, jnp.argmax(flat.reward))
+        better = active & ends & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
+        new = state._replace(
+            step=state.step + active.astype(jnp.int32),
+            # The start has one particle a chain, child 0.
+            parents=where(
+                jnp.full(self.chains, active & (ends | (state.step == 0))), selected, state.parents
+            ),
+            children=None if self.block == 1 else children,
+            champion=where(better, winner, state.champion),
+        )
+        return new, Info(
+            time=candidates.t,
+            reward=flat.reward,
+            counted=candidates.valid,
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=new.champion.reward,
+            path_time=new.parents.t,
+            path_reward=new.parents.reward,
+        )
+
+    def _select(
+        self, key: jax.Array, chain: jax.Array, step: jax.Array, rewards: jax.Array
+    ) -> jax.Array:
+        """Index of the child [K] to go on from; child 0 if none has a reward."""
+        if self.temperature == 0.0:
+            return jnp.argmax(rewards)
+        key = fold(key, chain, step, jnp.asarray(_SELECT, jnp.int32))
+        best = jnp.max(rewards)
+        # Less the best first: scaled differences are finite for rewards of any size.
+        log_weights = jnp.where(rewards == best, 0.0, rewards - best) / self.temperature
+        drawn = jnp.argmax(log_weights + jax.random.gumbel(key, rewards.shape, jnp.float32))
+        return jnp.where(best > -jnp.inf, drawn, 0)
+
+    def done(self, state: CoDeState) -> jax.Array:
+        return (state.step >= self.steps) | (state.champion.reward >= state.target)
+
+    def best(self, state: CoDeState) -> Particle:
+        return state.champion
+
+    def path(self, state: CoDeState) -> Particle:
+        return state.parents
+
+
+def code(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    chains: int = 2,
+    block: int = 2,
+    temperature: float = 0.0,
+    finish: Literal["complete", "mean"] = "complete",
+    finish_steps: int = 10,
+) -> Search:
+    """CoDe: K children of each chain follow the kernel for a block of steps, one is kept.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap. It sets K.
+      kernel: a stochastic one.
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      chains: independent chains, which share the budget; the best of all is returned.
+      block: steps between selections.
+      temperature: beta >= 0, in units of the reward. A child is drawn with probability
+        proportional to exp(reward / beta); 0 takes the best.
+      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
+        image; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of "complete", part of `nfe`.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    check_non_negative("temperature", temperature)
+    steps = complete_or_mean(finish, finish_steps)
+    search = CoDe(
+        nfe=check_count("nfe", nfe) - steps,
+        kernel=check_kernel(kernel),
+        grid=as_grid("grid", grid),
+        chains=check_count("chains", chains),
+        block=check_count("block", block),
+        temperature=temperature,
+    )
+    return Complete(search, steps) if steps else search

@@ -1,0 +1,327 @@
+"""Sequential Monte Carlo: N weighted particles, resampled by their rewards.
+
+The kernel proposes, potentials G weigh. With log potentials phi_i accumulated up to time i, a
+particle's weight is multiplied by exp(phi_i - phi_{i-1}), and since phi at the last time is
+reward / beta whatever happened before, the weighted particles there target
+
+    p(x0) exp(r(x0) / beta) / Z,    p the law of the kernel's samples,
+
+and E[exp(log_z)] = Z (Del Moral, 2004). The potentials are those of Feynman-Kac steering (Singhal
+et al., 2025, arXiv 2501.06848); they differ in when particles are weighed:
+
+* difference: phi_i = r_i / beta_i;
+* max: phi_i = phi_{i-1} + max_{j <= i} r_j / beta_i;
+* sum: phi_i = phi_{i-1} + sum_{j <= i} r_j / beta_i;
+* final: phi_i = 0 until the last time, importance sampling without resampling on the way.
+
+beta_i is constant or falls on a schedule to beta. All weights are logarithms. Weights are carried
+where resampling is skipped. The answer is the particle of the highest reward at the last time.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde.flow import initial_noise
+from flowsde.grids import as_grid
+from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel
+from flowsde.search.base import (
+    Candidates,
+    Evaluation,
+    Info,
+    Particle,
+    Search,
+    check_kernel,
+    empty_particles,
+    evaluated,
+    fold,
+    take,
+    where,
+)
+from flowsde.search.finish import Complete, complete_or_mean
+from flowsde.search.resampling import SCHEMES
+
+POTENTIALS = ("difference", "max", "sum", "final")
+_RESAMPLE = np.iinfo(np.int32).max
+"""In place of a particle's number, the key of a step's resampling."""
+_LARGE = 1e30
+
+
+class SMCState(NamedTuple):
+    """State of `SMC`; particles have leading axis N.
+
+    Attributes:
+      key, target: of the run.
+      step: int32, position in the grid of the next candidates; `SMC.steps` when done.
+      particles: after resampling.
+      log_weights: float32 [N], since the last resampling.
+      potential: phi, float32 [N].
+      memory: of the rewards so far, their maximum or sum, float32 [N].
+      log_z: float32, log of the normalising constant up to the last resampling.
+      champion: best particle of the last time that had one.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    step: jax.Array
+    particles: Particle
+    log_weights: jax.Array
+    potential: jax.Array
+    memory: jax.Array
+    log_z: jax.Array
+    champion: Particle
+
+
+def effective_sample_size(log_weights: jax.Array) -> jax.Array:
+    """(sum w)^2 / sum w^2 of log weights [N], between 1 and N."""
+    w = jax.nn.softmax(log_weights)
+    return 1.0 / jnp.sum(jnp.square(w))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SMC:
+    """See `smc`; without finishing."""
+
+    nfe: int
+    kernel: Kernel
+    grid: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    potential: str
+    scheme: str
+    threshold: float
+    interval: int
+
+    def __post_init__(self) -> None:
+        if self.nfe < self.steps:
+            raise ValueError(
+                f"nfe leaves {self.nfe} evaluations for the search, expected at least one "
+                f"particle's: the grid takes {self.steps}"
+            )
+        if self.n_candidates > 1 and self.potential != "final" and not self.kernel.stochastic:
+            raise ValueError(
+                f"kernel {type(self.kernel).__name__} is deterministic, so copies of a particle "
+                f"stay the same; expected a stochastic one (euler_maruyama, ddim, cps)"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Times at which particles are evaluated; the grid's last, 0, is never."""
+        return len(self.grid) - 1
+
+    @property
+    def n_candidates(self) -> int:
+        """Particles, N: what is left of nfe after N steps each is not used."""
+        return self.nfe // self.steps
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.kernel.interpolant
+
+    @property
+    def max_rounds(self) -> int:
+        return self.steps
+
+    def with_nfe(self, nfe: int) -> "SMC":
+        return dataclasses.replace(self, nfe=nfe)
+
+    def init(self, key, shape, target_reward) -> SMCState:
+        n = self.n_candidates
+        zeros = jnp.zeros(n, jnp.float32)
+        return SMCState(
+            key=key,
+            target=target_reward,
+            step=jnp.zeros((), jnp.int32),
+            particles=empty_particles(n, shape),
+            log_weights=zeros,
+            potential=zeros,
+            memory=jnp.full(n, -jnp.inf, jnp.float32) if self.potential == "max" else zeros,
+            log_z=jnp.zeros((), jnp.float32),
+            champion=empty_particles(None, shape),
+        )
+
+    def ask(self, state: SMCState) -> tuple[SMCState, Candidates]:
+        step = jnp.minimum(state.step, self.steps - 1)
+        s = jnp.asarray(self.grid, jnp.float32)[step]
+
+        def extend(i: jax.Array, particle: Particle) -> jax.Array:
+            key = fold(state.key, i, step)
+            noise = initial_noise(key, particle.x.shape, self.interpolant)
+            moved = self.kernel(key, particle.x, particle.x0, particle.x1, particle.t, s)
+            return jnp.where(step == 0, noise, moved)
+
+        n = self.n_candidates
+        x = jax.vmap(extend)(jnp.arange(n, dtype=jnp.int32), state.particles)
+        wants = (step == self.steps - 1) | (self.potential != "final")
+        return state, Candidates(
+            x=x,
+            t=jnp.full(n, s),
+            wants_reward=jnp.full(n, wants),
+            valid=jnp.full(n, ~self.done(state)),
+        )
+
+    def tell(
+        self, state: SMCState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[SMCState, Info]:
+        active = ~self.done(state)
+        last = state.step == self.steps - 1
+        wanted = candidates.valid & candidates.wants_reward
+        particles = evaluated(candidates, evals)._replace(
+            reward=jnp.where(wanted, evals.reward, -jnp.inf)
+        )
+        told = self._weigh(state, particles.reward)
+        winner = take(particles, jnp.argmax(particles.reward))
+        better = active & ((winner.reward > -jnp.inf) | (state.step == 0))
+        told = told._replace(
+            step=state.step + 1,
+            particles=particles,
+            champion=where(better, winner, state.champion),
+        )
+        ess = effective_sample_size(told.log_weights)
+        due = (ess <= self.threshold * self.n_candidates) & ((state.step + 1) % self.interval == 0)
+        new = where(active, self._resample(told, due & ~last), state)
+        return new, Info(
+            time=candidates.t,
+            reward=particles.reward,
+            counted=candidates.valid,
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=new.champion.reward,
+            path_time=new.particles.t,
+            path_reward=new.particles.reward,
+        )
+
+    def _weigh(self, state: SMCState, reward: jax.Array) -> SMCState:
+        """Multiply the weights by the potential's change; skip a step at which all would be 0."""
+        last = state.step == self.steps - 1
+        beta = jnp.asarray(self.temperatures, jnp.float32)[jnp.minimum(state.step, self.steps - 1)]
+        # Infinity less infinity is no weight; +inf is a very large number here.
+        scaled = jnp.minimum(reward / beta, _LARGE)
+        memory, potential = state.memory, state.potential
+        match self.potential:
+            case "difference":
+                potential = scaled
+            case "max":
+                memory = jnp.maximum(memory, jnp.minimum(reward, _LARGE))
+                potential = potential + memory / beta
+            case "sum":
+                memory = memory + jnp.minimum(reward, _LARGE)
+                potential = potential + memory / beta
+        potential = jnp.where(last, scaled, potential)
+        # A particle without a reward has weight 0, and keeps it until it is resampled away.
+        alive = (reward > -jnp.inf) | (~last & (self.potential == "final"))
+        change = jnp.where(alive, potential - state.potential, -jnp.inf)
+        log_weights = state.log_weights + change
+        some = jnp.any(log_weights > -jnp.inf)
+        kept = alive & some
+        return state._replace(
+            log_weights=jnp.where(some, log_weights, state.log_weights),
+            potential=jnp.where(kept, potential, state.potential),
+            memory=jnp.where(kept, memory, state.memory),
+        )
+
+    def _resample(self, state: SMCState, due: jax.Array) -> SMCState:
+        n = self.n_candidates
+        key = fold(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
+        drawn = SCHEMES[self.scheme](key, state.log_weights)
+        ancestors = jnp.where(due, drawn, jnp.arange(n, dtype=jnp.int32))
+        particles, potential, memory = take(
+            (state.particles, state.potential, state.memory), ancestors
+        )
+        return state._replace(
+            particles=particles,
+            potential=potential,
+            memory=memory,
+            log_z=state.log_z + jnp.where(due, log_mean_exp(state.log_weights), 0.0),
+            log_weights=jnp.where(due, 0.0, state.log_weights),
+        )
+
+    def log_z(self, state: SMCState) -> jax.Array:
+        """Estimate of log E[exp(reward / beta)] over the kernel's samples, once done."""
+        return state.log_z + log_mean_exp(state.log_weights)
+
+    def done(self, state: SMCState) -> jax.Array:
+        return (state.step >= self.steps) | (state.champion.reward >= state.target)
+
+    def best(self, state: SMCState) -> Particle:
+        return state.champion
+
+    def path(self, state: SMCState) -> Particle:
+        return state.particles
+
+
+def log_mean_exp(log_weights: jax.Array) -> jax.Array:
+    """log of the mean of exp(log_weights) [N]."""
+    return jax.nn.logsumexp(log_weights) - jnp.log(jnp.float32(log_weights.shape[0]))
+
+
+def smc(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    temperature: float | Any = 0.1,
+    potential: Literal["difference", "max", "sum", "final"] = "difference",
+    scheme: Literal["multinomial", "stratified", "systematic", "residual", "ssp"] = "systematic",
+    threshold: float = 0.5,
+    interval: int = 1,
+    finish: Literal["complete", "mean"] = "complete",
+    finish_steps: int = 10,
+) -> Search:
+    """Sequential Monte Carlo with N = nfe // steps particles.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap.
+      kernel: a stochastic one, unless the potential is "final".
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      temperature: beta > 0, in units of the reward: samples are weighed by exp(reward / beta). A
+        sequence with an entry for each evaluated time tempers; the target is that of its last.
+      potential: when particles are weighed; see the module's docstring.
+      scheme: of resampling, from `flowsde.search.resampling`.
+      threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
+        always does.
+      interval: resample every so many steps at most.
+      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
+        image; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of "complete", part of `nfe`.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    for name, value, known in (
+        ("potential", potential, POTENTIALS),
+        ("scheme", scheme, tuple(SCHEMES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    check_non_negative("threshold", threshold)
+    if threshold > 1.0:
+        raise ValueError(f"threshold is a share of the particles, 0 to 1, got {threshold}")
+    times = as_grid("grid", grid)
+    steps = complete_or_mean(finish, finish_steps)
+    search = SMC(
+        nfe=check_count("nfe", nfe) - steps,
+        kernel=check_kernel(kernel),
+        grid=times,
+        temperatures=_schedule(temperature, len(times) - 1),
+        potential=potential,
+        scheme=scheme,
+        threshold=threshold,
+        interval=check_count("interval", interval),
+    )
+    return Complete(search, steps) if steps else search
+
+
+def _schedule(temperature: Any, steps: int) -> tuple[float, ...]:
+    betas = np.asarray(temperature, np.float64)
+    if betas.shape not in ((), (steps,)):
+        raise ValueError(
+            f"temperature must be one number or one for each of {steps} times, got shape "
+            f"{betas.shape}"
+        )
+    for beta in betas.reshape(-1):
+        check_positive("temperature", float(beta))
+    return tuple(np.broadcast_to(betas, (steps,)).tolist())

@@ -1,0 +1,48 @@
+"""SVDD: at every step draw K children, keep one by its reward (Li et al., 2024, arXiv 2408.08252).
+
+The value of a child is the reward of its posterior mean. This is CoDe with blocks of one step.
+"""
+
+from typing import Any, Literal
+
+from flowsde.kernels import Kernel
+from flowsde.search.base import Search
+from flowsde.search.code import code
+
+
+def svdd(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    chains: int = 2,
+    temperature: float = 0.0,
+    finish: Literal["complete", "mean"] = "complete",
+    finish_steps: int = 10,
+) -> Search:
+    """SVDD: K children of each chain at every step, one is kept.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap. It sets K.
+      kernel: a stochastic one.
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      chains: independent chains, which share the budget; the best of all is returned.
+      temperature: beta >= 0, in units of the reward. A child is drawn with probability
+        proportional to exp(reward / beta), as published; 0 takes the best, as in the RBF paper.
+      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
+        image; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of "complete", part of `nfe`.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    return code(
+        nfe=nfe,
+        kernel=kernel,
+        grid=grid,
+        chains=chains,
+        block=1,
+        temperature=temperature,
+        finish=finish,
+        finish_steps=finish_steps,
+    )
