@@ -1,7 +1,7 @@
 """The embedded flow model: a small text-conditioned transformer on 32x32 pixels.
 
 A 3x3-convolution stem and head (which keep edges sharp and cost little) surround
-a transformer over 64 patches of 4x4 pixels, with the caption's words as extra
+a transformer over 16 patches of 8x8 pixels, with the caption's words as extra
 tokens in its context. Time enters by adaptive layer norm (Peebles & Xie, 2023,
 arXiv 2212.09748), queries and keys are RMS-normalised, and the blocks are one
 stacked pytree looped by `jax.lax.scan`. It predicts the velocity of the linear
@@ -32,10 +32,10 @@ class ModelConfig:
       stem: channels of the convolutions at full resolution.
     """
 
-    width: int = 96
+    width: int = 128
     depth: int = 6
-    heads: int = 3
-    patch: int = 4
+    heads: int = 4
+    patch: int = 8
     stem: int = 16
 
 
