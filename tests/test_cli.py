@@ -92,7 +92,9 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
     assert "NFE/s" in err and "best reward" in err
 
 
-@pytest.mark.parametrize("method, nfe", [("ode", 3), ("sde", 3), ("bon", 7)])
+@pytest.mark.parametrize(
+    "method, nfe", [("ode", 3), pytest.param("sde", 3, marks=pytest.mark.slow), ("bon", 7)]
+)
 def test_other_methods(small: None, method: str, nfe: int, tmp_path: Path) -> None:
     options = ["--width", "2", "--nfe", "7"] if method == "bon" else []
     result = _sample(tmp_path, PROMPT, "--method", method, "--steps", "3", *options)

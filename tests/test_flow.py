@@ -153,7 +153,14 @@ def flow_with(flow, params):
 
 
 @pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind, conditional", [("linen", True), ("nnx", False), ("nnx", True)])
+@pytest.mark.parametrize(
+    "kind, conditional",
+    [
+        pytest.param("linen", True, marks=pytest.mark.slow),
+        pytest.param("nnx", False, marks=pytest.mark.slow),
+        ("nnx", True),
+    ],
+)
 def test_adapters_under_sample(kind, conditional, x64):
     """`sample` wraps lax.map, scan and vmap around the model: here in a Python loop instead."""
     with jax.enable_x64(x64):

@@ -62,6 +62,7 @@ def test_trace_and_spending_of_rbf() -> None:
         figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_trace_of_one_trajectory_and_of_best_of_n() -> None:
     kernel, grid = fs.kernels.ode_euler(fs.interpolants.linear()), fs.grids.uniform(5)
     trace, result = _trace(fs.search.bon(nfe=5, kernel=kernel, grid=grid))

@@ -35,9 +35,8 @@ def conditions(n):
     return np.linspace(-1.0, 1.0, 2 * n, dtype=np.float32).reshape(n, 2)
 
 
-@pytest.mark.parametrize(
-    "kernel", [KERNEL, pytest.param(fs.kernels.ode_heun(LINEAR), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [KERNEL, fs.kernels.ode_heun(LINEAR)], ids=str)
 def test_particles_do_not_depend_on_chunks_or_number(kernel):
     cond = conditions(8)
     whole = draw(8, cond=cond, kernel=kernel)
@@ -96,6 +95,7 @@ def test_each_particle_has_its_own_condition():
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_final_mean_is_the_posterior_mean_at_the_last_time():
     """DDIM's own last step returns x0 as well; Euler-Maruyama's adds its noise."""
     np.testing.assert_allclose(draw(final="mean"), draw(final="kernel"), rtol=1e-6, atol=1e-6)

@@ -115,6 +115,7 @@ class ShapesModel(nnx.Module):
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=_zeros, rngs=rngs)
         self.unpatchify = nnx.Linear(width, patch * patch * stem, rngs=rngs)
         self.head = nnx.Conv(2 * stem, 3, (3, 3), kernel_init=_zeros, rngs=rngs)
+        self.skip = nnx.Linear(width, 3, kernel_init=_zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
         """Velocity [n, 32, 32, 3] at x [n, 32, 32, 3], t [n] and caption tokens [n, MAX_TOKENS].
@@ -141,4 +142,6 @@ class ShapesModel(nnx.Module):
         h = self.unpatchify(self.norm(h[:, : side * side]) * (1.0 + scale) + shift)
         h = h.reshape(n, side, side, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
         h = h.reshape(n, SIZE, SIZE, -1)
-        return self.head(jax.nn.silu(jnp.concatenate([h, pixels], axis=-1)))
+        h = self.head(jax.nn.silu(jnp.concatenate([h, pixels], axis=-1)))
+        # A token has fewer features than its patch has values: noise gets past it by this.
+        return h + self.skip(time)[:, None, None, :] * x
