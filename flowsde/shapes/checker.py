@@ -26,8 +26,8 @@ _CORE = 0.5
 """Least coverage of a component's pixels; half coverage is where an ideal edge lies."""
 _SPECK = 1.5
 """Components with less coverage than this in all, in pixels, are noise."""
-_SHAPE_TOLERANCE = 0.225
-"""Largest relative residual of the shape of a clean object; at .25 a diamond passes as one."""
+_SHAPE_TOLERANCE = 0.175
+"""Largest relative residual of the shape of a clean object."""
 _KIND_MARGIN = 1.2
 """The second best kind's residual must exceed the best one's by this factor."""
 _COLOUR_TOLERANCE = 0.25
