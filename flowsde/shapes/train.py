@@ -47,7 +47,7 @@ class TrainConfig:
       log_every, save_every, sheet_every: steps between log lines, checkpoints and sample sheets.
     """
 
-    steps: int = 6000
+    steps: int = 3000
     batch_size: int = 64
     learning_rate: float = 0.02
     adam_learning_rate: float = 2e-3

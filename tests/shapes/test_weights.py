@@ -57,7 +57,7 @@ def test_card_of_a_run_without_a_log(tmp_path: Path) -> None:
     weights.save(path, PARAMS, "scorer", {"stem": 3})
     card.write("scorer", tmp_path, path, TrainConfig(), 250)
     text = (tmp_path / card.CARD).read_text()
-    assert "stopped early" in text and "250 of 6,000" in text and "| stem | 3 |" in text
+    assert "stopped early" in text and "250 of 3,000" in text and "| stem | 3 |" in text
 
 
 @pytest.mark.slow
