@@ -60,19 +60,21 @@ def settings() -> dict[str, Setting]:
     square = fs.diffusion.square(3.0)
     euler = fs.kernels.ode_euler(linear)
     paper = (("chains", 2), ("finish", "mean"))
-    return {
-        "ODE-40": Setting("ode", linear, euler, ("uniform", 40), 40),
-        "BoN-500": Setting("bon", linear, euler, ("uniform", 20), 500, (("width", 25),)),
-        "RBF-500 linear EM": Setting(
-            "rbf", linear, fs.kernels.euler_maruyama(linear, square), ("uniform", 20), 500
-        ),
-        "RBF-500 VP DDIM(1)": Setting(
-            "rbf", vp, fs.kernels.ddim(vp, 1.0, 0.25), ("uniform", 20), 500
-        ),
-        "RBF-500 VP EM (paper)": Setting(
-            "rbf", vp, fs.kernels.euler_maruyama(vp, square), ("quadratic", 10), 500, paper
-        ),
-    }
+    ddim = fs.kernels.ddim(vp, 1.0, 0.25)
+    rows = {"ODE-40": Setting("ode", linear, euler, ("uniform", 40), 40)}
+    for nfe in (100, 500):
+        width = min(25, nfe // 20)
+        rows |= {
+            f"BoN-{nfe}": Setting("bon", linear, euler, ("uniform", 20), nfe, (("width", width),)),
+            f"RBF-{nfe} linear EM": Setting(
+                "rbf", linear, fs.kernels.euler_maruyama(linear, square), ("uniform", 20), nfe
+            ),
+            f"RBF-{nfe} VP DDIM(1)": Setting("rbf", vp, ddim, ("uniform", 20), nfe),
+            f"RBF-{nfe} VP EM (paper)": Setting(
+                "rbf", vp, fs.kernels.euler_maruyama(vp, square), ("quadratic", 10), nfe, paper
+            ),
+        }
+    return rows
 
 
 def captions(n: int) -> list[tuple[Group, ...]]:

@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Settings]] = {
         "ode": _ODE,
         "sde": Settings(nfe=None, steps=40),
         "bon": Settings(kernel="ode_euler", width=16),
-        "rbf": Settings(),
+        "rbf": Settings(interpolant="vp", kernel="ddim", data_variance=0.25),
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N follows the linear ODE.
     "paper": {

@@ -210,7 +210,7 @@ WRONG = [
     ("P --diffusion-scale -1", "scale"),
     ("P --kernel ode_euler", "kernel"),
     ("P --kernel ode_euler --diffusion sin", "--diffusion has no effect"),
-    ("P --eta 1", "--eta has no effect with kernel euler_maruyama"),
+    ("P --kernel euler_maruyama --eta 1", "--eta has no effect with kernel euler_maruyama"),
     ("P --kernel ddim --diffusion sin", "--diffusion has no effect"),
     ("P --finish mean --finish-steps 3", "--finish-steps has no effect"),
     ("P --method bon --chains 3", "--chains has no effect with method bon"),
@@ -322,11 +322,11 @@ def test_every_preset_builds_and_explicit_options_win(preset: str, method: str) 
 
 @pytest.mark.parametrize("name", presets.DIFFUSIONS)
 def test_a_diffusion_brings_its_own_scale(name: str) -> None:
-    s = resolve("recommended", "rbf", {"diffusion": name})
+    s = resolve("paper", "rbf", {"diffusion": name})
     ours = presets.build("rbf", s)
     given = {"diffusion": name, "diffusion_scale": 0.5}
-    assert ours.inner.kernel.diffusion == getattr(fs.diffusion, name)()  # type: ignore[attr-defined]
-    assert resolve("recommended", "rbf", given).diffusion_scale == 0.5
+    assert ours.kernel.diffusion == getattr(fs.diffusion, name)()  # type: ignore[attr-defined]
+    assert resolve("paper", "rbf", given).diffusion_scale == 0.5
 
 
 @pytest.mark.parametrize("method", ["ode", "sde"])
