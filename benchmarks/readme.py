@@ -18,13 +18,14 @@ def shapes_search() -> str:
     lines = [
         f"{found['captions']} captions × {found['seeds']} seeds.",
         "",
-        "| setting | NFE | exact captions | 95 % interval | squared count error |",
-        "|---|---|---|---|---|",
+        "| setting | NFE | exact captions | 95 % interval | squared count error | clean objects |",
+        "|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         lines.append(
             f"| {row['setting']} | {row['nfe']:.0f} | {row['accuracy']:.2f} | "
-            f"{row['accuracy_low']:.2f} – {row['accuracy_high']:.2f} | {row['rss']:.2f} |"
+            f"{row['accuracy_low']:.2f} – {row['accuracy_high']:.2f} | {row['rss']:.2f} | "
+            f"{row['clean']:.2f} |"
         )
     return "\n".join(lines)
 
