@@ -69,7 +69,7 @@ def test_normalising_constant_and_weighted_mean_are_those_of_plain_samples(optio
     search = smc(**options)
     result = run_many(search)
     resampled = np.mean(np.asarray(result.state.log_z) != 0.0)
-    assert resampled == 0.0 if search.potential == "final" else resampled > 0.1
+    assert resampled == 0.0 if search.potential == "final" else resampled > 0.0
     log_z = np.asarray(jax.vmap(search.log_z)(result.state), np.float64)
     weight = np.exp(plain() / BETA)
     z, error = weight.mean(), weight.std() / len(weight) ** 0.5
@@ -91,7 +91,7 @@ def test_constant_rewards_give_plain_samples_and_no_resampling():
         return jnp.zeros(images.shape[0], jnp.float32)
 
     for n, scheme in ((1, "systematic"), (PARTICLES, "multinomial")):
-        search = smc(n, scheme=scheme)
+        search = smc(n, scheme=scheme, threshold=0.5)
         result = fs.run(KEY, flow(), search, zero, cond=jax.tree.map(lambda a: a[0], batch(4)[1]))
         assert float(search.log_z(result.state)) == 0.0
         assert np.all(result.state.log_weights == 0.0)
