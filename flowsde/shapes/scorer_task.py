@@ -102,7 +102,9 @@ def scorer_task(config: ScorerConfig, flow: Flow, uses: str = "") -> Task:
         def part(n: int) -> range:
             return range(step * n, (step + 1) * n)
 
-        means = size // _MEANS
+        if size < 2:
+            raise ValueError(f"batch_size must be at least 2 for the scorer, got {size}")
+        means = max(1, size // _MEANS)
         scenes = scorer_data.batch(seed, part(size - means))
         return scenes, posterior.batch(flow, seed, part(means))
 
