@@ -90,7 +90,7 @@ def assert_trees_close(a, b):
 
 
 CASES = [(k, c) for k in ("linen", "nnx", "callable") for c in (False, True)]
-FAST = {("linen", True, False), ("nnx", True, True), ("callable", False, False)}
+FAST = {("linen", True, False), ("callable", False, False)}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_run(code, capsys):
     exec(compile(code, "README.md", "exec"), {})

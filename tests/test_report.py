@@ -39,6 +39,7 @@ def _rbf(**options: Any) -> fs.search.Search:
     return fs.search.rbf(kernel=kernel, grid=fs.grids.uniform(4), **options)
 
 
+@pytest.mark.slow
 def test_trace_and_spending_of_rbf() -> None:
     search = _rbf(nfe=33, chains=2, width=2, finish_steps=3)
     trace, result = _trace(search)

@@ -61,6 +61,7 @@ def check(completed, inner):
     return fell_back
 
 
+@pytest.mark.slow
 def test_complete_follows_the_linear_ode_within_the_budget():
     cap = INNER + STEPS
     full, early = run("complete", cap), run("complete", cap, 0.4)

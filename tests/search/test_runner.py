@@ -30,10 +30,9 @@ def same(one, other, size, rtol=1e-6):
     np.testing.assert_allclose(one.reward / size, other.reward / size, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(
-    "search", [SEARCH, pytest.param(BON, marks=pytest.mark.slow)], ids=["rbf", "bon"]
-)
-@pytest.mark.parametrize("target", [pytest.param(None, marks=pytest.mark.slow), 0.4])
+@pytest.mark.slow
+@pytest.mark.parametrize("search", [SEARCH, BON], ids=["rbf", "bon"])
+@pytest.mark.parametrize("target", [None, 0.4])
 def test_run_equals_iterate_and_host_rewards_equal_jax_ones(search, target):
     ids, cond = batch(7)
     options = {"cond": cond, "prompt_ids": ids, "target_reward": target, "chunk_size": 5}

@@ -57,14 +57,10 @@ EVERY = [
     dict(interval=2),
     dict(temperature=tuple(np.linspace(4 * BETA, BETA, STEPS))),
 ]
-QUICK = ({"potential": "max"},)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(o, id=str(o), marks=() if o in QUICK else pytest.mark.slow) for o in EVERY[:-1]]
-    + [pytest.param(EVERY[-1], id="tempered", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", EVERY, ids=lambda options: next(iter(options)))
 def test_normalising_constant_and_weighted_mean_are_those_of_plain_samples(options):
     search = smc(**options)
     result = run_many(search)
