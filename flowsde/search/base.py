@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
@@ -166,6 +167,11 @@ def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
     for i in ids:
         key = jax.random.fold_in(key, i)
     return key
+
+
+def shares(total: int, parts: int) -> np.ndarray:
+    """A budget in whole shares [parts] that differ by at most one, the larger ones first."""
+    return total // parts + (np.arange(parts) < total % parts)
 
 
 def check_kernel(kernel: Any) -> Kernel:

@@ -28,6 +28,7 @@ from flowsde.search.base import (
     empty_particles,
     evaluated,
     fold,
+    shares,
     take,
     where,
 )
@@ -91,7 +92,7 @@ class CoDe:
 
         They cost nfe, less what is not enough for one more child of any block.
         """
-        totals = self.nfe // self.chains + (np.arange(self.chains) < self.nfe % self.chains)
+        totals = shares(self.nfe, self.chains)
         if self.steps == 1:
             return totals[:, None].astype(np.int32)
         starts = np.arange(1, self.steps, self.block)

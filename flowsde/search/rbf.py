@@ -35,6 +35,7 @@ from flowsde.search.base import (
     empty_particles,
     evaluated,
     fold,
+    shares,
     take,
     where,
 )
@@ -109,7 +110,7 @@ class RBF:
     @property
     def quotas(self) -> np.ndarray:
         """int32 [C, steps]: draws of each chain at each time, summing to nfe."""
-        totals = self.nfe // self.chains + (np.arange(self.chains) < self.nfe % self.chains)
+        totals = shares(self.nfe, self.chains)
         if self.steps == 1:
             return totals[:, None].astype(np.int32)
         rest = totals - self.seeds
