@@ -105,9 +105,9 @@ def cloud(
         x0, x1 = means(x, t)
         keys = jax.random.split(jax.random.fold_in(key, i), n)
         moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
-        if isinstance(kernel, fs.kernels.ODEHeun):
-            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, None, None))
-            moved = correct(x, x0, x1, *means(moved, s), t, s)
+        if kernel.evaluations == 2:
+            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
+            moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
         return moved
 
     start = p.radius(jnp.ones((), jnp.float32)) * jax.random.normal(key, (n, 2), jnp.float32)

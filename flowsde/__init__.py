@@ -1,6 +1,7 @@
 """flowsde: inference-time scaling of flow models in JAX."""
 
 from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
+from flowsde.checkpoint import restore_search, save_search
 from flowsde.flow import Flow, guide, sample
 from flowsde.interpolants import match_time
 from flowsde.predictions import (
@@ -18,7 +19,7 @@ from flowsde.predictions import (
     x1_to_velocity,
     x1_to_x0,
 )
-from flowsde.search.run import Result, iterate, run
+from flowsde.search import Result, iterate, run
 
 __version__ = "0.1.0"
 
@@ -34,9 +35,11 @@ __all__ = [
     "kernels",
     "match_time",
     "reparameterise",
+    "restore_search",
     "rewards",
     "run",
     "sample",
+    "save_search",
     "score_to_velocity",
     "score_to_x0",
     "score_to_x1",

@@ -7,6 +7,13 @@ sum_k w_k N(alpha m_k, C_k) with C_k = alpha^2 S_k + sigma^2 I, and given compon
 
 so velocity, score and both means are exact and finite on [0, 1] under *every* interpolant (the
 velocity as far as alpha' is). Use them to test a search, a kernel or a reward without a model.
+
+Tilted by exp(r(x) / beta), with r(x) = b . x + x^T Q x / 2, the data stay such a mixture, and a
+search that samples the tilted law has a known answer too. About the mean of component k the tilt is
+exp(r(m_k) / beta + g_k . y + y^T Q y / (2 beta)), y = x - m_k, g_k = (b + Q m_k) / beta, so
+
+    S_k' = (S_k^-1 - Q / beta)^-1,    m_k' = m_k + S_k' g_k,    w_k' = w_k z_k / Z,
+    log z_k = r(m_k) / beta + g_k^T S_k' g_k / 2 - log det(I - S_k Q / beta) / 2.
 """
 
 import dataclasses
@@ -17,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_times
+from flowsde._checks import check_positive, check_times
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.predictions import expand
@@ -71,6 +78,51 @@ class GaussianMixture:
         """Most likely component of data points x [..., d], int [...]."""
         zero = jnp.zeros(x.shape[:-1], x.dtype)
         return jnp.argmax(self._terms(Linear(), x, zero)[0], axis=-1)
+
+    def tilt(
+        self, linear: Any, quadratic: Any = None, temperature: float = 1.0
+    ) -> tuple["GaussianMixture", jax.Array]:
+        """The law of the data tilted by exp(r(x) / temperature), and its normalising constant.
+
+        The reward is r(x) = linear . x + x^T quadratic x / 2. Computed in float64 whatever the
+        dtype of the arrays, on the host: not for compiled code.
+
+        Args:
+          linear: [d].
+          quadratic: [d, d], symmetric; None is 0.
+          temperature: above 0, in units of the reward.
+
+        Returns:
+          The tilted mixture, its components in the order of this one's, and
+          log Z = log E[exp(r(x) / temperature)], a scalar.
+
+        Raises:
+          ValueError: shapes do not fit, a value is not finite, temperature is not above 0,
+            quadratic is not symmetric, or Z is infinite: quadratic / temperature is not below the
+            precision of every component.
+        """
+        d = self.dimension
+        b = _finite("linear", linear, (d,))
+        q = _finite("quadratic", np.zeros((d, d)) if quadratic is None else quadratic, (d, d))
+        if not np.allclose(q, q.T):
+            raise ValueError(f"quadratic must be symmetric, got {q.tolist()}")
+        check_positive("temperature", temperature)
+        tilted = _tilt(
+            np.asarray(self.log_weights, np.float64),
+            np.asarray(self.means, np.float64),
+            np.asarray(self.variances, np.float64),
+            np.asarray(self.axes, np.float64),
+            b / temperature,
+            0.5 * (q + q.T) / temperature,
+        )
+        if tilted is None:
+            raise ValueError(
+                f"quadratic / temperature must be below the precision of every component, or the "
+                f"tilted law does not exist; got quadratic {q.tolist()} and temperature "
+                f"{temperature}"
+            )
+        *arrays, log_z = (jnp.asarray(a, self.means.dtype) for a in tilted)
+        return GaussianMixture(*arrays), log_z
 
     def _terms(
         self, p: Interpolant, x: jax.Array, t: jax.Array
@@ -144,6 +196,47 @@ def _lead(values: jax.Array, t: jax.Array) -> jax.Array:
 
 def _average(log_joint: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.einsum("...k,...kd->...d", jax.nn.softmax(log_joint, axis=-1), values)
+
+
+def _finite(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {array.tolist()}")
+    return array
+
+
+def _tilt(
+    log_weights: np.ndarray,
+    means: np.ndarray,
+    variances: np.ndarray,
+    axes: np.ndarray,
+    b: np.ndarray,
+    q: np.ndarray,
+) -> tuple[np.ndarray, ...] | None:
+    """Arrays of the mixture tilted by exp(b . x + x^T q x / 2), log Z; None if Z is infinite."""
+    roots = axes * np.sqrt(variances)[:, None, :]
+    # R^T S'^-1 R for S = R R^T, in place of S^-1 - q: the identity where q is 0.
+    precisions, turns = np.linalg.eigh(np.eye(len(b)) - roots.swapaxes(1, 2) @ q @ roots)
+    if not np.all(precisions > 0):
+        return None
+    roots = roots @ turns / np.sqrt(precisions)[:, None, :]  # now of S'
+    bend = means @ q
+    along = np.einsum("kde,kd->ke", roots, b + bend)
+    log_z = means @ b + 0.5 * np.sum(bend * means, axis=1)
+    log_z += 0.5 * np.sum(np.square(along) - np.log(precisions), axis=1)
+    log_joint = log_weights + log_z
+    before, after = _log_sum_exp(log_weights), _log_sum_exp(log_joint)
+    # Singular values are never below 0, eigenvalues of a rounded S' may be.
+    axes, scales, _ = np.linalg.svd(roots)
+    means = means + np.einsum("kde,ke->kd", roots, along)
+    return log_joint - after, means, np.square(scales), axes, after - before
+
+
+def _log_sum_exp(values: np.ndarray) -> np.ndarray:
+    largest = values.max()
+    return largest + np.log(np.sum(np.exp(values - largest)))
 
 
 def mixture(

@@ -1,17 +1,28 @@
 """The `flowsde` command: `flowsde sample PROMPT…` and `flowsde train {shapes,scorer}`.
 
-Wrong values end with one line on stderr and exit code 2, before any work. In a result.json,
-``seconds`` are of the wall clock: ``total`` of the prompt, ``model`` of the search's rounds after
-the first, ``other`` of the rest, mostly compilation in the first round. The reward runs inside
-the same compiled program as the model, so that ``verifier`` is null: its time is in ``model``.
+Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
+SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
+`flowsde.unfinished`.
+
+``result.json`` holds, next to what was asked for, ``nfe``, ``evaluations``, ``backward_passes`` and
+``verifier_calls`` as in `flowsde.Result`, and ``seconds`` of the wall clock: ``total`` of the
+prompt; ``model`` and ``verifier`` of the search's rounds but the first, which compiles; ``other``
+of the rest, compilation and pictures included. A run that was interrupted has the sum of its parts.
+
+``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
+axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
+`flowsde.trace.Shot`, with an entry for each accepted particle, as ``particle_line``,
+``particle_round``, ``particle_time``, ``particle_reward``, ``particle_nfe``, ``particle_parent``
+and ``particle_x0``.
 """
 
 import contextlib
 import dataclasses
 import io
 import math
+import shlex
+import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +33,9 @@ import tyro
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import presets, report, shapes
-from flowsde.presets import Sample, Settings
+from flowsde import plots, presets, prompts, report, shapes, unfinished
+from flowsde.options import Sample
+from flowsde.presets import Settings
 from flowsde.search import Result, Search
 from flowsde.shapes import captions
 
@@ -31,91 +43,109 @@ from flowsde.shapes import captions
 class Job(NamedTuple):
     """One prompt, checked and ready to run."""
 
-    prompt: str
     folder: Path
-    method: str
-    seed: int
-    target: float | None
-    preset: str
+    about: dict[str, Any]
     settings: Settings
     search: Search
     flow: fs.Flow
+    saved: unfinished.Saved | None
     rounds: Iterator[Result]
+    save_trajectory: bool
+
+    @property
+    def prompt(self) -> str:
+        """As the user wrote it."""
+        return self.about["prompt"]
 
 
-def _parse_prompts(words: Sequence[str]) -> list[str]:
-    """One prompt a word, or one prompt of all words if they make one only together."""
-    if not words:
-        raise ValueError(
-            "PROMPT is missing, expected e.g. 'three red circles and two blue squares'"
-        )
-    errors = []
-    for word in words:
-        try:
-            captions.parse(word)
-        except ValueError as error:
-            errors.append(error)
-    if not errors:
-        return list(words)
-    if len(errors) < len(words):
-        raise errors[0]
-    captions.parse(" ".join(words))
-    return [" ".join(words)]
-
-
-def _folders(command: Sample, prompts: list[str]) -> list[Path]:
-    """Where each prompt's result goes; none is finished, or may be overwritten."""
-    slugs = [captions.caption(captions.parse(p)).replace(" ", "-") for p in prompts]
-    for i, slug in enumerate(slugs):
-        if slug in slugs[:i]:
-            raise ValueError(f"PROMPT {prompts[i]!r} is given twice")
+def _folders(command: Sample, texts: list[str]) -> list[Path]:
+    """Where each prompt's result goes."""
+    slugs = [prompts.slug(text) for text in texts]
     if command.out is None:
         name = "{}-" + f"{command.method}-seed{command.seed}"
-        folders = [Path("flowsde-out") / name.format(slug) for slug in slugs]
-    else:
-        folders = [command.out / slug if len(slugs) > 1 else command.out for slug in slugs]
-    for folder in folders:
-        if (folder / "result.json").exists() and not command.overwrite:
-            raise ValueError(
-                f"{folder} holds a finished result, expected another --out or --overwrite"
-            )
+        return [Path("flowsde-out") / name.format(slug) for slug in slugs]
+    alone = len(slugs) == 1 and command.prompts_file is None
+    return [command.out if alone else command.out / slug for slug in slugs]
+
+
+def _is_finished(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
+    """Whether there is nothing to do; ValueError if there is what may not be overwritten."""
+    if command.resume:
+        done = unfinished.finished(folder)
+        if done is None:
+            return False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
-    return folders
+            unfinished.check_same(folder, "finished", about, done)
+        except ValueError:
+            if not command.overwrite:
+                raise
+            return False
+        return True
+    if (folder / "result.json").exists() and not command.overwrite:
+        raise ValueError(f"{folder} holds a finished result, expected another --out or --overwrite")
+    return False
 
 
-def prepare(command: Sample) -> list[Job]:
-    """Check everything; ValueError or TypeError naming what is wrong."""
-    given = {
-        f.name: getattr(command, f.name)
-        for f in dataclasses.fields(Settings)
-        if getattr(command, f.name) is not None
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
+
+
+def _about(command: Sample, settings: Settings, prompt: str) -> dict[str, Any]:
+    """What is asked for, as in result.json."""
+    return {
+        "prompt": prompt,
+        "method": command.method,
+        "seed": command.seed,
+        "preset": command.preset,
+        "settings": {**dataclasses.asdict(settings), "target_reward": command.target_reward},
+        "version": fs.__version__,
     }
-    prompts = _parse_prompts(command.prompt)
-    settings = presets.resolve(command.preset, command.method, given)
+
+
+def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
+    """Check everything; ValueError or TypeError naming what is wrong.
+
+    Returns:
+      The folder of each prompt, with None if its result is there already.
+    """
+    texts = prompts.collect(command.prompt, command.prompts_file)
+    settings = presets.resolve(command.preset, command.method, command.given)
     search = presets.build(command.method, settings)
     if not 0 <= command.seed < 2**32:
         raise ValueError(f"--seed must be an integer from 0 to 2**32 - 1, got {command.seed}")
     target = command.target_reward
     if target is not None and not math.isfinite(target):
         raise ValueError(f"--target-reward must be a finite number, got {target}")
-    folders = _folders(command, prompts)
+    folders, abouts = _folders(command, texts), [_about(command, settings, text) for text in texts]
+    done = [_is_finished(command, *both) for both in zip(folders, abouts, strict=True)]
+    if all(done):
+        return [(folder, None) for folder in folders]
+    for folder in folders:
+        _make(folder)
+    # As it runs: the runner divides the budget by what a candidate costs.
+    as_run = search.with_nfe(search.nfe // presets.evaluations(settings))
+    find = unfinished.find if command.resume else lambda *_: None
+    saved = [find(*both, as_run) for both in zip(folders, abouts, strict=True)]
     flow, reward = shapes.load_flow(), shapes.load_reward(settings.reward)
     if presets.evaluations(settings) > 1:
         flow = fs.flow.guide(flow, settings.guidance, np.zeros(captions.MAX_TOKENS, np.int32))
-    # As it runs: the runner divides the budget by what a candidate costs.
-    as_run = search.with_nfe(search.nfe // presets.evaluations(settings))
     key = jax.random.key(command.seed)
+
+    def job(folder: Path, about: dict[str, Any], saved: unfinished.Saved | None) -> Job:
+        rounds = fs.iterate(
+            key, flow, search, reward, cond=shapes.encode(about["prompt"]), target_reward=target,
+            resume=saved and saved.result,
+        )  # fmt: skip
+        options = (settings, as_run, flow, saved, rounds, command.save_trajectory)
+        return Job(folder, about, *options)
+
     return [
-        Job(
-            prompt, folder, command.method, command.seed, target, command.preset, settings,
-            as_run, flow,
-            fs.iterate(key, flow, search, reward, cond=shapes.encode(prompt), target_reward=target),
-        )
-        for prompt, folder in zip(prompts, folders, strict=True)
-    ]  # fmt: skip
+        (folder, None if is_done else job(folder, about, state))
+        for folder, about, state, is_done in zip(folders, abouts, saved, done, strict=True)
+    ]
 
 
 _BAR = (
@@ -124,58 +154,97 @@ _BAR = (
 )
 
 
-def _search(job: Job) -> tuple[Result, report.Trace, float]:
-    """Run a job's rounds under a progress bar; also the seconds of all rounds but the first."""
-    trace = report.Trace(job.search, job.flow.decode)
-    started, result = time.perf_counter(), None
-    with tqdm(total=job.settings.nfe, unit="NFE", bar_format=_BAR, mininterval=0.3) as bar:
+def _search(job: Job, keeper: unfinished.Keeper) -> Result:
+    """Run a job's rounds under a progress bar."""
+    first = True
+    with tqdm(
+        total=job.settings.nfe, initial=keeper.nfe, unit="NFE", bar_format=_BAR, mininterval=0.3
+    ) as bar:
         bar.set_postfix_str("compiling")
         for result in job.rounds:
-            trace.record(result)
-            if len(result.info.charged) == 1:
+            keeper.record(result)
+            if first:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
-                started = time.perf_counter()
+                first = False
             bar.set_postfix_str(f"best reward {float(result.reward):.3f}", refresh=False)
             bar.update(result.nfe - bar.n)
-    assert result is not None
-    return result, trace, time.perf_counter() - started
+    return result
 
 
-def _run(job: Job) -> None:
-    """Search, write the folder, and say what came out."""
-    started = time.perf_counter()
-    print(f"{job.prompt!r}\n{presets.describe(job.method, job.settings)}", flush=True)
-    result, trace, rounds = _search(job)
-    image, reward = np.asarray(result.image), float(result.reward)
-    title, cost = f"{job.prompt} · {job.method}", job.flow.evaluations
-    (job.folder / "result.json").unlink(missing_ok=True)
-    report.save_image(job.folder / "image.png", image)
-    report.save_figure(job.folder / "path.png", report.path_figure(title, trace.lines, reward))
-    figure = report.search_figure(title, job.search, result, cost)
-    report.save_figure(job.folder / "search.png", figure)
-    heldout = report.judge(job.prompt, image)
-    total = time.perf_counter() - started
-    seconds = {"total": total, "model": rounds, "verifier": None, "other": total - rounds}
+def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any]:
+    """The result's files; what result.json says."""
+    folder, flow, image = job.folder, job.flow, np.asarray(result.image)
+    title = f"{job.prompt} · {job.about['method']}"
+    (folder / "result.json").unlink(missing_ok=True)
+    report.save_image(folder / "image.png", image)
+    figure = plots.path_figure(title, keeper.trace, result, flow.decode)
+    report.save_figure(folder / "path.png", figure)
+    figure = plots.search_figure(title, job.search, result, flow.evaluations)
+    report.save_figure(folder / "search.png", figure)
+    if job.save_trajectory:
+        particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
+        report.write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
     values = {
-        "prompt": job.prompt,
-        "method": job.method,
-        "seed": job.seed,
-        "preset": job.preset,
-        "settings": {**dataclasses.asdict(job.settings), "target_reward": job.target},
-        "reward": reward,
-        "heldout": heldout,
+        **job.about,
+        "reward": float(result.reward),
+        "heldout": report.judge(job.prompt, image),
         "nfe": result.nfe,
         "evaluations": result.evaluations,
+        "backward_passes": result.backward_passes,
         "verifier_calls": result.verifier_calls,
-        "seconds": {name: value and round(value, 3) for name, value in seconds.items()},
-        "version": fs.__version__,
+        "seconds": keeper.seconds(),
     }
-    report.write_json(job.folder / "result.json", values)
+    report.write_json(folder / "result.json", values)
+    return values
+
+
+def _begin(job: Job, resume: bool) -> unfinished.Keeper:
+    """Say what is run, and from where."""
+    print(f"{job.prompt!r}\n{presets.describe(job.about['method'], job.settings)}")
+    keeper = unfinished.Keeper(job.folder, job.about, job.search, job.flow.evaluations, job.saved)
+    if job.saved is not None:
+        print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")
+    elif resume:
+        print(f"resume  nothing was saved in {job.folder}: from the beginning")
+    sys.stdout.flush()
+    return keeper
+
+
+def _run(job: Job, resume: bool, again: str) -> None:
+    """Search, write the folder, and say what came out; `again` is the command to go on with."""
+    keeper = _begin(job, resume)
+    try:
+        values = _write(job, keeper, _search(job, keeper))
+    except BaseException as error:
+        keeper.save()
+        said = f"at {keeper.nfe} of {job.settings.nfe} NFE; go on with: {again}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted {said}") from None
+        error.add_note(f"flowsde sample: failed {said}")
+        raise
+    unfinished.discard(job.folder)
     print(f"asked   {captions.caption(captions.parse(job.prompt))}")
-    print(f"seen    {report.describe(heldout)}, says the held-out checker")
-    print(f"reward  {reward:.4f} for {result.nfe} NFE in {total:.1f} s")
+    print(f"seen    {report.describe(values['heldout'])}, says the held-out checker")
+    seconds = values["seconds"]["total"]
+    print(f"reward  {values['reward']:.4f} for {values['nfe']} NFE in {seconds:.1f} s")
     print(f"folder  {job.folder}", flush=True)
+
+
+def _again(args: list[str]) -> str:
+    """The command that goes on with one that was interrupted."""
+    program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
+    return shlex.join([*program, *args, *(["--resume"] if "--resume" not in args else [])])
+
+
+def _run_all(jobs: list[tuple[Path, Job | None]], resume: bool, again: str) -> None:
+    for i, (folder, job) in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            print(f"prompt {i} of {len(jobs)}", flush=True)
+        if job is None:
+            print(f"flowsde sample: {folder} is finished", flush=True)
+        else:
+            _run(job, resume, again)
 
 
 def _one_line(box: str) -> str:
@@ -230,10 +299,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (ValueError, TypeError, OSError) as error:
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
-        for job in jobs:
-            _run(job)
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
+        with unfinished.terminating():
+            _run_all(jobs, command.resume, _again(args))
+    except KeyboardInterrupt as stop:
+        print(f"\n{name}: {stop or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
-from flowsde.kernels import Kernel, ODEHeun, Renoise
+from flowsde.kernels import Kernel, Renoise
 from flowsde.predictions import expand, means_from_velocity
 
 Params = Any
@@ -252,6 +252,8 @@ def sample(
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
+    if kernel.guided:
+        raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
     if final not in ("kernel", "mean"):
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     check_cond(cond, n, "n")
@@ -285,9 +287,9 @@ def _sample(
             x0, x1 = means(x, t)
             step_keys = jax.vmap(lambda k: jax.random.fold_in(k, i + 1))(keys)
             moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
-            if isinstance(kernel, ODEHeun):
-                correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, None, None))
-                moved = correct(x, x0, x1, *means(moved, s), t, s)
+            if kernel.evaluations == 2:
+                correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
+                moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
             return moved, None
 
         def start(k: jax.Array) -> jax.Array:

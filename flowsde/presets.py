@@ -1,4 +1,4 @@
-"""Options of `flowsde sample`, what each preset means for each method, and what they build.
+"""Settings of `flowsde sample`: what each preset means for each method, and what they build.
 
 A preset gives every setting of every method; options that the user gives replace some. `resolve`
 checks the whole, drops what has no effect, and `build` makes the search.
@@ -7,15 +7,14 @@ checks the whole, drops what has no effect, and `build` makes the search.
 import dataclasses
 import inspect
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
-from tyro.constructors import PrimitiveConstructorSpec
+from collections.abc import Callable
+from typing import Any, Literal
 
 from flowsde import diffusion, grids, interpolants, kernels
 from flowsde._checks import check_count
-from flowsde.search import Search, bon, rbf
+from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
+from flowsde.search.resampling import SCHEMES
+from flowsde.search.smc import POTENTIALS
 
 INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")
 KERNELS = ("euler_maruyama", "ddim", "cps", "ode_euler")
@@ -48,14 +47,38 @@ class Settings:
     chains: int | None = 2
     seeds: int | None = 1
     last: str | None = "exhaust"
+    temperature: float | None = 0.0
+    block: int | None = 2
+    potential: str | None = "difference"
+    scheme: str | None = "systematic"
+    threshold: float | None = 0.5
+    interval: int | None = 1
+    paths: int | None = 2
+    start: int | None = 2
+    forward: int | None = 2
+    backward: int | None = 4
     finish: str | None = "complete"
     finish_steps: int | None = 10
     guidance: float = 1.0
     width: int | None = 4
 
 
+MAKERS: dict[str, Callable[..., Search]] = {
+    "ode": bon,
+    "sde": bon,
+    "bon": bon,
+    "sop": sop,
+    "smc": smc,
+    "code": code,
+    "svdd": svdd,
+    "rbf": rbf,
+}
+"""The search of each method; a trajectory is the best of one."""
+METHODS = tuple(MAKERS)
+
 # Trajectories have no budget of their own: they take the grid's steps.
 _ODE = Settings(nfe=None, kernel="ode_euler", steps=40)
+_RECOMMENDED = Settings(interpolant="vp", kernel="ddim", data_variance=0.25)
 _PAPER = Settings(interpolant="vp", grid="quadratic", steps=10, finish="mean")
 
 PRESETS: dict[str, dict[str, Settings]] = {
@@ -63,17 +86,28 @@ PRESETS: dict[str, dict[str, Settings]] = {
         "ode": _ODE,
         "sde": Settings(nfe=None, steps=40),
         "bon": Settings(kernel="ode_euler", width=16),
-        "rbf": Settings(interpolant="vp", kernel="ddim", data_variance=0.25),
+        "sop": Settings(kernel="ode_euler", backward=5),
+        "smc": dataclasses.replace(_RECOMMENDED, temperature=0.1),
+        "code": _RECOMMENDED,
+        "svdd": _RECOMMENDED,
+        "rbf": _RECOMMENDED,
     },
-    # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N follows the linear ODE.
+    # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
     "paper": {
         "ode": dataclasses.replace(_ODE, steps=10),
         "sde": dataclasses.replace(_PAPER, nfe=None),
         "bon": Settings(kernel="ode_euler", steps=10, width=16),
+        # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
+        # from times of their own; on a grid, this is nearest.
+        "sop": Settings(
+            kernel="ode_euler", steps=14, start=8, forward=7, backward=8, finish="mean"
+        ),
+        "smc": dataclasses.replace(_PAPER, temperature=0.1),
+        "code": _PAPER,
+        "svdd": _PAPER,
         "rbf": _PAPER,
     },
 }
-METHODS = tuple(PRESETS["recommended"])
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
@@ -84,12 +118,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "grid": GRIDS,
     "reward": ("likelihood", "rss"),
     "last": ("exhaust", "improve"),
-    "finish": ("complete", "mean"),
+    "potential": POTENTIALS,
+    "scheme": tuple(SCHEMES),
+    "finish": ("complete", "heun", "mean"),
 }
 """What each option that is a word can be."""
 
-_RBF = ("nfe", "chains", "seeds", "last", "finish", "finish_steps", "width")
-_COUNTS = ("nfe", "steps", "chains", "seeds", "finish_steps", "width")
+_COUNTS = (
+    *("nfe", "steps", "chains", "seeds", "block", "interval", "paths", "start", "forward"),
+    *("backward", "finish_steps", "width"),
+)
+_TUNING = (
+    *("chains", "seeds", "last", "temperature", "block", "potential", "scheme", "threshold"),
+    *("interval", "paths", "start", "forward", "backward", "finish", "finish_steps", "width"),
+)
+"""Settings of some methods' searches, which take them by these names."""
 
 
 def flag(name: str) -> str:
@@ -107,18 +150,25 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(f"{flag(name)} must be a finite number, got {value}")
 
 
+def _parameters(method: str) -> list[str]:
+    """Settings that a method's search takes."""
+    names = inspect.signature(MAKERS[method]).parameters
+    # One trajectory is one candidate wide.
+    one = ("width",) if method in ("ode", "sde") else ()
+    return [name for name in _TUNING if name in names and name not in one]
+
+
 def _unused(method: str, s: Settings) -> dict[str, str]:
     """Settings that have no effect, and why."""
     unused: dict[str, str] = {}
     for names, used, why in (
         (("eta", "data_variance"), s.kernel in ("ddim", "cps"), f"kernel {s.kernel}"),
         (("diffusion", "diffusion_scale"), s.kernel == "euler_maruyama", f"kernel {s.kernel}"),
-        (("finish_steps",), s.finish == "complete", f"finish {s.finish}"),
-        (("chains", "seeds", "last", "finish", "finish_steps"), method == "rbf", "method"),
-        (("width",), method in ("bon", "rbf"), "method"),
+        (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
+        (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
+        (set(_TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):
         if not used:
-            why = f"method {method}" if why == "method" else why
             unused |= dict.fromkeys(names, why)
     return unused
 
@@ -186,10 +236,9 @@ def build(method: str, s: Settings) -> Search:
     kernel = _kernel(s)
     shift = (_SHIFT,) if s.grid == "shifted" else ()
     grid = getattr(grids, s.grid)(s.steps, *shift)
-    names = ("nfe", "width") if method != "rbf" else _RBF
-    options = {name: getattr(s, name) for name in names if getattr(s, name) is not None}
-    make: Any = rbf if method == "rbf" else bon
-    made: Search = make(kernel=kernel, grid=grid, **options)
+    options = {name: getattr(s, name) for name in _parameters(method)}
+    options = {name: value for name, value in options.items() if value is not None}
+    made = MAKERS[method](nfe=s.nfe, kernel=kernel, grid=grid, **options)
     # The runner divides the budget by what a candidate costs; is that enough?
     made.with_nfe(made.nfe // evaluations(s))
     return made
@@ -200,91 +249,3 @@ def describe(method: str, s: Settings) -> str:
     values = [(k, v) for k, v in dataclasses.asdict(s).items() if v is not None]
     shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
     return " ".join([method, *shown])
-
-
-def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
-    def convert(words: list[str]) -> Any:
-        try:
-            return kind(words[0])
-        except ValueError:
-            raise ValueError(f"expected {name}, got {words[0]!r}") from None
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N" if kind is int else "X",
-        instance_from_str=convert,
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-_QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, _number(int, "an integer"), _QUIET]
-Float = Annotated[float | None, _number(float, "a number"), _QUIET]
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-def _word(name: str) -> Any:
-    return _shown("{" + ",".join(CHOICES[name]) + "}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Search for a picture of PROMPT with the embedded text-to-image flow.
-
-    A prompt is one or two groups, for example "three red circles and two blue squares"; several
-    quoted prompts are searched one after the other. What is not given comes from the preset.
-    """
-
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT...")]
-    """What the picture should show."""
-    method: Annotated[str, _word("method")] = "rbf"
-    """One ODE or SDE trajectory, Best-of-N, or Rollover Budget Forcing (the default)."""
-    nfe: Int = None
-    """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
-    preset: Annotated[str, _word("preset")] = "recommended"
-    """What measures best on the embedded model (the default), or the setting of the RBF paper."""
-    interpolant: Annotated[str | None, _word("interpolant")] = None
-    """In which the search moves; the flow is converted."""
-    kernel: Annotated[str | None, _word("kernel")] = None
-    """How a particle moves from one time to the next."""
-    eta: Float = None
-    """Share of fresh noise of the ddim and cps kernels, 0 to 1."""
-    data_variance: Float = None
-    """Variance of the data that the ddim and cps kernels assume; 0 uses the posterior mean."""
-    diffusion: Annotated[str | None, _word("diffusion")] = None
-    """Diffusion coefficient of the euler_maruyama kernel."""
-    diffusion_scale: Float = None
-    """Its scale; by default the coefficient's own."""
-    grid: Annotated[str | None, _word("grid")] = None
-    """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
-    steps: Int = None
-    """Steps of the grid."""
-    reward: Annotated[str | None, _word("reward")] = None
-    """Of the learned scorer: log-likelihood of the counts, or minus their squared error."""
-    chains: Int = None
-    """Independent chains of rbf, which share the budget."""
-    seeds: Int = None
-    """Draws of noise of which a chain of rbf starts from the best."""
-    last: Annotated[str | None, _word("last")] = None
-    """What the last step of rbf does with the rest of the budget."""
-    finish: Annotated[str | None, _word("finish")] = None
-    """How rbf ends: complete the best trajectory by ODE steps, or return the posterior mean."""
-    finish_steps: Int = None
-    """Evaluations of the budget for completing."""
-    guidance: Float = None
-    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
-    width: Int = None
-    """Candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
-    target_reward: Float = None
-    """Stop as soon as a reward is this high."""
-    seed: Annotated[int, _number(int, "an integer")] = 0
-    """Of all random numbers."""
-    overwrite: bool = False
-    """Replace a finished result."""
-    out: Annotated[Path | None, _shown("DIR")] = None
-    """Folder of the results, with one below it for each of several prompts; by default
-    flowsde-out/PROMPT-METHOD-seedSEED."""

@@ -1,10 +1,24 @@
 """The whole suite runs under strict dtype promotion and with rank promotion an error."""
 
+import os
+from importlib.metadata import version
+
 import matplotlib
+
+# Without fused multiply-adds, sums and products round alike in programs that fuse differently: what
+# should be equal bit for bit is.
+FLAGS = ["--xla_cpu_max_isa=AVX"]
+# Most of a test is XLA compiling; without these emitters, which 0.10 can still turn off, that takes
+# a third of the time.
+if version("jaxlib").startswith("0.10."):
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 matplotlib.use("Agg")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Some tests shard prompts over devices; everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 4)

@@ -1,4 +1,4 @@
-"""Gaussian mixtures: identities by autodiff in float64, ends, moments of samples, errors."""
+"""Gaussian mixtures: autodiff identities in float64, ends, moments of samples, tilts, errors."""
 
 import dataclasses
 
@@ -180,6 +180,152 @@ def test_component_is_the_nearest_of_well_separated_ones():
     assert component(data, np.asarray(10 * MEANS, np.float32)).tolist() == [0, 1, 2]
 
 
+LINEAR = np.array([0.8, -0.6])
+QUADRATIC = np.array([[-1.2, 0.5], [0.5, 0.4]])
+BETA = 0.7
+"""With QUADRATIC, one of whose eigenvalues is above 0: below every component's precision."""
+
+
+def _mixture(*parameters):
+    with jax.enable_x64(True):
+        return A.mixture(*parameters, dtype=jnp.float64)
+
+
+def _tilt(data, *arguments, **options):
+    with jax.enable_x64(True):
+        return data.tilt(*arguments, **options)
+
+
+def _moments(data):
+    with jax.enable_x64(True):
+        return np.asarray(data.mean()), np.asarray(data.covariance())
+
+
+def _density(data, x):
+    """Of the data at points x [n, d], by the definition; [n]."""
+    total = 0.0
+    for log_w, m, v, axes in zip(
+        *(np.asarray(leaf) for leaf in jax.tree.leaves(data)), strict=True
+    ):
+        along = (x - m) @ axes
+        total += np.exp(log_w - 0.5 * np.sum(along**2 / v + np.log(2.0 * np.pi * v), axis=1))
+    return total
+
+
+def _grid(dimension, bound, n):
+    """Nodes [n^d, d] of the trapezoidal rule and the volume of a cell."""
+    line = np.linspace(-bound, bound, n)
+    nodes = np.stack(np.meshgrid(*(line,) * dimension, indexing="ij"), axis=-1)
+    return nodes.reshape(-1, dimension), (line[1] - line[0]) ** dimension
+
+
+@pytest.mark.parametrize(
+    ("parameters", "linear", "quadratic", "beta"),
+    [
+        (([0.4, 0.6], [[-1.0], [1.5]], [0.3, 0.1]), [0.7], None, 0.5),
+        (([0.4, 0.6], [[-1.0], [1.5]], [0.3, 0.1]), [0.7], [[0.9]], 0.5),
+        (([0.4, 0.6], [[-1.0], [1.5]], [0.3, 0.1]), [-0.2], [[-5.0]], 0.5),
+        (PARAMETERS, LINEAR, None, BETA),
+        (PARAMETERS, [0.0, 0.0], QUADRATIC, BETA),
+        (PARAMETERS, LINEAR, QUADRATIC, BETA),
+    ],
+)
+def test_tilted_law_is_that_of_quadrature(parameters, linear, quadratic, beta):
+    """By the trapezoidal rule, next to exact for an analytic density that vanishes at the ends."""
+    data = _mixture(*parameters)
+    tilted, log_z = _tilt(data, linear, quadratic, beta)
+    x, cell = _grid(data.dimension, 16.0, 2_001 if data.dimension == 1 else 301)
+    q = np.zeros((data.dimension,) * 2) if quadratic is None else np.asarray(quadratic)
+    reward = x @ np.asarray(linear) + 0.5 * np.sum((x @ q) * x, axis=1)
+    weights = _density(data, x) * np.exp(reward / beta) * cell
+    z = weights.sum()
+    np.testing.assert_allclose(log_z, np.log(z), rtol=1e-10, atol=1e-12)
+    mean, covariance = _moments(tilted)
+    exact = weights @ x / z
+    centred = x - exact
+    np.testing.assert_allclose(mean, exact, rtol=1e-10, atol=1e-12)
+    wanted = (weights[:, None] * centred).T @ centred / z
+    np.testing.assert_allclose(covariance, wanted, rtol=1e-10, atol=1e-12)
+    density, wanted = _density(tilted, x), weights / (z * cell)
+    np.testing.assert_allclose(density, wanted, rtol=1e-9, atol=1e-12 * wanted.max())
+    assert np.exp(tilted.log_weights).sum() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_tilted_law_is_that_of_weighted_samples():
+    """E_tilted[f] = E[f exp(r / beta)] / Z, and back: E[f] = Z E_tilted[f exp(-r / beta)]."""
+    n, data = 20_000, A.mixture(*PARAMETERS)
+    linear, quadratic = np.array([0.5, -0.3]), np.array([[-0.3, 0.1], [0.1, 0.2]])
+    tilted, log_z = data.tilt(linear, quadratic)
+    draw = jax.jit(lambda data, key: data.sample(key, n))
+    for law, other, sign, seed in ((data, tilted, 1.0, 6), (tilted, data, -1.0, 7)):
+        x = np.asarray(draw(law, jax.random.key(seed)), np.float64)
+        reward = x @ linear + 0.5 * np.sum((x @ quadratic) * x, axis=1)
+        weights = np.exp(sign * (reward - float(log_z)))
+        mean = np.asarray(other.mean(), np.float64)
+        products = np.einsum("ni,nj->nij", x - mean, x - mean).reshape(n, -1)
+        wanted = np.concatenate([[1.0], mean, np.asarray(other.covariance()).reshape(-1)])
+        values = weights[:, None] * np.concatenate([np.ones((n, 1)), x, products], axis=1)
+        error = values.std(0) / np.sqrt(n)
+        assert np.all(np.abs(values.mean(0) - wanted) < 4 * error)
+
+
+def test_tilts_add_up_and_undo_each_other():
+    data = _mixture(*PARAMETERS)
+    first, log_z1 = _tilt(data, LINEAR, QUADRATIC, BETA)
+    second, log_z2 = _tilt(first, [-0.3, 0.4], [[-0.2, 0.0], [0.0, -0.7]], BETA)
+    both, log_z = _tilt(
+        data, LINEAR + np.array([-0.3, 0.4]), QUADRATIC + np.diag([-0.2, -0.7]), BETA
+    )
+    back, log_z3 = _tilt(first, -LINEAR, -QUADRATIC, BETA)
+    assert float(log_z) == pytest.approx(float(log_z1) + float(log_z2), rel=1e-12)
+    assert float(log_z3) == pytest.approx(-float(log_z1), rel=1e-12)
+    for ours, wanted in ((second, both), (back, data)):
+        for a, b in zip(_moments(ours), _moments(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(ours.log_weights, wanted.log_weights, rtol=1e-11)
+        np.testing.assert_allclose(ours.means, wanted.means, rtol=1e-11, atol=1e-13)
+
+
+def test_limits_of_tilts():
+    data = _mixture(*PARAMETERS)
+    mean, covariance = _moments(data)
+    # Nothing to tilt by.
+    same, log_z = _tilt(data, [0.0, 0.0], np.zeros((2, 2)))
+    assert float(log_z) == 0.0
+    np.testing.assert_allclose(_moments(same)[0], mean, rtol=1e-14)
+    np.testing.assert_allclose(_moments(same)[1], covariance, rtol=1e-14)
+    # A linear reward moves each component by its covariance and keeps it.
+    tilted, _ = _tilt(data, LINEAR, temperature=BETA)
+    np.testing.assert_allclose(tilted.means, MEANS + COVARIANCES @ LINEAR / BETA, rtol=1e-12)
+    spread = np.einsum("kij,kj,klj->kil", tilted.axes, tilted.variances, tilted.axes)
+    np.testing.assert_allclose(spread, COVARIANCES, rtol=1e-12, atol=1e-14)
+    zero, _ = _tilt(data, LINEAR, np.zeros((2, 2)), BETA)
+    np.testing.assert_array_equal(zero.means, tilted.means)
+    # Hot: Z - 1 and the mean's shift are of first order, E[r] / beta and Cov(x, r) / beta.
+    hot, log_z = _tilt(data, LINEAR, QUADRATIC, 1e6)
+    reward = LINEAR @ mean + 0.5 * np.sum(QUADRATIC * (covariance + np.outer(mean, mean)))
+    assert float(log_z) * 1e6 == pytest.approx(reward, rel=1e-5)
+    hot, _ = _tilt(data, LINEAR, temperature=1e6)
+    np.testing.assert_allclose((_moments(hot)[0] - mean) * 1e6, covariance @ LINEAR, rtol=1e-5)
+    # Cold: all mass at the reward's only maximum, which here is that of every component.
+    cold, _ = _tilt(data, [1.0, 2.0], -np.eye(2), 1e-6)
+    np.testing.assert_allclose(cold.means, np.tile([1.0, 2.0], (3, 1)), atol=1e-4)
+    np.testing.assert_allclose(cold.variances, np.full((3, 2), 1e-6), rtol=1e-4)
+
+
+def test_strong_tilts_stay_finite_and_keep_the_dtype():
+    """Weights of components that differ by far more than a float can hold."""
+    tilted, log_z = A.mixture(*PARAMETERS).tilt([50.0, 0.0], temperature=0.01)
+    assert all(leaf.dtype == np.float32 for leaf in (*jax.tree.leaves(tilted), log_z))
+    assert all(np.all(np.isfinite(leaf)) for leaf in (*jax.tree.leaves(tilted), log_z))
+    assert log_z.shape == ()
+    # Component 2 has the largest variance along the reward, which decides here.
+    weights = np.exp(tilted.log_weights)
+    np.testing.assert_array_equal(weights, [0.0, 0.0, 1.0])
+    log_weight = np.log(0.3) + 5_000.0 * 0.2 + 0.5 * 5_000.0**2 * 0.5
+    assert float(log_z) == pytest.approx(log_weight, rel=1e-6)
+
+
 def test_flow_defaults_to_linear_and_is_a_pytree():
     data = A.mixture(*PARAMETERS)
     assert data.flow().interpolant == CURVES["linear"] and data.flow().shape == (2,)
@@ -208,6 +354,34 @@ def test_flow_defaults_to_linear_and_is_a_pytree():
 def test_wrong_parameters_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         A.mixture(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([1.0],), r"linear must have shape \[2\], got \[1\]"),
+        (([[1.0, 0.0]],), r"linear must have shape \[2\], got \[1, 2\]"),
+        (([1.0, np.nan],), "linear must be finite"),
+        (([1.0, 0.0], [1.0, 0.0]), r"quadratic must have shape \[2, 2\], got \[2\]"),
+        (([1.0, 0.0], np.full((2, 2), np.inf)), "quadratic must be finite"),
+        (([1.0, 0.0], [[0.0, 1.0], [0.0, 0.0]]), "quadratic must be symmetric"),
+        (([1.0, 0.0], None, 0.0), "temperature must be a finite number above 0, got 0.0"),
+        (([1.0, 0.0], None, np.inf), "temperature must be a finite number above 0, got inf"),
+        (([1.0, 0.0], np.eye(2), 0.1), "quadratic / temperature must be below the precision"),
+    ],
+)
+def test_wrong_tilts_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        A.mixture(*PARAMETERS).tilt(*arguments)
+
+
+def test_tilt_exists_up_to_the_smallest_precision_of_any_component():
+    data = A.mixture([0.5, 0.5], MEANS[:2], [0.5, 0.25])
+    tilted, _ = data.tilt([0.0, 0.0], 1.99 * np.eye(2))
+    np.testing.assert_allclose(tilted.variances, [[100.0, 100.0], [1 / 2.01, 1 / 2.01]], rtol=1e-5)
+    for size in (2.0, 2.01, 4.01):  # the second component alone would allow the middle one
+        with pytest.raises(ValueError, match="the tilted law does not exist"):
+            data.tilt([0.0, 0.0], size * np.eye(2))
 
 
 def test_wrong_points_and_times_are_named():

@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import stand_in
 from PIL import Image
 
 import flowsde as fs
-from flowsde import cli, presets, report, shapes
-from flowsde.presets import PRESETS, Sample, resolve
+from flowsde import cli, options, plots, presets, shapes
+from flowsde.presets import PRESETS, resolve
 
 PROMPT = "three red circles and two blue squares"
 FILES = {"image.png", "path.png", "search.png", "result.json"}
@@ -24,21 +23,10 @@ TINY = ["--steps", "3", "--width", "2"]
 RBF = [PROMPT, *TINY, "--nfe", "17", "--finish-steps", "2"]
 
 
-def _velocity(params: jax.Array, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
-    centre = params * jnp.mean(cond.astype(jnp.float32), axis=1)[:, None, None, None]
-    return (x - centre) / jnp.maximum(t, 0.05)[:, None, None, None] * 0.5
-
-
-def _reward(images: jax.Array, cond: jax.Array) -> jax.Array:
-    return -jnp.mean(jnp.square(images), axis=(1, 2, 3))
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flow and a reward that compile fast."""
-    flow = fs.Flow.from_callable(_velocity, jnp.float32(0.01), (32, 32, 3))
-    monkeypatch.setattr(shapes, "load_flow", lambda: flow)
-    monkeypatch.setattr(shapes, "load_reward", lambda measure: _reward)
+    stand_in.use(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -78,30 +66,73 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
         blocks = np.asarray(picture).reshape(32, 8, 32, 8, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
     keys = (
-        "prompt method seed settings reward heldout nfe evaluations verifier_calls seconds version"
+        "prompt method seed settings reward heldout nfe evaluations backward_passes "
+        "verifier_calls seconds version"
     )
     assert set(keys.split()) <= set(result)
     assert result["prompt"] == PROMPT and result["method"] == "rbf" and result["seed"] == 0
     assert result["nfe"] == result["settings"]["nfe"] == 17
     assert result["evaluations"] >= result["nfe"]
     assert result["version"] == fs.__version__
-    assert set(result["seconds"]) == {"total", "model", "verifier", "other"}
+    seconds = result["seconds"]
+    assert set(seconds) == {"total", "model", "verifier", "other"}
+    assert all(value > 0.0 for value in seconds.values())
+    assert seconds["model"] + seconds["verifier"] + seconds["other"] == pytest.approx(
+        seconds["total"], abs=0.003
+    )
     assert set(result["heldout"]) == {"exact", "rss", "counts", "unclear"}
     out, err = capsys.readouterr()
     assert PROMPT in out and "17 NFE" in out and str(tmp_path) in out and "kernel=" in out
     assert "NFE/s" in err and "best reward" in err
 
 
+SMALL = {
+    "ode": "",
+    "sde": "",
+    "bon": "--nfe 7 --width 2",
+    "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
+    "smc": "--nfe 17 --finish-steps 2 --finish heun",
+    "code": "--nfe 17 --finish mean --chains 1",
+    "svdd": "--nfe 17 --finish mean --temperature .1",
+    "rbf": "--nfe 17 --width 2 --finish-steps 2",
+}
+
+
+SLOW = ("sde", "code", "sop")
+
+
 @pytest.mark.parametrize(
-    "method, nfe", [("ode", 3), pytest.param("sde", 3, marks=pytest.mark.slow), ("bon", 7)]
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in presets.METHODS],
 )
-def test_other_methods(small: None, method: str, nfe: int, tmp_path: Path) -> None:
-    options = ["--width", "2", "--nfe", "7"] if method == "bon" else []
-    result = _sample(tmp_path, PROMPT, "--method", method, "--steps", "3", *options)
-    # Best-of-N leaves what is less than a sample.
-    assert result["settings"]["nfe"] == nfe and result["nfe"] == nfe // 3 * 3
-    assert result["verifier_calls"] == nfe // 3
-    assert {p.name for p in tmp_path.iterdir()} == FILES
+def test_every_method(small: None, method: str, tmp_path: Path) -> None:
+    options = [*SMALL[method].split(), "--steps", "3", "--save-trajectory"]
+    result = _sample(tmp_path, PROMPT, "--method", method, *options)
+    assert {p.name for p in tmp_path.iterdir()} == FILES | {"trajectory.npz"}
+    budget = result["settings"]["nfe"]
+    # What is less than a sample, a particle or a child is left.
+    assert budget - 2 <= result["nfe"] <= budget
+    assert result["verifier_calls"] > 0 and result["backward_passes"] == 0
+
+    with np.load(tmp_path / "trajectory.npz") as file:
+        arrays = dict(file)
+    rounds = len(arrays["time"])
+    assert set(fs.search.Info._fields) <= set(arrays)
+    assert all(len(arrays[name]) == rounds for name in fs.search.Info._fields)
+    assert arrays["charged"].sum() == arrays["counted"].sum() == result["nfe"]
+    assert arrays["evaluations"].sum() == result["evaluations"]
+    assert arrays["verifier_calls"].sum() == result["verifier_calls"]
+    n = len(arrays["particle_line"])
+    assert arrays["particle_x0"].shape == (n, 32, 32, 3) and n > 0
+    for name in ("round", "time", "reward", "nfe", "parent"):
+        assert arrays[f"particle_{name}"].shape == (n,)
+    assert (np.diff(arrays["particle_round"]) >= 0).all()
+    assert (arrays["particle_parent"] < np.arange(n)).all()
+    judged = np.isfinite(arrays["particle_reward"])
+    rewards = -np.mean(np.square(arrays["particle_x0"][judged]), axis=(1, 2, 3))
+    np.testing.assert_allclose(arrays["particle_reward"][judged], rewards, rtol=1e-4)
+    # With SVDD's temperature the answer may be one that was not drawn.
+    assert method == "svdd" or result["reward"] in arrays["particle_reward"]
 
 
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
@@ -153,24 +184,15 @@ def test_a_failure_leaves_no_result(
     def fail(*_: Any) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(report, "search_figure", fail)
-    with pytest.raises(RuntimeError):
-        cli.main(["sample", *RBF, "--out", str(tmp_path)])
-    assert {p.name for p in tmp_path.iterdir()} == {"image.png", "path.png"}
-
-
-def test_interruption(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_search", interrupt)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["sample", *RBF, "--out", str(tmp_path)])
-    assert stop.value.code == 130
-    assert capsys.readouterr().err.strip() == "flowsde sample: interrupted"
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "search_figure", fail)
+        with pytest.raises(RuntimeError) as failure:
+            cli.main(["sample", *RBF, "--out", str(tmp_path)])
+    assert "failed at 17 of 17 NFE; go on with: " in failure.value.__notes__[0]
+    kept = {"unfinished.json", "trace.npz", "search"}
+    assert {p.name for p in tmp_path.iterdir()} == {"image.png", "path.png"} | kept
+    assert _sample(tmp_path, *RBF, "--resume")["nfe"] == 17
+    assert {p.name for p in tmp_path.iterdir()} == FILES
 
 
 WRONG = [
@@ -178,7 +200,10 @@ WRONG = [
     ("three red dogs", "'dogs'"),
     ("six red circles", "'six'"),
     ("three red circles and", "prompt"),
-    ("P --method mcts", "--method must be one of ode, sde, bon, rbf, got 'mcts'"),
+    (
+        "P --method mcts",
+        "--method must be one of ode, sde, bon, sop, smc, code, svdd, rbf, got",
+    ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),
     ("P --kernel heun", "--kernel"),
@@ -221,6 +246,25 @@ WRONG = [
     ("P --method ode --nfe 30 --steps 20", "--nfe"),
     ("P --method ode --nfe 3 --guidance 2", "--nfe"),
     ("P --metod ode", "--metod"),
+    ("P --temperature 1", "--temperature has no effect with method rbf"),
+    ("P --method smc --temperature 0", "temperature"),
+    ("P --method smc --potential final --scheme ssp", "--scheme has no effect with potential"),
+    ("P --method smc --threshold 2", "threshold"),
+    ("P --method smc --potential best", "--potential must be one of"),
+    ("P --method smc --scheme none", "--scheme"),
+    ("P --method smc --interval 0", "--interval"),
+    ("P --method smc --chains 2", "--chains has no effect"),
+    ("P --method smc --width 2", "--width has no effect"),
+    ("P --method svdd --block 2", "--block has no effect with method svdd"),
+    ("P --method svdd --seeds 2", "--seeds has no effect"),
+    ("P --method code --block 0", "--block"),
+    ("P --method code --kernel ode_euler", "kernel"),
+    ("P --method sop --backward 2", "backward"),
+    ("P --method sop --start 0", "--start"),
+    ("P --method sop --temperature 1", "--temperature has no effect"),
+    ("P --method bon --finish mean", "--finish has no effect with method bon"),
+    ("P --method svdd --finish heun --finish-steps 3", "even"),
+    ("P --prompts-file /nowhere", "--prompts-file: cannot read /nowhere: No such file"),
     ("P --out /dev/null/x", "--out"),
 ]
 
@@ -261,13 +305,58 @@ def test_a_prompt_given_twice_is_refused(
     assert "twice" in _refused(capsys, "sample", *words)
 
 
+FILE = """\ufeff# a comment
+two blue squares\r
+
+  # another
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    "lines, says",
+    [
+        ("six red circles", "prompts.txt:5: prompt 'six red circles': unknown number 'six'"),
+        ("2 blue squares", "prompts.txt:5: '2 blue squares' is given twice, first as .*txt:2"),
+        ("1 red circle", "prompts.txt:5: .* twice, first as PROMPT 'one red circle'"),
+    ],
+)
+def test_wrong_lines(
+    no_work: None, lines: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes((FILE % lines).encode())
+    said = _refused(capsys, "sample", "one red circle", "--prompts-file", str(path))
+    assert re.search(says, said)
+    path.write_text("# nothing\n\n")
+    assert "holds no prompt" in _refused(capsys, "sample", "--prompts-file", str(path))
+
+
+def test_prompts_of_a_file(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "prompts.txt", tmp_path / "out"
+    path.write_bytes((FILE % "a red circle").encode())
+    options = ["--prompts-file", str(path), "--method", "ode", "--steps", "3", "--out", str(out)]
+    cli.main(["sample", *options])
+    assert {p.name for p in out.iterdir()} == {"two-blue-squares", "one-red-circle"}
+    assert all({p.name for p in folder.iterdir()} == FILES for folder in out.iterdir())
+    said = capsys.readouterr().out
+    assert said.index("prompt 1 of 2") < said.index("'two blue") < said.index("prompt 2 of 2")
+    # One line has a folder of its own as well, and words come first.
+    path.write_text("one red circle\n")
+    cli.main(["sample", "two red circles", *options, "--overwrite"])
+    path.write_text("three red circles\n")
+    cli.main(["sample", *options])
+    assert (out / "two-red-circles/result.json").exists()
+    assert (out / "three-red-circles/result.json").exists()
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", "--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
-    for field in dataclasses.fields(Sample):
-        assert field.name == "prompt" or presets.flag(field.name) in text
+    for name in options.names():
+        assert name == "prompt" or presets.flag(name) in text
     assert "None" not in text
     for words in presets.CHOICES.values():
         assert all(word in text for word in words)
@@ -289,8 +378,32 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_are_the_settings() -> None:
-    options = {f.name for f in dataclasses.fields(Sample)}
-    assert {f.name for f in dataclasses.fields(presets.Settings)} <= options
+    assert {f.name for f in dataclasses.fields(presets.Settings)} <= set(options.names())
+
+
+@pytest.mark.parametrize("method", ["bon", "smc", "svdd", "code", "sop"])
+def test_paper_presets_of_others(method: str) -> None:
+    search: Any = presets.build(method, resolve("paper", method, {}))
+    assert search.nfe == 500
+    linear, vp = fs.interpolants.linear(), fs.interpolants.vp()
+    if method in ("bon", "sop"):
+        assert search.kernel == fs.kernels.ode_euler(linear)
+    else:
+        assert search.kernel == fs.kernels.euler_maruyama(vp, fs.diffusion.square(scale=3.0))
+        np.testing.assert_array_equal(search.grid, fs.grids.quadratic(10))
+    match method:
+        case "bon":
+            assert search.samples == 50 and search.steps == 10
+        case "smc":
+            assert search.n_candidates == 50 and search.temperatures == (0.1,) * 10
+        case "svdd" | "code":
+            # K = 25, and what drawing once at the start leaves.
+            assert search.chains == 2 and search.temperature == 0.0
+            assert search.block == (2 if method == "code" else 1)
+            assert search.quotas[:, 1:].min() == 27 and search.quotas[:, 0].max() == 1
+        case "sop":
+            # K = 5; what is left is one child more in the first rounds.
+            assert search.paths == 2 and search.n_candidates == 2 * 5 + 1
 
 
 def test_paper_preset() -> None:
@@ -312,12 +425,12 @@ def test_paper_preset() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", presets.METHODS)
 def test_every_preset_builds_and_explicit_options_win(preset: str, method: str) -> None:
-    s = resolve(preset, method, {"interpolant": "cosine", "steps": 7, "grid": "shifted"})
-    assert (s.interpolant, s.steps, s.grid) == ("cosine", 7, "shifted")
+    s = resolve(preset, method, {"interpolant": "cosine", "steps": 11, "grid": "shifted"})
+    assert (s.interpolant, s.steps, s.grid) == ("cosine", 11, "shifted")
     search = presets.build(method, s)
     assert isinstance(search.interpolant, type(fs.interpolants.cosine()))
     assert search.nfe == s.nfe
-    assert (method in ("ode", "sde")) == (s.nfe == 7)
+    assert (method in ("ode", "sde")) == (s.nfe == 11)
 
 
 @pytest.mark.parametrize("name", presets.DIFFUSIONS)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import flowsde as fs
 from flowsde import diffusion, kernels
@@ -41,6 +42,7 @@ GAUSSIAN = ([0.5, 0.5], [[MEAN], [MEAN]], VARIANCE)
 def all_kernels(p):
     yield from (kernels.ode_euler(p), kernels.ode_heun(p))
     yield from (kernels.euler_maruyama(p, g) for g in DIFFUSIONS.values())
+    yield from (kernels.sde_heun(p, g) for g in DIFFUSIONS.values())
     for eta in (0.0, 0.5, 1.0):
         for v in (0.0, 0.2):
             yield kernels.ddim(p, eta, v)
@@ -73,9 +75,9 @@ def follow_ode(kernel, data, x):
         t, s = ts
         x0, x1 = data.x0(p, x, t), data.x1(p, x, t)
         moved = kernel(jax.random.key(0), x, x0, x1, t, s)
-        if isinstance(kernel, kernels.ODEHeun):
+        if kernel.evaluations == 2:
             there = data.x0(p, moved, s), data.x1(p, moved, s)
-            moved = kernel.correct(x, x0, x1, *there, t, s)
+            moved = kernel.correct(x, x0, x1, moved, *there, t, s)
         return moved, None
 
     def follow(grid):
@@ -202,13 +204,18 @@ def test_finite_at_every_pair_of_times(name):
     def moments(x, t, s):
         x0, x1 = flow.means(x, t, None, p)
         found = [jax.vmap(k.moments)(x, x0, x1, t, s) for k in all_kernels(p)]
-        there = flow.means(found[1][0], s, None, p)
-        found.append((jax.vmap(kernels.ode_heun(p).correct)(x, x0, x1, *there, t, s), t))
         found.append(jax.vmap(kernels.renoise(p).moments)(x, x0, x1, s, t))
+        moved = [mean + std[:, None] * noise for mean, std in found]
+        moved = [y for y, k in zip(moved, all_kernels(p), strict=False) if k in corrected]
+        there = flow.means(jnp.concatenate(moved), jnp.tile(s, len(moved)), None, p)
+        there = zip(*(jnp.split(mean, len(moved)) for mean in there), strict=True)
+        for k, y, (y0, y1) in zip(corrected, moved, there, strict=True):
+            found.append((jax.vmap(k.correct)(x, x0, x1, y, y0, y1, t, s), t))
         return jnp.stack([jnp.append(mean, std[:, None], axis=1) for mean, std in found])
 
+    corrected = [k for k in all_kernels(p) if k.evaluations == 2]
     finite = np.isfinite(np.asarray(moments(x, t, s))).all(-1)
-    names = [*map(str, all_kernels(p)), "correct", "renoise"]
+    names = [*map(str, all_kernels(p)), "renoise", *(f"correct {k}" for k in corrected)]
     wrong = [(names[i], tuple(pairs[j])) for i, j in np.argwhere(~finite)]
     assert not wrong
 
@@ -286,34 +293,71 @@ STOCHASTIC = [
     kernels.ddim(LINEAR, 1.0),
     kernels.cps(INTERPOLANTS["vp"], 0.5),
     kernels.cps(LINEAR, 0.0, data_variance=0.3),
+    kernels.ddim(INTERPOLANTS["cosine"], 0.0, data_variance=0.3),
+    kernels.ddim(INTERPOLANTS["linear_vp"], 0.6, data_variance=0.1),
+    kernels.renoise(INTERPOLANTS["cosine"]),
 ]
+
+
+def times_of(kernel):
+    return (0.55, 0.7) if isinstance(kernel, kernels.Renoise) else (0.7, 0.55)
+
+
+def written_out(kernel, x, x0, x1, t, s):
+    """Mean and standard deviation in float64, from the formulas of the module's docstrings."""
+    x, x0, x1 = (np.asarray(a, np.float64) for a in (x, x0, x1))
+    with jax.enable_x64(True):
+        p, times = kernel.interpolant, (jnp.asarray(t), jnp.asarray(s))
+        (alpha, next_alpha), (sigma, next_sigma) = (
+            [float(f(a)) for a in times] for f in (p.alpha, p.sigma)
+        )
+    if isinstance(kernel, kernels.EulerMaruyama):  # linear, g = 3 t^2
+        g = 3.0 * t**2
+        return x + (s - t) * (x1 - x0 + 0.5 * g**2 * x1 / t), g * math.sqrt(t - s)
+    if isinstance(kernel, kernels.Renoise):
+        scale = next_alpha / alpha
+        return scale * x, math.sqrt(next_sigma**2 - (scale * sigma) ** 2)
+    if isinstance(kernel, kernels.DDIM):
+        zeta = (
+            kernel.eta
+            * next_sigma
+            * math.sqrt(1.0 - (alpha * next_sigma / (next_alpha * sigma)) ** 2)
+        )
+    else:
+        zeta = next_sigma * math.sin(0.5 * math.pi * kernel.eta)
+    rho, v = math.sqrt(next_sigma**2 - zeta**2), kernel.data_variance
+    spread = v * sigma**2 / (alpha**2 * v + sigma**2)
+    weight = next_alpha - rho * alpha / sigma
+    return next_alpha * x0 + rho * x1, math.sqrt(zeta**2 + weight**2 * spread)
 
 
 @pytest.mark.parametrize("kernel", STOCHASTIC, ids=str)
 def test_log_prob_is_the_gaussian_density(kernel):
-    t, s = jnp.float32(0.7), jnp.float32(0.55)
+    t, s = times_of(kernel)
     x, x0, x1 = point(kernel.interpolant, t, (3, 2))
-    mean, std = map(np.asarray, kernel.moments(x, x0, x1, t, s))
-    child = kernel(KEY, x, x0, x1, t, s)
-    got = kernel.log_prob(child, x, x0, x1, t, s)
-    z = (np.asarray(child) - mean) / std
-    assert got.shape == () and got.dtype == jnp.float32
-    np.testing.assert_allclose(
-        got, -0.5 * np.sum(z**2 + np.log(2 * np.pi * std.astype(np.float64) ** 2)), rtol=1e-5
-    )
+    mean, std = written_out(kernel, x, x0, x1, t, s)
+    for distance in (0.0, 0.5, 4.0):
+        child = jnp.asarray(mean + distance * std * np.array([[1.0, -1.0]] * 3), jnp.float32)
+        got = kernel.log_prob(child, x, x0, x1, t, s)
+        assert got.shape == () and got.dtype == jnp.float32
+        # Float32's roundings of the child and the mean, against std, enter with `distance`.
+        np.testing.assert_allclose(
+            got, scipy.stats.norm.logpdf(child, mean, std).sum(), rtol=1e-5, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kernel", STOCHASTIC, ids=str)
 def test_log_prob_integrates_to_1_and_fits_the_draws(kernel):
     """In one dimension, by the trapezoidal rule; the mean too is that of the draws."""
-    x, x0, x1 = point(kernel.interpolant, 0.7, (1,))
+    t, s = times_of(kernel)
+    x, x0, x1 = point(kernel.interpolant, t, (1,))
     grid = jnp.linspace(-8.0, 8.0, 4001)
 
     @jax.jit
     def density_and_draws(grid):
-        log_prob = jax.vmap(lambda y: kernel.log_prob(y[None], x, x0, x1, 0.7, 0.55))(grid)
+        log_prob = jax.vmap(lambda y: kernel.log_prob(y[None], x, x0, x1, t, s))(grid)
         keys = jax.random.split(KEY, 4000)
-        return jnp.exp(log_prob), jax.vmap(lambda k: kernel(k, x, x0, x1, 0.7, 0.55)[0])(keys)
+        return jnp.exp(log_prob), jax.vmap(lambda k: kernel(k, x, x0, x1, t, s)[0])(keys)
 
     density, draws = (np.asarray(a, np.float64) for a in density_and_draws(grid))
     grid = np.asarray(grid, np.float64)
@@ -333,6 +377,31 @@ def test_deterministic_kernels_have_no_density(kernel):
     x, x0, x1 = point(LINEAR, 0.7)
     with pytest.raises(ValueError, match="deterministic"):
         kernel.log_prob(x, x, x0, x1, 0.7, 0.5)
+
+
+def test_a_corrected_kernel_has_no_density():
+    x, x0, x1 = point(LINEAR, 0.7)
+    with pytest.raises(ValueError, match="SDEHeun.*no density in closed form"):
+        kernels.sde_heun(LINEAR, diffusion.square()).log_prob(x, x, x0, x1, 0.7, 0.5)
+
+
+@pytest.mark.parametrize(
+    "kernel, s",
+    [
+        (kernels.ddim(LINEAR, 1.0), 0.0),
+        (kernels.cps(INTERPOLANTS["vp"], 0.5), 0.0),
+        (kernels.euler_maruyama(LINEAR, diffusion.clipping()), 0.3),
+        (kernels.renoise(LINEAR), 0.4),
+    ],
+    ids=str,
+)
+def test_log_prob_of_a_point_mass(kernel, s):
+    """Without noise: the limit of N(mean, std^2) for std -> 0, and never NaN."""
+    x, x0, x1 = point(kernel.interpolant, 0.4)
+    mean, std = kernel.moments(x, x0, x1, jnp.float32(0.4), jnp.float32(s))
+    assert std == 0.0
+    assert kernel.log_prob(mean, x, x0, x1, 0.4, s) == math.inf
+    assert kernel.log_prob(mean.at[0].add(0.1), x, x0, x1, 0.4, s) == -math.inf
 
 
 # Renoise
@@ -372,12 +441,14 @@ def test_float32_in_float32_out(x64, shape):
         for kernel in all_kernels(INTERPOLANTS["vp"]):
             child = jax.eval_shape(kernel, KEY, x, x0, x1, *times)
             assert (child.shape, child.dtype) == (shape, jnp.float32), kernel
-            if kernel.stochastic:
+            if kernel.evaluations == 2:
+                again = jax.eval_shape(kernel.correct, x, x0, x1, x, x0, x1, *times)
+                assert (again.shape, again.dtype) == (shape, jnp.float32), kernel
+            elif kernel.stochastic:
                 density = jax.eval_shape(kernel.log_prob, x, x, x0, x1, *times)
                 assert (density.shape, density.dtype) == ((), jnp.float32), kernel
-        again = jax.eval_shape(kernels.ode_heun(LINEAR).correct, x, x0, x1, x0, x1, *times)
         noisier = jax.eval_shape(kernels.renoise(LINEAR), KEY, x, x0, x1, *times[::-1])
-        assert again.dtype == noisier.dtype == jnp.float32
+        assert noisier.dtype == jnp.float32
 
 
 def test_keys():
@@ -420,9 +491,12 @@ def test_kernels_are_static_arguments():
 
 
 def test_evaluations():
-    assert kernels.ode_heun(LINEAR).evaluations == 2
-    others = [k for k in all_kernels(LINEAR) if not isinstance(k, kernels.ODEHeun)]
-    assert {k.evaluations for k in others} == {1}
+    heun = (kernels.ODEHeun, kernels.SDEHeun)
+    assert {k.evaluations for k in all_kernels(LINEAR) if isinstance(k, heun)} == {2}
+    assert {k.evaluations for k in all_kernels(LINEAR) if not isinstance(k, heun)} == {1}
+    x = jnp.ones(3)
+    with pytest.raises(TypeError, match="DDIM.*one evaluation"):
+        kernels.ddim(LINEAR).correct(x, x, x, x, x, x, 0.5, 0.4)
 
 
 @pytest.mark.parametrize("build", [kernels.ddim, kernels.cps])
@@ -450,12 +524,14 @@ def test_wrong_types():
         kernels.cps,
         kernels.renoise,
         partial(kernels.euler_maruyama, diffusion=diffusion.square()),
+        partial(kernels.sde_heun, diffusion=diffusion.square()),
     ]
     for build in builds:
         with pytest.raises(TypeError, match=r"interpolant must be .* got str"):
             build("linear")
-    with pytest.raises(TypeError, match="diffusion must be callable"):
-        kernels.euler_maruyama(LINEAR, 3.0)
+    for build in (kernels.euler_maruyama, kernels.sde_heun):
+        with pytest.raises(TypeError, match="diffusion must be callable"):
+            build(LINEAR, 3.0)
 
 
 def test_a_kernel_moves_one_particle():
@@ -468,4 +544,4 @@ def test_a_kernel_moves_one_particle():
     with pytest.raises(ValueError, match="t has shape"):
         STOCHASTIC[0].log_prob(x, x, x, x, batch, 0.4)
     with pytest.raises(ValueError, match="s has shape"):
-        kernels.ode_heun(LINEAR).correct(x, x, x, x, x, 0.5, batch)
+        kernels.ode_heun(LINEAR).correct(x, x, x, x, x, x, 0.5, batch)

@@ -63,6 +63,7 @@ DIFFUSIONS = {
 OTHERS = {
     "ode_euler": kernels.ode_euler,
     "ode_heun": kernels.ode_heun,
+    "sde_heun": partial(kernels.sde_heun, diffusion=diffusion.square(3.0)),
     "ddim(1)": partial(kernels.ddim, eta=1.0),
     "cps(n^-1/2)": partial(kernels.cps, eta=1.0 / math.sqrt(POSTERIOR_STEPS)),
     "cps(.5,data_variance)": partial(kernels.cps, eta=0.5, data_variance=0.25),
@@ -110,9 +111,9 @@ def follow(data, p, name, which, key):
         at = 0 if kernel.stochastic else None
         keys = keys if kernel.stochastic else keys[0]
         moved = jax.vmap(kernel, (at, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
-        if isinstance(kernel, kernels.ODEHeun):
-            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, None, None))
-            moved = correct(x, x0, x1, *means(moved, s), t, s)
+        if kernel.evaluations == 2:
+            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
+            moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
         return moved, None
 
     grid = grid_for(kernel)

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import flowsde as fs
-from flowsde import report
+from flowsde import plots, report
 from flowsde.shapes import captions, data
+from flowsde.trace import Trace
 
 SHAPE = (8, 8, 3)
 
@@ -25,63 +26,160 @@ def _reward(images: jax.Array, cond: Any) -> jax.Array:
     return jnp.mean(images, axis=(1, 2, 3))
 
 
-def _trace(search: fs.search.Search) -> tuple[report.Trace, fs.Result]:
-    flow = fs.Flow.from_callable(_velocity, None, SHAPE)
-    trace, result = report.Trace(search, flow.decode), None
-    for result in fs.iterate(jax.random.key(0), flow, search, _reward):
+FLOW = fs.Flow.from_callable(_velocity, None, SHAPE)
+LINEAR = fs.interpolants.linear()
+GRID = fs.grids.uniform(4)
+
+
+def _trace(search: fs.search.Search) -> tuple[Trace, fs.Result]:
+    trace, result = Trace(search), None
+    for result in fs.iterate(jax.random.key(0), FLOW, search, _reward):
         trace.record(result)
     assert result is not None
     return trace, result
 
 
+def _draw(search: fs.search.Search, trace: Trace, result: fs.Result) -> list[Figure]:
+    """Both figures, with a title over each panel and a framed answer."""
+    sheet = plots.path_figure("title", trace, result, FLOW.decode)
+    panels = plots.search_figure("title", search, result)
+    for figure in (sheet, panels):
+        figure.canvas.draw()
+    assert all(axes.get_title(loc="left") for axes in panels.axes)
+    framed = [axes for axes in sheet.axes if axes.spines["left"].get_visible()]
+    assert len(framed) == 1
+    image = np.asarray(framed[0].images[0].get_array())
+    np.testing.assert_array_equal(image, report.pixels(np.asarray(result.image)))
+    return [sheet, panels]
+
+
 def _rbf(**options: Any) -> fs.search.Search:
-    kernel = fs.kernels.euler_maruyama(fs.interpolants.linear(), fs.diffusion.square())
-    return fs.search.rbf(kernel=kernel, grid=fs.grids.uniform(4), **options)
+    kernel = fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square())
+    return fs.search.rbf(kernel=kernel, grid=GRID, **options)
 
 
 @pytest.mark.slow
 def test_trace_and_spending_of_rbf() -> None:
     search = _rbf(nfe=33, chains=2, width=2, finish_steps=3)
     trace, result = _trace(search)
-    assert list(trace.lines) == ["chain 1", "chain 2", "finish"]
+    lines, _ = plots.shown(trace, result)
+    assert list(lines) == ["chain 1", "chain 2", "finish"]
     for name in ("chain 1", "chain 2"):
-        times = [shot.time for shot in trace.lines[name]]
-        np.testing.assert_allclose(times, fs.grids.uniform(4)[:-1])
-    assert len(trace.lines["finish"]) == 3
-    answer = trace.lines["finish"][-1]
+        times = [shot.time for shot in lines[name] if shot]
+        np.testing.assert_allclose(times, GRID[:-1])
+    assert len(lines["finish"]) == 3
+    answer = lines["finish"][-1]
+    assert answer is not None
     assert answer.reward == float(result.reward) and answer.nfe == 33
-    np.testing.assert_array_equal(answer.image, result.image)
-    spent = report.spending(search, result)
-    np.testing.assert_allclose(spent.times, fs.grids.uniform(4)[:-1])
+    np.testing.assert_array_equal(answer.x0, result.x0)
+    # It was finished from the best of the chains.
+    start = trace.lineage(answer)[-4]
+    assert start.reward == max(s.reward for s in trace.shots if s.line != "finish")
+    spent = plots.spending(search, result)
+    np.testing.assert_allclose(spent.times, GRID[:-1])
     assert spent.finishing == 3 and spent.budget.shape == (4, 2)
     np.testing.assert_array_equal(spent.budget.sum(0), [15, 15])
     assert spent.budget.sum() + spent.finishing == result.nfe
-    for figure in (
-        report.path_figure("title", trace.lines, float(result.reward)),
-        report.search_figure("title", search, result),
-    ):
-        figure.canvas.draw()
+    _draw(search, trace, result)
 
 
 @pytest.mark.slow
 def test_trace_of_one_trajectory_and_of_best_of_n() -> None:
-    kernel, grid = fs.kernels.ode_euler(fs.interpolants.linear()), fs.grids.uniform(5)
-    trace, result = _trace(fs.search.bon(nfe=5, kernel=kernel, grid=grid))
-    shots = trace.lines["trajectory"]
-    np.testing.assert_allclose([s.time for s in shots], grid[:-1])
-    assert np.isnan([s.reward for s in shots[:-1]]).all()
-    assert shots[-1].reward == float(result.reward)
+    kernel, grid = fs.kernels.ode_euler(LINEAR), fs.grids.uniform(5)
+    search: Any = fs.search.bon(nfe=5, kernel=kernel, grid=grid)
+    trace, result = _trace(search)
+    assert {shot.line for shot in trace.shots} == {"trajectory"}
+    assert trace.lineage(trace.shots[-1]) == trace.shots
+    np.testing.assert_allclose([s.time for s in trace.shots], grid[:-1])
+    assert np.isnan([s.reward for s in trace.shots[:-1]]).all()
+    assert trace.shots[-1].reward == float(result.reward)
+    _draw(search, trace, result)
 
     search = fs.search.bon(nfe=33, kernel=kernel, grid=grid, width=4)
     trace, result = _trace(search)
-    shots = trace.lines["samples"]
+    lines, _ = plots.shown(trace, result)
+    shots = [shot for shot in lines["samples"] if shot]
     rewards = [s.reward for s in shots]
+    assert list(lines) == ["samples"]
     assert len(set(rewards)) == 6 and max(rewards) == float(result.reward)
-    nfe, best = report.progress(search, result)
+    nfe, best = plots.progress(search, result)
     np.testing.assert_array_equal(nfe, [5, 10, 15, 20, 25, 30])
     np.testing.assert_array_equal(best, np.maximum.accumulate(rewards))
     assert [s.nfe for s in shots] == nfe.tolist()
-    np.testing.assert_array_equal(report.spending(search, result).budget, np.full((5, 1), 6))
+    np.testing.assert_array_equal(plots.spending(search, result).budget, np.full((5, 1), 6))
+    _draw(search, trace, result)
+
+
+@pytest.mark.slow
+def test_many_particles_are_traced_back() -> None:
+    kernel = fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square())
+    search: Any = fs.search.smc(
+        nfe=49, kernel=kernel, grid=GRID, temperature=0.02, threshold=1.0, finish="mean"
+    )
+    trace, result = _trace(search)
+    n, last = search.n_candidates, 3
+    # Ancestors, read backwards from each of the last particles.
+    ancestors, rewards = np.asarray(result.info.ancestors), np.asarray(result.info.reward)
+    ends = [shot for shot in trace.shots if shot.round == last]
+    assert len(ends) == n == 12 and len(trace.shots) == 4 * n
+    for place, end in enumerate(ends):
+        expected, at = [], place
+        for i in range(last, -1, -1):
+            at = ancestors[i][at]
+            expected.append(rewards[i][at])
+        np.testing.assert_array_equal([s.reward for s in trace.lineage(end)], expected[::-1])
+    assert len({id(trace.lineage(end)[0]) for end in ends}) < n
+    lines, what = plots.shown(trace, result)
+    assert "the best 4 of 12 particles" in what and len(lines) == 4
+    tails = [shots[-1].reward for shots in lines.values() if shots[-1]]
+    np.testing.assert_array_equal(tails, np.sort(rewards[last])[::-1][:4])
+    # What lines share is there once.
+    every = [id(shot) for shots in lines.values() for shot in shots if shot]
+    assert len(every) == len(set(every)) and all(len(shots) == 4 for shots in lines.values())
+    assert plots.spending(search, result).budget.shape == (4, 1)
+    _, panels = _draw(search, trace, result)
+    assert panels.axes[1].get_legend() is None
+
+    # What was saved is what goes on, up to the round it goes on from.
+    restored = Trace(search)
+    restored.restore(trace.arrays(), 2)
+    assert len(restored.shots) == 2 * n
+    for ours, theirs in zip(restored.shots, trace.shots, strict=False):
+        assert ours[:-1] == theirs[:-1]
+        np.testing.assert_array_equal(ours.x0, theirs.x0)
+    assert restored._last == {f"particle {i + 1}": n + i for i in range(n)}
+
+
+@pytest.mark.slow
+def test_paths_of_sop_cross() -> None:
+    search: Any = fs.search.sop(
+        nfe=60, kernel=fs.kernels.ode_euler(LINEAR), grid=fs.grids.uniform(6), start=1, forward=1,
+        backward=2, finish="mean",
+    )  # fmt: skip
+    trace, result = _trace(search)
+    assert {shot.line for shot in trace.shots} == {"path 1", "path 2"}
+    decided = np.asarray(result.info.ancestors)
+    rounds = np.flatnonzero((decided >= 0).any(1))
+    assert len(trace.shots) == 2 * len(rounds)
+    for i, shot in enumerate(trace.shots[2:], 2):
+        # Child j is of path j modulo the number of paths.
+        child = decided[shot.round][i % 2]
+        assert trace.shots[shot.parent].line == f"path {child % 2 + 1}"
+        assert trace.shots[shot.parent].round == rounds[i // 2 - 1]
+    _draw(search, trace, result)
+
+
+@pytest.mark.slow
+def test_an_answer_that_was_not_accepted_is_shown() -> None:
+    kernel = fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square())
+    search = fs.search.svdd(
+        nfe=60, kernel=kernel, grid=GRID, chains=5, temperature=1e6, finish="mean"
+    )
+    trace, result = _trace(search)
+    lines, what = plots.shown(trace, result)
+    assert list(lines)[-1] == "answer" and "the best 4 of 5 chains" in what
+    assert plots.spending(search, result).budget.shape == (4, 1)
+    _draw(search, trace, result)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 A plain JAX function is a reward. One with parameters is a
 ``jax.tree_util.Partial(fn, params)``, so that they are arguments of the compiled search and not
-constants in it. `host` marks a function that runs outside JAX.
+constants in it. `device` gives one a name, a cost and a minibatch; `host` marks a function that
+runs outside JAX.
 """
 
-from flowsde.rewards.base import HostReward, host, reward_name
+from flowsde.rewards.base import DeviceReward, HostReward, RewardError, device, host
 
-__all__ = ["HostReward", "host", "reward_name"]
+__all__ = ["DeviceReward", "HostReward", "RewardError", "device", "host"]

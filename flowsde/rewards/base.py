@@ -1,44 +1,163 @@
-"""The reward protocol: names, and functions that run outside JAX."""
+"""The reward protocol: names, costs, minibatches, and functions that run outside JAX."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde.flow import as_partial
+
+
+class RewardError(RuntimeError):
+    """A reward outside JAX raised, took too long, or returned something else than n floats.
+
+    Attributes:
+      round: in which it did, counted from 0.
+      result: `flowsde.Result` before that round; pass it on as ``resume`` to go on from there, or
+        keep it with `flowsde.save_search`.
+    """
+
+    round: int = 0
+    result: Any = None
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("fn",),
+    meta_fields=("name", "cost", "minibatch"),
+)
+@dataclasses.dataclass(frozen=True)
+class DeviceReward:
+    """A JAX function ``fn(images, cond) -> [n]`` with a name; build it with `device`."""
+
+    fn: Callable[[jax.Array, Any], jax.Array]
+    name: str
+    cost: float
+    minibatch: int | None
+
+    def __call__(self, images: jax.Array, cond: Any) -> jax.Array:
+        """Rewards [n]; raises if the function returns anything else."""
+        rewards = self.fn(images, cond)
+        check_rewards(self.name, rewards, images.shape[0])
+        return rewards
 
 
 @dataclasses.dataclass(frozen=True)
 class HostReward:
-    """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out."""
+    """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out; see `host`."""
 
     fn: Callable[[np.ndarray, Any], Any]
     name: str
+    cost: float
+    minibatch: int | None
+    timeout: float | None
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
-        """Rewards float32 [n]; ValueError if the function returns anything else."""
-        rewards = np.asarray(self.fn(images, cond))
-        check_rewards(self.name, rewards, images.shape[0])
+        """Rewards float32 [n].
+
+        Raises:
+          RewardError: the function raised, took longer than the timeout, or returned anything
+            but n floats.
+        """
+        try:
+            rewards = np.asarray(self._call(images, cond))
+        except RewardError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RewardError(f"reward {self.name!r} raised {what}") from error
+        try:
+            check_rewards(self.name, rewards, images.shape[0])
+        except ValueError as error:
+            raise RewardError(str(error)) from None
         return rewards.astype(np.float32)
 
+    def _call(self, images: np.ndarray, cond: Any) -> Any:
+        if self.timeout is None:
+            return self.fn(images, cond)
+        outcome: list[Any] = []
+        failure: list[BaseException] = []
 
-def host(fn: Callable[[np.ndarray, Any], Any], name: str | None = None) -> HostReward:
+        def work() -> None:
+            try:
+                outcome.append(self.fn(images, cond))
+            except BaseException as error:
+                failure.append(error)
+
+        # A daemon: one that hangs must not keep the process alive.
+        thread = threading.Thread(target=work, name=f"reward {self.name}", daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if failure:
+            raise failure[0]
+        if not outcome:
+            raise RewardError(
+                f"reward {self.name!r} gave no answer within its timeout of {self.timeout:g} s"
+            )
+        return outcome[0]
+
+
+Reward = DeviceReward | HostReward
+
+
+def device(
+    fn: Callable[..., jax.Array],
+    *,
+    name: str | None = None,
+    cost: float = 0.0,
+    minibatch: int | None = None,
+) -> DeviceReward:
+    """A JAX reward with a name, a cost and a minibatch; a plain function is one without.
+
+    Args:
+      fn: ``fn(images, cond) -> [n]``; with parameters, ``jax.tree_util.Partial(fn, params)``.
+      name: for messages; the function's own by default.
+      cost: of one reward, in model evaluations; reported as `Result.verifier_cost`.
+      minibatch: images judged at once; as many as the model evaluates at once by default.
+    """
+    partial_fn = as_partial("reward", fn)
+    check_non_negative("cost", cost)
+    size = None if minibatch is None else check_count("minibatch", minibatch)
+    return DeviceReward(partial_fn, _name(fn) if name is None else name, float(cost), size)
+
+
+def host(
+    fn: Callable[[np.ndarray, Any], Any],
+    name: str | None = None,
+    *,
+    cost: float = 0.0,
+    minibatch: int | None = None,
+    timeout: float | None = None,
+) -> HostReward:
     """Mark a reward that runs outside JAX: PyTorch, an HTTP service, a human.
 
     Args:
       fn: ``fn(images, cond) -> n floats`` on NumPy arrays with a leading axis n.
-      name: for messages; the function's own by default.
+      name, cost, minibatch: as for `device`.
+      timeout: seconds that one call may take; for ever by default.
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")
-    return HostReward(fn, reward_name(fn) if name is None else name)
+    check_non_negative("cost", cost)
+    if timeout is not None:
+        check_positive("timeout", timeout)
+    size = None if minibatch is None else check_count("minibatch", minibatch)
+    return HostReward(fn, _name(fn) if name is None else name, float(cost), size, timeout)
 
 
-def reward_name(reward: Any) -> str:
-    """What messages call a reward."""
-    if isinstance(reward, HostReward):
-        return reward.name
-    inner = getattr(reward, "func", reward)
+def as_reward(reward: Any) -> Reward:
+    """A plain function as a `DeviceReward`; others as they are."""
+    return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+
+
+def _name(fn: Any) -> str:
+    inner = getattr(fn, "func", fn)
     return getattr(inner, "__name__", type(inner).__name__)
 
 

@@ -1,7 +1,8 @@
 """Searches: policies for which particle to extend next; one file a method.
 
-`base` holds the protocol, `finish` what is done with the best particle, `run` the runner that
-evaluates and counts; `resampling` has the schemes of `smc`.
+`base` holds the protocol, `finish` what is done with the best particle, `resampling` the schemes of
+`smc`. The runner is `run`; it checks its arguments in `job`, evaluates by `evaluate`, and gives
+`result`.
 """
 
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
@@ -9,8 +10,10 @@ from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.finish import Complete
 from flowsde.search.rbf import RBF, rbf
-from flowsde.search.run import Result, iterate, run
+from flowsde.search.result import Result
+from flowsde.search.run import iterate, run
 from flowsde.search.smc import SMC, smc
+from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 
 __all__ = [
@@ -25,11 +28,13 @@ __all__ = [
     "Particle",
     "Result",
     "Search",
+    "SoP",
     "bon",
     "code",
     "iterate",
     "rbf",
     "run",
     "smc",
+    "sop",
     "svdd",
 ]

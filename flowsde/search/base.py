@@ -15,12 +15,14 @@ A search is a frozen dataclass that hashes by value, so that it can be a static 
 keys are folded in by (chain, step, draw), never by position in a batch.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde.flow import initial_noise
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 
@@ -32,12 +34,14 @@ class Candidates(NamedTuple):
       x: float32 [w, *shape].
       t: float32 [w], times of the search's interpolant.
       wants_reward: bool [w]; the reward of other rows is not used.
+      wants_gradient: bool [w]; of the reward in x. Such rows are told their reward too.
       valid: bool [w]; other rows are padding.
     """
 
     x: jax.Array
     t: jax.Array
     wants_reward: jax.Array
+    wants_gradient: jax.Array
     valid: jax.Array
 
 
@@ -47,11 +51,14 @@ class Evaluation(NamedTuple):
     Attributes:
       x0, x1: posterior means of data and noise, float32 [w, *shape].
       reward: float32 [w], of the decoded x0; -inf for NaN and where none was wanted.
+      gradient: of the reward in x, float32 [w, *shape], 0 where none was wanted or it is not
+        finite; None unless the search is guided.
     """
 
     x0: jax.Array
     x1: jax.Array
     reward: jax.Array
+    gradient: jax.Array | None = None
 
 
 class Particle(NamedTuple):
@@ -61,6 +68,7 @@ class Particle(NamedTuple):
       x, x0, x1: the point and its posterior means, float32 [*shape].
       t: its time, float32.
       reward: of its decoded x0, float32; -inf before there is one.
+      gradient: of the reward in x, [*shape]; None unless the search is guided.
     """
 
     x: jax.Array
@@ -68,27 +76,45 @@ class Particle(NamedTuple):
     x0: jax.Array
     x1: jax.Array
     reward: jax.Array
+    gradient: jax.Array | None = None
 
 
 class Info(NamedTuple):
     """What happened in a round; not carried in the state.
 
+    The search tells the first group, for w candidates and the n particles of its `path`; the
+    runner adds the second.
+
     Attributes:
       time: float32 [w], of the candidates.
       reward: float32 [w], -inf where none was wanted.
       counted: bool [w], the candidates that the method, one draw at a time, would have evaluated.
-      charged: int32, how many more those are than before this round.
+      accepted: bool [w], the candidates that a path goes on from after this round.
+      ancestors: int32 [n], the number, among the draws of a step, of the one that each path goes
+        on from; -1 where this round decided nothing.
+      ess: float32, effective sample size of the weights, before resampling; n without weights.
+      charged: int32, how many more `counted` are than before this round.
       best_reward: float32, the best seen so far.
-      path_time, path_reward: float32 [chains], of the particle from which each chain goes on.
+      path_time, path_reward: float32 [n], of the particle from which each path goes on.
+      evaluations, backward_passes, verifier_calls: int32, as in `Result`, of this round.
+      seconds: float32 [3], of the model, the verifier and the rest, by the wall clock; the first
+        round compiles. None from `run`, whose rounds are inside one program.
     """
 
     time: jax.Array
     reward: jax.Array
     counted: jax.Array
+    accepted: jax.Array
+    ancestors: jax.Array
+    ess: jax.Array
     charged: jax.Array
     best_reward: jax.Array
     path_time: jax.Array
     path_reward: jax.Array
+    evaluations: Any = None
+    backward_passes: Any = None
+    verifier_calls: Any = None
+    seconds: Any = None
 
 
 @runtime_checkable
@@ -102,6 +128,10 @@ class Search(Protocol):
     @property
     def interpolant(self) -> Interpolant:
         """In which candidates are."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether candidates want the gradient of their reward."""
 
     @property
     def n_candidates(self) -> int:
@@ -133,17 +163,62 @@ class Search(Protocol):
         """The particles, with a leading axis of chains, from which the search goes on."""
 
 
-def empty_particles(n: int | None, shape: tuple[int, ...]) -> Particle:
-    """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
-    lead = () if n is None else (n,)
-    zeros = jnp.zeros(lead + shape, jnp.float32)
-    ones = jnp.ones(lead, jnp.float32)
-    return Particle(zeros, ones, zeros, zeros, jnp.full(lead, -jnp.inf, jnp.float32))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSearch:
+    """What searches have in common that follow a kernel down a grid of times.
+
+    Attributes:
+      nfe: budget in candidates.
+      kernel: how a particle moves.
+      grid: times falling from 1 to 0.
+    """
+
+    nfe: int
+    kernel: Kernel
+    grid: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        """Times at which particles are evaluated; the grid's last, 0, is never."""
+        return len(self.grid) - 1
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.kernel.interpolant
+
+    @property
+    def guided(self) -> bool:
+        return self.kernel.guided
+
+    def with_nfe(self, nfe: int) -> Self:
+        """The same search with another budget."""
+        return dataclasses.replace(self, nfe=nfe)
+
+    def empty(self, n: int | None, shape: tuple[int, ...]) -> Particle:
+        """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
+        lead = () if n is None else (n,)
+        zeros = jnp.zeros(lead + shape, jnp.float32)
+        ones, nothing = jnp.ones(lead, jnp.float32), jnp.full(lead, -jnp.inf, jnp.float32)
+        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.guided else None)
+
+    def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
+        """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
+        gradient = () if parent.gradient is None else (parent.gradient,)
+        s = jnp.asarray(self.grid, jnp.float32)[step]
+        noise = initial_noise(key, parent.x.shape, self.interpolant)
+        moved = self.kernel(key, parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
+        return jnp.where(step == 0, noise, moved)
+
+    def wants_gradient(self, step: jax.Array) -> jax.Array:
+        """Whether candidates at a step want a gradient: not at the last, where none moves on."""
+        return (step < self.steps - 1) & self.guided
 
 
 def evaluated(candidates: Candidates, evals: Evaluation) -> Particle:
-    """Candidates together with their evaluation."""
-    return Particle(candidates.x, candidates.t, evals.x0, evals.x1, evals.reward)
+    """Candidates together with their evaluation; a reward only where one was wanted."""
+    told = candidates.valid & (candidates.wants_reward | candidates.wants_gradient)
+    reward = jnp.where(told, evals.reward, -jnp.inf)
+    return Particle(candidates.x, candidates.t, evals.x0, evals.x1, reward, evals.gradient)
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:
@@ -172,6 +247,15 @@ def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
 def shares(total: int, parts: int) -> np.ndarray:
     """A budget in whole shares [parts] that differ by at most one, the larger ones first."""
     return total // parts + (np.arange(parts) < total % parts)
+
+
+def check_stochastic(kernel: Kernel, consequence: str) -> None:
+    """Raise if a kernel is deterministic, saying what follows from that."""
+    if not kernel.stochastic:
+        raise ValueError(
+            f"kernel {type(kernel).__name__} is deterministic, so {consequence}; expected a "
+            f"stochastic one (euler_maruyama, ddim, cps)"
+        )
 
 
 def check_kernel(kernel: Any) -> Kernel:

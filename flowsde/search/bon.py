@@ -11,17 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_count
-from flowsde.flow import initial_noise
 from flowsde.grids import as_grid
-from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
     Evaluation,
+    GridSearch,
     Info,
     Particle,
     check_kernel,
-    empty_particles,
     evaluated,
     fold,
     take,
@@ -41,12 +39,9 @@ class BestOfNState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestOfN(GridSearch):
     """See `bon`."""
 
-    nfe: int
-    kernel: Kernel
-    grid: tuple[float, ...]
     width: int
 
     def __post_init__(self) -> None:
@@ -56,18 +51,9 @@ class BestOfN:
             )
 
     @property
-    def steps(self) -> int:
-        """Evaluations of one sample."""
-        return len(self.grid) - 1
-
-    @property
     def samples(self) -> int:
         """N."""
         return self.nfe // self.steps
-
-    @property
-    def interpolant(self) -> Interpolant:
-        return self.kernel.interpolant
 
     @property
     def n_candidates(self) -> int:
@@ -77,31 +63,26 @@ class BestOfN:
     def max_rounds(self) -> int:
         return -(-self.samples // self.n_candidates) * self.steps
 
-    def with_nfe(self, nfe: int) -> "BestOfN":
-        return dataclasses.replace(self, nfe=nfe)
-
     def init(self, key, shape, target_reward) -> BestOfNState:
         zero = jnp.zeros((), jnp.int32)
-        particles = empty_particles(self.n_candidates, shape)
-        return BestOfNState(key, target_reward, zero, zero, particles, empty_particles(None, shape))
+        particles = self.empty(self.n_candidates, shape)
+        return BestOfNState(key, target_reward, zero, zero, particles, self.empty(None, shape))
 
     def _ids(self, state: BestOfNState) -> jax.Array:
         return state.wave * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
 
     def ask(self, state: BestOfNState) -> tuple[BestOfNState, Candidates]:
-        s = jnp.asarray(self.grid, jnp.float32)[state.step]
-
         def extend(sample: jax.Array, particle: Particle) -> jax.Array:
-            key = fold(state.key, sample, state.step)
-            noise = initial_noise(key, particle.x.shape, self.interpolant)
-            child = self.kernel(key, particle.x, particle.x0, particle.x1, particle.t, s)
-            return jnp.where(state.step == 0, noise, child)
+            return self.extend(fold(state.key, sample, state.step), particle, state.step)
 
-        ids = self._ids(state)
-        x = jax.vmap(extend)(ids, state.particles)
-        valid = (ids < self.samples) & ~self.done(state)
-        last = jnp.full(ids.shape, state.step == self.steps - 1)
-        return state, Candidates(x, jnp.full(ids.shape, s), last, valid)
+        ids, n = self._ids(state), self.n_candidates
+        return state, Candidates(
+            x=jax.vmap(extend)(ids, state.particles),
+            t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
+            wants_reward=jnp.full(n, state.step == self.steps - 1),
+            wants_gradient=jnp.full(n, self.wants_gradient(state.step)),
+            valid=(ids < self.samples) & ~self.done(state),
+        )
 
     def tell(
         self, state: BestOfNState, candidates: Candidates, evals: Evaluation
@@ -109,25 +90,27 @@ class BestOfN:
         active = ~self.done(state)
         particles = evaluated(candidates, evals)
         finished = active & (state.step == self.steps - 1)
-        reward = jnp.where(candidates.valid & candidates.wants_reward, evals.reward, -jnp.inf)
-        winner = take(particles, jnp.argmax(reward))
+        row = jnp.argmax(particles.reward)
+        winner = take(particles, row)
         first = finished & (state.wave == 0)
-        better = finished & (winner.reward > state.best.reward)
+        better = first | (finished & (winner.reward > state.best.reward))
         new = BestOfNState(
             key=state.key,
             target=state.target,
             wave=state.wave + finished.astype(jnp.int32),
             step=jnp.where(finished, 0, state.step + active.astype(jnp.int32)),
             particles=particles,
-            best=where(first | better, winner, state.best),
+            best=where(better, winner, state.best),
         )
-        charged = jnp.sum(candidates.valid, dtype=jnp.int32)
         best = new.best
         return new, Info(
             time=candidates.t,
-            reward=reward,
+            reward=particles.reward,
             counted=candidates.valid,
-            charged=charged,
+            accepted=better & (jnp.arange(self.n_candidates) == row),
+            ancestors=jnp.where(better, self._ids(state)[row], -1)[None],
+            ess=jnp.ones((), jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=best.reward,
             path_time=best.t[None],
             path_reward=best.reward[None],

@@ -7,32 +7,32 @@ spent on copies of the start, where there is nothing to choose.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative
-from flowsde.flow import initial_noise
 from flowsde.grids import as_grid
-from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
     Evaluation,
+    GridSearch,
     Info,
     Particle,
     Search,
     check_kernel,
-    empty_particles,
+    check_stochastic,
     evaluated,
     fold,
     shares,
     take,
     where,
 )
-from flowsde.search.finish import Complete, complete_or_mean
+from flowsde.search.finish import Finish, finished
 
 _SELECT = np.iinfo(np.int32).max
 """In place of a draw's number, the key of a stage's selection."""
@@ -58,12 +58,9 @@ class CoDeState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CoDe:
+class CoDe(GridSearch):
     """See `code`; without finishing."""
 
-    nfe: int
-    kernel: Kernel
-    grid: tuple[float, ...]
     chains: int
     block: int
     temperature: float
@@ -75,16 +72,8 @@ class CoDe:
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
                 f"{self.chains} chains of one child and {self.steps} steps"
             )
-        if self.n_children > 1 and not self.kernel.stochastic:
-            raise ValueError(
-                f"kernel {type(self.kernel).__name__} is deterministic, so all children of a "
-                f"particle are the same; expected a stochastic one (euler_maruyama, ddim, cps)"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Times at which particles are evaluated; the grid's last, 0, is never."""
-        return len(self.grid) - 1
+        if self.n_children > 1:
+            check_stochastic(self.kernel, "all children of a particle are the same")
 
     @property
     def quotas(self) -> np.ndarray:
@@ -112,10 +101,6 @@ class CoDe:
         return int(self.quotas.max())
 
     @property
-    def interpolant(self) -> Interpolant:
-        return self.kernel.interpolant
-
-    @property
     def n_candidates(self) -> int:
         return self.chains * self.n_children
 
@@ -123,16 +108,11 @@ class CoDe:
     def max_rounds(self) -> int:
         return self.steps
 
-    def with_nfe(self, nfe: int) -> "CoDe":
-        return dataclasses.replace(self, nfe=nfe)
-
     def init(self, key, shape, target_reward) -> CoDeState:
-        parents = empty_particles(self.chains, shape)
-        children = (
-            None if self.block == 1 else self._by_chain(empty_particles(self.n_candidates, shape))
-        )
+        parents = self.empty(self.chains, shape)
+        children = None if self.block == 1 else self._by_chain(self.empty(self.n_candidates, shape))
         step = jnp.zeros((), jnp.int32)
-        return CoDeState(key, target_reward, step, parents, children, empty_particles(None, shape))
+        return CoDeState(key, target_reward, step, parents, children, self.empty(None, shape))
 
     def _by_chain(self, particles: Particle) -> Particle:
         """Particles [C K] as [C, K]."""
@@ -148,14 +128,10 @@ class CoDe:
     def ask(self, state: CoDeState) -> tuple[CoDeState, Candidates]:
         begins, ends = self._place(state.step)
         step = jnp.minimum(state.step, self.steps - 1)
-        s = jnp.asarray(self.grid, jnp.float32)[step]
 
         def extend(c: jax.Array, j: jax.Array, parent: Particle, child: Any) -> jax.Array:
-            key = fold(state.key, c, step, j)
             origin = parent if child is None else where(begins, parent, child)
-            noise = initial_noise(key, origin.x.shape, self.interpolant)
-            moved = self.kernel(key, origin.x, origin.x0, origin.x1, origin.t, s)
-            return jnp.where(step == 0, noise, moved)
+            return self.extend(fold(state.key, c, step, j), origin, step)
 
         chain = jnp.arange(self.chains, dtype=jnp.int32)
         draw = jnp.arange(self.n_children, dtype=jnp.int32)
@@ -165,8 +141,9 @@ class CoDe:
         n = self.n_candidates
         return state, Candidates(
             x=x.reshape(n, *x.shape[2:]),
-            t=jnp.full(n, s),
+            t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, ends),
+            wants_gradient=jnp.full(n, self.wants_gradient(step)),
             valid=valid.reshape(n),
         )
 
@@ -175,10 +152,7 @@ class CoDe:
     ) -> tuple[CoDeState, Info]:
         active = ~self.done(state)
         _, ends = self._place(state.step)
-        wanted = candidates.valid & candidates.wants_reward
-        flat = evaluated(candidates, evals)._replace(
-            reward=jnp.where(wanted, evals.reward, -jnp.inf)
-        )
+        flat = evaluated(candidates, evals)
         children = self._by_chain(flat)
         chain = jnp.arange(self.chains, dtype=jnp.int32)
         pick = jax.vmap(self._select, (None, 0, None, 0))
@@ -186,12 +160,11 @@ class CoDe:
         selected = jax.vmap(take)(children, chosen)
         winner = take(flat, jnp.argmax(flat.reward))
         better = active & ends & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
+        # The start has one particle a chain, child 0.
+        decided = active & (ends | (state.step == 0))
         new = state._replace(
             step=state.step + active.astype(jnp.int32),
-            # The start has one particle a chain, child 0.
-            parents=where(
-                jnp.full(self.chains, active & (ends | (state.step == 0))), selected, state.parents
-            ),
+            parents=where(jnp.full(self.chains, decided), selected, state.parents),
             children=None if self.block == 1 else children,
             champion=where(better, winner, state.champion),
         )
@@ -199,6 +172,9 @@ class CoDe:
             time=candidates.t,
             reward=flat.reward,
             counted=candidates.valid,
+            accepted=(decided & (jnp.arange(self.n_children)[None] == chosen[:, None])).reshape(-1),
+            ancestors=jnp.where(decided, chosen, -1).astype(jnp.int32),
+            ess=jnp.full((), self.chains, jnp.float32),
             charged=jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
             path_time=new.parents.t,
@@ -236,7 +212,7 @@ def code(
     chains: int = 2,
     block: int = 2,
     temperature: float = 0.0,
-    finish: Literal["complete", "mean"] = "complete",
+    finish: Finish = "complete",
     finish_steps: int = 10,
 ) -> Search:
     """CoDe: K children of each chain follow the kernel for a block of steps, one is kept.
@@ -249,21 +225,20 @@ def code(
       block: steps between selections.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta); 0 takes the best.
-      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
-        image; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of "complete", part of `nfe`.
+      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
+        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     check_non_negative("temperature", temperature)
-    steps = complete_or_mean(finish, finish_steps)
-    search = CoDe(
-        nfe=check_count("nfe", nfe) - steps,
+    make = partial(
+        CoDe,
         kernel=check_kernel(kernel),
         grid=as_grid("grid", grid),
         chains=check_count("chains", chains),
         block=check_count("block", block),
         temperature=temperature,
     )
-    return Complete(search, steps) if steps else search
+    return finished(make, nfe, finish, finish_steps)

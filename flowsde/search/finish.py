@@ -1,16 +1,18 @@
 """Finishing: follow the ODE from the best particle down to t = 0, inside the budget.
 
 A search over posterior means ends at some t > 0, where the mean of an undistilled model is still
-blurred. `Complete` wraps a search and spends its last `steps` evaluations on completing the best
+blurred. `Complete` wraps a search and spends its last evaluations on completing the best
 particle's trajectory; the final image is scored and returned.
 
-The steps are DDIM(0), that is, Euler steps of the *linear* interpolant whatever the search's own:
-the ODE's path is the same under all of them, and straightest there. Its times are evenly spaced
-in linear time; the posterior mean at the last one is the image.
+The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
+same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
+a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
+two. Times are evenly spaced in linear time; the posterior mean at the last one is the image.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +20,43 @@ import jax.numpy as jnp
 from flowsde._checks import check_count
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.kernels import ddim
-from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search, take, where
+from flowsde.search.base import (
+    Candidates,
+    Evaluation,
+    Info,
+    Particle,
+    Search,
+    evaluated,
+    take,
+    where,
+)
+
+_LINE = Linear()
 
 
 class CompleteState(NamedTuple):
-    """State of `Complete`: the inner search's, and how far the best particle has come."""
+    """State of `Complete`.
+
+    Attributes:
+      inner: the inner search's.
+      step: int32, evaluations of finishing so far.
+      particle: the last one evaluated.
+      base: the one before a Heun step's predictor; None without.
+    """
 
     inner: Any
     step: jax.Array
     particle: Particle
+    base: Particle | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Complete:
-    """`inner`, then `steps` evaluations of ODE from its best particle."""
+    """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
 
     inner: Search
     steps: int
+    order: int = 1
 
     @property
     def nfe(self) -> int:
@@ -43,6 +65,10 @@ class Complete:
     @property
     def interpolant(self) -> Interpolant:
         return self.inner.interpolant
+
+    @property
+    def guided(self) -> bool:
+        return self.inner.guided
 
     @property
     def n_candidates(self) -> int:
@@ -57,35 +83,47 @@ class Complete:
 
     def init(self, key, shape, target_reward) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward)
-        return CompleteState(inner, jnp.zeros((), jnp.int32), self.inner.best(inner))
+        best = self.inner.best(inner)
+        base = best if self.order == 2 else None
+        return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
 
     def _finishing(self, state: CompleteState) -> jax.Array:
         return self.inner.done(state.inner)
 
+    def _next(self, state: CompleteState, start: Particle) -> tuple[Particle, jax.Array, jax.Array]:
+        """(particle that the step is from, x to evaluate, its time)."""
+        p = self.interpolant
+        particle = where(state.step == 0, start, state.particle)
+        # The start's linear time, divided evenly: step k of n is at (n - k) / (n + 1) of it.
+        done = (state.step // self.order + 1).astype(jnp.float32) / (self.steps // self.order + 1)
+        line_t = _LINE.time(p.angle(start.t)) * (1.0 - done)
+        t = p.time(_LINE.angle(line_t))
+        base = particle
+        if state.base is not None:
+            base = where(state.step % 2 == 0, particle, state.base)
+        euler = ddim(p, eta=0.0)
+        x = euler(jax.random.key(0), base.x, base.x0, base.x1, base.t, t)
+        if state.base is not None:
+            turn = (particle.x1 - particle.x0) - (base.x1 - base.x0)
+            scale = p.radius(t) / _LINE.radius(line_t)
+            step = line_t - _LINE.time(p.angle(base.t))
+            x = jnp.where(state.step % 2 == 0, x, x + 0.5 * scale * step * turn)
+        return base, x, t
+
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
-        start = self.inner.best(inner)
-        particle = where(state.step == 0, start, state.particle)
-        p, line = self.interpolant, Linear()
-        # The start's linear time, divided evenly: step k of n is at (n - k) / (n + 1) of it.
-        begin = line.time(p.angle(start.t))
-        done = (state.step + 1).astype(jnp.float32) / (self.steps + 1)
-        t = p.time(line.angle(begin * (1.0 - done)))
-        key, x, x0, x1 = jax.random.key(0), particle.x, particle.x0, particle.x1
-        moved = ddim(p, eta=0.0)(key, x, x0, x1, particle.t, t)
-
-        finishing = self._finishing(state)
+        base, x, t = self._next(state, self.inner.best(inner))
         row = jnp.arange(self.n_candidates)
         more = (row == 0) & (state.step < self.steps)
         own = Candidates(
-            x=jnp.broadcast_to(moved[None], asked.x.shape),
+            x=jnp.broadcast_to(x[None], asked.x.shape),
             t=jnp.full(asked.t.shape, t),
             wants_reward=more & (state.step == self.steps - 1),
+            wants_gradient=jnp.zeros_like(more),
             valid=more,
         )
-        return CompleteState(inner, state.step, particle), where(
-            jnp.full(row.shape, finishing), own, asked
-        )
+        kept = state._replace(inner=inner, base=None if state.base is None else base)
+        return kept, where(jnp.full(row.shape, self._finishing(state)), own, asked)
 
     def tell(
         self, state: CompleteState, candidates: Candidates, evals: Evaluation
@@ -93,18 +131,21 @@ class Complete:
         finishing = self._finishing(state)
         hidden = candidates._replace(valid=candidates.valid & ~finishing)
         told, info = self.inner.tell(state.inner, hidden, evals)
-        inner = where(finishing, state.inner, told)
-        row = take((candidates, evals), jnp.zeros((), jnp.int32))
-        active = finishing & row[0].valid
-        reward = jnp.where(row[0].wants_reward, row[1].reward, -jnp.inf)
-        moved = Particle(row[0].x, row[0].t, row[1].x0, row[1].x1, reward)
-        new = CompleteState(
-            inner, state.step + active.astype(jnp.int32), where(active, moved, state.particle)
+        particles = evaluated(candidates, evals)
+        moved, active = take((particles, candidates.valid), jnp.zeros((), jnp.int32))
+        active &= finishing
+        new = state._replace(
+            inner=where(finishing, state.inner, told),
+            step=state.step + active.astype(jnp.int32),
+            particle=where(active, moved, state.particle),
         )
         own = Info(
             time=candidates.t,
-            reward=jnp.where(candidates.wants_reward, evals.reward, -jnp.inf),
+            reward=particles.reward,
             counted=candidates.valid,
+            accepted=candidates.valid,
+            ancestors=jnp.where(active, 0, -jnp.ones_like(info.ancestors)),
+            ess=jnp.ones((), jnp.float32),
             charged=jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=self.best(new).reward,
             path_time=jnp.broadcast_to(moved.t, info.path_time.shape),
@@ -126,12 +167,34 @@ class Complete:
         return where(jnp.full(inner.t.shape, state.step > 0), own, inner)
 
 
-def complete_or_mean(finish: str, finish_steps: int) -> int:
-    """Evaluations of the budget that finishing takes; 0 for "mean".
+Finish = Literal["complete", "heun", "mean"]
+
+
+def finishing(finish: str, finish_steps: int) -> tuple[int, int]:
+    """(evaluations of the budget, those of a step) that finishing takes; (0, 1) for "mean".
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
-    if finish not in ("complete", "mean"):
-        raise ValueError(f"finish must be 'complete' or 'mean', got {finish!r}")
-    return check_count("finish_steps", finish_steps) if finish == "complete" else 0
+    if finish not in get_args(Finish):
+        raise ValueError(f"finish must be 'complete', 'heun' or 'mean', got {finish!r}")
+    if finish == "mean":
+        return 0, 1
+    order = 2 if finish == "heun" else 1
+    if check_count("finish_steps", finish_steps) % order:
+        raise ValueError(
+            f"finish_steps must be even for finish 'heun', whose steps take two evaluations, "
+            f"got {finish_steps}"
+        )
+    return finish_steps, order
+
+
+def finished(make: Callable[..., Search], nfe: int, finish: str, finish_steps: int) -> Search:
+    """``make(nfe=budget)`` completed within `nfe`, or alone for finish = "mean".
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    steps, order = finishing(finish, finish_steps)
+    search = make(nfe=check_count("nfe", nfe) - steps)
+    return Complete(search, steps, order) if steps else search

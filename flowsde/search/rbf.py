@@ -14,6 +14,7 @@ which a chain one draw at a time, all chains abreast, would meet it; this too do
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,25 +22,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
-from flowsde.flow import initial_noise
 from flowsde.grids import as_grid
-from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
     Evaluation,
+    GridSearch,
     Info,
     Particle,
     Search,
     check_kernel,
-    empty_particles,
+    check_stochastic,
     evaluated,
     fold,
     shares,
     take,
     where,
 )
-from flowsde.search.finish import Complete, complete_or_mean
+from flowsde.search.finish import Finish, finished
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -55,6 +55,7 @@ class Chains(NamedTuple):
       threshold: float32, r*.
       parent: the accepted particle.
       child: best child of this stage so far.
+      child_draw: int32, its number among the stage's draws.
       champion: best particle so far.
     """
 
@@ -66,6 +67,7 @@ class Chains(NamedTuple):
     threshold: jax.Array
     parent: Particle
     child: Particle
+    child_draw: jax.Array
     champion: Particle
 
 
@@ -78,12 +80,9 @@ class RBFState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RBF:
+class RBF(GridSearch):
     """See `rbf`; without finishing."""
 
-    nfe: int
-    kernel: Kernel
-    grid: tuple[float, ...]
     chains: int
     seeds: int
     width: int
@@ -96,16 +95,8 @@ class RBF:
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
                 f"{self.chains} chains of {self.seeds} seeds and {self.steps - 1} steps"
             )
-        if self.steps > 1 and not self.kernel.stochastic and self.nfe > least:
-            raise ValueError(
-                f"kernel {type(self.kernel).__name__} is deterministic, so all children of a "
-                f"particle are the same; expected a stochastic one (euler_maruyama, ddim, cps)"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Times at which particles are evaluated; the grid's last, 0, is never."""
-        return len(self.grid) - 1
+        if self.steps > 1 and self.nfe > least:
+            check_stochastic(self.kernel, "all children of a particle are the same")
 
     @property
     def quotas(self) -> np.ndarray:
@@ -120,10 +111,6 @@ class RBF:
         return np.concatenate([np.full((self.chains, 1), self.seeds), quotas], 1).astype(np.int32)
 
     @property
-    def interpolant(self) -> Interpolant:
-        return self.kernel.interpolant
-
-    @property
     def n_candidates(self) -> int:
         return self.chains * self.width
 
@@ -131,12 +118,9 @@ class RBF:
     def max_rounds(self) -> int:
         return -(-self.nfe // self.chains)
 
-    def with_nfe(self, nfe: int) -> "RBF":
-        return dataclasses.replace(self, nfe=nfe)
-
     def init(self, key, shape, target_reward) -> RBFState:
         zeros = jnp.zeros(self.chains, jnp.int32)
-        particles = empty_particles(self.chains, shape)
+        particles = self.empty(self.chains, shape)
         chains = Chains(
             stage=zeros,
             quota=jnp.asarray(self.quotas[:, 0]),
@@ -146,47 +130,55 @@ class RBF:
             threshold=jnp.full(self.chains, -jnp.inf, jnp.float32),
             parent=particles,
             child=particles,
+            child_draw=zeros,
             champion=particles,
         )
         return RBFState(key, target_reward, chains)
 
     def ask(self, state: RBFState) -> tuple[RBFState, Candidates]:
-        grid = jnp.asarray(self.grid, jnp.float32)
         offsets = jnp.arange(self.width, dtype=jnp.int32)
         active, limit = self._active(state.chains), _limit(state.chains)
-
-        def draw(key: jax.Array, stage: jax.Array, parent: Particle, s: jax.Array) -> jax.Array:
-            noise = initial_noise(key, parent.x.shape, self.interpolant)
-            child = self.kernel(key, parent.x, parent.x0, parent.x1, parent.t, s)
-            return jnp.where(stage == 0, noise, child)
 
         def wave(c: jax.Array, active: jax.Array, chain: Chains) -> tuple[jax.Array, ...]:
             stage = jnp.minimum(chain.stage, self.steps - 1)
             draws = chain.drawn + offsets
             keys = jax.vmap(lambda j: fold(state.key, c, stage, j))(draws)
-            x = jax.vmap(draw, (0, None, None, None))(keys, stage, chain.parent, grid[stage])
+            x = jax.vmap(self.extend, (0, None, None))(keys, chain.parent, stage)
             valid = active & (draws < chain.quota) & (chain.charged + offsets < limit)
-            return x, jnp.full(self.width, grid[stage]), valid
+            return x, jnp.full(self.width, stage), valid
 
         waves = jax.vmap(wave)(jnp.arange(self.chains, dtype=jnp.int32), active, state.chains)
-        x, t, valid = (a.reshape(self.n_candidates, *a.shape[2:]) for a in waves)
-        return state, Candidates(x, t, wants_reward=valid, valid=valid)
+        x, stage, valid = (a.reshape(self.n_candidates, *a.shape[2:]) for a in waves)
+        return state, Candidates(
+            x=x,
+            t=jnp.asarray(self.grid, jnp.float32)[stage],
+            wants_reward=valid,
+            wants_gradient=valid & self.wants_gradient(stage),
+            valid=valid,
+        )
 
     def tell(
         self, state: RBFState, candidates: Candidates, evals: Evaluation
     ) -> tuple[RBFState, Info]:
+        particles = evaluated(candidates, evals)
         waves, valid = jax.tree.map(
             lambda a: a.reshape(self.chains, self.width, *a.shape[1:]),
-            (evaluated(candidates, evals), candidates.valid),
+            (particles, candidates.valid),
         )
         read = jax.vmap(self._read_wave, (None, 0, 0, 0, 0))
         quotas = jnp.asarray(np.pad(self.quotas, ((0, 0), (0, 1))))
         chains, counted = read(state.target, state.chains, waves, valid, quotas)
         new = state._replace(chains=chains)
+        moved = chains.stage > state.chains.stage
+        draws = state.chains.drawn[:, None] + jnp.arange(self.width, dtype=jnp.int32)[None]
+        accepted = moved[:, None] & valid & (draws == chains.child_draw[:, None])
         return new, Info(
             time=candidates.t,
-            reward=jnp.where(candidates.valid, evals.reward, -jnp.inf),
+            reward=particles.reward,
             counted=counted.reshape(-1),
+            accepted=accepted.reshape(-1),
+            ancestors=jnp.where(moved, chains.child_draw, -1),
+            ess=jnp.full((), self.chains, jnp.float32),
             charged=_charged(chains) - _charged(state.chains),
             best_reward=self.best(new).reward,
             path_time=chains.parent.t,
@@ -212,7 +204,8 @@ class RBF:
         counted = valid & (~stopped | (jnp.arange(self.width) <= first))
         n = jnp.sum(counted, dtype=jnp.int32)
 
-        winner = take(wave, jnp.argmax(jnp.where(counted, wave.reward, -jnp.inf)))
+        row = jnp.argmax(jnp.where(counted, wave.reward, -jnp.inf)).astype(jnp.int32)
+        winner = take(wave, row)
         better = (n > 0) & ((chain.drawn == 0) | (winner.reward > chain.child.reward))
         child = where(better, winner, chain.child)
         first_ever = (n > 0) & (chain.charged == 0)
@@ -229,6 +222,7 @@ class RBF:
             threshold=jnp.where(over, jnp.maximum(chain.threshold, child.reward), chain.threshold),
             parent=where(over, child, chain.parent),
             child=child,
+            child_draw=jnp.where(better, chain.drawn + row, chain.child_draw),
             champion=where(best, child, chain.champion),
         )
         return new, counted
@@ -272,7 +266,7 @@ def rbf(
     seeds: int = 1,
     width: int = 1,
     last: Literal["exhaust", "improve"] = "exhaust",
-    finish: Literal["complete", "mean"] = "complete",
+    finish: Finish = "complete",
     finish_steps: int = 10,
 ) -> Search:
     """Rollover Budget Forcing.
@@ -286,18 +280,17 @@ def rbf(
       width: children of a chain evaluated at once; changes speed and `evaluations` only.
       last: what the last step does with the rest of the budget: "exhaust" draws on and keeps the
         best, "improve" stops at the first improvement, as Algorithm 2 is printed.
-      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
-        image; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of "complete", part of `nfe`.
+      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
+        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     if last not in ("exhaust", "improve"):
         raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
-    steps = complete_or_mean(finish, finish_steps)
-    search = RBF(
-        nfe=check_count("nfe", nfe) - steps,
+    make = partial(
+        RBF,
         kernel=check_kernel(kernel),
         grid=as_grid("grid", grid),
         chains=check_count("chains", chains),
@@ -305,4 +298,4 @@ def rbf(
         width=check_count("width", width),
         last=last,
     )
-    return Complete(search, steps) if steps else search
+    return finished(make, nfe, finish, finish_steps)

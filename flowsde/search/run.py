@@ -1,86 +1,45 @@
 """The runner: evaluates candidates of one or many prompts, and counts.
 
 `run` puts a whole search into one compiled program; `iterate` is a generator around the same
-compiled round, yielding a `Result` after each. Both give the same answer for the same key.
+compiled parts, yielding a `Result` after each round. Both give the same answer for the same key,
+and both go on from a `Result` of `iterate`, in this process or restored from disk.
 
 A round asks every prompt's search for its candidates, flattens [prompts, width], evaluates
 flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All counting is done here:
 
 - `nfe`, what the method is charged: the candidates it would evaluate one at a time;
 - `evaluations`, what the model computed for them: surplus of wide waves and padding of
-  chunks included, exactly the rows a counting model sees;
+  chunks included, exactly the rows a counting model sees; `backward_passes`, those of them that
+  were differentiated;
 - `verifier_calls`, the valid candidates that wanted a reward.
 
-`nfe` and `evaluations` are in passes of the model: a guided flow costs two a candidate.
+All but the last are in passes of the model: a guided flow costs two a candidate.
 """
 
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_count
-from flowsde.flow import Cond, Flow, as_partial, check_cond
-from flowsde.interpolants import Interpolant
-from flowsde.rewards.base import HostReward, check_rewards, reward_name
+from flowsde.flow import Cond, Flow
+from flowsde.rewards.base import DeviceReward, HostReward, RewardError
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
-
-
-class Result(NamedTuple):
-    """What a search found; leading axis P for several prompts, none for one.
-
-    Attributes:
-      image: what the reward saw of the best particle, the decoded x0.
-      x0: its posterior mean, float32 [*flow.shape].
-      x, t: the particle, float32 [*flow.shape] and [], in the search's interpolant; evaluating
-        the flow there gives x0, and the reward of its decoding is `reward`.
-      reward: float32 [].
-      nfe: model evaluations charged; never above the budget.
-      evaluations: model evaluations computed, surplus and padding included.
-      verifier_calls: rewards asked for.
-      info: `flowsde.search.Info` with a leading axis of rounds.
-      state: of the search, after the last round.
-    """
-
-    image: Any
-    x0: Any
-    x: Any
-    t: Any
-    reward: Any
-    nfe: Any
-    evaluations: Any
-    verifier_calls: Any
-    info: Info
-    state: Any
-
-
-class _Carry(NamedTuple):
-    """State and counters of P prompts."""
-
-    state: Any
-    nfe: jax.Array
-    evaluations: jax.Array
-    verifier_calls: jax.Array
-
-
-class _Job(NamedTuple):
-    """Checked arguments of a run."""
-
-    keys: jax.Array
-    flow: Flow
-    search: Search
-    reward: Any
-    cond: Cond
-    target: jax.Array
-    chunk: int
-    ids: np.ndarray
-    single: bool
-    invalid: str
+from flowsde.search.evaluate import (
+    Computed,
+    Sizes,
+    decode,
+    evaluate_model,
+    evaluate_on_host,
+    evaluate_reward,
+)
+from flowsde.search.job import Job, check_resume, prepare
+from flowsde.search.result import Carry, Result, empty_log, for_one_prompt
 
 
 def run(
@@ -94,6 +53,7 @@ def run(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     invalid: Literal["error", "warn"] = "error",
+    resume: Result | None = None,
 ) -> Result:
     """Run a search to its end.
 
@@ -101,28 +61,34 @@ def run(
       key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone.
       flow: the model.
       search: from `flowsde.search`.
-      reward: ``reward(images, cond) -> [n]``, higher is better; or `flowsde.rewards.host`.
+      reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
       prompt_ids: P integers, run together; a prompt's result depends on its id and not on the
         others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
       target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
       invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
+      resume: a result of `iterate` for the same arguments, to go on from.
 
     Returns:
       A `Result`.
 
     Raises:
       ValueError, TypeError: naming the argument, before any work; or naming the reward.
+      RewardError: a reward outside JAX failed; it names the reward and the round, and its
+        `result` can be resumed.
     """
-    job = _prepare(key, flow, search, reward, cond, prompt_ids, chunk_size, target_reward, invalid)
+    job = prepare(
+        key, flow, search, reward, cond=cond, prompt_ids=prompt_ids, chunk_size=chunk_size,
+        target_reward=target_reward, invalid=invalid, resume=resume,
+    )  # fmt: skip
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
-    carry, infos, rounds = _run(
-        job.keys, job.flow, job.search, job.reward, job.cond, job.target, job.chunk
-    )
-    infos = jax.tree.map(lambda a: a[: int(rounds)], jax.device_get(infos))
-    return _result(job, carry, infos)
+    carry, log = _begin(job)
+    carry, more, rounds = _run(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
+    more = jax.tree.map(lambda a: a[: int(rounds)], jax.device_get(more))
+    old = log._replace(seconds=None)
+    return _result(job, carry, jax.tree.map(lambda a, b: np.concatenate([a, b]), old, more))
 
 
 def iterate(
@@ -136,336 +102,226 @@ def iterate(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     invalid: Literal["error", "warn"] = "error",
+    resume: Result | None = None,
 ) -> Iterator[Result]:
     """`run`, round by round: yields a `Result` after each, whose last equals that of `run`.
 
-    For progress bars, host rewards and stopping early. Arguments as for `run`; they are
-    checked at the call, not at the first round.
+    For progress bars, host rewards, stopping early and saving: any of the results can be
+    resumed, see `flowsde.save_search`. Arguments as for `run`; they are checked at the call, not
+    at the first round.
     """
     return _iterate(
-        _prepare(key, flow, search, reward, cond, prompt_ids, chunk_size, target_reward, invalid)
+        prepare(
+            key,
+            flow,
+            search,
+            reward,
+            cond=cond,
+            prompt_ids=prompt_ids,
+            chunk_size=chunk_size,
+            target_reward=target_reward,
+            invalid=invalid,
+            resume=resume,
+        )
     )
 
 
-def _prepare(
-    key: jax.Array,
-    flow: Flow,
-    search: Search,
-    reward: Any,
-    cond: Cond,
-    prompt_ids: Any,
-    chunk_size: int | None,
-    target_reward: float | None,
-    invalid: str,
-) -> _Job:
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
-    if not isinstance(search, Search):
-        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
-    if invalid not in ("error", "warn"):
-        raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
-    target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
-    single = prompt_ids is None
-    ids = np.zeros(1, np.int32) if single else np.asarray(prompt_ids)
-    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
-    cond = jax.tree.map(jnp.asarray, cond)
-    if single:
-        cond = jax.tree.map(lambda a: a[None], cond)
-    check_cond(cond, ids.size, "len(prompt_ids)")
-    if flow.evaluations != 1:
-        # The search counts candidates, the budget is in passes of the model.
-        search = search.with_nfe(search.nfe // flow.evaluations)
-    rows = ids.size * search.n_candidates
-    job = _Job(
-        keys=jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32)),
-        flow=flow,
-        search=search,
-        reward=reward if isinstance(reward, HostReward) else as_partial("reward", reward),
-        cond=cond,
-        target=jnp.asarray(target),
-        chunk=rows if chunk_size is None else min(rows, check_count("chunk_size", chunk_size)),
-        ids=ids,
-        single=single,
-        invalid=invalid,
-    )
-    # Trace the model and the reward now, on shapes alone: their errors come before any work.
-    host = isinstance(job.reward, HostReward)
-    _evaluate.eval_shape(
-        job.flow,
-        None if host else job.reward,
-        jax.ShapeDtypeStruct((job.chunk, *flow.shape), jnp.float32),
-        jax.ShapeDtypeStruct((job.chunk,), jnp.float32),
-        jax.eval_shape(lambda c: _rows(c, jnp.zeros(job.chunk, jnp.int32)), job.cond),
-        jax.ShapeDtypeStruct((job.chunk,), jnp.bool),
-        interpolant=job.search.interpolant,
-        with_reward=not host,
-    )
-    return job
-
-
-def _check_target(target_reward: Any) -> np.float32:
-    try:
-        target = np.float32(target_reward)
-    except (TypeError, ValueError):
-        raise TypeError(f"target_reward must be a number, got {target_reward!r}") from None
-    # Every reward reaches -inf, that of a NaN too.
-    if np.ndim(target) != 0 or not target > -np.inf:
-        raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
-    return target
-
-
-def _rows(cond: Cond, prompts: jax.Array) -> Cond:
-    return jax.tree.map(lambda a: a[prompts], cond)
-
-
-@partial(jax.jit, static_argnames=("interpolant", "with_reward"))
-def _evaluate(
-    flow: Flow,
-    reward: Any,
-    x: jax.Array,
-    t: jax.Array,
-    cond: Cond,
-    wants: jax.Array,
-    *,
-    interpolant: Interpolant,
-    with_reward: bool,
-) -> Evaluation:
-    """Means and rewards of rows; rewards only if any row wants one.
-
-    Compiled on its own so that the model is traced once a shape: the check before the run and the
-    run itself share the trace.
-    """
-    x0, x1 = flow.means(x, t, cond, interpolant)
-    nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
-    if not with_reward:
-        return Evaluation(x0, x1, nothing)
-
-    def verify() -> jax.Array:
-        rewards = reward(flow.decode(x0), cond)
-        check_rewards(reward_name(reward), rewards, t.shape[0])
-        return _clean(rewards, wants)
-
-    return Evaluation(x0, x1, jax.lax.cond(jnp.any(wants), verify, lambda: nothing))
-
-
-def _clean(rewards: jax.Array, wants: jax.Array) -> jax.Array:
-    """NaN counts as -inf, and so does what was not asked for."""
-    rewards = rewards.astype(jnp.float32)
-    return jnp.where(wants & ~jnp.isnan(rewards), rewards, -jnp.inf)
-
-
-def _evaluate_in_chunks(
-    flow: Flow,
-    reward: Any,
-    candidates: Candidates,
-    cond: Cond,
-    search: Search,
-    chunk: int,
-    with_reward: bool,
-) -> tuple[Evaluation, jax.Array]:
-    """Evaluate rows [m], valid ones first, as many whole chunks as they need.
-
-    Returns:
-      The evaluation, and how often each row was computed, int32 [m].
-    """
-    m, width = candidates.t.shape[0], search.n_candidates
-    wants = candidates.valid & candidates.wants_reward
-    evaluate = partial(
-        _evaluate, flow, reward, interpolant=search.interpolant, with_reward=with_reward
-    )
-    prompts = jnp.arange(m, dtype=jnp.int32) // width
-    if chunk == m:
-        evals = evaluate(candidates.x, candidates.t, _rows(cond, prompts), wants)
-        return evals, jnp.ones(m, jnp.int32)
-
-    order = jnp.argsort(~candidates.valid, stable=True)
-    n_valid = jnp.sum(candidates.valid, dtype=jnp.int32)
-    zeros = jnp.zeros_like(candidates.x)
-    empty = Evaluation(zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32))
-
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, buffers, computed = carry
-        at = order[jnp.minimum(i * chunk + jnp.arange(chunk, dtype=jnp.int32), m - 1)]
-        evals = evaluate(candidates.x[at], candidates.t[at], _rows(cond, prompts[at]), wants[at])
-        buffers = jax.tree.map(lambda buffer, new: buffer.at[at].set(new), buffers, evals)
-        return i + 1, buffers, computed.at[at].add(1)
-
-    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(m, jnp.int32))
-    _, evals, computed = jax.lax.while_loop(lambda c: c[0] * chunk < n_valid, body, start)
-    return evals, computed
-
-
-def _init(keys: jax.Array, search: Search, shape: tuple[int, ...], target: jax.Array) -> _Carry:
+def _init(keys: jax.Array, search: Search, shape: tuple[int, ...], target: jax.Array) -> Carry:
     state = jax.vmap(lambda k: search.init(k, shape, target))(keys)
     zeros = jnp.zeros(keys.shape[0], jnp.int32)
-    return _Carry(state, zeros, zeros, zeros)
+    return Carry(state, zeros, zeros, zeros, zeros)
 
 
-def _ask(
-    carry: _Carry,
-    flow: Flow,
-    search: Search,
-    reward: Any,
-    cond: Cond,
-    chunk: int,
-    with_reward: bool,
-) -> tuple[_Carry, Candidates, Evaluation]:
-    """Ask all prompts, evaluate, and count what was computed; leaves are [P, width, ...]."""
-    prompts = carry.nfe.shape[0]
+def _ask(carry: Carry, search: Search) -> tuple[Carry, Candidates]:
     state, asked = jax.vmap(search.ask)(carry.state)
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), asked)
-    evals, computed = _evaluate_in_chunks(flow, reward, flat, cond, search, chunk, with_reward)
-    evals, computed = jax.tree.map(
-        lambda a: a.reshape(prompts, -1, *a.shape[1:]), (evals, computed)
-    )
-    wanted = jnp.sum(asked.valid & asked.wants_reward, axis=1, dtype=jnp.int32)
-    carry = carry._replace(
-        state=state,
-        evaluations=carry.evaluations + flow.evaluations * jnp.sum(computed, 1, dtype=jnp.int32),
-        verifier_calls=carry.verifier_calls + wanted,
-    )
-    return carry, asked, evals
+    return carry._replace(state=state), asked
 
 
 def _tell(
-    carry: _Carry, flow: Flow, search: Search, asked: Candidates, evals: Evaluation
-) -> tuple[_Carry, Info, jax.Array]:
-    """Tell all prompts, charge them, and say whether all are done."""
+    carry: Carry,
+    flow: Flow,
+    search: Search,
+    asked: Candidates,
+    evals: Evaluation,
+    computed: Computed,
+) -> tuple[Carry, Info, jax.Array]:
+    """Tell all prompts, count and charge, and say whether all are done."""
     state, info = jax.vmap(search.tell)(carry.state, asked, evals)
-    carry = carry._replace(state=state, nfe=carry.nfe + flow.evaluations * info.charged)
-    return carry, info, jnp.all(jax.vmap(search.done)(state))
+    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    info = info._replace(
+        evaluations=flow.evaluations * jnp.sum(computed.forward, 1, dtype=jnp.int32),
+        backward_passes=flow.evaluations * jnp.sum(computed.backward, 1, dtype=jnp.int32),
+        verifier_calls=jnp.sum(verified, 1, dtype=jnp.int32),
+    )
+    carry = Carry(
+        state=state,
+        nfe=carry.nfe + flow.evaluations * info.charged,
+        evaluations=carry.evaluations + info.evaluations,
+        backward_passes=carry.backward_passes + info.backward_passes,
+        verifier_calls=carry.verifier_calls + info.verifier_calls,
+    )
+    return carry, info, _done(state, search)
 
 
 def _round(
-    carry: _Carry, flow: Flow, search: Search, reward: Any, cond: Cond, chunk: int
-) -> tuple[_Carry, Info, jax.Array]:
-    carry, asked, evals = _ask(carry, flow, search, reward, cond, chunk, True)
-    return _tell(carry, flow, search, asked, evals)
+    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
+) -> tuple[Carry, Info, jax.Array]:
+    carry, asked = _ask(carry, search)
+    evals, computed = evaluate_model(flow, reward, asked, cond, search, sizes.model)
+    evals = evaluate_reward(flow, reward, asked, evals, cond, sizes.reward)
+    return _tell(carry, flow, search, asked, evals, computed)
 
 
-@partial(jax.jit, static_argnames=("search", "chunk"))
+@partial(jax.jit, static_argnames=("search", "sizes"))
 def _run(
-    keys: jax.Array,
-    flow: Flow,
-    search: Search,
-    reward: Any,
-    cond: Cond,
-    target: jax.Array,
-    chunk: int,
-) -> tuple[_Carry, Info, jax.Array]:
-    """The whole search: final carry, infos [max_rounds, P, ...], and the number of rounds."""
-    carry = _init(keys, search, flow.shape, target)
+    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
+) -> tuple[Carry, Info, jax.Array]:
+    """The rest of a search: final carry, log [max_rounds, P, ...], and the number of rounds."""
 
     def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
-        carry, infos, r, _ = loop
-        carry, info, done = _round(carry, flow, search, reward, cond, chunk)
-        return carry, jax.tree.map(lambda log, row: log.at[r].set(row), infos, info), r + 1, done
+        carry, log, r, _ = loop
+        carry, info, done = _round(carry, flow, search, reward, cond, sizes)
+        return carry, jax.tree.map(lambda rows, row: rows.at[r].set(row), log, info), r + 1, done
 
-    shapes = jax.eval_shape(lambda c: _round(c, flow, search, reward, cond, chunk)[1], carry)
-    infos = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
-    loop = (carry, infos, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool))
-    carry, infos, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
-    return carry, infos, rounds
+    shapes = jax.eval_shape(lambda c: _round(c, flow, search, reward, cond, sizes)[1], carry)
+    log = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
+    done = _done(carry.state, search)
+    loop = (carry, log, jnp.zeros((), jnp.int32), done)
+    carry, log, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
+    return carry, log, rounds
 
 
 _start = jax.jit(_init, static_argnames=("search", "shape"))
-_step = jax.jit(_round, static_argnames=("search", "chunk"))
-_ask_step = jax.jit(_ask, static_argnames=("search", "chunk", "with_reward"))
+_ask_step = jax.jit(_ask, static_argnames=("search",))
+_model_step = jax.jit(evaluate_model, static_argnames=("search", "size"))
+_reward_step = jax.jit(evaluate_reward, static_argnames=("size",))
 _tell_step = jax.jit(_tell, static_argnames=("search",))
 
 
 @partial(jax.jit, static_argnames=("search",))
-def _answer(state: Any, flow: Flow, search: Search) -> tuple[Particle, jax.Array]:
-    best = jax.vmap(search.best)(state)
-    return best, flow.decode(best.x0)
+def _done(state: Any, search: Search) -> jax.Array:
+    return jnp.all(jax.vmap(search.done)(state))
 
 
-def _iterate(job: _Job) -> Iterator[Result]:
+@partial(jax.jit, static_argnames=("search",))
+def _best(state: Any, search: Search) -> Particle:
+    return jax.vmap(search.best)(state)
+
+
+def _begin(job: Job) -> tuple[Carry, Info]:
+    """Carry and log before the first round of a job, or those to resume from."""
     carry = _start(job.keys, search=job.search, shape=job.flow.shape, target=job.target)
-    log: Info | None = None
-    for r in range(job.search.max_rounds):
-        if isinstance(job.reward, HostReward):
-            carry, asked, evals = _ask_step(
-                carry,
-                job.flow,
-                search=job.search,
-                reward=None,
-                cond=job.cond,
-                chunk=job.chunk,
-                with_reward=False,
-            )
-            evals = evals._replace(reward=_verify_on_host(job, asked, evals))
-            carry, info, finished = _tell_step(
-                carry, job.flow, search=job.search, asked=asked, evals=evals
-            )
-        else:
-            carry, info, finished = _step(
-                carry,
-                job.flow,
-                search=job.search,
-                reward=job.reward,
-                cond=job.cond,
-                chunk=job.chunk,
-            )
-        info, done = jax.device_get((info, finished))
-        if log is None:
-            log = jax.tree.map(lambda a: np.zeros((job.search.max_rounds, *a.shape), a.dtype), info)
-        for rows, row in zip(log, info, strict=True):
-            rows[r] = row
-        yield _result(job, carry, Info(*(rows[: r + 1] for rows in log)), bool(done))
-        if done:
-            return
+    if job.resume is not None:
+        return check_resume(job, carry)
+
+    def tell(carry: Carry) -> Info:
+        carry, asked = _ask(carry, job.search)
+        gradient = asked.x if job.search.guided else None
+        evals = Evaluation(asked.x, asked.x, asked.t, gradient)
+        counts = jnp.zeros(asked.t.shape, jnp.int32)
+        return _tell(carry, job.flow, job.search, asked, evals, Computed(counts, counts))[1]
+
+    shapes = jax.eval_shape(tell, carry)._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32))
+    return carry, empty_log(shapes, 0)
 
 
-_decode = jax.jit(lambda flow, x0: flow.decode(x0))
+class _Clock:
+    """Seconds since it was last asked, once all work on some arrays is done."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self, arrays: Any) -> float:
+        jax.block_until_ready(arrays)
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
 
 
-def _verify_on_host(job: _Job, asked: Candidates, evals: Evaluation) -> jax.Array:
-    """Rewards [P, width] of the rows that want one, through NumPy."""
-    wants = np.asarray(asked.valid & asked.wants_reward)
-    wanted = np.flatnonzero(wants)
-    rewards = np.full(wants.size, -np.inf, np.float32)
-    flat = evals.x0.reshape(-1, *job.flow.shape)
-    for start in range(0, wanted.size, job.chunk):
-        at = wanted[start : start + job.chunk]
-        # Filled up with further rows to the one compiled shape.
-        images = np.asarray(_decode(job.flow, flat[np.resize(at, job.chunk)]))[: at.size]
-        cond = jax.tree.map(lambda a, at=at: np.asarray(a)[at // wants.shape[1]], job.cond)
-        told = job.reward(images, cond)
-        rewards[at] = np.where(np.isnan(told), -np.inf, told)
-    return jnp.asarray(rewards.reshape(wants.shape))
+def _one_round(job: Job, carry: Carry, clock: _Clock) -> tuple[Carry, Info, bool]:
+    """A round in four programs, so that each can be timed."""
+    carry, asked = _ask_step(carry, search=job.search)
+    other = clock.lap(asked)
+    evals, computed = _model_step(
+        job.flow,
+        job.reward if job.search.guided else None,
+        asked,
+        job.cond,
+        search=job.search,
+        size=job.sizes.model,
+    )
+    model = clock.lap(evals)
+    if isinstance(job.reward, HostReward):
+        verify: Any = evaluate_on_host
+    else:
+        verify = _reward_step
+    evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
+    verifier = clock.lap(evals)
+    carry, info, done = _tell_step(carry, job.flow, job.search, asked, evals, computed)
+    info, finished = jax.device_get((info, done))
+    other += clock.lap(carry)
+    seconds = np.asarray([model, verifier, other], np.float32)
+    return carry, info._replace(seconds=seconds), bool(finished)
 
 
-def _result(job: _Job, carry: _Carry, infos: Info, final: bool = True) -> Result:
-    best, image = _answer(carry.state, job.flow, search=job.search)
+def _iterate(job: Job) -> Iterator[Result]:
+    carry, log = _begin(job)
+    rounds, done = len(log.time), bool(_done(carry.state, job.search))
+    if log.seconds is None:  # resumed from what `run` gave
+        log = log._replace(seconds=np.full((rounds, 3), np.nan, np.float32))
+    if done:
+        yield _result(job, carry, log)
+        return
+    if rounds < job.search.max_rounds:
+        # Room for all rounds, filled as they come.
+        log = jax.tree.map(
+            lambda a: np.concatenate(
+                [a, np.zeros((job.search.max_rounds - rounds, *a.shape[1:]), a.dtype)]
+            ),
+            log,
+        )
+    while not done:
+        clock = _Clock()
+        try:
+            following, info, done = _one_round(job, carry, clock)
+        except RewardError as error:
+            failure = RewardError(f"{error}, in round {rounds}")
+            failure.round = rounds
+            failure.result = _result(job, carry, _head(log, rounds), final=False)
+            raise failure from error.__cause__
+        carry = following
+        for all_rows, row in zip(log, info, strict=True):
+            all_rows[rounds] = row
+        rounds += 1
+        yield _result(job, carry, _head(log, rounds), final=done)
+
+
+def _head(log: Info, rounds: int) -> Info:
+    return Info(*(rows[:rounds] for rows in log))
+
+
+def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
+    best = _best(carry.state, job.search)
     result = Result(
-        image=image,
+        image=decode(job.flow, best.x0),
         x0=best.x0,
         x=best.x,
         t=best.t,
         reward=best.reward,
         nfe=carry.nfe,
         evaluations=carry.evaluations,
+        backward_passes=carry.backward_passes,
         verifier_calls=carry.verifier_calls,
-        info=infos,
+        verifier_cost=np.float32(job.reward.cost) * np.asarray(carry.verifier_calls, np.float32),
+        info=log,
         state=carry.state,
     )
-    hopeless = job.ids[np.isneginf(np.asarray(best.reward))]
-    if final and hopeless.size:
+    hopeless = job.ids[np.isneginf(np.asarray(best.reward))] if final else job.ids[:0]
+    if hopeless.size:
         message = (
-            f"reward {reward_name(job.reward)!r} was NaN or -inf for every candidate of "
+            f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
             f"prompt ids {hopeless.tolist()}"
         )
         if job.invalid == "error":
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
-    if not job.single:
-        return result
-    one = Result(*(jax.tree.map(lambda a: a[0], part) for part in result._replace(info=infos)))
-    return one._replace(
-        info=jax.tree.map(lambda a: a[:, 0], infos),
-        nfe=int(one.nfe),
-        evaluations=int(one.evaluations),
-        verifier_calls=int(one.verifier_calls),
-    )
+    return for_one_prompt(result) if job.single else result

@@ -19,6 +19,7 @@ where resampling is skipped. The answer is the particle of the highest reward at
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,24 +27,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative, check_positive
-from flowsde.flow import initial_noise
 from flowsde.grids import as_grid
-from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
     Evaluation,
+    GridSearch,
     Info,
     Particle,
     Search,
     check_kernel,
-    empty_particles,
+    check_stochastic,
     evaluated,
     fold,
     take,
     where,
 )
-from flowsde.search.finish import Complete, complete_or_mean
+from flowsde.search.finish import Finish, finished
 from flowsde.search.resampling import SCHEMES
 
 POTENTIALS = ("difference", "max", "sum", "final")
@@ -84,12 +84,9 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SMC:
+class SMC(GridSearch):
     """See `smc`; without finishing."""
 
-    nfe: int
-    kernel: Kernel
-    grid: tuple[float, ...]
     temperatures: tuple[float, ...]
     potential: str
     scheme: str
@@ -102,16 +99,13 @@ class SMC:
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least one "
                 f"particle's: the grid takes {self.steps}"
             )
-        if self.n_candidates > 1 and self.potential != "final" and not self.kernel.stochastic:
+        if self.guided:
             raise ValueError(
-                f"kernel {type(self.kernel).__name__} is deterministic, so copies of a particle "
-                f"stay the same; expected a stochastic one (euler_maruyama, ddim, cps)"
+                "kernel is guided: the weights of smc are those of samples of the unguided kernel; "
+                "expected that, or another method (svdd, code, rbf, bon)"
             )
-
-    @property
-    def steps(self) -> int:
-        """Times at which particles are evaluated; the grid's last, 0, is never."""
-        return len(self.grid) - 1
+        if self.n_candidates > 1 and self.potential != "final":
+            check_stochastic(self.kernel, "copies of a particle stay the same")
 
     @property
     def n_candidates(self) -> int:
@@ -119,15 +113,8 @@ class SMC:
         return self.nfe // self.steps
 
     @property
-    def interpolant(self) -> Interpolant:
-        return self.kernel.interpolant
-
-    @property
     def max_rounds(self) -> int:
         return self.steps
-
-    def with_nfe(self, nfe: int) -> "SMC":
-        return dataclasses.replace(self, nfe=nfe)
 
     def init(self, key, shape, target_reward) -> SMCState:
         n = self.n_candidates
@@ -136,31 +123,28 @@ class SMC:
             key=key,
             target=target_reward,
             step=jnp.zeros((), jnp.int32),
-            particles=empty_particles(n, shape),
+            particles=self.empty(n, shape),
             log_weights=zeros,
             potential=zeros,
             memory=jnp.full(n, -jnp.inf, jnp.float32) if self.potential == "max" else zeros,
             log_z=jnp.zeros((), jnp.float32),
-            champion=empty_particles(None, shape),
+            champion=self.empty(None, shape),
         )
 
     def ask(self, state: SMCState) -> tuple[SMCState, Candidates]:
         step = jnp.minimum(state.step, self.steps - 1)
-        s = jnp.asarray(self.grid, jnp.float32)[step]
 
         def extend(i: jax.Array, particle: Particle) -> jax.Array:
-            key = fold(state.key, i, step)
-            noise = initial_noise(key, particle.x.shape, self.interpolant)
-            moved = self.kernel(key, particle.x, particle.x0, particle.x1, particle.t, s)
-            return jnp.where(step == 0, noise, moved)
+            return self.extend(fold(state.key, i, step), particle, step)
 
         n = self.n_candidates
         x = jax.vmap(extend)(jnp.arange(n, dtype=jnp.int32), state.particles)
         wants = (step == self.steps - 1) | (self.potential != "final")
         return state, Candidates(
             x=x,
-            t=jnp.full(n, s),
+            t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, wants),
+            wants_gradient=jnp.zeros(n, jnp.bool),
             valid=jnp.full(n, ~self.done(state)),
         )
 
@@ -169,10 +153,7 @@ class SMC:
     ) -> tuple[SMCState, Info]:
         active = ~self.done(state)
         last = state.step == self.steps - 1
-        wanted = candidates.valid & candidates.wants_reward
-        particles = evaluated(candidates, evals)._replace(
-            reward=jnp.where(wanted, evals.reward, -jnp.inf)
-        )
+        particles = evaluated(candidates, evals)
         told = self._weigh(state, particles.reward)
         winner = take(particles, jnp.argmax(particles.reward))
         better = active & ((winner.reward > -jnp.inf) | (state.step == 0))
@@ -183,11 +164,16 @@ class SMC:
         )
         ess = effective_sample_size(told.log_weights)
         due = (ess <= self.threshold * self.n_candidates) & ((state.step + 1) % self.interval == 0)
-        new = where(active, self._resample(told, due & ~last), state)
+        ancestors = self._ancestors(told, due & ~last)
+        new = where(active, self._resample(told, ancestors, due & ~last), state)
+        survives = jnp.zeros(self.n_candidates, jnp.bool).at[ancestors].set(True)
         return new, Info(
             time=candidates.t,
             reward=particles.reward,
             counted=candidates.valid,
+            accepted=active & survives,
+            ancestors=jnp.where(active, ancestors, -1),
+            ess=ess,
             charged=jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
             path_time=new.particles.t,
@@ -223,11 +209,13 @@ class SMC:
             memory=jnp.where(kept, memory, state.memory),
         )
 
-    def _resample(self, state: SMCState, due: jax.Array) -> SMCState:
-        n = self.n_candidates
+    def _ancestors(self, state: SMCState, due: jax.Array) -> jax.Array:
+        """Which particles go on, int32 [N]; each itself if resampling is not due."""
         key = fold(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
         drawn = SCHEMES[self.scheme](key, state.log_weights)
-        ancestors = jnp.where(due, drawn, jnp.arange(n, dtype=jnp.int32))
+        return jnp.where(due, drawn, jnp.arange(self.n_candidates, dtype=jnp.int32))
+
+    def _resample(self, state: SMCState, ancestors: jax.Array, due: jax.Array) -> SMCState:
         particles, potential, memory = take(
             (state.particles, state.potential, state.memory), ancestors
         )
@@ -268,7 +256,7 @@ def smc(
     scheme: Literal["multinomial", "stratified", "systematic", "residual", "ssp"] = "systematic",
     threshold: float = 0.5,
     interval: int = 1,
-    finish: Literal["complete", "mean"] = "complete",
+    finish: Finish = "complete",
     finish_steps: int = 10,
 ) -> Search:
     """Sequential Monte Carlo with N = nfe // steps particles.
@@ -284,9 +272,9 @@ def smc(
       threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
         always does.
       interval: resample every so many steps at most.
-      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
-        image; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of "complete", part of `nfe`.
+      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
+        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -301,9 +289,8 @@ def smc(
     if threshold > 1.0:
         raise ValueError(f"threshold is a share of the particles, 0 to 1, got {threshold}")
     times = as_grid("grid", grid)
-    steps = complete_or_mean(finish, finish_steps)
-    search = SMC(
-        nfe=check_count("nfe", nfe) - steps,
+    make = partial(
+        SMC,
         kernel=check_kernel(kernel),
         grid=times,
         temperatures=_schedule(temperature, len(times) - 1),
@@ -312,7 +299,7 @@ def smc(
         threshold=threshold,
         interval=check_count("interval", interval),
     )
-    return Complete(search, steps) if steps else search
+    return finished(make, nfe, finish, finish_steps)
 
 
 def _schedule(temperature: Any, steps: int) -> tuple[float, ...]:

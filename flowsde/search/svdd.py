@@ -3,11 +3,12 @@
 The value of a child is the reward of its posterior mean. This is CoDe with blocks of one step.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from flowsde.kernels import Kernel
 from flowsde.search.base import Search
 from flowsde.search.code import code
+from flowsde.search.finish import Finish
 
 
 def svdd(
@@ -17,7 +18,7 @@ def svdd(
     grid: Any,
     chains: int = 2,
     temperature: float = 0.0,
-    finish: Literal["complete", "mean"] = "complete",
+    finish: Finish = "complete",
     finish_steps: int = 10,
 ) -> Search:
     """SVDD: K children of each chain at every step, one is kept.
@@ -29,9 +30,9 @@ def svdd(
       chains: independent chains, which share the budget; the best of all is returned.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta), as published; 0 takes the best, as in the RBF paper.
-      finish: "complete" follows the ODE from the best particle to t = 0 and scores the final
-        image; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of "complete", part of `nfe`.
+      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
+        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
 
     Raises:
       ValueError, TypeError: naming the argument.

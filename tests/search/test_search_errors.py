@@ -60,7 +60,7 @@ def test_searches(make, changes, error, message):
         ({"chains": 0}, ValueError, "chains .* got 0"),
         ({"seeds": 0}, ValueError, "seeds .* got 0"),
         ({"last": "all"}, ValueError, "last must be 'exhaust' or 'improve', got 'all'"),
-        ({"finish": "ode"}, ValueError, "finish must be 'complete' or 'mean', got 'ode'"),
+        ({"finish": "ode"}, ValueError, "finish must be 'complete', 'heun' or 'mean', got 'ode'"),
         ({"finish_steps": 0}, ValueError, "finish_steps .* got 0"),
         ({"finish_steps": 2.0}, TypeError, "finish_steps must be an integer, got 2.0"),
         ({"finish_steps": 50}, ValueError, "nfe leaves 0 .* expected at least 10"),
@@ -174,7 +174,7 @@ def test_runner(go, arguments, options, error, message):
     ],
 )
 def test_host_rewards(fn, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(fs.rewards.RewardError, match=message + ".*, in round 0"):
         fs.run(KEY, flow(), rbf(), fs.rewards.host(fn, "score"))
     with pytest.raises(TypeError, match=r"fn must be callable.*got 7"):
         fs.rewards.host(7)

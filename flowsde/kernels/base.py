@@ -1,0 +1,129 @@
+"""What a kernel is."""
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowsde.interpolants import Interpolant
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel(abc.ABC):
+    """A transition of one particle, Gaussian but for `correct`.
+
+    Attributes:
+      interpolant: in which x and times are.
+      evaluations: model evaluations a step, 1, or 2 where `correct` is to follow the call.
+    """
+
+    interpolant: Interpolant
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two keys give two children."""
+        return True
+
+    @property
+    def guided(self) -> bool:
+        """Whether a call takes, last, the gradient of the reward in x."""
+        return False
+
+    @abc.abstractmethod
+    def moments(
+        self, x: jax.Array, x0: jax.Array, x1: jax.Array, t: jax.Array, s: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mean shaped as x, scalar std) of x_s, before `correct`."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        x: jax.Array,
+        x0: jax.Array,
+        x1: jax.Array,
+        t: jax.Array,
+        s: jax.Array,
+    ) -> jax.Array:
+        """Draw x_s, before `correct`."""
+        t, s = as_time("t", t, x), as_time("s", s, x)
+        mean, std = self.moments(x, x0, x1, t, s)
+        if not self.stochastic:
+            return mean
+        return mean + std * jax.random.normal(key, x.shape, x.dtype)
+
+    def correct(
+        self,
+        x: jax.Array,
+        x0: jax.Array,
+        x1: jax.Array,
+        moved: jax.Array,
+        next_x0: jax.Array,
+        next_x1: jax.Array,
+        t: jax.Array,
+        s: jax.Array,
+    ) -> jax.Array:
+        """x_s of a kernel with two evaluations.
+
+        Args:
+          x, x0, x1: the particle at t and the means there.
+          moved: what the call gave, the predicted point at s.
+          next_x0, next_x1: the means at (moved, s).
+          t, s: scalar times.
+
+        Raises:
+          TypeError: the kernel has one evaluation a step.
+        """
+        raise TypeError(f"{self} has one evaluation a step and nothing to correct")
+
+    def log_prob(
+        self,
+        x_s: jax.Array,
+        x: jax.Array,
+        x0: jax.Array,
+        x1: jax.Array,
+        t: jax.Array,
+        s: jax.Array,
+    ) -> jax.Array:
+        """Log density of x_s given x, a scalar.
+
+        Where std = 0 (DDIM and CPS to s = 0, `euler_maruyama` where g = 0) its limit for
+        std -> 0: inf at the mean itself, -inf elsewhere.
+
+        Raises:
+          ValueError: the kernel is deterministic, or has two evaluations, of which the second
+            makes x_s a nonlinear function of the noise: no density in closed form.
+        """
+        if not self.stochastic:
+            raise ValueError(f"{self} is deterministic and has no density")
+        if self.evaluations > 1:
+            raise ValueError(f"{self} corrects its noisy point and has no density in closed form")
+        mean, std = self.moments(x, x0, x1, as_time("t", t, x), as_time("s", s, x))
+        point = std == 0.0
+        safe = jnp.where(point, 1.0, std)
+        quadratic = jnp.sum(jnp.square((x_s - mean) / safe))
+        density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
+        return jnp.where(point, jnp.where(jnp.all(x_s == mean), jnp.inf, -jnp.inf), density)
+
+
+def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:
+    """A scalar time in x's dtype; ValueError for a batch of them."""
+    if jnp.ndim(t) != 0:
+        raise ValueError(
+            f"{name} has shape {jnp.shape(t)}, expected a scalar: a kernel moves one particle, "
+            f"use jax.vmap for a batch"
+        )
+    return jnp.asarray(t, x.dtype)
+
+
+def check_interpolant(p: Any) -> Interpolant:
+    """The interpolant, or a TypeError."""
+    if not isinstance(p, Interpolant):
+        raise TypeError(f"interpolant must be a flowsde Interpolant, got {type(p).__name__}")
+    return p

@@ -1,0 +1,153 @@
+"""Options of `flowsde sample`, as tyro reads them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from flowsde.presets import CHOICES, Settings
+
+
+def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
+    def convert(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            raise ValueError(f"expected {name}, got {words[0]!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N" if kind is int else "X",
+        instance_from_str=convert,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+_QUIET = tyro.conf.arg(help_behavior_hint="")
+Int = Annotated[int | None, _number(int, "an integer"), _QUIET]
+Float = Annotated[float | None, _number(float, "a number"), _QUIET]
+Flag = Annotated[bool, _QUIET]
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def _word(name: str) -> Any:
+    return _shown("{" + ",".join(CHOICES[name]) + "}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """How a particle moves from noise to data."""
+
+    interpolant: Annotated[str | None, _word("interpolant")] = None
+    """In which the search moves; the flow is converted."""
+    kernel: Annotated[str | None, _word("kernel")] = None
+    """How a particle moves from one time to the next."""
+    eta: Float = None
+    """ddim, cps: share of fresh noise, 0 to 1."""
+    data_variance: Float = None
+    """ddim, cps: variance of the data that they assume; 0 uses the posterior mean."""
+    diffusion: Annotated[str | None, _word("diffusion")] = None
+    """euler_maruyama: diffusion coefficient."""
+    diffusion_scale: Float = None
+    """Its scale; by default the coefficient's own."""
+    grid: Annotated[str | None, _word("grid")] = None
+    """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
+    steps: Int = None
+    """Steps of the grid."""
+    guidance: Float = None
+    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the budget is spent; each option begins with the methods that it is for."""
+
+    chains: Int = None
+    """code, svdd, rbf: independent chains, which share the budget."""
+    seeds: Int = None
+    """rbf: draws of noise of which a chain starts from the best."""
+    last: Annotated[str | None, _word("last")] = None
+    """rbf: whether the last step spends all that is left, or stops at the first improvement."""
+    temperature: Float = None
+    """smc, code, svdd: beta of weights exp(reward / beta); 0 takes the best (not smc)."""
+    block: Int = None
+    """code: steps between selections."""
+    potential: Annotated[str | None, _word("potential")] = None
+    """smc: which rewards on the way the particles are weighed by."""
+    scheme: Annotated[str | None, _word("scheme")] = None
+    """smc: how particles are resampled."""
+    threshold: Float = None
+    """smc: resample at an effective sample size of at most this share of the particles."""
+    interval: Int = None
+    """smc: resample every so many steps at most."""
+    paths: Int = None
+    """sop: particles kept in each round."""
+    start: Int = None
+    """sop: steps down the grid before the first round."""
+    forward: Int = None
+    """sop: steps up the grid for which a round adds noise."""
+    backward: Int = None
+    """sop: steps back down, more than --forward."""
+    finish: Annotated[str | None, _word("finish")] = None
+    """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps, or by the mean."""
+    finish_steps: Int = None
+    """complete, heun: evaluations of the budget for it."""
+    width: Int = None
+    """bon, rbf: candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Search for a picture of PROMPT with the embedded text-to-image flow.
+
+    A prompt is one or two groups, for example "three red circles and two blue squares"; several
+    quoted prompts are searched one after the other. What is not given comes from the preset.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT...")]
+    """What the picture should show."""
+    method: Annotated[str, _word("method")] = "rbf"
+    """ODE or SDE trajectory, Best-of-N, Search over Paths, SMC, CoDe, SVDD, RBF (the default)."""
+    preset: Annotated[str, _word("preset")] = "recommended"
+    """What measures best on the embedded model (the default), or the setting of the RBF paper."""
+    nfe: Int = None
+    """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
+    reward: Annotated[str | None, _word("reward")] = None
+    """Log-likelihood of the scorer's counts, or minus their squared error; 0 is perfect."""
+    target_reward: Float = None
+    """Stop as soon as a reward is this high."""
+    seed: Annotated[int, _number(int, "an integer")] = 0
+    """Of all random numbers."""
+    prompts_file: Annotated[Path | None, _shown("FILE")] = None
+    """More prompts, one a line; blank lines and lines that start with # are skipped."""
+    out: Annotated[Path | None, _shown("DIR")] = None
+    """Folder of the results; for several prompts or a --prompts-file, one below it for each.
+    By default flowsde-out/PROMPT-METHOD-seedSEED."""
+    resume: Flag = False
+    """Go on with a run that was interrupted; finished prompts are skipped."""
+    overwrite: Flag = False
+    """Replace a finished result."""
+    save_trajectory: Flag = False
+    """Also write trajectory.npz: every round, and every particle accepted."""
+    trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
+    search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Fields of `Settings` that the user gave."""
+        names = [f.name for f in dataclasses.fields(Settings)]
+        every = vars(self) | vars(self.trajectory) | vars(self.search)
+        return {name: every[name] for name in names if every[name] is not None}
+
+
+def names() -> list[str]:
+    """All options, by field."""
+    groups = {"trajectory": Trajectory, "search": Tuning}
+    own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
+    return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]

@@ -1,0 +1,221 @@
+"""Pictures of a search: what was accepted, the reward against evaluations, where they went."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowsde.report import pixels
+from flowsde.search import BestOfN, Complete, Result, Search
+from flowsde.trace import FINISH, Shot, Trace
+
+_COLUMNS = 10
+_SAMPLES = 50
+_LINES = 4
+_TILE = 1.0
+_COLOURS = ("#3b6ea8", "#d08a3c", "#5a9b6b", "#a8577e")
+_FINISH = "#8a8a8a"
+_ANSWER = "#d62728"
+
+
+def _by_reward(shot: Shot) -> float:
+    return float(np.nan_to_num(shot.reward, nan=-np.inf))
+
+
+def shown(trace: Trace, result: Result) -> tuple[dict[str, list[Shot | None]], str]:
+    """Rows for a sheet of what was accepted, and what they are, in words.
+
+    Every line is traced back from its end, up to where it parts from one before it: None stands
+    for what they share. Of more than four lines the best four are shown. All samples of Best-of-N
+    are one row, of more than fifty the best fifty. An answer that no line accepted has a row of
+    its own.
+    """
+    ends = {shot.line: shot for shot in trace.shots}
+    finish = ends.pop(FINISH, None)
+    lines: dict[str, list[Shot | None]] = {}
+    what = "what was accepted, in order"
+    if any(name.startswith("sample ") for name in ends):
+        samples = sorted(ends.values(), key=_by_reward)[-_SAMPLES:]
+        lines["samples"] = [*sorted(samples, key=lambda shot: shot.nfe)]
+        what = "samples in order"
+        if len(ends) > _SAMPLES:
+            what = f"the best {_SAMPLES} of {len(ends)} {what}"
+    else:
+        kept = list(ends.values())
+        if len(kept) > _LINES:
+            kept = sorted(kept, key=_by_reward, reverse=True)[:_LINES]
+            kind = kept[0].line.split()[0]
+            what = f"the best {_LINES} of {len(ends)} {kind}s"
+        seen: set[int] = set()
+        for end in kept:
+            line = trace.lineage(end)
+            lines[end.line] = [None if id(shot) in seen else shot for shot in line]
+            seen |= {id(shot) for shot in line}
+        if None in [shot for line in lines.values() for shot in line[:1]]:
+            what += ", each traced back to where it parts from one above"
+    if finish is not None:
+        lines[FINISH] = [shot for shot in trace.shots if shot.line == FINISH]
+    if not any(_is_answer(shot, result) for shots in lines.values() for shot in shots if shot):
+        answer = (len(result.info.time) - 1, float(result.t), float(result.reward))
+        lines["answer"] = [Shot("answer", *answer, result.nfe, -1, np.asarray(result.x0))]
+    return lines, what
+
+
+def _is_answer(shot: Shot, result: Result) -> bool:
+    return (shot.time, shot.reward) == (float(result.t), float(result.reward))
+
+
+def _rows(lines: dict[str, list[Shot | None]]) -> list[tuple[str, list[Shot | None]]]:
+    """Lines broken into rows of the sheet, each with its label; none that is empty."""
+    rows = []
+    for name, shots in lines.items():
+        parts = [shots[i : i + _COLUMNS] for i in range(0, len(shots), _COLUMNS)]
+        parts = [part for part in parts if any(part)]
+        rows += [(name if i == 0 else "", part) for i, part in enumerate(parts)]
+    return rows
+
+
+def _number(value: float) -> str:
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return text.replace("-", "−")
+
+
+def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any], Any]) -> Figure:
+    """Sheet of the accepted posterior means with time and reward; the answer is framed."""
+    lines, what = shown(trace, result)
+    rows = _rows(lines)
+    left, top, cell = 0.95, 0.62, _TILE + 0.36
+    width = max(left + max(len(shots) for _, shots in rows) * (_TILE + 0.08) + 0.1, 6.0)
+    height = top + len(rows) * cell
+    figure = Figure(figsize=(width, height))
+    figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold")
+    note = f"{what}; time and reward below each, the answer framed"
+    figure.text(0.1 / width, 1 - 0.38 / height, note, va="top", fontsize=8, color="0.4")
+    x0 = np.stack([shot.x0 for _, shots in rows for shot in shots if shot])
+    images = iter(np.asarray(decode(x0)))
+    for i, (name, shots) in enumerate(rows):
+        y = height - top - i * cell - _TILE
+        figure.text(0.1 / width, (y + _TILE / 2) / height, name, va="center", fontsize=9)
+        for j, shot in enumerate(shots):
+            if shot is None:
+                continue
+            x = left + j * (_TILE + 0.08)
+            axes = figure.add_axes((x / width, y / height, _TILE / width, _TILE / height))
+            axes.imshow(pixels(next(images)), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            caption = f"t {shot.time:.3f}"
+            caption += "" if np.isnan(shot.reward) else f" · {_number(shot.reward)}"
+            axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
+            for spine in axes.spines.values():
+                spine.set(visible=_is_answer(shot, result), color=_ANSWER, linewidth=2.5)
+    return figure
+
+
+class Spending(NamedTuple):
+    """Evaluations charged: at each time [n] by each chain [n, chains], and by finishing."""
+
+    times: np.ndarray
+    budget: np.ndarray
+    finishing: int
+
+
+def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
+    """Where the budget went, from all rounds of a result.
+
+    Args:
+      search: that was run.
+      result: its last.
+      evaluations: of the model that a candidate costs.
+
+    Returns:
+      `Spending`; methods without chains, or with more than four, count as one.
+    """
+    finishing, inner = 0, search
+    if isinstance(search, Complete):
+        finishing, inner = int(result.state.step), search.inner
+    chains = getattr(inner, "chains", 1)
+    chains = chains if chains <= _LINES else 1
+    rows = slice(0, len(result.info.time) - finishing)
+    counted = np.asarray(result.info.counted)[rows]
+    time = np.asarray(result.info.time)[rows]
+    # Candidates are in order of their chain.
+    chain = np.broadcast_to(np.arange(counted.shape[1]) * chains // counted.shape[1], counted.shape)
+    times, index = np.unique(time[counted], return_inverse=True)
+    budget = np.zeros((len(times), chains), np.int64)
+    np.add.at(budget, (index, chain[counted]), evaluations)
+    return Spending(times[::-1], budget[::-1], finishing * evaluations)
+
+
+def progress(search: Search, result: Result, evaluations: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Charged evaluations and the reward of the best by then, nan before there is one.
+
+    A wave of Best-of-N is read in the order of its samples, as if they had been drawn one by one.
+    """
+    info = result.info
+    if isinstance(search, BestOfN):
+        last = (
+            np.asarray(info.counted)
+            & (np.arange(len(info.time)) % search.steps == search.steps - 1)[:, None]
+        )
+        rewards = np.asarray(info.reward, np.float64)[last]
+        nfe = (np.arange(len(rewards)) + 1) * search.steps
+        best = np.maximum.accumulate(rewards)
+    else:
+        nfe, best = np.cumsum(info.charged), np.asarray(info.best_reward, np.float64)
+    return nfe * evaluations, np.where(np.isfinite(best), best, np.nan)
+
+
+def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -> None:
+    nfe, best = progress(search, result, evaluations)
+    final, finishing = float(result.reward), spending(search, result, evaluations).finishing
+    axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
+    if finishing:
+        axes.axvspan(nfe[-1] - finishing, nfe[-1], color=_FINISH, alpha=0.2, linewidth=0)
+        axes.text(nfe[-1], 1.01, "finish", transform=axes.get_xaxis_transform(), ha="right",
+                  va="bottom", fontsize=8, color="0.4")  # fmt: skip
+    axes.plot(nfe[-1], final, "o", color=_ANSWER, clip_on=False, zorder=3)
+    axes.annotate(_number(final), (nfe[-1], final), (-8, -8), textcoords="offset points",
+                  ha="right", va="top", color=_ANSWER, fontsize=9)  # fmt: skip
+    if np.nanmin(best, initial=0.0) < -20.0:
+        axes.set_yscale("symlog", linthresh=1.0)
+    axes.set(xlim=(0, max(nfe[-1], 1) * 1.02), xlabel="NFE", ylabel="reward")
+    axes.set_title("best reward", loc="left", fontsize=10)
+
+
+def _plot_spending(axes: Axes, spent: Spending) -> None:
+    x, base = np.arange(len(spent.times)), np.zeros(len(spent.times))
+    for chain, budget in enumerate(spent.budget.T):
+        label = f"chain {chain + 1}" if spent.budget.shape[1] > 1 else None
+        axes.bar(x, budget, bottom=base, label=label, color=_COLOURS[chain])
+        base = base + budget
+    labels = [f"{t:.2f}" for t in spent.times]
+    if spent.finishing:
+        x = np.append(x, len(x))
+        labels.append("finish")
+        axes.bar(x[-1], spent.finishing, color=_FINISH)
+    every = -(-len(spent.times) // 10)
+    kept = [i for i in x if (i % every == 0 and i < len(x) - every) or i == x[-1]]
+    axes.set_xticks(kept, [labels[i] for i in kept], rotation=45, ha="right", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step, by its time", ylabel="NFE")
+    axes.set_title("budget spent at each step", loc="left", fontsize=10)
+    if spent.budget.shape[1] > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:
+    """Best reward against NFE, and budget spent at each step."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
+    left, right = figure.subplots(1, 2)
+    _plot_reward(left, search, result, evaluations)
+    _plot_spending(right, spending(search, result, evaluations))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    return figure

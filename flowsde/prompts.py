@@ -1,0 +1,68 @@
+"""The prompts of a command: its words, and the lines of a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowsde.shapes import captions
+
+
+def slug(prompt: str) -> str:
+    """What a prompt means, as the name of a folder."""
+    return captions.caption(captions.parse(prompt)).replace(" ", "-")
+
+
+def of_words(words: Sequence[str]) -> list[str]:
+    """One prompt a word, or one prompt of all words if they make one only together."""
+    errors = []
+    for word in words:
+        try:
+            captions.parse(word)
+        except ValueError as error:
+            errors.append(error)
+    if not errors:
+        return list(words)
+    if len(errors) < len(words):
+        raise errors[0]
+    captions.parse(" ".join(words))
+    return [" ".join(words)]
+
+
+def of_file(path: Path) -> list[tuple[str, str]]:
+    """(place, prompt) of each line that is neither blank nor begins with #."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"--prompts-file: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts-file: {path} is not UTF-8 text") from None
+    lines = [(f"{path}:{i}", line.strip()) for i, line in enumerate(text.split("\n"), 1)]
+    lines = [(place, line) for place, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"--prompts-file: {path} holds no prompt")
+    for place, line in lines:
+        try:
+            captions.parse(line)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return lines
+
+
+def collect(words: Sequence[str], file: Path | None) -> list[str]:
+    """All prompts, those of the words first.
+
+    Raises:
+      ValueError: naming the word, or the file and the line, that is none or is there twice.
+    """
+    placed = [("PROMPT", prompt) for prompt in of_words(words)] if words else []
+    placed += of_file(file) if file is not None else []
+    if not placed:
+        raise ValueError(
+            "PROMPT is missing, expected e.g. 'three red circles and two blue squares'"
+        )
+    places: dict[str, str] = {}
+    for place, prompt in placed:
+        name = slug(prompt)
+        if name in places:
+            raise ValueError(f"{place}: {prompt!r} is given twice, first as {places[name]}")
+        places[name] = place if place != "PROMPT" else f"PROMPT {prompt!r}"
+    return [prompt for _, prompt in placed]

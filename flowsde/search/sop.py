@@ -1,0 +1,269 @@
+"""Search over Paths (Ma et al., 2025, arXiv 2501.09732): noise forwards, ODE back, keep the best.
+
+N particles follow the kernel from noise down to the grid's time number `start`. Then, round after
+round, each gets K children: noise is added by the forward process for `forward` steps of the grid,
+and the kernel brings the child back by `backward` > `forward` steps. The N children of the highest
+rewards go on, until the last time is reached. Children differ by the noise added, so an ODE kernel
+is the usual one.
+"""
+
+import dataclasses
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel, renoise
+from flowsde.search.base import (
+    Candidates,
+    Evaluation,
+    GridSearch,
+    Info,
+    Particle,
+    Search,
+    check_kernel,
+    evaluated,
+    fold,
+    take,
+    where,
+)
+from flowsde.search.finish import Finish, finished
+
+
+class SoPState(NamedTuple):
+    """State of `SoP`.
+
+    Attributes:
+      key, target: of the run.
+      slot: int32, evaluations of each particle so far; position in `SoP.schedule`.
+      parents: the N particles kept, [N].
+      children: on their way, [K N].
+      champion: the best of the last round that had one.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    slot: jax.Array
+    parents: Particle
+    children: Particle
+    champion: Particle
+
+
+class Schedule(NamedTuple):
+    """What is evaluated in each slot, NumPy [slots].
+
+    Attributes:
+      step: position in the grid.
+      particles: how many.
+      noised: whether they come from their parents by the forward process.
+      ends: whether a round ends, and the best are kept.
+    """
+
+    step: Any
+    particles: Any
+    noised: Any
+    ends: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoP(GridSearch):
+    """See `sop`; without finishing."""
+
+    paths: int
+    start: int
+    forward: int
+    backward: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.forward <= self.start:
+            raise ValueError(
+                f"forward must lie in 1 to start = {self.start}, the steps above it, "
+                f"got {self.forward}"
+            )
+        if self.backward <= self.forward:
+            raise ValueError(
+                f"backward must be more steps than forward = {self.forward}, got {self.backward}"
+            )
+        if self.start >= self.steps - 1:
+            raise ValueError(
+                f"start must be below the last evaluated time, number {self.steps - 1} of the "
+                f"grid, got {self.start}"
+            )
+        least = self.paths * (self.start + 1 + sum(self._lengths))
+        if self.nfe < least:
+            raise ValueError(
+                f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
+                f"{self.paths} paths of one child in each of {len(self._lengths)} rounds"
+            )
+
+    @property
+    def _arrivals(self) -> list[int]:
+        """Position in the grid that each round ends at."""
+        net, last = self.backward - self.forward, self.steps - 1
+        return [min(i, last) for i in range(self.start + net, last + net, net)]
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Evaluations that a child takes in each round: at both ends and in between."""
+        begins = [self.start, *self._arrivals[:-1]]
+        return [
+            there - here + self.forward + 1
+            for here, there in zip(begins, self._arrivals, strict=True)
+        ]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """All of nfe, less what is not enough for one more child of any round."""
+        lengths = np.asarray(self._lengths)
+        left = self.nfe - self.paths * (self.start + 1)
+        children = np.full(len(lengths), left // lengths.sum())
+        left -= int(children @ lengths)
+        for i, length in enumerate(lengths):
+            if left >= length:
+                children[i] += 1
+                left -= length
+        steps = [np.arange(self.start + 1)]
+        steps += [
+            there - length + 1 + np.arange(length)
+            for there, length in zip(self._arrivals, lengths, strict=True)
+        ]
+        noised = [np.arange(len(part)) == 0 for part in steps]
+        noised[0][:] = False
+        ends = [np.arange(len(part)) == len(part) - 1 for part in steps]
+        counts = [
+            np.full(len(part), n) for part, n in zip(steps, [self.paths, *children], strict=True)
+        ]
+        whole = (np.concatenate(parts) for parts in (steps, counts, noised, ends))
+        return Schedule(*whole)
+
+    @property
+    def n_candidates(self) -> int:
+        """Most particles in a slot."""
+        return int(self.schedule.particles.max())
+
+    @property
+    def max_rounds(self) -> int:
+        return len(self.schedule.step)
+
+    def init(self, key, shape, target_reward) -> SoPState:
+        return SoPState(
+            key=key,
+            target=target_reward,
+            slot=jnp.zeros((), jnp.int32),
+            parents=self.empty(self.paths, shape),
+            children=self.empty(self.n_candidates, shape),
+            champion=self.empty(None, shape),
+        )
+
+    def _at(self, slot: jax.Array) -> Schedule:
+        """The schedule's row of a slot, the last one's when done."""
+        slot = jnp.minimum(slot, self.max_rounds - 1)
+        return Schedule(*(jnp.asarray(rows)[slot] for rows in self.schedule))
+
+    def ask(self, state: SoPState) -> tuple[SoPState, Candidates]:
+        at, n = self._at(state.slot), self.n_candidates
+        t = jnp.asarray(self.grid, jnp.float32)[at.step]
+        noise = renoise(self.interpolant)
+
+        def extend(j: jax.Array, child: Particle) -> jax.Array:
+            key = fold(state.key, j, state.slot)
+            parent = take(state.parents, j % self.paths)
+            noised = noise(key, parent.x, parent.x0, parent.x1, parent.t, t)
+            return jnp.where(at.noised, noised, self.extend(key, child, at.step))
+
+        draw = jnp.arange(n, dtype=jnp.int32)
+        return state, Candidates(
+            x=jax.vmap(extend)(draw, state.children),
+            t=jnp.full(n, t),
+            # The first N are kept whatever they are worth.
+            wants_reward=jnp.full(n, at.ends & (state.slot > self.start)),
+            wants_gradient=jnp.full(n, ~at.ends & self.guided),
+            valid=(draw < at.particles) & ~self.done(state),
+        )
+
+    def tell(
+        self, state: SoPState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[SoPState, Info]:
+        at, active = self._at(state.slot), ~self.done(state)
+        children = evaluated(candidates, evals)
+        # Highest reward first; padding last, also behind what has no reward.
+        order = jnp.lexsort((-children.reward, ~candidates.valid)).astype(jnp.int32)
+        kept = order[: self.paths]
+        decided = active & at.ends
+        parents = where(jnp.full(self.paths, decided), take(children, kept), state.parents)
+        winner = take(children, kept[0])
+        better = decided & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
+        new = state._replace(
+            slot=state.slot + active.astype(jnp.int32),
+            parents=parents,
+            children=children,
+            champion=where(better, winner, state.champion),
+        )
+        survives = jnp.zeros(self.n_candidates, jnp.bool).at[kept].set(True)
+        return new, Info(
+            time=candidates.t,
+            reward=children.reward,
+            counted=candidates.valid,
+            accepted=decided & survives,
+            ancestors=jnp.where(decided, kept, -1),
+            ess=jnp.full((), self.paths, jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=new.champion.reward,
+            path_time=parents.t,
+            path_reward=parents.reward,
+        )
+
+    def done(self, state: SoPState) -> jax.Array:
+        return (state.slot >= self.max_rounds) | (state.champion.reward >= state.target)
+
+    def best(self, state: SoPState) -> Particle:
+        return state.champion
+
+    def path(self, state: SoPState) -> Particle:
+        return state.parents
+
+
+def sop(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    paths: int = 2,
+    start: int = 2,
+    forward: int = 2,
+    backward: int = 4,
+    finish: Finish = "complete",
+    finish_steps: int = 10,
+) -> Search:
+    """Search over Paths.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap. It sets the number of
+        children, K to each path.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      paths: particles kept, N.
+      start: position in the grid down to which the N particles are sampled first.
+      forward: steps of the grid for which noise is added.
+      backward: steps back down, more than `forward`; a child takes one evaluation more than these.
+      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
+        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    make = partial(
+        SoP,
+        kernel=check_kernel(kernel),
+        grid=as_grid("grid", grid),
+        paths=check_count("paths", paths),
+        start=check_count("start", start),
+        forward=check_count("forward", forward),
+        backward=check_count("backward", backward),
+    )
+    return finished(make, nfe, finish, finish_steps)

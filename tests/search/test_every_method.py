@@ -1,0 +1,238 @@
+"""What holds for every method: one suite, in which a new method is covered by being listed."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row, velocity
+
+import flowsde as fs
+
+runner = importlib.import_module("flowsde.search.run")
+evaluate = importlib.import_module("flowsde.search.evaluate")
+
+KEY = jax.random.key(6)
+ODE = fs.kernels.ode_euler(VP)
+GUIDED = fs.kernels.guided(SDE, temperature=2.0)
+PROMPTS = 7
+OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
+
+METHODS = {
+    "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
+    "bon of the sde": fs.search.bon(nfe=41, kernel=SDE, grid=GRID, width=3),
+    "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
+    "rbf, improve, heun": fs.search.rbf(
+        kernel=SDE, chains=1, width=2, last="improve", finish="heun", **OPTIONS
+    ),
+    "svdd": fs.search.svdd(kernel=SDE, **OPTIONS),
+    "svdd, softmax": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
+    "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
+    "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
+    "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
+    "guided rbf": fs.search.rbf(kernel=GUIDED, width=2, **OPTIONS),
+    "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
+}
+EVERY = pytest.mark.parametrize("search", METHODS.values(), ids=METHODS)
+
+
+def every_slowly(test):
+    """Mark a test over all methods as slow."""
+    return pytest.mark.slow(EVERY(test))
+
+
+@functools.cache
+def together(search):
+    """All prompts in one run, all candidates of a round at once."""
+    ids, cond = batch(PROMPTS)
+    return fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
+
+
+def assert_same(one, other, size):
+    """The same draws and decisions exactly; values to float32 rounding of sums."""
+    counts = ("nfe", "verifier_calls", "t")
+    for name in counts:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_allclose(one.x, other.x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one.image, other.image, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one.reward / size, other.reward / size, rtol=1e-5, atol=1e-5)
+    for name in ("time", "counted", "accepted", "ancestors", "charged", "path_time"):
+        a, b = getattr(one.info, name), getattr(other.info, name)
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@every_slowly
+def test_a_prompt_alone_is_the_prompt_in_a_batch(search):
+    ids, cond = batch(PROMPTS)
+    whole = together(search)
+    for i in range(PROMPTS):
+        one = fs.run(
+            KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1]
+        )
+        rounds = len(one.info.time)
+        info = jax.tree.map(lambda a, i=i, rounds=rounds: a[:rounds, i : i + 1], whole.info)
+        there = jax.tree.map(lambda a, i=i: a[i : i + 1], whole._replace(info=None, state=None))
+        assert_same(one, there._replace(info=info), cond["size"][i])
+
+
+@every_slowly
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_chunks_do_not_matter(search, chunk):
+    ids, cond = batch(PROMPTS)
+    chunked = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, chunk_size=chunk)
+    assert_same(chunked, together(search), cond["size"])
+
+
+@every_slowly
+def test_devices_do_not_matter(search):
+    """Prompts sharded over four devices; eight of them, to divide evenly."""
+    assert jax.device_count() >= 4
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("prompts",))
+    ids, cond = batch(8)
+    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("prompts"))
+    sharded = fs.run(KEY, flow(), search, reward, cond=jax.device_put(cond, over), prompt_ids=ids)
+    alone = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
+    assert_same(jax.device_get(sharded._replace(state=None)), alone, cond["size"])
+
+
+@every_slowly
+def test_run_is_iterate_and_resumes_after_every_round(search, tmp_path):
+    ids, cond = batch(PROMPTS)
+    options = {"cond": cond, "prompt_ids": ids, "chunk_size": 4}
+    rounds = list(fs.iterate(KEY, flow(), search, reward, **options))
+    assert [len(result.info.time) for result in rounds] == list(range(1, len(rounds) + 1))
+    assert_same(rounds[-1], together(search), cond["size"])
+    for name in ("evaluations", "backward_passes", "verifier_calls"):
+        per_round = getattr(rounds[-1].info, name)
+        np.testing.assert_array_equal(per_round.sum(0), getattr(rounds[-1], name))
+    assert rounds[-1].info.seconds.shape == (len(rounds), 3)
+    assert np.all(rounds[-1].info.seconds >= 0.0)
+    for i in (0, len(rounds) // 2, len(rounds) - 1):
+        fs.save_search(tmp_path / str(i), search, rounds[i])
+        saved = fs.restore_search(tmp_path / str(i), search)
+        *_, resumed = fs.iterate(KEY, flow(), search, reward, **options, resume=saved)
+        assert_bitwise(resumed, rounds[-1])
+    finished = fs.run(KEY, flow(), search, reward, **options, resume=saved)
+    assert_same(finished, rounds[-1], cond["size"])
+
+
+def assert_bitwise(one, other):
+    """All but the seconds."""
+    one, other = (r._replace(info=r.info._replace(seconds=None)) for r in (one, other))
+    leaves, others = jax.tree.leaves_with_path(one), jax.tree.leaves(other)
+    for (path, a), b in zip(leaves, others, strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+@every_slowly
+def test_host_rewards_are_jax_rewards(search):
+    ids, cond = batch(PROMPTS)
+    options = {"cond": cond, "prompt_ids": ids}
+    hosted = fs.rewards.host(host_reward, minibatch=3, cost=0.5)
+    if search.guided:
+        with pytest.raises(TypeError, match=r"'host_reward' runs outside JAX and has no gradient"):
+            fs.run(KEY, flow(), search, hosted, **options)
+        return
+    result = fs.run(KEY, flow(), search, hosted, **options)
+    assert_same(result, together(search), cond["size"])
+    np.testing.assert_array_equal(result.verifier_cost, 0.5 * np.asarray(result.verifier_calls))
+
+
+@every_slowly
+def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
+    _, cond = batch(PROMPTS)
+    result = together(search)
+    assert np.all(result.nfe <= search.nfe) and np.all(result.evaluations >= result.nfe)
+    assert (np.asarray(result.backward_passes) > 0).all() == search.guided
+    x0, _ = evaluate.means(flow(), result.x, result.t, cond, interpolant=VP)
+    np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.image, decode(result.x0), rtol=1e-6)
+    again = np.asarray(reward(result.image, cond))
+    np.testing.assert_allclose(result.reward / cond["size"], again / cond["size"], atol=1e-5)
+
+
+@every_slowly
+@pytest.mark.filterwarnings("ignore:reward 'by_sign' was NaN or -inf")
+def test_extreme_rewards(search):
+    """One compiled program: the reward's values come in as its parameters."""
+
+    def by_sign(values, images, cond):
+        return jnp.where(images[:, 0] > 0.0, values[0], values[1]) + 0.0 * images[:, 0]
+
+    def outcome(above, below, invalid="warn"):
+        values = jnp.asarray([above, below], jnp.float32)
+        return fs.run(
+            KEY, flow(), search, jax.tree_util.Partial(by_sign, values), cond=row(batch(7)[1], 0),
+            invalid=invalid,
+        )  # fmt: skip
+
+    for above, below in (
+        (2.5, 2.5),
+        (np.nan, 1.0),
+        (1.0, np.nan),
+        (-np.inf, -1e30),
+        (np.inf, 0.0),
+        (1e6, -1e6),
+        (1e-6, -1e-6),
+    ):
+        result = outcome(above, below)
+        counted = np.asarray(result.info.counted)
+        seen, times = result.info.reward[counted], result.info.time[counted]
+        # The answer's reward was seen; it is one if any candidate of the last time had one.
+        assert result.reward in seen and result.reward in np.float32([above, below, -np.inf])
+        assert np.isfinite(result.x).all() and result.nfe <= search.nfe
+        if result.reward == -np.inf:
+            assert np.isneginf(seen[times <= result.t]).all()
+    for nothing in (np.nan, -np.inf):
+        with pytest.raises(ValueError, match=r"reward 'by_sign' was NaN or -inf.*prompt ids \[0\]"):
+            outcome(nothing, nothing, "error")
+
+
+@EVERY
+def test_one_trace_and_the_second_call_compiles_nothing(search):
+    traces = {"model": 0, "reward": 0}
+
+    def counted_velocity(params, x, t, cond):
+        traces["model"] += 1
+        return velocity(params, x, t, cond)
+
+    def counted_reward(scale, images, cond):
+        traces["reward"] += 1
+        return scale * reward(images, cond)
+
+    def go(seed, scale, weight, target=None):
+        params = {"scale": jnp.asarray(scale, jnp.float32)}
+        return fs.run(
+            jax.random.key(seed),
+            fs.Flow.from_callable(counted_velocity, params, (2,), decode=decode),
+            search,
+            jax.tree_util.Partial(counted_reward, jnp.float32(weight)),
+            cond=row(batch(7)[1], seed),
+            target_reward=target,
+            invalid="warn",
+        )
+
+    first = go(1, 1.0, 1.0)
+    assert traces == {"model": 1, "reward": 1}, "one trace a shape, the check included"
+    programs = [runner._run, runner._start, runner._best, evaluate.decode]
+    sizes = [program._cache_size() for program in programs]
+    second = go(4, 0.5, 2.0)
+    go(1, 1.0, 1.0, 0.1)
+    assert traces == {"model": 1, "reward": 1}
+    assert [program._cache_size() for program in programs] == sizes
+    assert not np.allclose(first.x, second.x)
+
+
+@every_slowly
+def test_x64_keeps_the_state_float32(search):
+    cond = row(batch(7)[1], 2)
+    with jax.enable_x64(True):
+        result = fs.run(KEY, flow(), search, reward, cond=cond)
+    for leaf in jax.tree.leaves((result.x, result.x0, result.reward, result.info, result.state)):
+        if jax.dtypes.issubdtype(leaf.dtype, np.number):
+            assert leaf.dtype in (np.float32, np.int32), leaf.dtype
+    assert_same(result, fs.run(KEY, flow(), search, reward, cond=cond), cond["size"])

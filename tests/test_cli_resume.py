@@ -1,0 +1,261 @@
+"""Commands that are interrupted, in every way, and go on."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+
+import flowsde as fs
+from flowsde import cli, shapes, unfinished
+
+PROMPT = "two green triangles"
+KEPT = {"unfinished.json", "trace.npz", "search"}
+OPTIONS = {
+    "rbf": "--steps 3 --width 2 --nfe 17 --finish-steps 2",
+    "smc": "--method smc --steps 3 --nfe 17 --finish heun --finish-steps 2",
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.use(monkeypatch.setattr)
+
+
+def _interrupt(patch: pytest.MonkeyPatch, after: int, act: Any = None) -> None:
+    """Interrupt the search in the round after so many."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def iterate(*args: Any, **given: Any) -> Any:
+        for done, result in enumerate(rounds(*args, **given)):
+            if done == after:
+                (act or stop)()
+            yield result
+
+    rounds = fs.iterate
+    patch.setattr(fs, "iterate", iterate)
+
+
+def _args(out: Path, method: str = "rbf") -> list[str]:
+    return ["sample", PROMPT, *OPTIONS[method].split(), "--save-trajectory", "--out", str(out)]
+
+
+def _stopped(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 130
+    return capsys.readouterr().err
+
+
+def _files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Result and trajectory but for the seconds, and the sheet of what was accepted."""
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    with np.load(folder / "trajectory.npz") as file:
+        arrays = dict(file)
+    del arrays["seconds"]
+    return result, arrays, (folder / "path.png").read_bytes()
+
+
+def _same(folder: Path, other: Path) -> None:
+    assert not KEPT & {p.name for p in folder.iterdir()}
+    result, arrays, sheet = _files(folder)
+    expected, expected_arrays, expected_sheet = _files(other)
+    assert result == expected
+    assert set(arrays) == set(expected_arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected_arrays[name], name)
+    assert sheet == expected_sheet
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_goes_on_after_ctrl_c(
+    method: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "par ts"
+    cli.main(_args(whole, method))
+    # Thrice, of which once before a round is done.
+    for after in (2, 0, 1):
+        with monkeypatch.context() as patch:
+            _interrupt(patch, after)
+            again = [] if after == 2 else ["--resume"]
+            said = _stopped(capsys, *_args(parts, method), *again)
+        assert {p.name for p in parts.iterdir()} == KEPT
+        found = re.search(r"\nflowsde sample: interrupted at (\d+) of 17 NFE; .*: (.*)", said)
+        assert found
+        nfe, command = found.groups()
+        assert shlex.split(command)[-len(_args(parts, method)) - 1 :] == [
+            *_args(parts, method),
+            "--resume",
+        ]
+    saved = json.loads((parts / "unfinished.json").read_text())
+    assert 0 < int(nfe) < 17
+    cli.main([*_args(parts, method), "--resume"])
+    assert f"at {nfe} of 17 NFE" in capsys.readouterr().out
+    _same(parts, whole)
+    result = json.loads((parts / "result.json").read_text())
+    assert result["seconds"]["total"] > saved["saves"][-1][1] > 0.0
+    # Rounds that compile, the first and those after an interruption, are not the model's time.
+    with np.load(parts / "trajectory.npz") as file:
+        seconds = np.delete(file["seconds"], saved["begins"] + [saved["saves"][-1][0]], 0)
+    assert result["seconds"]["model"] == pytest.approx(seconds[:, 0].sum(), abs=1e-3)
+
+
+def test_ctrl_c_before_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        said = _stopped(capsys, *_args(tmp_path))
+    assert "interrupted at 0 of 17 NFE; go on with: " in said
+    assert {p.name for p in tmp_path.iterdir()} == {"unfinished.json"}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    cli.main([*_args(tmp_path), "--resume"])
+    assert "nothing was saved" in capsys.readouterr().out
+    # What is finished stays as it is, and nothing is loaded for it.
+    before = (tmp_path / "result.json").stat().st_mtime_ns
+    monkeypatch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+    cli.main([*_args(tmp_path), "--resume"])
+    assert f"{tmp_path} is finished" in capsys.readouterr().out
+    assert (tmp_path / "result.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_do_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*args, "--out", str(tmp_path), "--resume"])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    ours = OPTIONS["rbf"].split()
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 2)
+        _stopped(capsys, *_args(tmp_path))
+    for kind in ("unfinished", "finished"):
+        for args, says in (
+            ([PROMPT, *ours, "--seed", "3"], "is of --seed 0, not 3"),
+            ([PROMPT, *ours, "--nfe", "19", "--last", "improve"],
+             "is of --nfe 17, not 19, --last exhaust, not improve"),
+            ([PROMPT, *ours, "--target-reward=-1"], "is of --target-reward None, not -1.0"),
+            (["two red triangles", *ours], f"is of PROMPT {PROMPT}, not two red triangles"),
+            ([PROMPT, "--method", "ode"], "is of --method rbf, not ode"),
+        ):  # fmt: skip
+            said = refused("sample", *args)
+            assert f"--resume: the {kind} run in {tmp_path} {says}" in said
+        if kind == "unfinished":
+            cli.main([*_args(tmp_path), "--resume"])
+            capsys.readouterr()
+    # Asked to, it replaces what is finished.
+    cli.main([*_args(tmp_path), "--seed", "3", "--resume", "--overwrite"])
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
+
+
+def test_without_resume_it_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("1", "0"):
+        with monkeypatch.context() as patch:
+            _interrupt(patch, 2)
+            said = _stopped(capsys, *_args(tmp_path), "--seed", seed)
+    kept = json.loads((tmp_path / "unfinished.json").read_text())
+    assert kept["seed"] == 0 and kept["begins"] == [0]
+    assert re.search(r"at \d+ of 17", said)
+
+
+def test_prompts_that_are_finished_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["one red circle", "two red circles", "three red circles"]
+    args = ["sample", *words, "--method", "ode", "--steps", "3", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        rounds, calls = fs.iterate, iter(range(3))
+
+        def iterate(*given: Any, **named: Any) -> Any:
+            call = next(calls)
+            for done, result in enumerate(rounds(*given, **named)):
+                if (call, done) == (1, 2):
+                    raise KeyboardInterrupt
+                yield result
+
+        patch.setattr(fs, "iterate", iterate)
+        said = _stopped(capsys, *args)
+    assert "interrupted at 2 of 3 NFE" in said
+    cli.main([*args, "--resume"])
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'one-red-circle'} is finished" in said
+    assert said.index("prompt 2 of 3") < said.index("at 2 of 3 NFE") < said.index("prompt 3 of 3")
+    assert all((folder / "result.json").exists() for folder in tmp_path.iterdir())
+
+
+def test_it_saves_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(
+        unfinished, "save_search", lambda folder, search, result: saved.append(result.nfe)
+    )
+    cli.main(_args(tmp_path / "seldom"))
+    assert not saved
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    cli.main(_args(tmp_path / "often"))
+    assert saved == sorted(set(saved)) and saved[-1] == 17 and len(saved) > 5
+
+
+def test_what_is_newer_than_the_state_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill between the files of a save."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    cli.main(_args(tmp_path / "whole"))
+    parts = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 3)
+        _stopped(capsys, *_args(parts))
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "save_search", die)
+        _interrupt(patch, 3)
+        _stopped(capsys, *_args(parts), "--resume")
+    cli.main([*_args(parts), "--resume"])
+    _same(parts, tmp_path / "whole")
+
+
+def test_signals_wait_for_a_save() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), unfinished._undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        reached.append(True)
+    assert reached
+
+
+@pytest.mark.slow
+def test_goes_on_after_a_kill(tmp_path: Path) -> None:
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    script = str(Path(stand_in.__file__))
+    killed = subprocess.run(
+        [sys.executable, script, "4", *_args(parts)], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert {p.name for p in parts.iterdir()} == KEPT
+    cli.main([*_args(parts), "--resume"])
+    cli.main(_args(whole))
+    _same(parts, whole)
