@@ -94,7 +94,7 @@ class Info(NamedTuple):
         on from; -1 where this round decided nothing.
       ess: float32, effective sample size of the weights, before resampling; n without weights.
       charged: int32, how many more `counted` are than before this round.
-      best_reward: float32, the best seen so far.
+      best_reward: float32, of the answer after this round.
       path_time, path_reward: float32 [n], of the particle from which each path goes on.
       evaluations, backward_passes, verifier_calls: int32, as in `Result`, of this round.
       seconds: float32 [3], of the model, the verifier and the rest, by the wall clock; the first

@@ -164,8 +164,9 @@ class SMC(GridSearch):
         )
         ess = effective_sample_size(told.log_weights)
         due = (ess <= self.threshold * self.n_candidates) & ((state.step + 1) % self.interval == 0)
-        ancestors = self._ancestors(told, due & ~last)
-        new = where(active, self._resample(told, ancestors, due & ~last), state)
+        due &= ~last & (self.potential != "final")
+        ancestors = self._ancestors(told, due)
+        new = where(active, self._resample(told, ancestors, due), state)
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[ancestors].set(True)
         return new, Info(
             time=candidates.t,

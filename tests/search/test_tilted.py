@@ -171,7 +171,7 @@ def test_final_weights_are_those_of_plain_samples_under_every_scheme():
     """Nothing is weighed on the way, so nothing is resampled and the scheme does not matter."""
     first = None
     for scheme in SCHEMES:
-        search = smc(potential="final", scheme=scheme, threshold=0.99)
+        search = smc(potential="final", scheme=scheme, threshold=1.0)
         state, infos = drive(search)
         for info in infos:
             own = np.broadcast_to(np.arange(PARTICLES), info.ancestors.shape)
