@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.flow import initial_noise
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 
@@ -203,11 +202,15 @@ class GridSearch:
 
     def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
+        return self.move(jax.random.normal(key, parent.x.shape, jnp.float32), parent, step)
+
+    def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
+        """`extend` with the standard normal noise given: drawing it once is most of the work."""
         gradient = () if parent.gradient is None else (parent.gradient,)
         s = jnp.asarray(self.grid, jnp.float32)[step]
-        noise = initial_noise(key, parent.x.shape, self.interpolant)
-        moved = self.kernel(key, parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
-        return jnp.where(step == 0, noise, moved)
+        start = self.interpolant.radius(jnp.ones((), jnp.float32)) * noise
+        mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
+        return jnp.where(step == 0, start, mean + std * noise)
 
     def wants_gradient(self, step: jax.Array) -> jax.Array:
         """Whether candidates at a step want a gradient: not at the last, where none moves on."""

@@ -72,16 +72,14 @@ def log_of(result: Result, single: bool) -> Info:
     return Info(**{name: with_prompts(name, rows) for name, rows in fields.items()})
 
 
-def for_one_prompt(result: Result) -> Result:
-    """Without the axis of prompts, counters as Python numbers."""
-    info = result.info._replace(seconds=None)
-    no_log: Any = None
-    one = Result(*(jax.tree.map(lambda a: a[0], part) for part in result._replace(info=no_log)))
-    counters = {name: int(getattr(one, name)) for name in COUNTERS}
-    return one._replace(
+def of_one_prompt(result: Result) -> Result:
+    """Counters as Python numbers, and the log without the axis of prompts."""
+    counters = {name: int(getattr(result, name)) for name in COUNTERS}
+    info = jax.tree.map(lambda a: a[:, 0], result.info._replace(seconds=None))
+    return result._replace(
         **counters,
-        verifier_cost=float(one.verifier_cost),
-        info=jax.tree.map(lambda a: a[:, 0], info)._replace(seconds=result.info.seconds),
+        verifier_cost=float(result.verifier_cost),
+        info=info._replace(seconds=result.info.seconds),
     )
 
 

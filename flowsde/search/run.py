@@ -33,13 +33,12 @@ from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.evaluate import (
     Computed,
     Sizes,
-    decode,
     evaluate_model,
     evaluate_on_host,
     evaluate_reward,
 )
 from flowsde.search.job import Job, check_resume, prepare
-from flowsde.search.result import Carry, Result, empty_log, for_one_prompt
+from flowsde.search.result import Carry, Result, empty_log, of_one_prompt
 
 
 def run(
@@ -85,6 +84,9 @@ def run(
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
     carry, log = _begin(job)
+    if resume is not None:
+        # The program takes over the arrays that it is given; the user's stay.
+        carry = jax.tree.map(jnp.copy, carry)
     carry, more, rounds = _run(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
     more = jax.tree.map(lambda a: a[: int(rounds)], jax.device_get(more))
     old = log._replace(seconds=None)
@@ -172,7 +174,7 @@ def _round(
     return _tell(carry, flow, search, asked, evals, computed)
 
 
-@partial(jax.jit, static_argnames=("search", "sizes"))
+@partial(jax.jit, static_argnames=("search", "sizes"), donate_argnames=("carry",))
 def _run(
     carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array]:
@@ -203,9 +205,14 @@ def _done(state: Any, search: Search) -> jax.Array:
     return jnp.all(jax.vmap(search.done)(state))
 
 
-@partial(jax.jit, static_argnames=("search",))
-def _best(state: Any, search: Search) -> Particle:
-    return jax.vmap(search.best)(state)
+@partial(jax.jit, static_argnames=("search", "single"))
+def _answer(
+    carry: Carry, flow: Flow, search: Search, single: bool
+) -> tuple[Carry, Particle, jax.Array]:
+    """(carry, best, its image), without the axis of prompts for a single one."""
+    best = jax.vmap(search.best)(carry.state)
+    answer = carry, best, flow.decode(best.x0)
+    return jax.tree.map(lambda a: a[0], answer) if single else answer
 
 
 def _begin(job: Job) -> tuple[Carry, Info]:
@@ -214,15 +221,19 @@ def _begin(job: Job) -> tuple[Carry, Info]:
     if job.resume is not None:
         return check_resume(job, carry)
 
-    def tell(carry: Carry) -> Info:
-        carry, asked = _ask(carry, job.search)
-        gradient = asked.x if job.search.guided else None
-        evals = Evaluation(asked.x, asked.x, asked.t, gradient)
-        counts = jnp.zeros(asked.t.shape, jnp.int32)
-        return _tell(carry, job.flow, job.search, asked, evals, Computed(counts, counts))[1]
-
-    shapes = jax.eval_shape(tell, carry)._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32))
-    return carry, empty_log(shapes, 0)
+    # Shapes through the compiled parts, whose traces are kept from call to call.
+    _, asked = _ask_step.eval_shape(carry, search=job.search)
+    evals = Evaluation(asked.x, asked.x, asked.t, asked.x if job.search.guided else None)
+    counts: Any = jax.ShapeDtypeStruct(asked.t.shape, jnp.int32)
+    _, shapes, _ = _tell_step.eval_shape(
+        carry,
+        job.flow,
+        search=job.search,
+        asked=asked,
+        evals=evals,
+        computed=Computed(counts, counts),
+    )
+    return carry, empty_log(shapes._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32)), 0)
 
 
 class _Clock:
@@ -256,7 +267,9 @@ def _one_round(job: Job, carry: Carry, clock: _Clock) -> tuple[Carry, Info, bool
         verify = _reward_step
     evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
     verifier = clock.lap(evals)
-    carry, info, done = _tell_step(carry, job.flow, job.search, asked, evals, computed)
+    carry, info, done = _tell_step(
+        carry, job.flow, search=job.search, asked=asked, evals=evals, computed=computed
+    )
     info, finished = jax.device_get((info, done))
     other += clock.lap(carry)
     seconds = np.asarray([model, verifier, other], np.float32)
@@ -300,9 +313,9 @@ def _head(log: Info, rounds: int) -> Info:
 
 
 def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
-    best = _best(carry.state, job.search)
+    carry, best, image = _answer(carry, job.flow, job.search, job.single)
     result = Result(
-        image=decode(job.flow, best.x0),
+        image=image,
         x0=best.x0,
         x=best.x,
         t=best.t,
@@ -315,7 +328,7 @@ def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
         info=log,
         state=carry.state,
     )
-    hopeless = job.ids[np.isneginf(np.asarray(best.reward))] if final else job.ids[:0]
+    hopeless = job.ids[np.isneginf(np.atleast_1d(best.reward))] if final else job.ids[:0]
     if hopeless.size:
         message = (
             f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
@@ -324,4 +337,4 @@ def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
         if job.invalid == "error":
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
-    return for_one_prompt(result) if job.single else result
+    return of_one_prompt(result) if job.single else result

@@ -167,13 +167,14 @@ class SoP(GridSearch):
     def ask(self, state: SoPState) -> tuple[SoPState, Candidates]:
         at, n = self._at(state.slot), self.n_candidates
         t = jnp.asarray(self.grid, jnp.float32)[at.step]
-        noise = renoise(self.interpolant)
+        forward = renoise(self.interpolant)
 
         def extend(j: jax.Array, child: Particle) -> jax.Array:
             key = fold(state.key, j, state.slot)
             parent = take(state.parents, j % self.paths)
-            noised = noise(key, parent.x, parent.x0, parent.x1, parent.t, t)
-            return jnp.where(at.noised, noised, self.extend(key, child, at.step))
+            noise = jax.random.normal(key, parent.x.shape, jnp.float32)
+            mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
+            return jnp.where(at.noised, mean + std * noise, self.move(noise, child, at.step))
 
         draw = jnp.arange(n, dtype=jnp.int32)
         return state, Candidates(

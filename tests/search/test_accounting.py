@@ -217,8 +217,9 @@ def test_backward_passes_are_those_of_candidates_that_move_on():
     result = counted(fs.run, search, flow(), prompts=3, chunk_size=1)
     last = np.float32(0.2)
     for i in range(3):
-        moving = result.info.counted[:, i] & (result.info.time[:, i] > last)
-        assert result.backward_passes[i] == moving.sum() > 0
+        # In the order of drawing; the last three are those of finishing.
+        times = result.info.time[:, i][result.info.counted[:, i]][:-3]
+        assert result.backward_passes[i] == (times > last).sum() > 0
     assert np.all(result.backward_passes < result.nfe - 3)
 
 

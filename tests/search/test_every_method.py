@@ -218,7 +218,7 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
 
     first = go(1, 1.0, 1.0)
     assert traces == {"model": 1, "reward": 1}, "one trace a shape, the check included"
-    programs = [runner._run, runner._start, runner._best, evaluate.decode]
+    programs = [runner._run, runner._start, runner._answer]
     sizes = [program._cache_size() for program in programs]
     second = go(4, 0.5, 2.0)
     go(1, 1.0, 1.0, 0.1)
