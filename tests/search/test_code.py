@@ -69,17 +69,6 @@ def test_budget_is_used_but_for_less_than_a_child(nfe, block):
         assert unused == 0
 
 
-@pytest.mark.slow
-def test_one_child_is_the_plain_sde():
-    alone, plain = (
-        run(svdd(2 * STEPS)),
-        run(fs.search.rbf(nfe=2 * STEPS, kernel=SDE, grid=GRID, finish="mean")),
-    )
-    np.testing.assert_array_equal(alone.state.parents.x, plain.state.chains.parent.x)
-    blocks = run(code(2 * STEPS, block=2))
-    np.testing.assert_array_equal(alone.state.parents.x, blocks.state.parents.x)
-
-
 def test_children_are_drawn_by_the_softmax_of_their_rewards():
     search = svdd(31, temperature=0.5)
     rewards = jnp.asarray([0.1, -jnp.inf, 0.4, -0.6, 0.4], jnp.float32)

@@ -1,6 +1,7 @@
 """Completing the trajectory of the best particle, against Euler steps of the linear ODE by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
@@ -99,3 +100,39 @@ def test_completion_starts_from_what_the_search_alone_would_return(target):
     np.testing.assert_array_equal(completed.nfe, np.asarray(inner.nfe) + STEPS)
     check(completed, inner)
     reevaluates(inner, batch(COUNT)[1])
+
+
+@pytest.mark.slow
+def test_heun_finishing_is_of_second_order():
+    """Against the exact image of the ODE's path, from the same start, by two and by four steps.
+
+    For Gaussian data N(m, v) the linear ODE keeps (x - (1 - t) m) / sqrt((1 - t)^2 v + t^2).
+    """
+    mean, v, linear = np.float32([0.5, -0.5]), 0.09, fs.interpolants.linear()
+    data = fs.analytic.gaussian(mean, v)
+    # One draw of noise, then finishing alone: the grid has one step.
+    errors = {}
+    for finish, all_steps in (("complete", (8, 16)), ("heun", (8, 16, 32))):
+        for steps in all_steps:
+            one = fs.search.rbf(
+                nfe=1 + steps, kernel=fs.kernels.ddim(linear), grid=[1.0, 0.0], chains=1,
+                finish=finish, finish_steps=steps,
+            )  # fmt: skip
+            result = fs.run(
+                KEY, data.flow(), one, lambda images, cond: -jnp.sum(images**2, axis=-1)
+            )
+            noise = result.state.inner.chains.champion.x[0]
+            t = float(result.t)
+            # x at the last time, exactly; the image is the posterior mean there.
+            x = (1 - t) * mean + np.sqrt((1 - t) ** 2 * v + t**2) * noise
+            np.testing.assert_array_equal((result.nfe, result.evaluations), 1 + steps)
+            assert np.isclose(t, 1 / (steps // (1 + (finish == "heun")) + 1), rtol=1e-5)
+            errors[finish, steps] = float(jnp.max(jnp.abs(result.x - x)))
+    assert errors["heun", 16] < 0.5 * errors["complete", 16]
+    assert np.log2(errors["heun", 16] / errors["heun", 32]) > 1.6
+    assert errors["heun", 8] > errors["heun", 16]
+
+
+def test_a_heun_step_takes_two_evaluations():
+    with pytest.raises(ValueError, match="finish_steps must be even for finish 'heun'.* got 3"):
+        fs.search.rbf(nfe=40, kernel=SDE, grid=GRID, finish="heun", finish_steps=3)
