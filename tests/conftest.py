@@ -17,8 +17,16 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 matplotlib.use("Agg")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Some tests shard prompts over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Programs are let go after each file: a process has room for so many (its memory maps)."""
+    yield
+    jax.clear_caches()

@@ -22,7 +22,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop")
-EXAMPLES = -(-int(os.environ.get("SETTINGS", "96")) // len(METHODS))
+EXAMPLES = -(-int(os.environ.get("SETTINGS", "60")) // len(METHODS))
 
 
 def _saw(who, rows):

@@ -22,7 +22,6 @@ OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 
 METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
-    "bon of the sde": fs.search.bon(nfe=41, kernel=SDE, grid=GRID, width=3),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
     "rbf, improve, heun": fs.search.rbf(
         kernel=SDE, chains=1, width=2, last="improve", finish="heun", **OPTIONS
