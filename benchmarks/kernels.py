@@ -23,7 +23,6 @@ data_variance {mode, total}}; noise_floor {wasserstein, covariance_error}; rows,
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from _files import replace_file
 from scipy.special import ndtr
 
 import flowsde as fs
@@ -196,17 +196,6 @@ def measure(args: Args) -> dict[str, Any]:
         "rows": rows,
         "seconds": time.perf_counter() - began,
     }
-
-
-def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Write under a temporary name beside `path`, then rename: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from _files import replace_file
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -109,9 +111,7 @@ def main() -> None:
         if new != old:
             raise SystemExit("README.md is out of date: run python benchmarks/readme.py")
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(new)
-    temporary.replace(path)
+    replace_file(path, lambda temporary: temporary.write_text(new))
 
 
 if __name__ == "__main__":

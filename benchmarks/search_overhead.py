@@ -56,6 +56,8 @@ from flowsde.search.run import _begin, _run
 
 SIDE, LARGE = 32, 64
 PATCHES, WIDTH, BLOCKS = 8, 192, 5
+Details = dict[str, dict[str, Any]]
+"""A row of `compare` for each method."""
 TARGETS = {"run": 1.05, "iterate": 1.10, "memory": 1.10}
 
 
@@ -202,51 +204,60 @@ def ratio(row: dict[str, Any], way: str, clock: str = "seconds") -> float:
     return statistics.median(row[clock][way]) / statistics.median(row[clock]["bare"])
 
 
+def time_searches(side: int, searches: dict[str, Any], chunk: int, repetitions: int) -> Details:
+    """Seconds of every method and way on pictures of one side, printed as they come."""
+    prepared, details = partial(ways_of, make_flow(side), chunk=chunk), {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # XLA compiles on one core
+        compiled = list(threads.map(prepared, searches.values()))
+    for name, ways in zip(searches, compiled, strict=True):
+        row = details[name] = compare(ways, chunk, repetitions)
+        bare_seconds = statistics.median(row["seconds"]["bare"])
+        print(f"{side:5}{name:>8}{row['rounds']:8}{row['nfe']:6}{row['evaluations']:13}", end="")
+        print(f"{bare_seconds:9.2f}{ratio(row, 'run'):8.3f}{ratio(row, 'iterate'):9.3f}", end="")
+        cpu = (ratio(row, way, "cpu_seconds") for way in ("run", "iterate"))
+        print("{:10.3f}{:9.3f}".format(*cpu), flush=True)
+    return details
+
+
+def measure_memory(
+    flow: fs.Flow, searches: dict[str, Any], chunk: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Bytes of every method, and the ratio of what it takes to what it needs."""
+    sizes, memory = {}, {}
+    print(f"{'method':8}{'run MB':>8}{'state':>8}{'candidates':>12}{'chunk':>8}{'ratio':>8}")
+    for name, search in searches.items():
+        own = sizes[name] = bytes_of(flow, search, chunk)
+        memory[name] = own["run"] / (own["state"] + own["candidates"] + own["chunk"])
+        print(f"{name:8}{own['run'] / 1e6:8.2f}{own['state'] / 1e6:8.2f}", end="")
+        print(f"{own['candidates'] / 1e6:12.2f}{own['chunk'] / 1e6:8.2f}{memory[name]:8.2f}")
+    return sizes, memory
+
+
+def ratios(details: Details) -> dict[str, Any]:
+    """Ratios of one side, by way and method: of the wall clock, and of the process's time."""
+
+    def of(clock: str) -> dict[str, dict[str, float]]:
+        return {
+            way: {name: ratio(row, way, clock) for name, row in details.items()}
+            for way in ("run", "iterate")
+        }
+
+    return {**of("seconds"), "cpu": of("cpu_seconds")}
+
+
 def measure(args: Args) -> dict[str, Any]:
-    """All methods, printed as they come."""
+    """All methods."""
     began, load = time.perf_counter(), os.getloadavg()[0]
     nfe, repetitions, sides = (50, 2, [SIDE]) if args.quick else (500, 9, [SIDE, LARGE])
     searches = make_searches(nfe, args.chunk)
-    details: dict[int, dict[str, Any]] = {side: {} for side in sides}
     print(f"{'side':>5}{'method':>8}{'rounds':>8}{'NFE':>6}{'evaluations':>13}", end="")
     print(f"{'bare s':>9}{'run':>8}{'iterate':>9}{'CPU: run':>10}{'iterate':>9}")
-    for side in sides:
-        prepared = partial(ways_of, make_flow(side), chunk=args.chunk)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # XLA compiles on one core
-            compiled = list(threads.map(prepared, searches.values()))
-        for name, ways in zip(searches, compiled, strict=True):
-            row = details[side][name] = compare(ways, args.chunk, repetitions)
-            bare_seconds = statistics.median(row["seconds"]["bare"])
-            print(
-                f"{side:5}{name:>8}{row['rounds']:8}{row['nfe']:6}{row['evaluations']:13}", end=""
-            )
-            print(
-                f"{bare_seconds:9.2f}{ratio(row, 'run'):8.3f}{ratio(row, 'iterate'):9.3f}", end=""
-            )
-            cpu = (ratio(row, way, "cpu_seconds") for way in ("run", "iterate"))
-            print("{:10.3f}{:9.3f}".format(*cpu), flush=True)
+    details = {side: time_searches(side, searches, args.chunk, repetitions) for side in sides}
     first = details[SIDE].values()
     computed = sum(row["evaluations"] for row in first)
     model_ms = 1e3 * sum(statistics.median(row["seconds"]["bare"]) for row in first) / computed
     print(f"{model_ms:.2f} ms an evaluation; targets {TARGETS}")
-    sizes, memory = {}, {}
-    flow = make_flow(sides[-1])
-    print(f"{'method':8}{'run MB':>8}{'state':>8}{'candidates':>12}{'chunk':>8}{'ratio':>8}")
-    for name, search in searches.items():
-        own = sizes[name] = bytes_of(flow, search, args.chunk)
-        memory[name] = own["run"] / (own["state"] + own["candidates"] + own["chunk"])
-        print(f"{name:8}{own['run'] / 1e6:8.2f}{own['state'] / 1e6:8.2f}", end="")
-        print(f"{own['candidates'] / 1e6:12.2f}{own['chunk'] / 1e6:8.2f}{memory[name]:8.2f}")
-
-    def ratios(side: int) -> dict[str, Any]:
-        def of(clock: str) -> dict[str, dict[str, float]]:
-            return {
-                way: {name: ratio(row, way, clock) for name, row in details[side].items()}
-                for way in ("run", "iterate")
-            }
-
-        return {**of("seconds"), "cpu": of("cpu_seconds")}
-
+    sizes, memory = measure_memory(make_flow(sides[-1]), searches, args.chunk)
     return {
         "version": fs.__version__,
         "versions": {
@@ -269,9 +280,9 @@ def measure(args: Args) -> dict[str, Any]:
             "repetitions": repetitions,
             "finish": "complete",
         },
-        **ratios(SIDE),
+        **ratios(details[SIDE]),
         "memory": memory,
-        "large": None if args.quick else ratios(LARGE),
+        "large": None if args.quick else ratios(details[LARGE]),
         "targets": TARGETS,
         "details": details,
         "bytes": sizes,

@@ -14,7 +14,6 @@ objects that are clean shapes), rss (mean held-out squared error), reward (mean)
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from _files import replace_file
 from scipy.stats import binomtest
 
 import flowsde as fs
@@ -141,6 +141,11 @@ class Args:
     """Which rows; all by default."""
 
 
+def save(path: Path, text: str) -> None:
+    """Write the rows so far."""
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
 def main(args: Args) -> None:
     """Measure row by row; print and write as it goes."""
     known = settings()
@@ -160,11 +165,8 @@ def main(args: Args) -> None:
             flush=True,
         )
         if args.json:
-            temporary = args.json.with_suffix(".tmp")
-            temporary.write_text(
-                json.dumps({"captions": n, "seeds": seeds, "rows": rows}, indent=1)
-            )
-            os.replace(temporary, args.json)
+            text = json.dumps({"captions": n, "seeds": seeds, "rows": rows}, indent=1)
+            save(args.json, text)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flowsde.search import Info, Result, Search
+from flowsde.search.result import COUNTERS
 
 
 def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
@@ -117,8 +118,7 @@ def _rebuild(arrays: dict[str, Any], search: Search, prompts: int | None) -> Res
         name: arrays.get(f".{name}") for name in Result._fields if name not in ("state", "info")
     }
     if prompts is None:
-        whole = ("nfe", "evaluations", "backward_passes", "verifier_calls")
-        fields |= {name: int(fields[name]) for name in whole}
+        fields |= {name: int(fields[name]) for name in COUNTERS}
         fields["verifier_cost"] = float(fields["verifier_cost"])
     info: dict[str, Any] = {name: arrays.get(f".info.{name}") for name in Info._fields}
     return Result(

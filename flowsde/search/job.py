@@ -10,9 +10,9 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow, check_cond
 from flowsde.rewards.base import HostReward, Reward, as_reward
-from flowsde.search.base import Search
+from flowsde.search.base import Info, Search
 from flowsde.search.evaluate import Sizes, means, rows, verify
-from flowsde.search.result import Carry, Info, Result, carry_of, log_of
+from flowsde.search.result import Carry, Result, carry_of, log_of
 
 
 class Job(NamedTuple):

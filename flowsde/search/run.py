@@ -284,14 +284,9 @@ def _iterate(job: Job) -> Iterator[Result]:
     if done:
         yield _result(job, carry, log)
         return
-    if rounds < job.search.max_rounds:
-        # Room for all rounds, filled as they come.
-        log = jax.tree.map(
-            lambda a: np.concatenate(
-                [a, np.zeros((job.search.max_rounds - rounds, *a.shape[1:]), a.dtype)]
-            ),
-            log,
-        )
+    # Room for all rounds, filled as they come.
+    left = job.search.max_rounds - rounds
+    log = jax.tree.map(lambda a: np.concatenate([a, np.zeros((left, *a.shape[1:]), a.dtype)]), log)
     while not done:
         clock = _Clock()
         try:
