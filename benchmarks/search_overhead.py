@@ -145,7 +145,7 @@ def bytes_of(flow: fs.Flow, search: fs.search.Search, chunk: int) -> dict[str, i
     """What `run` takes beside the parameters, and its parts that cannot be spared."""
     job = prepare(
         jax.random.key(0), flow, search, reward, cond=None, prompt_ids=None, chunk_size=chunk,
-        target_reward=None, invalid="error", resume=None,
+        target_reward=None, nfe=None, invalid="error", resume=None,
     )  # fmt: skip
     carry, _ = _begin(job)
     program = _run.lower(carry, job.flow, job.search, job.reward, job.cond, job.sizes)

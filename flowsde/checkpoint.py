@@ -111,7 +111,7 @@ def _rebuild(arrays: dict[str, Any], search: Search, prompts: int | None) -> Res
     lead = () if prompts is None else (prompts,)
     shape = tuple(arrays[".x"].shape)[len(lead) :]
     state = jax.eval_shape(
-        lambda: search.init(jax.random.key(0), shape, jnp.zeros((), jnp.float32))
+        lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(0))
     )
     named = jax.tree.map_with_path(lambda path, _: f".state{jax.tree_util.keystr(path)}", state)
     fields: dict[str, Any] = {

@@ -400,7 +400,8 @@ def test_paper_presets_of_others(method: str) -> None:
             # K = 25, and what drawing once at the start leaves.
             assert search.chains == 2 and search.temperature == 0.0
             assert search.block == (2 if method == "code" else 1)
-            assert search.quotas[:, 1:].min() == 27 and search.quotas[:, 0].max() == 1
+            quotas = np.asarray(search.quotas(np.int32(search.nfe)))
+            assert quotas[:, 1:].min() == 27 and quotas[:, 0].max() == 1
         case "sop":
             # K = 5; what is left is one child more in the first rounds.
             assert search.paths == 2 and search.n_candidates == 2 * 5 + 1

@@ -3,13 +3,14 @@
 A search never sees a model. It asks for points to be evaluated and is told what they were
 worth; its state is a pytree of arrays of fixed shapes:
 
-    state                = search.init(key, shape, target_reward)
+    state                = search.init(key, shape, target_reward, nfe)
     state, candidates    = search.ask(state)
     state, info          = search.tell(state, candidates, evaluation)
 
 until ``search.done(state)``; ``search.best(state)`` is the answer. All methods are pure and for
 one prompt; the runner (`flowsde.search.run`) vmaps them over prompts, evaluates the candidates in
-chunks, and counts.
+chunks, and counts. The budget is part of the state: a search's own is the most it has shapes for,
+and one compiled program serves every smaller one.
 
 A search is a frozen dataclass that hashes by value, so that it can be a static argument. Random
 keys are folded in by (chain, step, draw), never by position in a batch.
@@ -122,7 +123,7 @@ class Search(Protocol):
 
     @property
     def nfe(self) -> int:
-        """The budget: candidates the method may be charged for."""
+        """The budget: candidates the method may be charged for, at most."""
 
     @property
     def interpolant(self) -> Interpolant:
@@ -143,8 +144,10 @@ class Search(Protocol):
     def with_nfe(self, nfe: int) -> "Search":
         """The same search with another budget."""
 
-    def init(self, key: jax.Array, shape: tuple[int, ...], target_reward: jax.Array) -> Any:
-        """State before the first round."""
+    def init(
+        self, key: jax.Array, shape: tuple[int, ...], target_reward: jax.Array, nfe: jax.Array
+    ) -> Any:
+        """State before the first round, of a budget nfe that `with_nfe` takes and `nfe` covers."""
 
     def ask(self, state: Any) -> tuple[Any, Candidates]:
         """Points to evaluate."""
@@ -247,9 +250,32 @@ def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
     return key
 
 
-def shares(total: int, parts: int) -> np.ndarray:
-    """A budget in whole shares [parts] that differ by at most one, the larger ones first."""
-    return total // parts + (np.arange(parts) < total % parts)
+def shares(total: Any, parts: int) -> Any:
+    """A budget in whole shares [parts] that differ by at most one, the larger ones first.
+
+    Like `spread`, of a number or a traced one: operators alone, so that shapes can be had of it.
+    """
+    index = np.arange(parts, dtype=np.int32)
+    return total // parts + (index < total % parts).astype(np.int32)
+
+
+def spread(total: Any, parts: int, cost: int, last: int) -> Any:
+    """Units [..., parts] that a budget [...] pays for: everywhere as many, then one more each.
+
+    Args:
+      total: int32.
+      parts: how many ways it goes.
+      cost: of a unit of each part but the last.
+      last: of one of the last part, 1 to `cost`.
+
+    Returns:
+      Units that leave less than any part's next; earlier parts are the first to have one more.
+    """
+    index = np.arange(parts, dtype=np.int32).reshape([1] * total.ndim + [parts])
+    whole = cost * (parts - 1) + last
+    units, left = total[..., None] // whole, total[..., None] % whole
+    more = (index < left // cost) | ((index == parts - 1) & (left % cost >= last))
+    return units + more.astype(np.int32)
 
 
 def check_stochastic(kernel: Kernel, consequence: str) -> None:

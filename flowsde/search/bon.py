@@ -32,6 +32,7 @@ class BestOfNState(NamedTuple):
 
     key: jax.Array
     target: jax.Array
+    nfe: jax.Array
     wave: jax.Array
     step: jax.Array
     particles: Particle
@@ -63,10 +64,11 @@ class BestOfN(GridSearch):
     def max_rounds(self) -> int:
         return -(-self.samples // self.n_candidates) * self.steps
 
-    def init(self, key, shape, target_reward) -> BestOfNState:
+    def init(self, key, shape, target_reward, nfe) -> BestOfNState:
         zero = jnp.zeros((), jnp.int32)
         particles = self.empty(self.n_candidates, shape)
-        return BestOfNState(key, target_reward, zero, zero, particles, self.empty(None, shape))
+        best = self.empty(None, shape)
+        return BestOfNState(key, target_reward, nfe, zero, zero, particles, best)
 
     def _ids(self, state: BestOfNState) -> jax.Array:
         return state.wave * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
@@ -81,7 +83,7 @@ class BestOfN(GridSearch):
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
             wants_reward=jnp.full(n, state.step == self.steps - 1),
             wants_gradient=jnp.full(n, self.wants_gradient(state.step)),
-            valid=(ids < self.samples) & ~self.done(state),
+            valid=(ids < state.nfe // self.steps) & ~self.done(state),
         )
 
     def tell(
@@ -97,6 +99,7 @@ class BestOfN(GridSearch):
         new = BestOfNState(
             key=state.key,
             target=state.target,
+            nfe=state.nfe,
             wave=state.wave + finished.astype(jnp.int32),
             step=jnp.where(finished, 0, state.step + active.astype(jnp.int32)),
             particles=particles,
@@ -117,7 +120,7 @@ class BestOfN(GridSearch):
         )
 
     def done(self, state: BestOfNState) -> jax.Array:
-        spent = state.wave * self.n_candidates >= self.samples
+        spent = state.wave * self.n_candidates >= state.nfe // self.steps
         return spent | (state.best.reward >= state.target)
 
     def best(self, state: BestOfNState) -> Particle:

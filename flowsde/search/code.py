@@ -29,6 +29,7 @@ from flowsde.search.base import (
     evaluated,
     fold,
     shares,
+    spread,
     take,
     where,
 )
@@ -42,7 +43,7 @@ class CoDeState(NamedTuple):
     """State of `CoDe`.
 
     Attributes:
-      key, target: of the run.
+      key, target, nfe: of the run.
       step: int32, position in the grid of the next candidates; `CoDe.steps` when done.
       parents: the particle of each chain, [C].
       children: on their way through the block, [C, K]; None if a block is one step.
@@ -51,6 +52,7 @@ class CoDeState(NamedTuple):
 
     key: jax.Array
     target: jax.Array
+    nfe: jax.Array
     step: jax.Array
     parents: Particle
     children: Particle | None
@@ -75,30 +77,30 @@ class CoDe(GridSearch):
         if self.n_children > 1:
             check_stochastic(self.kernel, "all children of a particle are the same")
 
-    @property
-    def quotas(self) -> np.ndarray:
-        """int32 [C, steps]: children of each chain at each time, the same within a block.
+    def _children(self, nfe: Any) -> Any:
+        """int32 [C, blocks]: children of each chain in each block; of one step, its draws.
 
         They cost nfe, less what is not enough for one more child of any block.
         """
-        totals = shares(self.nfe, self.chains)
-        if self.steps == 1:
-            return totals[:, None].astype(np.int32)
-        starts = np.arange(1, self.steps, self.block)
-        lengths = np.diff(np.append(starts, self.steps))
-        children = np.repeat(((totals - 1) // (self.steps - 1))[:, None], len(starts), 1)
-        left = totals - 1 - children @ lengths
-        for i, length in enumerate(lengths):
-            more = left >= length
-            children[:, i] += more
-            left = left - length * more
-        ones = np.ones((self.chains, 1), np.int64)
-        return np.concatenate([ones, np.repeat(children, lengths, 1)], 1).astype(np.int32)
+        totals, moves = shares(nfe, self.chains), self.steps - 1
+        if moves == 0:
+            return totals[:, None]
+        blocks = -(-moves // self.block)
+        last = moves - (blocks - 1) * self.block
+        return spread(totals - 1, blocks, self.block, last)
+
+    def quotas(self, nfe: jax.Array) -> jax.Array:
+        """int32 [C, steps]: children of each chain at each time, the same within a block."""
+        children, moves = self._children(nfe), self.steps - 1
+        if moves == 0:
+            return children
+        ones = jnp.ones((self.chains, 1), jnp.int32)
+        return jnp.concatenate([ones, jnp.repeat(children, self.block, 1)[:, :moves]], 1)
 
     @property
     def n_children(self) -> int:
         """Most children of a chain, K."""
-        return int(self.quotas.max())
+        return int(self._children(np.int32(self.nfe)).max())
 
     @property
     def n_candidates(self) -> int:
@@ -108,11 +110,12 @@ class CoDe(GridSearch):
     def max_rounds(self) -> int:
         return self.steps
 
-    def init(self, key, shape, target_reward) -> CoDeState:
+    def init(self, key, shape, target_reward, nfe) -> CoDeState:
         parents = self.empty(self.chains, shape)
         children = None if self.block == 1 else self._by_chain(self.empty(self.n_candidates, shape))
         step = jnp.zeros((), jnp.int32)
-        return CoDeState(key, target_reward, step, parents, children, self.empty(None, shape))
+        champion = self.empty(None, shape)
+        return CoDeState(key, target_reward, nfe, step, parents, children, champion)
 
     def _by_chain(self, particles: Particle) -> Particle:
         """Particles [C K] as [C, K]."""
@@ -137,7 +140,7 @@ class CoDe(GridSearch):
         draw = jnp.arange(self.n_children, dtype=jnp.int32)
         each_child = jax.vmap(extend, (None, 0, None, 0))
         x = jax.vmap(each_child, (0, None, 0, 0))(chain, draw, state.parents, state.children)
-        valid = (draw[None] < jnp.asarray(self.quotas)[:, step][:, None]) & ~self.done(state)
+        valid = (draw[None] < self.quotas(state.nfe)[:, step][:, None]) & ~self.done(state)
         n = self.n_candidates
         return state, Candidates(
             x=x.reshape(n, *x.shape[2:]),

@@ -81,8 +81,8 @@ class Complete:
     def with_nfe(self, nfe: int) -> "Complete":
         return dataclasses.replace(self, inner=self.inner.with_nfe(nfe - self.steps))
 
-    def init(self, key, shape, target_reward) -> CompleteState:
-        inner = self.inner.init(key, shape, target_reward)
+    def init(self, key, shape, target_reward, nfe) -> CompleteState:
+        inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
         best = self.inner.best(inner)
         base = best if self.order == 2 else None
         return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)

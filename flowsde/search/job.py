@@ -24,6 +24,7 @@ class Job(NamedTuple):
     reward: Reward
     cond: Cond
     target: jax.Array
+    nfe: jax.Array
     sizes: Sizes
     ids: np.ndarray
     single: bool
@@ -41,6 +42,7 @@ def prepare(
     prompt_ids: Any,
     chunk_size: int | None,
     target_reward: float | None,
+    nfe: Any,
     invalid: Literal["error", "warn"],
     resume: Result | None,
 ) -> Job:
@@ -62,9 +64,12 @@ def prepare(
     if single:
         cond = jax.tree.map(lambda a: a[None], cond)
     check_cond(cond, ids.size, "len(prompt_ids)")
+    budgets = _budgets(search, ids.size, nfe) // flow.evaluations
     if flow.evaluations != 1:
         # The search counts candidates, the budget is in passes of the model.
         search = search.with_nfe(search.nfe // flow.evaluations)
+    for budget in np.unique(budgets):
+        search.with_nfe(int(budget))  # or raises
     verifier = as_reward(reward)
     if search.guided and isinstance(verifier, HostReward):
         raise TypeError(
@@ -78,6 +83,7 @@ def prepare(
         reward=verifier,
         cond=cond,
         target=jnp.asarray(target),
+        nfe=jnp.asarray(budgets),
         sizes=_sizes(ids.size * search.n_candidates, chunk_size, verifier.minibatch),
         ids=ids,
         single=single,
@@ -97,6 +103,18 @@ def _check_target(target_reward: Any) -> np.float32:
     if np.ndim(target) != 0 or not target > -np.inf:
         raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
     return target
+
+
+def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
+    """Model evaluations of each prompt, int32 [prompts]."""
+    given = np.asarray(search.nfe if nfe is None else nfe)
+    if given.dtype.kind not in "iu" or given.shape not in ((), (prompts,)):
+        raise ValueError(
+            f"nfe must be an integer or one for each of {prompts} prompts, got {nfe!r}"
+        )
+    if given.max() > search.nfe:
+        raise ValueError(f"nfe must be at most that of the search, {search.nfe}, got {given.max()}")
+    return np.broadcast_to(given, (prompts,)).astype(np.int32)
 
 
 def _sizes(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:
@@ -121,11 +139,11 @@ def _trace(job: Job) -> None:
             verify.eval_shape(job.flow, job.reward, x, cond)
 
 
-def _identity(state: Any) -> tuple[Any, Any]:
-    """Key and target that a state was begun with."""
+def _identity(state: Any) -> tuple[Any, ...]:
+    """Key, target and budget that a state was begun with."""
     while hasattr(state, "inner"):
         state = state.inner
-    return jax.random.key_data(state.key), state.target
+    return jax.random.key_data(state.key), state.target, state.nfe
 
 
 def check_resume(job: Job, fresh: Carry) -> tuple[Carry, Info]:
@@ -145,7 +163,7 @@ def check_resume(job: Job, fresh: Carry) -> tuple[Carry, Info]:
         raise ValueError(
             "resume is of another search, or of other prompts or shapes, than this run's"
         )
-    names = ("key or prompt_ids", "target_reward")
+    names = ("key or prompt_ids", "target_reward", "nfe")
     for name, wanted, got in zip(
         names, _identity(fresh.state), _identity(carry.state), strict=True
     ):

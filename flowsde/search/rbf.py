@@ -36,6 +36,7 @@ from flowsde.search.base import (
     evaluated,
     fold,
     shares,
+    spread,
     take,
     where,
 )
@@ -76,6 +77,7 @@ class RBFState(NamedTuple):
 
     key: jax.Array
     target: jax.Array
+    nfe: jax.Array
     chains: Chains
 
 
@@ -98,17 +100,13 @@ class RBF(GridSearch):
         if self.steps > 1 and self.nfe > least:
             check_stochastic(self.kernel, "all children of a particle are the same")
 
-    @property
-    def quotas(self) -> np.ndarray:
+    def quotas(self, nfe: jax.Array) -> jax.Array:
         """int32 [C, steps]: draws of each chain at each time, summing to nfe."""
-        totals = shares(self.nfe, self.chains)
+        totals = shares(nfe, self.chains)
         if self.steps == 1:
-            return totals[:, None].astype(np.int32)
-        rest = totals - self.seeds
-        moves = self.steps - 1
-        extra = np.arange(moves)[None] < (rest % moves)[:, None]
-        quotas = (rest // moves)[:, None] + extra
-        return np.concatenate([np.full((self.chains, 1), self.seeds), quotas], 1).astype(np.int32)
+            return totals[:, None]
+        seeds = np.full((self.chains, 1), self.seeds, np.int32)
+        return jnp.concatenate([seeds, spread(totals - self.seeds, self.steps - 1, 1, 1)], 1)
 
     @property
     def n_candidates(self) -> int:
@@ -118,12 +116,12 @@ class RBF(GridSearch):
     def max_rounds(self) -> int:
         return -(-self.nfe // self.chains)
 
-    def init(self, key, shape, target_reward) -> RBFState:
+    def init(self, key, shape, target_reward, nfe) -> RBFState:
         zeros = jnp.zeros(self.chains, jnp.int32)
         particles = self.empty(self.chains, shape)
         chains = Chains(
             stage=zeros,
-            quota=jnp.asarray(self.quotas[:, 0]),
+            quota=self.quotas(nfe)[:, 0],
             drawn=zeros,
             charged=zeros,
             hit=jnp.full(self.chains, _NEVER, jnp.int32),
@@ -133,7 +131,7 @@ class RBF(GridSearch):
             child_draw=zeros,
             champion=particles,
         )
-        return RBFState(key, target_reward, chains)
+        return RBFState(key, target_reward, nfe, chains)
 
     def ask(self, state: RBFState) -> tuple[RBFState, Candidates]:
         offsets = jnp.arange(self.width, dtype=jnp.int32)
@@ -166,7 +164,7 @@ class RBF(GridSearch):
             (particles, candidates.valid),
         )
         read = jax.vmap(self._read_wave, (None, 0, 0, 0, 0))
-        quotas = jnp.asarray(np.pad(self.quotas, ((0, 0), (0, 1))))
+        quotas = jnp.pad(self.quotas(state.nfe), ((0, 0), (0, 1)))
         chains, counted = read(state.target, state.chains, waves, valid, quotas)
         new = state._replace(chains=chains)
         moved = chains.stage > state.chains.stage

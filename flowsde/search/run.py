@@ -51,6 +51,7 @@ def run(
     prompt_ids: Any = None,
     chunk_size: int | None = None,
     target_reward: float | None = None,
+    nfe: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
 ) -> Result:
@@ -66,6 +67,8 @@ def run(
         others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
       target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
+      nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
+        one compiled program serves them all.
       invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from.
 
@@ -79,7 +82,7 @@ def run(
     """
     job = prepare(
         key, flow, search, reward, cond=cond, prompt_ids=prompt_ids, chunk_size=chunk_size,
-        target_reward=target_reward, invalid=invalid, resume=resume,
+        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=resume,
     )  # fmt: skip
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
@@ -103,6 +106,7 @@ def iterate(
     prompt_ids: Any = None,
     chunk_size: int | None = None,
     target_reward: float | None = None,
+    nfe: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
 ) -> Iterator[Result]:
@@ -122,14 +126,17 @@ def iterate(
             prompt_ids=prompt_ids,
             chunk_size=chunk_size,
             target_reward=target_reward,
+            nfe=nfe,
             invalid=invalid,
             resume=resume,
         )
     )
 
 
-def _init(keys: jax.Array, search: Search, shape: tuple[int, ...], target: jax.Array) -> Carry:
-    state = jax.vmap(lambda k: search.init(k, shape, target))(keys)
+def _init(
+    keys: jax.Array, nfe: jax.Array, search: Search, shape: tuple[int, ...], target: jax.Array
+) -> Carry:
+    state = jax.vmap(lambda k, n: search.init(k, shape, target, n))(keys, nfe)
     zeros = jnp.zeros(keys.shape[0], jnp.int32)
     return Carry(state, zeros, zeros, zeros, zeros)
 
@@ -217,7 +224,7 @@ def _answer(
 
 def _begin(job: Job) -> tuple[Carry, Info]:
     """Carry and log before the first round of a job, or those to resume from."""
-    carry = _start(job.keys, search=job.search, shape=job.flow.shape, target=job.target)
+    carry = _start(job.keys, job.nfe, search=job.search, shape=job.flow.shape, target=job.target)
     if job.resume is not None:
         return check_resume(job, carry)
 

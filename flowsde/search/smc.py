@@ -53,13 +53,13 @@ _LARGE = 1e30
 
 
 class SMCState(NamedTuple):
-    """State of `SMC`; particles have leading axis N.
+    """State of `SMC`; particles have a leading axis, of which the first N are in use.
 
     Attributes:
-      key, target: of the run.
+      key, target, nfe: of the run.
       step: int32, position in the grid of the next candidates; `SMC.steps` when done.
       particles: after resampling.
-      log_weights: float32 [N], since the last resampling.
+      log_weights: float32 [N], since the last resampling; -inf behind the first N.
       potential: phi, float32 [N].
       memory: of the rewards so far, their maximum or sum, float32 [N].
       log_z: float32, log of the normalising constant up to the last resampling.
@@ -68,6 +68,7 @@ class SMCState(NamedTuple):
 
     key: jax.Array
     target: jax.Array
+    nfe: jax.Array
     step: jax.Array
     particles: Particle
     log_weights: jax.Array
@@ -109,22 +110,28 @@ class SMC(GridSearch):
 
     @property
     def n_candidates(self) -> int:
-        """Particles, N: what is left of nfe after N steps each is not used."""
+        """Particles: what is left of nfe after `steps` for each is not used."""
         return self.nfe // self.steps
 
     @property
     def max_rounds(self) -> int:
         return self.steps
 
-    def init(self, key, shape, target_reward) -> SMCState:
+    def _in_use(self, nfe: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """N of a budget, and which particles they are."""
+        n = nfe // self.steps
+        return n, jnp.arange(self.n_candidates, dtype=jnp.int32) < n
+
+    def init(self, key, shape, target_reward, nfe) -> SMCState:
         n = self.n_candidates
         zeros = jnp.zeros(n, jnp.float32)
         return SMCState(
             key=key,
             target=target_reward,
+            nfe=nfe,
             step=jnp.zeros((), jnp.int32),
             particles=self.empty(n, shape),
-            log_weights=zeros,
+            log_weights=jnp.where(self._in_use(nfe)[1], zeros, -jnp.inf),
             potential=zeros,
             memory=jnp.full(n, -jnp.inf, jnp.float32) if self.potential == "max" else zeros,
             log_z=jnp.zeros((), jnp.float32),
@@ -145,7 +152,7 @@ class SMC(GridSearch):
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, wants),
             wants_gradient=jnp.zeros(n, jnp.bool),
-            valid=jnp.full(n, ~self.done(state)),
+            valid=self._in_use(state.nfe)[1] & ~self.done(state),
         )
 
     def tell(
@@ -163,7 +170,8 @@ class SMC(GridSearch):
             champion=where(better, winner, state.champion),
         )
         ess = effective_sample_size(told.log_weights)
-        due = (ess <= self.threshold * self.n_candidates) & ((state.step + 1) % self.interval == 0)
+        n = self._in_use(state.nfe)[0].astype(jnp.float32)
+        due = (ess <= self.threshold * n) & ((state.step + 1) % self.interval == 0)
         due &= ~last & (self.potential != "final")
         ancestors = self._ancestors(told, due)
         new = where(active, self._resample(told, ancestors, due), state)
@@ -172,8 +180,8 @@ class SMC(GridSearch):
             time=candidates.t,
             reward=particles.reward,
             counted=candidates.valid,
-            accepted=active & survives,
-            ancestors=jnp.where(active, ancestors, -1),
+            accepted=candidates.valid & survives,
+            ancestors=jnp.where(candidates.valid, ancestors, -1),
             ess=ess,
             charged=jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
@@ -213,24 +221,27 @@ class SMC(GridSearch):
     def _ancestors(self, state: SMCState, due: jax.Array) -> jax.Array:
         """Which particles go on, int32 [N]; each itself if resampling is not due."""
         key = fold(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
-        drawn = SCHEMES[self.scheme](key, state.log_weights)
-        return jnp.where(due, drawn, jnp.arange(self.n_candidates, dtype=jnp.int32))
+        n, in_use = self._in_use(state.nfe)
+        drawn = SCHEMES[self.scheme](key, state.log_weights, n)
+        return jnp.where(due & in_use, drawn, jnp.arange(self.n_candidates, dtype=jnp.int32))
 
     def _resample(self, state: SMCState, ancestors: jax.Array, due: jax.Array) -> SMCState:
         particles, potential, memory = take(
             (state.particles, state.potential, state.memory), ancestors
         )
+        n, in_use = self._in_use(state.nfe)
+        equal = jnp.where(in_use, jnp.zeros_like(state.log_weights), -jnp.inf)
         return state._replace(
             particles=particles,
             potential=potential,
             memory=memory,
-            log_z=state.log_z + jnp.where(due, log_mean_exp(state.log_weights), 0.0),
-            log_weights=jnp.where(due, 0.0, state.log_weights),
+            log_z=state.log_z + jnp.where(due, log_mean_exp(state.log_weights, n), 0.0),
+            log_weights=jnp.where(due, equal, state.log_weights),
         )
 
     def log_z(self, state: SMCState) -> jax.Array:
         """Estimate of log E[exp(reward / beta)] over the kernel's samples, once done."""
-        return state.log_z + log_mean_exp(state.log_weights)
+        return state.log_z + log_mean_exp(state.log_weights, self._in_use(state.nfe)[0])
 
     def done(self, state: SMCState) -> jax.Array:
         return (state.step >= self.steps) | (state.champion.reward >= state.target)
@@ -242,9 +253,9 @@ class SMC(GridSearch):
         return state.particles
 
 
-def log_mean_exp(log_weights: jax.Array) -> jax.Array:
-    """log of the mean of exp(log_weights) [N]."""
-    return jax.nn.logsumexp(log_weights) - jnp.log(jnp.float32(log_weights.shape[0]))
+def log_mean_exp(log_weights: jax.Array, n: jax.Array) -> jax.Array:
+    """log of the mean of exp(log_weights), of which n are in use and the others -inf."""
+    return jax.nn.logsumexp(log_weights) - jnp.log(n.astype(jnp.float32))
 
 
 def smc(

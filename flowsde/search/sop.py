@@ -28,6 +28,7 @@ from flowsde.search.base import (
     check_kernel,
     evaluated,
     fold,
+    spread,
     take,
     where,
 )
@@ -38,7 +39,7 @@ class SoPState(NamedTuple):
     """State of `SoP`.
 
     Attributes:
-      key, target: of the run.
+      key, target, nfe: of the run.
       slot: int32, evaluations of each particle so far; position in `SoP.schedule`.
       parents: the N particles kept, [N].
       children: on their way, [K N].
@@ -47,6 +48,7 @@ class SoPState(NamedTuple):
 
     key: jax.Array
     target: jax.Array
+    nfe: jax.Array
     slot: jax.Array
     parents: Particle
     children: Particle
@@ -58,13 +60,13 @@ class Schedule(NamedTuple):
 
     Attributes:
       step: position in the grid.
-      particles: how many.
+      round: 0 on the way down from noise, then 1 and up.
       noised: whether they come from their parents by the forward process.
       ends: whether a round ends, and the best are kept.
     """
 
     step: Any
-    particles: Any
+    round: Any
     noised: Any
     ends: Any
 
@@ -115,44 +117,45 @@ class SoP(GridSearch):
             for here, there in zip(begins, self._arrivals, strict=True)
         ]
 
+    def children(self, nfe: Any) -> Any:
+        """int32 [rounds]: children in each, K N or one more.
+
+        They cost nfe, less what is not enough for one more child of any round.
+        """
+        lengths = self._lengths
+        left = nfe - self.paths * (self.start + 1)
+        return spread(left, len(lengths), lengths[0], lengths[-1])
+
     @cached_property
     def schedule(self) -> Schedule:
-        """All of nfe, less what is not enough for one more child of any round."""
-        lengths = np.asarray(self._lengths)
-        left = self.nfe - self.paths * (self.start + 1)
-        children = np.full(len(lengths), left // lengths.sum())
-        left -= int(children @ lengths)
-        for i, length in enumerate(lengths):
-            if left >= length:
-                children[i] += 1
-                left -= length
-        steps = [np.arange(self.start + 1)]
-        steps += [
-            there - length + 1 + np.arange(length)
-            for there, length in zip(self._arrivals, lengths, strict=True)
-        ]
-        noised = [np.arange(len(part)) == 0 for part in steps]
-        noised[0][:] = False
-        ends = [np.arange(len(part)) == len(part) - 1 for part in steps]
-        counts = [
-            np.full(len(part), n) for part, n in zip(steps, [self.paths, *children], strict=True)
-        ]
-        whole = (np.concatenate(parts) for parts in (steps, counts, noised, ends))
-        return Schedule(*whole)
+        """Slots of all rounds."""
+        starts = [0, *(end - n + 1 for end, n in zip(self._arrivals, self._lengths, strict=True))]
+        lengths = [self.start + 1, *self._lengths]
+        first = np.cumsum([0, *lengths[:-1]])
+        slot = np.arange(sum(lengths))
+        round = np.repeat(np.arange(len(lengths)), lengths)
+        within = slot - first[round]
+        return Schedule(
+            step=np.asarray(starts)[round] + within,
+            round=round,
+            noised=(within == 0) & (round > 0),
+            ends=within == np.asarray(lengths)[round] - 1,
+        )
 
     @property
     def n_candidates(self) -> int:
         """Most particles in a slot."""
-        return int(self.schedule.particles.max())
+        return max(self.paths, int(self.children(np.int32(self.nfe)).max()))
 
     @property
     def max_rounds(self) -> int:
         return len(self.schedule.step)
 
-    def init(self, key, shape, target_reward) -> SoPState:
+    def init(self, key, shape, target_reward, nfe) -> SoPState:
         return SoPState(
             key=key,
             target=target_reward,
+            nfe=nfe,
             slot=jnp.zeros((), jnp.int32),
             parents=self.empty(self.paths, shape),
             children=self.empty(self.n_candidates, shape),
@@ -167,6 +170,7 @@ class SoP(GridSearch):
     def ask(self, state: SoPState) -> tuple[SoPState, Candidates]:
         at, n = self._at(state.slot), self.n_candidates
         t = jnp.asarray(self.grid, jnp.float32)[at.step]
+        n_now = jnp.append(jnp.int32(self.paths), self.children(state.nfe))[at.round]
         forward = renoise(self.interpolant)
 
         def extend(j: jax.Array, child: Particle) -> jax.Array:
@@ -183,7 +187,7 @@ class SoP(GridSearch):
             # The first N are kept whatever they are worth.
             wants_reward=jnp.full(n, at.ends & (state.slot > self.start)),
             wants_gradient=jnp.full(n, ~at.ends & self.guided),
-            valid=(draw < at.particles) & ~self.done(state),
+            valid=(draw < n_now) & ~self.done(state),
         )
 
     def tell(

@@ -128,6 +128,25 @@ def assert_bitwise(one, other):
 
 
 @every_slowly
+def test_budgets_of_prompts_are_those_of_smaller_searches(search):
+    """One program for all budgets; each prompt has what a search of its budget finds."""
+    ids, cond = batch(PROMPTS)
+    budgets = np.asarray([41, 29, 36, 41, 29, 29, 41])
+    mixed = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, nfe=budgets)
+    smaller = fs.run(KEY, flow(), search.with_nfe(29), reward, cond=cond, prompt_ids=ids)
+    assert np.all(mixed.nfe <= budgets)
+    for wanted, nfe in ((together(search), 41), (smaller, 29)):
+        some = budgets == nfe
+        for name in ("nfe", "verifier_calls", "t"):
+            np.testing.assert_array_equal(getattr(mixed, name)[some], getattr(wanted, name)[some])
+        for name in ("x", "image"):
+            one, other = getattr(mixed, name)[some], getattr(wanted, name)[some]
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        one, other = mixed.reward[some], wanted.reward[some]
+        np.testing.assert_allclose(one / cond["size"][some], other / cond["size"][some], atol=1e-5)
+
+
+@every_slowly
 def test_host_rewards_are_jax_rewards(search):
     ids, cond = batch(PROMPTS)
     options = {"cond": cond, "prompt_ids": ids}
@@ -203,7 +222,7 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
         traces["reward"] += 1
         return scale * reward(images, cond)
 
-    def go(seed, scale, weight, target=None):
+    def go(seed, scale, weight, target=None, nfe=None):
         params = {"scale": jnp.asarray(scale, jnp.float32)}
         return fs.run(
             jax.random.key(seed),
@@ -212,6 +231,7 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
             jax.tree_util.Partial(counted_reward, jnp.float32(weight)),
             cond=row(batch(7)[1], seed),
             target_reward=target,
+            nfe=nfe,
             invalid="warn",
         )
 
@@ -220,7 +240,8 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
     programs = [runner._run, runner._start, runner._answer]
     sizes = [program._cache_size() for program in programs]
     second = go(4, 0.5, 2.0)
-    go(1, 1.0, 1.0, 0.1)
+    go(1, 1.0, 1.0, target=0.1)
+    go(1, 1.0, 1.0, nfe=37)
     assert traces == {"model": 1, "reward": 1}
     assert [program._cache_size() for program in programs] == sizes
     assert not np.allclose(first.x, second.x)

@@ -205,7 +205,7 @@ def test_quotas_sum_to_the_budget():
     for chains in (1, 2, 3):
         for seeds in (1, 4):
             for nfe in range(chains * (seeds + len(GRID) - 2), 64):
-                quotas = search(nfe, chains, seeds).quotas
+                quotas = np.asarray(search(nfe, chains, seeds).quotas(np.int32(nfe)))
                 assert quotas.sum() == nfe
                 assert quotas.min() >= 1
                 assert np.ptp(quotas.sum(axis=1)) <= 1

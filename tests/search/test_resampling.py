@@ -24,7 +24,7 @@ def copies(name, weights, runs=RUNS):
     with np.errstate(divide="ignore"):
         log_weights = jnp.asarray(np.log(weights) + 500.0, jnp.float32)
     keys = jax.random.split(jax.random.key(0), runs)
-    ancestors = jax.jit(jax.vmap(lambda key: SCHEMES[name](key, log_weights)))(keys)
+    ancestors = jax.jit(jax.vmap(lambda key: SCHEMES[name](key, log_weights, N)))(keys)
     assert ancestors.shape == (runs, N) and ancestors.dtype == jnp.int32
     assert jnp.all((ancestors >= 0) & (ancestors < N))
     return np.stack([(np.asarray(ancestors) == n).sum(1) for n in range(N)], 1)
@@ -60,7 +60,19 @@ def test_schemes_differ_in_spread_as_published():
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_one_particle_is_its_own_ancestor(name):
-    assert SCHEMES[name](jax.random.key(0), jnp.asarray([-3.0], jnp.float32)).tolist() == [0]
+    assert SCHEMES[name](jax.random.key(0), jnp.asarray([-3.0], jnp.float32), 1).tolist() == [0]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_room_behind_the_particles_changes_nothing(name):
+    """Fewer particles than there is room for, their number a traced one."""
+    with np.errstate(divide="ignore"):
+        log_weights = jnp.asarray(np.log(WEIGHTS["uneven"]), jnp.float32)
+    padded = jnp.pad(log_weights, (0, 5), constant_values=-jnp.inf)
+    scheme = jax.jit(SCHEMES[name])
+    for key in jax.random.split(jax.random.key(3), 50):
+        ancestors = scheme(key, padded, jnp.int32(N))
+        np.testing.assert_array_equal(ancestors[:N], scheme(key, log_weights, jnp.int32(N)))
 
 
 def test_shares_at_the_ends_pick_positive_weights():

@@ -95,6 +95,7 @@ def test_what_is_not_this_search_is_refused(tmp_path):
     for arguments, message in (
         ({"key": jax.random.key(4)}, "resume was begun with another key or prompt_ids"),
         ({"target_reward": 0.5}, "resume was begun with another target_reward"),
+        ({"nfe": 20}, "resume was begun with another nfe"),
         ({"search": wide}, "resume is of another search, or of other prompts or shapes"),
         ({"prompt_ids": [0, 1], "cond": batch(2)[1]}, "resume is of another search, or"),
         ({"resume": {"nfe": 3}}, "resume must be a flowsde.Result, got dict"),

@@ -89,8 +89,9 @@ def test_memory_does_not_grow_with_steps(full_optimization):
         )
         score = jax.tree_util.Partial(lambda images, cond: jnp.mean(images, axis=(1, 2, 3)))
         carry = runner._start(
-            jax.random.split(KEY, 1), search=search, shape=shape, target=jnp.float32(jnp.inf)
-        )
+            jax.random.split(KEY, 1), jnp.full(1, search.nfe, jnp.int32),
+            search=search, shape=shape, target=jnp.float32(jnp.inf),
+        )  # fmt: skip
         arguments = (carry, model, search, fs.rewards.device(score), None, evaluate.Sizes(2, 2))
         return runner._run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 

@@ -154,6 +154,10 @@ TWO = {"prompt_ids": [4, 5]}
         ({}, {"target_reward": -np.inf}, ValueError, "target_reward must be .* got -inf"),
         ({}, {"target_reward": "high"}, TypeError, "target_reward must be a number, got 'high'"),
         ({}, {"target_reward": [1.0, 2.0]}, ValueError, "target_reward must be one number"),
+        ({}, {"nfe": 51}, ValueError, "nfe must be at most that of the search, 50, got 51"),
+        ({}, {"nfe": [50, 40]}, ValueError, r"nfe must be an integer or one for each of 1 prompts"),
+        ({}, TWO | {"nfe": [50, 3]}, ValueError, "nfe leaves -7 evaluations for the search"),
+        ({}, {"nfe": 40.0}, ValueError, "nfe must be an integer .* got 40.0"),
         ({}, {"invalid": "ignore"}, ValueError, "invalid must be 'error' or 'warn', got 'ignore'"),
     ],
 )

@@ -56,7 +56,8 @@ def test_the_answer_is_the_best_of_the_last_time():
 def test_weights_of_extreme_and_missing_rewards(potential):
     """Only log weights: no overflow, no NaN, and no weight for what has no reward."""
     search = smc(4, potential=potential)
-    state = search.init(KEY, (2,), jnp.float32(jnp.inf))._replace(step=jnp.int32(STEPS - 1))
+    state = search.init(KEY, (2,), jnp.float32(jnp.inf), jnp.int32(search.nfe))
+    state = state._replace(step=jnp.int32(STEPS - 1))
     for rewards, wanted in (
         ([1e6, -1e6, 0.0, 1e6], [0.5, 0.0, 0.0, 0.5]),
         ([jnp.inf, 0.0, -jnp.inf, 1.0], [1.0, 0.0, 0.0, 0.0]),

@@ -84,9 +84,10 @@ def test_equals_children_drawn_one_by_one(search):
 @pytest.mark.parametrize("forward, backward", [(1, 2), (2, 4), (3, 7)])
 def test_schedule_spends_all_but_less_than_a_child(nfe, forward, backward):
     search = sop(nfe, grid=fs.grids.uniform(10), start=3, forward=forward, backward=backward)
-    schedule = search.schedule
-    assert 0 <= nfe - schedule.particles.sum() < max(search._lengths)
-    assert np.all(schedule.particles >= search.paths)
+    schedule, children = search.schedule, np.asarray(search.children(np.int32(nfe)))
+    particles = np.append(search.paths, children)[schedule.round]
+    assert 0 <= nfe - particles.sum() < max(search._lengths)
+    assert np.all(particles >= search.paths) and particles.max() == search.n_candidates
     # Forwards where noise is added, one step of the grid at a time everywhere else.
     jumps = np.diff(schedule.step)
     np.testing.assert_array_equal(jumps[schedule.noised[1:]], -forward)

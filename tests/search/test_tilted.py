@@ -64,7 +64,8 @@ def weighed(x, linear, quadratic):
 def start(key, search, runs):
     """States of independent runs, with the keys of prompts 0, 1, ..."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(runs, dtype=jnp.uint32))
-    return jax.vmap(lambda k: search.init(k, (2,), jnp.float32(jnp.inf)))(keys)
+    target, nfe = jnp.float32(jnp.inf), jnp.int32(search.nfe)
+    return jax.vmap(lambda k: search.init(k, (2,), target, nfe))(keys)
 
 
 @functools.partial(jax.jit, static_argnames=("search",))

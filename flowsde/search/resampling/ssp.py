@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 
-def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
-    """Ancestors int32 [N] of log weights [N], ascending."""
-    n = log_weights.shape[0]
-    expected = n * jax.nn.softmax(log_weights)
+def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
+    """Ancestors int32 [N], n of them drawn, of log weights [N]; ascending."""
+    room = log_weights.shape[0]
+    expected = jnp.float32(n) * jax.nn.softmax(log_weights)
     whole = jnp.floor(expected)
-    u = jax.random.uniform(key, (n,), jnp.float32)
+    u = jax.random.uniform(key, (room,), jnp.float32)
 
     def meet(
         i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
@@ -34,4 +34,4 @@ def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
     start = (whole.astype(jnp.int32), jnp.zeros((), jnp.int32), expected[0] - whole[0])
     copies, left, _ = jax.lax.fori_loop(1, n, meet, start)
     copies = copies.at[left].add(n - jnp.sum(copies))
-    return jnp.repeat(jnp.arange(n, dtype=jnp.int32), copies, total_repeat_length=n)
+    return jnp.repeat(jnp.arange(room, dtype=jnp.int32), copies, total_repeat_length=room)
