@@ -1,4 +1,4 @@
-"""The `flowsde` command: `flowsde sample PROMPT…` and `flowsde train {shapes,scorer}`.
+"""The `flowsde` command: `sample PROMPT…`, `compare` and `train {shapes,scorer}`.
 
 Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
 SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
@@ -266,13 +266,14 @@ def _parse(argv: list[str]) -> Any:
         with contextlib.redirect_stderr(errors):
             if argv[:1] == ["sample"]:
                 return tyro.cli(Sample, prog="flowsde sample", args=argv[1:], config=config)
-            if argv[:1] == ["train"]:
-                from flowsde.shapes.card import Train
-
-                return tyro.cli(Train, prog="flowsde train", args=argv[1:], config=config)
+            from flowsde.compare.command import Compare
             from flowsde.shapes.card import Train
 
-            commands: dict[str, Callable[..., Any]] = {"sample": Sample, "train": Train}
+            commands: dict[str, Callable[..., Any]]
+            commands = {"sample": Sample, "compare": Compare, "train": Train}
+            if argv and argv[0] in commands:
+                name = f"flowsde {argv[0]}"
+                return tyro.cli(commands[argv[0]], prog=name, args=argv[1:], config=config)
             description = "Inference-time scaling of flow models. --version prints the version."
             return tyro.extras.subcommand_cli_from_dict(
                 commands, prog="flowsde", description=description, args=argv, config=config
@@ -289,12 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args == ["--version"]:
         print(f"flowsde {fs.__version__}")
         return
-    name = f"flowsde {args[0]}" if args[:1] in (["sample"], ["train"]) else "flowsde"
+    named = args[:1] in (["sample"], ["compare"], ["train"])
+    name = f"flowsde {args[0]}" if named else "flowsde"
     try:
         try:
             command = _parse(args)
             if not isinstance(command, Sample):
-                return command.run()
+                with unfinished.terminating():
+                    return command.run()
             jobs = prepare(command)
         except (ValueError, TypeError, OSError) as error:
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)

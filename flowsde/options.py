@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from flowsde.presets import CHOICES, Settings
+from flowsde.presets import CHOICES, Settings, flag
 
 
-def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
+def number(kind: type, name: str) -> PrimitiveConstructorSpec:
+    """An option that is a number; `name` says so in errors."""
+
     def convert(words: list[str]) -> Any:
         try:
             return kind(words[0])
@@ -27,41 +29,42 @@ def _number(kind: type, name: str) -> PrimitiveConstructorSpec:
 
 
 _QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, _number(int, "an integer"), _QUIET]
-Float = Annotated[float | None, _number(float, "a number"), _QUIET]
+Int = Annotated[int | None, number(int, "an integer"), _QUIET]
+Float = Annotated[float | None, number(float, "a number"), _QUIET]
 Flag = Annotated[bool, _QUIET]
 
 
-def _shown(metavar: str) -> Any:
+def shown(metavar: str) -> Any:
+    """An option with this placeholder in the help."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
-def _word(name: str) -> Any:
-    return _shown("{" + ",".join(CHOICES[name]) + "}")
+def word(name: str) -> Any:
+    """An option that is one of the choices of a setting."""
+    return shown("{" + ",".join(CHOICES[name]) + "}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """How a particle moves from noise to data."""
 
-    interpolant: Annotated[str | None, _word("interpolant")] = None
-    """In which the search moves; the flow is converted."""
-    kernel: Annotated[str | None, _word("kernel")] = None
-    """How a particle moves from one time to the next."""
     eta: Float = None
     """ddim, cps: share of fresh noise, 0 to 1."""
     data_variance: Float = None
     """ddim, cps: variance of the data that they assume; 0 uses the posterior mean."""
-    diffusion: Annotated[str | None, _word("diffusion")] = None
+    diffusion: Annotated[str | None, word("diffusion")] = None
     """euler_maruyama: diffusion coefficient."""
     diffusion_scale: Float = None
     """Its scale; by default the coefficient's own."""
-    grid: Annotated[str | None, _word("grid")] = None
+    grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
     steps: Int = None
     """Steps of the grid."""
     guidance: Float = None
     """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
+    gradient_temperature: Float = None
+    """Guide a stochastic kernel by the gradient of exp(reward / temperature), not for smc; one
+    backward pass a candidate. 0, the default, does not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,17 +73,17 @@ class Tuning:
 
     chains: Int = None
     """code, svdd, rbf: independent chains, which share the budget."""
-    seeds: Int = None
+    seeds: Annotated[Int, tyro.conf.arg(name=flag("seeds")[2:], help_behavior_hint="")] = None
     """rbf: draws of noise of which a chain starts from the best."""
-    last: Annotated[str | None, _word("last")] = None
+    last: Annotated[str | None, word("last")] = None
     """rbf: whether the last step spends all that is left, or stops at the first improvement."""
     temperature: Float = None
     """smc, code, svdd: beta of weights exp(reward / beta); 0 takes the best (not smc)."""
     block: Int = None
     """code: steps between selections."""
-    potential: Annotated[str | None, _word("potential")] = None
+    potential: Annotated[str | None, word("potential")] = None
     """smc: which rewards on the way the particles are weighed by."""
-    scheme: Annotated[str | None, _word("scheme")] = None
+    scheme: Annotated[str | None, word("scheme")] = None
     """smc: how particles are resampled."""
     threshold: Float = None
     """smc: resample at an effective sample size of at most this share of the particles."""
@@ -94,7 +97,7 @@ class Tuning:
     """sop: steps up the grid for which a round adds noise."""
     backward: Int = None
     """sop: steps back down, more than --forward."""
-    finish: Annotated[str | None, _word("finish")] = None
+    finish: Annotated[str | None, word("finish")] = None
     """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps, or by the mean."""
     finish_steps: Int = None
     """complete, heun: evaluations of the budget for it."""
@@ -110,23 +113,27 @@ class Sample:
     quoted prompts are searched one after the other. What is not given comes from the preset.
     """
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, _shown("PROMPT...")]
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
     """What the picture should show."""
-    method: Annotated[str, _word("method")] = "rbf"
+    method: Annotated[str, word("method")] = "rbf"
     """ODE or SDE trajectory, Best-of-N, Search over Paths, SMC, CoDe, SVDD, RBF (the default)."""
-    preset: Annotated[str, _word("preset")] = "recommended"
+    preset: Annotated[str, word("preset")] = "recommended"
     """What measures best on the embedded model (the default), or the setting of the RBF paper."""
     nfe: Int = None
     """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
-    reward: Annotated[str | None, _word("reward")] = None
+    interpolant: Annotated[str | None, word("interpolant")] = None
+    """In which the search moves; the flow is converted."""
+    kernel: Annotated[str | None, word("kernel")] = None
+    """How a particle moves from one time to the next."""
+    reward: Annotated[str | None, word("reward")] = None
     """Log-likelihood of the scorer's counts, or minus their squared error; 0 is perfect."""
     target_reward: Float = None
     """Stop as soon as a reward is this high."""
-    seed: Annotated[int, _number(int, "an integer")] = 0
+    seed: Annotated[int, number(int, "an integer")] = 0
     """Of all random numbers."""
-    prompts_file: Annotated[Path | None, _shown("FILE")] = None
+    prompts_file: Annotated[Path | None, shown("FILE")] = None
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
-    out: Annotated[Path | None, _shown("DIR")] = None
+    out: Annotated[Path | None, shown("DIR")] = None
     """Folder of the results; for several prompts or a --prompts-file, one below it for each.
     By default flowsde-out/PROMPT-METHOD-seedSEED."""
     resume: Flag = False
@@ -141,9 +148,14 @@ class Sample:
     @property
     def given(self) -> dict[str, Any]:
         """Fields of `Settings` that the user gave."""
-        names = [f.name for f in dataclasses.fields(Settings)]
-        every = vars(self) | vars(self.trajectory) | vars(self.search)
-        return {name: every[name] for name in names if every[name] is not None}
+        return given(self)
+
+
+def given(command: Any) -> dict[str, Any]:
+    """Fields of `Settings` that the user gave, in its own options and its two groups."""
+    every = vars(command) | vars(command.trajectory) | vars(command.search)
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    return {name: every[name] for name in fields if every.get(name) is not None}
 
 
 def names() -> list[str]:

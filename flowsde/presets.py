@@ -31,7 +31,8 @@ class Settings:
     """Of one run; after `resolve`, None means that the setting has no effect.
 
     Attributes are those of `flowsde sample`; `nfe` and `diffusion_scale` may be None in a preset
-    for one trajectory's worth and for the coefficient's own default.
+    for one trajectory's worth and for the coefficient's own default. A `gradient_temperature` of 0
+    is no guidance.
     """
 
     nfe: int | None = 500
@@ -60,6 +61,7 @@ class Settings:
     finish: str | None = "complete"
     finish_steps: int | None = 10
     guidance: float = 1.0
+    gradient_temperature: float | None = 0.0
     width: int | None = 4
 
 
@@ -137,10 +139,12 @@ _TUNING = (
 
 def flag(name: str) -> str:
     """How an option is written on the command line."""
-    return "--" + name.replace("_", "-")
+    # "seeds" alone would be mistaken for those of the random numbers.
+    return "--" + {"seeds": "chain-seeds"}.get(name, name.replace("_", "-"))
 
 
-def _check(name: str, value: Any) -> None:
+def check(name: str, value: Any) -> None:
+    """ValueError unless a setting can have this value, whatever the method."""
     if name in CHOICES and value not in CHOICES[name]:
         known = ", ".join(CHOICES[name])
         raise ValueError(f"{flag(name)} must be one of {known}, got {value!r}")
@@ -161,9 +165,11 @@ def _parameters(method: str) -> list[str]:
 def _unused(method: str, s: Settings) -> dict[str, str]:
     """Settings that have no effect, and why."""
     unused: dict[str, str] = {}
+    no_gradient = method in ("ode", "sde", "smc") or s.kernel == "ode_euler"
     for names, used, why in (
         (("eta", "data_variance"), s.kernel in ("ddim", "cps"), f"kernel {s.kernel}"),
         (("diffusion", "diffusion_scale"), s.kernel == "euler_maruyama", f"kernel {s.kernel}"),
+        (("gradient_temperature",), not no_gradient, f"method {method}, kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
         (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
         (set(_TUNING) - set(_parameters(method)), False, f"method {method}"),
@@ -171,6 +177,11 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         if not used:
             unused |= dict.fromkeys(names, why)
     return unused
+
+
+def unused(preset: str, method: str, given: dict[str, Any]) -> dict[str, str]:
+    """Settings that have no effect on a method with some replaced by the user, and why."""
+    return _unused(method, dataclasses.replace(PRESETS[preset][method], **given))
 
 
 def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
@@ -203,26 +214,32 @@ def resolve(preset: str, method: str, given: dict[str, Any]) -> Settings:
       ValueError: naming an option that is wrong, or that would have no effect.
     """
     for name, value in {"preset": preset, "method": method, **given}.items():
-        _check(name, value)
+        check(name, value)
     s = dataclasses.replace(PRESETS[preset][method], **given)
     if (method == "ode") != (s.kernel == "ode_euler") and method in ("ode", "sde"):
         wanted = "ode_euler" if method == "ode" else "euler_maruyama, ddim or cps"
         raise ValueError(f"--kernel must be {wanted} for method {method}, got {s.kernel!r}")
-    unused = _unused(method, s)
+    without = _unused(method, s)
     for name in given:
-        if name in unused:
-            raise ValueError(f"{flag(name)} has no effect with {unused[name]}, got {given[name]!r}")
+        if name in without:
+            why = without[name]
+            raise ValueError(f"{flag(name)} has no effect with {why}, got {given[name]!r}")
     if method in ("ode", "sde"):
         s = _one_trajectory(method, s, given)
     if s.diffusion_scale is None and s.diffusion is not None:
         make = getattr(diffusion, s.diffusion)
         default = inspect.signature(make).parameters["scale"].default
         s = dataclasses.replace(s, diffusion_scale=default)
-    nothing: dict[str, Any] = dict.fromkeys(unused)
+    nothing: dict[str, Any] = dict.fromkeys(without)
     return dataclasses.replace(s, **nothing)
 
 
 def _kernel(s: Settings) -> kernels.Kernel:
+    inner = _unguided(s)
+    return kernels.guided(inner, s.gradient_temperature) if s.gradient_temperature else inner
+
+
+def _unguided(s: Settings) -> kernels.Kernel:
     p = getattr(interpolants, s.interpolant)()
     if s.kernel == "ode_euler":
         return kernels.ode_euler(p)

@@ -1,0 +1,193 @@
+"""The paper's tables on the embedded model: methods, interpolants, budgets, and its ablations.
+
+    python benchmarks/paper_tables.py [--quick] [--json FILE] [--out DIR] [--tables NAME ...]
+
+Captions have at least five objects, and every fifth names a (count, colour, shape) that training
+never showed; all rows search the same captions with the same seeds. What has been measured stays in
+the folder, so that a run that was stopped goes on from there; an interpolant, kernel or setting is
+one row of one table:
+
+- methods: every method x {linear, VP} x {50, 100, 300, 500} NFE, recommended settings;
+- paper: the same as in the paper: 10 steps, Euler-Maruyama, its grid, posterior mean;
+- kernel, grid, steps, diffusion, budget, finish: RBF at 100 NFE with one thing changed at a time;
+- fifty: RBF at 50 NFE with few steps;
+- gradient: guided by the gradient of the scorer, at 100 NFE.
+
+JSON keys: prompts, seeds, and ``rows``, each as in `flowsde.compare.summarise`: table,
+label, method, interpolant, kernel, nfe, given, accuracy, accuracy_low, accuracy_high, rss,
+diversity, seconds, prompts, seeds and more. Seconds are of a machine that may have had other work.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from _files import replace_file
+
+from flowsde import compare, presets
+from flowsde.compare.command import prepare, report
+
+BUDGETS = (50, 100, 300, 500)
+METHODS = ("ode", "bon", "sop", "smc", "code", "svdd", "rbf")
+PATHS = ("linear", "vp")
+Rows = list[compare.Row]
+
+
+def one(table: str, method: str = "rbf", nfe: int | None = 100, **given: Any) -> Rows:
+    """A single row."""
+    given = given if nfe is None else {"nfe": nfe, **given}
+    settings = presets.resolve("recommended", method, given)
+    presets.build(method, settings)
+    return [compare.Row(method, settings, table)]
+
+
+def methods() -> Rows:
+    """Recommended settings."""
+    return compare.plan(METHODS, nfe=BUDGETS, interpolants=PATHS).rows
+
+
+def paper() -> Rows:
+    """The paper's settings; CoDe, SVDD, SMC and RBF move by Linear-SDE and VP-SDE."""
+    return compare.plan(
+        METHODS, nfe=BUDGETS, interpolants=PATHS, preset="paper", table="paper"
+    ).rows
+
+
+def kernel() -> Rows:
+    """What moves the particles, on 20 uniform steps."""
+    rows: Rows = []
+    for path in PATHS:
+        rows += one("kernel", interpolant=path, kernel="euler_maruyama")
+        for name in ("ddim", "cps"):
+            for variance in (0.0, 0.25):
+                rows += one("kernel", interpolant=path, kernel=name, data_variance=variance)
+        rows += one("kernel", interpolant=path, kernel="ddim", eta=0.5)
+    return rows
+
+
+def grid() -> Rows:
+    """Where the times are."""
+    return [
+        row
+        for name in ("euler_maruyama", "ddim")
+        for spacing in presets.GRIDS
+        for row in one("grid", kernel=name, grid=spacing)
+    ]
+
+
+def steps() -> Rows:
+    """How many there are."""
+    return [row for n in (5, 10, 20, 40) for row in one("steps", steps=n)]
+
+
+def diffusion() -> Rows:
+    """How much noise Euler-Maruyama adds: g = scale t^2, the paper's 3."""
+    return [
+        row
+        for path in PATHS
+        for scale in (1.0, 3.0, 5.0, 9.0)
+        for row in one("diffusion", interpolant=path, kernel="euler_maruyama",
+                       diffusion_scale=scale)
+    ]  # fmt: skip
+
+
+def budget() -> Rows:
+    """How RBF spends it: chains, seeds of a chain, what is left at the end."""
+    rows = [row for n in (1, 2, 4) for row in one("budget", chains=n)]
+    rows += [row for n in (4, 16) for row in one("budget", chains=1, seeds=n)]
+    return rows + one("budget", last="improve")
+
+
+def finish() -> Rows:
+    """What becomes of the best particle."""
+    return [row for how in ("complete", "heun", "mean") for row in one("finish", finish=how)]
+
+
+def fifty() -> Rows:
+    """Few steps leave more of a small budget for the search."""
+    return [
+        row
+        for chains in (1, 2)
+        for n, last in ((5, 4), (8, 4), (10, 5), (14, 6))
+        for row in one("fifty", nfe=50, chains=chains, steps=n, finish_steps=last)
+    ]
+
+
+def gradient() -> Rows:
+    """DPS, one trajectory and four, and with a search."""
+    guided: dict[str, Any] = {
+        "interpolant": "vp",
+        "kernel": "ddim",
+        "data_variance": 0.25,
+        "steps": 20,
+    }
+    rows: Rows = []
+    for beta in (0.0, 3.0, 1.0):
+        more: dict[str, Any] = {"gradient_temperature": beta}
+        rows += one("gradient", "bon", **guided, **more)
+        for method in ("svdd", "rbf"):
+            rows += one("gradient", method, **more)
+    return rows
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "methods": methods,
+    "kernel": kernel,
+    "grid": grid,
+    "steps": steps,
+    "diffusion": diffusion,
+    "budget": budget,
+    "finish": finish,
+    "fifty": fifty,
+    "paper": paper,
+    "gradient": gradient,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """The paper's tables on the embedded model."""
+
+    quick: bool = False
+    """Two captions and one seed, and only BoN and RBF at the smallest budget."""
+    json: Path | None = None
+    """Write the rows to this file, after each table."""
+    out: Path = Path("paper-tables")
+    """Folder of what was measured, plots and page; gone on with if it is there."""
+    tables: tuple[str, ...] = ()
+    """Which tables; all by default."""
+    captions: int = 100
+    """How many."""
+    seeds: int = 2
+    """Searches a caption."""
+
+
+def main(args: Args) -> None:
+    """Table after table; everything so far is written after each."""
+    unknown = [name for name in args.tables if name not in TABLES]
+    if unknown:
+        raise SystemExit(f"unknown table {unknown[0]!r}, expected one of {', '.join(TABLES)}")
+    texts = compare.captions(2 if args.quick else args.captions, objects=5)
+    study = compare.Study(texts, 1 if args.quick else args.seeds)
+    prepare(args.out, resume=True, overwrite=False)
+    rows: Rows = []
+    for name in args.tables or TABLES:
+        more = TABLES[name]()
+        if args.quick:
+            more = [row for row in more if row.method in ("bon", "rbf")][:2]
+        rows += more
+        table = report(args.out, "The paper's tables on the embedded model", rows, study)
+        if args.json:
+            values = {"prompts": len(texts), "seeds": study.seeds, "rows": table}
+            text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+            replace_file(args.json, partial(Path.write_text, data=text))
+        if args.quick:
+            break
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,181 @@
+"""`flowsde compare`: the options, and the files that it writes.
+
+compare.json
+    ``title``, ``version``, ``prompts``, ``seeds``, ``command``, and ``rows`` as in
+    `flowsde.compare.summarise`.
+compare.csv
+    The same rows.
+compare.html
+    One self-contained page: tables, plots, pictures.
+accuracy.png, given.png, rss.png, diversity.png
+    The plots, TABLE-accuracy.png and so on when there is more than one table.
+parts/
+    What was measured, a file for each row, seed and batch of prompts; --resume goes on from these.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import flowsde as fs
+from flowsde import prompts
+from flowsde._checks import check_count
+from flowsde.compare.figures import MEASURES, figure
+from flowsde.compare.measure import Measured, Study, captions, measure
+from flowsde.compare.page import page
+from flowsde.compare.rows import Row, plan
+from flowsde.compare.summary import summarise
+from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
+from flowsde.report import replacing, save_figure, write_json
+
+_PARTS = "parts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare methods on the embedded text-to-image flow, with 95 % intervals.
+
+    Every row is a method with an interpolant, a kernel and a budget; every row searches the same
+    prompts with the same seeds. Pictures are judged by the held-out checker, which no search sees.
+    Writes tables (JSON, CSV), plots, and a page with all of them and the pictures. What has been
+    measured is kept: --resume goes on after a stop, and adds rows, prompts or seeds.
+    """
+
+    methods: Annotated[tuple[str, ...], word("method")] = ("ode", "bon", "svdd", "rbf")
+    """Which ones: ode bon svdd rbf by default."""
+    interpolants: Annotated[tuple[str, ...], word("interpolant")] = ()
+    """In which particles move; the preset's by default. Methods that follow the ODE (ode, bon, sop)
+    have one row for all: its path is the same in each."""
+    kernels: Annotated[tuple[str, ...], word("kernel")] = ()
+    """How they move; the preset's by default."""
+    nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
+    """Budgets, in evaluations of the model for each picture: 50 100 by default."""
+    prompts: Annotated[int, number(int, "an integer")] = 25
+    """How many captions; every fifth has a count, colour and shape that training never showed."""
+    objects: Annotated[int, number(int, "an integer")] = 1
+    """Least number of objects in a caption, up to 10: more are harder."""
+    prompts_file: Annotated[Path | None, shown("FILE")] = None
+    """These prompts instead, one a line."""
+    seeds: Annotated[int, number(int, "an integer")] = 2
+    """Searches for each prompt."""
+    preset: Annotated[str, word("preset")] = "recommended"
+    """Of all settings that are not given: what measures best (the default), or the RBF paper's."""
+    reward: Annotated[str | None, word("reward")] = None
+    """What the searches see."""
+    out: Annotated[Path, shown("DIR")] = Path("flowsde-compare")
+    """Folder of the results, flowsde-compare by default."""
+    resume: Flag = False
+    """Go on with what is in the folder, also with more rows, prompts or seeds."""
+    overwrite: Flag = False
+    """Begin anew in a folder that holds results."""
+    trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
+    search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
+
+    def run(self) -> None:
+        """Measure, write and say what came out.
+
+        Raises:
+          ValueError, TypeError: naming an option, before any work.
+        """
+        own = {name: value for name, value in given(self).items() if name != "nfe"}
+        rows, left_out = plan(
+            self.methods,
+            nfe=[check_count("--nfe", n) for n in self.nfe],
+            interpolants=self.interpolants,
+            kernels=self.kernels,
+            preset=self.preset,
+            given=own,
+        )
+        if self.prompts_file is not None:
+            texts = prompts.collect((), self.prompts_file)
+        else:
+            if check_count("--objects", self.objects) > 10:
+                raise ValueError(f"--objects must be at most 10, got {self.objects}")
+            texts = captions(check_count("--prompts", self.prompts), self.objects)
+        study = Study(texts, check_count("--seeds", self.seeds))
+        prepare(self.out, self.resume, self.overwrite)
+        for words in left_out:
+            print(f"without {words}", flush=True)
+        report(self.out, "Methods compared", rows, study)
+
+
+def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
+    """ValueError if a folder holds what may not be touched."""
+    parts = folder / _PARTS
+    old = [folder / "compare.json"] if (folder / "compare.json").exists() else []
+    old += sorted(parts.glob("*.npz"))
+    if old and not (resume or overwrite):
+        raise ValueError(f"{folder} holds results, expected another --out, --resume or --overwrite")
+    if overwrite:
+        for path in old:
+            path.unlink()
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
+
+
+def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
+    """Measure what is missing, write all files, and print the table, which is returned."""
+    measured = measure(rows, study, folder / _PARTS)
+    table = summarise(rows, measured)
+    _write(folder, title, rows, study, measured, table)
+    print(describe(table))
+    print(f"page    {folder / 'compare.html'}", flush=True)
+    return table
+
+
+def _write(
+    folder: Path,
+    title: str,
+    rows: Sequence[Row],
+    study: Study,
+    measured: dict[Row, Measured],
+    table: list[dict[str, Any]],
+) -> None:
+    names = list(dict.fromkeys(row.table for row in rows))
+    for name in names:
+        for key in MEASURES:
+            drawn = figure([line for line in table if line["table"] == name], key)
+            if drawn is not None:
+                prefix = "" if len(names) == 1 else f"{name.replace(' ', '-')}-"
+                save_figure(folder / f"{prefix}{key}.png", drawn)
+    with replacing(folder / "compare.html") as temporary:
+        temporary.write_text(page(title, study, rows, measured, table), encoding="utf-8")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(table[0]))
+    writer.writeheader()
+    writer.writerows(table)
+    with replacing(folder / "compare.csv") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    values = {
+        "title": title,
+        "version": fs.__version__,
+        "prompts": list(study.prompts),
+        "seeds": study.seeds,
+        "settings": [dataclasses.asdict(row.settings) for row in rows],
+        "rows": table,
+    }
+    write_json(folder / "compare.json", values)
+
+
+def describe(table: Sequence[dict[str, Any]]) -> str:
+    """The table in plain text."""
+    width = max(len(row["label"]) for row in table)
+    lines = [
+        f"{'':{width}} {'NFE':>5} {'exact captions':>19} {'given reward':>12} {'RSS':>6} "
+        f"{'diversity':>9} {'s/prompt':>8}"
+    ]
+    for row in table:
+        spread = "–" if row["diversity"] is None else f"{row['diversity']:.3f}"
+        accuracy = f"{row['accuracy']:.2f} [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]"
+        lines.append(
+            f"{row['label']:{width}} {row['nfe']:5} {accuracy:>19} {row['given']:12.3f} "
+            f"{row['rss']:6.2f} {spread:>9} {row['seconds']:8.2f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""Running the rows: prompts packed together, every part kept on disk.
+
+A part is one row, one seed, and one batch of prompts. Its file is named by a hash of all that it
+depends on, so that a part that is there need not be run again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import flowsde as fs
+from flowsde import presets, shapes
+from flowsde.compare.rows import Row, labels
+from flowsde.report import pixels, write_arrays
+from flowsde.shapes import checker, weights
+from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
+from flowsde.shapes.data import sample_groups
+
+BATCH = 25
+"""Prompts searched together, and candidates evaluated at once."""
+
+
+def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
+    """n random captions; every fifth names a (count, colour, shape) that training never showed.
+
+    Args:
+      n: how many.
+      objects: least number of objects in each, at most 10.
+      seed: of the captions.
+    """
+
+    def draw(i: int) -> str:
+        rng = np.random.default_rng((seed, i))
+        while True:
+            groups = sample_groups(rng, held_out=i % 5 == 4)
+            if sum(group.count for group in groups) >= objects:
+                return caption(groups)
+
+    return [draw(i) for i in range(n)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What every row is measured on: prompts, which also number their random keys, and seeds."""
+
+    prompts: Sequence[str]
+    seeds: int
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """Objects asked for, int32 [P, colours, kinds]."""
+        return np.stack([counts(parse(prompt)) for prompt in self.prompts])
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Conditions, int32 [P, 8]."""
+        return np.stack([tokenize(parse(prompt)) for prompt in self.prompts])
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Numbers of the prompts that are searched together."""
+        ids = np.arange(len(self.prompts))
+        return [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
+
+
+class Measured(NamedTuple):
+    """Of one row; arrays over prompts and seeds [P, M].
+
+    Attributes:
+      images: uint8 [P, M, 32, 32, 3].
+      reward: the given one.
+      exact, rss: what the held-out checker says.
+      objects, unclear: clean objects that it sees, and regions that are none.
+      nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
+      seconds: a prompt's, of a batch that compiled nothing where there is one.
+    """
+
+    images: np.ndarray
+    reward: np.ndarray
+    exact: np.ndarray
+    rss: np.ndarray
+    objects: np.ndarray
+    unclear: np.ndarray
+    nfe: np.ndarray
+    evaluations: np.ndarray
+    backward_passes: np.ndarray
+    verifier_calls: np.ndarray
+    seconds: float
+
+
+class Part(NamedTuple):
+    """One row, seed and batch of prompts, and the file of what was measured."""
+
+    row: Row
+    seed: int
+    ids: np.ndarray
+    path: Path
+
+
+def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Part]]:
+    """Parts of every row, seeds in turn, batches of prompts within each."""
+    networks = [weights.sha256(weights.FOLDER / f"{n}.safetensors") for n in ("shapes", "scorer")]
+
+    def part(row: Row, seed: int, ids: np.ndarray) -> Part:
+        about = {
+            "method": row.method,
+            "settings": dataclasses.asdict(row.settings),
+            "seed": seed,
+            "prompts": {int(i): study.prompts[i] for i in ids},
+            "networks": networks,
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        return Part(row, seed, ids, folder / f"{row.method}-{row.settings.nfe}-{digest}.npz")
+
+    return {
+        row: [part(row, seed, ids) for seed in range(study.seeds) for ids in study.batches]
+        for row in rows
+    }
+
+
+def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> dict[str, Any]:
+    """What there is to say of a part, by name."""
+    began = time.perf_counter()
+    result = fs.run(
+        jax.random.key(part.seed),
+        flow,
+        search,
+        reward,
+        cond=study.tokens[part.ids],
+        prompt_ids=part.ids,
+        chunk_size=min(BATCH, len(study.prompts)),
+        nfe=part.row.settings.nfe,
+        invalid="warn",
+    )
+    images = np.asarray(result.image)
+    seconds = time.perf_counter() - began
+    wanted, found = study.wanted[part.ids], checker.detect(images)
+    return {
+        "images": pixels(images),
+        "reward": np.asarray(result.reward),
+        "exact": checker.exact(images, wanted),
+        "rss": checker.rss(images, wanted),
+        "objects": found.counts.sum((1, 2)),
+        "unclear": found.unclear,
+        "nfe": np.asarray(result.nfe),
+        "evaluations": np.asarray(result.evaluations),
+        "backward_passes": np.asarray(result.backward_passes),
+        "verifier_calls": np.asarray(result.verifier_calls),
+        "seconds": np.asarray(seconds / len(part.ids)),
+    }
+
+
+def _flow(row: Row) -> fs.Flow:
+    flow = shapes.load_flow()
+    if presets.evaluations(row.settings) > 1:
+        flow = fs.flow.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
+    return flow
+
+
+def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows that differ in nothing but their budget, in the order of the first of each."""
+    families: dict[Any, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    yield from families.values()
+
+
+def _search(family: list[Row]) -> fs.search.Search:
+    """The search of a family, with room for its largest budget."""
+    largest = max(family, key=lambda row: row.settings.nfe or 0)
+    settings = largest.settings
+    if settings.width is not None:
+        # Prompts side by side fill the chunks; width changes no answer.
+        settings = dataclasses.replace(settings, width=1)
+    return presets.build(largest.method, settings)
+
+
+def measure(
+    rows: Sequence[Row], study: Study, folder: Path, progress: bool = True
+) -> dict[Row, Measured]:
+    """Run all parts that are not in the folder yet, and read them all.
+
+    Args:
+      rows: what to compare.
+      study: prompts and seeds.
+      folder: of the parts; made if need be.
+      progress: whether to show a bar, in model evaluations.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = _parts(rows, study, folder)
+    names = dict(zip(rows, labels(rows), strict=True))
+    cost = {part.path: len(part.ids) * (part.row.settings.nfe or 0)
+            for of_row in parts.values() for part in of_row}  # fmt: skip
+    there = sum(n for path, n in cost.items() if path.exists())
+    with tqdm(
+        total=sum(cost.values()), initial=there, unit="NFE", unit_scale=True, disable=not progress,
+        smoothing=0.05, dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        for family in _families(rows):
+            missing = [p for row in family for p in parts[row] if not p.path.exists()]
+            if not missing:
+                continue
+            bar.set_description(names[family[0]])
+            flow, search = _flow(family[0]), _search(family)
+            reward = shapes.load_reward(family[0].settings.reward)
+            compiled: set[int] = set()
+            for part in missing:
+                values = _run(part, study, search, flow, reward)
+                # The first run of a shape compiles.
+                warm = len(part.ids) in compiled
+                compiled.add(len(part.ids))
+                write_arrays(part.path, values | {"warm": np.asarray(warm)})
+                bar.update(cost[part.path])
+            # Programs of a family are not needed again.
+            jax.clear_caches()
+    return {row: _read(of_row, study) for row, of_row in parts.items()}
+
+
+def _read(parts: list[Part], study: Study) -> Measured:
+    found = []
+    for part in parts:
+        with np.load(part.path) as file:
+            found.append(dict(file))
+
+    def over_seeds(name: str) -> np.ndarray:
+        flat = np.concatenate([values[name] for values in found])
+        return np.swapaxes(flat.reshape(study.seeds, len(study.prompts), *flat.shape[1:]), 0, 1)
+
+    warm = [values for values in found if values["warm"]] or found
+    seconds = float(np.median([values["seconds"] for values in warm]))
+    arrays = {name: over_seeds(name) for name in Measured._fields if name != "seconds"}
+    return Measured(**arrays, seconds=seconds)
