@@ -119,7 +119,7 @@ def fifty() -> Rows:
 
 def gradient() -> Rows:
     """DPS, one trajectory and four, and with a search."""
-    guided: dict[str, Any] = {
+    moving: dict[str, Any] = {
         "interpolant": "vp",
         "kernel": "ddim",
         "data_variance": 0.25,
@@ -128,7 +128,7 @@ def gradient() -> Rows:
     rows: Rows = []
     for beta in (0.0, 3.0, 1.0):
         more: dict[str, Any] = {"gradient_temperature": beta}
-        rows += one("gradient", "bon", **guided, **more)
+        rows += one("gradient", "bon", **moving, **more)
         for method in ("svdd", "rbf"):
             rows += one("gradient", method, **more)
     return rows
@@ -136,15 +136,15 @@ def gradient() -> Rows:
 
 TABLES: dict[str, Callable[[], Rows]] = {
     "methods": methods,
+    "fifty": fifty,
     "kernel": kernel,
     "grid": grid,
     "steps": steps,
     "diffusion": diffusion,
     "budget": budget,
     "finish": finish,
-    "fifty": fifty,
-    "paper": paper,
     "gradient": gradient,
+    "paper": paper,
 }
 
 

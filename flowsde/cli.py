@@ -305,7 +305,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with unfinished.terminating():
             _run_all(jobs, command.resume, _again(args))
     except KeyboardInterrupt as stop:
-        print(f"\n{name}: {stop or 'interrupted'}", file=sys.stderr)
+        said = str(stop) or "interrupted"
+        if args[:1] == ["compare"]:
+            said += f"; go on with: {_again(args)}"
+        print(f"\n{name}: {said}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

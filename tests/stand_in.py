@@ -1,11 +1,14 @@
 """A flow and a reward for the command that compile fast; as a script, a command that kills itself.
 
-python stand_in.py SAVES ARGS…: `flowsde ARGS`, saved after every round, killed after SAVES saves.
+python stand_in.py SAVES ARGS…: `flowsde ARGS`, saved after every round, killed after SAVES saves;
+what `compare` saves are its parts.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -13,6 +16,9 @@ import jax.numpy as jnp
 
 import flowsde as fs
 from flowsde import cli, shapes, unfinished
+
+# The package's name `measure` is its function.
+measure: Any = import_module("flowsde.compare.measure")
 
 
 def _velocity(params: jax.Array, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
@@ -35,16 +41,19 @@ def use(setattr: Any) -> None:
 
 def _main(saves: int, args: list[str]) -> None:
     use(setattr)
-    save = unfinished.save_search
 
-    def save_and_die(*given: Any) -> None:
-        nonlocal saves
-        save(*given)
-        saves -= 1
-        if saves == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def deadly(save: Callable[..., None]) -> Callable[..., None]:
+        def save_and_die(*given: Any) -> None:
+            nonlocal saves
+            save(*given)
+            saves -= 1
+            if saves == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    unfinished.EVERY, unfinished.save_search = 0.0, save_and_die
+        return save_and_die
+
+    unfinished.EVERY, unfinished.save_search = 0.0, deadly(unfinished.save_search)
+    measure.write_arrays = deadly(measure.write_arrays)
     cli.main(args)
 
 
