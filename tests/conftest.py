@@ -1,5 +1,6 @@
 """The whole suite runs under strict dtype promotion and with rank promotion an error."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -13,6 +14,8 @@ FLAGS = ["--xla_cpu_max_isa=AVX"]
 if version("jaxlib").startswith("0.10."):
     FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# And half of that is LLVM's optimising, which few tests win back; for processes they start, too.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 matplotlib.use("Agg")
 
@@ -21,8 +24,16 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
 # Some tests shard prompts over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects and little garbage: looking for it took an eighth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,3 +41,12 @@ def few_programs():
     """Programs are let go after each file: a process has room for so many (its memory maps)."""
     yield
     jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture
+def full_optimization():
+    """Compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

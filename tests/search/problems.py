@@ -1,7 +1,8 @@
 """Random search problems that differ in their arrays only, so that one program serves them all.
 
 A problem is a Gaussian mixture and a reward, both given by `cond`: a batch of prompts is a batch of
-problems. Rewards are smooth, rounded (many ties), constant, partly NaN, or of an extreme scale.
+problems. Rewards are smooth, rounded (many ties), constant, partly NaN, one of two given values, or
+of an extreme scale.
 """
 
 import functools
@@ -14,7 +15,7 @@ import reference
 import flowsde as fs
 
 DIMENSION = 2
-SMOOTH, ROUNDED, HOLES, CONSTANT = range(4)
+SMOOTH, ROUNDED, HOLES, CONSTANT, SIGN = range(5)
 VP = fs.interpolants.vp()
 SDE = fs.kernels.euler_maruyama(VP, fs.diffusion.square(3.0))
 GRID = fs.grids.quadratic(5)
@@ -48,6 +49,7 @@ def reward(images, cond):
             jnp.round(2.0 * score) / 2.0,
             jnp.where(jnp.sin(25.0 * images[:, 0]) > 0.8, jnp.nan, score),
             jnp.zeros_like(score),
+            jnp.where(images[:, 0] > 0.0, cond["above"], cond["below"]),
         ]
     )
     return cond["size"] * jnp.take_along_axis(kinds, cond["kind"][None], axis=0)[0]
@@ -58,7 +60,8 @@ def host_reward(images, cond):
     wave = np.sin(np.sum(images * cond["frequency"], axis=-1) + cond["phase"])
     score = wave - 0.1 * np.sum(np.square(images), axis=-1)
     holes = np.where(np.sin(25.0 * images[:, 0]) > 0.8, np.nan, score)
-    kinds = np.stack([score, np.round(2.0 * score) / 2.0, holes, np.zeros_like(score)])
+    sign = np.where(images[:, 0] > 0.0, cond["above"], cond["below"])
+    kinds = np.stack([score, np.round(2.0 * score) / 2.0, holes, np.zeros_like(score), sign])
     return cond["size"] * kinds[cond["kind"], np.arange(len(score))]
 
 
@@ -78,6 +81,8 @@ def problems(n, seed=0, kinds=(SMOOTH, ROUNDED, HOLES, CONSTANT)):
         "frequency": rng.normal(size=(n, DIMENSION)),
         "phase": rng.uniform(0.0, 2.0 * np.pi, n),
         "size": size,
+        "above": np.ones(n),
+        "below": np.zeros(n),
     }
     cond = {name: np.asarray(value, np.float32) for name, value in cond.items()}
     return cond | {"kind": np.asarray(np.resize(kinds, n), np.int32)}
@@ -85,6 +90,13 @@ def problems(n, seed=0, kinds=(SMOOTH, ROUNDED, HOLES, CONSTANT)):
 
 def row(tree, i):
     return jax.tree.map(lambda a: a[i], tree)
+
+
+def by_sign(cond, above, below):
+    """The problems with the reward `above` where an image's first value is above 0, or `below`."""
+    ones = np.ones_like(cond["size"])
+    kind = np.full_like(cond["kind"], SIGN)
+    return cond | {"kind": kind, "size": ones, "above": above * ones, "below": below * ones}
 
 
 @functools.cache

@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row, velocity
+from problems import (
+    GRID,
+    SDE,
+    VP,
+    batch,
+    by_sign,
+    decode,
+    flow,
+    host_reward,
+    reward,
+    row,
+    velocity,
+)
 
 import flowsde as fs
 
@@ -17,7 +29,7 @@ evaluate = importlib.import_module("flowsde.search.evaluate")
 KEY = jax.random.key(6)
 ODE = fs.kernels.ode_euler(VP)
 GUIDED = fs.kernels.guided(SDE, temperature=2.0)
-PROMPTS = 7
+PROMPTS = 8
 OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 
 METHODS = {
@@ -34,12 +46,12 @@ METHODS = {
     "guided rbf": fs.search.rbf(kernel=GUIDED, width=2, **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
-EVERY = pytest.mark.parametrize("search", METHODS.values(), ids=METHODS)
 
 
-def every_slowly(test):
-    """Mark a test over all methods as slow."""
-    return pytest.mark.slow(EVERY(test))
+@pytest.fixture(scope="module", params=METHODS.values(), ids=METHODS)
+def search(request):
+    """Of the module, so that all tests of a method come one after the other: they share programs."""
+    return request.param
 
 
 @functools.cache
@@ -47,6 +59,15 @@ def together(search):
     """All prompts in one run, all candidates of a round at once."""
     ids, cond = batch(PROMPTS)
     return fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
+
+
+@functools.cache
+def alone(search, i):
+    """One of them in a run of its own."""
+    ids, cond = batch(PROMPTS)
+    return fs.run(
+        KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1]
+    )
 
 
 def assert_same(one, other, size):
@@ -62,21 +83,19 @@ def assert_same(one, other, size):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@every_slowly
+@pytest.mark.slow
 def test_a_prompt_alone_is_the_prompt_in_a_batch(search):
-    ids, cond = batch(PROMPTS)
+    _, cond = batch(PROMPTS)
     whole = together(search)
     for i in range(PROMPTS):
-        one = fs.run(
-            KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1]
-        )
+        one = alone(search, i)
         rounds = len(one.info.time)
         info = jax.tree.map(lambda a, i=i, rounds=rounds: a[:rounds, i : i + 1], whole.info)
         there = jax.tree.map(lambda a, i=i: a[i : i + 1], whole._replace(info=None, state=None))
         assert_same(one, there._replace(info=info), cond["size"][i])
 
 
-@every_slowly
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_do_not_matter(search, chunk):
     ids, cond = batch(PROMPTS)
@@ -84,19 +103,19 @@ def test_chunks_do_not_matter(search, chunk):
     assert_same(chunked, together(search), cond["size"])
 
 
-@every_slowly
+@pytest.mark.slow
 def test_devices_do_not_matter(search):
-    """Prompts sharded over four devices; eight of them, to divide evenly."""
+    """Prompts sharded over four devices."""
     assert jax.device_count() >= 4
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("prompts",))
-    ids, cond = batch(8)
+    ids, cond = batch(PROMPTS)
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("prompts"))
     sharded = fs.run(KEY, flow(), search, reward, cond=jax.device_put(cond, over), prompt_ids=ids)
-    alone = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
-    assert_same(jax.device_get(sharded._replace(state=None)), alone, cond["size"])
+    assert len(sharded.x.sharding.device_set) == 4
+    assert_same(jax.device_get(sharded._replace(state=None)), together(search), cond["size"])
 
 
-@every_slowly
+@pytest.mark.slow
 def test_run_is_iterate_and_resumes_after_every_round(search, tmp_path):
     ids, cond = batch(PROMPTS)
     options = {"cond": cond, "prompt_ids": ids, "chunk_size": 4}
@@ -127,11 +146,11 @@ def assert_bitwise(one, other):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-@every_slowly
+@pytest.mark.slow
 def test_budgets_of_prompts_are_those_of_smaller_searches(search):
     """One program for all budgets; each prompt has what a search of its budget finds."""
     ids, cond = batch(PROMPTS)
-    budgets = np.asarray([41, 29, 36, 41, 29, 29, 41])
+    budgets = np.asarray([41, 29, 36, 41, 29, 29, 41, 36])
     mixed = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, nfe=budgets)
     smaller = fs.run(KEY, flow(), search.with_nfe(29), reward, cond=cond, prompt_ids=ids)
     assert np.all(mixed.nfe <= budgets)
@@ -146,7 +165,7 @@ def test_budgets_of_prompts_are_those_of_smaller_searches(search):
         np.testing.assert_allclose(one / cond["size"][some], other / cond["size"][some], atol=1e-5)
 
 
-@every_slowly
+@pytest.mark.slow
 def test_host_rewards_are_jax_rewards(search):
     ids, cond = batch(PROMPTS)
     options = {"cond": cond, "prompt_ids": ids}
@@ -160,7 +179,7 @@ def test_host_rewards_are_jax_rewards(search):
     np.testing.assert_array_equal(result.verifier_cost, 0.5 * np.asarray(result.verifier_calls))
 
 
-@every_slowly
+@pytest.mark.slow
 def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
     _, cond = batch(PROMPTS)
     result = together(search)
@@ -173,18 +192,16 @@ def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
     np.testing.assert_allclose(result.reward / cond["size"], again / cond["size"], atol=1e-5)
 
 
-@every_slowly
-@pytest.mark.filterwarnings("ignore:reward 'by_sign' was NaN or -inf")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:reward 'reward' was NaN or -inf")
 def test_extreme_rewards(search):
-    """One compiled program: the reward's values come in as its parameters."""
-
-    def by_sign(values, images, cond):
-        return jnp.where(images[:, 0] > 0.0, values[0], values[1]) + 0.0 * images[:, 0]
+    """In the program of any prompt alone: rewards are its arguments."""
+    ids, cond = batch(PROMPTS)
+    one = row(cond, np.asarray([0]))
 
     def outcome(above, below, invalid="warn"):
-        values = jnp.asarray([above, below], jnp.float32)
         return fs.run(
-            KEY, flow(), search, jax.tree_util.Partial(by_sign, values), cond=row(batch(7)[1], 0),
+            KEY, flow(), search, reward, cond=by_sign(one, above, below), prompt_ids=ids[:1],
             invalid=invalid,
         )  # fmt: skip
 
@@ -206,11 +223,10 @@ def test_extreme_rewards(search):
         if result.reward == -np.inf:
             assert np.isneginf(seen[times <= result.t]).all()
     for nothing in (np.nan, -np.inf):
-        with pytest.raises(ValueError, match=r"reward 'by_sign' was NaN or -inf.*prompt ids \[0\]"):
+        with pytest.raises(ValueError, match=r"reward 'reward' was NaN or -inf.*prompt ids \[11\]"):
             outcome(nothing, nothing, "error")
 
 
-@EVERY
 def test_one_trace_and_the_second_call_compiles_nothing(search):
     traces = {"model": 0, "reward": 0}
 
@@ -229,7 +245,7 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
             fs.Flow.from_callable(counted_velocity, params, (2,), decode=decode),
             search,
             jax.tree_util.Partial(counted_reward, jnp.float32(weight)),
-            cond=row(batch(7)[1], seed),
+            cond=row(batch(PROMPTS)[1], seed),
             target_reward=target,
             nfe=nfe,
             invalid="warn",
@@ -247,12 +263,13 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
     assert not np.allclose(first.x, second.x)
 
 
-@every_slowly
+@pytest.mark.slow
 def test_x64_keeps_the_state_float32(search):
-    cond = row(batch(7)[1], 2)
+    ids, cond = batch(PROMPTS)
+    one = row(cond, np.asarray([2]))
     with jax.enable_x64(True):
-        result = fs.run(KEY, flow(), search, reward, cond=cond)
+        result = fs.run(KEY, flow(), search, reward, cond=one, prompt_ids=ids[2:3])
     for leaf in jax.tree.leaves((result.x, result.x0, result.reward, result.info, result.state)):
         if jax.dtypes.issubdtype(leaf.dtype, np.number):
             assert leaf.dtype in (np.float32, np.int32), leaf.dtype
-    assert_same(result, fs.run(KEY, flow(), search, reward, cond=cond), cond["size"])
+    assert_same(result, alone(search, 2), one["size"])
