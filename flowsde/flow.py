@@ -19,6 +19,7 @@ from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels.base import standard_normal
 from flowsde.predictions import expand, means_from_velocity
 
 Params = Any
@@ -212,7 +213,7 @@ def check_cond(cond: Cond, n: int, axis: str) -> None:
 def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
-    return radius * jax.random.normal(key, shape, jnp.float32)
+    return radius * standard_normal(key, shape)
 
 
 def sample(

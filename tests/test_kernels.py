@@ -11,6 +11,7 @@ import scipy.stats
 
 import flowsde as fs
 from flowsde import diffusion, kernels
+from flowsde.kernels.base import standard_normal
 
 LINEAR = fs.interpolants.linear()
 INTERPOLANTS = {
@@ -545,3 +546,14 @@ def test_a_kernel_moves_one_particle():
         STOCHASTIC[0].log_prob(x, x, x, x, batch, 0.4)
     with pytest.raises(ValueError, match="s has shape"):
         kernels.ode_heun(LINEAR).correct(x, x, x, x, x, x, 0.5, batch)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 6, 3)])
+def test_noise_in_one_row_is_that_of_jax_bit_for_bit(shape):
+    keys = jax.random.split(jax.random.key(9), 3)
+    ours = jax.jit(jax.vmap(lambda key: standard_normal(key, shape)))(keys)
+    theirs = jax.jit(jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32)))(keys)
+    np.testing.assert_array_equal(ours, theirs)

@@ -56,7 +56,7 @@ class Kernel(abc.ABC):
         mean, std = self.moments(x, x0, x1, t, s)
         if not self.stochastic:
             return mean
-        return mean + std * jax.random.normal(key, x.shape, x.dtype)
+        return mean + std * standard_normal(key, x.shape, x.dtype)
 
     def correct(
         self,
@@ -110,6 +110,15 @@ class Kernel(abc.ABC):
         quadratic = jnp.sum(jnp.square((x_s - mean) / safe))
         density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
         return jnp.where(point, jnp.where(jnp.all(x_s == mean), jnp.inf, -jnp.inf), density)
+
+
+def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """`jax.random.normal`, bit for bit, drawn in one row.
+
+    XLA compiles a loop over the last axis, for pictures their few channels: drawn in their own
+    shape they take twice as long on a CPU, and five times as long to compile.
+    """
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_positive
-from flowsde.kernels.base import Kernel, as_time
+from flowsde.kernels.base import Kernel, as_time, standard_normal
 from flowsde.kernels.forward import Renoise
 
 
@@ -31,7 +30,7 @@ class Guided(Kernel):
 
     def __call__(self, key, x, x0, x1, t, s, gradient=None):
         mean, std = self.moments(x, x0, x1, t, s, gradient)
-        return mean + std * jax.random.normal(key, x.shape, x.dtype)
+        return mean + std * standard_normal(key, x.shape, x.dtype)
 
     def log_prob(self, x_s, x, x0, x1, t, s, gradient=None):
         """Log density of x_s given x and the gradient there."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels.base import standard_normal
 
 
 class Candidates(NamedTuple):
@@ -205,7 +206,7 @@ class GridSearch:
 
     def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
-        return self.move(jax.random.normal(key, parent.x.shape, jnp.float32), parent, step)
+        return self.move(standard_normal(key, parent.x.shape), parent, step)
 
     def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """`extend` with the standard normal noise given: drawing it once is most of the work."""

@@ -18,6 +18,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, renoise
+from flowsde.kernels.base import standard_normal
 from flowsde.search.base import (
     Candidates,
     Evaluation,
@@ -176,7 +177,7 @@ class SoP(GridSearch):
         def extend(j: jax.Array, child: Particle) -> jax.Array:
             key = fold(state.key, j, state.slot)
             parent = take(state.parents, j % self.paths)
-            noise = jax.random.normal(key, parent.x.shape, jnp.float32)
+            noise = standard_normal(key, parent.x.shape)
             mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
             return jnp.where(at.noised, mean + std * noise, self.move(noise, child, at.step))
 
