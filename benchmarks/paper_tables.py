@@ -16,6 +16,7 @@ one row of one table:
 JSON keys: prompts, seeds, and ``rows``, each as in `flowsde.compare.summarise`: table,
 label, method, interpolant, kernel, nfe, given, accuracy, accuracy_low, accuracy_high, rss,
 diversity, seconds, prompts, seeds and more. Seconds are of a machine that may have had other work.
+Beside the JSON go two pictures: NAME_accuracy.png, and NAME_pictures.png of the first captions.
 """
 
 import dataclasses
@@ -27,9 +28,11 @@ from typing import Any
 
 import tyro
 from _files import replace_file
+from matplotlib.figure import Figure
 
 from flowsde import compare, presets
-from flowsde.compare.command import prepare, report
+from flowsde.compare.command import PARTS, prepare, report
+from flowsde.compare.figures import figure
 
 BUDGETS = (50, 100, 300, 500)
 METHODS = ("ode", "bon", "sop", "smc", "code", "svdd", "rbf")
@@ -148,6 +151,33 @@ TABLES: dict[str, Callable[[], Rows]] = {
 }
 
 
+def before_and_after(rows: Rows, study: compare.Study, folder: Path, count: int = 8) -> Figure:
+    """The first captions: one ODE trajectory, and RBF with 100 evaluations, of the same seed."""
+    shown = {}
+    for row in rows:
+        s = row.settings
+        if row.table == "methods" and row.method == "ode":
+            shown["ODE, 40 NFE"] = row
+        if row.table == "methods" and (row.method, s.interpolant, s.nfe) == ("rbf", "vp", 100):
+            shown["RBF, 100 NFE"] = row
+    measured = compare.measure(list(shown.values()), study, folder, progress=False)
+    count = min(count, len(study.prompts))
+    drawn = Figure(figsize=(1.45 * count, 1.75 * len(shown)), layout="constrained")
+    every = drawn.subplots(len(shown), count, squeeze=False)
+    for line, (name, row) in zip(every, shown.items(), strict=True):
+        for i, axes in enumerate(line):
+            axes.imshow(measured[row].images[i, 0])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_color("#4d9a4d" if measured[row].exact[i, 0] else "#d6604d")
+                spine.set_linewidth(3)
+            if line is every[0]:
+                axes.set_title(study.prompts[i].replace(" and ", "\nand "), fontsize=6)
+        line[0].set_ylabel(name, fontsize=8)
+    return drawn
+
+
 @dataclasses.dataclass(frozen=True)
 class Args:
     """The paper's tables on the embedded model."""
@@ -187,6 +217,15 @@ def main(args: Args) -> None:
             replace_file(args.json, partial(Path.write_text, data=text))
         if args.quick:
             break
+    if args.json and not args.quick:
+        pictures = {
+            "accuracy": figure([row for row in table if row["table"] == "methods"], "accuracy"),
+            "pictures": before_and_after(rows, study, args.out / PARTS),
+        }
+        for name, drawn in pictures.items():
+            if drawn is not None:
+                path = args.json.with_name(f"{args.json.stem}_{name}.png")
+                replace_file(path, partial(drawn.savefig, format="png", dpi=110))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from flowsde.compare.summary import summarise
 from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
 from flowsde.report import replacing, save_figure, write_json
 
-_PARTS = "parts"
+PARTS = "parts"
+"""Folder, below that of the results, of what was measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class Compare:
 
 def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     """ValueError if a folder holds what may not be touched."""
-    parts = folder / _PARTS
+    parts = folder / PARTS
     old = [folder / "compare.json"] if (folder / "compare.json").exists() else []
     old += sorted(parts.glob("*.npz"))
     if old and not (resume or overwrite):
@@ -122,7 +123,7 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
     """Measure what is missing, write all files, and print the table, which is returned."""
-    measured = measure(rows, study, folder / _PARTS)
+    measured = measure(rows, study, folder / PARTS)
     table = summarise(rows, measured)
     _write(folder, title, rows, study, measured, table)
     print(describe(table))
