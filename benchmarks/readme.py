@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from _files import replace_file
 
@@ -14,21 +15,62 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def shapes_search() -> str:
-    """Table of `shapes_search.json`."""
-    found = json.loads((RESULTS / "shapes_search.json").read_text())
+def _share(row: dict[str, Any]) -> str:
+    """Exact captions with their interval."""
+    return f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} – {row['accuracy_high']:.2f})"
+
+
+def _paper_tables(name: str) -> list[dict[str, Any]]:
+    found = json.loads((RESULTS / "paper_tables.json").read_text())
+    return [row for row in found["rows"] if row["table"] == name]
+
+
+def _scaling(name: str) -> str:
+    """Exact captions by row and budget, the best of each budget in bold."""
+    rows = _paper_tables(name)
+    many = [row for row in rows if row["method"] != "ode"]
+    budgets = sorted({row["nfe"] for row in many})
+    best = {n: max(row["accuracy"] for row in many if row["nfe"] == n) for n in budgets}
+    (ode,) = [row for row in rows if row["method"] == "ode"]
     lines = [
-        f"{found['captions']} captions × {found['seeds']} seeds.",
+        f"{ode['prompts']} captions of at least five objects × {ode['seeds']} seeds; one ODE "
+        f"trajectory of {ode['nfe']} evaluations: {_share(ode)}.",
         "",
-        "| setting | NFE | exact captions | 95 % interval | squared count error | clean objects |",
-        "|---|---|---|---|---|---|",
+        f"| exact captions | {' | '.join(f'{n} NFE' for n in budgets)} |",
+        "|---|" + "---|" * len(budgets),
     ]
-    for row in found["rows"]:
-        lines.append(
-            f"| {row['setting']} | {row['nfe']:.0f} | {row['accuracy']:.2f} | "
-            f"{row['accuracy_low']:.2f} – {row['accuracy_high']:.2f} | {row['rss']:.2f} | "
-            f"{row['clean']:.2f} |"
-        )
+    for label in dict.fromkeys(row["label"] for row in many):
+        own = {row["nfe"]: row for row in many if row["label"] == label}
+        cells = []
+        for n in budgets:
+            mark = "**" if n in own and own[n]["accuracy"] == best[n] else ""
+            cells.append(f"{mark}{_share(own[n])}{mark}" if n in own else "–")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def paper_methods() -> str:
+    """Recommended settings."""
+    return _scaling("methods")
+
+
+def paper_settings() -> str:
+    """The paper's settings."""
+    return _scaling("paper")
+
+
+def paper_ablations() -> str:
+    """One thing changed at a time."""
+    lines = [
+        "| changed | setting | NFE | exact captions | squared error | given reward | diversity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("fifty", "kernel", "grid", "steps", "diffusion", "budget", "finish", "gradient"):
+        for i, row in enumerate(_paper_tables(name)):
+            lines.append(
+                f"| {name if i == 0 else ''} | {row['label']} | {row['nfe']} | {_share(row)} | "
+                f"{row['rss']:.2f} | {row['given']:.2f} | {row['diversity']:.3f} |"
+            )
     return "\n".join(lines)
 
 
@@ -82,7 +124,9 @@ def search_overhead() -> str:
 
 
 TABLES = {
-    "shapes_search": shapes_search,
+    "paper_methods": paper_methods,
+    "paper_settings": paper_settings,
+    "paper_ablations": paper_ablations,
     "methods_analytic": methods_analytic,
     "search_overhead": search_overhead,
 }

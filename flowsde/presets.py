@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from flowsde import diffusion, grids, interpolants, kernels
-from flowsde._checks import check_count
+from flowsde._checks import check_count, check_non_negative
 from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
@@ -150,6 +150,8 @@ def check(name: str, value: Any) -> None:
         raise ValueError(f"{flag(name)} must be one of {known}, got {value!r}")
     if name in _COUNTS:
         check_count(flag(name), value)
+    if name == "gradient_temperature":
+        check_non_negative(flag(name), value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{flag(name)} must be a finite number, got {value}")
 

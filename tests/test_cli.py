@@ -135,6 +135,15 @@ def test_every_method(small: None, method: str, tmp_path: Path) -> None:
     assert method == "svdd" or result["reward"] in arrays["particle_reward"]
 
 
+@pytest.mark.slow
+def test_gradients_are_asked_for_and_counted(small: None, tmp_path: Path) -> None:
+    result = _sample(tmp_path, *RBF, "--gradient-temperature", "0.5")
+    assert result["settings"]["gradient_temperature"] == 0.5
+    assert 0 < result["backward_passes"] < result["nfe"] == 17
+    search = presets.build("rbf", resolve("recommended", "rbf", {"gradient_temperature": 0.5}))
+    assert search.guided and search.inner.kernel.temperature == 0.5
+
+
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, PROMPT, "--method", "ode", "--steps", "3", "--guidance", "2")
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
@@ -224,6 +233,9 @@ WRONG = [
     ("P --finish-steps 0", "--finish-steps"),
     ("P --guidance nan", "--guidance"),
     ("P --guidance 2 --nfe 60", "nfe"),
+    ("P --gradient-temperature -1", "--gradient-temperature must be a finite number of at least 0"),
+    ("P --method smc --gradient-temperature 1", "--gradient-temperature has no effect with method"),
+    ("P --method bon --gradient-temperature 1", "--gradient-temperature has no effect with method"),
     ("P --target-reward nan", "--target-reward"),
     ("P --target-reward inf", "--target-reward"),
     ("P --target-reward high", "--target-reward"),

@@ -136,10 +136,12 @@ def page(
         named = [
             (line["label"], row) for line, row in zip(table, rows, strict=True) if row.table == name
         ]
-        for nfe in sorted({row.settings.nfe or 0 for _, row in named}, reverse=True):
+        budgets = sorted({row.settings.nfe or 0 for _, row in named}, reverse=True)
+        for nfe in budgets:
             here = [(label, row) for label, row in named if row.settings.nfe == nfe]
+            shown = "<details open>" if nfe == budgets[0] else "<details>"
             grid = _pictures(study, here, measured)
-            parts.append(f"<details><summary>Pictures, {nfe} NFE</summary>{grid}</details>")
+            parts.append(f"{shown}<summary>Pictures, {nfe} NFE</summary>{grid}</details>")
     about = (
         f"{len(study.prompts)} prompts × {study.seeds} seeds. Intervals are 95 % bootstraps over "
         f"prompts. Gain is the difference in exact captions from the first row with the same "
