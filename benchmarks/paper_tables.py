@@ -1,6 +1,7 @@
 """The paper's tables on the embedded model: methods, interpolants, budgets, and its ablations.
 
     python benchmarks/paper_tables.py [--quick] [--json FILE] [--out DIR] [--tables NAME ...]
+                                      [--partial]
 
 Captions have at least five objects, and every fifth names a (count, colour, shape) that training
 never showed; all rows search the same captions with the same seeds. What has been measured stays in
@@ -190,6 +191,8 @@ class Args:
     """Folder of what was measured, plots and page; gone on with if it is there."""
     tables: tuple[str, ...] = ()
     """Which tables; all by default."""
+    partial: bool = False
+    """Measure nothing: only rows that have been measured already."""
     captions: int = 100
     """How many."""
     seeds: int = 2
@@ -204,19 +207,19 @@ def main(args: Args) -> None:
     texts = compare.captions(2 if args.quick else args.captions, objects=5)
     study = compare.Study(texts, 1 if args.quick else args.seeds)
     prepare(args.out, resume=True, overwrite=False)
+    groups = [TABLES[name]() for name in args.tables or TABLES]
+    if args.quick:
+        groups = [[row for row in groups[0] if row.method in ("bon", "rbf")][:2]]
+    if args.partial:
+        groups = [compare.measured_already(sum(groups, []), study, args.out / PARTS)]
     rows: Rows = []
-    for name in args.tables or TABLES:
-        more = TABLES[name]()
-        if args.quick:
-            more = [row for row in more if row.method in ("bon", "rbf")][:2]
+    for more in groups:
         rows += more
         table = report(args.out, "The paper's tables on the embedded model", rows, study)
         if args.json:
             values = {"prompts": len(texts), "seeds": study.seeds, "rows": table}
             text = json.dumps(values, indent=1, allow_nan=False) + "\n"
             replace_file(args.json, partial(Path.write_text, data=text))
-        if args.quick:
-            break
     if args.json and not args.quick:
         pictures = {
             "accuracy": figure([row for row in table if row["table"] == "methods"], "accuracy"),

@@ -9,8 +9,18 @@
 part by part, so that a run that was stopped, or that is given more rows, goes on from there.
 """
 
-from flowsde.compare.measure import Measured, Study, captions, measure
+from flowsde.compare.measure import Measured, Study, captions, measure, measured_already
 from flowsde.compare.rows import Row, labels, plan
 from flowsde.compare.summary import summarise
 
-__all__ = ["Measured", "Row", "Study", "captions", "labels", "measure", "plan", "summarise"]
+__all__ = [
+    "Measured",
+    "Row",
+    "Study",
+    "captions",
+    "labels",
+    "measure",
+    "measured_already",
+    "plan",
+    "summarise",
+]

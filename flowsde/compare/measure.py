@@ -225,6 +225,12 @@ def measure(
     return {row: _read(of_row, study) for row, of_row in parts.items()}
 
 
+def measured_already(rows: Sequence[Row], study: Study, folder: Path) -> list[Row]:
+    """The rows of which every part is in the folder."""
+    parts = _parts(rows, study, folder)
+    return [row for row in rows if all(part.path.exists() for part in parts[row])]
+
+
 def _read(parts: list[Part], study: Study) -> Measured:
     found = []
     for part in parts:

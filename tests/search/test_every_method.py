@@ -50,7 +50,7 @@ METHODS = {
 
 @pytest.fixture(scope="module", params=METHODS.values(), ids=METHODS)
 def search(request):
-    """Of the module, so that all tests of a method come one after the other: they share programs."""
+    """Of the module, so that the tests of a method follow one another: they share programs."""
     return request.param
 
 
