@@ -165,7 +165,8 @@ def before_and_after(rows: Rows, study: compare.Study, folder: Path, count: int 
     count = min(count, len(study.prompts))
     drawn = Figure(figsize=(1.45 * count, 1.75 * len(shown)), layout="constrained")
     every = drawn.subplots(len(shown), count, squeeze=False)
-    for line, (name, row) in zip(every, shown.items(), strict=True):
+    for j, (name, row) in enumerate(shown.items()):
+        line = every[j]
         for i, axes in enumerate(line):
             axes.imshow(measured[row].images[i, 0])
             axes.set_xticks([])
@@ -173,7 +174,7 @@ def before_and_after(rows: Rows, study: compare.Study, folder: Path, count: int 
             for spine in axes.spines.values():
                 spine.set_color("#4d9a4d" if measured[row].exact[i, 0] else "#d6604d")
                 spine.set_linewidth(3)
-            if line is every[0]:
+            if j == 0:
                 axes.set_title(study.prompts[i].replace(" and ", "\nand "), fontsize=6)
         line[0].set_ylabel(name, fontsize=8)
     return drawn

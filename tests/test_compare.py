@@ -176,6 +176,9 @@ def test_gain_is_paired_over_prompts() -> None:
         assert second["gain"] == pytest.approx(second["accuracy"] - first["accuracy"])
         assert second["gain_low"] > 0.0 and first["accuracy_high"] > second["accuracy_low"]
         assert second["rss"] == pytest.approx(4.0 * (1.0 - second["accuracy"]))
+        m = found[rows[2]]
+        assert table[2]["given_wrong"] == pytest.approx(np.median(m.reward[~m.exact]))
+        assert table[2]["given_right"] == pytest.approx(np.median(m.reward[m.exact]))
         assert second["clean"] == 0.75 and second["prompts"] == 60 and second["seeds"] == 2
     for measure in MEASURES:
         drawn = figure(table, measure)

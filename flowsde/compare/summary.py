@@ -58,6 +58,10 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _median(values: np.ndarray) -> float | None:
+    return _number(np.median(values)) if values.size else None
+
+
 def _with_interval(name: str, values: np.ndarray | None, share: bool = False) -> dict[str, Any]:
     keys = (name, f"{name}_low", f"{name}_high")
     if values is None:
@@ -70,7 +74,8 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
 
     Keys: table, label, method, interpolant, kernel, grid, steps, nfe (the budget), charged,
     evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy, rss
-    and diversity, each with _low and _high; clean (share of objects that are clean shapes); gain,
+    and diversity, each with _low and _high; given_right and given_wrong, the medians of the given
+    reward over pictures that are exact and that are not; clean (share of objects that are clean shapes); gain,
     the difference in accuracy from the first row of the table with this budget, paired over
     prompts, with _low and _high, and against, the label of that row, None for itself; prompts,
     seeds.
@@ -102,6 +107,8 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 **_with_interval("accuracy", exact, share=True),
                 **_with_interval("rss", m.rss.mean(1)),
                 **_with_interval("diversity", diversity(m.images)),
+                "given_right": _median(m.reward[m.exact]),
+                "given_wrong": _median(m.reward[~m.exact]),
                 "clean": float(m.objects.sum() / seen) if seen else 0.0,
                 **_with_interval("gain", None if is_first else exact - reference[1]),
                 "against": None if is_first else reference[0],
