@@ -75,10 +75,10 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     Keys: table, label, method, interpolant, kernel, grid, steps, nfe (the budget), charged,
     evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy, rss
     and diversity, each with _low and _high; given_right and given_wrong, the medians of the given
-    reward over pictures that are exact and that are not; clean (share of objects that are clean shapes); gain,
-    the difference in accuracy from the first row of the table with this budget, paired over
-    prompts, with _low and _high, and against, the label of that row, None for itself; prompts,
-    seeds.
+    reward over pictures that are exact and that are not; clean (share of objects that are clean
+    shapes); gain, the difference in accuracy from the first row of the table with this budget,
+    paired over prompts, with _low and _high, and against, the label of that row, None for itself;
+    prompts, seeds.
     """
     names, table = labels(rows), []
     first: dict[Any, tuple[str, np.ndarray]] = {}
