@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,17 @@ def test_own_models_and_rewards_take_eight_lines():
     for name in ("from_linen", "from_nnx", "from_callable", "brightness)", "rewards.host("):
         (code,) = [example for example in EXAMPLES if f"{name}" in example]
         assert len([line for line in code.splitlines() if line.strip()]) <= 8, name
+
+
+def test_commands_are_understood():
+    from flowsde import cli
+
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    commands = re.findall(r"flowsde ((?:sample|compare|train).*)", "\n".join(lines))
+    assert len(commands) >= 2
+    for command in commands:
+        cli._parse(shlex.split(command))
 
 
 def test_tables_are_those_of_the_result_files():

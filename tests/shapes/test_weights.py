@@ -11,9 +11,16 @@ from PIL import Image
 
 from flowsde import cli, shapes
 from flowsde.shapes import card, weights
+from flowsde.shapes.model import ModelConfig
+from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.train import TrainConfig
 
 TRAIN = "--batch-size 2 --warmup 1 --log-every 1 --save-every 2 --seed 5".split()
+# Networks that compile fast.
+SIZES = {
+    "scorer": ScorerConfig(width=8, depth=1, hidden=8),
+    "shapes": ModelConfig(width=16, depth=1, heads=2, stem=4),
+}
 PARAMS = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}, "b": jnp.zeros(2)}
 
 
@@ -63,8 +70,12 @@ def test_card_of_a_run_without_a_log(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["scorer", "shapes"])
 def test_training_exports_and_resumes(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setitem(card.NETWORKS, name, card.NETWORKS[name]._replace(sizes=SIZES[name]))
     command = ["train", name, "--out", str(tmp_path), "--steps", "4", *TRAIN, "--sheet-every", "9"]
     cli.main(command)
     path = tmp_path / f"{name}.safetensors"
