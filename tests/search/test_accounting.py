@@ -1,7 +1,7 @@
 """What is charged against what a counting model and a counting verifier really see.
 
-2,000 random settings: 5 random searches of each method, which are programs of their own, each with
-67 random budgets and targets.
+2,000 random settings: 4 random searches of each method, which are programs of their own, each with
+84 random budgets and targets.
 """
 
 import jax
@@ -20,7 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop")
-PROGRAMS, SETTINGS = 5, 67
+PROGRAMS, SETTINGS = 4, 84
 
 
 def _saw(who, rows):
