@@ -1,0 +1,1 @@
+"""Flax (NNX) ports of published models: one file an architecture."""

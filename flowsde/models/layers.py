@@ -1,0 +1,127 @@
+"""What the ports share: numerics, layers with named axes, blocks stacked for a scan, attention.
+
+Weights and activations have dtypes of their own; norms and time are always float32. Each
+parameter carries the logical names of its axes as metadata, which `logical_axes` reads: a
+sharding rule maps them to the axes of a mesh. Names: "embed" (features of the residual
+stream), "heads" (heads x features of one), "mlp", "vocab", "layer" (of stacked blocks), None.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+Axes = tuple[str | None, ...]
+Implementation = Literal["xla", "cudnn"] | None
+M = TypeVar("M", bound=nnx.Module)
+
+_kernel_init = nnx.initializers.lecun_normal()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How a port computes.
+
+    Attributes:
+      dtype: of activations.
+      param_dtype: of weights.
+      attention: implementation of `jax.nn.dot_product_attention`; None lets JAX choose.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attention: Implementation = None
+
+    def linear(
+        self, features: int, to: int, axes: Axes, *, bias: bool = True, rngs: nnx.Rngs
+    ) -> nnx.Linear:
+        """A linear layer with kernel [features, to] of the named axes."""
+        return nnx.Linear(
+            features,
+            to,
+            use_bias=bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nnx.with_metadata(_kernel_init, axes=axes),
+            bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=axes[1:]),
+            rngs=rngs,
+        )
+
+
+def parameter(
+    shape: tuple[int, ...], axes: Axes, numerics: Numerics, rngs: nnx.Rngs, scale: float = 0.02
+) -> nnx.Param:
+    """A free parameter, normal with standard deviation `scale`."""
+    value = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value.astype(numerics.param_dtype), axes=axes)
+
+
+def stack(build: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
+    """`depth` modules with independent weights, each leaf with a leading axis of them."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def all_of(rngs: nnx.Rngs) -> M:
+        return build(rngs)
+
+    return all_of(rngs)
+
+
+def scan(stacked: nnx.Module, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """``carry = step(block, carry)`` for each of the stacked blocks, compiled once."""
+    graph, state = nnx.split(stacked)
+
+    def body(carry: Any, block: nnx.State) -> tuple[Any, None]:
+        return step(nnx.merge(graph, block), carry), None
+
+    return jax.lax.scan(body, carry, state)[0]
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    numerics: Numerics,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of q [n, queries, heads, d] over k, v [n, keys, heads, d].
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      numerics: whose implementation is used.
+      bias: added to the scaled scores, [n or 1, heads, queries, keys].
+      mask: True where a query may look, [n or 1, heads or 1, queries, keys].
+      causal: whether queries see no later keys.
+      scale: of the scores; 1 / sqrt(d) by default.
+
+    Returns:
+      [n, queries, heads x d].
+    """
+    y = jax.nn.dot_product_attention(
+        q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=numerics.attention
+    )
+    return y.reshape(*y.shape[:2], -1)
+
+
+def logical_axes(model: nnx.Module) -> nnx.State:
+    """Names of the axes of each parameter, as a pytree of tuples beside `nnx.state(model)`.
+
+    Stacked blocks have one more in front, "layer"; a parameter without names has only None.
+    """
+
+    def names(path: Any, param: nnx.Variable) -> nnx.Variable:
+        axes: Axes = param.get_metadata().get("axes") or (None,) * param.get_value().ndim
+        extra = param.get_value().ndim - len(axes)
+        return param.replace(("layer",) * extra + axes)
+
+    return nnx.map_state(names, nnx.state(model, nnx.Param))
