@@ -8,7 +8,7 @@ from flax import nnx
 
 def parameters(model: nnx.Module) -> dict[str, Any]:
     """Arrays (or, of `nnx.eval_shape`, shapes) of all parameters by dotted path."""
-    flat: Any = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    flat: list[Any] = list(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     return {".".join(map(str, path)): param.get_value() for path, param in flat}
 
 

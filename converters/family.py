@@ -1,0 +1,49 @@
+"""What the converter knows of a family of models: one `Family` a file, in the files beside this.
+
+A family recognises its checkpoints by their keys and shapes (and by a `config.json` beside them
+where the shapes leave something open), names the layout of their keys, and has a table for each
+layout. Layouts are named "diffusers", "transformers" or "original".
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from flowsde.models.layers import Numerics
+from flowsde_converters.tables import Checkpoint, Table
+
+
+class Found(NamedTuple):
+    """What a checkpoint is.
+
+    Attributes:
+      config: the model's configuration, a frozen dataclass.
+      layout: of the keys.
+      table: from those keys to the model's parameters.
+    """
+
+    config: Any
+    layout: str
+    table: Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+      name: as users write it, "flux".
+      recognise: (tensors by key, the JSON beside them or None) to what they are; None for another
+        family's. ValueError says what is wrong with a checkpoint that is of this family.
+      config: the class of its configurations, JSON values by field name.
+      build: an NNX module of a configuration.
+      table: (configuration, layout) to a table; ValueError names the layouts there are.
+    """
+
+    name: str
+    recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None]
+    config: type
+    build: Callable[[Any, Numerics, nnx.Rngs], nnx.Module]
+    table: Callable[[Any, str], Table]
