@@ -14,9 +14,11 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
 
 def with_parameters(model: nnx.Module, params: dict[str, Any]) -> nnx.Module:
     """A copy of `model` (abstract or not) holding `params`; KeyError names a missing one."""
-    graph, state, rest = nnx.split(model, nnx.Param, ...)
-    flat = [
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, state, rest = parts
+    flat: list[Any] = list(nnx.to_flat_state(state))
+    held = [
         (path, param.replace(jax.numpy.asarray(params[".".join(map(str, path))])))
-        for path, param in nnx.to_flat_state(state)
+        for path, param in flat
     ]
-    return nnx.merge(graph, nnx.from_flat_state(flat), rest)
+    return nnx.merge(graph, nnx.from_flat_state(held), rest)

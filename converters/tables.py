@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flowsde_converters.moves import Move
+from flowsde_converters.moves import Move, put
 
 
 class HasShape(Protocol):
@@ -172,7 +172,7 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     array = np.empty(like.shape, like.dtype)
     blocks = array if row.stacked else array[None]
     for block, keys in zip(blocks, row.keys(model), strict=True):
-        block[...] = row.apply([read(key) for key in keys])
+        put(block, row.apply([read(key) for key in keys]))
     return array
 
 
@@ -201,8 +201,12 @@ def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return checkpoint
 
 
-def listed(problems: Iterable[str], shown: int = 40) -> str:
+def listed(
+    problems: Iterable[str],
+    title: str = "the checkpoint does not fit the model",
+    shown: int = 40,
+) -> str:
     """Problems as one message."""
     lines = list(problems)
     more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n".join(["the checkpoint does not fit the model:", *lines[:shown], *more])
+    return "\n".join([f"{title}:", *lines[:shown], *more])
