@@ -15,9 +15,9 @@ from flowsde.report import replacing, write_json
 from flowsde_converters.convert import INDEX, check_space, replacing_folder
 from flowsde_converters.detect import family_named
 from flowsde_converters.safetensors_file import SafetensorsWriter
-from flowsde_converters.store import CONFIG, PIPELINE, Parameter, from_json, read_config
+from flowsde_converters.store import CONFIG, PARAMS, PIPELINE, Parameter, from_json, read_config
+from flowsde_converters.stream import Advance
 from flowsde_converters.tables import Row, Table
-from flowsde_converters.write import Advance
 
 
 class Back:
@@ -35,7 +35,9 @@ class Back:
         family = family_named(self.about["family"])
         config = from_json(family.config, self.about["config"])
         self._table: Table = family.table(config, self.about["layout"])
-        self._params = {row.target: Parameter(folder, row.target) for row in self._table.rows}
+        self._params = {
+            row.target: Parameter(folder / PARAMS / row.target) for row in self._table.rows
+        }
 
     @property
     def nbytes(self) -> int:
@@ -60,14 +62,13 @@ class Back:
             for keys, tensors in self._blocks(row, like):
                 for key, tensor in zip(keys, tensors, strict=True):
                     shapes[key] = jax.ShapeDtypeStruct(tensor.shape, self._dtype(row, key))
-        writer = SafetensorsWriter(path, shapes)
-        for row in self._table.rows:
-            array = self._params[row.target].read()
-            for keys, tensors in self._blocks(row, array):
-                for key, tensor in zip(keys, tensors, strict=True):
-                    writer.write(key, tensor.astype(self._dtype(row, key), copy=False))
-            advance(array.nbytes)
-        writer.close()
+        with SafetensorsWriter(path, shapes) as writer:
+            for row in self._table.rows:
+                array = self._params[row.target].read()
+                for keys, tensors in self._blocks(row, array):
+                    for key, tensor in zip(keys, tensors, strict=True):
+                        writer.write(key, tensor.astype(self._dtype(row, key), copy=False))
+                advance(array.nbytes)
 
     def _blocks(
         self, row: Row, array: np.ndarray

@@ -18,8 +18,9 @@ from flowsde.report import write_json
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import has_weights, open_checkpoint, read_json
 from flowsde_converters.store import CONFIG, PIPELINE, is_converted
+from flowsde_converters.stream import Advance
 from flowsde_converters.tables import listed
-from flowsde_converters.write import Advance, write
+from flowsde_converters.write import write
 
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline: from names of its parts to their classes."""

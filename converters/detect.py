@@ -21,7 +21,7 @@ from flowsde_converters.paths import parameters
 from flowsde_converters.tables import Model, listed
 
 MODULES = ("sit", "flux", "clip", "t5", "autoencoder_kl")
-"""Files beside this one with a `FAMILY` each."""
+"""Files beside this one, with a `Family` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -60,13 +60,21 @@ class Plan:
         return sum(int(np.prod(like.shape)) for like in self.model.values())
 
 
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Let a family of your own be found, in this process."""
+    _registered[family.name] = family
+
+
 def families() -> dict[str, Family]:
     """Every family by name."""
     package = __name__.rpartition(".")[0]
     names = [f"{package}.{name}" for name in MODULES]
     there = [name for name in names if importlib.util.find_spec(name)]
-    found: list[Family] = [importlib.import_module(name).FAMILY for name in there]
-    return {family.name: family for family in found}
+    held = [value for name in there for value in vars(importlib.import_module(name)).values()]
+    return {one.name: one for one in held if isinstance(one, Family)} | _registered
 
 
 def family_named(name: str) -> Family:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,11 +79,11 @@ def has_weights(folder: Path) -> bool:
     return any(p.suffix in _SUFFIXES for p in folder.iterdir() if p.is_file())
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def digest(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file; of less of it if it is stopped."""
     found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_DIGEST_AT_ONCE):
+        while not stopped() and (block := file.read(_DIGEST_AT_ONCE)):
             found.update(block)
     return found.hexdigest()
 

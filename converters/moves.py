@@ -72,7 +72,7 @@ CONV = (Permute((2, 3, 1, 0)),)
 SWAPPED_LINEAR = (SwapHalves(), *LINEAR)
 """As `LINEAR`, the halves of its outputs exchanged."""
 
-_TILE = 128
+_TILE = 256
 
 
 def put(target: np.ndarray, a: np.ndarray) -> None:

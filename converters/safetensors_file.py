@@ -152,7 +152,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 class SafetensorsWriter:
-    """A new file of known shapes, whose tensors are written in any order.
+    """A new file of known shapes, whose tensors are written in any order; a context.
 
     Args:
       path: of the file.
@@ -188,10 +188,13 @@ class SafetensorsWriter:
         self._file.seek(self._begin + place.begin)
         self._file.write(contiguous(a).reshape(-1).view(np.uint8).data)
 
-    def close(self) -> None:
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: Any) -> None:
         """Flush to the disk; ValueError if a tensor was not written."""
         with self._file:
-            if self._places:
+            if failed is None and self._places:
                 raise ValueError(f"never written: {', '.join(sorted(self._places))}")
             self._file.flush()
             os.fsync(self._file.fileno())

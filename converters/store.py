@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Parameter:
-    """A parameter on disk, read in parts.
+    """A parameter on disk, in a folder of its own, read in parts.
 
     Attributes:
       shape: of the whole.
@@ -117,13 +117,13 @@ class Parameter:
       ValueError: it is not there.
     """
 
-    def __init__(self, folder: Path, path: str):
-        where = {"driver": "file", "path": str((folder / PARAMS / path).absolute())}
+    def __init__(self, folder: Path):
+        where = {"driver": "file", "path": str(folder.absolute())}
         try:
             self._store: Any = tensorstore.open({"driver": "zarr", "kvstore": where}).result()
         except ValueError as error:
             said = str(error).split("[")[0].strip()
-            raise ValueError(f"{folder / PARAMS}: {path} cannot be read: {said}") from None
+            raise ValueError(f"{folder} cannot be read: {said}") from None
         self.shape: tuple[int, ...] = tuple(self._store.shape)
         self.dtype: np.dtype = self._store.dtype.numpy_dtype
 
@@ -140,10 +140,12 @@ class Parameter:
         for i in range(0, self.shape[0], rows):
             yield self.read(slice(i, min(i + rows, self.shape[0])))
 
-    def digest(self) -> str:
-        """SHA-256 of its bytes, row-major."""
+    def digest(self, stopped: Callable[[], bool] = lambda: False) -> str:
+        """SHA-256 of its bytes, row-major; of less of them if it is stopped."""
         found = hashlib.sha256()
         for part in self.parts():
+            if stopped():
+                break
             found.update(raw(part))
         return found.hexdigest()
 

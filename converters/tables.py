@@ -166,6 +166,15 @@ def _wrong_shape(row: Row, found: list[Shape], shape: Shape) -> str | None:
     return None if made == shape else f"it gives {made}"
 
 
+def blocks(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> Iterator[np.ndarray]:
+    """The parts of a row's parameter that are stacked, each an array of its own, or all of it."""
+    like = model[row.target]
+    for keys in row.keys(model):
+        block = np.empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
+        put(block, row.apply([read(key) for key in keys]))
+        yield block
+
+
 def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarray:
     """The parameter of a row, of the model's dtype, from tensors that `read` gives by key."""
     like = model[row.target]
