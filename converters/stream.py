@@ -11,7 +11,7 @@ A few blocks are in memory at once, whatever the size of the parameter they are 
 import collections
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,18 @@ class Stream:
         if wrong:
             raise ValueError(listed(wrong, "what was written is not what was made: a broken disk?"))
 
-    def _blocks(self, row: Row, by_block: bool) -> Iterable[np.ndarray]:
+    def _blocks(self, row: Row, by_block: bool) -> Iterator[np.ndarray]:
         model = self._plan.model
-        made = blocks(row, model, self._read) if by_block else [fill(row, model, self._read)]
+        made = blocks(row, model, self._read)
+        if not by_block:
+            made = iter([fill(row, model, self._read)])
         for block in made:
             self._look_at(row, block)
             if self._wrong:
                 self._give_up(row, made)
             yield block
 
-    def _give_up(self, row: Row, rest: Iterable[np.ndarray]) -> None:
+    def _give_up(self, row: Row, rest: Iterator[np.ndarray]) -> None:
         """ValueError naming all wrong values, of the parameters that are still to come too."""
         for block in rest:
             self._look_at(row, block)

@@ -110,6 +110,7 @@ def test_an_unwritten_tensor_is_an_error(tmp_path):
         (raw({"a": entry(offsets=[4, 8])}, b"12345678"), "a begins at byte 4, expected 0"),
         (raw({}), "holds no tensors"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_broken_files_are_refused_by_name(tmp_path, file, words):
     path = tmp_path / "broken.safetensors"
