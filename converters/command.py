@@ -106,11 +106,15 @@ def described(job: Job) -> list[str]:
     return lines + [f"copies  {name}" for name in job.copied]
 
 
+def _many(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else str(count)
+
+
 def _described(one: Plan, prefix: str) -> list[str]:
     held, dtypes = one.checkpoint, {like.dtype.name for like in one.model.values()}
     source = sorted({held.tensors[key].dtype.name for key in one.used})
     lines = [
-        f"found   {prefix}{one.family.name}, {one.found.layout} keys: {one.count / 1e6:.1f} M "
+        f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
         f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
         f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
         "config  " + ", ".join(f"{k}={v}" for k, v in vars(one.found.config).items()),

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from flowsde.models.layers import Numerics, logical_axes
 from flowsde_converters.detect import abstract, family_named
 from flowsde_converters.paths import parameters, with_parameters
-from flowsde_converters.store import CONFIG, PARAMS, flat, from_json, nested, read_config
+from flowsde_converters.store import CONFIG, PARAMS, Parameter, flat, from_json, nested, read_config
 from flowsde_converters.tables import listed
 
 
@@ -27,8 +27,8 @@ def load_model(
     """As `flowsde.load`."""
     for name, axis in (rules or {}).items():
         if mesh is None or axis not in mesh.axis_names:
-            there = "no mesh" if mesh is None else mesh.axis_names
-            raise ValueError(f"rules map {name!r} to {axis!r}, which {there} has")
+            there = "a mesh" if mesh is None else f"one of {', '.join(map(str, mesh.axis_names))}"
+            raise ValueError(f"rules map {name!r} to {axis!r}, expected {there}")
     about = read_config(folder)
     family = family_named(about["family"])
     config = from_json(family.config, about["config"])
@@ -60,7 +60,7 @@ def _numerics(
 
 
 def _check(folder: Path, about: dict[str, Any], like: dict[str, Any]) -> None:
-    """ValueError unless the parameters on disk are those of the model."""
+    """ValueError unless the parameters on disk are those of the model, and whole."""
     held = {path: tuple(p["shape"]) for path, p in about["params"].items()}
     made = {path: p.shape for path, p in like.items()}
     wrong = [
@@ -71,6 +71,11 @@ def _check(folder: Path, about: dict[str, Any], like: dict[str, Any]) -> None:
     if wrong:
         title = f"{folder / CONFIG}, of flowsde {about['version']}, is not of this version's model"
         raise ValueError(listed(wrong, title))
+    for path, p in about["params"].items():
+        there = Parameter(folder / PARAMS / path)
+        if (list(there.shape), there.dtype.name) != (p["shape"], p["dtype"]):
+            what = f"{there.dtype} {there.shape}, expected {p['dtype']} {p['shape']}"
+            raise ValueError(f"{folder / PARAMS / path} is {what}")
 
 
 def _shardings(
@@ -99,9 +104,5 @@ def _spec(
 
 def _restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Parameters by path, each device reading its own part."""
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return flat(checkpointer.restore(folder.absolute(), nested(like)))
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} cannot be read, expected what was converted: {said}") from error
+    with ocp.StandardCheckpointer() as checkpointer:
+        return flat(checkpointer.restore(folder.absolute(), nested(like)))

@@ -128,7 +128,7 @@ def _tensors(header: dict[str, Any], begin: int, size: int) -> dict[str, Tensor]
 
 def _tensor(key: str, value: Any, begin: int) -> Tensor:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{key} must have dtype, shape and data_offsets, got {value}")
+        raise ValueError(f"{key} is {str(value)[:200]}, expected dtype, shape and data_offsets")
     name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"{key} has the dtype {name}, expected one of {', '.join(DTYPES)}")

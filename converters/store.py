@@ -14,6 +14,7 @@ params {shape, dtype, sha256 by path}. Of a pipeline's: format, version, models 
 
 import dataclasses
 import hashlib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -124,6 +125,12 @@ class Parameter:
         except ValueError as error:
             said = str(error).split("[")[0].strip()
             raise ValueError(f"{folder} cannot be read: {said}") from None
+        chunk: Any = self._store.chunk_layout.read_chunk.shape
+        files = [p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")]
+        counts = [-(-n // m) for n, m in zip(self._store.shape, chunk, strict=True)]
+        size = math.prod(chunk) * self._store.dtype.numpy_dtype.itemsize
+        if files != [size] * math.prod(counts):
+            raise ValueError(f"{folder} cannot be read: a file is missing or truncated")
         self.shape: tuple[int, ...] = tuple(self._store.shape)
         self.dtype: np.dtype = self._store.dtype.numpy_dtype
 
