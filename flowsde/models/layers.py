@@ -107,9 +107,11 @@ def attention(
     Returns:
       [n, queries, heads x d].
     """
-    y = jax.nn.dot_product_attention(
-        q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=numerics.attention
-    )
+    # JAX's own code promotes bfloat16 scores to float32, which strict promotion does not let it.
+    with jax.numpy_dtype_promotion("standard"):
+        y = jax.nn.dot_product_attention(
+            q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=numerics.attention
+        )
     return y.reshape(*y.shape[:2], -1)
 
 
