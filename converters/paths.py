@@ -14,9 +14,9 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
 
 def with_parameters(model: nnx.Module, params: dict[str, Any]) -> nnx.Module:
     """A copy of `model` (abstract or not) holding `params`; KeyError names a missing one."""
-    graph, state, rest = nnx.split(model, nnx.Param, ...)
+    graph, state, *rest = nnx.split(model, nnx.Param, ...)
     flat = [
         (path, param.replace(jax.numpy.asarray(params[".".join(map(str, path))])))
         for path, param in nnx.to_flat_state(state)
     ]
-    return nnx.merge(graph, nnx.from_flat_state(flat), rest)
+    return nnx.merge(graph, nnx.from_flat_state(flat), *rest)
