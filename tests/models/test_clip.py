@@ -48,6 +48,10 @@ def images(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 24, 24, 3)).astype(np.float32)
 
 
+def call(model, *args):
+    return model(*args)
+
+
 def as_torch(a):
     return torch.tensor(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a.astype(np.int64))
 
@@ -78,7 +82,7 @@ def vision():
 
 def assert_text(pair, ids, mask=None):
     module, model, _ = pair
-    ours = apply(model, lambda model, *args: model(*args), ids, mask)
+    ours = apply(model, call, ids, mask)
     padding = None if mask is None else torch.tensor(mask)
     theirs = module(as_torch(ids), attention_mask=padding, output_hidden_states=True)
     assert error(ours.last, theirs.last_hidden_state) < 2e-5
@@ -112,7 +116,7 @@ def test_masked_tokens_are_not_looked_at(text):
 @pytest.mark.parametrize("n", [1, 3])
 def test_images(vision, n):
     module, model, _ = vision
-    ours = apply(model, lambda model, x: model(x), images(n))
+    ours = apply(model, call, images(n))
     theirs = module(as_torch(images(n)), output_hidden_states=True)
     assert error(ours.embedding, theirs.image_embeds) < 2e-5
     assert error(ours.last, theirs.last_hidden_state) < 2e-5
@@ -121,7 +125,7 @@ def test_images(vision, n):
 
 def test_images_with_gelu_and_no_projection():
     module, model, _ = vision_pair(projected=False, hidden_act="gelu", patch_size=12)
-    ours = apply(model, lambda model, x: model(x), images(2))
+    ours = apply(model, call, images(2))
     assert ours.embedding is None
     assert error(ours.pooled, module(as_torch(images(2))).pooler_output) < 2e-5
 
@@ -176,10 +180,10 @@ def test_activations_and_weights_have_their_own_dtypes(text):
         Numerics(dtype=jnp.bfloat16, param_dtype=jnp.float32),
     )
     ids = tokens(3, 9)
-    ours = apply(model, lambda model, ids: model(ids), ids)
+    ours = apply(model, call, ids)
     assert {a.dtype for a in ours} == {jnp.dtype(jnp.bfloat16)}
     assert {p.dtype for p in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(jnp.float32)}
-    wanted = apply(exact, lambda model, ids: model(ids), ids)
+    wanted = apply(exact, call, ids)
     assert 1e-4 < error(ours.embedding.astype(jnp.float32), np.asarray(wanted.embedding)) < 3e-2
 
 

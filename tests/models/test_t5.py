@@ -35,6 +35,14 @@ def masked(n, length):
     return mask
 
 
+def call(model, *args):
+    return model(*args)
+
+
+def logits(model, *args):
+    return model.logits(*args)
+
+
 def as_torch(a):
     return torch.tensor(a.astype(np.int64))
 
@@ -80,7 +88,7 @@ def test_buckets_of_positions(causal, buckets, most):
 def test_encoder(encoder, n, length, mask):
     module, model, _ = encoder
     ids, mask = tokens(n, length), masked(n, length) if mask else None
-    ours = apply(model, lambda model, *args: model(*args), ids, mask)
+    ours = apply(model, call, ids, mask)
     # The classes of `transformers` take "no mask" to mean "all are seen", as we do.
     theirs = module(as_torch(ids), attention_mask=None if mask is None else torch.tensor(mask))
     assert error(ours, theirs.last_hidden_state) < 2e-5
@@ -91,7 +99,7 @@ def test_logits_of_an_answer(whole, mask):
     module, model, _ = whole
     ids, targets = tokens(3, 20), tokens(3, 9, seed=1)
     mask = masked(3, 20) if mask else None
-    ours = apply(model, lambda model, *args: model.logits(*args), ids, targets, mask)
+    ours = apply(model, logits, ids, targets, mask)
     theirs = module(
         as_torch(ids),
         attention_mask=None if mask is None else torch.tensor(mask),
@@ -106,7 +114,6 @@ def test_a_target_is_not_seen_before_its_turn(whole):
     ids, targets = tokens(1, 6), tokens(1, 9, seed=1)
     other = targets.copy()
     other[:, 4:] = (other[:, 4:] + 1) % 40
-    logits = lambda model, *args: model.logits(*args)  # noqa: E731
     a, b = apply(model, logits, ids, targets), apply(model, logits, ids, other)
     np.testing.assert_array_equal(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).max(-1).min() > 1e-3
@@ -133,7 +140,6 @@ def test_bfloat16_is_near(encoder):
     module, exact, _ = encoder
     numerics = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model, _ = port(t5.ENCODER, module, module.config.to_dict(), numerics)
-    call = lambda model, ids: model(ids)  # noqa: E731
     ours = apply(model, call, tokens(2, 9))
     assert ours.dtype == jnp.bfloat16
     assert model.encoder.norm.scale.dtype == jnp.float32

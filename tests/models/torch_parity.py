@@ -1,5 +1,7 @@
 """A port beside the PyTorch module it was converted from, both tiny and in float32."""
 
+from functools import partial
+
 import jax
 import numpy as np
 from flax import nnx
@@ -32,9 +34,13 @@ def port(family, module, json=None, numerics=Numerics()):  # noqa: B008
 
 
 def apply(model, call, *args):
-    """call(model, *args), compiled, the parameters an argument."""
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, args: call(nnx.merge(graph, state), *args))(state, args)
+    """call(model, *args), compiled once for each call and shapes, the parameters an argument."""
+    return _apply(call, *nnx.split(model), args)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(call, graph, state, args):
+    return call(nnx.merge(graph, state), *args)
 
 
 def error(ours, torchs):
