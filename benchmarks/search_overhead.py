@@ -55,7 +55,7 @@ from flowsde.search.job import prepare
 from flowsde.search.run import _begin, _run
 
 SIDE, LARGE = 32, 64
-PATCHES, WIDTH, BLOCKS = 8, 192, 5
+PATCHES, WIDTH, BLOCKS = 8, 192, 8
 Details = dict[str, dict[str, Any]]
 """A row of `compare` for each method."""
 TARGETS = {"run": 1.05, "iterate": 1.10, "memory": 1.10}
@@ -147,7 +147,7 @@ def bytes_of(flow: fs.Flow, search: fs.search.Search, chunk: int) -> dict[str, i
         jax.random.key(0), flow, search, reward, cond=None, prompt_ids=None, chunk_size=chunk,
         target_reward=None, nfe=None, invalid="error", resume=None,
     )  # fmt: skip
-    carry, _ = _begin(job)
+    carry = _begin(job)
     program = _run.lower(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
     planned: Any = program.compile().memory_analysis()
     x, t = jnp.zeros((chunk, *flow.shape), jnp.float32), jnp.zeros(chunk, jnp.float32)

@@ -73,7 +73,7 @@ class Back:
     def _blocks(
         self, row: Row, array: np.ndarray
     ) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
-        blocks = array if row.stacked else array[None]
+        blocks = array if row.stacked else [array]
         for block, keys in zip(blocks, row.keys(self._params), strict=True):
             yield keys, row.invert(block)
 

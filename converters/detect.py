@@ -20,7 +20,7 @@ from flowsde_converters.files import Checkpoint
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import Model, listed
 
-MODULES = ("sit", "flux", "clip", "t5", "autoencoder_kl")
+MODULES = ("sit", "flux", "clip", "t5", "autoencoder_kl", "aesthetic")
 """Files beside this one, with a `Family` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),

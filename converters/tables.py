@@ -179,7 +179,7 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     """The parameter of a row, of the model's dtype, from tensors that `read` gives by key."""
     like = model[row.target]
     array = np.empty(like.shape, like.dtype)
-    blocks = array if row.stacked else array[None]
+    blocks = array if row.stacked else [array]
     for block, keys in zip(blocks, row.keys(model), strict=True):
         put(block, row.apply([read(key) for key in keys]))
     return array
@@ -204,7 +204,7 @@ def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
     checkpoint: dict[str, np.ndarray] = {}
     for row in table.rows:
         array = np.asarray(params[row.target])
-        blocks = array if row.stacked else array[None]
+        blocks = array if row.stacked else [array]
         for block, keys in zip(blocks, row.keys(params), strict=True):
             checkpoint.update(zip(keys, row.invert(block), strict=True))
     return checkpoint

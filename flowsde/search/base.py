@@ -17,6 +17,7 @@ keys are folded in by (chain, step, draw), never by position in a batch.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
@@ -26,6 +27,8 @@ import numpy as np
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
+
+_ROWS_AT_ONCE = 4
 
 
 class Candidates(NamedTuple):
@@ -226,6 +229,45 @@ def evaluated(candidates: Candidates, evals: Evaluation) -> Particle:
     told = candidates.valid & (candidates.wants_reward | candidates.wants_gradient)
     reward = jnp.where(told, evals.reward, -jnp.inf)
     return Particle(candidates.x, candidates.t, evals.x0, evals.x1, reward, evals.gradient)
+
+
+@jax.custom_batching.custom_vmap
+def any_prompt(condition: jax.Array) -> jax.Array:
+    """A condition; vmapped over prompts, whether it holds for any, so that `lax.cond` skips work
+    that none of them wants."""
+    return condition
+
+
+@any_prompt.def_vmap
+def _any_of_batch(size: int, batched: Any, condition: jax.Array) -> tuple[jax.Array, bool]:
+    return any_prompt(jnp.any(condition, 0)), False
+
+
+def draw(f: Callable[..., jax.Array], valid: jax.Array, *rows: jax.Array) -> jax.Array:
+    """x [w, *shape] of candidates, ``f(*row)`` each.
+
+    Noise takes several times its own memory while it is drawn. So a few rows are drawn at a time,
+    and none where no prompt has a valid one.
+
+    Args:
+      f: of one row.
+      valid: bool [w]; x of other rows is not used.
+      rows: arrays [w, ...]. What is as large as a particle is better closed over, and taken by a
+        row's number: a loop over it would begin with a copy.
+    """
+    size = max(k for k in range(1, _ROWS_AT_ONCE + 1) if valid.size % k == 0)
+    wanted = any_prompt(jnp.any(valid.reshape(-1, size), 1))
+    pieces = [a.reshape(-1, size, *a.shape[1:]) for a in rows]
+
+    def some(piece: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
+        wanted, rows = piece
+        like = jax.eval_shape(jax.vmap(f), *rows)
+        return jax.lax.cond(
+            wanted, jax.vmap(f), lambda *_: jnp.zeros(like.shape, like.dtype), *rows
+        )
+
+    x = jax.lax.map(some, (wanted, pieces))
+    return x.reshape(valid.size, *x.shape[2:])
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:

@@ -5,6 +5,7 @@ its last time, which is the sample, is verified: N = nfe // n. `width` samples g
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from flowsde.search.base import (
     Info,
     Particle,
     check_kernel,
+    draw,
     evaluated,
     fold,
     take,
@@ -74,16 +76,19 @@ class BestOfN(GridSearch):
         return state.wave * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
 
     def ask(self, state: BestOfNState) -> tuple[BestOfNState, Candidates]:
-        def extend(sample: jax.Array, particle: Particle) -> jax.Array:
-            return self.extend(fold(state.key, sample, state.step), particle, state.step)
-
         ids, n = self._ids(state), self.n_candidates
+        valid = (ids < state.nfe // self.steps) & ~self.done(state)
+        keys = jax.vmap(partial(fold, state.key), (0, None))(ids, state.step)
+
+        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
+            return self.extend(key, take(state.particles, row), state.step)
+
         return state, Candidates(
-            x=jax.vmap(extend)(ids, state.particles),
+            x=draw(extend, valid, keys, jnp.arange(n, dtype=jnp.int32)),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
             wants_reward=jnp.full(n, state.step == self.steps - 1),
             wants_gradient=jnp.full(n, self.wants_gradient(state.step)),
-            valid=(ids < state.nfe // self.steps) & ~self.done(state),
+            valid=valid,
         )
 
     def tell(

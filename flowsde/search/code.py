@@ -26,6 +26,7 @@ from flowsde.search.base import (
     Search,
     check_kernel,
     check_stochastic,
+    draw,
     evaluated,
     fold,
     shares,
@@ -131,23 +132,24 @@ class CoDe(GridSearch):
     def ask(self, state: CoDeState) -> tuple[CoDeState, Candidates]:
         begins, ends = self._place(state.step)
         step = jnp.minimum(state.step, self.steps - 1)
-
-        def extend(c: jax.Array, j: jax.Array, parent: Particle, child: Any) -> jax.Array:
-            origin = parent if child is None else where(begins, parent, child)
-            return self.extend(fold(state.key, c, step, j), origin, step)
-
-        chain = jnp.arange(self.chains, dtype=jnp.int32)
-        draw = jnp.arange(self.n_children, dtype=jnp.int32)
-        each_child = jax.vmap(extend, (None, 0, None, 0))
-        x = jax.vmap(each_child, (0, None, 0, 0))(chain, draw, state.parents, state.children)
-        valid = (draw[None] < self.quotas(state.nfe)[:, step][:, None]) & ~self.done(state)
         n = self.n_candidates
+        # Chain and number of each candidate.
+        chain, number = jnp.divmod(jnp.arange(n, dtype=jnp.int32), self.n_children)
+        keys = jax.vmap(partial(fold, state.key), (0, None, 0))(chain, step, number)
+        valid = (number < self.quotas(state.nfe)[:, step][chain]) & ~self.done(state)
+
+        def extend(key: jax.Array, chain: jax.Array, number: jax.Array) -> jax.Array:
+            origin = take(state.parents, chain)
+            if state.children is not None:
+                origin = where(begins, origin, take(take(state.children, chain), number))
+            return self.extend(key, origin, step)
+
         return state, Candidates(
-            x=x.reshape(n, *x.shape[2:]),
+            x=draw(extend, valid, keys, chain, number),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, ends),
             wants_gradient=jnp.full(n, self.wants_gradient(step)),
-            valid=valid.reshape(n),
+            valid=valid,
         )
 
     def tell(

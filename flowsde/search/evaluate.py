@@ -116,10 +116,14 @@ def _in_chunks(
 def evaluate_model(
     flow: Flow, reward: Any, asked: Candidates, cond: Cond, search: Search, size: int
 ) -> tuple[Evaluation, Computed]:
-    """Evaluate candidates [P, w]; rewards only with gradients. Leaves are [P, w, ...]."""
+    """Evaluate candidates [P, w], or [w] of a single prompt; rewards only with gradients.
+
+    Returns:
+      Leaves [P, w, ...], or [w, ...].
+    """
     lead = asked.t.shape
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), asked)
-    m, width = flat.t.shape[0], lead[1]
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
+    m, width = flat.t.shape[0], lead[-1]
     wants_gradient = flat.valid & flat.wants_gradient
     prompts = jnp.arange(m, dtype=jnp.int32) // width
     model = partial(_model, flow, reward, search.interpolant, search.guided)
@@ -156,8 +160,8 @@ def evaluate_reward(
 ) -> Evaluation:
     """Add the rewards that are still wanted."""
     lead = asked.t.shape
-    wanted, x0 = _wanted(asked).reshape(-1), evals.x0.reshape(-1, *evals.x0.shape[2:])
-    m, width = wanted.shape[0], lead[1]
+    wanted, x0 = _wanted(asked).reshape(-1), evals.x0.reshape(-1, *flow.shape)
+    m, width = wanted.shape[0], lead[-1]
     prompts = jnp.arange(m, dtype=jnp.int32) // width
     nothing = jnp.full(m, -jnp.inf, jnp.float32)
     if size == m:
@@ -189,7 +193,7 @@ def evaluate_on_host(
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
         images = np.asarray(decode(flow, x0[np.resize(at, size)]))[: at.size]
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[at // wanted.shape[1]], cond)
+        own = jax.tree.map(lambda a, at=at: np.asarray(a)[at // wanted.shape[-1]], cond)
         rewards = reward(images, own)
         told[at] = np.where(np.isnan(rewards), -np.inf, rewards)
     return evals._replace(reward=jnp.asarray(told.reshape(wanted.shape)))

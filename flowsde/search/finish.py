@@ -26,6 +26,7 @@ from flowsde.search.base import (
     Info,
     Particle,
     Search,
+    any_prompt,
     evaluated,
     take,
     where,
@@ -112,18 +113,27 @@ class Complete:
 
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
-        base, x, t = self._next(state, self.inner.best(inner))
-        row = jnp.arange(self.n_candidates)
-        more = (row == 0) & (state.step < self.steps)
-        own = Candidates(
-            x=jnp.broadcast_to(x[None], asked.x.shape),
-            t=jnp.full(asked.t.shape, t),
-            wants_reward=more & (state.step == self.steps - 1),
-            wants_gradient=jnp.zeros_like(more),
-            valid=more,
+        finishing = self._finishing(state)
+
+        def finish(asked: Candidates) -> tuple[Any, Candidates]:
+            base, x, t = self._next(state, self.inner.best(inner))
+            row = jnp.arange(self.n_candidates)
+            more = (row == 0) & (state.step < self.steps)
+            own = Candidates(
+                x=asked.x.at[0].set(x),
+                t=jnp.full(row.shape, t),
+                wants_reward=more & (state.step == self.steps - 1),
+                wants_gradient=jnp.zeros_like(more),
+                valid=more,
+            )
+            kept = None if state.base is None else base
+            return kept, where(jnp.full(row.shape, finishing), own, asked)
+
+        # Apart from the drawing of `asked`, so that no second array of all candidates is made.
+        base, chosen = jax.lax.cond(
+            any_prompt(finishing), finish, lambda asked: (state.base, asked), asked
         )
-        kept = state._replace(inner=inner, base=None if state.base is None else base)
-        return kept, where(jnp.full(row.shape, self._finishing(state)), own, asked)
+        return state._replace(inner=inner, base=base), chosen
 
     def tell(
         self, state: CompleteState, candidates: Candidates, evals: Evaluation

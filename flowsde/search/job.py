@@ -10,9 +10,9 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow, check_cond
 from flowsde.rewards.base import HostReward, Reward, as_reward
-from flowsde.search.base import Info, Search
+from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, rows, verify
-from flowsde.search.result import Carry, Result, carry_of, log_of
+from flowsde.search.result import Carry, Result, carry_of
 
 
 class Job(NamedTuple):
@@ -146,15 +146,15 @@ def _identity(state: Any) -> tuple[Any, ...]:
     return jax.random.key_data(state.key), state.target, state.nfe
 
 
-def check_resume(job: Job, fresh: Carry) -> tuple[Carry, Info]:
-    """Carry and log to go on from; ValueError unless they are of this very job.
+def check_resume(job: Job, fresh: Carry) -> Carry:
+    """Carry to go on from; ValueError unless they are of this very job.
 
     Args:
       job: with `resume`.
       fresh: what the job would begin with.
     """
     assert job.resume is not None
-    carry = carry_of(job.resume, job.single)
+    carry = carry_of(job.resume)
     like, found = jax.tree.structure(fresh), jax.tree.structure(carry)
     if str(like) != str(found) or any(
         a.shape != b.shape or a.dtype != b.dtype
@@ -169,4 +169,4 @@ def check_resume(job: Job, fresh: Carry) -> tuple[Carry, Info]:
     ):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
-    return carry, log_of(job.resume, job.single)
+    return carry

@@ -33,6 +33,7 @@ from flowsde.search.base import (
     Search,
     check_kernel,
     check_stochastic,
+    draw,
     evaluated,
     fold,
     shares,
@@ -134,21 +135,20 @@ class RBF(GridSearch):
         return RBFState(key, target_reward, nfe, chains)
 
     def ask(self, state: RBFState) -> tuple[RBFState, Candidates]:
-        offsets = jnp.arange(self.width, dtype=jnp.int32)
-        active, limit = self._active(state.chains), _limit(state.chains)
+        chains = state.chains
+        # Chain and offset of each candidate.
+        chain, offset = jnp.divmod(jnp.arange(self.n_candidates, dtype=jnp.int32), self.width)
+        stage = jnp.minimum(chains.stage, self.steps - 1)[chain]
+        number = chains.drawn[chain] + offset
+        valid = self._active(chains)[chain] & (number < chains.quota[chain])
+        valid &= chains.charged[chain] + offset < _limit(chains)
+        keys = jax.vmap(partial(fold, state.key))(chain, stage, number)
 
-        def wave(c: jax.Array, active: jax.Array, chain: Chains) -> tuple[jax.Array, ...]:
-            stage = jnp.minimum(chain.stage, self.steps - 1)
-            draws = chain.drawn + offsets
-            keys = jax.vmap(lambda j: fold(state.key, c, stage, j))(draws)
-            x = jax.vmap(self.extend, (0, None, None))(keys, chain.parent, stage)
-            valid = active & (draws < chain.quota) & (chain.charged + offsets < limit)
-            return x, jnp.full(self.width, stage), valid
+        def extend(key: jax.Array, chain: jax.Array, stage: jax.Array) -> jax.Array:
+            return self.extend(key, take(chains.parent, chain), stage)
 
-        waves = jax.vmap(wave)(jnp.arange(self.chains, dtype=jnp.int32), active, state.chains)
-        x, stage, valid = (a.reshape(self.n_candidates, *a.shape[2:]) for a in waves)
         return state, Candidates(
-            x=x,
+            x=draw(extend, valid, keys, chain, stage),
             t=jnp.asarray(self.grid, jnp.float32)[stage],
             wants_reward=valid,
             wants_gradient=valid & self.wants_gradient(stage),

@@ -1,5 +1,8 @@
 """What a run gives back, and what it carries from round to round."""
 
+import dataclasses
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +45,7 @@ class Result(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """State and counters of P prompts."""
+    """State and counters of P prompts, with a leading axis of them; of a single one, without."""
 
     state: Any
     nfe: jax.Array
@@ -54,35 +57,63 @@ class Carry(NamedTuple):
 COUNTERS = Carry._fields[1:]
 
 
-def carry_of(result: Result, single: bool) -> Carry:
-    """What a run goes on from; the axis of prompts is added for a single one."""
-    counters = (jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
-    carry = Carry(result.state, *counters)
-    return jax.tree.map(lambda a: a[None], carry) if single else carry
+@partial(jax.tree_util.register_dataclass, data_fields=("bits",), meta_fields=("like", "structure"))
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A pytree of small arrays as one, so that they take one transfer to the host.
+
+    Attributes:
+      bits: int32 [n].
+      like: shapes and dtypes (float32, int32 or bool) of the leaves.
+      structure: of the tree.
+    """
+
+    bits: jax.Array
+    like: tuple[jax.ShapeDtypeStruct, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> "Packed":
+        """Pack, in a compiled program."""
+        leaves, structure = jax.tree.flatten(tree)
+        numbers = [a.astype(jnp.int32) if a.dtype == jnp.bool else a for a in leaves]
+        bits = [jax.lax.bitcast_convert_type(a, jnp.int32).reshape(-1) for a in numbers]
+        like = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+        return cls(jnp.concatenate(bits), like, structure)
+
+    def shapes(self) -> Any:
+        """The tree's shapes and dtypes."""
+        return self.structure.unflatten(self.like)
+
+    def unpack(self) -> Any:
+        """The tree, NumPy."""
+        ends = np.cumsum([math.prod(a.shape) for a in self.like])
+        pieces = np.split(np.asarray(self.bits), ends[:-1])
+        leaves = [
+            (bits.astype(bool) if a.dtype == bool else bits.view(a.dtype)).reshape(a.shape)
+            for bits, a in zip(pieces, self.like, strict=True)
+        ]
+        return self.structure.unflatten(leaves)
 
 
-def log_of(result: Result, single: bool) -> Info:
-    """The rounds so far, NumPy [rounds, P, ...]."""
-
-    def with_prompts(name: str, rows: Any) -> Any:
-        # Seconds are of all prompts together.
-        return rows if rows is None or not single or name == "seconds" else rows[:, None]
-
-    fields = result.info._asdict()
-    return Info(**{name: with_prompts(name, rows) for name, rows in fields.items()})
-
-
-def of_one_prompt(result: Result) -> Result:
-    """Counters as Python numbers, and the log without the axis of prompts."""
-    counters = {name: int(getattr(result, name)) for name in COUNTERS}
-    info = jax.tree.map(lambda a: a[:, 0], result.info._replace(seconds=None))
-    return result._replace(
-        **counters,
-        verifier_cost=float(result.verifier_cost),
-        info=info._replace(seconds=result.info.seconds),
+def carry_of(result: Result) -> Carry:
+    """What a run goes on from."""
+    return Carry(
+        result.state, *(jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
     )
 
 
-def empty_log(shapes: Info, rounds: int) -> Info:
-    """Rows for the log of a run, NumPy [rounds, P, ...]."""
-    return jax.tree.map(lambda a: np.zeros((rounds, *a.shape), a.dtype), shapes)
+def with_numbers(result: Result) -> Result:
+    """Counters of a single prompt as Python numbers."""
+    counters: dict[str, Any] = {name: int(getattr(result, name)) for name in COUNTERS}
+    return result._replace(**counters, verifier_cost=float(result.verifier_cost))
+
+
+def longer(log: Info, rows: int) -> Info:
+    """A log with room for further rounds."""
+    return jax.tree.map(lambda a: np.concatenate([a, np.zeros((rows, *a.shape[1:]), a.dtype)]), log)
+
+
+def head(log: Info, rounds: int) -> Info:
+    """The first rounds of a log."""
+    return jax.tree.map(lambda a: a[:rounds], log)

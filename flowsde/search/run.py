@@ -19,9 +19,9 @@ All but the last are in passes of the model: a guided flow costs two a candidate
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from flowsde.search.evaluate import (
     evaluate_reward,
 )
 from flowsde.search.job import Job, check_resume, prepare
-from flowsde.search.result import Carry, Result, empty_log, of_one_prompt
+from flowsde.search.result import Carry, Packed, Result, head, longer, with_numbers
 
 
 def run(
@@ -86,14 +86,17 @@ def run(
     )  # fmt: skip
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
-    carry, log = _begin(job)
+    carry = _begin(job)
     if resume is not None:
         # The program takes over the arrays that it is given; the user's stay.
         carry = jax.tree.map(jnp.copy, carry)
-    carry, more, rounds = _run(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
-    more = jax.tree.map(lambda a: a[: int(rounds)], jax.device_get(more))
-    old = log._replace(seconds=None)
-    return _result(job, carry, jax.tree.map(lambda a, b: np.concatenate([a, b]), old, more))
+    carry, log, rounds = _run(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
+    log, rounds, counts = jax.device_get((log, rounds, carry[1:]))
+    log = head(log, int(rounds))
+    if resume is not None:
+        old = resume.info._replace(seconds=None)
+        log = jax.tree.map(lambda a, b: np.concatenate([a, b]), old, log)
+    return _result(job, carry, counts, log)
 
 
 def iterate(
@@ -134,15 +137,27 @@ def iterate(
 
 
 def _init(
-    keys: jax.Array, nfe: jax.Array, search: Search, shape: tuple[int, ...], target: jax.Array
+    keys: jax.Array,
+    nfe: jax.Array,
+    search: Search,
+    shape: tuple[int, ...],
+    target: jax.Array,
+    single: bool = False,
 ) -> Carry:
-    state = jax.vmap(lambda k, n: search.init(k, shape, target, n))(keys, nfe)
-    zeros = jnp.zeros(keys.shape[0], jnp.int32)
-    return Carry(state, zeros, zeros, zeros, zeros)
+    def begin(key: jax.Array, nfe: jax.Array) -> Carry:
+        zero = jnp.zeros((), jnp.int32)
+        return Carry(search.init(key, shape, target, nfe), zero, zero, zero, zero)
+
+    return begin(keys[0], nfe[0]) if single else jax.vmap(begin)(keys, nfe)
+
+
+def _of_each(f: Callable[..., Any], carry: Carry) -> Callable[..., Any]:
+    """A search's function, of every prompt; a single one has no axis to map over."""
+    return jax.vmap(f) if carry.nfe.ndim else f
 
 
 def _ask(carry: Carry, search: Search) -> tuple[Carry, Candidates]:
-    state, asked = jax.vmap(search.ask)(carry.state)
+    state, asked = _of_each(search.ask, carry)(carry.state)
     return carry._replace(state=state), asked
 
 
@@ -155,12 +170,12 @@ def _tell(
     computed: Computed,
 ) -> tuple[Carry, Info, jax.Array]:
     """Tell all prompts, count and charge, and say whether all are done."""
-    state, info = jax.vmap(search.tell)(carry.state, asked, evals)
+    state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
     verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
     info = info._replace(
-        evaluations=flow.evaluations * jnp.sum(computed.forward, 1, dtype=jnp.int32),
-        backward_passes=flow.evaluations * jnp.sum(computed.backward, 1, dtype=jnp.int32),
-        verifier_calls=jnp.sum(verified, 1, dtype=jnp.int32),
+        evaluations=flow.evaluations * jnp.sum(computed.forward, -1, dtype=jnp.int32),
+        backward_passes=flow.evaluations * jnp.sum(computed.backward, -1, dtype=jnp.int32),
+        verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
     )
     carry = Carry(
         state=state,
@@ -169,7 +184,7 @@ def _tell(
         backward_passes=carry.backward_passes + info.backward_passes,
         verifier_calls=carry.verifier_calls + info.verifier_calls,
     )
-    return carry, info, _done(state, search)
+    return carry, info, _done(carry, search)
 
 
 def _round(
@@ -185,7 +200,7 @@ def _round(
 def _run(
     carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array]:
-    """The rest of a search: final carry, log [max_rounds, P, ...], and the number of rounds."""
+    """The rest of a search: final carry, log [max_rounds, ...], and the number of rounds."""
 
     def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         carry, log, r, _ = loop
@@ -194,45 +209,80 @@ def _run(
 
     shapes = jax.eval_shape(lambda c: _round(c, flow, search, reward, cond, sizes)[1], carry)
     log = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
-    done = _done(carry.state, search)
+    done = _done(carry, search)
     loop = (carry, log, jnp.zeros((), jnp.int32), done)
     carry, log, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
     return carry, log, rounds
 
 
-_start = jax.jit(_init, static_argnames=("search", "shape"))
-_ask_step = jax.jit(_ask, static_argnames=("search",))
-_model_step = jax.jit(evaluate_model, static_argnames=("search", "size"))
-_reward_step = jax.jit(evaluate_reward, static_argnames=("size",))
-_tell_step = jax.jit(_tell, static_argnames=("search",))
+@partial(jax.jit, static_argnames=("search",))
+def _done(carry: Carry, search: Search) -> jax.Array:
+    return jnp.all(_of_each(search.done, carry)(carry.state))
 
 
 @partial(jax.jit, static_argnames=("search",))
-def _done(state: Any, search: Search) -> jax.Array:
-    return jnp.all(jax.vmap(search.done)(state))
+def _answer(carry: Carry, flow: Flow, search: Search) -> tuple[Particle, Any]:
+    """The best so far and its image."""
+    best = _of_each(search.best, carry)(carry.state)
+    if carry.nfe.ndim:
+        return best, flow.decode(best.x0)
+    return best, flow.decode(best.x0[None])[0]
 
 
-@partial(jax.jit, static_argnames=("search", "single"))
-def _answer(
-    carry: Carry, flow: Flow, search: Search, single: bool
-) -> tuple[Carry, Particle, jax.Array]:
-    """(carry, best, its image), without the axis of prompts for a single one."""
-    best = jax.vmap(search.best)(carry.state)
-    answer = carry, best, flow.decode(best.x0)
-    return jax.tree.map(lambda a: a[0], answer) if single else answer
+@partial(jax.jit, static_argnames=("search",))
+def _ask_step(carry: Carry, search: Search) -> Candidates:
+    return _ask(carry, search)[1]
 
 
-def _begin(job: Job) -> tuple[Carry, Info]:
-    """Carry and log before the first round of a job, or those to resume from."""
-    carry = _start(job.keys, job.nfe, search=job.search, shape=job.flow.shape, target=job.target)
+@partial(jax.jit, static_argnames=("search",))
+def _tell_step(
+    carry: Carry,
+    flow: Flow,
+    search: Search,
+    asked: Candidates,
+    evals: Evaluation,
+    computed: Computed,
+) -> tuple[Carry, Packed]:
+    """Carry, and `_Told`."""
+    # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
+    told, info, done = _tell(_ask(carry, search)[0], flow, search, asked, evals, computed)
+    old, new = (_of_each(search.best, c)(c.state) for c in (carry, told))
+    # A particle is known by its place and time.
+    changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
+    return told, Packed.of(_Told(info, told[1:], done, changed))
+
+
+_start = jax.jit(_init, static_argnames=("search", "shape", "single"))
+_model_step = jax.jit(evaluate_model, static_argnames=("search", "size"))
+_reward_step = jax.jit(evaluate_reward, static_argnames=("size",))
+
+
+def _begin(job: Job) -> Carry:
+    """Carry before the first round of a job, or the one to resume from."""
+    carry = _start(
+        job.keys,
+        job.nfe,
+        search=job.search,
+        shape=job.flow.shape,
+        target=job.target,
+        single=job.single,
+    )
+    return carry if job.resume is None else check_resume(job, carry)
+
+
+def _log_of(job: Job, carry: Carry) -> Info:
+    """The rounds before the first of `iterate`, NumPy [rounds, ...]."""
     if job.resume is not None:
-        return check_resume(job, carry)
+        log = job.resume.info
+        # `run` gives none.
+        seconds = np.full((len(log.time), 3), np.nan, np.float32)
+        return log if log.seconds is not None else log._replace(seconds=seconds)
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
-    _, asked = _ask_step.eval_shape(carry, search=job.search)
+    asked = _ask_step.eval_shape(carry, search=job.search)
     evals = Evaluation(asked.x, asked.x, asked.t, asked.x if job.search.guided else None)
     counts: Any = jax.ShapeDtypeStruct(asked.t.shape, jnp.int32)
-    _, shapes, _ = _tell_step.eval_shape(
+    _, told = _tell_step.eval_shape(
         carry,
         job.flow,
         search=job.search,
@@ -240,7 +290,17 @@ def _begin(job: Job) -> tuple[Carry, Info]:
         evals=evals,
         computed=Computed(counts, counts),
     )
-    return carry, empty_log(shapes._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32)), 0)
+    info = told.shapes().info._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32))
+    return jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), info)
+
+
+class _Told(NamedTuple):
+    """What the host hears of a round: info, counters, whether all are done, a new answer."""
+
+    info: Info
+    counts: Any
+    done: Any
+    changed: Any
 
 
 class _Clock:
@@ -255,9 +315,9 @@ class _Clock:
         return self._last - last
 
 
-def _one_round(job: Job, carry: Carry, clock: _Clock) -> tuple[Carry, Info, bool]:
-    """A round in four programs, so that each can be timed."""
-    carry, asked = _ask_step(carry, search=job.search)
+def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candidates, _Told]:
+    """A round in programs of its own, so that each can be timed."""
+    clock = _Clock()
     other = clock.lap(asked)
     evals, computed = _model_step(
         job.flow,
@@ -274,59 +334,68 @@ def _one_round(job: Job, carry: Carry, clock: _Clock) -> tuple[Carry, Info, bool
         verify = _reward_step
     evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
     verifier = clock.lap(evals)
-    carry, info, done = _tell_step(
+    carry, packed = _tell_step(
         carry, job.flow, search=job.search, asked=asked, evals=evals, computed=computed
     )
-    info, finished = jax.device_get((info, done))
+    # Of the next round: drawn while the caller looks at the result of this one.
+    asked = _ask_step(carry, search=job.search)
+    told = packed.unpack()
     other += clock.lap(carry)
     seconds = np.asarray([model, verifier, other], np.float32)
-    return carry, info._replace(seconds=seconds), bool(finished)
+    return carry, asked, told._replace(info=told.info._replace(seconds=seconds))
 
 
 def _iterate(job: Job) -> Iterator[Result]:
-    carry, log = _begin(job)
-    rounds, done = len(log.time), bool(_done(carry.state, job.search))
-    if log.seconds is None:  # resumed from what `run` gave
-        log = log._replace(seconds=np.full((rounds, 3), np.nan, np.float32))
+    carry = _begin(job)
+    log = _log_of(job, carry)
+    counts, rounds, answer = carry[1:], len(log.time), None
+    done = bool(_done(carry, search=job.search))
     if done:
-        yield _result(job, carry, log)
+        yield _result(job, carry, counts, log)
         return
     # Room for all rounds, filled as they come.
-    left = job.search.max_rounds - rounds
-    log = jax.tree.map(lambda a: np.concatenate([a, np.zeros((left, *a.shape[1:]), a.dtype)]), log)
+    log = longer(log, job.search.max_rounds - rounds)
+    asked = _ask_step(carry, search=job.search)
     while not done:
-        clock = _Clock()
         try:
-            following, info, done = _one_round(job, carry, clock)
+            carry, asked, told = _one_round(job, carry, asked)
         except RewardError as error:
             failure = RewardError(f"{error}, in round {rounds}")
             failure.round = rounds
-            failure.result = _result(job, carry, _head(log, rounds), final=False)
+            failure.result = _result(job, carry, counts, head(log, rounds), answer, final=False)
             raise failure from error.__cause__
-        carry = following
-        for all_rows, row in zip(log, info, strict=True):
+        for all_rows, row in zip(log, told.info, strict=True):
             all_rows[rounds] = row
         rounds += 1
-        yield _result(job, carry, _head(log, rounds), final=done)
+        counts, done = told.counts, bool(told.done)
+        if told.changed or answer is None:
+            answer = _answer(carry, job.flow, search=job.search)
+        yield _result(job, carry, counts, head(log, rounds), answer, final=done)
 
 
-def _head(log: Info, rounds: int) -> Info:
-    return Info(*(rows[:rounds] for rows in log))
-
-
-def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
-    carry, best, image = _answer(carry, job.flow, job.search, job.single)
+def _result(
+    job: Job,
+    carry: Carry,
+    counts: Any,
+    log: Info,
+    answer: tuple[Particle, Any] | None = None,
+    final: bool = True,
+) -> Result:
+    """What has been found, from `carry`; its counters and answer if they are there already."""
+    best, image = _answer(carry, job.flow, search=job.search) if answer is None else answer
+    nfe, evaluations, backward_passes, verifier_calls = counts
+    cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
     result = Result(
         image=image,
         x0=best.x0,
         x=best.x,
         t=best.t,
         reward=best.reward,
-        nfe=carry.nfe,
-        evaluations=carry.evaluations,
-        backward_passes=carry.backward_passes,
-        verifier_calls=carry.verifier_calls,
-        verifier_cost=np.float32(job.reward.cost) * np.asarray(carry.verifier_calls, np.float32),
+        nfe=nfe,
+        evaluations=evaluations,
+        backward_passes=backward_passes,
+        verifier_calls=verifier_calls,
+        verifier_cost=cost,
         info=log,
         state=carry.state,
     )
@@ -339,4 +408,4 @@ def _result(job: Job, carry: Carry, log: Info, final: bool = True) -> Result:
         if job.invalid == "error":
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
-    return of_one_prompt(result) if job.single else result
+    return with_numbers(result) if job.single else result

@@ -38,6 +38,7 @@ from flowsde.search.base import (
     Search,
     check_kernel,
     check_stochastic,
+    draw,
     evaluated,
     fold,
     take,
@@ -140,19 +141,21 @@ class SMC(GridSearch):
 
     def ask(self, state: SMCState) -> tuple[SMCState, Candidates]:
         step = jnp.minimum(state.step, self.steps - 1)
-
-        def extend(i: jax.Array, particle: Particle) -> jax.Array:
-            return self.extend(fold(state.key, i, step), particle, step)
-
         n = self.n_candidates
-        x = jax.vmap(extend)(jnp.arange(n, dtype=jnp.int32), state.particles)
+        valid = self._in_use(state.nfe)[1] & ~self.done(state)
+        particle = jnp.arange(n, dtype=jnp.int32)
+        keys = jax.vmap(partial(fold, state.key), (0, None))(particle, step)
+
+        def extend(key: jax.Array, i: jax.Array) -> jax.Array:
+            return self.extend(key, take(state.particles, i), step)
+
         wants = (step == self.steps - 1) | (self.potential != "final")
         return state, Candidates(
-            x=x,
+            x=draw(extend, valid, keys, particle),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, wants),
             wants_gradient=jnp.zeros(n, jnp.bool),
-            valid=self._in_use(state.nfe)[1] & ~self.done(state),
+            valid=valid,
         )
 
     def tell(

@@ -27,6 +27,7 @@ from flowsde.search.base import (
     Particle,
     Search,
     check_kernel,
+    draw,
     evaluated,
     fold,
     spread,
@@ -174,21 +175,23 @@ class SoP(GridSearch):
         n_now = jnp.append(jnp.int32(self.paths), self.children(state.nfe))[at.round]
         forward = renoise(self.interpolant)
 
-        def extend(j: jax.Array, child: Particle) -> jax.Array:
-            key = fold(state.key, j, state.slot)
-            parent = take(state.parents, j % self.paths)
+        number = jnp.arange(n, dtype=jnp.int32)
+        valid = (number < n_now) & ~self.done(state)
+        keys = jax.vmap(partial(fold, state.key), (0, None))(number, state.slot)
+
+        def extend(key: jax.Array, number: jax.Array) -> jax.Array:
+            parent, child = take(state.parents, number % self.paths), take(state.children, number)
             noise = standard_normal(key, parent.x.shape)
             mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
             return jnp.where(at.noised, mean + std * noise, self.move(noise, child, at.step))
 
-        draw = jnp.arange(n, dtype=jnp.int32)
         return state, Candidates(
-            x=jax.vmap(extend)(draw, state.children),
+            x=draw(extend, valid, keys, number),
             t=jnp.full(n, t),
             # The first N are kept whatever they are worth.
             wants_reward=jnp.full(n, at.ends & (state.slot > self.start)),
             wants_gradient=jnp.full(n, ~at.ends & self.guided),
-            valid=(draw < n_now) & ~self.done(state),
+            valid=valid,
         )
 
     def tell(
