@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from flowsde.flow import Flow
 from flowsde.models.layers import Numerics
 from flowsde.models.sit import SIZES, SiT, SiTConfig
 from flowsde_converters.family import Family, Found
@@ -98,4 +99,10 @@ def _build(config: SiTConfig, numerics: Numerics, rngs: nnx.Rngs) -> SiT:
     return SiT(config, numerics, rngs=rngs)
 
 
-FAMILY = Family(name="sit", recognise=recognise, config=SiTConfig, build=_build, table=table)
+def _flow(model: SiT, config: SiTConfig) -> Flow:
+    return Flow.from_nnx(model, shape=(config.size, config.size, config.channels))
+
+
+FAMILY = Family(
+    name="sit", recognise=recognise, config=SiTConfig, build=_build, table=table, flow=_flow
+)
