@@ -1,0 +1,127 @@
+"""T5's tables fit the published models at full size, and are undone exactly."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from flowsde.models.layers import Numerics
+from flowsde_converters import t5
+from flowsde_converters.paths import parameters
+from flowsde_converters.tables import convert, unconvert
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+XXL = {
+    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
+TINY = {
+    "vocab_size": 9, "d_model": 8, "d_kv": 3, "d_ff": 12, "num_layers": 2, "num_heads": 2,
+    "num_decoder_layers": 3, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
+
+def built(found, family):
+    return parameters(nnx.eval_shape(lambda: family.build(found.config, Numerics(), nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_xxl(whole):
+    settings = transformers.T5Config(**XXL)
+    with torch.device("meta"):
+        if whole:
+            module = transformers.T5ForConditionalGeneration(settings)
+            module.lm_head.weight = torch.nn.Parameter(torch.empty(32128, 4096))
+        else:
+            module = transformers.T5EncoderModel(settings)
+    checkpoint = {
+        key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
+        for key, tensor in module.state_dict().items()
+    }
+    family, other = (t5.FAMILY, t5.ENCODER) if whole else (t5.ENCODER, t5.FAMILY)
+    found = family.recognise(checkpoint, settings.to_dict())
+    assert other.recognise(checkpoint, settings.to_dict()) is None
+    assert found.config == t5.T5Config(decoder_depth=24 if whole else 0)
+    model = built(found, family)
+    assert found.table.problems(checkpoint, model) == []
+    ours = sum(int(np.prod(p.shape)) for p in model.values())
+    assert ours == sum(p.numel() for p in module.parameters())
+    assert family.config(**json.loads(json.dumps(dataclasses.asdict(found.config)))) == found.config
+
+
+def tiny(tied):
+    settings = transformers.T5Config(**TINY, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        module = transformers.T5ForConditionalGeneration(settings)
+        if not tied:
+            module.lm_head.weight = torch.nn.Parameter(torch.empty(9, 8))
+    rng = np.random.default_rng(0)
+    checkpoint = {
+        key: rng.normal(size=tuple(tensor.shape)).astype(np.float32)
+        for key, tensor in module.state_dict().items()
+    }
+    for key in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        checkpoint[key] = checkpoint["shared.weight"]
+    if tied:
+        checkpoint["lm_head.weight"] = checkpoint["shared.weight"]
+    return settings.to_dict(), checkpoint
+
+
+COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("copies", [False, True])
+def test_unconvert_gives_back_the_same_bits(tied, copies):
+    settings, checkpoint = tiny(tied)
+    left_out = COPIES | ({"lm_head.weight"} if tied else set())
+    wanted = {key: tensor for key, tensor in checkpoint.items() if key not in left_out}
+    found = t5.FAMILY.recognise(checkpoint if copies else wanted, settings)
+    assert found.config.tied_head == tied and found.config.decoder_depth == 3
+    params = convert(found.table, checkpoint, built(found, t5.FAMILY))
+    back = unconvert(found.table, params)
+    assert back.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        np.testing.assert_array_equal(back[key], tensor, strict=True)
+
+
+def test_whether_the_head_is_tied():
+    _, checkpoint = tiny(tied=False)
+
+    def tied(json):
+        return t5.FAMILY.recognise(checkpoint, json).config.tied_head
+
+    assert not tied(None)
+    assert not tied({"tie_word_embeddings": False})
+    assert tied({"d_model": 8})
+    assert not tied({"tie_word_embeddings": True, "scale_decoder_outputs": False})
+    del checkpoint["lm_head.weight"]
+    assert tied(None)
+
+
+def test_other_kinds_of_t5_are_refused():
+    settings, checkpoint = tiny(tied=False)
+    with pytest.raises(ValueError, match="from v1.1 on.*got gated-silu"):
+        t5.FAMILY.recognise(checkpoint, settings | {"feed_forward_proj": "gated-silu"})
+    old = {key: tensor for key, tensor in checkpoint.items() if "wi_0" not in key}
+    with pytest.raises(ValueError, match="got layers without a gate"):
+        t5.FAMILY.recognise(old, None)
+    bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    umt5 = checkpoint | {bias.format(1): checkpoint[bias.format(0)]}
+    with pytest.raises(ValueError, match="in every block"):
+        t5.FAMILY.recognise(umt5, settings)
+
+
+def test_another_models_keys_are_not_taken():
+    other = {"shared.weight": np.zeros((2, 2)), "encoder.layers.0.fc1.weight": np.zeros((2, 2))}
+    assert t5.FAMILY.recognise(other, None) is None
+    assert t5.ENCODER.recognise(other, None) is None
+
+
+def test_layouts_are_named():
+    with pytest.raises(ValueError, match="layout must be transformers, got 'diffusers'"):
+        t5.ENCODER.table(t5.T5Config(), "diffusers")

@@ -1,0 +1,176 @@
+"""Tokens against those of `transformers`, on tiny tokenizers made here."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
+
+from flowsde.models.tokenize import clip_tokenizer, t5_tokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+SENTENCES = [
+    "a photo of a red cat on the mat", "two dogs and three cats", "the dog sat on a log",
+    "A painting, in oils: don't touch it!", "cats can't count to 42",
+]  # fmt: skip
+PROMPTS = [
+    "a photo of a cat", "", "  Two   DOGS!! don't\n sit ", "éclair naïve 日本 42", "x" * 7,
+    "cat<|endoftext|>dog",
+]  # fmt: skip
+
+
+def write_clip(folder, **settings):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        "c a",
+        "t h",
+        "th e</w>",
+        "ca t</w>",
+        "o f</w>",
+        "d o",
+        "do g",
+        "dog s</w>",
+        "o n</w>",
+    ]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    words += [merge.replace(" ", "") for merge in merges]
+    vocab = {word: i for i, word in enumerate([*words, START, END])}
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_t5(folder):
+    tokenizer = Tokenizer(tokenizer_models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    # What is saved here must not count.
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=4)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory):
+    return write_t5(tmp_path_factory.mktemp("t5"))
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_array_equal(ours.ids, theirs["input_ids"])
+    np.testing.assert_array_equal(ours.mask, np.asarray(theirs["attention_mask"], bool))
+    assert ours.ids.dtype == np.int32
+
+
+def of_transformers(tokenizer, prompts, length):
+    return tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:a prompt has")
+@pytest.mark.parametrize("length", [77, 8])
+@pytest.mark.parametrize("pad", [None, "!"])
+def test_clip(tmp_path, length, pad):
+    transformers = pytest.importorskip("transformers")
+    folder = write_clip(tmp_path / "clip", **({"pad_token": pad} if pad else {}))
+    theirs = transformers.CLIPTokenizer.from_pretrained(str(folder))
+    prompts = [*PROMPTS, "a cat and a dog on the log " * 20]
+    ours = clip_tokenizer(folder, length=length)(prompts)
+    assert_same(ours, of_transformers(theirs, prompts, length))
+    # And from the one file that `transformers` saves.
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    again = clip_tokenizer(tmp_path / "saved", length=length)(prompts)
+    np.testing.assert_array_equal(again.ids, ours.ids)
+
+
+def test_clip_by_hand(clip_folder):
+    tokenizer = clip_tokenizer(clip_folder, length=7)
+    vocab = json.loads((clip_folder / "vocab.json").read_text())
+    words = [START, "cat</w>", "a</w>", "a</w>", END, END, END]
+    tokens = tokenizer(["cat  A a"])
+    assert tokens.ids.tolist() == [[vocab[word] for word in words]]
+    assert tokens.mask.tolist() == [[True] * 5 + [False] * 2]
+
+
+@pytest.mark.filterwarnings("ignore:a prompt has")
+@pytest.mark.parametrize("length", [512, 8])
+def test_t5(t5_folder, length):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(t5_folder / "tokenizer.json"),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    prompts = [*PROMPTS, *SENTENCES]
+    ours = t5_tokenizer(t5_folder, length=length)(prompts)
+    assert_same(ours, of_transformers(theirs, prompts, length))
+    assert (ours.ids[:, -1] <= 1).all()
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_what_is_cut_is_said(clip_folder, t5_folder, kind):
+    make, folder = (clip_tokenizer, clip_folder) if kind == "clip" else (t5_tokenizer, t5_folder)
+    prompt = "the cat, the dogs"
+    whole = make(folder, length=60)([prompt])
+    used = int(whole.mask.sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = make(folder, length=used)([prompt])
+    np.testing.assert_array_equal(fits.ids[0], whole.ids[0, :used])
+    with pytest.warns(UserWarning, match="left out: '") as caught:
+        cut = make(folder, length=used - 2)([prompt])
+    # The end stays, and the text before the cut is what the tokens say.
+    assert cut.ids[0, -1] == whole.ids[0, used - 1]
+    np.testing.assert_array_equal(cut.ids[0, :-1], whole.ids[0, : used - 3])
+    rest = str(caught[0].message).split("left out: ")[1].strip("'")
+    assert prompt.endswith(rest) and 0 < len(rest) < len(prompt)
+    kept = make(folder, length=60)([prompt.removesuffix(rest)])
+    np.testing.assert_array_equal(kept.ids[0, : used - 3], cut.ids[0, :-1])
+
+
+def test_special_tokens_by_the_folders_names(tmp_path):
+    folder = write_clip(tmp_path / "clip")
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"pad_token": {"content": "!"}, "eos_token": "#"})
+    )
+    vocab = json.loads((folder / "vocab.json").read_text())
+    tokens = clip_tokenizer(folder, length=5)(["cat"]).ids[0]
+    assert tokens.tolist() == [vocab[w] for w in (START, "cat</w>", "#", "!", "!")]
+
+
+def test_folders_that_do_not_do_are_named(tmp_path, t5_folder, clip_folder):
+    with pytest.raises(ValueError, match=r"vocab.json and a merges.txt, got \[\]"):
+        clip_tokenizer(tmp_path / "none")
+    (tmp_path / "spiece.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"got \['spiece.model'\]; save one.*save_pretrained"):
+        t5_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="'<|startoftext|>' is not in the tokenizer's vocabulary"):
+        clip_tokenizer(t5_folder)
+    with pytest.raises(ValueError, match="sequence of strings, got the string 'cat'"):
+        t5_tokenizer(t5_folder)("cat")
+    with pytest.raises(ValueError, match="length must be at least 3, got 2"):
+        clip_tokenizer(clip_folder, length=2)
