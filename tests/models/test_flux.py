@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import flowsde as fs
 from flowsde.models.flux import Flux, FluxCond, FluxConfig
 from flowsde.models.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.packing import grid_ids, pack, unpack
@@ -190,6 +191,24 @@ def test_latents_are_packed_as_diffusers_packs_them(guided):
     made = nnx.jit(lambda model: model(x, arguments["t"], cond))(model)
     wanted = unpack(run(model, arguments), 6, 10, order="channels_first")
     assert error(made, wanted) <= 1e-6
+
+
+def test_a_flow_of_it_is_sampled_and_differentiated(guided):
+    _, model = guided
+    flow = fs.Flow.from_nnx(model, (4, 4, 4))
+    cond = FluxCond(normal(2, 3, TEXT), normal(2, POOLED), np.full(2, 3.5, np.float32))
+    p = fs.interpolants.linear()
+    options = {"kernel": fs.kernels.ode_euler(p), "grid": fs.grids.uniform(1), "cond": cond}
+    end = fs.sample(jax.random.key(0), flow, n=2, **options)
+    chunks = fs.sample(jax.random.key(0), flow, n=2, chunk_size=1, **options)
+    assert np.isfinite(end).all() and error(chunks, end) <= 1e-5
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        return jnp.sum(flow.means(x, jnp.full(2, 0.5), cond, p)[0])
+
+    assert np.isfinite(gradient(end)).all()
 
 
 def test_bfloat16_is_near_float32(guided):
