@@ -146,10 +146,35 @@ def places(words, tall, wide):
     return angles(ids, AXES), embed(torch.from_numpy(ids.astype(np.float32)))
 
 
+def block_inputs():
+    """Text and image tokens so small that the norm's epsilon shows, and a condition."""
+    small = np.float32(0.01)
+    return small * normal(2, 4, WIDTH), small * normal(2, 15, WIDTH, seed=1), normal(2, WIDTH)
+
+
+def test_turns_are_diffusers_at_published_sizes():
+    ids = grid_ids(128, 96)
+    turn = angles(ids, FluxConfig.dev().axes)
+    embed = diffusers.models.transformers.transformer_flux.FluxPosEmbed(10000, [16, 56, 56])
+    cos, sin = embed(torch.from_numpy(ids.astype(np.float32)))
+    np.testing.assert_allclose(np.cos(turn), cos[:, ::2], atol=1e-5)
+    np.testing.assert_allclose(np.sin(turn), sin[:, 1::2], atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_as_by_diffusers(guided):
+    theirs, model = guided
+    small = np.float32(1e-3) * normal(2, 3, 2, 16)
+    made = first(model.single).norm(small, 2 * small)
+    attn = theirs.single_transformer_blocks[0].attn
+    wanted = attn.norm_q(torch.from_numpy(small)), attn.norm_k(torch.from_numpy(2 * small))
+    for ours, a in zip(made, wanted, strict=True):
+        assert error(ours, a) <= 1e-6
+
+
 def test_double_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
-    text, image, c = normal(2, 4, WIDTH), normal(2, 15, WIDTH, seed=1), normal(2, WIDTH, seed=2)
+    text, image, c = block_inputs()
     wanted = theirs.transformer_blocks[0](
         hidden_states=torch.from_numpy(image),
         encoder_hidden_states=torch.from_numpy(text),
@@ -164,7 +189,7 @@ def test_double_block_is_diffusers(guided):
 def test_single_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
-    text, image, c = normal(2, 4, WIDTH), normal(2, 15, WIDTH, seed=1), normal(2, WIDTH, seed=2)
+    text, image, c = block_inputs()
     wanted = theirs.single_transformer_blocks[0](
         hidden_states=torch.from_numpy(image),
         encoder_hidden_states=torch.from_numpy(text),
