@@ -22,18 +22,22 @@ def table(config: FluxConfig, layout: str) -> Table:
     """The table of a layout, "original" or "diffusers"; ValueError for another."""
     if layout not in _ROWS:
         raise ValueError(f"FLUX.1 has the layouts {', '.join(map(repr, _ROWS))}, got {layout!r}")
-    return Table(_ROWS[layout](config))
+    rows = _ROWS[layout](config)
+    return Table(rows if config.guidance else tuple(row for row in rows if not _guides(row)))
 
 
-def _original(config: FluxConfig) -> tuple[Row, ...]:
+def _guides(row: Row) -> bool:
+    return row.target.startswith("guidance.")
+
+
+def _original(_: FluxConfig) -> tuple[Row, ...]:
     single = "single_blocks.{i}"
-    guidance = ("guidance",) if config.guidance else ()
-    embeddings = {"time": "time", "vector": "pooled", **dict.fromkeys(guidance, "guidance")}
     return (
         *linear("img_in", "image_in"),
         *linear("txt_in", "text_in"),
-        *_embeddings({f"{key}_in": target for key, target in embeddings.items()},
-                     "in_layer", "out_layer"),
+        *_embedding("time_in", "in_layer", "out_layer", "time"),
+        *_embedding("vector_in", "in_layer", "out_layer", "pooled"),
+        *_embedding("guidance_in", "in_layer", "out_layer", "guidance"),
         *_original_stream("img", "image"),
         *_original_stream("txt", "text"),
         *linear(f"{single}.modulation.lin", "single.modulation.linear"),
@@ -43,7 +47,7 @@ def _original(config: FluxConfig) -> tuple[Row, ...]:
         Row(f"{single}.norm.key_norm.scale", "single.norm.key.scale"),
         *linear("final_layer.adaLN_modulation.1", "modulation.linear"),
         *linear("final_layer.linear", "out"),
-    )  # fmt: skip
+    )
 
 
 def _original_stream(name: str, stream: str) -> tuple[Row, ...]:
@@ -64,13 +68,12 @@ def _diffusers(config: FluxConfig) -> tuple[Row, ...]:
     joined = tuple(
         f"{single}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     )
-    guidance = ("guidance",) if config.guidance else ()
-    embeddings = {"timestep": "time", "text": "pooled", **dict.fromkeys(guidance, "guidance")}
     return (
         *linear("x_embedder", "image_in"),
         *linear("context_embedder", "text_in"),
-        *_embeddings({f"time_text_embed.{key}_embedder": target
-                      for key, target in embeddings.items()}, "linear_1", "linear_2"),
+        *_embedding("time_text_embed.timestep_embedder", "linear_1", "linear_2", "time"),
+        *_embedding("time_text_embed.text_embedder", "linear_1", "linear_2", "pooled"),
+        *_embedding("time_text_embed.guidance_embedder", "linear_1", "linear_2", "guidance"),
         *_diffusers_stream("image", "", "to_{}", "norm_", "to_out.0"),
         *_diffusers_stream("text", "_context", "add_{}_proj", "norm_added_", "to_add_out"),
         *linear(f"{single}.norm.linear", "single.modulation.linear"),
@@ -80,7 +83,7 @@ def _diffusers(config: FluxConfig) -> tuple[Row, ...]:
         Row(f"{single}.attn.norm_k.weight", "single.norm.key.scale"),
         *linear("norm_out.linear", "modulation.linear", swapped=True),
         *linear("proj_out", "out"),
-    )  # fmt: skip
+    )
 
 
 def _diffusers_stream(stream: str, end: str, read: str, norm: str, out: str) -> tuple[Row, ...]:
@@ -96,12 +99,10 @@ def _diffusers_stream(stream: str, end: str, read: str, norm: str, out: str) -> 
     )
 
 
-def _embeddings(targets: Mapping[str, str], first: str, second: str) -> tuple[Row, ...]:
-    return tuple(
-        row
-        for key, target in targets.items()
-        for name, layer in ((first, "first"), (second, "second"))
-        for row in linear(f"{key}.{name}", f"{target}.{layer}")
+def _embedding(keys: str, first: str, second: str, target: str) -> tuple[Row, ...]:
+    return (
+        *linear(f"{keys}.{first}", f"{target}.first"),
+        *linear(f"{keys}.{second}", f"{target}.second"),
     )
 
 

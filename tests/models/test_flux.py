@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import flowsde as fs
 from flowsde.models.flux import Flux, FluxCond, FluxConfig
 from flowsde.models.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.packing import grid_ids, pack, unpack
@@ -145,10 +146,35 @@ def places(words, tall, wide):
     return angles(ids, AXES), embed(torch.from_numpy(ids.astype(np.float32)))
 
 
+def block_inputs():
+    """Text and image tokens so small that the norm's epsilon shows, and a condition."""
+    small = np.float32(0.01)
+    return small * normal(2, 4, WIDTH), small * normal(2, 15, WIDTH, seed=1), normal(2, WIDTH)
+
+
+def test_turns_are_diffusers_at_published_sizes():
+    ids = grid_ids(128, 96)
+    turn = angles(ids, FluxConfig.dev().axes)
+    embed = diffusers.models.transformers.transformer_flux.FluxPosEmbed(10000, [16, 56, 56])
+    cos, sin = embed(torch.from_numpy(ids.astype(np.float32)))
+    np.testing.assert_allclose(np.cos(turn), cos[:, ::2], atol=1e-5)
+    np.testing.assert_allclose(np.sin(turn), sin[:, 1::2], atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_as_by_diffusers(guided):
+    theirs, model = guided
+    small = np.float32(1e-3) * normal(2, 3, 2, 16)
+    made = first(model.single).norm(small, 2 * small)
+    attn = theirs.single_transformer_blocks[0].attn
+    wanted = attn.norm_q(torch.from_numpy(small)), attn.norm_k(torch.from_numpy(2 * small))
+    for ours, a in zip(made, wanted, strict=True):
+        assert error(ours, a) <= 1e-6
+
+
 def test_double_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
-    text, image, c = normal(2, 4, WIDTH), normal(2, 15, WIDTH, seed=1), normal(2, WIDTH, seed=2)
+    text, image, c = block_inputs()
     wanted = theirs.transformer_blocks[0](
         hidden_states=torch.from_numpy(image),
         encoder_hidden_states=torch.from_numpy(text),
@@ -163,7 +189,7 @@ def test_double_block_is_diffusers(guided):
 def test_single_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
-    text, image, c = normal(2, 4, WIDTH), normal(2, 15, WIDTH, seed=1), normal(2, WIDTH, seed=2)
+    text, image, c = block_inputs()
     wanted = theirs.single_transformer_blocks[0](
         hidden_states=torch.from_numpy(image),
         encoder_hidden_states=torch.from_numpy(text),
@@ -190,6 +216,24 @@ def test_latents_are_packed_as_diffusers_packs_them(guided):
     made = nnx.jit(lambda model: model(x, arguments["t"], cond))(model)
     wanted = unpack(run(model, arguments), 6, 10, order="channels_first")
     assert error(made, wanted) <= 1e-6
+
+
+def test_a_flow_of_it_is_sampled_and_differentiated(guided):
+    _, model = guided
+    flow = fs.Flow.from_nnx(model, (4, 4, 4))
+    cond = FluxCond(normal(2, 3, TEXT), normal(2, POOLED), np.full(2, 3.5, np.float32))
+    p = fs.interpolants.linear()
+    options = {"kernel": fs.kernels.ode_euler(p), "grid": fs.grids.uniform(1), "cond": cond}
+    end = fs.sample(jax.random.key(0), flow, n=2, **options)
+    chunks = fs.sample(jax.random.key(0), flow, n=2, chunk_size=1, **options)
+    assert np.isfinite(end).all() and error(chunks, end) <= 1e-5
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        return jnp.sum(flow.means(x, jnp.full(2, 0.5), cond, p)[0])
+
+    assert np.isfinite(gradient(end)).all()
 
 
 def test_bfloat16_is_near_float32(guided):
