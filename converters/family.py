@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from flowsde.flow import Flow
 from flowsde.models.layers import Numerics
 from flowsde_converters.tables import Checkpoint, Table
 
@@ -40,6 +41,8 @@ class Family:
       config: the class of its configurations, JSON values by field name.
       build: an NNX module of a configuration.
       table: (configuration, layout) to a table; ValueError names the layouts there are.
+      flow: (model, configuration) to the `flowsde.Flow` that `flowsde.load` gives; without it,
+        it gives the model.
     """
 
     name: str
@@ -47,3 +50,4 @@ class Family:
     config: type
     build: Callable[[Any, Numerics, nnx.Rngs], nnx.Module]
     table: Callable[[Any, str], Table]
+    flow: Callable[[Any, Any], Flow] | None = None

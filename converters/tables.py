@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flowsde_converters.moves import Move
+from flowsde_converters.moves import Move, put
 
 
 class HasShape(Protocol):
@@ -166,13 +166,22 @@ def _wrong_shape(row: Row, found: list[Shape], shape: Shape) -> str | None:
     return None if made == shape else f"it gives {made}"
 
 
+def blocks(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> Iterator[np.ndarray]:
+    """The parts of a row's parameter that are stacked, each an array of its own, or all of it."""
+    like = model[row.target]
+    for keys in row.keys(model):
+        block = np.empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
+        put(block, row.apply([read(key) for key in keys]))
+        yield block
+
+
 def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarray:
     """The parameter of a row, of the model's dtype, from tensors that `read` gives by key."""
     like = model[row.target]
     array = np.empty(like.shape, like.dtype)
     blocks = array if row.stacked else [array]
     for block, keys in zip(blocks, row.keys(model), strict=True):
-        block[...] = row.apply([read(key) for key in keys])
+        put(block, row.apply([read(key) for key in keys]))
     return array
 
 
@@ -201,8 +210,12 @@ def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return checkpoint
 
 
-def listed(problems: Iterable[str], shown: int = 40) -> str:
+def listed(
+    problems: Iterable[str],
+    title: str = "the checkpoint does not fit the model",
+    shown: int = 40,
+) -> str:
     """Problems as one message."""
     lines = list(problems)
     more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n".join(["the checkpoint does not fit the model:", *lines[:shown], *more])
+    return "\n".join([f"{title}:", *lines[:shown], *more])

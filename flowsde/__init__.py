@@ -1,7 +1,7 @@
 """flowsde: inference-time scaling of flow models in JAX."""
 
 from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
-from flowsde.checkpoint import restore_search, save_search
+from flowsde.checkpoint import load, restore_search, save_search
 from flowsde.flow import Flow, guide, sample
 from flowsde.interpolants import match_time
 from flowsde.predictions import (
@@ -33,6 +33,7 @@ __all__ = [
     "interpolants",
     "iterate",
     "kernels",
+    "load",
     "match_time",
     "reparameterise",
     "restore_search",

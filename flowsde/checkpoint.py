@@ -1,10 +1,11 @@
-"""Searches on disk: a `Result` of `iterate`, saved and restored through Orbax.
+"""On disk, through Orbax: a search, as a `Result` of `iterate`, and converted models.
 
-Each save is a numbered step of a folder, the number of rounds done. Orbax writes it under a
-temporary name and renames it, and the one before is kept until then, so that a process killed at
-any moment leaves a whole state.
+Each save of a search is a numbered step of a folder, the number of rounds done. Orbax writes it
+under a temporary name and renames it, and the one before is kept until then, so that a process
+killed at any moment leaves a whole state.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.typing import DTypeLike
 
+from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
 from flowsde.search.result import COUNTERS
 
@@ -126,3 +129,34 @@ def _rebuild(arrays: dict[str, Any], search: Search, prompts: int | None) -> Res
         info=Info(**info),
         state=jax.tree.map(lambda name: jnp.asarray(arrays[name]), named),
     )
+
+
+def load(
+    folder: str | Path,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    *,
+    rules: Mapping[str, str] | None = None,
+    numerics: Numerics | None = None,
+) -> Any:
+    """A model that ``flowsde convert`` wrote, its parameters read straight onto the devices.
+
+    Args:
+      folder: of one model; a pipeline has one for each.
+      mesh: of the devices; the first device alone by default.
+      dtype: of the weights; as they were written by default.
+      rules: from logical names of axes ("embed", "heads", "mlp", "vocab", "layer") to axes of the
+        mesh: a parameter is sharded along its first axis that has a rule and divides evenly, and
+        replicated if it has none.
+      numerics: dtype of activations, that of the weights by default, and attention.
+
+    Returns:
+      A `flowsde.Flow` for a family that makes one, else the `nnx.Module`.
+
+    Raises:
+      FileNotFoundError: there is no converted model.
+      ValueError: it is of another format or version, or a rule names no axis of the mesh.
+    """
+    from flowsde_converters.load import load_model
+
+    return load_model(Path(folder), mesh, dtype, rules, numerics)

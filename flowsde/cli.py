@@ -1,4 +1,4 @@
-"""The `flowsde` command: `sample PROMPT…`, `compare` and `train {shapes,scorer}`.
+"""The `flowsde` command: `sample`, `compare`, `train {shapes,scorer}` and `convert SOURCE OUT`.
 
 Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
 SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
@@ -268,9 +268,10 @@ def _parse(argv: list[str]) -> Any:
                 return tyro.cli(Sample, prog="flowsde sample", args=argv[1:], config=config)
             from flowsde.compare.command import Compare
             from flowsde.shapes.card import Train
+            from flowsde_converters.command import Convert
 
             commands: dict[str, Callable[..., Any]]
-            commands = {"sample": Sample, "compare": Compare, "train": Train}
+            commands = {"sample": Sample, "compare": Compare, "train": Train, "convert": Convert}
             if argv and argv[0] in commands:
                 name = f"flowsde {argv[0]}"
                 return tyro.cli(commands[argv[0]], prog=name, args=argv[1:], config=config)
@@ -290,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args == ["--version"]:
         print(f"flowsde {fs.__version__}")
         return
-    named = args[:1] in (["sample"], ["compare"], ["train"])
+    named = args[:1] in (["sample"], ["compare"], ["train"], ["convert"])
     name = f"flowsde {args[0]}" if named else "flowsde"
     try:
         try:
@@ -299,8 +300,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with unfinished.terminating():
                     return command.run()
             jobs = prepare(command)
-        except (ValueError, TypeError, OSError) as error:
-            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            lines = [" ".join(line.split()) for line in str(error).splitlines()]
+            # What is wrong with a checkpoint is a list.
+            between = "\n  " if args[:1] == ["convert"] else " "
+            print(f"{name}: {between.join(lines)}", file=sys.stderr)
             raise SystemExit(2) from None
         with unfinished.terminating():
             _run_all(jobs, command.resume, _again(args))
@@ -308,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         said = str(stop) or "interrupted"
         if args[:1] == ["compare"]:
             said += f"; go on with: {_again(args)}"
+        elif args[:1] == ["convert"]:
+            said += "; nothing was written"
         print(f"\n{name}: {said}", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -59,7 +59,7 @@ class Trajectory:
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
     steps: Int = None
-    """Steps of the grid."""
+    """Steps of the grid; by default 20, for smc, code, svdd and rbf a fifth of a smaller budget."""
     guidance: Float = None
     """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
     gradient_temperature: Float = None
@@ -100,7 +100,7 @@ class Tuning:
     finish: Annotated[str | None, word("finish")] = None
     """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps, or by the mean."""
     finish_steps: Int = None
-    """complete, heun: evaluations of the budget for it."""
+    """complete, heun: evaluations of the budget for it; half the steps by default."""
     width: Int = None
     """bon, rbf: candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
 

@@ -221,7 +221,7 @@ WRONG = [
     ("P --reward clip", "--reward"),
     ("P --last stop", "--last"),
     ("P --finish never", "--finish"),
-    ("P --nfe 20", "nfe"),
+    ("P --nfe 20 --steps 20", "nfe"),
     ("P --nfe 0", "--nfe"),
     ("P --nfe many", "--nfe: expected an integer, got 'many'"),
     ("P --nfe 2.5", "--nfe"),
@@ -232,7 +232,7 @@ WRONG = [
     ("P --width 0", "--width"),
     ("P --finish-steps 0", "--finish-steps"),
     ("P --guidance nan", "--guidance"),
-    ("P --guidance 2 --nfe 60", "nfe"),
+    ("P --guidance 2 --nfe 60 --steps 20", "nfe"),
     ("P --gradient-temperature -1", "--gradient-temperature must be a finite number of at least 0"),
     ("P --method smc --gradient-temperature 1", "--gradient-temperature has no effect with method"),
     ("P --method bon --gradient-temperature 1", "--gradient-temperature has no effect with method"),
@@ -417,6 +417,18 @@ def test_paper_presets_of_others(method: str) -> None:
         case "sop":
             # K = 5; what is left is one child more in the first rounds.
             assert search.paths == 2 and search.n_candidates == 2 * 5 + 1
+
+
+@pytest.mark.parametrize("method", ["smc", "code", "svdd", "rbf"])
+def test_small_budgets_take_fewer_steps(method: str) -> None:
+    def steps(nfe: int, **given: Any) -> tuple[int | None, int | None]:
+        settings = presets.resolve("recommended", method, {"nfe": nfe, **given})
+        assert presets.build(method, settings).nfe == nfe
+        return settings.steps, settings.finish_steps
+
+    assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 5), (20, 10), (20, 10)]
+    assert steps(100, guidance=2.0) == (10, 5)
+    assert steps(50, steps=14) == (14, 7) and steps(50, finish_steps=8) == (10, 8)
 
 
 def test_paper_preset() -> None:

@@ -52,6 +52,10 @@ class Numerics:
         )
 
 
+FLOAT32 = Numerics()
+"""Float32 throughout."""
+
+
 def parameter(
     shape: tuple[int, ...], axes: Axes, numerics: Numerics, rngs: nnx.Rngs, scale: float = 0.02
 ) -> nnx.Param:
@@ -107,7 +111,7 @@ def attention(
     Returns:
       [n, queries, heads x d].
     """
-    # JAX's own code promotes bfloat16 scores to float32, which strict promotion does not let it.
+    # JAX's own code adds bfloat16 to float32, which a strict promotion mode would not let pass.
     with jax.numpy_dtype_promotion("standard"):
         y = jax.nn.dot_product_attention(
             q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=numerics.attention

@@ -235,21 +235,21 @@ def _ask_step(carry: Carry, search: Search) -> Candidates:
 
 
 @partial(jax.jit, static_argnames=("search",))
-def _tell_step(
+def _turn(
     carry: Carry,
     flow: Flow,
     search: Search,
     asked: Candidates,
     evals: Evaluation,
     computed: Computed,
-) -> tuple[Carry, Packed]:
-    """Carry, and `_Told`."""
+) -> tuple[Carry, Candidates, Packed]:
+    """Carry, what is asked next, and `_Told`: the end of a round with the beginning of another."""
     # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
     told, info, done = _tell(_ask(carry, search)[0], flow, search, asked, evals, computed)
     old, new = (_of_each(search.best, c)(c.state) for c in (carry, told))
     # A particle is known by its place and time.
     changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
-    return told, Packed.of(_Told(info, told[1:], done, changed))
+    return told, _ask(told, search)[1], Packed.of(_Told(info, told[1:], done, changed))
 
 
 _start = jax.jit(_init, static_argnames=("search", "shape", "single"))
@@ -282,7 +282,7 @@ def _log_of(job: Job, carry: Carry) -> Info:
     asked = _ask_step.eval_shape(carry, search=job.search)
     evals = Evaluation(asked.x, asked.x, asked.t, asked.x if job.search.guided else None)
     counts: Any = jax.ShapeDtypeStruct(asked.t.shape, jnp.int32)
-    _, told = _tell_step.eval_shape(
+    *_, told = _turn.eval_shape(
         carry,
         job.flow,
         search=job.search,
@@ -316,9 +316,11 @@ class _Clock:
 
 
 def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candidates, _Told]:
-    """A round in programs of its own, so that each can be timed."""
-    clock = _Clock()
-    other = clock.lap(asked)
+    """A round in programs of its own, so that each can be timed.
+
+    All are under way before the first is waited for: the device goes from one to the next.
+    """
+    clock, hosted = _Clock(), isinstance(job.reward, HostReward)
     evals, computed = _model_step(
         job.flow,
         job.reward if job.search.guided else None,
@@ -327,22 +329,19 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
         search=job.search,
         size=job.sizes.model,
     )
-    model = clock.lap(evals)
-    if isinstance(job.reward, HostReward):
-        verify: Any = evaluate_on_host
-    else:
-        verify = _reward_step
-    evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
-    verifier = clock.lap(evals)
-    carry, packed = _tell_step(
-        carry, job.flow, search=job.search, asked=asked, evals=evals, computed=computed
+    if hosted:
+        model = clock.lap(evals)
+    verify: Any = evaluate_on_host if hosted else _reward_step
+    rewarded = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
+    carry, following, packed = _turn(
+        carry, job.flow, search=job.search, asked=asked, evals=rewarded, computed=computed
     )
-    # Of the next round: drawn while the caller looks at the result of this one.
-    asked = _ask_step(carry, search=job.search)
+    if not hosted:
+        model = clock.lap(evals)
+    verifier = clock.lap(rewarded)
     told = packed.unpack()
-    other += clock.lap(carry)
-    seconds = np.asarray([model, verifier, other], np.float32)
-    return carry, asked, told._replace(info=told.info._replace(seconds=seconds))
+    seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
+    return carry, following, told._replace(info=told.info._replace(seconds=seconds))
 
 
 def _iterate(job: Job) -> Iterator[Result]:

@@ -77,8 +77,6 @@ def test_draws_are_the_same_bits_however_a_search_is_run(search):
         jax.sharding.PartitionSpec("prompts"),
     )
     for rows, _ in (
-        asked(search),
-        asked(search, chunk_size=4),
         asked(search, go=fs.iterate, chunk_size=7),
         asked(search, place=lambda cond: jax.device_put(cond, over)),
     ):

@@ -1,0 +1,127 @@
+"""`flowsde convert`: the options, and what it says."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tqdm import tqdm
+
+from flowsde.options import Flag, shown
+from flowsde_converters import hub
+from flowsde_converters.back import prepare_back, run_back
+from flowsde_converters.convert import Job, check_out, prepare, recover, run
+from flowsde_converters.detect import Plan
+
+_IGNORED_SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert a PyTorch checkpoint to a folder that flowsde.load reads.
+
+    What the checkpoint is, is found out from its files and printed. Every key must have its place
+    and every parameter its tensor, of the right shape, dtype and finite values, or nothing is
+    written; what was written is read back and compared. A pipeline's folder (model_index.json) is
+    converted model by model, its tokenizers are copied.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, shown("SOURCE")]
+    """A file (.safetensors, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is fetched
+    from the Hugging Face hub: owner/name, or owner/name/file."""
+    out: Annotated[Path | None, tyro.conf.Positional, shown("OUT")] = None
+    """New folder; it appears when the conversion is complete."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, shown("{float32,bfloat16,float16}")
+    ] = None
+    """Of the weights that are written; by default as they are."""
+    family: Annotated[str | None, shown("NAME")] = None
+    """Refuse a checkpoint of any other family, or choose where it fits several."""
+    revision: Annotated[str | None, shown("REV")] = None
+    """Branch, tag or commit on the hub."""
+    check: Flag = False
+    """Look at the files, keys and shapes, and say what is found; write nothing (no OUT needed)."""
+    to_torch: Flag = False
+    """The other way: SOURCE is a converted folder, OUT a new .safetensors file with the original
+    keys and bits, or a new folder with that file and its config.json."""
+    overwrite: Flag = False
+    """Replace an older conversion."""
+
+    def run(self) -> None:
+        """Convert, and say what was found and written.
+
+        Raises:
+          ValueError, ImportError, OSError: naming what is wrong; nothing is left behind.
+        """
+        if self.out is None and not self.check:
+            raise ValueError("OUT is missing, expected a new folder, or --check")
+        if self.to_torch:
+            return self._back()
+        if self.out is not None:
+            recover(self.out)
+            check_out(Path(self.source), self.out, self.overwrite)
+        job = prepare(self._fetched(), self.family, self.dtype)
+        print("\n".join(described(job)), flush=True)
+        if self.check:
+            print("check   all keys and shapes fit; values were not read, nothing was written")
+            return
+        assert self.out is not None
+        with _bar(job.to_read + job.to_write) as bar:
+            run(job, self.out, self.overwrite, bar.update)
+        print(
+            f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
+        )
+
+    def _fetched(self) -> Path:
+        """Where the source is on this machine."""
+        path = Path(self.source)
+        if path.exists():
+            if self.revision is not None:
+                raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
+            return path
+        return hub.fetch(self.source, self.revision)
+
+    def _back(self) -> None:
+        given = {"--dtype": self.dtype, "--family": self.family, "--revision": self.revision}
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong or self.check or self.out is None:
+            raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
+        models = prepare_back(Path(self.source))
+        for name, one in models.items():
+            print(f"found   {name + ': ' if name else ''}{one.described}", flush=True)
+        with _bar(sum(one.nbytes for one in models.values())) as bar:
+            run_back(Path(self.source), models, self.out, self.overwrite, bar.update)
+        print(f"wrote   {self.out}", flush=True)
+
+
+def _bar(total: int) -> tqdm:
+    return tqdm(total=total, unit="B", unit_scale=True, mininterval=0.3, ascii=None)
+
+
+def described(job: Job) -> list[str]:
+    """What was found, line by line."""
+    lines = []
+    for name, one in job.plans.items():
+        lines += _described(one, f"{name}: " if name else "")
+    return lines + [f"copies  {name}" for name in job.copied]
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else str(count)
+
+
+def _described(one: Plan, prefix: str) -> list[str]:
+    held, dtypes = one.checkpoint, {like.dtype.name for like in one.model.values()}
+    source = sorted({held.tensors[key].dtype.name for key in one.used})
+    lines = [
+        f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
+        f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
+        f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
+        "config  " + ", ".join(f"{k}={v}" for k, v in vars(one.found.config).items()),
+        *(f"takes   {note}" for note in held.notes),
+    ]
+    if one.ignored:
+        more = len(one.ignored) - _IGNORED_SHOWN
+        names = ", ".join(one.ignored[:_IGNORED_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        lines.append(f"ignores {names}: the model has no use for them")
+    return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

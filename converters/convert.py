@@ -1,0 +1,214 @@
+"""A checkpoint or a pipeline's folder, converted whole or not at all.
+
+Everything is written to a temporary folder beside OUT, which takes its name at the end: what is
+called OUT is complete, whenever the process dies.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import flowsde as fs
+from flowsde.report import write_json
+from flowsde_converters.detect import Plan, plan
+from flowsde_converters.files import has_weights, open_checkpoint, read_json
+from flowsde_converters.store import CONFIG, PIPELINE, is_converted
+from flowsde_converters.stream import Advance
+from flowsde_converters.tables import listed
+from flowsde_converters.write import write
+
+INDEX = "model_index.json"
+"""The file that makes a folder a pipeline: from names of its parts to their classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be converted.
+
+    Attributes:
+      source: file or folder.
+      plans: by name of the sub-folder, or only "" for a single model.
+      copied: sub-folders without weights, which are copied as they are.
+    """
+
+    source: Path
+    plans: dict[str, Plan]
+    copied: tuple[str, ...] = ()
+
+    @property
+    def to_read(self) -> int:
+        """Bytes of tensors."""
+        return sum(
+            one.checkpoint.tensors[k].nbytes for one in self.plans.values() for k in one.used
+        )
+
+    @property
+    def to_write(self) -> int:
+        """Bytes of parameters."""
+        return sum(nbytes(like) for one in self.plans.values() for like in one.model.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest parameter."""
+        return max(nbytes(like) for one in self.plans.values() for like in one.model.values())
+
+
+def nbytes(like: object) -> int:
+    """Bytes of a shape and dtype."""
+    return like.size * like.dtype.itemsize  # type: ignore[attr-defined]
+
+
+def prepare(source: Path, family: str | None = None, dtype: str | None = None) -> Job:
+    """Look at everything but the values.
+
+    Args:
+      source: file or folder.
+      family: that a single model must be of; found out by default.
+      dtype: of the parameters; as in the checkpoint by default.
+
+    Raises:
+      ValueError: listing everything that is wrong.
+      ImportError: PyTorch's own files without torch.
+      OSError: the files cannot be read.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
+    if not (source / INDEX).is_file():
+        return Job(source, {"": plan(open_checkpoint(source), family, dtype)})
+    if family is not None:
+        raise ValueError(f"--family is for a single model, and {source} is a pipeline")
+    models, copied, problems = _parts(source)
+    plans: dict[str, Plan] = {}
+    for name in models:
+        try:
+            plans[name] = plan(open_checkpoint(source / name), None, dtype)
+        except ValueError as error:
+            problems += [f"{name}: {line}" for line in str(error).splitlines()]
+    if not models and not problems:
+        problems.append(f"none of {', '.join(copied)} holds weights")
+    if problems:
+        raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
+    return Job(source, plans, tuple(copied))
+
+
+def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of a pipeline's models, of what is copied, and what is wrong."""
+    models: list[str] = []
+    copied: list[str] = []
+    problems: list[str] = []
+    for name, kind in read_json(source / INDEX).items():
+        # Other entries are settings, and parts that this pipeline does without.
+        if name.startswith("_") or not isinstance(kind, list) or None in kind:
+            continue
+        if not re.fullmatch(r"\w+", name):
+            problems.append(f"{INDEX} names the part {name!r}, expected a folder beside it")
+        elif not (source / name).is_dir():
+            problems.append(f"{INDEX} names the part {name}, which is missing")
+        else:
+            (models if has_weights(source / name) else copied).append(name)
+    return models, copied, problems
+
+
+def check_out(source: Path, out: Path, overwrite: bool) -> None:
+    """ValueError unless `out` can be written."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"OUT {out} holds SOURCE {source}, expected a new folder")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise ValueError(f"OUT {out} exists, expected another one or --overwrite")
+    if not is_converted(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--overwrite: OUT {out} was not written by a conversion, and is left")
+
+
+def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda _: None) -> None:
+    """Convert.
+
+    Args:
+      job: of `prepare`.
+      out: new folder.
+      overwrite: whether it may take the place of an older conversion.
+      advance: told of bytes of tensors that were read, and of parameters that were verified.
+
+    Raises:
+      ValueError: `out` is there or too large for the disk, or values are not finite; nothing is
+        left behind.
+      OSError: the disk.
+    """
+    recover(out)
+    check_out(job.source, out, overwrite)
+    with replacing_folder(out, job.to_write) as folder:
+        for name, one in job.plans.items():
+            (folder / name).mkdir(exist_ok=True)
+            try:
+                write(one, folder / name, advance)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        if "" in job.plans:
+            return
+        for name in job.copied:
+            shutil.copytree(job.source / name, folder / name)
+        shutil.copy2(job.source / INDEX, folder)
+        about = {"format": PIPELINE, "version": fs.__version__}
+        write_json(
+            folder / CONFIG, {**about, "models": list(job.plans), "copied": list(job.copied)}
+        )
+
+
+@contextmanager
+def replacing_folder(out: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder that becomes `out` if the block succeeds, and vanishes if it does not.
+
+    Raises:
+      ValueError: the disk has less than `needed` bytes.
+    """
+    check_space(out, needed)
+    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            os.rename(out, old)
+        os.rename(temporary, out)
+    finally:
+        for folder in (temporary, old):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+
+def check_space(out: Path, needed: int) -> None:
+    """ValueError if the disk of `out`, whose parents are made, has less than `needed` bytes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ValueError(f"OUT {out} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
+
+
+def recover(out: Path) -> None:
+    """Tidy up after processes that were killed: what they left beside `out` goes."""
+    if not out.parent.is_dir():
+        return
+    for path in sorted(out.parent.glob(glob.escape(f".{out.name}.") + "*")):
+        found = re.fullmatch(re.escape(f".{out.name}.") + r"(\d+)\.(tmp|old)", path.name)
+        if not found or _is_running(int(found[1])):
+            continue
+        if found[2] == "old" and not out.exists():
+            # Killed between the two renames.
+            os.rename(path, out)
+        else:
+            shutil.rmtree(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

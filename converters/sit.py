@@ -1,0 +1,108 @@
+"""SiT: the published checkpoints, whose keys are the original code's."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from flowsde.flow import Flow
+from flowsde.models.layers import Numerics
+from flowsde.models.sit import SIZES, SiT, SiTConfig
+from flowsde_converters.family import Family, Found
+from flowsde_converters.moves import CONV, Reshape
+from flowsde_converters.rows import linear
+from flowsde_converters.tables import Checkpoint, Row, Table
+
+_HEADS = {width: heads for width, _, heads in SIZES.values()}
+
+
+def table(config: SiTConfig, layout: str) -> Table:
+    """The table of a layout; ValueError names the only one there is, "original"."""
+    if layout != "original":
+        raise ValueError(f'SiT has the layout "original", got {layout!r}')
+    width, patch = config.width, (config.patch, config.patch, config.channels, config.width)
+    flat = (math.prod(patch[:3]), width)
+    place = (config.tokens, width)
+    return Table(
+        (
+            Row("x_embedder.proj.weight", "patches.kernel", (*CONV, Reshape(patch, flat))),
+            Row("x_embedder.proj.bias", "patches.bias"),
+            Row("pos_embed", "positions", (Reshape((1, *place), place),)),
+            Row("y_embedder.embedding_table.weight", "labels"),
+            *linear("t_embedder.mlp.0", "time.first"),
+            *linear("t_embedder.mlp.2", "time.second"),
+            *linear("blocks.{i}.adaLN_modulation.1", "blocks.modulation.linear"),
+            *linear("blocks.{i}.attn.qkv", "blocks.qkv"),
+            *linear("blocks.{i}.attn.proj", "blocks.out"),
+            *linear("blocks.{i}.mlp.fc1", "blocks.up"),
+            *linear("blocks.{i}.mlp.fc2", "blocks.down"),
+            *linear("final_layer.adaLN_modulation.1", "modulation.linear"),
+            *linear("final_layer.linear", "out"),
+        )
+    )
+
+
+def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -> Found | None:
+    """A SiT by its keys; everything but the heads follows from shapes.
+
+    A DiT checkpoint has the same keys and shapes, and nothing to tell it by: it is taken for a SiT.
+    Heads are those of the published width, or `beside["heads"]`; ValueError where both are
+    missing, or where the shapes contradict each other.
+    """
+    wanted = ("pos_embed", "x_embedder.proj.weight", "y_embedder.embedding_table.weight",
+              "blocks.0.attn.qkv.weight", "final_layer.linear.weight")  # fmt: skip
+    if any(key not in checkpoint for key in wanted):
+        return None
+    place, patches, labels, _, out = (tuple(checkpoint[key].shape) for key in wanted)
+    width, channels, patch = patches[:3]
+    heads = (beside or {}).get("heads", _HEADS.get(width))
+    if heads is None:
+        raise ValueError(
+            f"a SiT of width {width} is none of {sorted(_HEADS)}: its heads do not follow from "
+            'the shapes, give {"heads": ...} in config.json beside it'
+        )
+    config = SiTConfig(
+        width=width,
+        depth=_blocks(checkpoint),
+        heads=heads,
+        size=_side(place[1]) * patch,
+        patch=patch,
+        channels=channels,
+        classes=labels[0] - 1,
+        learn_sigma=_learns_sigma(out[0], patch**2 * channels),
+    )
+    return Found(config, "original", table(config, "original"))
+
+
+def _blocks(checkpoint: Checkpoint) -> int:
+    return 1 + max(int(m[1]) for key in checkpoint if (m := re.match(r"blocks\.(\d+)\.", key)))
+
+
+def _side(tokens: int) -> int:
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise ValueError(f"pos_embed has {tokens} positions, expected a square number")
+    return side
+
+
+def _learns_sigma(outputs: int, values: int) -> bool:
+    if outputs not in (values, 2 * values):
+        raise ValueError(
+            f"final_layer.linear.weight has {outputs} outputs, expected {values} or {2 * values}"
+        )
+    return outputs == 2 * values
+
+
+def _build(config: SiTConfig, numerics: Numerics, rngs: nnx.Rngs) -> SiT:
+    return SiT(config, numerics, rngs=rngs)
+
+
+def _flow(model: SiT, config: SiTConfig) -> Flow:
+    return Flow.from_nnx(model, shape=(config.size, config.size, config.channels))
+
+
+FAMILY = Family(
+    name="sit", recognise=recognise, config=SiTConfig, build=_build, table=table, flow=_flow
+)

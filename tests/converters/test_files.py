@@ -1,0 +1,291 @@
+"""Files are read as the libraries read them, or refused with what is wrong; nothing else runs."""
+
+import argparse
+import json
+import os
+import pickle
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as library
+
+from flowsde_converters.files import open_checkpoint
+from flowsde_converters.safetensors_file import DTYPES, SafetensorsFile, SafetensorsWriter
+
+F32 = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def raw(header, data=b""):
+    """A safetensors file of any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def of_every_dtype():
+    """Tensors of every dtype and of odd shapes."""
+    shapes = [(), (3,), (0, 2), (2, 3), (1, 2, 1), (5,)]
+    return {
+        f"{name}.{i}": np.arange(int(np.prod(shape))).reshape(shape).astype(dtype)
+        for name, dtype in DTYPES.items()
+        for i, shape in enumerate(shapes)
+    }
+
+
+def test_what_the_writer_writes_reads_back(tmp_path):
+    tensors = of_every_dtype()
+    path = tmp_path / "a.safetensors"
+    with SafetensorsWriter(path, tensors) as writer:
+        for key in reversed(list(tensors)):
+            writer.write(key, tensors[key])
+    file = SafetensorsFile(path)
+    assert file.tensors.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(file.read(key), tensor, strict=True)
+        assert file.tensors[key].begin % tensor.itemsize == 0
+
+
+def test_the_library_reads_what_the_writer_writes(tmp_path):
+    tensors = {k: a for k, a in of_every_dtype().items() if not k.startswith(("BF16", "F8"))}
+    path = tmp_path / "a.safetensors"
+    with SafetensorsWriter(path, tensors) as writer:
+        for key, tensor in tensors.items():
+            writer.write(key, np.asfortranarray(tensor) if tensor.ndim else tensor)
+    read = library.load_file(path)
+    assert read.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(read[key], tensor, strict=True)
+
+
+def test_reads_what_the_library_writes_at_any_alignment(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(
+        raw({"odd": entry("U8", (1,), (0, 1)), "a": entry("F32", (2, 3), (1, 25))},
+            b"\7" + F32.tobytes())
+    )  # fmt: skip
+    np.testing.assert_array_equal(SafetensorsFile(path).read("a"), F32, strict=True)
+    library.save_file({"a": F32, "b": F32.T.copy()}, path, {"format": "pt"})
+    np.testing.assert_array_equal(SafetensorsFile(path).read("b"), F32.T, strict=True)
+
+
+def test_an_unwritten_tensor_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="never written: b"):
+        with SafetensorsWriter(tmp_path / "a.safetensors", {"a": F32, "b": F32}) as writer:
+            writer.write("a", F32)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (b"", "truncated"),
+        (b"\x08", "truncated"),
+        (raw({"a": entry()})[:20], "truncated"),
+        (raw({"a": entry()}, b"123"), "truncated: .* bytes, expected"),
+        (raw({"a": entry()}, b"12345"), "1 bytes after the last tensor"),
+        ((2**62).to_bytes(8, "little") + b"{}", "truncated"),
+        (raw(b"not json"), "not JSON"),
+        (raw(b"\xff\xfe{}"), "not JSON"),
+        (raw(b"[" * 200_000), "not JSON"),
+        (raw([]), "a list, expected an object"),
+        (raw(b'{"a": 1, "a": 2}'), "the key a 2 times"),
+        (raw(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "the key dtype 2 times"),
+        (raw({"a": 3}), "a is .*, expected dtype, shape and data_offsets"),
+        (raw({"a": {"dtype": "F32"}}), "a is .*, expected dtype, shape and data_offsets"),
+        (raw({"a": entry("F31")}), "dtype F31, expected one of F64"),
+        (raw({"a": entry(["F32"])}), "dtype"),
+        (raw({"a": entry(shape=[-1])}), "shape"),
+        (raw({"a": entry(shape=[1.0])}), "shape"),
+        (raw({"a": entry(shape=[True])}), "shape"),
+        (raw({"a": entry(shape=[2**60, 0])}), "shape"),
+        (raw({"a": entry(shape=[1] * 40)}), "shape"),
+        (raw({"a": entry(offsets=[0])}), "data_offsets"),
+        (raw({"a": entry(offsets=[4, 0])}, b"1234"), "a has -4 bytes, expected 4"),
+        (raw({"a": entry(shape=[2])}, b"1234"), "a has 4 bytes, expected 8"),
+        (raw({"a": entry(), "b": entry()}, b"1234"), "b begins at byte 0, expected 4"),
+        (raw({"a": entry(offsets=[4, 8])}, b"12345678"), "a begins at byte 4, expected 0"),
+        (raw({}), "holds no tensors"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_broken_files_are_refused_by_name(tmp_path, file, words):
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(file)
+    with pytest.raises(ValueError, match=words) as error:
+        open_checkpoint(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards with an index."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    library.save_file({"a": F32}, tmp_path / names[0])
+    library.save_file({"b": F32 + 1, "c": F32 + 2}, tmp_path / names[1])
+    where = {"a": names[0], "b": names[1], "c": names[1]}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_one_checkpoint(shards, index):
+    if not index:
+        (shards / "model.safetensors.index.json").unlink()
+    for path in (shards, shards / "model-00002-of-00002.safetensors"):
+        found = open_checkpoint(path)
+        assert len(found.paths) == 2
+        for i, key in enumerate("abc"):
+            np.testing.assert_array_equal(found.read(key), F32 + i, strict=True)
+
+
+def test_defects_of_shards_are_said_together(shards):
+    one, two = sorted(shards.glob("*.safetensors"))
+    library.save_file({"a": F32, "b": F32}, one)
+    index = shards / "model.safetensors.index.json"
+    where = json.loads(index.read_text())["weight_map"] | {"d": two.name, "e": "gone.safetensors"}
+    index.write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(ValueError) as error:
+        open_checkpoint(shards)
+    said = str(error.value)
+    for words in (
+        f"{one.name} has b, model.safetensors.index.json does not",
+        f"{two.name} lacks d, model.safetensors.index.json has it",
+        "the shard gone.safetensors is missing",
+        f"b is in {one.name} and in {two.name}",
+    ):
+        assert words in said
+    assert len(said.splitlines()) == 5
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", 3, "x"])
+def test_an_index_names_files_beside_it_only(shards, name):
+    index = shards / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="expected the name of a file beside it"):
+        open_checkpoint(shards)
+
+
+def test_the_missing_shard_of_a_series_is_named(shards):
+    (shards / "model.safetensors.index.json").unlink()
+    (shards / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="model-00001-of-00002.safetensors is missing"):
+        open_checkpoint(shards)
+
+
+def test_a_folder_has_one_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="holds no weights"):
+        open_checkpoint(tmp_path)
+    library.save_file({"a": F32}, tmp_path / "x.safetensors")
+    library.save_file({"a": F32 + 1}, tmp_path / "y.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors, y\.safetensors, expected one"):
+        open_checkpoint(tmp_path)
+    library.save_file({"a": F32 + 2}, tmp_path / "diffusion_pytorch_model.safetensors")
+    library.save_file({"a": F32 + 3}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).read("a"), F32 + 2)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.npz is no checkpoint, expected one of \.safetensors"):
+        open_checkpoint(tmp_path / "a.npz")
+    library.save_file({"a": F32}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json holds a list, expected an object"):
+        open_checkpoint(tmp_path)
+
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_files_give_the_same_bits(tmp_path, legacy):
+    state = {
+        "a": torch.from_numpy(F32),
+        "t": torch.from_numpy(F32).T,
+        "scalar": torch.tensor(3.0),
+        "half": torch.arange(5).to(torch.bfloat16),
+        "flag": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    path = tmp_path / "a.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    found = open_checkpoint(path)
+    assert found.notes == ()
+    np.testing.assert_array_equal(found.read("a"), F32, strict=True)
+    np.testing.assert_array_equal(found.read("t"), F32.T, strict=True)
+    np.testing.assert_array_equal(found.read("scalar"), np.float32(3), strict=True)
+    half = np.arange(5).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(found.read("half"), half, strict=True)
+    np.testing.assert_array_equal(found.read("flag"), np.array([True, False]), strict=True)
+    assert found.tensors["parameter"].dtype == np.float32
+
+
+def test_the_average_of_a_training_checkpoint_is_taken(tmp_path):
+    weights = {name: {"a": torch.full((2,), value)} for value, name in enumerate(("model", "ema"))}
+    args = argparse.Namespace(depth=3)
+    torch.save({**weights, "opt": {"state": {0: torch.ones(1)}}, "args": args}, tmp_path / "a.pt")
+    found = open_checkpoint(tmp_path / "a.pt")
+    assert found.tensors.keys() == {"a"} and found.read("a")[0] == 1
+    assert found.notes == ("a.pt: 'ema' of model, ema, opt, args",)
+
+
+def test_maps_are_let_go(tmp_path, monkeypatch):
+    """A file that is read in full is mapped again and again, and reads the same."""
+    from flowsde_converters import torch_file
+
+    monkeypatch.setattr(torch_file, "_MAPPED_AT_ONCE", 10)
+    torch.save({str(i): torch.full((4,), i) for i in range(5)}, tmp_path / "a.pt")
+    found = open_checkpoint(tmp_path / "a.pt")
+    arrays = [found.read(str(i)) for i in range(5)]
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(array, np.full(4, i), strict=True)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("harmed",))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.ckpt", "a.pth"])
+def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with open(name, "wb") as file:
+        pickle.dump({"a": Harmful()}, file, protocol=2)
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        open_checkpoint(tmp_path / name)
+    torch.save({"a": Harmful()}, name)
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        open_checkpoint(tmp_path / name)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 3, 200, 600, 900])
+def test_truncated_torch_files_are_refused(tmp_path, kept):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.from_numpy(F32)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"a\.pt: (truncated|not read, it is broken)"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [([torch.ones(1)], "holds a list"), ({"a": 3}, "'a' is a int"), ({3: torch.ones(1)}, "3 is a")],
+)
+def test_torch_files_hold_tensors_by_key(tmp_path, held, words):
+    torch.save(held, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=words):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_without_torch_the_error_says_so(tmp_path, monkeypatch):
+    (tmp_path / "a.pt").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"a\.pt: reading it takes torch"):
+        open_checkpoint(tmp_path / "a.pt")

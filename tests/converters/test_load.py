@@ -1,0 +1,138 @@
+"""`flowsde.load`: the model that was written, on the devices that were asked for."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+from test_convert import converted, expected, pipeline  # noqa: F401
+
+import flowsde as fs
+from flowsde.models.layers import Numerics
+from flowsde_converters import convert
+from flowsde_converters.paths import parameters
+
+
+@pytest.fixture
+def out(source, tmp_path):
+    converted(source, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_model_computes_what_the_tensors_say(out):
+    model = fs.load(out)
+    assert isinstance(model, toy.Toy)
+    tensors = toy.tensors()
+    x = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    t = np.linspace(0, 1, 5, dtype=np.float32)
+    h = x + t[:, None]
+    for i in range(3):
+        weight = np.concatenate([tensors[f"b.{i}.x"], tensors[f"b.{i}.y"]])
+        h = h @ weight.T + tensors[f"b.{i}.bias"]
+    wanted = h @ tensors["head.weight"][::-1].T + tensors["head.bias"][::-1]
+    found = model(jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_may_make_a_flow(families, source, tmp_path):
+    families["toy"] = dataclasses.replace(toy.FLOW, name="toy")
+    converted(source, tmp_path / "out")
+    flow = fs.load(str(tmp_path / "out"))
+    assert isinstance(flow, fs.Flow) and flow.shape == (4,)
+    leaves = {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(flow.params)}
+    assert leaves == {a.tobytes() for a in expected(toy.tensors()).values()}
+
+
+def test_dtypes_of_weights_and_activations(out):
+    as_is, small = fs.load(out), fs.load(out, dtype=jnp.bfloat16)
+    assert as_is.head.kernel.get_value().dtype == as_is.head.dtype == jnp.float32
+    assert small.head.dtype == jnp.bfloat16
+    for path, array in parameters(small).items():
+        wanted = expected(toy.tensors())[path].astype(toy.BF16)
+        np.testing.assert_array_equal(np.asarray(array), wanted, strict=True)
+    mixed = fs.load(out, dtype=jnp.bfloat16, numerics=Numerics(dtype=jnp.float32))
+    assert mixed.head.kernel.get_value().dtype == jnp.bfloat16 and mixed.head.dtype == jnp.float32
+
+
+def test_parameters_are_sharded_by_the_names_of_their_axes(out):
+    mesh = jax.make_mesh((2, 2), ("data", "model"), (jax.sharding.AxisType.Auto,) * 2)
+    model = fs.load(out, mesh, rules={"mlp": "model", "embed": "data", "layer": "model"})
+    specs = {
+        # layer has three rows, which two devices do not share; embed comes before mlp.
+        "blocks.kernel": PartitionSpec(None, "data"),
+        "blocks.bias": PartitionSpec(None, "model"),
+        "head.kernel": PartitionSpec("data"),
+        "head.bias": PartitionSpec(),
+    }
+    for path, array in parameters(model).items():
+        assert array.sharding == NamedSharding(mesh, specs[path]), path
+        np.testing.assert_array_equal(array, expected(toy.tensors())[path])
+    for array in parameters(fs.load(out, mesh)).values():
+        assert array.sharding == NamedSharding(mesh, PartitionSpec())
+
+
+def test_a_rule_names_an_axis_of_the_mesh(out):
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    with pytest.raises(ValueError, match="rules map 'mlp' to 'model', expected one of data"):
+        fs.load(out, mesh, rules={"mlp": "model"})
+    with pytest.raises(ValueError, match="rules map 'mlp' to 'model', expected a mesh"):
+        fs.load(out, rules={"mlp": "model"})
+
+
+def test_what_is_not_a_converted_model_is_refused(out, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json, expected what"):
+        fs.load(tmp_path / "nowhere")
+    config = out / "config.json"
+    about = json.loads(config.read_text())
+    config.write_text(json.dumps(about | {"format": "other"}))
+    with pytest.raises(ValueError, match="of the format 'other', expected 'flowsde converted"):
+        fs.load(out)
+    config.write_text(json.dumps(about | {"family": "gone"}))
+    with pytest.raises(ValueError, match="unknown family 'gone', expected one of toy"):
+        fs.load(out)
+    config.write_text(json.dumps(about | {"config": {"depth": 3, "breadth": 4}}))
+    with pytest.raises(ValueError, match="unknown settings of Config: breadth"):
+        fs.load(out)
+    config.write_text(json.dumps(about | {"config": about["config"] | {"depth": 4}}))
+    with pytest.raises(ValueError, match=r"blocks\.bias is \(3, 4\), expected \(4, 4\)"):
+        fs.load(out)
+
+
+@pytest.mark.parametrize(
+    "gone", ["params", "params/head.bias", "params/head.bias/.zarray", "params/head.bias/0"]
+)
+def test_a_parameter_that_is_gone_is_an_error(out, gone):
+    path = out / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ValueError, match=r"params/(head\.bias|blocks\.kernel) cannot be read: "):
+        fs.load(out)
+
+
+def test_a_truncated_parameter_is_an_error(out):
+    file = out / "params" / "head.bias" / "0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"head\.bias cannot be read: a file is .* or truncated"):
+        fs.load(out)
+
+
+def test_a_pipeline_has_a_model_for_each_part(pipeline, tmp_path):  # noqa: F811
+    convert.run(convert.prepare(pipeline), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"a pipeline, expected one of its models: .*transformer"):
+        fs.load(tmp_path / "out")
+    assert isinstance(fs.load(tmp_path / "out" / "transformer"), toy.Toy)
+
+
+def test_large_parameters_load_from_many_files(families, tmp_path):
+    tensors = toy.tensors(depth=2, width=1024)
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = converted(tmp_path / "model.safetensors", tmp_path / "out")
+    wanted = expected(tensors)
+    for path, array in parameters(fs.load(tmp_path / "out")).items():
+        np.testing.assert_array_equal(array, wanted[path], strict=True)
+        np.testing.assert_array_equal(found[path], wanted[path], strict=True)

@@ -1,0 +1,140 @@
+"""Checkpoints as their libraries save them, through the whole conversion and back."""
+
+import argparse
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import flowsde as fs
+from flowsde.models.sit import SiTConfig
+from flowsde_converters import convert, sit
+from flowsde_converters.back import prepare_back, run_back
+from flowsde_converters.detect import abstract, families, plan
+from flowsde_converters.files import open_checkpoint
+from flowsde_converters.paths import parameters
+from flowsde_converters.tables import convert as in_memory
+from flowsde_converters.tables import unconvert
+
+torch = pytest.importorskip("torch")
+
+
+def test_every_family_has_a_name_of_its_own():
+    known = families()
+    assert {"sit", "clip", "clip_text", "clip_vision", "t5", "t5_encoder"} <= known.keys()
+    assert all(name == family.name for name, family in known.items())
+
+
+def test_a_training_checkpoint_of_sit_makes_a_flow(tmp_path):
+    config = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3)
+    rng = np.random.default_rng(0)
+    model = parameters(abstract(sit.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.1).astype(p.dtype) for k, p in model.items()}
+    tensors = unconvert(sit.table(config, "original"), params)
+    state = {key: torch.from_numpy(np.ascontiguousarray(a)) for key, a in tensors.items()}
+    other = {key: torch.zeros_like(a) for key, a in state.items()}
+    held = {"model": other, "ema": state, "opt": {}, "args": argparse.Namespace(model="SiT-S/2")}
+    torch.save(held, tmp_path / "sit.pt")
+
+    job = convert.prepare(tmp_path / "sit.pt")
+    found = job.plans[""]
+    assert (found.family.name, found.found.config) == ("sit", config)
+    assert found.checkpoint.notes == ("sit.pt: 'ema' of model, ema, opt, args",)
+    convert.run(job, tmp_path / "out")
+    flow = fs.load(tmp_path / "out")
+    assert isinstance(flow, fs.Flow) and flow.shape == (4, 4, 4)
+    wanted = {a.tobytes() for a in params.values()}
+    assert {np.asarray(a).tobytes() for a in jax.tree.leaves(flow.params)} == wanted
+
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor, strict=True)
+
+
+def test_sit_at_full_size_is_recognised_by_shapes_alone(tmp_path):
+    """As `--check` would see it; no values, no memory."""
+    config = SiTConfig.preset("XL/2")
+    model = parameters(abstract(sit.FAMILY, config))
+    like = {k: np.broadcast_to(np.float32(0), p.shape) for k, p in model.items()}
+    tensors = unconvert(sit.table(config, "original"), like)
+    checkpoint = open_checkpoint_of(tensors)
+    found = plan(checkpoint)
+    assert found.found.config == config and len(found.used) == 292
+    assert found.count == sum(a.size for a in tensors.values())
+
+
+def open_checkpoint_of(tensors):
+    """An opened checkpoint without files."""
+    from flowsde_converters.files import Checkpoint
+    from flowsde_converters.safetensors_file import Tensor
+
+    return Checkpoint({k: Tensor(a.shape, a.dtype) for k, a in tensors.items()}, (), None, (), {})
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """The models beside FLUX's transformer, tiny, as diffusers and transformers save them."""
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    models = {
+        "vae": diffusers.AutoencoderKL(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=16, norm_num_groups=4,
+            use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+        "text_encoder": transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                num_attention_heads=2, max_position_embeddings=8, eos_token_id=2,
+            )
+        ),
+        "text_encoder_2": transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                feed_forward_proj="gated-gelu",
+            )
+        ).to(torch.bfloat16),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, model in models.items():
+            model.save_pretrained(folder / name)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    parts = [*models, "tokenizer"]
+    index = {"_class_name": "FluxPipeline"} | {name: ["library", "Class"] for name in parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_models_of_a_pipeline_convert_load_and_come_back(pipeline, tmp_path):
+    job = convert.prepare(pipeline)
+    named = {name: one.family.name for name, one in job.plans.items()}
+    assert named == {
+        "vae": "autoencoder_kl", "text_encoder": "clip_text", "text_encoder_2": "t5_encoder",
+    }  # fmt: skip
+    convert.run(job, tmp_path / "out")
+    for name, one in job.plans.items():
+        checkpoint = one.checkpoint
+        tensors = {key: checkpoint.read(key) for key in checkpoint.tensors}
+        wanted = in_memory(one.found.table, tensors, one.model)
+        found = parameters(fs.load(tmp_path / "out" / name))
+        assert found.keys() == wanted.keys()
+        for path, array in wanted.items():
+            np.testing.assert_array_equal(np.asarray(found[path]), array, strict=True)
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back")
+    for name, one in job.plans.items():
+        back = open_checkpoint(tmp_path / "back" / name)
+        assert back.config == one.checkpoint.config
+        assert back.tensors.keys() == set(one.used)
+        for key in one.used:
+            assert back.tensors[key].dtype == one.checkpoint.tensors[key].dtype
+            assert back.read(key).tobytes() == one.checkpoint.read(key).tobytes(), key

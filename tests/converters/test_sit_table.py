@@ -1,0 +1,96 @@
+"""SiT's published sizes fit the table, key by key, and checkpoints come back bit for bit."""
+
+import math
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from flowsde.models.layers import Numerics
+from flowsde.models.sit import SIZES, SiTConfig
+from flowsde_converters.paths import parameters
+from flowsde_converters.sit import FAMILY
+from flowsde_converters.tables import convert, unconvert
+
+# Keys and millions of parameters, as published.
+PUBLISHED = {"S/2": (132, 33.0), "B/2": (132, 130.5), "L/2": (252, 458.1), "XL/2": (292, 675.1)}
+
+
+def abstract(config):
+    return parameters(nnx.eval_shape(lambda: FAMILY.build(config, Numerics(), nnx.Rngs(0))))
+
+
+def zeros(config):
+    """The checkpoint of a configuration by the table's inverse, taking no memory."""
+    params = {path: np.broadcast_to(np.float32(0), a.shape) for path, a in abstract(config).items()}
+    return unconvert(FAMILY.table(config, "original"), params)
+
+
+def small(heads=2, **sizes):
+    config = SiTConfig(width=16, depth=2, heads=heads, size=8, classes=5, **sizes)
+    rng = np.random.default_rng(0)
+    return config, {
+        key: rng.normal(size=a.shape).astype(np.float32) for key, a in zeros(config).items()
+    }
+
+
+@pytest.mark.parametrize("pixels", [256, 512])
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_have_their_keys_and_parameters(name, pixels):
+    config = SiTConfig.preset(name, pixels)
+    tensors = zeros(config)
+    keys, millions = PUBLISHED[name]
+    assert len(tensors) == keys
+    # Positions of 512 pixels are four times as many.
+    extra = 768 * config.width if pixels == 512 else 0
+    count = sum(math.prod(a.shape) for a in tensors.values()) - extra
+    assert count / 1e6 == pytest.approx(millions, abs=0.051)
+    assert FAMILY.recognise(tensors, None) == (config, "original", FAMILY.table(config, "original"))
+
+
+def test_shapes_of_the_largest_are_the_published_ones():
+    shapes = {key: a.shape for key, a in zeros(SiTConfig.preset("XL/2")).items()}
+    wanted = {
+        "pos_embed": (1, 256, 1152),
+        "x_embedder.proj.weight": (1152, 4, 2, 2),
+        "t_embedder.mlp.0.weight": (1152, 256),
+        "y_embedder.embedding_table.weight": (1001, 1152),
+        "blocks.27.attn.qkv.weight": (3456, 1152),
+        "blocks.27.adaLN_modulation.1.bias": (6912,),
+        "blocks.0.mlp.fc1.weight": (4608, 1152),
+        "blocks.0.mlp.fc2.weight": (1152, 4608),
+        "final_layer.linear.weight": (32, 1152),
+        "final_layer.adaLN_modulation.1.weight": (2304, 1152),
+    }
+    assert {key: shapes[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("sizes", [{}, {"learn_sigma": False}, {"patch": 4, "channels": 3}])
+def test_round_trip_is_bit_exact(sizes):
+    config, tensors = small(**sizes)
+    found = FAMILY.recognise(tensors, {"heads": 2})
+    assert found.config == config
+    back = unconvert(found.table, convert(found.table, tensors, abstract(config)))
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor, strict=True)
+
+
+def test_other_checkpoints_are_not_a_sit():
+    _, tensors = small()
+    del tensors["pos_embed"]
+    assert FAMILY.recognise(tensors, None) is None
+
+
+def test_what_shapes_leave_open_or_contradict_is_an_error():
+    _, tensors = small()
+    with pytest.raises(ValueError, match=r"width 16 is none of .*give {\"heads\": ...}"):
+        FAMILY.recognise(tensors, None)
+    odd = tensors | {"pos_embed": np.zeros((1, 15, 16), np.float32)}
+    with pytest.raises(ValueError, match="15 positions, expected a square number"):
+        FAMILY.recognise(odd, {"heads": 2})
+    odd = tensors | {"final_layer.linear.weight": np.zeros((20, 16), np.float32)}
+    with pytest.raises(ValueError, match="20 outputs, expected 16 or 32"):
+        FAMILY.recognise(odd, {"heads": 2})
+    with pytest.raises(ValueError, match="\"original\", got 'diffusers'"):
+        FAMILY.table(SiTConfig(), "diffusers")
