@@ -84,6 +84,7 @@ def _norm(features: int, groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
     return nnx.GroupNorm(
         features,
         groups,
+        epsilon=1e-6,
         dtype=jnp.float32,
         scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(None,)),
         bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(None,)),

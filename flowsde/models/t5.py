@@ -73,10 +73,8 @@ def relative_buckets(
         buckets //= 2
         first, distance = np.where(ahead > 0, buckets, 0), np.abs(ahead)
     exact = buckets // 2
-    # In float32, as published weights were trained: rounding decides at 16, 32 and 64.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
-    ratio = ratio / np.float32(np.log(max_distance / exact)) * np.float32(buckets - exact)
-    far = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
+    ratio = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact)
+    far = np.minimum(exact + (ratio * (buckets - exact)).astype(int), buckets - 1)
     return first + np.where(distance < exact, distance, far)
 
 

@@ -40,9 +40,9 @@ def pair_of(settings):
     return module, *port(autoencoder_kl.FAMILY, module, dict(module.config))
 
 
-@pytest.fixture(scope="module", params=[FLUX, SD], ids=["FLUX", "SD"])
-def pair(request):
-    return pair_of(request.param)
+@pytest.fixture(scope="module")
+def sd():
+    return pair_of(SD)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,35 @@ def as_ours(a):
 
 
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 16, 16), (3, 8, 20)])
-def test_posterior(pair, n, height, width):
+def test_posterior(flux, n, height, width):
+    assert_posterior(flux, normal(n, height, width, 3))
+
+
+def test_posterior_with_quant_convolutions(sd):
+    assert_posterior(sd, normal(2, 8, 20, 3))
+
+
+def assert_posterior(pair, x):
     module, model, _ = pair
-    x = normal(n, height, width, 3)
     mean, log_variance = apply(model, lambda model, x: model.posterior(x), x)
     theirs = module.encode(as_torch(x)).latent_dist
     assert error(mean, as_ours(theirs.mean)) < 1e-4
     assert error(log_variance, as_ours(theirs.logvar)) < 1e-4
-    assert mean.shape[1:3] == (height // model.config.factor, width // model.config.factor)
+    assert mean.shape[1:3] == tuple(side // model.config.factor for side in x.shape[1:3])
 
 
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 8, 8), (2, 4, 6)])
-def test_decoded_latents(pair, n, height, width):
+def test_decoded_latents(flux, n, height, width):
+    assert_decoded(flux, normal(n, height, width, 16))
+
+
+def test_decoded_latents_with_quant_convolutions(sd):
+    assert_decoded(sd, normal(2, 3, 5, 4))
+
+
+def assert_decoded(pair, latents):
     module, model, _ = pair
     config = module.config
-    latents = normal(n, height, width, config.latent_channels)
     z = as_torch(latents) / config.scaling_factor + (config.shift_factor or 0.0)
     ours = apply(model, decode, latents)
     assert error(ours, as_ours(module.decode(z).sample)) < 1e-4
@@ -104,16 +118,16 @@ def test_encode_shifts_scales_and_draws(flux):
     x = normal(2, 8, 8, 3)
 
     def call(model, x):
-        keys = jax.random.split(jax.random.key(0), 2000)
+        keys = jax.random.split(jax.random.key(0), 400)
         draws = jax.lax.map(lambda key: model.encode(x, key), keys)
         return model.posterior(x), model.encode(x), draws.mean(0), draws.std(0)
 
     (mean, log_variance), latents, average, spread = apply(model, call, x)
     np.testing.assert_allclose(latents, (mean - 0.1159) * 0.3611, rtol=1e-5, atol=1e-6)
     deviation = 0.3611 * np.exp(0.5 * log_variance)
-    # Six standard errors of a mean and a deviation of 2,000.
-    assert (np.abs(average - latents) / deviation).max() < 6 / np.sqrt(2000)
-    assert np.abs(spread / deviation - 1).max() < 6 / np.sqrt(4000)
+    # Six standard errors of a mean and a deviation of 400.
+    assert (np.abs(average - latents) / deviation).max() < 6 / np.sqrt(400)
+    assert np.abs(spread / deviation - 1).max() < 6 / np.sqrt(800)
 
 
 def test_log_variance_is_kept_in_bounds(flux):
@@ -166,7 +180,7 @@ def test_memory_does_not_grow_with_the_image(flux):
         compiled = jax.jit(call).lower(state, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes - 3 * 4 * (2 * side) ** 2
 
-    assert temporary(24, 8) < 1.2 * temporary(8, 8) < 0.5 * temporary(24, 24)
+    assert temporary(24, 8) < 0.3 * temporary(24, 24)
 
 
 def test_bfloat16_is_near(flux):

@@ -147,17 +147,12 @@ def test_both_towers_and_their_scale():
     assert error(apply(model, logits, ids, x), theirs) < 1e-4
 
 
-def test_gradients_of_the_parameters(text, vision):
+def test_gradients_of_the_parameters(text):
     weights = np.random.default_rng(1).normal(size=24).astype(np.float32)
     module, model, found = text
     ids = tokens(3, 12)
     scalar = (module(as_torch(ids)).text_embeds.square() @ torch.tensor(weights)).sum()
     loss = lambda model: (model(ids).embedding ** 2 @ weights).sum()  # noqa: E731
-    assert gradient_error(model, found, module, loss, scalar) < 1e-3
-    module, model, found = vision
-    x = images(2)
-    scalar = (module(as_torch(x)).image_embeds.square() @ torch.tensor(weights)).sum()
-    loss = lambda model: (model(jnp.asarray(x)).embedding ** 2 @ weights).sum()  # noqa: E731
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 

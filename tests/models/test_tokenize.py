@@ -16,7 +16,7 @@ SENTENCES = [
     "A painting, in oils: don't touch it!", "cats can't count to 42",
 ]  # fmt: skip
 PROMPTS = [
-    "a photo of a cat", "", "  Two   DOGS!! don't\n sit ", "éclair naïve 日本 42", "x" * 7,
+    "a photo of a cat", "", "  Two   DOGS!! don't\n sit ", "éclair nai\u0308ve 日本 42", "x" * 7,
     "cat<|endoftext|>dog",
 ]  # fmt: skip
 

@@ -12,12 +12,16 @@ from flowsde_converters.tables import convert, unconvert
 
 
 def randomised(module, seed=0, std=0.15):
-    """`module` with all its parameters from N(0, std): zeros and ones hide mistakes."""
+    """`module` with all its parameters from N(0, std), scales of norms from N(1, std).
+
+    Zeros and ones hide mistakes, and so do activations so small that all is linear.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, 0.0, std, generator=generator)
+    for name, parameter in module.named_parameters():
+        scale = "norm" in name and name.endswith("weight")
+        torch.nn.init.normal_(parameter, float(scale), std, generator=generator)
     return module.eval()
 
 
