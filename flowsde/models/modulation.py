@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -36,7 +37,10 @@ def sinusoids(t: jax.Array, features: int = SINUSOIDS) -> jax.Array:
       float32 [n, features], for even `features`.
     """
     half = features // 2
-    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(_MAX_PERIOD) / half))
+    # Published models were trained with exponents rounded to float32. With times up to thousands
+    # that rounding shows, so it is repeated here; the exponential itself is exact.
+    exponents = np.float32(-math.log(_MAX_PERIOD)) * np.arange(half, dtype=np.float32) / half
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

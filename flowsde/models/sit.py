@@ -13,7 +13,14 @@ import numpy as np
 from flax import nnx
 
 from flowsde.models.layers import FLOAT32, Numerics, attention, parameter, scan, stack
-from flowsde.models.modulation import Embedding, Modulation, adaptive_norm, add_gated, sinusoids
+from flowsde.models.modulation import (
+    SINUSOIDS,
+    Embedding,
+    Modulation,
+    adaptive_norm,
+    add_gated,
+    sinusoids,
+)
 from flowsde.models.packing import pack, unpack
 
 SIZES = {"S/2": (384, 12, 6), "B/2": (768, 12, 12), "L/2": (1024, 24, 16), "XL/2": (1152, 28, 16)}
@@ -125,7 +132,7 @@ class SiT(nnx.Module):
         self.positions = nnx.Param(
             jnp.asarray(positions, numerics.param_dtype), axes=(None, "embed")
         )
-        self.time = Embedding(256, width, numerics, rngs)
+        self.time = Embedding(SINUSOIDS, width, numerics, rngs)
         self.labels = parameter((config.classes + 1, width), ("vocab", "embed"), numerics, rngs)
         self.blocks = stack(lambda r: Block(config, numerics, r), config.depth, rngs)
         self.modulation = Modulation(width, 2, numerics, rngs)

@@ -1,0 +1,40 @@
+"""Rotary positions over several axes (Su et al., 2021, arXiv 2104.09864).
+
+A head's features are pairs of neighbours; each axis of a position turns pairs of its own, by the
+position times theta^(-2 i / d) for the i-th pair of the axis' d features.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+THETA = 1e4
+
+
+def angles(ids: jax.Array, features: tuple[int, ...], theta: float = THETA) -> jax.Array:
+    """Angles float32 [tokens, sum(features) / 2] of positions [tokens, axes].
+
+    Args:
+      ids: position of each token along each axis.
+      features: of a head that each axis turns, even numbers.
+      theta: sets the slowest turn.
+
+    Raises:
+      ValueError: when `ids` and `features` differ in their axes.
+    """
+    if ids.ndim != 2 or ids.shape[1] != len(features):
+        raise ValueError(f"ids must have shape (tokens, {len(features)}), got {ids.shape}")
+    speeds = [(theta ** (-np.arange(0, d, 2) / d)).astype(np.float32) for d in features]
+    places = jnp.asarray(ids, jnp.float32)
+    return jnp.concatenate(
+        [places[:, axis, None] * speed[None] for axis, speed in enumerate(speeds)], axis=1
+    )
+
+
+def rotate(x: jax.Array, turn: jax.Array) -> jax.Array:
+    """x [n, tokens, heads, d], each pair (2 i, 2 i + 1) turned by `turn` [tokens, d / 2]."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    cos, sin = jnp.cos(turn)[None, :, None], jnp.sin(turn)[None, :, None]
+    turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return turned.reshape(x.shape)
