@@ -33,19 +33,14 @@ def never() -> bool:
     return False
 
 
-def create(folder: Path, like: Any, by_block: bool) -> tuple[int, ...]:
-    """Describe an array of a shape and dtype.
-
-    Args:
-      folder: new.
-      like: with shape and dtype.
-      by_block: whether each entry of the leading axis has files of its own.
-
-    Returns:
-      The shape of a chunk.
-    """
+def chunk_of(like: Any, by_block: bool) -> tuple[int, ...]:
+    """The shape of a chunk of an array; if `by_block`, of one entry of its leading axis."""
     lead, shape = ((1,), like.shape[1:]) if by_block else ((), like.shape)
-    chunk = (*lead, *_cut(shape, np.dtype(like.dtype).itemsize))
+    return (*lead, *_cut(shape, np.dtype(like.dtype).itemsize))
+
+
+def describe(folder: Path, like: Any, chunk: tuple[int, ...]) -> None:
+    """Write the description of an array of a shape and dtype, in chunks."""
     tensorstore.open(
         {
             "driver": "zarr",
@@ -56,7 +51,6 @@ def create(folder: Path, like: Any, by_block: bool) -> tuple[int, ...]:
         dtype=like.dtype,
         shape=like.shape,
     ).result()
-    return chunk
 
 
 def _cut(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

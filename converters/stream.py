@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsde_converters.arrays import Parameter, create, digest, raw, write_block
+from flowsde_converters.arrays import Parameter, chunk_of, describe, digest, raw, write_block
 from flowsde_converters.detect import Plan
 from flowsde_converters.tables import Row, blocks, fill, listed
 
@@ -70,8 +70,10 @@ class Stream:
         """Begin to write a parameter; ValueError, after a look at all others, for wrong values."""
         like = self._plan.model[row.target]
         by_block = row.stacked and like.size * like.dtype.itemsize >= like.shape[0] * _LEAST_BLOCK
-        chunk = create(folder, like, by_block)
-        hashed, writing = hashlib.sha256(), []
+        chunk = chunk_of(like, by_block)
+        folder.mkdir(parents=True)
+        writing = [self._writing.submit(describe, folder, like, chunk)]
+        hashed = hashlib.sha256()
         self._begun.add(row.target)
         for i, block in enumerate(self._blocks(row, by_block)):
             place = i if by_block else None
