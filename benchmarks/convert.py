@@ -11,10 +11,14 @@ It should be at most twice the largest stacked parameter and 1 GiB; speed at lea
 
     python benchmarks/convert.py [--quick] [--json FILE] [--folder DIR]
 
+Other jobs on the machine slow down converting more than copying, which mostly waits for the disk:
+the processor's seconds are given too, and the load.
+
 Keys of the JSON: bytes (of the checkpoint), seconds (of converting), copy_seconds (of copying),
-peak_rss_bytes, start_rss_bytes (before converting, all libraries loaded), largest_stacked_bytes,
-limit_rss_bytes, speed (copy_seconds over seconds), targets {speed}, version, cores, load (average
-over a minute, before and after).
+cpu_seconds and copy_cpu_seconds (of the processor, over all threads), peak_rss_bytes,
+start_rss_bytes (before converting, all libraries loaded), largest_stacked_bytes, limit_rss_bytes,
+speed (copy_seconds over seconds), targets {speed}, version, cores, load (average over a minute,
+before and after).
 """
 
 import dataclasses
@@ -145,15 +149,15 @@ def forget(folder: pathlib.Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def copy(source: pathlib.Path, target: pathlib.Path) -> float:
-    """Seconds of copying a folder's files to the disk."""
-    began = time.perf_counter()
+def copy(source: pathlib.Path, target: pathlib.Path) -> tuple[float, float]:
+    """Seconds of copying a folder's files to the disk: of the clock, and of the processor."""
+    began, cpu = time.perf_counter(), time.process_time()
     target.mkdir()
     for path in sorted(source.iterdir()):
         shutil.copyfile(path, target / path.name)
         with (target / path.name).open("rb+") as file:
             os.fsync(file.fileno())
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
 def resident(which: str) -> int:
@@ -167,11 +171,12 @@ def resident(which: str) -> int:
 def child(source: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     """Convert, in this process."""
     detect.register(FAMILY)
-    start, began = resident("VmRSS"), time.perf_counter()
+    start, began, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     job = convert.prepare(source)
     convert.run(job, out)
     return {
         "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
         "peak_rss_bytes": resident("VmHWM"),
         "start_rss_bytes": start,
         "largest_stacked_bytes": job.largest,
@@ -186,7 +191,7 @@ def measure(args: Args, folder: pathlib.Path) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in source.iterdir())
     print(f"checkpoint  {size / 2**30:8.2f} GiB", flush=True)
     forget(source)
-    copy_seconds = copy(source, folder / "copy")
+    copy_seconds, copy_cpu = copy(source, folder / "copy")
     shutil.rmtree(folder / "copy")
     print(f"copying     {copy_seconds:8.1f} s", flush=True)
     forget(source)
@@ -196,11 +201,13 @@ def measure(args: Args, folder: pathlib.Path) -> dict[str, Any]:
     limit = 2 * found["largest_stacked_bytes"] + 2**30
     speed = copy_seconds / found["seconds"]
     print(f"converting  {found['seconds']:8.1f} s, {speed:.2f} of the speed of copying")
+    print(f"processor   {found['cpu_seconds']:8.1f} s, copying {copy_cpu:.1f} s")
     print(f"memory      {found['peak_rss_bytes'] / 2**30:8.2f} GiB of {limit / 2**30:.2f}")
     return {
         "bytes": size,
         **found,
         "copy_seconds": copy_seconds,
+        "copy_cpu_seconds": copy_cpu,
         "limit_rss_bytes": limit,
         "speed": speed,
         "targets": {"speed": TARGET},

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from flowsde.report import replacing, write_json
+from flowsde_converters.arrays import Parameter
 from flowsde_converters.convert import INDEX, check_space, replacing_folder
 from flowsde_converters.detect import family_named
 from flowsde_converters.safetensors_file import SafetensorsWriter
-from flowsde_converters.store import CONFIG, PARAMS, PIPELINE, Parameter, from_json, read_config
+from flowsde_converters.store import CONFIG, PARAMS, PIPELINE, from_json, read_config
 from flowsde_converters.stream import Advance
 from flowsde_converters.tables import Row, Table
 

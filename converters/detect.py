@@ -6,7 +6,6 @@ sets every parameter once, and shapes and dtypes are right. Only the values are 
 
 import dataclasses
 import importlib
-import importlib.util
 from typing import Any
 
 import jax
@@ -71,9 +70,8 @@ def register(family: Family) -> None:
 def families() -> dict[str, Family]:
     """Every family by name."""
     package = __name__.rpartition(".")[0]
-    names = [f"{package}.{name}" for name in MODULES]
-    there = [name for name in names if importlib.util.find_spec(name)]
-    held = [value for name in there for value in vars(importlib.import_module(name)).values()]
+    modules = [importlib.import_module(f"{package}.{name}") for name in MODULES]
+    held = [value for module in modules for value in vars(module).values()]
     return {one.name: one for one in held if isinstance(one, Family)} | _registered
 
 

@@ -5,10 +5,9 @@ maps one tensor. Nothing is ever unpickled but by `flowsde_converters.torch_file
 """
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +23,6 @@ _SUFFIXES = (".safetensors", *torch_file.SUFFIXES)
 _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What libraries call the weights of a folder."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-_DIGEST_AT_ONCE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +75,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds any."""
     return any(p.suffix in _SUFFIXES for p in folder.iterdir() if p.is_file())
-
-
-def digest(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """SHA-256 of a file; of less of it if it is stopped."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while not stopped() and (block := file.read(_DIGEST_AT_ONCE)):
-            found.update(block)
-    return found.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

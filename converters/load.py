@@ -11,9 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from jax.typing import DTypeLike
 
 from flowsde.models.layers import Numerics, logical_axes
+from flowsde_converters.arrays import Parameter
 from flowsde_converters.detect import abstract, family_named
 from flowsde_converters.paths import parameters, with_parameters
-from flowsde_converters.store import CONFIG, PARAMS, Parameter, flat, from_json, nested, read_config
+from flowsde_converters.store import CONFIG, PARAMS, flat, from_json, nested, read_config
 from flowsde_converters.tables import listed
 
 

@@ -13,20 +13,12 @@ params {shape, dtype, sha256 by path}. Of a pipeline's: format, version, models 
 """
 
 import dataclasses
-import hashlib
-import math
 import types
 import typing
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  NumPy learns the name bfloat16
-import numpy as np
-import tensorstore
-
 from flowsde_converters.files import read_json
-from flowsde_converters.moves import contiguous
 
 CONFIG, PARAMS = "config.json", "params"
 FORMAT = "flowsde converted model 1"
@@ -105,58 +97,3 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{name}"
         found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return found
-
-
-class Parameter:
-    """A parameter on disk, in a folder of its own, read in parts.
-
-    Attributes:
-      shape: of the whole.
-      dtype: as written.
-
-    Raises:
-      ValueError: it is not there.
-    """
-
-    def __init__(self, folder: Path):
-        where = {"driver": "file", "path": str(folder.absolute())}
-        try:
-            self._store: Any = tensorstore.open({"driver": "zarr", "kvstore": where}).result()
-        except ValueError as error:
-            said = str(error).split("[")[0].strip()
-            raise ValueError(f"{folder} cannot be read: {said}") from None
-        chunk: Any = self._store.chunk_layout.read_chunk.shape
-        files = [p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")]
-        counts = [-(-n // m) for n, m in zip(self._store.shape, chunk, strict=True)]
-        size = math.prod(chunk) * self._store.dtype.numpy_dtype.itemsize
-        if files != [size] * math.prod(counts):
-            raise ValueError(f"{folder} cannot be read: a file is missing or truncated")
-        self.shape: tuple[int, ...] = tuple(self._store.shape)
-        self.dtype: np.dtype = self._store.dtype.numpy_dtype
-
-    def read(self, at: Any = ...) -> np.ndarray:
-        """An index of it."""
-        return self._store[at].read().result()
-
-    def parts(self) -> Iterator[np.ndarray]:
-        """All of it, in parts along the leading axis that are whole chunks."""
-        if not self.shape:
-            yield self.read()
-            return
-        rows = max(1, self._store.chunk_layout.read_chunk.shape[0])
-        for i in range(0, self.shape[0], rows):
-            yield self.read(slice(i, min(i + rows, self.shape[0])))
-
-    def digest(self, stopped: Callable[[], bool] = lambda: False) -> str:
-        """SHA-256 of its bytes, row-major; of less of them if it is stopped."""
-        found = hashlib.sha256()
-        for part in self.parts():
-            if stopped():
-                break
-            found.update(raw(part))
-        return found.hexdigest()
-
-
-def raw(a: np.ndarray) -> memoryview:
-    """The bytes of an array, row-major, without a copy if it is."""
-    return contiguous(a).reshape(-1).view(np.uint8).data

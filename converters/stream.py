@@ -2,10 +2,11 @@
 
     this thread   tensors -> finite? -> laid out as a block -> ...
     hashing       ... SHA-256 of the parameter, block after block
-    TensorStore   ... the block's own file, flushed to the disk
+    writing       ... the block's own file, flushed to the disk
     reading       a parameter that is complete is read again, and its hash compared
 
-A few blocks are in memory at once, whatever the size of the parameter they are stacked in.
+A few blocks are in memory at once, whatever the size of the parameter they are stacked in; they
+are used again and again, as memory that is new costs more than what is written into it.
 """
 
 import collections
@@ -17,15 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 
+from flowsde_converters.arrays import Parameter, chunk_of, describe, digest, raw, write_block
 from flowsde_converters.detect import Plan
-from flowsde_converters.files import digest
-from flowsde_converters.store import Parameter, raw
 from flowsde_converters.tables import Row, blocks, fill, listed
 
-_FILE = 2**26
-"""Bytes of a file of a parameter; a device that has a part of it reads few more than its own."""
 _LEAST_BLOCK = 2**20
 _IN_FLIGHT = 2**27
 """Bytes of blocks that wait to be written."""
@@ -44,16 +41,18 @@ class Stream:
     def __init__(self, plan: Plan, advance: Advance):
         self._plan, self._advance, self._lock = plan, advance, threading.Lock()
         self._hashing, self._reading, self._sources = (ThreadPoolExecutor(1) for _ in range(3))
+        self._writing = ThreadPoolExecutor(2)
         self._stopped = threading.Event()
-        self._in_flight: collections.deque[tuple[int, list[Any]]] = collections.deque()
+        self._in_flight: collections.deque[tuple[np.ndarray, list[Future]]] = collections.deque()
         self._wrong: list[str] = []
         self._unfit = False
+        self._free: list[np.ndarray] = []
         self._begun: set[str] = set()
         self._read_back: dict[str, Future[str | None]] = {}
         self.hashes: dict[str, Future[str]] = {}
         """SHA-256 of each parameter."""
         self.sources = {
-            path.name: self._sources.submit(digest, path, self._stopped.is_set)
+            path.name: self._sources.submit(digest, iter([path]), self._stopped.is_set)
             for path in plan.checkpoint.paths
         }
         """SHA-256 of each file, found while the rest goes on."""
@@ -64,22 +63,23 @@ class Stream:
     def __exit__(self, *_: Any) -> None:
         self._stopped.set()
         self._wait(0, ignore=True)
-        for pool in (self._sources, self._hashing, self._reading):
+        for pool in (self._sources, self._writing, self._hashing, self._reading):
             pool.shutdown(cancel_futures=True)
 
     def write(self, row: Row, folder: Path) -> None:
         """Begin to write a parameter; ValueError, after a look at all others, for wrong values."""
         like = self._plan.model[row.target]
         by_block = row.stacked and like.size * like.dtype.itemsize >= like.shape[0] * _LEAST_BLOCK
-        store = _create(folder, like, by_block)
-        hashed, writing = hashlib.sha256(), []
+        chunk = chunk_of(like, by_block)
+        folder.mkdir(parents=True)
+        writing = [self._writing.submit(describe, folder, like, chunk)]
+        hashed = hashlib.sha256()
         self._begun.add(row.target)
         for i, block in enumerate(self._blocks(row, by_block)):
-            target = store[i] if by_block else store
-            write = target.write(block, can_reference_source_data_indefinitely=True)
+            place = i if by_block else None
+            writing.append(self._writing.submit(write_block, folder, block, chunk, place))
             hashing = self._hashing.submit(hashed.update, raw(block))
-            self._in_flight.append((block.nbytes, [write, hashing]))
-            writing.append(write)
+            self._in_flight.append((block, [writing[-1], hashing]))
             self._wait(_IN_FLIGHT)
         self.hashes[row.target] = self._hashing.submit(hashed.hexdigest)
         self._read_back[row.target] = self._reading.submit(self._check, row.target, folder, writing)
@@ -93,7 +93,7 @@ class Stream:
 
     def _blocks(self, row: Row, by_block: bool) -> Iterator[np.ndarray]:
         model = self._plan.model
-        made = blocks(row, model, self._read)
+        made = blocks(row, model, self._read, self._empty)
         if not by_block:
             made = iter([fill(row, model, self._read)])
         for block in made:
@@ -128,7 +128,7 @@ class Stream:
         self._tell(tensor.nbytes)
         return tensor
 
-    def _check(self, path: str, folder: Path, writing: list[Any]) -> str | None:
+    def _check(self, path: str, folder: Path, writing: list[Future]) -> str | None:
         """What is wrong with a parameter on disk."""
         for write in writing:
             write.result()
@@ -140,36 +140,25 @@ class Stream:
 
     def _wait(self, most: int, ignore: bool = False) -> None:
         """Until at most so many bytes of blocks are in memory."""
-        while self._in_flight and sum(size for size, _ in self._in_flight) > most:
-            for work in self._in_flight.popleft()[1]:
+        while self._in_flight and sum(block.nbytes for block, _ in self._in_flight) > most:
+            block, work = self._in_flight.popleft()
+            for one in work:
                 try:
-                    work.result()
+                    one.result()
                 except Exception:
                     if not ignore:
                         raise
+            self._free.append(block)
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array for a block: one that is done with, if it is alike."""
+        alike = [a for a in self._free if (a.shape, a.dtype) == (shape, dtype)]
+        self._free = alike[1:]
+        return alike[0] if alike else np.empty(shape, dtype)
 
     def _tell(self, size: int) -> None:
         with self._lock:
             self._advance(size)
-
-
-def _create(folder: Path, like: Any, by_block: bool) -> Any:
-    """An empty zarr array as Orbax has them."""
-    lead = (1,) if by_block else ()
-    shape = like.shape[len(lead) :]
-    parts = max(1, -(-int(np.prod(shape)) * like.dtype.itemsize // _FILE))
-    chunks = [*lead, *((-(-shape[0] // parts), *shape[1:]) if shape else ())]
-    return tensorstore.open(
-        {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
-            "metadata": {"compressor": None, "chunks": chunks},
-            "store_data_equal_to_fill_value": True,
-        },
-        create=True,
-        dtype=like.dtype,
-        shape=like.shape,
-    ).result()
 
 
 def count_not_finite(a: np.ndarray) -> int:

@@ -73,12 +73,13 @@ class Row:
         for i in range(model[self.target].shape[0]):
             yield tuple(key.replace("{i}", str(i)) for key in self.sources)
 
-    def apply(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """One block's array; ValueError where the shapes do not allow it."""
+    def apply(self, tensors: list[np.ndarray], joined: np.ndarray | None = None) -> np.ndarray:
+        """One block's array, joined in `joined` if there is one; ValueError where the shapes do not
+        allow it."""
         rows = [a.shape[0] if a.ndim else 0 for a in tensors]
         if len(tensors) > 1 and tuple(rows) != self._sizes(sum(rows)):
             raise ValueError(f"first axes {rows}, expected {list(self._sizes(sum(rows)))}")
-        array = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+        array = tensors[0] if len(tensors) == 1 else np.concatenate(tensors, out=joined)
         for move in self.moves:
             array = move.apply(array)
         return array
@@ -166,13 +167,29 @@ def _wrong_shape(row: Row, found: list[Shape], shape: Shape) -> str | None:
     return None if made == shape else f"it gives {made}"
 
 
-def blocks(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> Iterator[np.ndarray]:
-    """The parts of a row's parameter that are stacked, each an array of its own, or all of it."""
-    like = model[row.target]
+def blocks(
+    row: Row,
+    model: Model,
+    read: Callable[[str], np.ndarray],
+    empty: Callable[..., np.ndarray] = np.empty,
+) -> Iterator[np.ndarray]:
+    """The parts of a row's parameter that are stacked, or all of it, in arrays of `empty`."""
+    like, joined = model[row.target], None
     for keys in row.keys(model):
-        block = np.empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
-        put(block, row.apply([read(key) for key in keys]))
+        block = empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
+        tensors = [read(key) for key in keys]
+        if len(tensors) > 1:
+            joined = _room(tensors, joined)
+        put(block, row.apply(tensors, joined))
         yield block
+
+
+def _room(tensors: list[np.ndarray], before: np.ndarray | None) -> np.ndarray:
+    """Where tensors can be joined: where those before them were, if it is alike."""
+    shape = (sum(a.shape[0] for a in tensors), *tensors[0].shape[1:])
+    dtype = np.result_type(*tensors)
+    alike = before is not None and (before.shape, before.dtype) == (shape, dtype)
+    return before if alike and before is not None else np.empty(shape, dtype)
 
 
 def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarray:

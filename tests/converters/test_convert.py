@@ -14,11 +14,12 @@ import pytest
 import toy
 from safetensors.numpy import load_file, save_file
 
-from flowsde_converters import convert, detect, stream
+from flowsde_converters import arrays, convert, detect, stream
+from flowsde_converters.arrays import Parameter
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.files import open_checkpoint
 from flowsde_converters.paths import parameters
-from flowsde_converters.store import Parameter, flat, from_json
+from flowsde_converters.store import flat, from_json
 from flowsde_converters.tables import convert as in_memory
 
 
@@ -62,7 +63,7 @@ def test_parameters_are_those_of_the_table(families, tmp_path, layout):
 def test_large_blocks_are_written_one_by_one(source, tmp_path, monkeypatch):
     """As with blocks of more than a megabyte; files of a parameter are small enough to be many."""
     monkeypatch.setattr(stream, "_LEAST_BLOCK", 1)
-    monkeypatch.setattr(stream, "_FILE", 20)
+    monkeypatch.setattr(arrays, "_FILE", 20)
     monkeypatch.setattr(stream, "_IN_FLIGHT", 0)
     out = tmp_path / "out"
     assert_same(converted(source, out), expected(toy.tensors()))
@@ -82,9 +83,8 @@ def test_few_blocks_are_in_memory(families, tmp_path, monkeypatch):
         nonlocal most
         for block in blocks(*args):
             made.append(weakref.ref(block))
-            alive = [one() for one in made]
-            most = max(most, sum(one.nbytes for one in alive if one is not None))
-            del alive
+            alive = {id(one()): one().nbytes for one in made if one() is not None}
+            most = max(most, sum(alive.values()))
             yield block
             del block
 

@@ -78,12 +78,17 @@ def open_checkpoint_of(tensors):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """The models beside FLUX's transformer, tiny, as diffusers and transformers save them."""
+    """FLUX's models, tiny, as diffusers and transformers save them."""
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     models = {
+        "transformer": diffusers.FluxTransformer2DModel(
+            in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=20, pooled_projection_dim=24,
+            guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        ),
         "vae": diffusers.AutoencoderKL(
             block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=16, norm_num_groups=4,
@@ -119,7 +124,8 @@ def test_the_models_of_a_pipeline_convert_load_and_come_back(pipeline, tmp_path)
     job = convert.prepare(pipeline)
     named = {name: one.family.name for name, one in job.plans.items()}
     assert named == {
-        "vae": "autoencoder_kl", "text_encoder": "clip_text", "text_encoder_2": "t5_encoder",
+        "transformer": "flux", "vae": "autoencoder_kl", "text_encoder": "clip_text",
+        "text_encoder_2": "t5_encoder",
     }  # fmt: skip
     convert.run(job, tmp_path / "out")
     for name, one in job.plans.items():
