@@ -14,6 +14,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Stream:
         self._stopped = threading.Event()
         self._in_flight: collections.deque[tuple[np.ndarray, list[Future]]] = collections.deque()
         self._wrong: list[str] = []
-        self._unfit = False
+        self._unfit = self._cast = False
         self._free: list[np.ndarray] = []
         self._begun: set[str] = set()
         self._read_back: dict[str, Future[str | None]] = {}
@@ -92,10 +93,10 @@ class Stream:
             raise ValueError(listed(wrong, "what was written is not what was made: a broken disk?"))
 
     def _blocks(self, row: Row, by_block: bool) -> Iterator[np.ndarray]:
-        model = self._plan.model
-        made = blocks(row, model, self._read, self._empty)
+        model, read = self._plan.model, partial(self._read, self._plan.model[row.target].dtype)
+        made = blocks(row, model, read, self._empty)
         if not by_block:
-            made = iter([fill(row, model, self._read)])
+            made = iter([fill(row, model, read)])
         for block in made:
             self._look_at(row, block)
             if self._wrong:
@@ -108,19 +109,21 @@ class Stream:
             self._look_at(row, block)
         for other in self._plan.found.table.rows:
             if other.target not in self._begun:
-                for block in blocks(other, self._plan.model, self._read):
+                read = partial(self._read, self._plan.model[other.target].dtype)
+                for block in blocks(other, self._plan.model, read):
                     self._look_at(other, block)
         wrong = dict.fromkeys(self._wrong)
         raise ValueError(listed(wrong, "the checkpoint has values that cannot be converted"))
 
     def _look_at(self, row: Row, block: np.ndarray) -> None:
-        # A tensor that is not finite was found when it was read.
-        if not self._unfit and count_not_finite(block):
+        # Tensors are finite, or were found not to be when they were read; only a cast changes them.
+        if self._cast and not self._unfit and count_not_finite(block):
             self._wrong.append(f"{row.target}: some values are too large for {block.dtype}")
-        self._unfit = False
+        self._cast = self._unfit = False
 
-    def _read(self, key: str) -> np.ndarray:
+    def _read(self, dtype: np.dtype, key: str) -> np.ndarray:
         tensor = self._plan.checkpoint.read(key)
+        self._cast |= tensor.dtype != dtype
         wrong = count_not_finite(tensor)
         if wrong:
             self._unfit = True
