@@ -1,7 +1,10 @@
 """The whole suite runs under strict dtype promotion and with rank promotion an error."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 import matplotlib
@@ -16,6 +19,12 @@ if version("jaxlib").startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # And half of that is LLVM's optimising, which few tests win back; for processes they start, too.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+
+# Programs compiled again, by another function object or a process that a test starts, are found.
+CACHE = tempfile.mkdtemp(prefix="flowsde-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 matplotlib.use("Agg")
 
