@@ -1,5 +1,6 @@
 """What is compared: a row is a method with all its settings."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -106,21 +107,24 @@ def plan(
 def labels(rows: Sequence[Row]) -> list[str]:
     """What distinguishes each row but for its budget: method, interpolant, kernel, and the rest.
 
-    Of the other settings those are named that vary among the rows of a method in a table.
+    Of the other settings those are named that vary among the rows of a method in a table, beyond
+    what follows from their budgets.
     """
+    values = collections.defaultdict[tuple[Any, ...], set[Any]](set)
+    for row in rows:
+        for name, value in vars(row.settings).items():
+            values[row.table, row.method, name, row.settings.nfe].add(value)
+    varying = {key[:3] for key, found in values.items() if len(found) > 1}
     names = []
     for row in rows:
-        same = [r.settings for r in rows if (r.table, r.method) == (row.table, row.method)]
         parts = [row.method]
-        for field in dataclasses.fields(Settings):
-            value = getattr(row.settings, field.name)
-            varies = len({getattr(s, field.name) for s in same}) > 1
-            if field.name == "nfe" or value is None:
+        for name, value in vars(row.settings).items():
+            if name == "nfe" or value is None:
                 continue
-            if field.name in ("interpolant", "kernel"):
+            if name in ("interpolant", "kernel"):
                 parts += [value] if row.settings.kernel != "ode_euler" else []
-            elif varies:
+            elif (row.table, row.method, name) in varying:
                 shown = f"{value:g}" if isinstance(value, float) else str(value)
-                parts.append(f"{field.name.replace('_', ' ')} {shown}")
+                parts.append(f"{name.replace('_', ' ')} {shown}")
         names.append(" ".join(parts))
     return names
