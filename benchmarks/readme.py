@@ -15,24 +15,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def shapes_search() -> str:
-    """Table of `shapes_search.json`."""
-    found = json.loads((RESULTS / "shapes_search.json").read_text())
-    lines = [
-        f"{found['captions']} captions × {found['seeds']} seeds.",
-        "",
-        "| setting | NFE | exact captions | 95 % interval | squared count error | clean objects |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        lines.append(
-            f"| {row['setting']} | {row['nfe']:.0f} | {row['accuracy']:.2f} | "
-            f"{row['accuracy_low']:.2f} – {row['accuracy_high']:.2f} | {row['rss']:.2f} | "
-            f"{row['clean']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
 def _share(row: dict[str, Any]) -> str:
     """Exact captions with their interval."""
     return f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} – {row['accuracy_high']:.2f})"
@@ -70,6 +52,11 @@ def _scaling(name: str) -> str:
 def paper_methods() -> str:
     """Recommended settings."""
     return _scaling("methods")
+
+
+def paper_settings() -> str:
+    """The paper's."""
+    return _scaling("paper")
 
 
 def paper_ablations() -> str:
@@ -139,7 +126,7 @@ def search_overhead() -> str:
 
 TABLES = {
     "paper_methods": paper_methods,
-    "shapes_search": shapes_search,
+    "paper_settings": paper_settings,
     "paper_ablations": paper_ablations,
     "methods_analytic": methods_analytic,
     "search_overhead": search_overhead,
