@@ -61,6 +61,14 @@ def is_converted(folder: Path) -> bool:
         return False
 
 
+def is_pipeline(folder: Path) -> bool:
+    """Whether a conversion wrote a pipeline there."""
+    try:
+        return read_json(folder / CONFIG).get("format") == PIPELINE
+    except (OSError, ValueError):
+        return False
+
+
 def from_json(kind: Any, value: Any) -> Any:
     """A value of a type, dataclass or tuple included, out of what JSON made of it."""
     origin = typing.get_origin(kind)
