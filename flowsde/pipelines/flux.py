@@ -27,7 +27,7 @@ from flowsde.models.flux import FluxCond, FluxConfig
 from flowsde.models.tokenize import Tokenizer, clip_tokenizer, t5_tokenizer
 from flowsde.pipelines import schedule
 from flowsde.pipelines.decoder import decoder
-from flowsde.pipelines.parts import Parts, Read
+from flowsde.pipelines.parts import Parts, Read, read
 
 CLASS = "FluxPipeline"
 """What `model_index.json` calls it."""
@@ -55,8 +55,8 @@ class FluxPipeline:
         read.
     """
 
-    def __init__(self, folder: Path, read: Read):
-        self._parts = Parts(folder, _FAMILIES, read)
+    def __init__(self, folder: Path, read: Read = read):
+        self._parts = Parts({name: folder / name for name in _FAMILIES}, _FAMILIES, read)
         self._schedule = schedule.read(folder / "scheduler")
         configs = self._parts.configs
         self.config: FluxConfig = configs["transformer"]
@@ -131,7 +131,7 @@ class FluxPipeline:
         Raises:
           ValueError: a size that is no such multiple.
         """
-        rows, columns = self._latents(height, width)
+        rows, columns = self.latents(height, width)
         shape = (rows, columns, self.config.channels // _PATCH**2)
         decode = decoder(self._parts["vae"], rows, columns)
         return Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
@@ -141,11 +141,11 @@ class FluxPipeline:
 
         Args and errors as of `flow`.
         """
-        rows, columns = self._latents(height, width)
+        rows, columns = self.latents(height, width)
         return self._schedule.grid(n, rows * columns // _PATCH**2)
 
-    def _latents(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Rows and columns of the latents."""
+    def latents(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Rows and columns of the latents of such images; errors as of `flow`."""
         unit = _PATCH * self._factor
         sizes = []
         for name, given in (("height", height), ("width", width)):

@@ -141,7 +141,9 @@ def test_a_part_of_another_family_or_schedule_is_refused(folders, tmp_path):
         fs.load(out)
     shutil.rmtree(out / "vae")
     shutil.copytree(out / "text_encoder", out / "vae")
-    with pytest.raises(ValueError, match="vae holds a clip_text, expected a autoencoder_kl"):
+    with pytest.raises(
+        ValueError, match="vae holds a model of clip_text, expected one of autoencoder_kl"
+    ):
         fs.load(out)
 
 
