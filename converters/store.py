@@ -134,7 +134,8 @@ class Parameter:
         except ValueError as error:
             said = str(error).split("[")[0].strip()
             raise ValueError(f"{folder} cannot be read: {said}") from None
-        chunk: Any = self._store.chunk_layout.read_chunk.shape
+        # None of a number without axes, as CLIP's logit_scale.
+        chunk: Any = self._store.chunk_layout.read_chunk.shape or ()
         files = [p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")]
         counts = [-(-n // m) for n, m in zip(self._store.shape, chunk, strict=True)]
         size = math.prod(chunk) * self._store.dtype.numpy_dtype.itemsize

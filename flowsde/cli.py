@@ -225,9 +225,8 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
 
 def _begin(job: Job, resume: bool) -> unfinished.Keeper:
     """Say what is run, and from where."""
-    print(f"{job.prompt!r}\n{presets.describe(job.about['method'], job.settings)}")
-    if job.offer.named:
-        print(" ".join(f"{k}={v}" for k, v in job.offer.named.items() if v is not None))
+    settings = presets.describe(job.about["method"], job.settings, job.offer.named)
+    print(f"{job.prompt!r}\n{settings}")
     keeper = unfinished.Keeper(job.folder, job.about, job.search, job.flow.evaluations, job.saved)
     if job.saved is not None:
         print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")

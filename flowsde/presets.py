@@ -7,7 +7,7 @@ checks the whole, drops what has no effect, and `build` makes the search.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowsde import diffusion, grids, interpolants, kernels
@@ -298,8 +298,9 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
     return made
 
 
-def describe(method: str, s: Settings) -> str:
-    """The effective settings in one line."""
-    values = [(k, v) for k, v in dataclasses.asdict(s).items() if v is not None]
+def describe(method: str, s: Settings, named: Mapping[str, Any] | None = None) -> str:
+    """The effective settings in one line, with more of a model that take their place."""
+    every = dataclasses.asdict(s) | dict(named or {})
+    values = [(k, v) for k, v in every.items() if v is not None]
     shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
     return " ".join([method, *shown])

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from flowsde_converters import convert
+from flowsde.models.sit import SiTConfig
+from flowsde_converters import convert, sit
+from flowsde_converters.detect import abstract
+from flowsde_converters.paths import parameters
+from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PROMPTS = ["a photo of a red cat", "two dogs on a log"]
@@ -133,3 +138,68 @@ def converted(source: Path, out: Path) -> Path:
 def rows_first(latents: Any) -> np.ndarray:
     """Of packed tokens' twin in torch: latents [n, h, w, c] as [n, c, h, w]."""
     return np.array(np.asarray(latents).transpose(0, 3, 1, 2))
+
+
+def clip(folder: Path) -> Path:
+    """A converted CLIP with its tokenizer."""
+    import transformers
+
+    words = write_clip_tokenizer(folder / "source", 16)
+    text = {
+        "vocab_size": words, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": words - 2,
+        "eos_token_id": words - 1, "pad_token_id": words - 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    model = fill(transformers.CLIPModel(config), 5)
+    model.save_pretrained(folder / "source")
+    return converted(folder / "source", folder / "out")
+
+
+def aesthetic_head(folder: Path) -> Path:
+    """A converted head on embeddings of `clip`."""
+    widths, places = (12, 8, 6, 5, 4, 1), (0, 2, 4, 6, 7)
+    rng = np.random.default_rng(6)
+    tensors = {}
+    for i, place in enumerate(places):
+        weight = rng.normal(size=(widths[i + 1], widths[i]))
+        tensors[f"layers.{place}.weight"] = weight.astype(np.float32)
+        tensors[f"layers.{place}.bias"] = rng.normal(size=widths[i + 1]).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "head.safetensors")
+    return converted(folder / "head.safetensors", folder / "out")
+
+
+SIT = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3)
+
+
+def sit_model(folder: Path) -> Path:
+    """A converted SiT of 4 x 4 latents and three classes."""
+    rng = np.random.default_rng(7)
+    shapes = parameters(abstract(sit.FAMILY, SIT))
+    params = {k: rng.normal(size=p.shape, scale=0.1).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(sit.table(SIT, "original"), params)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    save_file(tensors, folder / "sit.safetensors")
+    return converted(folder / "sit.safetensors", folder / "out")
+
+
+def sd_vae(folder: Path) -> tuple[Any, Path]:
+    """diffusers' autoencoder of four channels, and ours of the same weights."""
+    import diffusers
+
+    vae = fill(
+        diffusers.AutoencoderKL(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+            scaling_factor=0.18215,
+        ),
+        8,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "source")
+    return vae, converted(folder / "source", folder / "out")
