@@ -27,6 +27,7 @@ from flowsde.pipelines.parts import configuration, read
 from flowsde.pipelines.sit import FAMILY as SIT
 from flowsde.pipelines.sit import GUIDANCE, SiTPipeline
 from flowsde.presets import Settings, flag
+from flowsde.search.evaluate import decode
 
 _AT_ONCE = 4 * WHOLE
 """Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""
@@ -238,9 +239,6 @@ class _OfModel:
         return self.velocity_fn(params, x, t, cond.model)
 
 
-_decode = jax.jit(lambda flow, x0: flow.decode(x0))
-
-
 class Offered:
     """An `Offer`; ValueError or TypeError naming an option that is wrong, before weights."""
 
@@ -284,7 +282,7 @@ class Offered:
 
     def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
         def small(x0: np.ndarray) -> np.ndarray:
-            image = Image.fromarray(report.pixels(np.asarray(_decode(flow, x0[None])[0])))
+            image = Image.fromarray(report.pixels(np.asarray(decode(flow, x0[None])[0])))
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             return np.asarray(image, np.float32) / 127.5 - 1.0
 

@@ -231,3 +231,12 @@ def test_times_are_the_models_own_only_along_its_own_path(places):
     assert settings("--method ode --grid cosine").grid == "cosine"
     paper = settings(f"--method rbf --preset paper {host}")
     assert (paper.grid, paper.steps) == ("quadratic", 10)
+
+
+def test_text_encoders_are_gone_when_the_transformer_comes(places):
+    words = ["sample", PROMPT, "--model", places["schnell"], "--method", "ode", "--size", "16"]
+    offer = offered.Offered(cli._parse(words))
+    pipeline = offer._model._pipeline
+    assert pipeline.held == ()
+    assert len(offer.load([PROMPT]).asks) == 1
+    assert set(pipeline.held) == {"transformer", "vae"}
