@@ -23,8 +23,8 @@ Keys of the JSON: version, versions {jax, jaxlib, torch, diffusers, transformers
 load (average over a minute, at the start and at the end), settings {batch, repetitions, blocks};
 flux, sit, autoencoder, clip_text, clip_vision, t5 (our median seconds over PyTorch's); target;
 error, by model (largest difference of the answers over their largest value); details, by model,
-{ours, torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks, pixels and
-repetitions.
+{ours, torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks,
+pixels and repetitions.
 """
 
 import dataclasses
