@@ -119,6 +119,9 @@ def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, fl
         raise ValueError("latents_mean and latents_std in config.json are not supported")
     if "scaling_factor" in json:
         return {"scale": json["scaling_factor"], "shift": json.get("shift_factor") or 0.0}
+    if json.get("_class_name") == "AutoencoderKL":
+        # What diffusers takes where it is not said, as by sd-vae-ft-ema, older than the setting.
+        return {"scale": 0.18215, "shift": 0.0}
     if layout == "original" and latents == 16:
         return {}
     raise ValueError(

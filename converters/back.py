@@ -13,7 +13,7 @@ import numpy as np
 
 from flowsde.report import replacing, write_json
 from flowsde_converters.arrays import Parameter
-from flowsde_converters.convert import INDEX, check_space, replacing_folder
+from flowsde_converters.convert import INDEX, TOKENIZER, check_space, replacing_folder
 from flowsde_converters.detect import family_named
 from flowsde_converters.safetensors_file import SafetensorsWriter
 from flowsde_converters.store import CONFIG, PARAMS, PIPELINE, from_json, read_config
@@ -135,7 +135,10 @@ def run_back(
             one.write(folder / name / f"{one.file_name}.safetensors", advance)
             if one.about["source"]["config"] is not None:
                 write_json(folder / name / CONFIG, one.about["source"]["config"])
-        if "" not in models:
+        if "" in models:
+            if (source / TOKENIZER).is_dir():
+                shutil.copytree(source / TOKENIZER, folder, dirs_exist_ok=True)
+        else:
             for name in read_config(source, PIPELINE)["copied"]:
                 shutil.copytree(source / name, folder / name)
             shutil.copy2(source / INDEX, folder)

@@ -103,7 +103,8 @@ def described(job: Job) -> list[str]:
     lines = []
     for name, one in job.plans.items():
         lines += _described(one, f"{name}: " if name else "")
-    return lines + [f"copies  {name}" for name in job.copied]
+    files = [f"tokenizer: {', '.join(job.tokenizer)}"] if job.tokenizer else []
+    return lines + [f"copies  {name}" for name in (*job.copied, *files)]
 
 
 def _many(count: int) -> str:

@@ -24,6 +24,10 @@ from flowsde_converters.write import write
 
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline: from names of its parts to their classes."""
+TOKENIZER = "tokenizer"
+"""Folder, in that of a single model, of the files that say how it splits texts."""
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+_TOKENIZERS = (*_VOCABULARIES, "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Job:
       source: file or folder.
       plans: by name of the sub-folder, or only "" for a single model.
       copied: sub-folders without weights, which are copied as they are.
+      tokenizer: files beside a single model's weights, copied to a folder of that name.
     """
 
     source: Path
     plans: dict[str, Plan]
     copied: tuple[str, ...] = ()
+    tokenizer: tuple[str, ...] = ()
 
     @property
     def to_read(self) -> int:
@@ -79,7 +85,8 @@ def prepare(source: Path, family: str | None = None, dtype: str | None = None) -
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
-        return Job(source, {"": plan(open_checkpoint(source), family, dtype)})
+        one = {"": plan(open_checkpoint(source), family, dtype)}
+        return Job(source, one, tokenizer=_tokenizer(source))
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     models, copied, problems = _parts(source)
@@ -94,6 +101,13 @@ def prepare(source: Path, family: str | None = None, dtype: str | None = None) -
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
     return Job(source, plans, tuple(copied))
+
+
+def _tokenizer(source: Path) -> tuple[str, ...]:
+    """Names of a tokenizer's files in a folder; none where there is no vocabulary."""
+    if not any((source / name).is_file() for name in _VOCABULARIES):
+        return ()
+    return tuple(name for name in _TOKENIZERS if (source / name).is_file())
 
 
 def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
@@ -149,6 +163,10 @@ def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda 
                 write(one, folder / name, advance)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        if job.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for name in job.tokenizer:
+                shutil.copy2(job.source / name, folder / TOKENIZER)
         if "" in job.plans:
             return
         for name in job.copied:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from flowsde.models.layers import Numerics, logical_axes
 from flowsde_converters.arrays import Parameter
 from flowsde_converters.detect import abstract, family_named
+from flowsde_converters.family import Family
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.store import CONFIG, PARAMS, flat, from_json, nested, read_config
 from flowsde_converters.tables import listed
@@ -25,14 +26,33 @@ def load_model(
     rules: Mapping[str, str] | None,
     numerics: Numerics | None,
 ) -> Any:
-    """As `flowsde.load`."""
+    """As `flowsde.load`, of one model."""
+    module = load_module(folder, mesh, dtype, rules, numerics)
+    family, config = configuration(folder)
+    return module if family.flow is None else family.flow(module, config)
+
+
+def configuration(folder: Path) -> tuple[Family, Any]:
+    """Family and configuration of a converted model, without its parameters."""
+    about = read_config(folder)
+    family = family_named(about["family"])
+    return family, from_json(family.config, about["config"])
+
+
+def load_module(
+    folder: Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    rules: Mapping[str, str] | None = None,
+    numerics: Numerics | None = None,
+) -> Any:
+    """The `nnx.Module` of one model, also where its family makes a flow."""
     for name, axis in (rules or {}).items():
         if mesh is None or axis not in mesh.axis_names:
             there = "a mesh" if mesh is None else f"one of {', '.join(map(str, mesh.axis_names))}"
             raise ValueError(f"rules map {name!r} to {axis!r}, expected {there}")
     about = read_config(folder)
-    family = family_named(about["family"])
-    config = from_json(family.config, about["config"])
+    family, config = configuration(folder)
     written = {path: jax.numpy.dtype(p["dtype"]) for path, p in about["params"].items()}
     model = abstract(family, config, _numerics(numerics, dtype, list(written.values())))
     like = parameters(model)
@@ -47,8 +67,7 @@ def load_model(
             for path, p in like.items()
         },
     )
-    made = with_parameters(model, params)
-    return made if family.flow is None else family.flow(made, config)
+    return with_parameters(model, params)
 
 
 def _numerics(

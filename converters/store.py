@@ -2,6 +2,7 @@
 
     OUT/config.json   family, layout of the keys it came from, configuration, dtype, hashes
     OUT/params        one Orbax checkpoint: a nested dict of the parameters
+    OUT/tokenizer     the tokenizer's files, where they lay beside the weights
 
 A pipeline is a folder of those, one for each model, next to the folders that were copied as they
 are, with the names of the models in its own `config.json`.
@@ -49,6 +50,14 @@ def is_converted(folder: Path) -> bool:
     """Whether a conversion wrote a folder."""
     try:
         return read_json(folder / CONFIG).get("format") in (FORMAT, PIPELINE)
+    except (OSError, ValueError):
+        return False
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a conversion wrote a pipeline there."""
+    try:
+        return read_json(folder / CONFIG).get("format") == PIPELINE
     except (OSError, ValueError):
         return False
 

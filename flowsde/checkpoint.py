@@ -139,10 +139,10 @@ def load(
     rules: Mapping[str, str] | None = None,
     numerics: Numerics | None = None,
 ) -> Any:
-    """A model that ``flowsde convert`` wrote, its parameters read straight onto the devices.
+    """What ``flowsde convert`` wrote, parameters read straight onto the devices.
 
     Args:
-      folder: of one model; a pipeline has one for each.
+      folder: of one model or of a pipeline, whose models are read when they are first used.
       mesh: of the devices; the first device alone by default.
       dtype: of the weights; as they were written by default.
       rules: from logical names of axes ("embed", "heads", "mlp", "vocab", "layer") to axes of the
@@ -151,12 +151,18 @@ def load(
       numerics: dtype of activations, that of the weights by default, and attention.
 
     Returns:
-      A `flowsde.Flow` for a family that makes one, else the `nnx.Module`.
+      A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.pipelines`, else the
+      `nnx.Module`.
 
     Raises:
       FileNotFoundError: there is no converted model.
       ValueError: it is of another format or version, or a rule names no axis of the mesh.
     """
-    from flowsde_converters.load import load_model
+    from flowsde import pipelines
+    from flowsde_converters.load import load_model, load_module
+    from flowsde_converters.store import is_pipeline
 
-    return load_model(Path(folder), mesh, dtype, rules, numerics)
+    how = (mesh, dtype, rules, numerics)
+    if is_pipeline(Path(folder)):
+        return pipelines.load(Path(folder), lambda part: load_module(part, *how))
+    return load_model(Path(folder), *how)

@@ -33,11 +33,12 @@ import tyro
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import plots, presets, prompts, report, shapes, unfinished
+from flowsde import plots, presets, report, unfinished
+from flowsde.offer import Ask, Offer
 from flowsde.options import Sample
 from flowsde.presets import Settings
 from flowsde.search import Result, Search
-from flowsde.shapes import captions
+from flowsde.shapes.offer import Embedded
 
 
 class Job(NamedTuple):
@@ -51,6 +52,7 @@ class Job(NamedTuple):
     saved: unfinished.Saved | None
     rounds: Iterator[Result]
     save_trajectory: bool
+    offer: Offer
 
     @property
     def prompt(self) -> str:
@@ -58,12 +60,24 @@ class Job(NamedTuple):
         return self.about["prompt"]
 
 
-def _folders(command: Sample, texts: list[str]) -> list[Path]:
+def _offer(command: Sample) -> Offer:
+    """What the model offers, all options checked."""
+    if command.converted.model is None:
+        return Embedded(command)
+    # Imported here: the embedded model does without the ports.
+    from flowsde.pipelines.command import Offered
+
+    return Offered(command)
+
+
+def _folders(command: Sample, offer: Offer) -> list[Path]:
     """Where each prompt's result goes."""
-    slugs = [prompts.slug(text) for text in texts]
+    slugs = [offer.slug(prompt) for prompt in offer.prompts]
     if command.out is None:
-        name = "{}-" + f"{command.method}-seed{command.seed}"
-        return [Path("flowsde-out") / name.format(slug) for slug in slugs]
+        model = command.converted.model
+        first = "" if model is None else f"{model.resolve().name}-"
+        rest = f"-{command.method}-seed{command.seed}"
+        return [Path("flowsde-out") / f"{first}{slug}{rest}" for slug in slugs]
     alone = len(slugs) == 1 and command.prompts_file is None
     return [command.out if alone else command.out / slug for slug in slugs]
 
@@ -93,14 +107,15 @@ def _make(folder: Path) -> None:
         raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
 
 
-def _about(command: Sample, settings: Settings, prompt: str) -> dict[str, Any]:
+def _about(command: Sample, offer: Offer, prompt: str) -> dict[str, Any]:
     """What is asked for, as in result.json."""
+    settings = dataclasses.asdict(offer.settings) | {"target_reward": command.target_reward}
     return {
         "prompt": prompt,
         "method": command.method,
         "seed": command.seed,
         "preset": command.preset,
-        "settings": {**dataclasses.asdict(settings), "target_reward": command.target_reward},
+        "settings": settings | offer.named,
         "version": fs.__version__,
     }
 
@@ -111,41 +126,48 @@ def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
     Returns:
       The folder of each prompt, with None if its result is there already.
     """
-    texts = prompts.collect(command.prompt, command.prompts_file)
-    settings = presets.resolve(command.preset, command.method, command.given)
-    search = presets.build(command.method, settings)
+    offer = _offer(command)
     if not 0 <= command.seed < 2**32:
         raise ValueError(f"--seed must be an integer from 0 to 2**32 - 1, got {command.seed}")
     target = command.target_reward
     if target is not None and not math.isfinite(target):
         raise ValueError(f"--target-reward must be a finite number, got {target}")
-    folders, abouts = _folders(command, texts), [_about(command, settings, text) for text in texts]
+    folders = _folders(command, offer)
+    abouts = [_about(command, offer, prompt) for prompt in offer.prompts]
     done = [_is_finished(command, *both) for both in zip(folders, abouts, strict=True)]
-    if all(done):
-        return [(folder, None) for folder in folders]
-    for folder in folders:
+    for folder in [] if all(done) else folders:
         _make(folder)
+    every = zip(folders, abouts, done, strict=True)
+    jobs = _jobs(
+        command, offer, [(folder, about) for folder, about, is_done in every if not is_done]
+    )
+    return [(folder, jobs.get(folder)) for folder in folders]
+
+
+def _jobs(
+    command: Sample, offer: Offer, asked: list[tuple[Path, dict[str, Any]]]
+) -> dict[Path, Job]:
+    """A job for each folder and what it is about; the weights are read here."""
+    if not asked:
+        return {}
     # As it runs: the runner divides the budget by what a candidate costs.
-    as_run = search.with_nfe(search.nfe // presets.evaluations(settings))
+    as_run = offer.search.with_nfe(offer.search.nfe // offer.evaluations)
     find = unfinished.find if command.resume else lambda *_: None
-    saved = [find(*both, as_run) for both in zip(folders, abouts, strict=True)]
-    flow, reward = shapes.load_flow(), shapes.load_reward(settings.reward)
-    if presets.evaluations(settings) > 1:
-        flow = fs.flow.guide(flow, settings.guidance, np.zeros(captions.MAX_TOKENS, np.int32))
+    saved = [find(folder, about, as_run) for folder, about in asked]
+    loaded = offer.load([about["prompt"] for _, about in asked])
     key = jax.random.key(command.seed)
 
-    def job(folder: Path, about: dict[str, Any], saved: unfinished.Saved | None) -> Job:
+    def job(folder: Path, about: dict[str, Any], saved: unfinished.Saved | None, ask: Ask) -> Job:
         rounds = fs.iterate(
-            key, flow, search, reward, cond=shapes.encode(about["prompt"]), target_reward=target,
+            key, loaded.flow, offer.search, ask.reward, cond=ask.cond,
+            chunk_size=loaded.chunk_size, target_reward=command.target_reward,
             resume=saved and saved.result,
         )  # fmt: skip
-        options = (settings, as_run, flow, saved, rounds, command.save_trajectory)
-        return Job(folder, about, *options)
+        options = (offer.settings, as_run, loaded.flow, saved, rounds, command.save_trajectory)
+        return Job(folder, about, *options, offer)
 
-    return [
-        (folder, None if is_done else job(folder, about, state))
-        for folder, about, state, is_done in zip(folders, abouts, saved, done, strict=True)
-    ]
+    every = zip(asked, saved, loaded.asks, strict=True)
+    return {folder: job(folder, about, state, ask) for (folder, about), state, ask in every}
 
 
 _BAR = (
@@ -167,32 +189,34 @@ def _search(job: Job, keeper: unfinished.Keeper) -> Result:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
                 first = False
-            bar.set_postfix_str(f"best reward {float(result.reward):.3f}", refresh=False)
+            if job.offer.judged:
+                bar.set_postfix_str(f"best reward {float(result.reward):.3f}", refresh=False)
             bar.update(result.nfe - bar.n)
     return result
 
 
 def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any]:
     """The result's files; what result.json says."""
-    folder, flow, image = job.folder, job.flow, np.asarray(result.image)
-    title = f"{job.prompt} · {job.about['method']}"
+    folder, image, offer = job.folder, np.asarray(result.image), job.offer
     (folder / "result.json").unlink(missing_ok=True)
-    report.save_image(folder / "image.png", image)
-    figure = plots.path_figure(title, keeper.trace, result, flow.decode)
-    report.save_figure(folder / "path.png", figure)
-    figure = plots.search_figure(title, job.search, result, flow.evaluations)
-    report.save_figure(folder / "search.png", figure)
+    offer.save(folder / "image.png", image)
+    if offer.judged:
+        title = f"{job.prompt} · {job.about['method']}"
+        figure = plots.path_figure(title, keeper.trace, result, offer.thumbnails(job.flow))
+        report.save_figure(folder / "path.png", figure)
+        figure = plots.search_figure(title, job.search, result, job.flow.evaluations)
+        report.save_figure(folder / "search.png", figure)
     if job.save_trajectory:
         particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
         report.write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
     values = {
         **job.about,
-        "reward": float(result.reward),
-        "heldout": report.judge(job.prompt, image),
+        "reward": float(result.reward) if offer.judged else None,
+        **offer.heldout(job.prompt, image),
         "nfe": result.nfe,
         "evaluations": result.evaluations,
         "backward_passes": result.backward_passes,
-        "verifier_calls": result.verifier_calls,
+        "verifier_calls": result.verifier_calls if offer.judged else 0,
         "seconds": keeper.seconds(),
     }
     report.write_json(folder / "result.json", values)
@@ -201,7 +225,8 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
 
 def _begin(job: Job, resume: bool) -> unfinished.Keeper:
     """Say what is run, and from where."""
-    print(f"{job.prompt!r}\n{presets.describe(job.about['method'], job.settings)}")
+    settings = presets.describe(job.about["method"], job.settings, job.offer.named)
+    print(f"{job.prompt!r}\n{settings}")
     keeper = unfinished.Keeper(job.folder, job.about, job.search, job.flow.evaluations, job.saved)
     if job.saved is not None:
         print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")
@@ -224,10 +249,10 @@ def _run(job: Job, resume: bool, again: str) -> None:
         error.add_note(f"flowsde sample: failed {said}")
         raise
     unfinished.discard(job.folder)
-    print(f"asked   {captions.caption(captions.parse(job.prompt))}")
-    print(f"seen    {report.describe(values['heldout'])}, says the held-out checker")
-    seconds = values["seconds"]["total"]
-    print(f"reward  {values['reward']:.4f} for {values['nfe']} NFE in {seconds:.1f} s")
+    for line in job.offer.said(values):
+        print(line)
+    spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
+    print(f"reward  {values['reward']:.4f} for {spent}" if job.offer.judged else f"spent   {spent}")
     print(f"folder  {job.folder}", flush=True)
 
 

@@ -34,13 +34,20 @@ def shifted(n: int, shift: float) -> Grid:
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
-def flux(n: int, tokens: int) -> Grid:
+def flux(
+    n: int,
+    tokens: int,
+    *,
+    low: tuple[float, float] = (256, 0.5),
+    high: tuple[float, float] = (4096, 1.15),
+) -> Grid:
     """FLUX.1-dev: the uniform times (1, 1 - 1/n, …, 1/n, 0) shifted by exp(mu(tokens)).
 
-    mu is linear in the number of image tokens, .5 at 256 and 1.15 at 4,096.
+    mu is linear in the number of image tokens, .5 at 256 and 1.15 at 4,096, or whatever it is at
+    the two points (tokens, mu).
     """
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return shifted(n, math.exp(0.5 + slope * (check_count("tokens", tokens) - 256)))
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return shifted(n, math.exp(low[1] + slope * (check_count("tokens", tokens) - low[0])))
 
 
 def as_grid(name: str, values: Any) -> tuple[float, ...]:

@@ -61,7 +61,8 @@ class Trajectory:
     steps: Int = None
     """Steps of the grid; by default 20, for smc, code, svdd and rbf a fifth of a smaller budget."""
     guidance: Float = None
-    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate."""
+    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate. SiT's is
+    4 by default; FLUX.1-dev takes its own, 3.5 by default, as an input and at no cost."""
     gradient_temperature: Float = None
     """Guide a stochastic kernel by the gradient of exp(reward / temperature), not for smc; one
     backward pass a candidate. 0, the default, does not."""
@@ -106,11 +107,28 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Search for a picture of PROMPT with the embedded text-to-image flow.
+class Converted:
+    """A converted model in the place of the embedded one."""
 
-    A prompt is one or two groups, for example "three red circles and two blue squares"; several
-    quoted prompts are searched one after the other. What is not given comes from the preset.
+    model: Annotated[Path | None, shown("FOLDER")] = None
+    """What flowsde convert wrote of a FLUX.1 pipeline or of a SiT."""
+    size: Annotated[str | None, shown("HEIGHTxWIDTH")] = None
+    """FLUX.1: pixels, 1024x768 or 1024 for a square; by default the model's own."""
+    label: Int = None
+    """SiT: number of the class, in the place of a prompt."""
+    vae: Annotated[Path | None, shown("FOLDER")] = None
+    """SiT: the autoencoder that it was trained with, converted (stabilityai/sd-vae-ft-ema)."""
+    reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
+    """Rewards clip and pick: a converted CLIP; aesthetic: given twice, a CLIP and the head."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Search for a picture of PROMPT with the embedded text-to-image flow, or with --model.
+
+    A prompt of the embedded flow is one or two groups, for example "three red circles and two blue
+    squares"; several quoted prompts are searched one after the other. What is not given comes from
+    the preset.
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
@@ -125,8 +143,10 @@ class Sample:
     """In which the search moves; the flow is converted."""
     kernel: Annotated[str | None, word("kernel")] = None
     """How a particle moves from one time to the next."""
-    reward: Annotated[str | None, word("reward")] = None
-    """Log-likelihood of the scorer's counts, or minus their squared error; 0 is perfect."""
+    reward: Annotated[str | None, shown("REWARD")] = None
+    """likelihood (of the scorer's counts, the default) or rss (minus their squared error), of which
+    0 is perfect. With --model: clip, pick, aesthetic, MODULE:FUNCTION (of images and prompts), or
+    none, the default of ode and sde."""
     target_reward: Float = None
     """Stop as soon as a reward is this high."""
     seed: Annotated[int, number(int, "an integer")] = 0
@@ -142,6 +162,7 @@ class Sample:
     """Replace a finished result."""
     save_trajectory: Flag = False
     """Also write trajectory.npz: every round, and every particle accepted."""
+    converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
 
@@ -160,6 +181,6 @@ def given(command: Any) -> dict[str, Any]:
 
 def names() -> list[str]:
     """All options, by field."""
-    groups = {"trajectory": Trajectory, "search": Tuning}
+    groups = {"converted": Converted, "trajectory": Trajectory, "search": Tuning}
     own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
     return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]

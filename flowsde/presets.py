@@ -7,8 +7,8 @@ checks the whole, drops what has no effect, and `build` makes the search.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flowsde import diffusion, grids, interpolants, kernels
 from flowsde._checks import check_count, check_non_negative
@@ -44,7 +44,7 @@ class Settings:
     diffusion_scale: float | None = None
     grid: str = "uniform"
     steps: int | None = 20
-    reward: Literal["likelihood", "rss"] = "likelihood"
+    reward: str = "likelihood"
     chains: int | None = 2
     seeds: int | None = 1
     last: str | None = "exhaust"
@@ -230,9 +230,16 @@ def resolve(preset: str, method: str, given: dict[str, Any]) -> Settings:
     Raises:
       ValueError: naming an option that is wrong, or that would have no effect.
     """
-    for name, value in {"preset": preset, "method": method, **given}.items():
+    check("preset", preset)
+    check("method", method)
+    return resolve_from(PRESETS[preset][method], method, given)
+
+
+def resolve_from(base: Settings, method: str, given: dict[str, Any]) -> Settings:
+    """As `resolve`, from settings that are no preset's."""
+    for name, value in given.items():
         check(name, value)
-    s = dataclasses.replace(PRESETS[preset][method], **given)
+    s = dataclasses.replace(base, **given)
     if (method == "ode") != (s.kernel == "ode_euler") and method in ("ode", "sde"):
         wanted = "ode_euler" if method == "ode" else "euler_maruyama, ddim or cps"
         raise ValueError(f"--kernel must be {wanted} for method {method}, got {s.kernel!r}")
@@ -266,21 +273,34 @@ def _unguided(s: Settings) -> kernels.Kernel:
     return getattr(kernels, s.kernel)(p, s.eta, s.data_variance)
 
 
-def build(method: str, s: Settings) -> Search:
-    """The search of resolved settings; errors name the setting."""
-    kernel = _kernel(s)
+def grid(s: Settings) -> grids.Grid:
+    """The times of resolved settings."""
     shift = (_SHIFT,) if s.grid == "shifted" else ()
-    grid = getattr(grids, s.grid)(s.steps, *shift)
+    return getattr(grids, s.grid)(s.steps, *shift)
+
+
+def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
+    """The search of resolved settings; errors name the setting.
+
+    Args:
+      method: by name.
+      s: of `resolve`.
+      times: of a model's own in the place of those of `s.grid`.
+    """
+    kernel = _kernel(s)
     options = {name: getattr(s, name) for name in _parameters(method)}
     options = {name: value for name, value in options.items() if value is not None}
-    made = MAKERS[method](nfe=s.nfe, kernel=kernel, grid=grid, **options)
+    made = MAKERS[method](
+        nfe=s.nfe, kernel=kernel, grid=grid(s) if times is None else times, **options
+    )
     # The runner divides the budget by what a candidate costs; is that enough?
     made.with_nfe(made.nfe // evaluations(s))
     return made
 
 
-def describe(method: str, s: Settings) -> str:
-    """The effective settings in one line."""
-    values = [(k, v) for k, v in dataclasses.asdict(s).items() if v is not None]
+def describe(method: str, s: Settings, named: Mapping[str, Any] | None = None) -> str:
+    """The effective settings in one line, with more of a model that take their place."""
+    every = dataclasses.asdict(s) | dict(named or {})
+    values = [(k, v) for k, v in every.items() if v is not None]
     shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
     return " ".join([method, *shown])

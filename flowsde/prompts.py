@@ -1,9 +1,12 @@
 """The prompts of a command: its words, and the lines of a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowsde.shapes import captions
+
+Slug = Callable[[str], str]
+"""What a prompt means, as the name of a folder; ValueError for what is no prompt of a model."""
 
 
 def slug(prompt: str) -> str:
@@ -11,23 +14,23 @@ def slug(prompt: str) -> str:
     return captions.caption(captions.parse(prompt)).replace(" ", "-")
 
 
-def of_words(words: Sequence[str]) -> list[str]:
+def of_words(words: Sequence[str], slug: Slug = slug) -> list[str]:
     """One prompt a word, or one prompt of all words if they make one only together."""
     errors = []
     for word in words:
         try:
-            captions.parse(word)
+            slug(word)
         except ValueError as error:
             errors.append(error)
     if not errors:
         return list(words)
     if len(errors) < len(words):
         raise errors[0]
-    captions.parse(" ".join(words))
+    slug(" ".join(words))
     return [" ".join(words)]
 
 
-def of_file(path: Path) -> list[tuple[str, str]]:
+def of_file(path: Path, slug: Slug = slug) -> list[tuple[str, str]]:
     """(place, prompt) of each line that is neither blank nor begins with #."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -41,20 +44,25 @@ def of_file(path: Path) -> list[tuple[str, str]]:
         raise ValueError(f"--prompts-file: {path} holds no prompt")
     for place, line in lines:
         try:
-            captions.parse(line)
+            slug(line)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
     return lines
 
 
-def collect(words: Sequence[str], file: Path | None) -> list[str]:
+def collect(words: Sequence[str], file: Path | None, slug: Slug = slug) -> list[str]:
     """All prompts, those of the words first.
+
+    Args:
+      words: of the command line.
+      file: with more.
+      slug: of the model; by default, prompts are captions of the embedded one.
 
     Raises:
       ValueError: naming the word, or the file and the line, that is none or is there twice.
     """
-    placed = [("PROMPT", prompt) for prompt in of_words(words)] if words else []
-    placed += of_file(file) if file is not None else []
+    placed = [("PROMPT", prompt) for prompt in of_words(words, slug)] if words else []
+    placed += of_file(file, slug) if file is not None else []
     if not placed:
         raise ValueError(
             "PROMPT is missing, expected e.g. 'three red circles and two blue squares'"

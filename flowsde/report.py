@@ -53,9 +53,11 @@ def pixels(image: np.ndarray) -> np.ndarray:
     return np.clip(np.round(127.5 * (image + 1.0)), 0, 255).astype(np.uint8)
 
 
-def save_image(path: Path, image: np.ndarray, size: int = 256) -> None:
-    """An RGB image in [-1, 1], enlarged without smoothing."""
-    large = Image.fromarray(pixels(image)).resize((size, size), Image.Resampling.NEAREST)
+def save_image(path: Path, image: np.ndarray, size: int | None = 256) -> None:
+    """An RGB image in [-1, 1], enlarged without smoothing, or as it is."""
+    large = Image.fromarray(pixels(image))
+    if size is not None:
+        large = large.resize((size, size), Image.Resampling.NEAREST)
     with replacing(path) as temporary:
         large.save(temporary, format="PNG")
 

@@ -89,7 +89,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _named(about: dict[str, Any]) -> dict[str, Any]:
     """What a run is about, by option."""
     named = {"--" + name.replace("_", "-"): value for name, value in about["settings"].items()}
-    prompt = captions.caption(captions.parse(about["prompt"]))
+    prompt = about["prompt"]
+    if "model" not in about["settings"]:
+        prompt = captions.caption(captions.parse(prompt))
     own = {"--method": about["method"], "--seed": about["seed"]}
     return {"PROMPT": prompt} | own | named | {"version": about["version"]}
 

@@ -10,7 +10,6 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -63,9 +62,7 @@ def _reward_fn(config: scorer.ScorerConfig, measure: str):
     return scorer.make_reward(config, _MEASURES[measure])
 
 
-def load_reward(
-    measure: Literal["likelihood", "rss"] = "likelihood", path: Path | None = None
-) -> jax.tree_util.Partial:
+def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tree_util.Partial:
     """The given reward of the embedded flow, ``reward(images, cond) -> [n]``.
 
     Args:

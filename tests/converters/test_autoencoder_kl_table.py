@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -143,3 +144,12 @@ def test_another_models_keys_are_not_taken(tiny):
 def test_layouts_are_named(tiny):
     with pytest.raises(ValueError, match="diffusers-early, original, got 'ldm'"):
         FAMILY.table(tiny[2], "ldm")
+
+
+def test_a_configuration_of_diffusers_without_a_scale_has_the_default_of_its_class(tiny):
+    """As the published sd-vae-ft-ema, written before there was the setting."""
+    checkpoint, settings, _, _ = tiny
+    settings = {k: v for k, v in settings.items() if k not in ("scaling_factor", "shift_factor")}
+    config = FAMILY.recognise(checkpoint, settings | {"_class_name": "AutoencoderKL"}).config
+    default = signature(diffusers.AutoencoderKL).parameters["scaling_factor"].default
+    assert (config.scale, config.shift) == (default, 0.0) == (0.18215, 0.0)

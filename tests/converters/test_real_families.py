@@ -144,3 +144,35 @@ def test_the_models_of_a_pipeline_convert_load_and_come_back(pipeline, tmp_path)
         for key in one.used:
             assert back.tensors[key].dtype == one.checkpoint.tensors[key].dtype
             assert back.read(key).tobytes() == one.checkpoint.read(key).tobytes(), key
+
+
+def test_a_clip_converts_with_its_scale_and_tokenizer_and_comes_back(tmp_path):
+    """The scale of its cosine has no axes; its tokenizer lies beside the weights."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 50, "max_position_embeddings": 8},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        projection_dim=12,
+    )
+    source, out, back = (tmp_path / name for name in ("source", "out", "back"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.CLIPModel(config).save_pretrained(source)
+    (source / "vocab.json").write_text('{"a": 0}')
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    (source / "README.md").write_text("not copied")
+    convert.run(convert.prepare(source), out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "params", "tokenizer"}
+    assert {path.name for path in (out / "tokenizer").iterdir()} == {"vocab.json", "merges.txt"}
+    scale = fs.load(out).logit_scale.get_value()
+    held = load_file(source / "model.safetensors")
+    np.testing.assert_array_equal(scale, held["logit_scale"])
+    run_back(out, prepare_back(out), back)
+    for name in ("vocab.json", "merges.txt"):
+        assert (back / name).read_bytes() == (source / name).read_bytes()
+    returned = load_file(back / "model.safetensors")
+    for key, tensor in returned.items():
+        np.testing.assert_array_equal(tensor, held[key], strict=True)
+    assert "logit_scale" in returned

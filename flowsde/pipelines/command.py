@@ -1,0 +1,296 @@
+"""A converted model, as `flowsde sample` offers it.
+
+`Offered` is what all of them share. A family says what is its own in a `Model`: which options it
+takes, its times, and what a prompt becomes.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from PIL import Image
+
+from flowsde import pipelines, presets, prompts, report
+from flowsde.flow import Flow, VelocityFn
+from flowsde.grids import Grid
+from flowsde.offer import Ask, Loaded
+from flowsde.options import Converted, Sample
+from flowsde.pipelines import rewards
+from flowsde.pipelines.decoder import WHOLE
+from flowsde.pipelines.flux import FluxPipeline
+from flowsde.pipelines.parts import configuration, read
+from flowsde.pipelines.sit import FAMILY as SIT
+from flowsde.pipelines.sit import GUIDANCE, SiTPipeline
+from flowsde.presets import Settings, flag
+from flowsde.search.evaluate import decode
+
+_AT_ONCE = 4 * WHOLE
+"""Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""
+_THUMBNAIL = 160
+_SLUG = 60
+
+
+class Model(Protocol):
+    """What differs between families.
+
+    Attributes:
+      steps: of a trajectory, by method, where the preset leaves them to the model.
+      named: settings that are no `Settings`, by option.
+      guidance: scale that costs a second evaluation; 1 for none.
+    """
+
+    steps: dict[str, int]
+    named: dict[str, Any]
+    guidance: float
+
+    def prompts(self, command: Sample, reads_text: bool) -> list[str]:
+        """What is asked for, checked."""
+        ...
+
+    def grid(self, n: int) -> Grid | None:
+        """Times that the model was made for, None where they are uniform."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        """Conds without a batch axis; what was read for it is dropped."""
+        ...
+
+    def flow(self) -> Flow:
+        """With the weights."""
+        ...
+
+
+def _refuse(options: Converted, names: Sequence[str], what: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(f"{flag(name)} has no effect with {what}, got {value}")
+
+
+def _pixels(size: str | None) -> tuple[int | None, int | None]:
+    if size is None:
+        return None, None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
+    if found is None:
+        raise ValueError(f"--size must be HEIGHTxWIDTH or one number of pixels, got {size!r}")
+    height = int(found[1])
+    return height, height if found[2] is None else int(found[2])
+
+
+class Flux:
+    """A FLUX.1."""
+
+    guidance = 1.0
+
+    def __init__(self, pipeline: FluxPipeline, options: Converted, guidance: float | None):
+        _refuse(options, ("label", "vae"), "a FLUX.1")
+        self._pipeline = pipeline
+        self._size = _pixels(options.size)
+        try:
+            pipeline.latents(*self._size)
+            self._scale = pipeline.scale(guidance)
+        except ValueError as error:
+            # The names of the arguments are those of the options.
+            name = "--guidance" if "guidance" in str(error) else "--size"
+            raise ValueError(f"{name}: {error}") from None
+        sides = [pipeline.side if side is None else side for side in self._size]
+        self.named = {"size": "x".join(map(str, sides)), "guidance": self._scale}
+        many = 28 if pipeline.config.guidance else 4
+        self.steps = {"ode": many, "sde": many}
+
+    def prompts(self, command: Sample, reads_text: bool) -> list[str]:
+        return prompts.collect(command.prompt, command.prompts_file, slug)
+
+    def grid(self, n: int) -> Grid | None:
+        return self._pipeline.grid(n, *self._size)
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        cond = self._pipeline.encode(prompts, guidance=self._scale)
+        self._pipeline.drop_text_encoders()
+        return [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(prompts))]
+
+    def flow(self) -> Flow:
+        return self._pipeline.flow(*self._size)
+
+
+class SiT:
+    """A SiT."""
+
+    def __init__(self, folder: Path, options: Converted, guidance: float | None):
+        _refuse(options, ("size",), "a SiT, whose images are of one size")
+        config = configuration(folder, SIT)
+        if options.label is None:
+            raise ValueError(f"--label is missing, expected 0 to {config.classes - 1} for a SiT")
+        if not 0 <= options.label < config.classes:
+            last = config.classes - 1
+            raise ValueError(f"--label must be from 0 to {last}, got {options.label}")
+        if options.vae is None:
+            raise ValueError(
+                "--vae is missing, expected the folder of a converted autoencoder "
+                "(stabilityai/sd-vae-ft-ema): a SiT's own checkpoint has none"
+            )
+        self._pipeline = SiTPipeline(folder, options.vae)
+        self._label = options.label
+        self.guidance = GUIDANCE if guidance is None else guidance
+        if self.guidance < 0:
+            raise ValueError(f"--guidance must be at least 0, got {guidance}")
+        self.named = {"label": options.label, "vae": str(options.vae)}
+        self.steps = {"ode": 50, "sde": 250}
+
+    def prompts(self, command: Sample, reads_text: bool) -> list[str]:
+        if reads_text:
+            return prompts.collect(command.prompt, command.prompts_file, slug)
+        words = " ".join(command.prompt)
+        for name, value in (("PROMPT", words), ("--prompts-file", command.prompts_file)):
+            if value:
+                raise ValueError(
+                    f"{name} has no effect on a SiT without a reward that reads it, got {value}"
+                )
+        return [f"label {self._label}"]
+
+    def grid(self, n: int) -> Grid | None:
+        return None
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        return [self._pipeline.encode([self._label])[0] for _ in prompts]
+
+    def flow(self) -> Flow:
+        return self._pipeline.flow(self.guidance)
+
+
+def _model(options: Converted, guidance: float | None) -> Model:
+    from flowsde_converters.store import is_pipeline
+
+    folder = options.model
+    assert folder is not None
+    if is_pipeline(folder):
+        return Flux(pipelines.load(folder, read), options, guidance)
+    return SiT(folder, options, guidance)
+
+
+def slug(prompt: str) -> str:
+    """A prompt as the name of a folder, with a digest where letters do not say all of it."""
+    if not prompt.strip():
+        raise ValueError(f"PROMPT must have at least one word, got {prompt!r}")
+    plain = "-".join(prompt.split())
+    name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:_SLUG].strip("-")
+    if name == plain:
+        return name
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+    return f"{name}-{digest}" if name else digest
+
+
+def _reward(command: Sample) -> tuple[str, rewards.Verifier]:
+    """By name, and checked."""
+    trajectory = command.method in ("ode", "sde")
+    name = command.reward or ("none" if trajectory else None)
+    if name is None:
+        raise ValueError(
+            f"--reward is missing for --method {command.method}, expected clip, pick, aesthetic or "
+            "MODULE:FUNCTION, or --method ode or sde"
+        )
+    if name == "none":
+        if not trajectory:
+            raise ValueError(f"--method {command.method} searches by a reward, got --reward none")
+        if command.target_reward is not None:
+            said = f"got {command.target_reward}"
+            raise ValueError(f"--target-reward has no effect with --reward none, {said}")
+    verifier = rewards.verifier(name, command.converted.reward_model)
+    if not verifier.on_device and command.given.get("gradient_temperature"):
+        raise ValueError(f"--gradient-temperature wants a JAX reward, got --reward {name}")
+    return name, verifier
+
+
+def _settings(command: Sample, model: Model) -> tuple[Settings, Grid | None]:
+    """Resolved settings, and the model's own times if they are used.
+
+    Of the recommended preset, measured on the embedded model, what belongs to that model gives way:
+    the variance of its data, and the times along the model's own path.
+    """
+    given = {k: v for k, v in command.given.items() if k not in ("reward", "guidance")}
+    presets.check("preset", command.preset)
+    presets.check("method", command.method)
+    base = presets.PRESETS[command.preset][command.method]
+    base = dataclasses.replace(base, guidance=model.guidance)
+    own = False
+    if command.preset == "recommended":
+        steps = model.steps.get(command.method, base.steps)
+        base = dataclasses.replace(base, data_variance=0.0, steps=steps)
+        path = given.get("interpolant", base.interpolant)
+        own = "grid" not in given and path == "linear"
+    settings = presets.resolve_from(base, command.method, given)
+    assert settings.steps is not None
+    times = model.grid(settings.steps) if own else None
+    if times is not None:
+        settings = dataclasses.replace(settings, grid="flux")
+    return settings, times
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfModel:
+    velocity_fn: VelocityFn
+
+    def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return self.velocity_fn(params, x, t, cond.model)
+
+
+class Offered:
+    """An `Offer`; ValueError or TypeError naming an option that is wrong, before weights."""
+
+    def __init__(self, command: Sample):
+        guidance = command.given.get("guidance")
+        if guidance is not None:
+            presets.check("guidance", guidance)
+        options = command.converted
+        try:
+            self._model = _model(options, guidance)
+        except FileNotFoundError as error:
+            raise ValueError(f"--model {options.model}: {error}") from None
+        name, self._verifier = _reward(command)
+        self.judged = name != "none"
+        self.prompts = self._model.prompts(command, self._verifier.reads_text)
+        settings, times = _settings(command, self._model)
+        self.settings = dataclasses.replace(settings, reward=name)
+        self.search = presets.build(command.method, self.settings, times)
+        self.evaluations = presets.evaluations(self.settings)
+        self.named = {"model": str(options.model), **self._model.named}
+        if options.reward_model:
+            self.named["reward_model"] = [str(folder) for folder in options.reward_model]
+
+    def slug(self, prompt: str) -> str:
+        return slug(prompt)
+
+    def load(self, prompts: Sequence[str]) -> Loaded:
+        # Texts first: the encoders are gone again when the large model comes.
+        conds, embedded = self._model.encode(prompts), self._verifier.embed(prompts)
+        asks = [
+            Ask(rewards.Condition(*both), self._verifier.make(prompt))
+            for prompt, *both in zip(prompts, conds, embedded, strict=True)
+        ]
+        flow = self._model.flow()
+        flow = dataclasses.replace(flow, velocity_fn=_OfModel(flow.velocity_fn))
+        rows, columns, _ = flow.shape
+        return Loaded(flow, asks, max(1, _AT_ONCE // (rows * columns)))
+
+    def save(self, path: Path, image: np.ndarray) -> None:
+        report.save_image(path, image, None)
+
+    def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
+        def small(x0: np.ndarray) -> np.ndarray:
+            image = Image.fromarray(report.pixels(np.asarray(decode(flow, x0[None])[0])))
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            return np.asarray(image, np.float32) / 127.5 - 1.0
+
+        # One at a time: there may be many.
+        return lambda x0: np.stack([small(one) for one in np.asarray(x0)])
+
+    def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
+        return {}
+
+    def said(self, values: dict[str, Any]) -> list[str]:
+        return []

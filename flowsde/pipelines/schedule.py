@@ -1,0 +1,69 @@
+"""The times that a FLUX.1 was made for, as `scheduler/scheduler_config.json` says them.
+
+n steps start from the uniform times (1, 1 - 1/n, …, 1/n) and end at 0. They are shifted by
+s t / (1 + (s - 1) t): in dev s = exp(mu), with mu linear in the number of image tokens; in schnell
+s = 1, which changes nothing.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from flowsde import grids
+
+_NAME = "scheduler_config.json"
+# Other ways to space the times; no FLUX.1 has them.
+_UNKNOWN = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How times are spaced.
+
+    Attributes:
+      dynamic: whether the shift follows the number of tokens.
+      shift: otherwise.
+      low: a number of tokens, and mu at it.
+      high: another.
+    """
+
+    dynamic: bool = True
+    shift: float = 1.0
+    low: tuple[float, float] = (256, 0.5)
+    high: tuple[float, float] = (4096, 1.15)
+
+    def grid(self, n: int, tokens: int) -> grids.Grid:
+        """n + 1 times for images of so many tokens."""
+        if self.dynamic:
+            return grids.flux(n, tokens, low=self.low, high=self.high)
+        return grids.shifted(n, self.shift)
+
+
+def read(folder: Path) -> Schedule:
+    """The schedule of a `scheduler` folder.
+
+    Raises:
+      ValueError: there is none, or it spaces times in a way that is not known here.
+    """
+    path = folder / _NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} must hold {_NAME}, as a FLUX pipeline does")
+    says = json.loads(path.read_text())
+    unknown = [name for name in _UNKNOWN if says.get(name)]
+    if says.get("time_shift_type", "exponential") != "exponential":
+        unknown.append("time_shift_type")
+    if unknown:
+        got = ", ".join(f"{name} {says[name]!r}" for name in unknown)
+        raise ValueError(f"{path} has {got}, expected times that are shifted exponentially or not")
+    return Schedule(
+        dynamic=says.get("use_dynamic_shifting", False),
+        shift=says.get("shift", 1.0),
+        low=(says.get("base_image_seq_len", 256), says.get("base_shift", 0.5)),
+        high=(says.get("max_image_seq_len", 4096), says.get("max_shift", 1.15)),
+    )

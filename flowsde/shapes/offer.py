@@ -1,0 +1,54 @@
+"""The embedded model, as `flowsde sample` offers it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowsde import presets, prompts, report, shapes
+from flowsde.flow import Flow, guide
+from flowsde.offer import Ask, Loaded
+from flowsde.options import Converted, Sample
+from flowsde.shapes import captions
+
+
+class Embedded:
+    """An `Offer`; ValueError or TypeError naming an option that is wrong."""
+
+    judged = True
+
+    def __init__(self, command: Sample):
+        for name, value in vars(command.converted).items():
+            if value != getattr(Converted, name):
+                raise ValueError(f"{presets.flag(name)} has no effect without --model, got {value}")
+        self.named: dict[str, Any] = {}
+        self.prompts = prompts.collect(command.prompt, command.prompts_file)
+        self.settings = presets.resolve(command.preset, command.method, command.given)
+        self.search = presets.build(command.method, self.settings)
+        self.evaluations = presets.evaluations(self.settings)
+
+    def slug(self, prompt: str) -> str:
+        return prompts.slug(prompt)
+
+    def load(self, prompts: Sequence[str]) -> Loaded:
+        flow, reward = shapes.load_flow(), shapes.load_reward(self.settings.reward)
+        if self.evaluations > 1:
+            nothing = np.zeros(captions.MAX_TOKENS, np.int32)
+            flow = guide(flow, self.settings.guidance, nothing)
+        return Loaded(flow, [Ask(shapes.encode(prompt), reward) for prompt in prompts])
+
+    def save(self, path: Path, image: np.ndarray) -> None:
+        report.save_image(path, image)
+
+    def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
+        return flow.decode
+
+    def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
+        return {"heldout": report.judge(prompt, image)}
+
+    def said(self, values: dict[str, Any]) -> list[str]:
+        return [
+            f"asked   {captions.caption(captions.parse(values['prompt']))}",
+            f"seen    {report.describe(values['heldout'])}, says the held-out checker",
+        ]

@@ -1,0 +1,242 @@
+"""`flowsde sample --model` on tiny converted models: results, files, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import flowsde as fs
+from flowsde import cli
+from flowsde.models.tokenize import clip_tokenizer
+from flowsde.pipelines import command as offered
+from flowsde.pipelines import parts, rewards
+from flowsde.rewards.clip import clip_score, text_embeddings
+
+pytest.importorskip("diffusers")
+PROMPT, OTHER = tiny.PROMPTS
+KEYS = (
+    "prompt method seed settings reward nfe evaluations backward_passes verifier_calls seconds "
+    "version"
+)
+
+
+@pytest.fixture
+def places(folders, others, tmp_path):
+    """The folders by name, as strings."""
+    names = {name: str(path) for name, path in others.items() if "diffusers" not in name}
+    names |= {name: str(folders[name] / "out") for name in ("schnell", "dev")}
+    return names | {"out": str(tmp_path / "out")}
+
+
+def sample(places, text, *prompts):
+    """result.json of a command, in which {name} is a folder."""
+    words = [word.format(**places) for word in text.split()]
+    cli.main(["sample", *prompts, *words, "--out", places["out"]])
+    with open(f"{places['out']}/result.json") as file:
+        result = json.load(file)
+    assert set(KEYS.split()) <= set(result) and result["version"] == fs.__version__
+    return result
+
+
+def size(places):
+    with Image.open(f"{places['out']}/image.png") as image:
+        image.load()
+        return image.size
+
+
+def files(tmp_path):
+    return {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_flux_without_a_reward(places, tmp_path):
+    text = "--model {dev} --size 16x24 --steps 2 --method ode --guidance 2 --save-trajectory"
+    result = sample(places, text, PROMPT)
+    assert (result["prompt"], result["reward"], result["verifier_calls"]) == (PROMPT, None, 0)
+    # Guidance is an input: it costs nothing.
+    assert result["nfe"] == result["evaluations"] == 2
+    settings = result["settings"]
+    assert settings["guidance"] == 2.0 and settings["size"] == "16x24"
+    assert (settings["grid"], settings["reward"], settings["model"]) == (
+        "flux", "none", places["dev"],
+    )  # fmt: skip
+    assert size(places) == (24, 16)
+    assert files(tmp_path) == {"image.png", "result.json", "trajectory.npz"}
+    with np.load(tmp_path / "out" / "trajectory.npz") as file:
+        times = file["time"][:, 0]
+    ours = fs.load(places["dev"])
+    np.testing.assert_allclose(times, ours.grid(2, 16, 24)[:2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["sde", "rbf"])
+def test_flux_searches_by_clip(places, method, tmp_path):
+    spent = {"sde": 2, "rbf": 9}[method]
+    more = {"sde": "", "rbf": "--nfe 9 --width 2 --finish mean"}[method]
+    text = "--model {schnell} --size 16 --steps 2 --reward clip --reward-model {clip} --method "
+    result = sample(places, f"{text} {method} {more}", PROMPT)
+    assert result["nfe"] == spent and result["verifier_calls"] > 0
+    assert files(tmp_path) == {"image.png", "path.png", "search.png", "result.json"}
+    with Image.open(tmp_path / "out" / "image.png") as image:
+        shown = np.asarray(image, np.float32)[None] / 127.5 - 1.0
+    assert shown.shape == (1, 16, 16, 3)
+    model = parts.read(Path(places["clip"]))
+    tokens = clip_tokenizer(Path(places["clip"]) / "tokenizer", length=16)([PROMPT]).ids
+    # Up to the 256 levels of the file.
+    wanted = clip_score(model)(shown, text_embeddings(model, tokens))
+    assert result["reward"] == pytest.approx(float(wanted[0]), abs=0.01)
+
+
+def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeypatch, capsys):
+    """A reward outside JAX, of a module in the folder in which the command is given."""
+    (tmp_path / "judge.py").write_text(
+        "import numpy as np\n"
+        "seen = []\n"
+        "def score(images, prompts):\n"
+        "    seen.append((images.shape, images.dtype, prompts))\n"
+        "    return images.mean((1, 2, 3)) + len(prompts[0])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 --reward judge:score"
+    )
+    words = [word.format(**places) for word in text.split()]
+    cli.main(["sample", PROMPT, OTHER, *words])
+    import judge
+
+    texts = {prompt for _, _, prompts in judge.seen for prompt in prompts}
+    assert texts == {PROMPT, OTHER}
+    assert {(shape[1:], str(dtype)) for shape, dtype, _ in judge.seen} == {((16, 16, 3), "float32")}
+    for prompt in (PROMPT, OTHER):
+        name = f"out-{prompt.replace(' ', '-')}-bon-seed0"
+        result = json.loads((tmp_path / "flowsde-out" / name / "result.json").read_text())
+        assert result["prompt"] == prompt and result["verifier_calls"] == 2
+        assert abs(result["reward"] - len(prompt)) < 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["sample", PROMPT, *words])
+    assert "holds a finished result" in capsys.readouterr().err
+    cli.main(["sample", PROMPT, OTHER, *words, "--resume"])
+    assert capsys.readouterr().out.count("is finished") == 2
+    with pytest.raises(SystemExit):
+        cli.main(["sample", PROMPT, *words, "--resume", "--seed", "0", "--steps", "1"])
+    assert "--steps 2, not 1" in capsys.readouterr().err
+
+
+def test_sit_with_a_label_and_guidance(places, tmp_path):
+    text = (
+        "--model {sit} --vae {vae} --label 2 --guidance 3 --nfe 12 --steps 2 --width 2 "
+        "--finish mean --reward aesthetic --reward-model {clip} --reward-model {head}"
+    )
+    result = sample(places, text)
+    assert result["prompt"] == "label 2" and result["settings"]["label"] == 2
+    assert result["settings"]["guidance"] == 3.0
+    # Every candidate takes two evaluations.
+    assert result["nfe"] == 12 and result["verifier_calls"] >= 6
+    assert size(places) == (8, 8)
+    assert files(tmp_path) == {"image.png", "path.png", "search.png", "result.json"}
+
+
+def test_sit_is_judged_by_a_prompt_of_its_own(places):
+    text = (
+        "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method ode "
+        "--reward pick --reward-model {clip}"
+    )
+    result = sample(places, text, PROMPT)
+    assert result["prompt"] == PROMPT and result["nfe"] == 2 and result["verifier_calls"] == 1
+    other = sample(places, f"{text} --overwrite", OTHER)
+    assert other["reward"] != result["reward"]
+
+
+FLUX = "--model {dev}"
+SIT = "--model {sit} --vae {vae}"
+WRONG = [
+    ("P --label 3", "--label has no effect without --model, got 3"),
+    ("P --size 64", "--size has no effect without --model, got 64"),
+    ("P --vae x", "--vae has no effect without --model"),
+    ("P --reward-model x", "--reward-model has no effect without --model"),
+    ("P --model /nowhere", "--model /nowhere: /nowhere has no config.json"),
+    ("P --model {clip}", "holds a model of clip, expected one of sit"),
+    (f"{FLUX} --method ode", "PROMPT is missing"),
+    (f"P P {FLUX} --method ode", "given twice"),
+    (f"P {FLUX}", "--reward is missing for --method rbf"),
+    (f"P {FLUX} --reward none", "--method rbf searches by a reward, got --reward none"),
+    (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, aesthetic or"),
+    (f"P {FLUX} --reward clip", "--reward-model must be a converted CLIP for --reward clip"),
+    (f"P {FLUX} --reward clip --reward-model {{sit}}", "model of sit, expected one of clip"),
+    (f"P {FLUX} --reward aesthetic --reward-model {{clip}}", "a converted CLIP and then the head"),
+    (f"P {FLUX} --method ode --reward-model {{clip}}", "must be no folder for --reward none"),
+    (f"P {FLUX} --reward nosuch:thing", "--reward nosuch:thing cannot be imported: No module"),
+    (f"P {FLUX} --reward os:sep", "--reward os:sep must be a function, got '/'"),
+    (f"P {FLUX} --reward os:listdir --gradient-temperature 1", "--gradient-temperature wants"),
+    (f"P {FLUX} --method ode --target-reward 1", "--target-reward has no effect with"),
+    (f"P {FLUX} --method ode --label 2", "--label has no effect with a FLUX.1, got 2"),
+    (f"P {FLUX} --method ode --vae {{vae}}", "--vae has no effect with a FLUX.1"),
+    (f"P {FLUX} --method ode --size large", "--size must be HEIGHTxWIDTH"),
+    (f"P {FLUX} --method ode --size 30x32", "--size: height must be a multiple of 4, got 30"),
+    (f"P {FLUX} --method ode --size 32x0", "--size: width must be"),
+    (f"P {FLUX} --method ode --guidance -1", "--guidance: guidance must be"),
+    (f"P {FLUX} --method ode --guidance nan", "--guidance must be a finite number"),
+    ("P --model {schnell} --method ode --guidance 2", "--guidance: this model takes no guidance"),
+    (f"P {FLUX} --method ode --chains 2", "--chains has no effect with method ode"),
+    (f"P {FLUX} --method ode --preset best", "--preset must be one of"),
+    (f"P {FLUX} --method mcts", "--method"),
+    (f"{SIT} --method ode", "--label is missing, expected 0 to 2"),
+    (f"{SIT} --method ode --label 3", "--label must be from 0 to 2, got 3"),
+    (f"{SIT} --method ode --label 1 --size 8", "--size has no effect with a SiT"),
+    (f"P {SIT} --method ode --label 1", "PROMPT has no effect on a SiT without a"),
+    (f"{SIT} --method ode --label 1 --guidance -2", "--guidance must be at least 0, got -2"),
+    (f"{SIT} --label 1 --reward clip --reward-model {{clip}}", "PROMPT is missing"),
+    ("--model {sit} --method ode --label 1", "--vae is missing, expected the folder"),
+    ("--model {sit} --vae {clip} --method ode --label 1", "model of clip, expected one of autoenc"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, says", WRONG)
+def test_wrong_values_are_refused_before_weights_are_read(
+    places, text, says, monkeypatch, capsys, tmp_path
+):
+    for module in (parts, offered, rewards):
+        monkeypatch.setattr(module, "read", lambda _: pytest.fail("weights were read"))
+    words = ["a red cube" if word == "P" else word.format(**places) for word in text.split()]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", *words, "--out", places["out"]])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("flowsde sample: ") and says in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_folders():
+    assert offered.slug("a red cube") == "a-red-cube"
+    # What is left out of a name is in its digest.
+    odd = [offered.slug(p) for p in ("A red cube", "a red cube!", "日本", "!", "x" * 200)]
+    assert len({*odd, "a-red-cube"}) == 6
+    assert all(re.fullmatch(r"[\w-]{1,67}", name) for name in odd)
+
+
+def test_times_are_the_models_own_only_along_its_own_path(places):
+    def settings(text):
+        words = [word.format(**places) for word in text.split()]
+        command = cli._parse(["sample", PROMPT, "--model", places["dev"], *words])
+        return offered.Offered(command).settings
+
+    host = "--reward os:listdir"
+    assert settings("--method ode").steps == 28
+    found = settings(f"--method rbf {host}")
+    assert (found.grid, found.interpolant, found.data_variance) == ("uniform", "vp", 0.0)
+    assert settings(f"--method rbf --interpolant linear {host}").grid == "flux"
+    assert settings("--method ode --grid cosine").grid == "cosine"
+    paper = settings(f"--method rbf --preset paper {host}")
+    assert (paper.grid, paper.steps) == ("quadratic", 10)
+
+
+def test_text_encoders_are_gone_when_the_transformer_comes(places):
+    words = ["sample", PROMPT, "--model", places["schnell"], "--method", "ode", "--size", "16"]
+    offer = offered.Offered(cli._parse(words))
+    pipeline = offer._model._pipeline
+    assert pipeline.held == ()
+    assert len(offer.load([PROMPT]).asks) == 1
+    assert set(pipeline.held) == {"transformer", "vae"}

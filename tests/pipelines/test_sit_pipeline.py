@@ -1,0 +1,56 @@
+"""A tiny SiT with its autoencoder: guidance, decoding, and what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import flowsde as fs
+from flowsde.pipelines.sit import SiTPipeline
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def pipeline(others):
+    return SiTPipeline(others["sit"], others["vae"])
+
+
+def test_guidance_is_on_three_channels_and_costs_two(pipeline, others):
+    flow, plain = pipeline.flow(3.0), fs.load(others["sit"])
+    assert (flow.evaluations, pipeline.flow(1.0).evaluations) == (2, 1)
+    x = jax.random.normal(jax.random.key(0), (2, *flow.shape))
+    t, labels = jnp.asarray([0.3, 0.8]), pipeline.encode([0, 2])
+    velocity = jax.jit(lambda flow, labels: flow.velocity_fn(flow.params, x, t, labels))
+    wanted = np.asarray(velocity(plain, labels))
+    none = np.asarray(velocity(plain, np.full(2, tiny.SIT.classes, np.int32)))
+    found = velocity(flow, labels)
+    assert np.abs(wanted - none).max() > 0.01
+    np.testing.assert_allclose(found[..., :3], (none + 3 * (wanted - none))[..., :3], atol=1e-4)
+    np.testing.assert_allclose(found[..., 3], wanted[..., 3], atol=1e-5)
+    unguided = velocity(pipeline.flow(1.0), labels)
+    np.testing.assert_allclose(unguided, wanted, atol=1e-5)
+
+
+def test_images_are_those_of_diffusers_autoencoder(pipeline, others):
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
+    with torch.no_grad():
+        latents = torch.from_numpy(tiny.rows_first(x)) / 0.18215
+        wanted = others["vae of diffusers"].decode(latents).sample.numpy()
+    decode = pipeline.flow().decode
+    images = jax.jit(lambda decode, x: decode(x))(decode, x)
+    assert images.shape == (2, pipeline.side, pipeline.side, 3) == (2, 8, 8, 3)
+    np.testing.assert_allclose(tiny.rows_first(images), wanted, atol=1e-3)
+
+
+def test_what_does_not_fit_is_named(pipeline, others, folders):
+    with pytest.raises(ValueError, match="label must be from 0 to 2, got 3"):
+        pipeline.encode([0, 3])
+    with pytest.raises(ValueError, match="guidance must be .* got -1"):
+        pipeline.flow(-1.0)
+    flux_vae = folders["schnell"] / "out" / "vae"
+    with pytest.raises(ValueError, match="latents of 16 channels, expected 4"):
+        SiTPipeline(others["sit"], flux_vae)
+    with pytest.raises(ValueError, match="holds a model of clip, expected one of autoencoder_kl"):
+        SiTPipeline(others["sit"], others["clip"])

@@ -1,0 +1,205 @@
+"""A whole FLUX pipeline, a CLIP and a SiT, tiny, with random weights, as their libraries save
+them."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from flowsde.models.sit import SiTConfig
+from flowsde_converters import convert, sit
+from flowsde_converters.detect import abstract
+from flowsde_converters.paths import parameters
+from flowsde_converters.tables import unconvert
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+PROMPTS = ["a photo of a red cat", "two dogs on a log"]
+_MERGES = ["c a", "t h", "th e</w>", "ca t</w>", "o f</w>", "d o", "do g", "dog s</w>"]
+
+
+def write_clip_tokenizer(folder: Path, length: int) -> int:
+    """A byte-level vocabulary with a few merges; how large it is."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    words += [merge.replace(" ", "") for merge in _MERGES] + [START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *_MERGES, ""]))
+    settings = {
+        "tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END,
+        "pad_token": END, "unk_token": END, "model_max_length": length,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(words)
+
+
+def write_t5_tokenizer(folder: Path) -> int:
+    """A vocabulary trained on a few sentences; how large it is."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*PROMPTS, "the cats and the dogs sat on a mat"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>",
+        "unk_token": "<unk>", "model_max_length": 512,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer.get_vocab_size()
+
+
+def fill(model: Any, seed: int, scale: float = 0.15) -> Any:
+    """A torch model with normal weights: zeros would hide mistakes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def flux_pipeline(folder: Path, *, dev: bool) -> Any:
+    """The pipeline of diffusers, saved in a folder."""
+    import diffusers
+    import transformers
+
+    words = write_clip_tokenizer(folder / "words", 16)
+    pieces = write_t5_tokenizer(folder / "pieces")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = diffusers.FluxPipeline(
+            transformer=fill(
+                diffusers.FluxTransformer2DModel(
+                    in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16,
+                    num_attention_heads=2, joint_attention_dim=20, pooled_projection_dim=24,
+                    guidance_embeds=dev, axes_dims_rope=(4, 6, 6),
+                ),
+                1,
+            ),
+            vae=fill(
+                diffusers.AutoencoderKL(
+                    block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                    up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=16,
+                    norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
+                    scaling_factor=0.3611, shift_factor=0.1159,
+                ),
+                2,
+            ),
+            text_encoder=fill(
+                transformers.CLIPTextModel(
+                    transformers.CLIPTextConfig(
+                        vocab_size=words, hidden_size=24, intermediate_size=32,
+                        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16,
+                        bos_token_id=words - 2, eos_token_id=words - 1, pad_token_id=words - 1,
+                    )
+                ),
+                3,
+            ),
+            text_encoder_2=fill(
+                transformers.T5EncoderModel(
+                    transformers.T5Config(
+                        vocab_size=pieces, d_model=20, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                        feed_forward_proj="gated-gelu",
+                    )
+                ),
+                4,
+            ),
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "words"),
+            tokenizer_2=transformers.AutoTokenizer.from_pretrained(folder / "pieces"),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+                shift=3.0 if dev else 1.0, use_dynamic_shifting=dev
+            ),
+        )  # fmt: skip
+        made.save_pretrained(folder / "source")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def converted(source: Path, out: Path) -> Path:
+    """What our converter makes of it."""
+    convert.run(convert.prepare(source), out)
+    return out
+
+
+def rows_first(latents: Any) -> np.ndarray:
+    """Of packed tokens' twin in torch: latents [n, h, w, c] as [n, c, h, w]."""
+    return np.array(np.asarray(latents).transpose(0, 3, 1, 2))
+
+
+def clip(folder: Path) -> Path:
+    """A converted CLIP with its tokenizer."""
+    import transformers
+
+    words = write_clip_tokenizer(folder / "source", 16)
+    text = {
+        "vocab_size": words, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": words - 2,
+        "eos_token_id": words - 1, "pad_token_id": words - 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    model = fill(transformers.CLIPModel(config), 5)
+    model.save_pretrained(folder / "source")
+    return converted(folder / "source", folder / "out")
+
+
+def aesthetic_head(folder: Path) -> Path:
+    """A converted head on embeddings of `clip`."""
+    widths, places = (12, 8, 6, 5, 4, 1), (0, 2, 4, 6, 7)
+    rng = np.random.default_rng(6)
+    tensors = {}
+    for i, place in enumerate(places):
+        weight = rng.normal(size=(widths[i + 1], widths[i]))
+        tensors[f"layers.{place}.weight"] = weight.astype(np.float32)
+        tensors[f"layers.{place}.bias"] = rng.normal(size=widths[i + 1]).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "head.safetensors")
+    return converted(folder / "head.safetensors", folder / "out")
+
+
+SIT = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3)
+
+
+def sit_model(folder: Path) -> Path:
+    """A converted SiT of 4 x 4 latents and three classes."""
+    rng = np.random.default_rng(7)
+    shapes = parameters(abstract(sit.FAMILY, SIT))
+    params = {k: rng.normal(size=p.shape, scale=0.1).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(sit.table(SIT, "original"), params)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    save_file(tensors, folder / "sit.safetensors")
+    return converted(folder / "sit.safetensors", folder / "out")
+
+
+def sd_vae(folder: Path) -> tuple[Any, Path]:
+    """diffusers' autoencoder of four channels, and ours of the same weights."""
+    import diffusers
+
+    vae = fill(
+        diffusers.AutoencoderKL(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+            scaling_factor=0.18215,
+        ),
+        8,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "source")
+    return vae, converted(folder / "source", folder / "out")
