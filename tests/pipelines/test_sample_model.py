@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -71,7 +72,7 @@ def test_flux_without_a_reward(places, tmp_path):
     np.testing.assert_allclose(times, ours.grid(2, 16, 24)[:2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["sde", "rbf"])
+@pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])
 def test_flux_searches_by_clip(places, method, tmp_path):
     spent = {"sde": 2, "rbf": 9}[method]
     more = {"sde": "", "rbf": "--nfe 9 --width 2 --finish mean"}[method]
@@ -85,7 +86,12 @@ def test_flux_searches_by_clip(places, method, tmp_path):
     model = parts.read(Path(places["clip"]))
     tokens = clip_tokenizer(Path(places["clip"]) / "tokenizer", length=16)([PROMPT]).ids
     # Up to the 256 levels of the file.
-    wanted = clip_score(model)(shown, text_embeddings(model, tokens))
+
+    @jax.jit
+    def score(model, shown, tokens):
+        return clip_score(model)(shown, text_embeddings(model, tokens))
+
+    wanted = score(model, shown, tokens)
     assert result["reward"] == pytest.approx(float(wanted[0]), abs=0.01)
 
 
@@ -139,6 +145,7 @@ def test_sit_with_a_label_and_guidance(places, tmp_path):
     assert files(tmp_path) == {"image.png", "path.png", "search.png", "result.json"}
 
 
+@pytest.mark.slow
 def test_sit_is_judged_by_a_prompt_of_its_own(places):
     text = (
         "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method ode "
