@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Settings]] = {
     "recommended": {
         "ode": _ODE,
         "sde": Settings(nfe=None, steps=40),
-        "bon": Settings(kernel="ode_euler", width=16),
+        "bon": Settings(kernel="ode_euler", steps=10, width=16),
         "sop": Settings(kernel="ode_euler", backward=5),
         "smc": dataclasses.replace(_RECOMMENDED, temperature=0.1),
         "code": _RECOMMENDED,
