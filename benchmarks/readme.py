@@ -124,7 +124,36 @@ def search_overhead() -> str:
     return "\n".join(lines)
 
 
+def ports() -> str:
+    """Ratios of `ports.json`."""
+    found = json.loads((RESULTS / "ports.json").read_text())
+    names = ("flux", "sit", "autoencoder", "clip_text", "clip_vision", "t5")
+    return "\n".join(
+        [
+            f"{found['cores']} CPU cores, float32, batch {found['settings']['batch']}; below 1 is "
+            "faster than PyTorch.",
+            "",
+            f"| {' | '.join(names)} |",
+            "|---" * len(names) + "|",
+            f"| {' | '.join(f'{found[name]:.2f}' for name in names)} |",
+        ]
+    )
+
+
+def conversion() -> str:
+    """Seconds and bytes of `convert.json`."""
+    found = json.loads((RESULTS / "convert.json").read_text())
+    gib = {name: found[f"{name}_bytes"] / 2**30 for name in ("peak_rss", "largest_stacked")}
+    return (
+        f"A checkpoint of {found['bytes'] / 2**30:.1f} GiB takes {found['seconds']:.0f} s, copying "
+        f"its files {found['copy_seconds']:.0f} s; at most {gib['peak_rss']:.2f} GiB are resident, "
+        f"its largest stacked parameter has {gib['largest_stacked']:.1f} GiB."
+    )
+
+
 TABLES = {
+    "ports": ports,
+    "conversion": conversion,
     "paper_methods": paper_methods,
     "paper_settings": paper_settings,
     "paper_ablations": paper_ablations,

@@ -251,7 +251,7 @@ WRONG = [
     ("P --kernel ddim --diffusion sin", "--diffusion has no effect"),
     ("P --finish mean --finish-steps 3", "--finish-steps has no effect"),
     ("P --method bon --chains 3", "--chains has no effect with method bon"),
-    ("P --method bon --nfe 10", "nfe"),
+    ("P --method bon --nfe 9", "nfe"),
     ("P --method ode --width 3", "--width has no effect"),
     ("P --method ode --kernel ddim", "--kernel"),
     ("P --method sde --kernel ode_euler", "--kernel"),
