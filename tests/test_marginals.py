@@ -141,6 +141,8 @@ def standard_errors(values, exact):
     return float(np.max(error / (values.std(axis=0) / math.sqrt(len(values)))))
 
 
+# What takes the time here is running, not compiling.
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("interpolant, kernel", CASES)
 def test_mean_covariance_and_weights(interpolant, kernel):
     data = GAUSSIAN if "data_variance" in kernel else MIXTURE
