@@ -65,7 +65,17 @@ def paper_ablations() -> str:
         "| changed | setting | NFE | exact captions | squared error | given reward | diversity |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in ("fifty", "kernel", "grid", "steps", "diffusion", "budget", "finish", "gradient"):
+    for name in (
+        "fifty",
+        "twenty",
+        "kernel",
+        "grid",
+        "steps",
+        "diffusion",
+        "budget",
+        "finish",
+        "gradient",
+    ):
         rows = _paper_tables(name)
         for i, row in enumerate(rows if len(rows) > 1 else []):
             lines.append(

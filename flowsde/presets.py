@@ -80,6 +80,7 @@ METHODS = tuple(MAKERS)
 
 # Trajectories have no budget of their own: they take the grid's steps.
 _ODE = Settings(nfe=None, kernel="ode_euler", steps=40)
+_BON = Settings(kernel="ode_euler", steps=10, width=16)
 # The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
 _RECOMMENDED = Settings(
     interpolant="vp", kernel="ddim", data_variance=0.25, steps=None, finish_steps=None
@@ -90,7 +91,7 @@ PRESETS: dict[str, dict[str, Settings]] = {
     "recommended": {
         "ode": _ODE,
         "sde": Settings(nfe=None, steps=40),
-        "bon": Settings(kernel="ode_euler", steps=10, width=16),
+        "bon": _BON,
         "sop": Settings(kernel="ode_euler", backward=5),
         "smc": dataclasses.replace(_RECOMMENDED, temperature=0.1),
         "code": _RECOMMENDED,
@@ -101,7 +102,7 @@ PRESETS: dict[str, dict[str, Settings]] = {
     "paper": {
         "ode": dataclasses.replace(_ODE, steps=10),
         "sde": dataclasses.replace(_PAPER, nfe=None),
-        "bon": Settings(kernel="ode_euler", steps=10, width=16),
+        "bon": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": Settings(
