@@ -52,7 +52,8 @@ from _files import replace_file
 
 import flowsde as fs
 from flowsde.search.job import prepare
-from flowsde.search.run import _begin, _run
+from flowsde.search.programs import run_rounds
+from flowsde.search.run import _begin
 
 SIDE, LARGE = 32, 64
 PATCHES, WIDTH, BLOCKS = 8, 192, 8
@@ -148,7 +149,7 @@ def bytes_of(flow: fs.Flow, search: fs.search.Search, chunk: int) -> dict[str, i
         target_reward=None, nfe=None, invalid="error", resume=None,
     )  # fmt: skip
     carry = _begin(job)
-    program = _run.lower(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
+    program = run_rounds.lower(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
     planned: Any = program.compile().memory_analysis()
     x, t = jnp.zeros((chunk, *flow.shape), jnp.float32), jnp.zeros(chunk, jnp.float32)
     model: Any = jax.jit(velocity).lower(flow.params, x, t, None).compile().memory_analysis()

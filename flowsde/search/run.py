@@ -19,26 +19,20 @@ All but the last are in passes of the model: a guided flow costs two a candidate
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowsde.flow import Cond, Flow
-from flowsde.rewards.base import DeviceReward, HostReward, RewardError
+from flowsde.rewards.base import HostReward, RewardError
+from flowsde.search import programs
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.evaluate import (
-    Computed,
-    Sizes,
-    evaluate_model,
-    evaluate_on_host,
-    evaluate_reward,
-)
+from flowsde.search.evaluate import Computed, evaluate_on_host
 from flowsde.search.job import Job, check_resume, prepare
-from flowsde.search.result import Carry, Packed, Result, head, longer, with_numbers
+from flowsde.search.result import Carry, Result, head, longer, with_numbers
 
 
 def run(
@@ -90,7 +84,9 @@ def run(
     if resume is not None:
         # The program takes over the arrays that it is given; the user's stay.
         carry = jax.tree.map(jnp.copy, carry)
-    carry, log, rounds = _run(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
+    carry, log, rounds = programs.run_rounds(
+        carry, job.flow, job.search, job.reward, job.cond, job.sizes
+    )
     log, rounds, counts = jax.device_get((log, rounds, carry[1:]))
     log = head(log, int(rounds))
     if resume is not None:
@@ -136,130 +132,9 @@ def iterate(
     )
 
 
-def _init(
-    keys: jax.Array,
-    nfe: jax.Array,
-    search: Search,
-    shape: tuple[int, ...],
-    target: jax.Array,
-    single: bool = False,
-) -> Carry:
-    def begin(key: jax.Array, nfe: jax.Array) -> Carry:
-        zero = jnp.zeros((), jnp.int32)
-        return Carry(search.init(key, shape, target, nfe), zero, zero, zero, zero)
-
-    return begin(keys[0], nfe[0]) if single else jax.vmap(begin)(keys, nfe)
-
-
-def _of_each(f: Callable[..., Any], carry: Carry) -> Callable[..., Any]:
-    """A search's function, of every prompt; a single one has no axis to map over."""
-    return jax.vmap(f) if carry.nfe.ndim else f
-
-
-def _ask(carry: Carry, search: Search) -> tuple[Carry, Candidates]:
-    state, asked = _of_each(search.ask, carry)(carry.state)
-    return carry._replace(state=state), asked
-
-
-def _tell(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    asked: Candidates,
-    evals: Evaluation,
-    computed: Computed,
-) -> tuple[Carry, Info, jax.Array]:
-    """Tell all prompts, count and charge, and say whether all are done."""
-    state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
-    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
-    info = info._replace(
-        evaluations=flow.evaluations * jnp.sum(computed.forward, -1, dtype=jnp.int32),
-        backward_passes=flow.evaluations * jnp.sum(computed.backward, -1, dtype=jnp.int32),
-        verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
-    )
-    carry = Carry(
-        state=state,
-        nfe=carry.nfe + flow.evaluations * info.charged,
-        evaluations=carry.evaluations + info.evaluations,
-        backward_passes=carry.backward_passes + info.backward_passes,
-        verifier_calls=carry.verifier_calls + info.verifier_calls,
-    )
-    return carry, info, _done(carry, search)
-
-
-def _round(
-    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
-) -> tuple[Carry, Info, jax.Array]:
-    carry, asked = _ask(carry, search)
-    evals, computed = evaluate_model(flow, reward, asked, cond, search, sizes.model)
-    evals = evaluate_reward(flow, reward, asked, evals, cond, sizes.reward)
-    return _tell(carry, flow, search, asked, evals, computed)
-
-
-@partial(jax.jit, static_argnames=("search", "sizes"), donate_argnames=("carry",))
-def _run(
-    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
-) -> tuple[Carry, Info, jax.Array]:
-    """The rest of a search: final carry, log [max_rounds, ...], and the number of rounds."""
-
-    def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
-        carry, log, r, _ = loop
-        carry, info, done = _round(carry, flow, search, reward, cond, sizes)
-        return carry, jax.tree.map(lambda rows, row: rows.at[r].set(row), log, info), r + 1, done
-
-    shapes = jax.eval_shape(lambda c: _round(c, flow, search, reward, cond, sizes)[1], carry)
-    log = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
-    done = _done(carry, search)
-    loop = (carry, log, jnp.zeros((), jnp.int32), done)
-    carry, log, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
-    return carry, log, rounds
-
-
-@partial(jax.jit, static_argnames=("search",))
-def _done(carry: Carry, search: Search) -> jax.Array:
-    return jnp.all(_of_each(search.done, carry)(carry.state))
-
-
-@partial(jax.jit, static_argnames=("search",))
-def _answer(carry: Carry, flow: Flow, search: Search) -> tuple[Particle, Any]:
-    """The best so far and its image."""
-    best = _of_each(search.best, carry)(carry.state)
-    if carry.nfe.ndim:
-        return best, flow.decode(best.x0)
-    return best, flow.decode(best.x0[None])[0]
-
-
-@partial(jax.jit, static_argnames=("search",))
-def _ask_step(carry: Carry, search: Search) -> Candidates:
-    return _ask(carry, search)[1]
-
-
-@partial(jax.jit, static_argnames=("search",))
-def _turn(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    asked: Candidates,
-    evals: Evaluation,
-    computed: Computed,
-) -> tuple[Carry, Candidates, Packed]:
-    """Carry, what is asked next, and `_Told`: the end of a round with the beginning of another."""
-    # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
-    told, info, done = _tell(_ask(carry, search)[0], flow, search, asked, evals, computed)
-    old, new = (_of_each(search.best, c)(c.state) for c in (carry, told))
-    # A particle is known by its place and time.
-    changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
-    return told, _ask(told, search)[1], Packed.of(_Told(info, told[1:], done, changed))
-
-
-_start = jax.jit(_init, static_argnames=("search", "shape", "single"))
-_model_step = jax.jit(evaluate_model, static_argnames=("search", "size"))
-_reward_step = jax.jit(evaluate_reward, static_argnames=("size",))
-
-
 def _begin(job: Job) -> Carry:
     """Carry before the first round of a job, or the one to resume from."""
-    carry = _start(
+    carry = programs.start(
         job.keys,
         job.nfe,
         search=job.search,
@@ -279,10 +154,10 @@ def _log_of(job: Job, carry: Carry) -> Info:
         return log if log.seconds is not None else log._replace(seconds=seconds)
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
-    asked = _ask_step.eval_shape(carry, search=job.search)
+    asked = programs.first_ask.eval_shape(carry, search=job.search)
     evals = Evaluation(asked.x, asked.x, asked.t, asked.x if job.search.guided else None)
     counts: Any = jax.ShapeDtypeStruct(asked.t.shape, jnp.int32)
-    *_, told = _turn.eval_shape(
+    *_, told = programs.turn.eval_shape(
         carry,
         job.flow,
         search=job.search,
@@ -292,15 +167,6 @@ def _log_of(job: Job, carry: Carry) -> Info:
     )
     info = told.shapes().info._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32))
     return jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), info)
-
-
-class _Told(NamedTuple):
-    """What the host hears of a round: info, counters, whether all are done, a new answer."""
-
-    info: Info
-    counts: Any
-    done: Any
-    changed: Any
 
 
 class _Clock:
@@ -315,13 +181,15 @@ class _Clock:
         return self._last - last
 
 
-def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candidates, _Told]:
+def _one_round(
+    job: Job, carry: Carry, asked: Candidates
+) -> tuple[Carry, Candidates, programs.Told]:
     """A round in programs of its own, so that each can be timed.
 
     All are under way before the first is waited for: the device goes from one to the next.
     """
     clock, hosted = _Clock(), isinstance(job.reward, HostReward)
-    evals, computed = _model_step(
+    evals, computed = programs.model_step(
         job.flow,
         job.reward if job.search.guided else None,
         asked,
@@ -331,9 +199,9 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     )
     if hosted:
         model = clock.lap(evals)
-    verify: Any = evaluate_on_host if hosted else _reward_step
+    verify: Any = evaluate_on_host if hosted else programs.reward_step
     rewarded = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
-    carry, following, packed = _turn(
+    carry, following, packed = programs.turn(
         carry, job.flow, search=job.search, asked=asked, evals=rewarded, computed=computed
     )
     if not hosted:
@@ -348,13 +216,13 @@ def _iterate(job: Job) -> Iterator[Result]:
     carry = _begin(job)
     log = _log_of(job, carry)
     counts, rounds, answer = carry[1:], len(log.time), None
-    done = bool(_done(carry, search=job.search))
+    done = bool(programs.all_done(carry, search=job.search))
     if done:
         yield _result(job, carry, counts, log)
         return
     # Room for all rounds, filled as they come.
     log = longer(log, job.search.max_rounds - rounds)
-    asked = _ask_step(carry, search=job.search)
+    asked = programs.first_ask(carry, search=job.search)
     while not done:
         try:
             carry, asked, told = _one_round(job, carry, asked)
@@ -368,7 +236,7 @@ def _iterate(job: Job) -> Iterator[Result]:
         rounds += 1
         counts, done = told.counts, bool(told.done)
         if told.changed or answer is None:
-            answer = _answer(carry, job.flow, search=job.search)
+            answer = programs.answer(carry, job.flow, search=job.search)
         yield _result(job, carry, counts, head(log, rounds), answer, final=done)
 
 
@@ -381,7 +249,7 @@ def _result(
     final: bool = True,
 ) -> Result:
     """What has been found, from `carry`; its counters and answer if they are there already."""
-    best, image = _answer(carry, job.flow, search=job.search) if answer is None else answer
+    best, image = programs.answer(carry, job.flow, search=job.search) if answer is None else answer
     nfe, evaluations, backward_passes, verifier_calls = counts
     cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
     result = Result(

@@ -23,7 +23,7 @@ from problems import (
 
 import flowsde as fs
 
-runner = importlib.import_module("flowsde.search.run")
+programs = importlib.import_module("flowsde.search.programs")
 evaluate = importlib.import_module("flowsde.search.evaluate")
 
 KEY = jax.random.key(6)
@@ -251,13 +251,13 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
 
     first = go(1, 1.0, 1.0)
     assert traces == {"model": 1, "reward": 1}, "one trace a shape, the check included"
-    programs = [runner._run, runner._start, runner._answer]
-    sizes = [program._cache_size() for program in programs]
+    compiled = [programs.run_rounds, programs.start, programs.answer]
+    sizes = [program._cache_size() for program in compiled]
     second = go(4, 0.5, 2.0)
     go(1, 1.0, 1.0, target=0.1)
     go(1, 1.0, 1.0, nfe=37)
     assert traces == {"model": 1, "reward": 1}
-    assert [program._cache_size() for program in programs] == sizes
+    assert [program._cache_size() for program in compiled] == sizes
     assert not np.allclose(first.x, second.x)
 
 

@@ -10,7 +10,7 @@ from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, ro
 
 import flowsde as fs
 
-runner = importlib.import_module("flowsde.search.run")
+programs = importlib.import_module("flowsde.search.programs")
 evaluate = importlib.import_module("flowsde.search.evaluate")
 
 KEY = jax.random.key(6)
@@ -88,12 +88,12 @@ def test_memory_does_not_grow_with_steps(full_optimization):
             nfe=400, kernel=SDE, grid=fs.grids.quadratic(steps), chains=1, width=2, finish="mean"
         )
         score = jax.tree_util.Partial(lambda images, cond: jnp.mean(images, axis=(1, 2, 3)))
-        carry = runner._start(
+        carry = programs.start(
             jax.random.split(KEY, 1), jnp.full(1, search.nfe, jnp.int32),
             search=search, shape=shape, target=jnp.float32(jnp.inf),
         )  # fmt: skip
         arguments = (carry, model, search, fs.rewards.device(score), None, evaluate.Sizes(2, 2))
-        return runner._run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        return programs.run_rounds.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     particle = 4 * np.prod(shape)
     assert abs(temporary(100) - temporary(10)) < particle
