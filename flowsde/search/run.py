@@ -186,9 +186,10 @@ def _one_round(
 ) -> tuple[Carry, Candidates, programs.Told]:
     """A round in programs of its own, so that each can be timed.
 
-    All are under way before the first is waited for: the device goes from one to the next.
+    The model is waited for before anything follows: a host that is slow to notice its end would
+    count what follows as the model's. The reward and what comes after it are under way together.
     """
-    clock, hosted = _Clock(), isinstance(job.reward, HostReward)
+    clock = _Clock()
     evals, computed = programs.model_step(
         job.flow,
         job.reward if job.search.guided else None,
@@ -197,16 +198,14 @@ def _one_round(
         search=job.search,
         size=job.sizes.model,
     )
-    if hosted:
-        model = clock.lap(evals)
+    model = clock.lap(evals)
+    hosted = isinstance(job.reward, HostReward)
     verify: Any = evaluate_on_host if hosted else programs.reward_step
-    rewarded = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
+    evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
     carry, following, packed = programs.turn(
-        carry, job.flow, search=job.search, asked=asked, evals=rewarded, computed=computed
+        carry, job.flow, search=job.search, asked=asked, evals=evals, computed=computed
     )
-    if not hosted:
-        model = clock.lap(evals)
-    verifier = clock.lap(rewarded)
+    verifier = clock.lap(evals)
     told = packed.unpack()
     seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
     return carry, following, told._replace(info=told.info._replace(seconds=seconds))
