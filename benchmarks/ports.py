@@ -50,8 +50,7 @@ from _files import replace_file
 from flax import nnx
 
 import flowsde as fs
-from flowsde.models.layers import Numerics
-from flowsde_converters.detect import families
+from flowsde_converters.detect import abstract, families
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.tables import convert
 
@@ -102,7 +101,7 @@ def port(family: str, tensors: dict[str, np.ndarray], beside: dict[str, Any] | N
     known = families()[family]
     found = known.recognise(tensors, beside)
     assert found is not None
-    model = nnx.eval_shape(lambda: known.build(found.config, Numerics(), nnx.Rngs(0)))
+    model = abstract(known, found.config)
     return with_parameters(model, convert(found.table, tensors, parameters(model)))
 
 

@@ -40,6 +40,6 @@ FAMILY = Family(
     "aesthetic",
     _recognise,
     AestheticConfig,
-    lambda config, numerics, rngs: AestheticHead(config, numerics, rngs=rngs),
+    AestheticHead,
     _table,
 )

@@ -155,6 +155,6 @@ FAMILY = Family(
     "autoencoder_kl",
     _recognise,
     AutoencoderKLConfig,
-    lambda config, numerics, rngs: AutoencoderKL(config, numerics, rngs=rngs),
+    AutoencoderKL,
     _table,
 )

@@ -216,20 +216,20 @@ TEXT = Family(
     "clip_text",
     _recognise_text,
     CLIPTextConfig,
-    lambda config, numerics, rngs: CLIPText(config, numerics, rngs=rngs),
+    CLIPText,
     _text_table,
 )
 VISION = Family(
     "clip_vision",
     _recognise_vision,
     CLIPVisionConfig,
-    lambda config, numerics, rngs: CLIPVision(config, numerics, rngs=rngs),
+    CLIPVision,
     _vision_table,
 )
 FAMILY = Family(
     "clip",
     _recognise,
     CLIPConfig,
-    lambda config, numerics, rngs: CLIP(config, numerics, rngs=rngs),
+    CLIP,
     _table,
 )

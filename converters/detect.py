@@ -85,7 +85,7 @@ def family_named(name: str) -> Family:
 
 def abstract(family: Family, config: Any, numerics: Numerics | None = None) -> nnx.Module:
     """The model of a configuration, with shapes for arrays."""
-    return nnx.eval_shape(lambda: family.build(config, numerics or Numerics(), nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: family.build(config, numerics or Numerics(), rngs=nnx.Rngs(0)))
 
 
 def plan(checkpoint: Checkpoint, family: str | None = None, dtype: str | None = None) -> Plan:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from flowsde.flow import Flow
-from flowsde.models.layers import Numerics
 from flowsde_converters.tables import Checkpoint, Table
 
 
@@ -39,7 +38,7 @@ class Family:
       recognise: (tensors by key, the JSON beside them or None) to what they are; None for another
         family's. ValueError says what is wrong with a checkpoint that is of this family.
       config: the class of its configurations, JSON values by field name.
-      build: an NNX module of a configuration.
+      build: the NNX module, called with (configuration, numerics, rngs=...).
       table: (configuration, layout) to a table; ValueError names the layouts there are.
       flow: (model, configuration) to the `flowsde.Flow` that `flowsde.load` gives; without it,
         it gives the model.
@@ -48,6 +47,6 @@ class Family:
     name: str
     recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None]
     config: type
-    build: Callable[[Any, Numerics, nnx.Rngs], nnx.Module]
+    build: Callable[..., nnx.Module]
     table: Callable[[Any, str], Table]
     flow: Callable[[Any, Any], Flow] | None = None

@@ -9,10 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from flowsde.models.flux import Flux, FluxConfig
-from flowsde.models.layers import Numerics
 from flowsde_converters.family import Family, Found
 from flowsde_converters.rows import linear
 from flowsde_converters.tables import Checkpoint, Row, Table
@@ -202,8 +199,4 @@ def _blocks(checkpoint: Checkpoint, name: str) -> int:
     return 1 + max(int(m[1]) for key in checkpoint if (m := pattern.match(key)))
 
 
-def _build(config: FluxConfig, numerics: Numerics, rngs: nnx.Rngs) -> Flux:
-    return Flux(config, numerics, rngs=rngs)
-
-
-FAMILY = Family(name="flux", recognise=recognise, config=FluxConfig, build=_build, table=table)
+FAMILY = Family(name="flux", recognise=recognise, config=FluxConfig, build=Flux, table=table)

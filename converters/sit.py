@@ -5,10 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from flowsde.flow import Flow
-from flowsde.models.layers import Numerics
 from flowsde.models.sit import SIZES, SiT, SiTConfig
 from flowsde_converters.family import Family, Found
 from flowsde_converters.moves import CONV, Reshape
@@ -95,14 +92,10 @@ def _learns_sigma(outputs: int, values: int) -> bool:
     return outputs == 2 * values
 
 
-def _build(config: SiTConfig, numerics: Numerics, rngs: nnx.Rngs) -> SiT:
-    return SiT(config, numerics, rngs=rngs)
-
-
 def _flow(model: SiT, config: SiTConfig) -> Flow:
     return Flow.from_nnx(model, shape=(config.size, config.size, config.channels))
 
 
 FAMILY = Family(
-    name="sit", recognise=recognise, config=SiTConfig, build=_build, table=table, flow=_flow
+    name="sit", recognise=recognise, config=SiTConfig, build=SiT, table=table, flow=_flow
 )

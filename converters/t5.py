@@ -132,13 +132,13 @@ ENCODER = Family(
     "t5_encoder",
     _recognise_encoder,
     T5Config,
-    lambda config, numerics, rngs: T5Encoder(config, numerics, rngs=rngs),
+    T5Encoder,
     _encoder_table,
 )
 FAMILY = Family(
     "t5",
     _recognise,
     T5Config,
-    lambda config, numerics, rngs: T5(config, numerics, rngs=rngs),
+    T5,
     _table,
 )

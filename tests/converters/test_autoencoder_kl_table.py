@@ -6,11 +6,10 @@ from inspect import signature
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from flowsde.models.autoencoder_kl import AutoencoderKLConfig, sd_vae
-from flowsde.models.layers import Numerics
 from flowsde_converters.autoencoder_kl import FAMILY, LAYOUTS
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
@@ -43,7 +42,7 @@ def public(settings):
 
 
 def built(config):
-    return parameters(nnx.eval_shape(lambda: FAMILY.build(config, Numerics(), nnx.Rngs(0))))
+    return parameters(abstract(FAMILY, config))
 
 
 def filled(shapes):

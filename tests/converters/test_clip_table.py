@@ -6,10 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from flowsde.models.layers import Numerics
 from flowsde_converters import clip
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
@@ -61,7 +60,7 @@ def test_full_size(name):
         for key, tensor in module.state_dict().items()
     }
     found = family.recognise(checkpoint, settings.to_dict())
-    model = parameters(nnx.eval_shape(lambda: family.build(found.config, Numerics(), nnx.Rngs(0))))
+    model = parameters(abstract(family, found.config))
     assert found.table.problems(checkpoint, model) == []
     ours = sum(int(np.prod(p.shape)) for p in model.values())
     assert ours == sum(p.numel() for p in module.parameters())
@@ -98,7 +97,7 @@ def tiny(dtype=np.float32):
 
 def round_trip(family, checkpoint, settings):
     found = family.recognise(checkpoint, settings)
-    model = nnx.eval_shape(lambda: family.build(found.config, Numerics(), nnx.Rngs(0)))
+    model = abstract(family, found.config)
     params = convert(found.table, checkpoint, parameters(model))
     return found, unconvert(found.table, params)
 

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from flowsde.models.flux import FluxConfig
-from flowsde.models.layers import Numerics
+from flowsde_converters.detect import abstract
 from flowsde_converters.flux import FAMILY
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
@@ -20,21 +19,21 @@ SMALL = FluxConfig(
 AXES = {"axes_dims_rope": [4, 6, 6]}
 
 
-def abstract(config):
-    return parameters(nnx.eval_shape(lambda: FAMILY.build(config, Numerics(), nnx.Rngs(0))))
+def shapes_of(config):
+    return parameters(abstract(FAMILY, config))
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def published(request):
     config = getattr(FluxConfig, request.param)()
-    return request.param, config, abstract(config)
+    return request.param, config, shapes_of(config)
 
 
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
     return {
-        path: rng.normal(size=a.shape).astype(np.float32) for path, a in abstract(SMALL).items()
+        path: rng.normal(size=a.shape).astype(np.float32) for path, a in shapes_of(SMALL).items()
     }
 
 

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from flowsde.models.layers import Numerics
 from flowsde.models.sit import SIZES, SiTConfig
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert, unconvert
@@ -16,13 +15,15 @@ from flowsde_converters.tables import convert, unconvert
 PUBLISHED = {"S/2": (132, 33.0), "B/2": (132, 130.5), "L/2": (252, 458.1), "XL/2": (292, 675.1)}
 
 
-def abstract(config):
-    return parameters(nnx.eval_shape(lambda: FAMILY.build(config, Numerics(), nnx.Rngs(0))))
+def shapes_of(config):
+    return parameters(abstract(FAMILY, config))
 
 
 def zeros(config):
     """The checkpoint of a configuration by the table's inverse, taking no memory."""
-    params = {path: np.broadcast_to(np.float32(0), a.shape) for path, a in abstract(config).items()}
+    params = {
+        path: np.broadcast_to(np.float32(0), a.shape) for path, a in shapes_of(config).items()
+    }
     return unconvert(FAMILY.table(config, "original"), params)
 
 
@@ -70,7 +71,7 @@ def test_round_trip_is_bit_exact(sizes):
     config, tensors = small(**sizes)
     found = FAMILY.recognise(tensors, {"heads": 2})
     assert found.config == config
-    back = unconvert(found.table, convert(found.table, tensors, abstract(config)))
+    back = unconvert(found.table, convert(found.table, tensors, shapes_of(config)))
     assert back.keys() == tensors.keys()
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(back[key], tensor, strict=True)

@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from flowsde.models.layers import Numerics
 from flowsde_converters import t5
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
@@ -30,7 +29,7 @@ EARLY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def built(found, family):
-    return parameters(nnx.eval_shape(lambda: family.build(found.config, Numerics(), nnx.Rngs(0))))
+    return parameters(abstract(family, found.config))
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -11,6 +11,7 @@ from flowsde.models.flux import Flux, FluxCond, FluxConfig
 from flowsde.models.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.packing import grid_ids, pack, unpack
 from flowsde.models.rope import angles
+from flowsde_converters.detect import abstract
 from flowsde_converters.flux import FAMILY
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.tables import convert
@@ -39,7 +40,7 @@ def public(guidance):
 def ported(theirs, numerics=FLOAT32):
     tensors = {key: a.numpy() for key, a in theirs.state_dict().items()}
     config, _, table = FAMILY.recognise(tensors, {"axes_dims_rope": AXES})
-    model = nnx.eval_shape(lambda: FAMILY.build(config, numerics, nnx.Rngs(0)))
+    model = abstract(FAMILY, config, numerics)
     return with_parameters(model, convert(table, tensors, parameters(model)))
 
 

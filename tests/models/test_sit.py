@@ -10,6 +10,7 @@ from flax import nnx
 
 from flowsde.models.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.sit import SiT, SiTConfig, guided_velocity, sincos_positions
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert
@@ -87,7 +88,7 @@ def checkpoint(sigma, seed=0, width=16, depth=2, tokens=16):
 
 def ported(tensors, numerics=FLOAT32):
     config, _, table = FAMILY.recognise(tensors, {"heads": HEADS})
-    model = nnx.eval_shape(lambda: FAMILY.build(config, numerics, nnx.Rngs(0)))
+    model = abstract(FAMILY, config, numerics)
     return with_parameters(model, convert(table, tensors, parameters(model)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from flowsde.models.layers import Numerics
+from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.tables import convert, unconvert
 
@@ -33,7 +34,7 @@ def port(family, module, json=None, numerics=Numerics()):  # noqa: B008
     """The port of a PyTorch module, and what its checkpoint was found to be."""
     checkpoint = tensors(module)
     found = family.recognise(checkpoint, json)
-    model = nnx.eval_shape(lambda: family.build(found.config, numerics, nnx.Rngs(0)))
+    model = abstract(family, found.config, numerics)
     return with_parameters(model, convert(found.table, checkpoint, parameters(model))), found
 
 
