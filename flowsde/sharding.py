@@ -39,7 +39,8 @@ class ShardingRules:
         if name is None:
             return ()
         if name not in vars(self):
-            raise ValueError(f"{name!r} is no logical axis, expected one of {', '.join(vars(self))}")
+            expected = ", ".join(vars(self))
+            raise ValueError(f"{name!r} is no logical axis, expected one of {expected}")
         axes = getattr(self, name)
         return () if axes is None else (axes,) if isinstance(axes, str) else axes
 

@@ -100,6 +100,8 @@ def follow(data, p, name, which, key):
         branches = [partial(g, p) for g in DIFFUSIONS.values()]
         kernel = kernels.euler_maruyama(p, lambda _, t: jax.lax.switch(which, branches, t))
     flow = data.flow()
+    # Not `key` itself for the steps: fold_in(key, 1) is split(key)[1].
+    start, noise, steps = jax.random.split(key, 3)
 
     def means(x, t):
         return flow.means(x, jnp.full((PARTICLES,), t), None, p)
@@ -107,17 +109,13 @@ def follow(data, p, name, which, key):
     def step(x, inputs):
         i, t, s = inputs
         x0, x1 = means(x, t)
-        keys = jax.random.split(jax.random.fold_in(key, i), PARTICLES if kernel.stochastic else 1)
-        at = 0 if kernel.stochastic else None
-        keys = keys if kernel.stochastic else keys[0]
-        moved = jax.vmap(kernel, (at, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
+        # A kernel moves one particle of any shape: all of them together are one.
+        moved = kernel(jax.random.fold_in(steps, i), x, x0, x1, t, s)
         if kernel.evaluations == 2:
-            correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
-            moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
+            moved = kernel.correct(x, x0, x1, moved, *means(moved, s), t, s)
         return moved, None
 
     grid = grid_for(kernel)
-    start, noise = jax.random.split(key)
     noise = jax.random.normal(noise, (PARTICLES, 2), jnp.float32)
     x = p.alpha(grid[0]) * data.sample(start, PARTICLES) + p.sigma(grid[0]) * noise
     return jax.lax.scan(step, x, (1 + jnp.arange(grid.size - 1), grid[:-1], grid[1:]))[0]
