@@ -58,7 +58,7 @@ class SoPState(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What is evaluated in each slot, NumPy [slots].
+    """What is evaluated in each slot, NumPy int32 and bool [slots].
 
     Attributes:
       step: position in the grid.
@@ -133,12 +133,10 @@ class SoP(GridSearch):
         """Slots of all rounds."""
         starts = [0, *(end - n + 1 for end, n in zip(self._arrivals, self._lengths, strict=True))]
         lengths = [self.start + 1, *self._lengths]
-        first = np.cumsum([0, *lengths[:-1]])
-        slot = np.arange(sum(lengths))
-        round = np.repeat(np.arange(len(lengths)), lengths)
-        within = slot - first[round]
+        round = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        within = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
         return Schedule(
-            step=np.asarray(starts)[round] + within,
+            step=np.asarray(starts, np.int32)[round] + within,
             round=round,
             noised=(within == 0) & (round > 0),
             ends=within == np.asarray(lengths)[round] - 1,
