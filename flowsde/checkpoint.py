@@ -2,25 +2,30 @@
 
 Each save of a search is a numbered step of a folder, the number of rounds done. Orbax writes it
 under a temporary name and renames it, and the one before is kept until then, so that a process
-killed at any moment leaves a whole state.
+killed at any moment leaves a whole state. Orbax is imported where it is used: it is half of what
+importing flowsde would take.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.typing import DTypeLike
 
 from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
 from flowsde.search.result import COUNTERS
 
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
-def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
+
+def _manager(folder: Path, create: bool) -> "ocp.CheckpointManager":
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, create=create, enable_async_checkpointing=False
     )
@@ -48,6 +53,8 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
       search: that is being run.
       result: after any round.
     """
+    import orbax.checkpoint as ocp
+
     leaves = _flat(result)
     implementations = {
         name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)
@@ -87,6 +94,8 @@ def restore_search(folder: str | Path, search: Search) -> Result:
       FileNotFoundError: the folder holds no saved search.
       ValueError: it holds one of another search.
     """
+    import orbax.checkpoint as ocp
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} holds no saved search")

@@ -33,7 +33,7 @@ import tyro
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import plots, presets, report, unfinished
+from flowsde import compiled, presets, report, unfinished
 from flowsde.offer import Ask, Offer
 from flowsde.options import Sample
 from flowsde.presets import Settings
@@ -201,6 +201,9 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
     (folder / "result.json").unlink(missing_ok=True)
     offer.save(folder / "image.png", image)
     if offer.judged:
+        # Imported here: Matplotlib takes half of what importing takes.
+        from flowsde import plots
+
         title = f"{job.prompt} · {job.about['method']}"
         figure = plots.path_figure(title, keeper.trace, result, offer.thumbnails(job.flow))
         report.save_figure(folder / "path.png", figure)
@@ -321,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         try:
             command = _parse(args)
+            compiled.keep()
             if not isinstance(command, Sample):
                 with unfinished.terminating():
                     return command.run()

@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from flowsde.shapes import captions, checker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: "Figure") -> None:
     """A figure as PNG."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -55,6 +56,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 def save_image(path: Path, image: np.ndarray, size: int | None = 256) -> None:
     """An RGB image in [-1, 1], enlarged without smoothing, or as it is."""
+    from PIL import Image
+
     large = Image.fromarray(pixels(image))
     if size is not None:
         large = large.resize((size, size), Image.Resampling.NEAREST)

@@ -1,0 +1,128 @@
+"""Commands keep their programs in the user's cache folder; the library does not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowsde import compiled
+
+_FAST = ["--method", "ode", "--steps", "2"]
+
+
+def _python(cache: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process, with a cache folder of its own and without the settings of these tests."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    own |= {"XDG_CACHE_HOME": str(cache), **environment}
+    command = [sys.executable, *args]
+    return subprocess.run(command, env=own, cwd=cache.parent, capture_output=True, text=True)
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*-cache")}
+
+
+def test_a_command_keeps_programs_and_the_next_one_finds_them(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    command = ["-m", "flowsde", "sample", "a red circle", *_FAST, "--out", "out", "--overwrite"]
+    found = _python(cache, *command, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert found.returncode == 0, found.stderr
+    kept = _entries(cache / "flowsde" / "compiled")
+    assert kept
+    # Were one not found, it would be written; JAX says what it compiles.
+    logged = {"JAX_LOGGING_LEVEL": "DEBUG", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    found = _python(cache, *command, **logged)
+    assert found.returncode == 0, found.stderr
+    assert _entries(cache / "flowsde" / "compiled") == kept
+    assert "Persistent compilation cache hit" in found.stderr
+    assert "PERSISTENT COMPILATION CACHE MISS" not in found.stderr
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
+    """JAX as it is without settings; what is updated is written down and nothing changes."""
+    updated: dict[str, object] = {}
+
+    class Config:
+        jax_compilation_cache_dir = None
+        jax_enable_compilation_cache = True
+
+        def update(self, name: str, value: object) -> None:
+            updated[name] = value
+
+    monkeypatch.setattr(compiled.jax, "config", Config())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    return updated
+
+
+def test_short_programs_are_kept_too(unset: dict[str, object], tmp_path: Path) -> None:
+    compiled.keep()
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path / "flowsde" / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    assert unset == wanted
+    assert (tmp_path / "flowsde" / "compiled").stat().st_mode & 0o77 == 0
+
+
+def test_settings_of_jax_come_first(
+    unset: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2")
+    compiled.keep()
+    assert unset.keys() == {"jax_compilation_cache_dir"}
+    unset.clear()
+    monkeypatch.setattr(compiled.jax.config, "jax_compilation_cache_dir", "elsewhere")
+    compiled.keep()
+    monkeypatch.setattr(compiled.jax.config, "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(compiled.jax.config, "jax_enable_compilation_cache", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "unused"))
+    compiled.keep()
+    assert unset == {}
+    assert not (tmp_path / "unused").exists()
+
+
+def test_without_a_folder_it_goes_on_and_says_so_once(
+    unset: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiled.keep()
+    assert unset == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flowsde: compiled programs are not kept: ") and "file" in line
+
+
+def test_folder_is_where_the_system_has_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.Path, "home", lambda: Path("/home/me"))
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    for given in (None, "", "relative"):
+        if given is None:
+            monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", given)
+        for platform, where in (
+            ("linux", ".cache"),
+            ("darwin", "Library/Caches"),
+            ("win32", "AppData/Local"),
+        ):
+            monkeypatch.setattr(sys, "platform", platform)
+            assert compiled.folder() == Path("/home/me") / where / "flowsde" / "compiled"
+
+
+def test_importing_the_library_is_light_and_keeps_nothing(tmp_path: Path) -> None:
+    code = """
+import sys
+import flowsde
+import jax
+heavy = {"matplotlib", "PIL", "tyro", "tqdm", "orbax", "tensorstore", "tokenizers", "scipy", "torch"}
+print(sorted(heavy & set(sys.modules)), jax.config.jax_compilation_cache_dir)
+"""
+    found = _python(tmp_path / "cache", "-c", code)
+    assert found.stdout.split("\n")[0] == "[] None", found.stderr
