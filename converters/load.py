@@ -1,5 +1,6 @@
 """Converted models back in memory: `flowsde.load`."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _numerics(
     weights = dtype or max(written, key=written.count)
     if given is None:
         return Numerics(dtype=weights, param_dtype=weights)
-    return Numerics(dtype=given.dtype, param_dtype=weights, attention=given.attention)
+    return dataclasses.replace(given, param_dtype=weights)
 
 
 def _check(folder: Path, about: dict[str, Any], like: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Where arrays go on a mesh: rules from the logical names of their axes to axes of the mesh.
 
-"prompt" and "particle" lead the states and the candidates of searches; "embed", "heads", "mlp",
-"vocab" and "layer" are axes of parameters, see `flowsde.models.layers`. The default rules are
+"prompt" and "particle" lead the states and the candidates of searches; "token" is a place in a
+transformer's sequence; "embed", "heads", "mlp", "vocab" and "layer" are axes of parameters, see
+`flowsde.models.layers`. The default rules are
 data parallel over prompts and particles, and tensor parallel over "model":
 
     mesh = jax.make_mesh((2, 1, 4), ("prompt", "particle", "model"), (AxisType.Auto,) * 3)
@@ -22,6 +23,7 @@ class ShardingRules:
 
     prompt: MeshAxes = "prompt"
     particle: MeshAxes = "particle"
+    token: MeshAxes = None
     embed: MeshAxes = None
     heads: MeshAxes = "model"
     mlp: MeshAxes = "model"

@@ -200,8 +200,17 @@ class SingleBlock(nnx.Module):
         qkv, hidden = jnp.split(entered, [3 * self.config.width], axis=-1)
         q, k, v = _heads(qkv, self.config.heads)
         attended = _attend(*self.norm(q, k), v, turn, self.numerics)
-        both = jnp.concatenate([attended, jax.nn.gelu(hidden, approximate=True)], axis=-1)
-        return add_gated(x, gate, self.leave(both))
+        hidden = jax.nn.gelu(hidden, approximate=True)
+        return add_gated(x, gate, self._leave(attended, hidden))
+
+    def _leave(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
+        """`leave` of both side by side: two products, as devices that divide each would have to
+        exchange a concatenation."""
+        kernel, bias = (
+            a.get_value().astype(hidden.dtype) for a in (self.leave.kernel, self.leave.bias)
+        )
+        width = attended.shape[-1]
+        return attended @ kernel[:width] + hidden @ kernel[width:] + bias[None, None]
 
 
 class Flux(nnx.Module):

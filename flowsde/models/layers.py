@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from flowsde.models.splash import splash_attention
+from flowsde.sharding import ShardingRules
+
 Axes = tuple[str | None, ...]
-Implementation = Literal["xla", "cudnn"] | None
+Implementation = Literal["xla", "cudnn", "splash"] | None
 M = TypeVar("M", bound=nnx.Module)
 
 _kernel_init = nnx.initializers.lecun_normal()
@@ -29,12 +32,16 @@ class Numerics:
     Attributes:
       dtype: of activations.
       param_dtype: of weights.
-      attention: implementation of `jax.nn.dot_product_attention`; None lets JAX choose.
+      attention: "splash" is `flowsde.models.splash`, which has no scores to add to and takes no
+        masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
+        None is "splash" on TPUs, and elsewhere JAX's choice.
+      rules: where that kernel runs under a mesh.
     """
 
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     attention: Implementation = None
+    rules: ShardingRules = ShardingRules()
 
     def linear(
         self, features: int, to: int, axes: Axes, *, bias: bool = True, rngs: nnx.Rngs
@@ -111,10 +118,21 @@ def attention(
     Returns:
       [n, queries, heads x d].
     """
+    name = numerics.attention
+    if name is None and jax.default_backend() == "tpu":
+        name = "splash"
+    if name == "splash":
+        if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):
+            seen = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
+            y = splash_attention(
+                q, k, v, seen=seen, causal=causal, scale=scale, rules=numerics.rules
+            )
+            return y.reshape(*y.shape[:2], -1)
+        name = "xla"
     # JAX's own code adds bfloat16 to float32, which a strict promotion mode would not let pass.
     with jax.numpy_dtype_promotion("standard"):
         y = jax.nn.dot_product_attention(
-            q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=numerics.attention
+            q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=name
         )
     return y.reshape(*y.shape[:2], -1)
 
