@@ -8,6 +8,7 @@ noise, the output noise - data. Latents have 16 channels, scaled by .3611 after 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowsde.models.layers import FLOAT32, Numerics, attention, scan, stack
+from flowsde.models.layers import FLOAT32, Numerics, attention, outputs, scan, stack, weights
 from flowsde.models.modulation import (
     SINUSOIDS,
     Embedding,
@@ -118,9 +119,9 @@ class QKNorm(nnx.Module):
         return self.query(q), self.key(k)
 
 
-def _heads(qkv: jax.Array, heads: int) -> list[jax.Array]:
-    """q, k and v [n, tokens, heads, d] of their features side by side."""
-    return jnp.split(qkv.reshape(*qkv.shape[:2], 3 * heads, -1), 3, axis=2)
+def _heads(qkv: Sequence[jax.Array], heads: int) -> list[jax.Array]:
+    """q, k and v [n, tokens, heads, d] of their features [n, tokens, heads d]."""
+    return [a.reshape(*a.shape[:2], heads, -1) for a in qkv]
 
 
 def _attend(
@@ -147,7 +148,8 @@ class Stream(nnx.Module):
         self, x: jax.Array, shift: jax.Array, scale: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values."""
-        q, k, v = _heads(self.qkv(adaptive_norm(x, shift, scale)), self.heads)
+        parts = outputs(self.qkv, adaptive_norm(x, shift, scale), [x.shape[-1]] * 3)
+        q, k, v = _heads(parts, self.heads)
         return *self.norm(q, k), v
 
     def mix(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -196,19 +198,16 @@ class SingleBlock(nnx.Module):
     def __call__(self, x: jax.Array, c: jax.Array, turn: jax.Array) -> jax.Array:
         """x: [n, tokens, width]; c: float32 [n, width]; turn: [tokens, d / 2]."""
         shift, scale, gate = self.modulation(c)
-        entered = self.enter(adaptive_norm(x, shift, scale))
-        qkv, hidden = jnp.split(entered, [3 * self.config.width], axis=-1)
-        q, k, v = _heads(qkv, self.config.heads)
+        sizes = [self.config.width] * 3 + [self.config.mlp]
+        *parts, hidden = outputs(self.enter, adaptive_norm(x, shift, scale), sizes)
+        q, k, v = _heads(parts, self.config.heads)
         attended = _attend(*self.norm(q, k), v, turn, self.numerics)
         hidden = jax.nn.gelu(hidden, approximate=True)
         return add_gated(x, gate, self._leave(attended, hidden))
 
     def _leave(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
-        """`leave` of both side by side: two products, as devices that divide each would have to
-        exchange a concatenation."""
-        kernel, bias = (
-            a.get_value().astype(hidden.dtype) for a in (self.leave.kernel, self.leave.bias)
-        )
+        """`leave` of both side by side, as two products for the reason of `outputs`."""
+        kernel, bias = weights(self.leave, hidden)
         width = attended.shape[-1]
         return attended @ kernel[:width] + hidden @ kernel[width:] + bias[None, None]
 

@@ -7,11 +7,12 @@ stream), "heads" (heads x features of one), "mlp", "vocab", "layer" (of stacked 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -90,6 +91,26 @@ def scan(stacked: nnx.Module, step: Callable[[Any, Any], Any], carry: Any) -> An
         return step(nnx.merge(graph, block), carry), None
 
     return jax.lax.scan(body, carry, state)[0]
+
+
+def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """A linear layer's features of x [n, tokens, features], in groups of these sizes.
+
+    A product for each: where weights are divided among devices, groups of one product would have
+    to be exchanged, and on a TPU each would be copied.
+    """
+    kernel, bias = weights(layer, x)
+    ends = np.cumsum(sizes)
+    return [
+        x @ kernel[:, end - size : end] + bias[None, None, end - size : end]
+        for size, end in zip(sizes, ends.tolist(), strict=True)
+    ]
+
+
+def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias in the dtype of x."""
+    assert layer.bias is not None
+    return layer.kernel.get_value().astype(x.dtype), layer.bias.get_value().astype(x.dtype)
 
 
 def attention(
