@@ -1,0 +1,76 @@
+"""Programs compiled for a TPU, what that told kept in a folder: a plan goes on where it stopped."""
+
+import hashlib
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from _files import replace_file
+from _hlo import Collective, collectives, loops
+from _tpu_estimate import Facts
+
+OPTIONS: dict[str, str | int | bool | float] = {
+    # Products with gathered weights in one piece instead of a loop over pieces, which adds results
+    # up in memory and which the cost analysis counts once.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"
+}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooLarge(Exception):
+    """A program that the compiler finds no room for; `bytes` is what it wants."""
+
+    def __init__(self, wanted: int):
+        super().__init__(wanted)
+        self.bytes = wanted
+
+
+def facts(lowered: jax.stages.Lowered, cache: Path) -> Facts:
+    """Of a program, from the cache where it has been compiled before.
+
+    Raises:
+      TooLarge: it does not fit.
+    """
+    text = lowered.as_text()
+    key = json.dumps([text, OPTIONS, jax.__version__, version("libtpu")])
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if not path.exists():
+        told = _compile(lowered)
+        replace_file(path, lambda temporary: temporary.write_text(json.dumps(told)))
+    told = json.loads(path.read_text())
+    if "too_large" in told:
+        raise TooLarge(told["too_large"])
+    told["collectives"] = tuple(Collective(*c) for c in told["collectives"])
+    return Facts(**told)
+
+
+def _compile(lowered: jax.stages.Lowered) -> dict:
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+            raise
+        return {"too_large": int(float(found[1]) * _UNITS[found[2]])}
+    seconds = time.perf_counter() - began
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return {
+        "peak_bytes": peak,
+        "optimal_seconds": cost["optimal_seconds"],
+        "flops": cost.get("flops", 0.0),
+        "bytes": cost.get("bytes accessed", 0.0),
+        "loops": loops(text),
+        "collectives": [[c.kind, c.bytes, c.group, c.times] for c in collectives(text)],
+        "compile_seconds": seconds,
+    }

@@ -1,0 +1,354 @@
+"""Programs of a search with published models, on a mesh, from shapes alone.
+
+Each is lowered whole, and so is one block of each kind that it loops over: the compiler counts
+what is in a loop once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from _flops import flops
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+import flowsde as fs
+from flowsde.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from flowsde.models.clip import CLIPBlock, CLIPText, CLIPTextConfig
+from flowsde.models.flux import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
+from flowsde.models.layers import Numerics, logical_axes
+from flowsde.models.sit import Block, SiT, SiTConfig
+from flowsde.models.splash import LANES, filled
+from flowsde.models.t5 import T5Block, T5Config, T5Encoder
+from flowsde.search.base import Candidates, Evaluation, Search
+from flowsde.search.evaluate import Computed, evaluate_model
+from flowsde.search.programs import start, turn
+from flowsde.sharding import ShardingRules
+
+NFE = 500
+_LOW = jnp.bfloat16
+_CLIP_TOKENS = 77
+
+Lower = Callable[[], jax.stages.Lowered]
+
+
+class Attention(NamedTuple):
+    """Calls of the kernel in a program, all devices together.
+
+    Attributes:
+      flops: of its two products.
+      computed: what they are with tokens and features filled up to the kernel's blocks.
+    """
+
+    flops: int = 0
+    computed: int = 0
+
+    @classmethod
+    def of(cls, calls: int, n: int, heads: int, tokens: int, features: int) -> "Attention":
+        """Calls with as many queries as keys."""
+        whole = filled(tokens) ** 2 * (-(-features // LANES) * LANES)
+        one = 4 * n * heads * calls
+        return cls(one * tokens**2 * features, one * whole)
+
+
+class BlockOf(NamedTuple):
+    """A block that a program loops over."""
+
+    name: str
+    count: int
+    lower: Lower
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program to plan.
+
+    Attributes:
+      batch: rows of a call, over all chips.
+      nfe: evaluations of the model that a call makes; 0 of other programs.
+      lower: the whole.
+      blocks: what it loops over.
+      flops: of the products of a call, over all chips, those of attention among them.
+      attention: what of it is the kernel's, which the compiler does not count.
+    """
+
+    batch: int
+    nfe: int
+    lower: Lower
+    blocks: tuple[BlockOf, ...] = ()
+    flops: int
+    attention: Attention = Attention()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A mesh with the rules for what lies where."""
+
+    mesh: Mesh
+    rules: ShardingRules
+
+    @property
+    def numerics(self) -> Numerics:
+        """Bfloat16, with the kernel that is chosen on TPUs."""
+        return Numerics(dtype=_LOW, param_dtype=_LOW, attention="splash", rules=self.rules)
+
+    def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> Any:
+        """Shape of an array whose first axes have these names."""
+        names += (None,) * (len(shape) - len(names))
+        sharding = NamedSharding(self.mesh, self.rules.spec(*names))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def parameters(self, model: nnx.Module) -> nnx.State:
+        """Shapes of a model's parameters."""
+
+        def put(param: nnx.Variable, names: nnx.Variable) -> nnx.Variable:
+            value = param.get_value()
+            return param.replace(self.array(value.shape, value.dtype, *names.get_value()))
+
+        is_leaf = partial(_is, nnx.Variable)
+        return jax.tree.map(put, nnx.state(model), logical_axes(model), is_leaf=is_leaf)
+
+    def by_prompt(self, tree: Any) -> Any:
+        """Shapes with a leading axis of prompts."""
+        return jax.tree.map(lambda a: self.array(a.shape, a.dtype, "prompt"), tree)
+
+    def lower(self, f: Callable[..., Any], *args: Any) -> Lower:
+        """A function compiled for this mesh."""
+
+        def lower() -> jax.stages.Lowered:
+            with jax.set_mesh(self.mesh):
+                return jax.jit(f).lower(*args)
+
+        return lower
+
+    def block(self, build: Callable[[], Any], *args: Any) -> Lower:
+        """One block, called with args."""
+        model = nnx.eval_shape(build)
+        graph, _ = nnx.split(model)
+        return self.lower(
+            lambda state, *args: nnx.merge(graph, state)(*args), self.parameters(model), *args
+        )
+
+
+def _is(kind: type, x: Any) -> bool:
+    return isinstance(x, kind)
+
+
+def _rngs() -> nnx.Rngs:
+    return nnx.Rngs(0)
+
+
+def search(chains: int) -> Search:
+    """RBF as planned: 500 evaluations of a prompt, completed by ten."""
+    vp = fs.interpolants.vp()
+    kernel = fs.kernels.ddim(vp, 1.0)
+    return fs.search.rbf(nfe=NFE, kernel=kernel, grid=fs.grids.uniform(20), chains=chains)
+
+
+def evaluation(
+    place: Place,
+    build: Callable[[Numerics], Any],
+    shape: tuple[int, ...],
+    cond: Any,
+    prompts: int,
+    chains: int,
+) -> tuple[Lower, int]:
+    """A round's evaluations, `prompts` x `chains`, with their FLOPs."""
+    method, n = search(chains), prompts * chains
+
+    def call(graph: Any, state: Any, asked: Candidates, cond: Any) -> Any:
+        flow = fs.Flow.from_callable(lambda s, x, t, c: nnx.merge(graph, s)(x, t, c), state, shape)
+        return evaluate_model(flow, None, asked, cond, method, n)[0]
+
+    rows = partial(place.array, (prompts, chains))
+    # Rows of latents are rows of tokens.
+    x = place.array((prompts, chains, *shape), jnp.float32, "prompt", None, "token")
+    asked = Candidates(x, rows(jnp.float32, "prompt"), *[rows(jnp.bool, "prompt")] * 3)
+    plain, kernel = (
+        nnx.eval_shape(partial(build, numerics))
+        for numerics in (dataclasses.replace(place.numerics, attention="xla"), place.numerics)
+    )
+    args = place.parameters(kernel), asked, cond
+    lower = place.lower(partial(call, nnx.split(kernel)[0]), *args)
+    return lower, flops(partial(call, nnx.split(plain)[0]), *args)
+
+
+def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: int) -> Program:
+    """FLUX.1 evaluating a round."""
+    side, n, numerics = pixels // 8, prompts * chains, place.numerics
+    image, text = (side // 2) ** 2, text_tokens(config)
+    cond = FluxCond(
+        place.array((prompts, text, config.text), _LOW, "prompt", "token"),
+        place.array((prompts, config.pooled), _LOW, "prompt"),
+        place.array((prompts,), jnp.float32, "prompt") if config.guidance else None,
+    )
+    lower, count = evaluation(
+        place,
+        lambda numerics: Flux(config, numerics, rngs=_rngs()),
+        (side, side, config.channels // 4),
+        cond,
+        prompts,
+        chains,
+    )
+
+    def tokens(count: int) -> Any:
+        return place.array((n, count, config.width), _LOW, "prompt", "token")
+
+    c = place.array((n, config.width), jnp.float32, "prompt")
+    turns = place.array((text + image, config.head // 2), jnp.float32)
+    double = place.block(
+        lambda: DoubleBlock(config, numerics, _rngs()), tokens(text), tokens(image), c, turns
+    )
+    single = place.block(
+        lambda: SingleBlock(config, numerics, _rngs()), tokens(text + image), c, turns
+    )
+    calls = config.double + config.single
+    return Program(
+        batch=n,
+        nfe=n,
+        lower=lower,
+        blocks=(
+            BlockOf("double block", config.double, double),
+            BlockOf("single block", config.single, single),
+        ),
+        flops=count,
+        attention=Attention.of(calls, n, config.heads, text + image, config.head),
+    )
+
+
+def text_tokens(config: FluxConfig) -> int:
+    """As the pipeline has them."""
+    return 512 if config.guidance else 256
+
+
+def sit(place: Place, config: SiTConfig, prompts: int, chains: int) -> Program:
+    """SiT evaluating a round, without guidance, which would double it."""
+    n, width, numerics = prompts * chains, config.width, place.numerics
+    lower, count = evaluation(
+        place,
+        lambda numerics: SiT(config, numerics, rngs=_rngs()),
+        (config.size, config.size, config.channels),
+        place.array((prompts,), jnp.int32, "prompt"),
+        prompts,
+        chains,
+    )
+    h = place.array((n, config.tokens, width), _LOW, "prompt", "token")
+    c = place.array((n, width), jnp.float32, "prompt")
+    block = place.block(lambda: Block(config, numerics, _rngs()), h, c)
+    return Program(
+        batch=n,
+        nfe=n,
+        lower=lower,
+        blocks=(BlockOf("block", config.depth, block),),
+        flops=count,
+        attention=Attention.of(config.depth, n, config.heads, config.tokens, width // config.heads),
+    )
+
+
+def _encoder(place: Place, build: Callable[[Numerics], Any], tokens: Any) -> tuple[Lower, int]:
+    """A text encoder with its FLOPs."""
+    kernel, plain = (
+        nnx.eval_shape(partial(build, numerics))
+        for numerics in (place.numerics, dataclasses.replace(place.numerics, attention="xla"))
+    )
+
+    def call(graph: Any, state: Any, tokens: jax.Array) -> Any:
+        made = nnx.merge(graph, state)(tokens)
+        return getattr(made, "pooled", made)
+
+    args = place.parameters(kernel), tokens
+    lower = place.lower(partial(call, nnx.split(kernel)[0]), *args)
+    return lower, flops(partial(call, nnx.split(plain)[0]), *args)
+
+
+def t5(place: Place, length: int, prompts: int) -> Program:
+    """T5 v1.1 XXL's encoder; its scores have positions added, so that XLA does its attention."""
+    config = T5Config()
+    tokens = place.array((prompts, length), jnp.int32, "prompt")
+    lower, count = _encoder(place, lambda n: T5Encoder(config, n, rngs=_rngs()), tokens)
+    x = place.array((prompts, length, config.width), _LOW, "prompt")
+    bias = place.array((1, config.heads, length, length), jnp.float32, None, "heads")
+
+    def block(x: Any, bias: Any) -> Lower:
+        model = nnx.eval_shape(lambda: T5Block(config, False, place.numerics, _rngs()))
+        graph, _ = nnx.split(model)
+        return place.lower(
+            lambda state, x, bias: nnx.merge(graph, state)(x, bias, None, None, None),
+            place.parameters(model), x, bias,
+        )  # fmt: skip
+
+    blocks = (BlockOf("block", config.depth, block(x, bias)),)
+    return Program(batch=prompts, nfe=0, lower=lower, blocks=blocks, flops=count)
+
+
+def clip_text(place: Place, prompts: int) -> Program:
+    """CLIP ViT-L/14's text tower."""
+    config = CLIPTextConfig()
+    tokens = place.array((prompts, _CLIP_TOKENS), jnp.int32, "prompt")
+    lower, count = _encoder(place, lambda n: CLIPText(config, n, rngs=_rngs()), tokens)
+    x = place.array((prompts, _CLIP_TOKENS, config.width), _LOW, "prompt")
+    model = nnx.eval_shape(lambda: CLIPBlock(config, place.numerics, _rngs()))
+    graph, _ = nnx.split(model)
+    block = place.lower(
+        lambda state, x: nnx.merge(graph, state)(x, None), place.parameters(model), x
+    )
+    head = config.width // config.heads
+    return Program(
+        batch=prompts,
+        nfe=0,
+        lower=lower,
+        blocks=(BlockOf("block", config.depth, block),),
+        flops=count,
+        attention=Attention.of(config.depth, prompts, config.heads, _CLIP_TOKENS, head),
+    )
+
+
+def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int) -> Program:
+    """An autoencoder decoding images; it has no loop."""
+    side = pixels // config.factor
+    z = place.array((images, side, side, config.latents), jnp.float32, "prompt")
+    kernel, plain = (
+        nnx.eval_shape(lambda numerics=numerics: AutoencoderKL(config, numerics, rngs=_rngs()))
+        for numerics in (place.numerics, dataclasses.replace(place.numerics, attention="xla"))
+    )
+
+    def call(graph: Any, state: Any, z: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state).decode(z)
+
+    args = place.parameters(kernel), z
+    return Program(
+        batch=images,
+        nfe=0,
+        lower=place.lower(partial(call, nnx.split(kernel)[0]), *args),
+        flops=flops(partial(call, nnx.split(plain)[0]), *args),
+        attention=Attention.of(1, images, 1, side**2, config.widths[-1]),
+    )
+
+
+def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) -> Program:
+    """What a search does between two rounds of evaluations."""
+    method = search(chains)
+    flow = fs.Flow.from_callable(lambda params, x, t, cond: x, None, shape)
+    nothing = jnp.zeros((), jnp.float32)
+
+    def begin() -> Any:
+        keys, nfe = jax.random.split(jax.random.key(0), prompts), jnp.full(prompts, NFE)
+        return start(keys, nfe, search=method, shape=shape, target=nothing)
+
+    def asked_and_told() -> Any:
+        rows, reward = (prompts, chains), jnp.zeros((prompts, chains), jnp.float32)
+        x, yes = jnp.zeros((*rows, *shape), jnp.float32), jnp.ones(rows, jnp.bool)
+        counts = jnp.ones(rows, jnp.int32)
+        told = Evaluation(x, x, reward)
+        return Candidates(x, reward, yes, yes, yes), told, Computed(counts, counts)
+
+    carry, told = jax.eval_shape(begin), jax.eval_shape(asked_and_told)
+    lower = place.lower(
+        lambda carry, asked, evals, computed: turn(carry, flow, method, asked, evals, computed),
+        place.by_prompt(carry),
+        *place.by_prompt(told),
+    )
+    return Program(batch=prompts * chains, nfe=0, lower=lower, flops=0)
