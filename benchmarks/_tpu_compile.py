@@ -6,13 +6,14 @@ import re
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 from _files import replace_file
 from _hlo import Collective, collectives, loops
 from _tpu_estimate import Facts
 
-OPTIONS: dict[str, str | int | bool | float] = {
+OPTIONS: dict[str, str | bool] = {
     # Products with gathered weights in one piece instead of a loop over pieces, which adds results
     # up in memory and which the cost analysis counts once.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"
@@ -47,7 +48,7 @@ def facts(lowered: jax.stages.Lowered, cache: Path) -> Facts:
     return Facts(**told)
 
 
-def _compile(lowered: jax.stages.Lowered) -> dict:
+def _compile(lowered: jax.stages.Lowered) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=OPTIONS)
@@ -57,7 +58,9 @@ def _compile(lowered: jax.stages.Lowered) -> dict:
             raise
         return {"too_large": int(float(found[1]) * _UNITS[found[2]])}
     seconds = time.perf_counter() - began
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    text = str(compiled.as_text())
     peak = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -61,7 +61,7 @@ class Block(NamedTuple):
     """A block that a program loops over, compiled alone."""
 
     name: str
-    count: int
+    depth: int
     facts: Facts
 
 
@@ -110,7 +110,7 @@ def estimate(
     chip: Chip,
 ) -> dict[str, Any]:
     """A row of the results: whether it fits, seconds by part, and what limits them."""
-    looped = [(b.name, b.count, compute_seconds(b.facts, chip)) for b in blocks]
+    looped = [(b.name, b.depth, compute_seconds(b.facts, chip)) for b in blocks]
     # An estimate of a whole that is below that of its parts leaves nothing outside of them.
     outside = max(compute_seconds(whole, chip) - sum(seconds for *_, seconds in looped), 0.0)
     parts = [*looped, ("outside of loops" if blocks else "all", 1, outside)]

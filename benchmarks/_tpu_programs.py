@@ -58,7 +58,7 @@ class BlockOf(NamedTuple):
     """A block that a program loops over."""
 
     name: str
-    count: int
+    depth: int
     lower: Lower
 
 

@@ -161,7 +161,69 @@ def conversion() -> str:
     )
 
 
+def tpu_plan() -> str:
+    """Programs of `tpu_plan.json` that evaluate models, then all others."""
+    found = json.loads((RESULTS / "tpu_plan.json").read_text())
+    rows = sorted(found["programs"], key=lambda row: not row.get("nfe_per_second"))
+    versions = found["versions"]
+    lines = [
+        f"JAX {versions['jax']}, libtpu {versions['libtpu']}; eight chips.",
+        "",
+        "| program | pixels | chip | layout | batch | GB a chip | fits | seconds | of peak | "
+        "NFE/s a chip | GB exchanged | most is lost to |",
+        "|---" * 12 + "|",
+    ]
+    for row in rows:
+        evaluates = row["model"].startswith(("FLUX.1-", "SiT-"))
+        cells = [
+            row["model"] if evaluates else " ".join([row["model"], row["detail"]]).strip(),
+            row["resolution"] or "–",
+            row["chip"],
+            row["layout"],
+            row["batch"],
+            f"{row['peak_bytes'] / 1e9:.2f}",
+            "yes" if row["fits"] else "no",
+            *(_tpu_estimate(row) if "estimated_seconds" in row else ["–"] * 5),
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _tpu_estimate(row: dict[str, Any]) -> list[str]:
+    """Seconds, share of the peak, NFE/s, GB exchanged, and what limits."""
+    low, high = row["peak_share_range"]
+    rate = row["nfe_per_second"]
+    exchanged = sum(kind["bytes"] for kind in row["collectives"].values()) / 1e9
+    return [
+        f"{row['estimated_seconds']:.3g}",
+        f"{row['peak_share']:.0%} ({low:.0%} – {high:.0%})" if row["flops"] else "–",
+        f"{rate:.2f}" if rate else "–",
+        f"{exchanged:.2f}",
+        row["limits"],
+    ]
+
+
+def tpu_search() -> str:
+    """Seconds of a search of 500 evaluations, from `tpu_plan.json`."""
+    found = json.loads((RESULTS / "tpu_plan.json").read_text())
+    lines = [
+        "| model | pixels | chips | prompts at once | seconds an image | of a round: evaluating, "
+        "decoding, searching |",
+        "|---" * 6 + "|",
+    ]
+    for row in found["rbf"]:
+        a_round = row["seconds"]
+        parts = " + ".join(f"{a_round[name]:.3g}" for name in ("evaluate", "decode", "ask_tell"))
+        lines.append(
+            f"| {row['model']} | {row['resolution']} | {row['chip']}-8 | {row['prompts']} | "
+            f"{row['seconds_per_image']:.1f} | {parts} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES = {
+    "tpu_plan": tpu_plan,
+    "tpu_search": tpu_search,
     "ports": ports,
     "conversion": conversion,
     "paper_methods": paper_methods,

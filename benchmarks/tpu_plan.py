@@ -14,13 +14,13 @@ and `--only` takes those programs whose name has all of these words.
 
 Keys of the JSON: version, versions {jax, jaxlib, libtpu, python}, chips, by name {topology, flops,
 hbm, bandwidth, link, source}; assumptions; options (of the compiler); programs, each {name, model,
-resolution, chip, chips, layout, mesh {prompt, particle, model}, rules, batch, prompts, fits,
-peak_bytes (on a chip), estimated_seconds (of a call), flops (of a call, all chips), peak_share,
-peak_share_range, nfe_per_second (a chip; null where nothing is evaluated), parts {compute {name,
-count, seconds_each}, compute_seconds, attention_seconds, attention_flops, collective_seconds},
-collectives, by kind {count, bytes, seconds}, limits, lost_seconds, compile_seconds}, and nothing
-after peak_bytes where the compiler finds no room; rbf, where all programs that it takes
-are planned and fit, {name, model, resolution, chip, layout, batch, seconds_per_image (500 NFE, the
+resolution, chip, chips, layout, mesh {prompt, particle, model}, rules, batch, prompts, detail,
+fits, peak_bytes (on a chip), and, unless the compiler found no room, estimated_seconds (of a call),
+flops (of a call, all chips), peak_share, peak_share_range, nfe_per_second (a chip; null where
+nothing is evaluated), parts {compute {name, count, seconds_each}, compute_seconds,
+attention_seconds, attention_flops, collective_seconds}, collectives, by kind {count, bytes,
+seconds}, limits, lost_seconds, compile_seconds}; rbf, where all programs that it takes are planned
+and fit, {name, model, resolution, chip, layout, batch, prompts, seconds_per_image (500 NFE, the
 chips shared by `prompts` that are searched together, their reward not among it), images_per_hour,
 seconds {evaluate, decode, ask_tell (of a round), encode (of a prompt)}, resident_bytes (a chip's,
 were all but the encoders in memory at once with all that they need)}; seconds.
@@ -49,6 +49,8 @@ from _tpu_programs import NFE, Place
 
 import flowsde as fs
 from flowsde.report import write_json
+
+SHARED = ("name", "model", "resolution", "chip", "layout", "batch", "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +86,13 @@ def plan(entry: Entry, cache: pathlib.Path) -> dict[str, Any]:
         "rules": {name: axes for name, axes in vars(layout.rules).items() if axes is not None},
         "batch": program.batch,
         "prompts": entry.prompts,
+        "detail": entry.detail,
     }
     try:
         whole = facts(program.lower(), cache)
     except TooLarge as error:
         return row | {"fits": False, "peak_bytes": error.bytes}
-    blocks = [Block(b.name, b.count, facts(b.lower(), cache)) for b in program.blocks]
+    blocks = [Block(b.name, b.depth, facts(b.lower(), cache)) for b in program.blocks]
     return row | estimate(
         whole=whole,
         blocks=blocks,
@@ -118,7 +121,7 @@ def searches(rows: dict[str, dict[str, Any]], uses: dict[str, Uses]) -> list[dic
         a_round = seconds["evaluate"] + seconds["decode"] + seconds["ask_tell"]
         each = NFE / row["batch"] * a_round + seconds["encode"]
         made.append(
-            {key: row[key] for key in ("name", "model", "resolution", "chip", "layout", "batch")}
+            {key: row[key] for key in SHARED}
             | {
                 "seconds_per_image": each,
                 "images_per_hour": 3600 / each,
