@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import jaxlib
 import tyro
 from _files import replace_file
-from _work import product_flops
+from _flops import flops
 from flax import nnx
 
 import flowsde as fs
@@ -266,7 +266,7 @@ def measure_model(kind: Kind, rate: float, quick: bool) -> dict[str, Any]:
     # Counted in plain products, which a fused implementation does as well.
     plain = flow_of(kind, state, "xla")
     x, cond = inputs(kind, 1)
-    work = product_flops(plain.velocity_fn, plain.params, x, jnp.full(1, 0.5, jnp.float32), cond)
+    work = flops(plain.velocity_fn, plain.params, x, jnp.full(1, 0.5, jnp.float32), cond)
     floor = work / rate
     flows = {name: flow_of(kind, state, name) for name in ATTENTION}
     attention = {name: evaluate(kind, flow, 1, floor) for name, flow in flows.items()}

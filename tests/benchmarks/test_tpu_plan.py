@@ -1,22 +1,17 @@
 """The plan for TPUs: its arithmetic by hand, its programs' shapes, and its error without libtpu."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
+import _tpu_chips
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import _tpu_chips
 from _hlo import Collective
 from _tpu_chips import Chip
 from _tpu_estimate import Block, Facts, collective_seconds, compute_seconds, estimate
 from _tpu_list import DATA, FULLY, entries
 from _tpu_programs import Attention, Place, ask_tell, flux, sit
+from jax.sharding import AxisType, Mesh
 
 from flowsde.models.flux import FluxConfig
 from flowsde.models.sit import SiTConfig

@@ -1,8 +1,6 @@
 """What `benchmarks/peers.py` compares with is the same model and the same search, in PyTorch."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +14,17 @@ from flowsde.shapes import captions
 from flowsde_converters.tables import convert, unconvert
 
 torch = pytest.importorskip("torch")
+
+import _torch_search  # noqa: E402
+import _torch_shapes  # noqa: E402
+
 PROMPT = "three red circles and two blue squares"
 RESAMPLE = np.iinfo(np.int32).max
 
 
 @pytest.fixture(scope="module")
-def peers():
-    """The modules of the benchmark."""
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import _torch_search
-        import _torch_shapes
-    finally:
-        sys.path.remove(folder)
-    return _torch_shapes, _torch_search
-
-
-@pytest.fixture(scope="module")
-def loaded(peers):
-    return peers[0].load()
+def loaded():
+    return _torch_shapes.load()
 
 
 def in_torch(x):
@@ -43,11 +32,11 @@ def in_torch(x):
 
 
 @pytest.mark.parametrize("name", ["shapes", "scorer"])
-def test_packaged_weights_come_back_bit_for_bit(peers, loaded, name):
+def test_packaged_weights_come_back_bit_for_bit(loaded, name):
     module = loaded[0] if name == "shapes" else loaded[1]
-    params, sizes = peers[0].packaged(name)
-    make = {"shapes": (peers[0].shapes_table, peers[0].ModelConfig),
-            "scorer": (peers[0].scorer_table, peers[0].ScorerConfig)}  # fmt: skip
+    params, sizes = _torch_shapes.packaged(name)
+    make = {"shapes": (_torch_shapes.shapes_table, _torch_shapes.ModelConfig),
+            "scorer": (_torch_shapes.scorer_table, _torch_shapes.ScorerConfig)}  # fmt: skip
     table, config = make[name]
     tensors = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
     assert tensors.keys() == unconvert(table(config(**sizes)), params).keys()
@@ -57,7 +46,7 @@ def test_packaged_weights_come_back_bit_for_bit(peers, loaded, name):
         np.testing.assert_array_equal(back[path], array, strict=True)
 
 
-def test_model_and_reward_are_ours(peers, loaded):
+def test_model_and_reward_are_ours(loaded):
     model, scorer = loaded
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(4, 32, 32, 3)).astype(np.float32), np.float32([0, 0.3, 0.7, 1])
@@ -71,7 +60,7 @@ def test_model_and_reward_are_ours(peers, loaded):
         log_probs = scorer(in_torch(x))
         wanted = [torch.from_numpy(captions.counts(captions.parse(p))).long() for p in prompts]
         told = [
-            peers[0].log_likelihood(log_probs[i : i + 1], own).item()
+            _torch_shapes.log_likelihood(log_probs[i : i + 1], own).item()
             for i, own in enumerate(wanted)
         ]
     scale = float(np.abs(velocity).max())
@@ -98,7 +87,7 @@ class SameNoise:
 
 
 @pytest.mark.parametrize(("method", "nfe"), [("rbf", 45), ("svdd", 30), ("smc", 30), ("bon", 35)])
-def test_search_is_the_same_given_the_same_noise(peers, loaded, method, nfe):
+def test_search_is_the_same_given_the_same_noise(loaded, method, nfe):
     given = {"nfe": nfe, "steps": 5}
     settings = presets.resolve("recommended", method, given)
     if method == "bon":
@@ -109,9 +98,9 @@ def test_search_is_the_same_given_the_same_noise(peers, loaded, method, nfe):
     ours = fs.run(key, flow, search, reward, cond=shapes.encode(PROMPT))
     tokens = torch.from_numpy(shapes.encode(PROMPT)).long()[None]
     wanted = torch.from_numpy(captions.counts(captions.parse(PROMPT))).long()
-    problem = peers[1].Problem(*loaded, tokens, wanted)
+    problem = _torch_search.Problem(*loaded, tokens, wanted)
     with torch.inference_mode():
-        theirs = peers[1].METHODS[method](problem, SameNoise(key), settings)
+        theirs = _torch_search.METHODS[method](problem, SameNoise(key), settings)
     assert problem.nfe == ours.nfe
     assert theirs.rewards[0] == pytest.approx(float(ours.reward), abs=1e-3)
     np.testing.assert_allclose(theirs.x0[0].permute(1, 2, 0), ours.x0, atol=1e-3)
