@@ -11,7 +11,7 @@ Seconds are of a whole search of one prompt, from its tokens to the picture in N
 compilation, in inference mode, both sides with two threads. In one process every prompt is searched
 by both sides, one right after the other and in turns first. Random numbers are each side's own, so
 that rewards agree on average over prompts only; given the same ones the searches find the same
-pictures (`tests/test_peers.py`).
+pictures (`tests/benchmarks/test_peers.py`).
 
 Memory is of processes of their own, which run one search: resident with everything loaded, weights
 included, and at most; on a GPU what the framework took there. That search is their first:
@@ -28,9 +28,9 @@ search}; rbf, svdd, smc, bon, each {ours_s, peer_s (medians), ratio (peer_s over
 peer_nfe, ours_evaluations (surplus and padding included), ours_reward, peer_reward (means over
 prompts), ours_bytes, peer_bytes (at most), ours_loaded_bytes, peer_loaded_bytes (before the
 search), ours_first_s, peer_first_s}, on a GPU the same of compiled and compiled_ratio; error
-{velocity, reward} (largest difference over the largest value); details, by method, {ours, peer, …}
-(seconds, a list over prompts each); seconds. It is saved after each method. With --quick memory is
-RBF's alone.
+{velocity, reward} (largest difference over the largest value); model, by size of a batch, {ours_ms,
+peer_ms} (of one evaluation without a search); details, by method, {ours, peer, …} (seconds, a list
+over prompts each); seconds. It is saved after each method. With --quick memory is RBF's alone.
 """
 
 import dataclasses
@@ -60,6 +60,9 @@ from flowsde.presets import Settings
 from flowsde.shapes import captions
 
 THREADS = 2
+BATCHES = (2, 8, 24)
+"""Of the model alone: RBF's in PyTorch and in flowsde, and SMC's."""
+_CALLS = 15
 _ERROR = 1e-5
 _PROMPTS = (
     "three red circles and two blue squares",
@@ -142,8 +145,9 @@ class Torch(NamedTuple):
 
     def compiled(self) -> "Torch":
         """Through `torch.compile`; batches of several sizes share a program."""
-        whole: Any = [torch.compile(part, dynamic=True) for part in (self.model, self.scorer)]
-        return Torch(*whole, self.device)
+        model: Any = torch.compile(self.model, dynamic=True)
+        scorer: Any = torch.compile(self.scorer, dynamic=True)
+        return Torch(model, scorer, self.device)
 
     def question(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [1, 8] and wanted counts of a prompt."""
@@ -189,6 +193,30 @@ def errors(peer: Torch) -> dict[str, float]:
     }
 
 
+@torch.inference_mode()
+def evaluations(peer: Torch) -> dict[str, dict[str, float]]:
+    """Milliseconds of the model alone, by size of the batch, medians in turns."""
+    flow, rows = shapes.load_flow(), {}
+    ours = jax.jit(flow.velocity_fn)
+    for n in BATCHES:
+        x, t = np.zeros((n, 32, 32, 3), np.float32), np.full(n, 0.5, np.float32)
+        given = jax.device_put((x, t, np.tile(shapes.encode(_PROMPTS[0])[None], (n, 1))))
+        tokens = peer.question(_PROMPTS[0])[0].expand(n, -1)
+        theirs = torch.from_numpy(x).permute(0, 3, 1, 2).to(peer.device)
+        times = torch.from_numpy(t).to(peer.device)
+        found: dict[str, list[float]] = {"ours_ms": [], "peer_ms": []}
+        for i in range(_CALLS + 2):  # the first ones compile, and warm up
+            began = time.perf_counter()
+            jax.block_until_ready(ours(flow.params, *given))
+            middle = time.perf_counter()
+            peer.model(theirs, times, tokens).cpu()
+            if i > 1:
+                found["ours_ms"].append(1e3 * (middle - began))
+                found["peer_ms"].append(1e3 * (time.perf_counter() - middle))
+        rows[str(n)] = {name: statistics.median(own) for name, own in found.items()}
+    return rows
+
+
 def timed(run: Searcher, prompt: str, seed: int) -> tuple[float, Found]:
     """Seconds of the wall clock; answers are on the host when they come."""
     began = time.perf_counter()
@@ -232,12 +260,12 @@ def in_a_process(args: Args, side: Side, method: str) -> dict[str, Any]:
 
 def compare(
     args: Args, searchers: dict[Side, Searcher]
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
+) -> tuple[dict[str, Any], dict[Side, list[float]]]:
     """One method: medians, means, and seconds of every prompt."""
     for run in searchers.values():
         run(_PROMPTS[0], 0)  # compiles, and warms up
-    seconds: dict[str, list[float]] = {side: [] for side in searchers}
-    found: dict[str, list[Found]] = {side: [] for side in searchers}
+    seconds: dict[Side, list[float]] = {side: [] for side in searchers}
+    found: dict[Side, list[Found]] = {side: [] for side in searchers}
     for i, prompt in enumerate(_PROMPTS[: args.prompts]):
         for side in list(searchers)[:: 1 if i % 2 else -1]:
             spent, answer = timed(searchers[side], prompt, i)
@@ -249,9 +277,9 @@ def compare(
         row[f"{side}_nfe"] = own[0].nfe
         row[f"{side}_reward"] = statistics.mean(one.reward for one in own)
     row["ours_evaluations"] = found["ours"][0].evaluations
-    for side, name in (("peer", "ratio"), ("compiled", "compiled_ratio")):
-        if f"{side}_s" in row:
-            row[name] = row[f"{side}_s"] / row["ours_s"]
+    for other, name in (("peer", "ratio"), ("compiled", "compiled_ratio")):
+        if f"{other}_s" in row:
+            row[name] = row[f"{other}_s"] / row["ours_s"]
     if any(row[f"{side}_nfe"] != row["ours_nfe"] for side in searchers):
         raise ValueError(f"the sides were charged differently: {row}")
     return row, seconds
@@ -301,6 +329,7 @@ def measure(args: Args) -> dict[str, Any]:
     # As JAX has it on a GPU.
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
+    results["model"] = evaluations(peers)
     print("method   ours s   peer s   ratio   NFE   ours MB   peer MB   our reward   peer's")
     for method in METHODS:
         searchers: dict[Side, Searcher] = {

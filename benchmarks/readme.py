@@ -221,9 +221,67 @@ def tpu_search() -> str:
     return "\n".join(lines)
 
 
+def peers() -> str:
+    """Seconds and bytes of `peers.json`."""
+    found = json.loads((RESULTS / "peers.json").read_text())
+    methods = ("rbf", "svdd", "smc", "bon")
+    settings, rows = found["settings"], [found[method] for method in methods]
+
+    def megabytes(row: dict[str, Any], side: str) -> str:
+        return f"{(row[f'{side}_bytes'] - row[f'{side}_loaded_bytes']) / 1e6:.0f}"
+
+    lines = [
+        f"{found['processor']}, {found['threads']} threads, float32, PyTorch "
+        f"{found['versions']['torch']}; medians over {settings['prompts']} prompts; load "
+        f"{found['load'][0]:.1f} at the start.",
+        "",
+        f"| | {' | '.join(m.upper() for m in methods)} |",
+        "|---|" + "---|" * len(methods),
+    ]
+    for label, cell in (
+        ("evaluations charged", lambda row: str(row["ours_nfe"])),
+        ("flowsde, seconds", lambda row: f"{row['ours_s']:.2f}"),
+        ("PyTorch, seconds", lambda row: f"{row['peer_s']:.2f}"),
+        ("PyTorch ÷ flowsde", lambda row: f"**{row['ratio']:.2f}**"),
+        ("flowsde, mean reward", lambda row: f"{row['ours_reward']:.3f}"),
+        ("PyTorch, mean reward", lambda row: f"{row['peer_reward']:.3f}"),
+        ("flowsde, MB of the first search", lambda row: megabytes(row, "ours")),
+        ("PyTorch, MB of the first search", lambda row: megabytes(row, "peer")),
+        ("flowsde, seconds of the first search", lambda row: f"{row['ours_first_s']:.1f}"),
+        ("PyTorch, seconds of the first search", lambda row: f"{row['peer_first_s']:.1f}"),
+    ):
+        lines.append(f"| {label} | {' | '.join(map(cell, rows))} |")
+    model = (
+        f"{row['ours_ms']:.1f} and {row['peer_ms']:.1f} ms for a batch of {n}"
+        for n, row in found["model"].items()
+    )
+    return "\n".join([*lines, "", f"The model alone, flowsde's and PyTorch's: {'; '.join(model)}."])
+
+
+def cold_start() -> str:
+    """Seconds of `cold_start.json`."""
+    found = json.loads((RESULTS / "cold_start.json").read_text())
+    return "\n".join(
+        [
+            f"{found['cores']} CPU cores; medians over {found['settings']['repetitions']} fresh "
+            f"processes each; load {found['load'][0]:.1f} at the start.",
+            "",
+            "| | seconds |",
+            "|---|---|",
+            f"| importing jax and flax | {found['baseline_s']:.2f} |",
+            f"| importing flowsde after them | {found['import_s']:.2f} |",
+            f"| `{found['settings']['command']}`, the first time | {found['first_image_s']:.1f} |",
+            f"| again, its {found['kept_programs']} programs ({found['kept_bytes'] / 1e6:.1f} MB) "
+            f"kept | {found['first_image_warm_s']:.1f} |",
+        ]
+    )
+
+
 TABLES = {
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,
+    "peers": peers,
+    "cold_start": cold_start,
     "ports": ports,
     "conversion": conversion,
     "paper_methods": paper_methods,

@@ -2,7 +2,7 @@
 
 Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
 SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
-`flowsde.unfinished`.
+`flowsde.unfinished`, what all of them keep of compiled programs in `flowsde.compiled`.
 
 ``result.json`` holds, next to what was asked for, ``nfe``, ``evaluations``, ``backward_passes`` and
 ``verifier_calls`` as in `flowsde.Result`, and ``seconds`` of the wall clock: ``total`` of the

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -40,7 +41,8 @@ def keep() -> None:
 
     Without a folder that can be written to, says so on stderr and does without.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     try:
         path = folder()
@@ -51,7 +53,7 @@ def keep() -> None:
     except (OSError, RuntimeError) as error:
         print(f"flowsde: compiled programs are not kept: {error}", file=sys.stderr)
         return
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    settings.update("jax_compilation_cache_dir", str(path))
     if _SHORTEST.upper() not in os.environ:
         # The embedded model's programs take less than the second that JAX keeps programs from.
-        jax.config.update(_SHORTEST, 0.0)
+        settings.update(_SHORTEST, 0.0)

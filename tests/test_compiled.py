@@ -24,6 +24,7 @@ def _entries(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*-cache")}
 
 
+@pytest.mark.slow
 def test_a_command_keeps_programs_and_the_next_one_finds_them(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     command = ["-m", "flowsde", "sample", "a red circle", *_FAST, "--out", "out", "--overwrite"]
