@@ -20,12 +20,14 @@ from flowsde.predictions import (
     x1_to_x0,
 )
 from flowsde.search import Result, iterate, run
+from flowsde.sharding import ShardingRules
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Flow",
     "Result",
+    "ShardingRules",
     "analytic",
     "diffusion",
     "grids",

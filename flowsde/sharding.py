@@ -11,10 +11,17 @@ data parallel over prompts and particles, and tensor parallel over "model":
 """
 
 import dataclasses
+import math
+from typing import Any
 
-from jax.sharding import PartitionSpec
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
+Axes = tuple[str | None, ...]
+AXES = ("prompt", "particle", "model")
+"""Of a mesh, in the default rules; a mesh may have some of them only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,3 +70,103 @@ class ShardingRules:
                     )
                 seen[axis] = name
         return PartitionSpec(*[axes[0] if len(axes) == 1 else axes or None for axes in every])
+
+    def on(self, mesh: Mesh) -> "ShardingRules":
+        """These rules without the axes that a mesh has not got, of those that are default ones.
+
+        Raises:
+          ValueError: a rule names another axis that the mesh has not got.
+        """
+
+        def there(name: str) -> tuple[str, ...]:
+            for axis in self.mesh_axes(name):
+                if axis not in mesh.shape and axis not in AXES:
+                    raise ValueError(
+                        f"rules map {name!r} to {axis!r}, expected one of the mesh's axes, "
+                        f"{', '.join(map(str, mesh.axis_names))}"
+                    )
+            return tuple(axis for axis in self.mesh_axes(name) if axis in mesh.shape)
+
+        return ShardingRules(**{name: there(name) or None for name in vars(self)})
+
+    def sharding(self, what: str, shape: tuple[int, ...], names: Axes, mesh: Mesh) -> NamedSharding:
+        """Of a parameter.
+
+        Args:
+          what: it is called.
+          shape: its sizes.
+          names: of its axes.
+          mesh: that has all the axes of these rules.
+
+        Raises:
+          ValueError: naming the parameter, one of whose axes does not come out even.
+        """
+        for size, name in zip(shape, names, strict=True):
+            ways = math.prod(mesh.shape[axis] for axis in self.mesh_axes(name))
+            if size % ways:
+                raise ValueError(
+                    f"rules split axis {name!r} of parameter {what}, of size {size}, over "
+                    f"{ways} devices (mesh axis {getattr(self, str(name))!r}), expected a multiple "
+                    f"of {ways}; ShardingRules({name}=None) keeps it whole"
+                )
+        return NamedSharding(mesh, self.spec(*names))
+
+
+def automatic(mesh: Any) -> Mesh:
+    """The same mesh with automatic axes, those of which the compiler chooses how to split.
+
+    Raises:
+      TypeError: it is no mesh.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def axes_of(variable: nnx.Variable) -> Axes:
+    """Logical names of a parameter's axes; None for each if it has not been given any.
+
+    Stacked blocks have one more in front, "layer".
+    """
+    ndim = variable.get_value().ndim
+    axes: Axes = variable.get_metadata().get("axes") or (None,) * ndim
+    return ("layer",) * (ndim - len(axes)) + axes
+
+
+def place(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """A pytree of parameters on a mesh.
+
+    Args:
+      tree: NNX parameters go by the names of their axes, arrays that are on this mesh already stay
+        as they are, and what has no names is held whole by every device.
+      mesh: with automatic axes.
+      rules: of this mesh, see `ShardingRules.on`.
+
+    Raises:
+      ValueError: naming a parameter that a rule does not fit.
+    """
+
+    def put(value: Any, path: Any, names: Axes) -> Any:
+        old = getattr(value, "sharding", None)
+        if isinstance(old, NamedSharding) and _same(old.mesh, mesh):
+            return jax.device_put(value, NamedSharding(mesh, old.spec))
+        what = jax.tree_util.keystr(path)
+        return jax.device_put(value, rules.sharding(what, value.shape, names, mesh))
+
+    def one(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable):
+            return leaf.replace(put(leaf.get_value(), path, axes_of(leaf)))
+        leaf = leaf if hasattr(leaf, "shape") else jax.numpy.asarray(leaf)
+        return put(leaf, path, (None,) * leaf.ndim)
+
+    return jax.tree.map_with_path(one, tree, is_leaf=lambda a: isinstance(a, nnx.Variable))
+
+
+def _same(one: Any, other: Mesh) -> bool:
+    """Whether two meshes have the same devices along the same axes."""
+    return (
+        isinstance(one, Mesh)
+        and one.axis_names == other.axis_names
+        and one.devices.shape == other.devices.shape
+        and bool((one.devices == other.devices).all())
+    )

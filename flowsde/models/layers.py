@@ -17,9 +17,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from flowsde.models.splash import splash_attention
-from flowsde.sharding import ShardingRules
+from flowsde.sharding import Axes, ShardingRules, axes_of
 
-Axes = tuple[str | None, ...]
 Implementation = Literal["xla", "cudnn", "splash"] | None
 M = TypeVar("M", bound=nnx.Module)
 
@@ -164,9 +163,5 @@ def logical_axes(model: nnx.Module) -> nnx.State:
     Stacked blocks have one more in front, "layer"; a parameter without names has only None.
     """
 
-    def names(path: Any, param: nnx.Variable) -> nnx.Variable:
-        axes: Axes = param.get_metadata().get("axes") or (None,) * param.get_value().ndim
-        extra = param.get_value().ndim - len(axes)
-        return param.replace(("layer",) * extra + axes)
-
-    return nnx.map_state(names, nnx.state(model, nnx.Param))
+    params = nnx.state(model, nnx.Param)
+    return nnx.map_state(lambda path, param: param.replace(axes_of(param)), params)

@@ -3,8 +3,12 @@
 First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
 size. A guided search's rows that want a gradient get both at once, by differentiating through
 reward, decoder and model.
+
+Candidates [P, w] of P prompts, or [w] of a single one, are evaluated as rows [m]. On a mesh, each
+group of devices picks the next chunk of its own rows, and the model sees those of all together.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +22,11 @@ from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward
 from flowsde.search.base import Candidates, Evaluation, Search
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout
 
 
 class Sizes(NamedTuple):
-    """Rows computed at once: by the model and by the reward. Static."""
+    """Rows of a group computed at once: by the model and by the reward. Static."""
 
     model: int
     reward: int
@@ -34,9 +39,44 @@ class Computed(NamedTuple):
     backward: jax.Array
 
 
-def rows(cond: Cond, prompts: jax.Array) -> Cond:
-    """Cond [P, ...] of rows that belong to `prompts` [n]."""
-    return jax.tree.map(lambda a: a[prompts], cond)
+class Rows(NamedTuple):
+    """Candidates with one leading axis, [m]; `prompt` is the number of each one's prompt, int32."""
+
+    x: jax.Array
+    t: jax.Array
+    wants_reward: jax.Array
+    wants_gradient: jax.Array
+    valid: jax.Array
+    prompt: jax.Array
+
+
+def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
+    """Cond [P, ...] of rows that belong to `prompts` [n], which count on from those before P."""
+    return jax.tree.map(lambda a: a[prompts % a.shape[0]], cond)
+
+
+def split(asked: Candidates, layout: Layout) -> Rows:
+    """The rows of candidates [P, w], or [w] of a single prompt."""
+
+    def own(asked: Candidates) -> Rows:
+        lead = asked.t.shape
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
+        m, width = flat.t.shape[0], lead[-1]
+        prompt = layout.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
+        rows = layout.own(Rows(*flat, prompt))
+        return rows._replace(valid=rows.valid & ~layout.repeated(m))
+
+    return layout.local(own, layout.by_prompt, layout.by_row)(asked)
+
+
+def join(evals: Evaluation, computed: Computed, lead: tuple[int, ...], layout: Layout) -> Any:
+    """What the rows were worth, as candidates [*lead]; within `Layout.local`."""
+    m = math.prod(lead)
+    if layout.particles > 1:
+        evals, computed = layout.joined((evals, computed))
+        # What was computed only to come out even is put down to the last row.
+        computed = jax.tree.map(lambda a: a.at[m - 1].add(jnp.sum(a[m:])), computed)
+    return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), (evals, computed))
 
 
 # Compiled on their own so that model and reward are traced once a shape: the check before a run
@@ -93,107 +133,160 @@ def _model(
 
 
 def _in_chunks(
-    f: Callable[[jax.Array], Any], order: jax.Array, n: jax.Array, size: int, empty: Any
+    f: Callable[[jax.Array], Any],
+    wanted: jax.Array,
+    last: jax.Array,
+    size: int,
+    empty: Any,
+    layout: Layout,
 ) -> tuple[Any, jax.Array]:
-    """``f(rows)`` for the first n rows of an order, as many whole chunks as they need.
+    """``f(at)`` for the rows of each group that are wanted, in as many whole chunks as they need.
+
+    Args:
+      f: of the places of rows in their group, `size` of each.
+      wanted: bool [m].
+      last: int32 [m], the greater the later; rows that are not wanted come last.
+      size: rows of a group at once.
+      empty: what rows that are not computed are given.
+      layout: of the groups.
 
     Returns:
       `empty`, with f's values in the rows computed; and how often each was, int32 [m].
     """
-    m = order.shape[0]
+
+    def plan(wanted: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.argsort(last, stable=True).astype(jnp.int32), jnp.sum(wanted, dtype=jnp.int32)[
+            None
+        ]
+
+    def places(order: jax.Array, i: jax.Array) -> jax.Array:
+        return order[jnp.minimum(i * size + jnp.arange(size, dtype=jnp.int32), order.size - 1)]
+
+    def put(buffers: Any, computed: jax.Array, at: jax.Array, new: Any) -> tuple[Any, jax.Array]:
+        buffers = jax.tree.map(lambda buffer, rows: buffer.at[at].set(rows), buffers, new)
+        return buffers, computed.at[at].add(1)
+
+    order, counts = layout.rowwise(plan)(wanted, last)
+    n = jnp.max(counts)
+    next_places = layout.local(places, (layout.by_row, EVERYWHERE), layout.by_row)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, buffers, computed = carry
-        at = order[jnp.minimum(i * size + jnp.arange(size, dtype=jnp.int32), m - 1)]
-        buffers = jax.tree.map(lambda buffer, new: buffer.at[at].set(new), buffers, f(at))
-        return i + 1, buffers, computed.at[at].add(1)
+        at = next_places(order, i)
+        return i + 1, *layout.rowwise(put)(buffers, computed, at, f(at))
 
-    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(m, jnp.int32))
+    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(wanted.shape, jnp.int32))
     _, values, computed = jax.lax.while_loop(lambda carry: carry[0] * size < n, body, start)
     return values, computed
 
 
+def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
+    """``(at, prompt, arrays) -> arrays, cond`` of some rows of each group; of all for None."""
+
+    def pick(at: Any, prompt: jax.Array, arrays: Any, cond: Cond) -> tuple[Any, Cond]:
+        if at is not None:
+            prompt, arrays = jax.tree.map(lambda a: a[at], (prompt, arrays))
+        return arrays, of_prompts(cond, prompt)
+
+    ins = (layout.by_row, layout.by_row, layout.by_row, layout.by_prompt)
+    local = layout.local(pick, ins, layout.by_row)
+    return lambda at, prompt, arrays: local(at, prompt, arrays, cond)
+
+
 def evaluate_model(
-    flow: Flow, reward: Any, asked: Candidates, cond: Cond, search: Search, size: int
+    flow: Flow,
+    reward: Any,
+    asked: Candidates,
+    cond: Cond,
+    search: Search,
+    size: int,
+    layout: Layout = ALONE,
 ) -> tuple[Evaluation, Computed]:
-    """Evaluate candidates [P, w], or [w] of a single prompt; rewards only with gradients.
+    """Evaluate the rows of candidates; rewards only with gradients.
 
     Returns:
-      Leaves [P, w, ...], or [w, ...].
+      Leaves [m, ...].
     """
-    lead = asked.t.shape
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
-    m, width = flat.t.shape[0], lead[-1]
-    wants_gradient = flat.valid & flat.wants_gradient
-    prompts = jnp.arange(m, dtype=jnp.int32) // width
+    rows, pick = split(asked, layout), _picker(layout, cond)
+    m = rows.t.shape[0]
+    wants_gradient = rows.valid & rows.wants_gradient
     model = partial(_model, flow, reward, search.interpolant, search.guided)
-    if size == m:
-        values = model(flat.x, flat.t, rows(cond, prompts), wants_gradient)
-        forward = jnp.ones(m, jnp.int32)
+
+    def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
+        (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
+        return model(x, t, own, wanted)
+
+    if size == m // layout.groups:
+        values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
-        zeros = jnp.zeros_like(flat.x)
+        zeros = jnp.zeros_like(rows.x)
         empty = Evaluation(
             zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if search.guided else None
         )
-
-        def chunk(at: jax.Array) -> tuple[Evaluation, jax.Array]:
-            return model(flat.x[at], flat.t[at], rows(cond, prompts[at]), wants_gradient[at])
-
         # Valid ones first, and of those the ones to be differentiated.
-        order = jnp.argsort(
-            2 * (~flat.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32), stable=True
-        ).astype(jnp.int32)
-        n = jnp.sum(flat.valid, dtype=jnp.int32)
-        values, forward = _in_chunks(chunk, order, n, size, (empty, jnp.zeros(m, jnp.bool)))
+        last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
+        values, forward = _in_chunks(
+            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), layout
+        )
     evals, differentiated = values
-    computed = Computed(forward, forward * differentiated.astype(jnp.int32))
-    return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), (evals, computed))
+    return evals, Computed(forward, forward * differentiated.astype(jnp.int32))
 
 
-def _wanted(asked: Candidates) -> jax.Array:
+def _wanted(rows: Rows) -> jax.Array:
     """Rows that still want a reward after `evaluate_model`."""
-    return asked.valid & asked.wants_reward & ~asked.wants_gradient
+    return rows.valid & rows.wants_reward & ~rows.wants_gradient
 
 
 def evaluate_reward(
-    flow: Flow, reward: DeviceReward, asked: Candidates, evals: Evaluation, cond: Cond, size: int
+    flow: Flow,
+    reward: DeviceReward,
+    asked: Candidates,
+    evals: Evaluation,
+    cond: Cond,
+    size: int,
+    layout: Layout = ALONE,
 ) -> Evaluation:
-    """Add the rewards that are still wanted."""
-    lead = asked.t.shape
-    wanted, x0 = _wanted(asked).reshape(-1), evals.x0.reshape(-1, *flow.shape)
-    m, width = wanted.shape[0], lead[-1]
-    prompts = jnp.arange(m, dtype=jnp.int32) // width
+    """Add the rewards that are still wanted, to rows of `evaluate_model`."""
+    rows, pick = split(asked, layout), _picker(layout, cond)
+    wanted = _wanted(rows)
+    m = wanted.shape[0]
     nothing = jnp.full(m, -jnp.inf, jnp.float32)
-    if size == m:
 
-        def every() -> jax.Array:
-            return verify(flow, reward, x0, rows(cond, prompts))
+    def chunk(at: jax.Array | None) -> jax.Array:
+        x0, own = pick(at, rows.prompt, evals.x0)
+        return verify(flow, reward, x0, own)
 
-        rewards = jax.lax.cond(jnp.any(wanted), every, lambda: nothing)
+    if size == m // layout.groups:
+        rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
     else:
+        last = (~wanted).astype(jnp.int32)
+        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, layout)
+    return evals._replace(reward=jnp.where(wanted, _clean(rewards, wanted), evals.reward))
 
-        def chunk(at: jax.Array) -> jax.Array:
-            return verify(flow, reward, x0[at], rows(cond, prompts[at]))
 
-        order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
-        n = jnp.sum(wanted, dtype=jnp.int32)
-        rewards, _ = _in_chunks(chunk, order, n, size, nothing)
-    told = jnp.where(wanted, _clean(rewards, wanted), evals.reward.reshape(-1))
-    return evals._replace(reward=told.reshape(lead))
+@partial(jax.jit, static_argnames=("layout",))
+def _what_is_wanted(asked: Candidates, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    rows = split(asked, layout)
+    return _wanted(rows), rows.prompt
 
 
 def evaluate_on_host(
-    flow: Flow, reward: HostReward, asked: Candidates, evals: Evaluation, cond: Cond, size: int
+    flow: Flow,
+    reward: HostReward,
+    asked: Candidates,
+    evals: Evaluation,
+    cond: Cond,
+    size: int,
+    layout: Layout = ALONE,
 ) -> Evaluation:
     """`evaluate_reward` through NumPy."""
-    wanted = np.asarray(_wanted(asked))
+    wanted, prompt = jax.device_get(_what_is_wanted(asked, layout))
     told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
-    x0 = evals.x0.reshape(-1, *flow.shape)
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        images = np.asarray(decode(flow, x0[np.resize(at, size)]))[: at.size]
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[at // wanted.shape[-1]], cond)
+        images = np.asarray(decode(flow, evals.x0[np.resize(at, size)]))[: at.size]
+        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], cond)
         rewards = reward(images, own)
         told[at] = np.where(np.isnan(rewards), -np.inf, rewards)
-    return evals._replace(reward=jnp.asarray(told.reshape(wanted.shape)))
+    return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))

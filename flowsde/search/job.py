@@ -6,17 +6,23 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow, check_cond
-from flowsde.rewards.base import HostReward, Reward, as_reward
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
 from flowsde.search.base import Search
-from flowsde.search.evaluate import Sizes, means, rows, verify
+from flowsde.search.evaluate import Sizes, means, of_prompts, verify
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout
 from flowsde.search.result import Carry, Result, carry_of
+from flowsde.sharding import ShardingRules, automatic, place
 
 
 class Job(NamedTuple):
-    """Checked arguments of a run."""
+    """Checked arguments of a run.
+
+    On a mesh there may be more keys, cond and budgets than `ids`: those that are not `live`.
+    """
 
     keys: jax.Array
     flow: Flow
@@ -30,6 +36,18 @@ class Job(NamedTuple):
     single: bool
     invalid: str
     resume: Result | None
+    layout: Layout
+    live: jax.Array | None
+
+    def trim(self, tree: Any, axis: int = 0) -> Any:
+        """What concerns the job's own prompts; of a single one, without their axis."""
+        if self.layout.mesh is None:
+            return tree
+        lead = (slice(None),) * axis
+        if self.single:
+            return jax.tree.map(lambda a: a[*lead, 0], tree)
+        n = self.ids.size
+        return jax.tree.map(lambda a: a if a.shape[axis] == n else a[*lead, :n], tree)
 
 
 def prepare(
@@ -45,6 +63,8 @@ def prepare(
     nfe: Any,
     invalid: Literal["error", "warn"],
     resume: Result | None,
+    mesh: Any,
+    rules: ShardingRules | None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
     if not isinstance(flow, Flow):
@@ -76,22 +96,69 @@ def prepare(
             f"reward {verifier.name!r} runs outside JAX and has no gradient, which the search's "
             f"guided kernel wants; expected a JAX function"
         )
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
+    layout, live, target, nfe = ALONE, None, jnp.asarray(target), jnp.asarray(budgets)
+    if mesh is not None:
+        layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
+        live = np.arange(-(-ids.size // layout.prompts) * layout.prompts) < ids.size
+        # Padding is the first prompt again.
+        padded = jnp.where(live, np.arange(live.size), 0)
+        each = jax.tree.map(lambda a: a[padded], (keys, cond, nfe))
+        keys, cond, nfe, live = layout.put((*each, live), layout.by_prompt)
+        target = layout.put(target, EVERYWHERE)
+    elif rules is not None:
+        raise ValueError("rules say how to split over a mesh, expected a mesh with them")
+    rows = -(-keys.size // layout.prompts) * search.n_candidates
     job = Job(
-        keys=jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32)),
+        keys=keys,
         flow=flow,
         search=search,
         reward=verifier,
         cond=cond,
-        target=jnp.asarray(target),
-        nfe=jnp.asarray(budgets),
-        sizes=_sizes(ids.size * search.n_candidates, chunk_size, verifier.minibatch),
+        target=target,
+        nfe=nfe,
+        sizes=_sizes(-(-rows // layout.particles), chunk_size, verifier.minibatch),
         ids=ids,
         single=single,
         invalid=invalid,
         resume=resume,
+        layout=layout,
+        live=live,
     )
     _trace(job)
     return job
+
+
+def _on_mesh(
+    mesh: Mesh, rules: ShardingRules | None, flow: Flow, reward: Reward
+) -> tuple[Layout, Flow, Reward]:
+    """How the run lies on a mesh, with the parameters of the model and the reward there."""
+    if not isinstance(rules, ShardingRules | None):
+        raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
+    rules = (rules or ShardingRules()).on(mesh)
+    layout = Layout(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+    if set(layout.prompt) & set(layout.particle):
+        raise ValueError(
+            f"rules map 'prompt' to {rules.prompt!r} and 'particle' to {rules.particle!r}, "
+            f"expected different axes of the mesh"
+        )
+    flow = place(flow, mesh, rules)
+    if isinstance(reward, HostReward):
+        if jax.process_count() > 1:
+            raise ValueError(f"reward {reward.name!r} runs outside JAX, expected a single process")
+    else:
+        reward = place(reward, mesh, rules)
+    used = {*layout.prompt, *layout.particle}
+    for leaf in jax.tree.leaves((flow, reward if isinstance(reward, DeviceReward) else None)):
+        for axes in leaf.sharding.spec:
+            used |= {axes} if isinstance(axes, str) else set(axes or ())
+    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
+    if idle:
+        raise ValueError(
+            f"mesh axis {idle[0]!r} of {mesh.shape[idle[0]]} devices splits neither prompts, nor "
+            f"particles, nor any parameter: its devices would all do the same"
+        )
+    return layout, flow, reward
 
 
 def _check_target(target_reward: Any) -> np.float32:
@@ -126,7 +193,8 @@ def _trace(job: Job) -> None:
     """Trace the model and the reward on shapes alone: their errors come before any work."""
 
     def shapes(n: int) -> tuple[Any, Any, Any]:
-        own = jax.eval_shape(lambda c: rows(c, jnp.zeros(n, jnp.int32)), job.cond)
+        n *= job.layout.groups
+        own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.cond)
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
         return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
 
@@ -154,19 +222,30 @@ def check_resume(job: Job, fresh: Carry) -> Carry:
       fresh: what the job would begin with.
     """
     assert job.resume is not None
+    own = job.trim(fresh)._replace(live=None)
     carry = carry_of(job.resume)
-    like, found = jax.tree.structure(fresh), jax.tree.structure(carry)
+    like, found = jax.tree.structure(own), jax.tree.structure(carry)
     if str(like) != str(found) or any(
         a.shape != b.shape or a.dtype != b.dtype
-        for a, b in zip(jax.tree.leaves(fresh), jax.tree.leaves(carry), strict=True)
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
     ):
         raise ValueError(
             "resume is of another search, or of other prompts or shapes, than this run's"
         )
     names = ("key or prompt_ids", "target_reward", "nfe")
-    for name, wanted, got in zip(
-        names, _identity(fresh.state), _identity(carry.state), strict=True
-    ):
+    for name, wanted, got in zip(names, _identity(own.state), _identity(carry.state), strict=True):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
-    return carry
+    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
+
+
+def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
+    """A carry of the job's own prompts, on the mesh with its padding, which is as at the start."""
+
+    def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
+        own = own[None] if job.single else own
+        if len(own) < len(begun):
+            own = jnp.concatenate([own, begun[len(own) :]])
+        return job.layout.put(own, job.layout.by_prompt)
+
+    return jax.tree.map(pad, carry._replace(live=job.live), fresh)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flowsde.flow import Cond, Flow
 from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.evaluate import Computed, Sizes, evaluate_model, evaluate_reward
+from flowsde.search.evaluate import Computed, Sizes, evaluate_model, evaluate_reward, join
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout
 from flowsde.search.result import Carry, Packed
 
 
@@ -34,12 +35,19 @@ def _init(
     shape: tuple[int, ...],
     target: jax.Array,
     single: bool = False,
+    live: jax.Array | None = None,
+    layout: Layout = ALONE,
 ) -> Carry:
-    def begin(key: jax.Array, nfe: jax.Array) -> Carry:
+    def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
         return Carry(search.init(key, shape, target, nfe), zero, zero, zero, zero)
 
-    return begin(keys[0], nfe[0]) if single else jax.vmap(begin)(keys, nfe)
+    if single:
+        return begin(keys[0], nfe[0], target)
+    by_prompt = layout.by_prompt
+    each = jax.vmap(begin, (0, 0, None))
+    carry = layout.local(each, (by_prompt, by_prompt, EVERYWHERE), by_prompt)(keys, nfe, target)
+    return carry._replace(live=live)
 
 
 def _of_each(f: Callable[..., Any], carry: Carry) -> Callable[..., Any]:
@@ -47,9 +55,24 @@ def _of_each(f: Callable[..., Any], carry: Carry) -> Callable[..., Any]:
     return jax.vmap(f) if carry.nfe.ndim else f
 
 
-def _ask(carry: Carry, search: Search) -> tuple[Carry, Candidates]:
-    state, asked = _of_each(search.ask, carry)(carry.state)
-    return carry._replace(state=state), asked
+def _among_live(carry: Carry, valid: jax.Array) -> jax.Array:
+    """Candidates [P, w] of the prompts that are not padding."""
+    return valid if carry.live is None else valid & carry.live[:, None]
+
+
+def _done(carry: Carry, search: Search) -> jax.Array:
+    """Whether each prompt has nothing left to do."""
+    done = _of_each(search.done, carry)(carry.state)
+    return done if carry.live is None else done | ~carry.live
+
+
+def _ask(carry: Carry, search: Search, layout: Layout) -> tuple[Carry, Candidates]:
+    def ask(carry: Carry) -> tuple[Carry, Candidates]:
+        state, asked = _of_each(search.ask, carry)(carry.state)
+        asked = asked._replace(valid=_among_live(carry, asked.valid))
+        return carry._replace(state=state), asked
+
+    return layout.local(ask, layout.by_prompt, layout.by_prompt)(carry)
 
 
 def _tell(
@@ -59,75 +82,110 @@ def _tell(
     asked: Candidates,
     evals: Evaluation,
     computed: Computed,
+    layout: Layout,
 ) -> tuple[Carry, Info, jax.Array]:
     """Tell all prompts, count and charge, and say whether all are done."""
-    state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
-    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
-    info = info._replace(
-        evaluations=flow.evaluations * jnp.sum(computed.forward, -1, dtype=jnp.int32),
-        backward_passes=flow.evaluations * jnp.sum(computed.backward, -1, dtype=jnp.int32),
-        verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
-    )
-    carry = Carry(
-        state=state,
-        nfe=carry.nfe + flow.evaluations * info.charged,
-        evaluations=carry.evaluations + info.evaluations,
-        backward_passes=carry.backward_passes + info.backward_passes,
-        verifier_calls=carry.verifier_calls + info.verifier_calls,
-    )
-    return carry, info, all_done(carry, search)
+    passes = flow.evaluations
+
+    def tell(
+        carry: Carry, asked: Candidates, evals: Evaluation, computed: Computed
+    ) -> tuple[Carry, Info, jax.Array]:
+        evals, computed = join(evals, computed, asked.t.shape, layout)
+        state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
+        verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+        info = info._replace(
+            evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
+            backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
+            verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
+        )
+        carry = carry._replace(
+            state=state,
+            nfe=carry.nfe + passes * info.charged,
+            evaluations=carry.evaluations + info.evaluations,
+            backward_passes=carry.backward_passes + info.backward_passes,
+            verifier_calls=carry.verifier_calls + info.verifier_calls,
+        )
+        return carry, info, _done(carry, search)
+
+    by_prompt, by_row = layout.by_prompt, layout.by_row
+    told = layout.local(tell, (by_prompt, by_prompt, by_row, by_row), by_prompt)
+    carry, info, done = told(carry, asked, evals, computed)
+    return carry, info, jnp.all(done)
 
 
 def _round(
-    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
+    carry: Carry,
+    flow: Flow,
+    search: Search,
+    reward: DeviceReward,
+    cond: Cond,
+    sizes: Sizes,
+    layout: Layout,
 ) -> tuple[Carry, Info, jax.Array]:
-    carry, asked = _ask(carry, search)
-    evals, computed = evaluate_model(flow, reward, asked, cond, search, sizes.model)
-    evals = evaluate_reward(flow, reward, asked, evals, cond, sizes.reward)
-    return _tell(carry, flow, search, asked, evals, computed)
+    carry, asked = _ask(carry, search, layout)
+    evals, computed = evaluate_model(flow, reward, asked, cond, search, sizes.model, layout)
+    evals = evaluate_reward(flow, reward, asked, evals, cond, sizes.reward, layout)
+    return _tell(carry, flow, search, asked, evals, computed, layout)
 
 
-@partial(jax.jit, static_argnames=("search", "sizes"), donate_argnames=("carry",))
+@partial(jax.jit, static_argnames=("search", "sizes", "layout"), donate_argnames=("carry",))
 def run_rounds(
-    carry: Carry, flow: Flow, search: Search, reward: DeviceReward, cond: Cond, sizes: Sizes
+    carry: Carry,
+    flow: Flow,
+    search: Search,
+    reward: DeviceReward,
+    cond: Cond,
+    sizes: Sizes,
+    layout: Layout = ALONE,
 ) -> tuple[Carry, Info, jax.Array]:
     """The rest of a search: final carry, log [max_rounds, ...], and the number of rounds."""
 
+    def go(carry: Carry) -> tuple[Carry, Info, jax.Array]:
+        return _round(carry, flow, search, reward, cond, sizes, layout)
+
     def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         carry, log, r, _ = loop
-        carry, info, done = _round(carry, flow, search, reward, cond, sizes)
+        carry, info, done = go(carry)
         return carry, jax.tree.map(lambda rows, row: rows.at[r].set(row), log, info), r + 1, done
 
-    shapes = jax.eval_shape(lambda c: _round(c, flow, search, reward, cond, sizes)[1], carry)
+    shapes = jax.eval_shape(go, carry)[1]
     log = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
-    done = all_done(carry, search)
+    done = all_done(carry, search, layout)
     loop = (carry, log, jnp.zeros((), jnp.int32), done)
     carry, log, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
     return carry, log, rounds
 
 
-@partial(jax.jit, static_argnames=("search",))
-def all_done(carry: Carry, search: Search) -> jax.Array:
+@partial(jax.jit, static_argnames=("search", "layout"))
+def all_done(carry: Carry, search: Search, layout: Layout = ALONE) -> jax.Array:
     """Whether no prompt has anything left to do."""
-    return jnp.all(_of_each(search.done, carry)(carry.state))
+    done = layout.local(partial(_done, search=search), layout.by_prompt, layout.by_prompt)
+    return jnp.all(done(carry))
 
 
-@partial(jax.jit, static_argnames=("search",))
-def answer(carry: Carry, flow: Flow, search: Search) -> tuple[Particle, Any]:
+def _best(carry: Carry, search: Search, layout: Layout) -> Particle:
+    best = _of_each(search.best, carry)
+    return layout.local(best, layout.by_prompt, layout.by_prompt)(carry.state)
+
+
+@partial(jax.jit, static_argnames=("search", "layout"))
+def answer(
+    carry: Carry, flow: Flow, search: Search, layout: Layout = ALONE
+) -> tuple[Particle, Any]:
     """The best so far and its image."""
-    best = _of_each(search.best, carry)(carry.state)
+    best = _best(carry, search, layout)
     if carry.nfe.ndim:
         return best, flow.decode(best.x0)
     return best, flow.decode(best.x0[None])[0]
 
 
-@partial(jax.jit, static_argnames=("search",))
-def first_ask(carry: Carry, search: Search) -> Candidates:
+@partial(jax.jit, static_argnames=("search", "layout"))
+def first_ask(carry: Carry, search: Search, layout: Layout = ALONE) -> Candidates:
     """What the first round asks for; `turn` gives what the others do."""
-    return _ask(carry, search)[1]
+    return _ask(carry, search, layout)[1]
 
 
-@partial(jax.jit, static_argnames=("search",))
+@partial(jax.jit, static_argnames=("search", "layout"))
 def turn(
     carry: Carry,
     flow: Flow,
@@ -135,16 +193,19 @@ def turn(
     asked: Candidates,
     evals: Evaluation,
     computed: Computed,
+    layout: Layout = ALONE,
 ) -> tuple[Carry, Candidates, Packed]:
     """Carry, what is asked next, and `Told`: the end of a round with the beginning of another."""
     # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
-    told, info, done = _tell(_ask(carry, search)[0], flow, search, asked, evals, computed)
-    old, new = (_of_each(search.best, c)(c.state) for c in (carry, told))
+    begun = _ask(carry, search, layout)[0]
+    told, info, done = _tell(begun, flow, search, asked, evals, computed, layout)
+    old, new = (_best(c, search, layout) for c in (carry, told))
     # A particle is known by its place and time.
     changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
-    return told, _ask(told, search)[1], Packed.of(Told(info, told[1:], done, changed))
+    packed = Packed.of(Told(info, told.counts, done, changed))
+    return told, _ask(told, search, layout)[1], packed
 
 
-start = jax.jit(_init, static_argnames=("search", "shape", "single"))
-model_step = jax.jit(evaluate_model, static_argnames=("search", "size"))
-reward_step = jax.jit(evaluate_reward, static_argnames=("size",))
+start = jax.jit(_init, static_argnames=("search", "shape", "single", "layout"))
+model_step = jax.jit(evaluate_model, static_argnames=("search", "size", "layout"))
+reward_step = jax.jit(evaluate_reward, static_argnames=("size", "layout"))

@@ -45,16 +45,25 @@ class Result(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """State and counters of P prompts, with a leading axis of them; of a single one, without."""
+    """State and counters of P prompts, with a leading axis of them; of a single one, without.
+
+    On a mesh, prompts that are there only to come out even are not `live`, bool [P].
+    """
 
     state: Any
     nfe: jax.Array
     evaluations: jax.Array
     backward_passes: jax.Array
     verifier_calls: jax.Array
+    live: jax.Array | None = None
+
+    @property
+    def counts(self) -> tuple[jax.Array, ...]:
+        """In the order of `COUNTERS`."""
+        return self.nfe, self.evaluations, self.backward_passes, self.verifier_calls
 
 
-COUNTERS = Carry._fields[1:]
+COUNTERS = ("nfe", "evaluations", "backward_passes", "verifier_calls")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("bits",), meta_fields=("like", "structure"))

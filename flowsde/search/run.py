@@ -25,14 +25,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flowsde.flow import Cond, Flow
 from flowsde.rewards.base import HostReward, RewardError
 from flowsde.search import programs
-from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.evaluate import Computed, evaluate_on_host
+from flowsde.search.base import Candidates, Info, Particle, Search
+from flowsde.search.evaluate import evaluate_on_host
 from flowsde.search.job import Job, check_resume, prepare
 from flowsde.search.result import Carry, Result, head, longer, with_numbers
+from flowsde.sharding import ShardingRules
 
 
 def run(
@@ -48,6 +50,8 @@ def run(
     nfe: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Result:
     """Run a search to its end.
 
@@ -64,7 +68,12 @@ def run(
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
         one compiled program serves them all.
       invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
-      resume: a result of `iterate` for the same arguments, to go on from.
+      resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
+      mesh: of devices that share the work, with some of the axes "prompt", "particle" and "model"
+        or what the rules name. Prompts are split over the first, the rows of a round over the
+        first two, and parameters by the logical names of their axes; `chunk_size` is of one part.
+        Prompts that do not come out even are filled up with some that are charged nothing.
+      rules: of the mesh, `ShardingRules()` by default.
 
     Returns:
       A `Result`.
@@ -76,7 +85,8 @@ def run(
     """
     job = prepare(
         key, flow, search, reward, cond=cond, prompt_ids=prompt_ids, chunk_size=chunk_size,
-        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=resume,
+        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=resume, mesh=mesh,
+        rules=rules,
     )  # fmt: skip
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
@@ -85,10 +95,10 @@ def run(
         # The program takes over the arrays that it is given; the user's stay.
         carry = jax.tree.map(jnp.copy, carry)
     carry, log, rounds = programs.run_rounds(
-        carry, job.flow, job.search, job.reward, job.cond, job.sizes
+        carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
     )
-    log, rounds, counts = jax.device_get((log, rounds, carry[1:]))
-    log = head(log, int(rounds))
+    log, rounds, counts = job.layout.fetch((log, rounds, carry.counts))
+    log = job.trim(head(log, int(rounds)), axis=1)
     if resume is not None:
         old = resume.info._replace(seconds=None)
         log = jax.tree.map(lambda a, b: np.concatenate([a, b]), old, log)
@@ -108,6 +118,8 @@ def iterate(
     nfe: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Iterator[Result]:
     """`run`, round by round: yields a `Result` after each, whose last equals that of `run`.
 
@@ -128,6 +140,8 @@ def iterate(
             nfe=nfe,
             invalid=invalid,
             resume=resume,
+            mesh=mesh,
+            rules=rules,
         )
     )
 
@@ -140,7 +154,9 @@ def _begin(job: Job) -> Carry:
         search=job.search,
         shape=job.flow.shape,
         target=job.target,
-        single=job.single,
+        single=job.single and job.layout.mesh is None,
+        live=job.live,
+        layout=job.layout,
     )
     return carry if job.resume is None else check_resume(job, carry)
 
@@ -154,19 +170,27 @@ def _log_of(job: Job, carry: Carry) -> Info:
         return log if log.seconds is not None else log._replace(seconds=seconds)
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
-    asked = programs.first_ask.eval_shape(carry, search=job.search)
-    evals = Evaluation(asked.x, asked.x, asked.t, asked.x if job.search.guided else None)
-    counts: Any = jax.ShapeDtypeStruct(asked.t.shape, jnp.int32)
+    asked = programs.first_ask.eval_shape(carry, search=job.search, layout=job.layout)
+    evals, computed = programs.model_step.eval_shape(
+        job.flow,
+        job.reward if job.search.guided else None,
+        asked,
+        job.cond,
+        search=job.search,
+        size=job.sizes.model,
+        layout=job.layout,
+    )
     *_, told = programs.turn.eval_shape(
         carry,
         job.flow,
         search=job.search,
         asked=asked,
         evals=evals,
-        computed=Computed(counts, counts),
+        computed=computed,
+        layout=job.layout,
     )
-    info = told.shapes().info._replace(seconds=jax.ShapeDtypeStruct((3,), jnp.float32))
-    return jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), info)
+    info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
+    return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
 
 
 class _Clock:
@@ -197,31 +221,41 @@ def _one_round(
         job.cond,
         search=job.search,
         size=job.sizes.model,
+        layout=job.layout,
     )
     model = clock.lap(evals)
     hosted = isinstance(job.reward, HostReward)
     verify: Any = evaluate_on_host if hosted else programs.reward_step
-    evals = verify(job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward)
+    evals = verify(
+        job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward, layout=job.layout
+    )
     carry, following, packed = programs.turn(
-        carry, job.flow, search=job.search, asked=asked, evals=evals, computed=computed
+        carry,
+        job.flow,
+        search=job.search,
+        asked=asked,
+        evals=evals,
+        computed=computed,
+        layout=job.layout,
     )
     verifier = clock.lap(evals)
-    told = packed.unpack()
+    told = job.layout.fetch(packed).unpack()
     seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
-    return carry, following, told._replace(info=told.info._replace(seconds=seconds))
+    info = job.trim(told.info)._replace(seconds=seconds)
+    return carry, following, told._replace(info=info)
 
 
 def _iterate(job: Job) -> Iterator[Result]:
     carry = _begin(job)
     log = _log_of(job, carry)
-    counts, rounds, answer = carry[1:], len(log.time), None
-    done = bool(programs.all_done(carry, search=job.search))
+    counts, rounds, answer = job.layout.fetch(carry.counts), len(log.time), None
+    done = bool(programs.all_done(carry, search=job.search, layout=job.layout))
     if done:
         yield _result(job, carry, counts, log)
         return
     # Room for all rounds, filled as they come.
     log = longer(log, job.search.max_rounds - rounds)
-    asked = programs.first_ask(carry, search=job.search)
+    asked = programs.first_ask(carry, search=job.search, layout=job.layout)
     while not done:
         try:
             carry, asked, told = _one_round(job, carry, asked)
@@ -235,7 +269,7 @@ def _iterate(job: Job) -> Iterator[Result]:
         rounds += 1
         counts, done = told.counts, bool(told.done)
         if told.changed or answer is None:
-            answer = programs.answer(carry, job.flow, search=job.search)
+            answer = programs.answer(carry, job.flow, search=job.search, layout=job.layout)
         yield _result(job, carry, counts, head(log, rounds), answer, final=done)
 
 
@@ -248,8 +282,10 @@ def _result(
     final: bool = True,
 ) -> Result:
     """What has been found, from `carry`; its counters and answer if they are there already."""
-    best, image = programs.answer(carry, job.flow, search=job.search) if answer is None else answer
-    nfe, evaluations, backward_passes, verifier_calls = counts
+    if answer is None:
+        answer = programs.answer(carry, job.flow, search=job.search, layout=job.layout)
+    best, image = job.trim(answer)
+    nfe, evaluations, backward_passes, verifier_calls = job.trim(counts)
     cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
     result = Result(
         image=image,
@@ -263,9 +299,10 @@ def _result(
         verifier_calls=verifier_calls,
         verifier_cost=cost,
         info=log,
-        state=carry.state,
+        state=job.trim(carry.state),
     )
-    hopeless = job.ids[np.isneginf(np.atleast_1d(best.reward))] if final else job.ids[:0]
+    rewards = np.atleast_1d(job.layout.fetch(best.reward)) if final else np.zeros(1)
+    hopeless = job.ids[np.isneginf(rewards)] if final else job.ids[:0]
     if hopeless.size:
         message = (
             f"reward {job.reward.name!r} was NaN or -inf for every candidate of "

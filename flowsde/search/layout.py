@@ -1,0 +1,128 @@
+"""How a run lies on a mesh: prompts over some of its axes, the rows of a round over those and more.
+
+What a search does, asking and telling, is *local*: each device does it for its own prompts, in a
+`jax.shard_map` over all axes of the mesh, so that no collective can slip into it. Devices along
+the particle axes share their prompts and do it alike; each evaluates a part of the rows, and what
+they were worth is put together before telling. The model in between is left to the compiler, which
+splits it as its parameters are.
+
+Without a mesh everything is local to one device, and nothing here does anything.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+EVERYWHERE = PartitionSpec()
+"""Of what all devices hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Axes of a mesh, by what is split over them. Static.
+
+    Attributes:
+      mesh: with automatic axes; None for the device that JAX chooses.
+      prompt: axes over which prompts are split.
+      particle: axes over which the rows of a prompt are.
+    """
+
+    mesh: Mesh | None = None
+    prompt: tuple[str, ...] = ()
+    particle: tuple[str, ...] = ()
+
+    def _ways(self, axes: tuple[str, ...]) -> int:
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
+
+    @property
+    def prompts(self) -> int:
+        """Parts that prompts are split into."""
+        return self._ways(self.prompt)
+
+    @property
+    def particles(self) -> int:
+        """Parts that the rows of a prompt are split into."""
+        return self._ways(self.particle)
+
+    @property
+    def groups(self) -> int:
+        """Parts that all rows are split into."""
+        return self.prompts * self.particles
+
+    @property
+    def by_prompt(self) -> PartitionSpec:
+        """Of arrays with a leading axis of prompts."""
+        return PartitionSpec(self.prompt or None)
+
+    @property
+    def by_row(self) -> PartitionSpec:
+        """Of arrays with a leading axis of rows."""
+        return PartitionSpec((*self.prompt, *self.particle) or None)
+
+    def local(self, f: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
+        """A function on each device's own part of its arguments, which ``ins`` says."""
+        if self.mesh is None:
+            return f
+        return jax.shard_map(f, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+
+    def rowwise(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`local` for a function of rows."""
+        return self.local(f, self.by_row, self.by_row)
+
+    def put(self, tree: Any, spec: PartitionSpec) -> Any:
+        """Arrays on the mesh."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def fetch(self, tree: Any) -> Any:
+        """Small arrays in NumPy, in every process those of all."""
+        if all(getattr(a, "is_fully_addressable", True) for a in jax.tree.leaves(tree)):
+            return jax.device_get(tree)
+        assert self.mesh is not None
+        everywhere = NamedSharding(self.mesh, EVERYWHERE)
+        return jax.device_get(jax.jit(lambda tree: tree, out_shardings=everywhere)(tree))
+
+    # Within `local`:
+
+    def first_prompt(self, n: int) -> Any:
+        """Number of this device's first prompt, of the n that it has."""
+        return n * jax.lax.axis_index(self.prompt) if self.prompt else 0
+
+    def own(self, rows: Any) -> Any:
+        """Of rows [m, ...] of this device's prompts, those it evaluates: every so manieth.
+
+        Where they do not come out even, the last row is there again.
+        """
+        if self.particles == 1:
+            return rows
+        m = jax.tree.leaves(rows)[0].shape[0]
+        at = self._numbers(m)
+        return jax.tree.map(lambda a: a[jnp.minimum(at, m - 1)], rows)
+
+    def repeated(self, m: int) -> jax.Array:
+        """Which rows of `own` are there only to come out even, bool [k]."""
+        return self._numbers(m) >= m
+
+    def _numbers(self, m: int) -> jax.Array:
+        steps = jnp.arange(-(-m // self.particles), dtype=jnp.int32)
+        part = jax.lax.axis_index(self.particle) if self.particle else 0
+        return part + self.particles * steps
+
+    def joined(self, rows: Any) -> Any:
+        """Rows [k, ...] of `own`, of all devices that share their prompts: in order, m or more."""
+
+        def join(a: jax.Array) -> jax.Array:
+            parts = jax.lax.all_gather(a, self.particle, axis=1)
+            return parts.reshape(-1, *a.shape[1:])
+
+        return jax.tree.map(join, rows)
+
+
+ALONE = Layout()
+"""Without a mesh."""
