@@ -1,17 +1,17 @@
 """Converted models back in memory: `flowsde.load`."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from flowsde.models.layers import Numerics, logical_axes
+from flowsde.sharding import ShardingRules, automatic
 from flowsde_converters.arrays import Parameter
 from flowsde_converters.detect import abstract, family_named
 from flowsde_converters.family import Family
@@ -24,7 +24,7 @@ def load_model(
     folder: Path,
     mesh: Mesh | None,
     dtype: DTypeLike | None,
-    rules: Mapping[str, str] | None,
+    rules: ShardingRules | None,
     numerics: Numerics | None,
 ) -> Any:
     """As `flowsde.load`, of one model."""
@@ -44,21 +44,21 @@ def load_module(
     folder: Path,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
-    rules: Mapping[str, str] | None = None,
+    rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
 ) -> Any:
     """The `nnx.Module` of one model, also where its family makes a flow."""
-    for name, axis in (rules or {}).items():
-        if mesh is None or axis not in mesh.axis_names:
-            there = "a mesh" if mesh is None else f"one of {', '.join(map(str, mesh.axis_names))}"
-            raise ValueError(f"rules map {name!r} to {axis!r}, expected {there}")
+    if not isinstance(rules, ShardingRules | None):
+        raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
+    if rules is not None and mesh is None:
+        raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     about = read_config(folder)
     family, config = configuration(folder)
     written = {path: jax.numpy.dtype(p["dtype"]) for path, p in about["params"].items()}
     model = abstract(family, config, _numerics(numerics, dtype, list(written.values())))
     like = parameters(model)
     _check(folder, about, like)
-    shardings = _shardings(model, mesh, rules or {})
+    shardings = _shardings(model, mesh, rules or ShardingRules())
     params = _restore(
         folder / PARAMS,
         {
@@ -99,28 +99,19 @@ def _check(folder: Path, about: dict[str, Any], like: dict[str, Any]) -> None:
             raise ValueError(f"{folder / PARAMS / path} is {what}")
 
 
-def _shardings(
-    model: nnx.Module, mesh: Mesh | None, rules: Mapping[str, str]
-) -> dict[str, Sharding]:
+def _shardings(model: nnx.Module, mesh: Mesh | None, rules: ShardingRules) -> dict[str, Sharding]:
     """Where each parameter goes, by path."""
     if mesh is None:
         single = SingleDeviceSharding(jax.devices()[0])
         return {path: single for path in parameters(model)}
+    mesh = automatic(mesh)
+    rules = rules.on(mesh)
     names: list[Any] = list(nnx.to_flat_state(logical_axes(model)))
     axes = {".".join(map(str, path)): leaf.get_value() for path, leaf in names}
     return {
-        path: NamedSharding(mesh, _spec(p.shape, axes[path], mesh, rules))
+        path: rules.sharding(path, p.shape, axes[path], mesh)
         for path, p in parameters(model).items()
     }
-
-
-def _spec(
-    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules: Mapping[str, str]
-) -> PartitionSpec:
-    for i, (size, name) in enumerate(zip(shape, axes, strict=True)):
-        if name is not None and name in rules and size % mesh.shape[rules[name]] == 0:
-            return PartitionSpec(*[None] * i, rules[name])
-    return PartitionSpec()
 
 
 def _restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

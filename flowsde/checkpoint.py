@@ -6,7 +6,6 @@ killed at any moment leaves a whole state. Orbax is imported where it is used: i
 importing flowsde would take.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from jax.typing import DTypeLike
 from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
 from flowsde.search.result import COUNTERS
+from flowsde.sharding import ShardingRules
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -145,7 +145,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike | None = None,
     *,
-    rules: Mapping[str, str] | None = None,
+    rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
 ) -> Any:
     """What ``flowsde convert`` wrote, parameters read straight onto the devices.
@@ -154,9 +154,8 @@ def load(
       folder: of one model or of a pipeline, whose models are read when they are first used.
       mesh: of the devices; the first device alone by default.
       dtype: of the weights; as they were written by default.
-      rules: from logical names of axes ("embed", "heads", "mlp", "vocab", "layer") to axes of the
-        mesh: a parameter is sharded along its first axis that has a rule and divides evenly, and
-        replicated if it has none.
+      rules: of the mesh, `ShardingRules()` by default: a parameter is split along all of its axes
+        that have one. Pass the same to `run`.
       numerics: dtype of activations, that of the weights by default, and attention.
 
     Returns:
@@ -165,7 +164,8 @@ def load(
 
     Raises:
       FileNotFoundError: there is no converted model.
-      ValueError: it is of another format or version, or a rule names no axis of the mesh.
+      ValueError: it is of another format or version, a rule names no axis of the mesh, or the
+        devices do not share a parameter evenly, which is named.
     """
     from flowsde import pipelines
     from flowsde_converters.load import load_model, load_module

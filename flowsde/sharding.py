@@ -102,12 +102,13 @@ class ShardingRules:
           ValueError: naming the parameter, one of whose axes does not come out even.
         """
         for size, name in zip(shape, names, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in self.mesh_axes(name))
+            axes = self.mesh_axes(name)
+            ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
                 raise ValueError(
-                    f"rules split axis {name!r} of parameter {what}, of size {size}, over "
-                    f"{ways} devices (mesh axis {getattr(self, str(name))!r}), expected a multiple "
-                    f"of {ways}; ShardingRules({name}=None) keeps it whole"
+                    f"rules split axis {name!r} of parameter {what}, of size {size}, over the "
+                    f"{ways} devices of mesh axis {' and '.join(axes)}, expected a multiple; "
+                    f"ShardingRules({name}=None) keeps it whole"
                 )
         return NamedSharding(mesh, self.spec(*names))
 

@@ -61,28 +61,34 @@ def test_dtypes_of_weights_and_activations(out):
 
 
 def test_parameters_are_sharded_by_the_names_of_their_axes(out):
-    mesh = jax.make_mesh((2, 2), ("data", "model"), (jax.sharding.AxisType.Auto,) * 2)
-    model = fs.load(out, mesh, rules={"mlp": "model", "embed": "data", "layer": "model"})
-    specs = {
-        # layer has three rows, which two devices do not share; embed comes before mlp.
-        "blocks.kernel": PartitionSpec(None, "data"),
-        "blocks.bias": PartitionSpec(None, "model"),
-        "head.kernel": PartitionSpec("data"),
-        "head.bias": PartitionSpec(),
+    mesh = jax.make_mesh((2, 2), ("prompt", "model"), (jax.sharding.AxisType.Auto,) * 2)
+    split = {"blocks.kernel": (None, None, "model"), "blocks.bias": (None, "model")}
+    fully = {
+        "blocks.kernel": (None, "prompt", "model"),
+        "blocks.bias": (None, "model"),
+        "head.kernel": ("prompt",),
     }
-    for path, array in parameters(model).items():
-        assert array.sharding == NamedSharding(mesh, specs[path]), path
-        np.testing.assert_array_equal(array, expected(toy.tensors())[path])
-    for array in parameters(fs.load(out, mesh)).values():
-        assert array.sharding == NamedSharding(mesh, PartitionSpec())
+    for rules, specs in ((None, split), (fs.ShardingRules(embed="prompt"), fully)):
+        for path, array in parameters(fs.load(out, mesh, rules=rules)).items():
+            wanted = NamedSharding(mesh, PartitionSpec(*specs.get(path, ())))
+            assert array.sharding.is_equivalent_to(wanted, array.ndim), path
+            np.testing.assert_array_equal(array, expected(toy.tensors())[path])
+
+
+def test_a_parameter_that_devices_do_not_share_evenly_is_named(out):
+    mesh = jax.make_mesh((2, 2), ("prompt", "model"), (jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=r"axis 'layer' of parameter blocks\.(bias|kernel), of si"):
+        fs.load(out, mesh, rules=fs.ShardingRules(layer="prompt"))
 
 
 def test_a_rule_names_an_axis_of_the_mesh(out):
-    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
-    with pytest.raises(ValueError, match="rules map 'mlp' to 'model', expected one of data"):
-        fs.load(out, mesh, rules={"mlp": "model"})
-    with pytest.raises(ValueError, match="rules map 'mlp' to 'model', expected a mesh"):
-        fs.load(out, rules={"mlp": "model"})
+    mesh = jax.make_mesh((4,), ("prompt",), (jax.sharding.AxisType.Auto,))
+    with pytest.raises(ValueError, match="rules map 'mlp' to 'tensor', expected one of .*, prompt"):
+        fs.load(out, mesh, rules=fs.ShardingRules(mlp="tensor"))
+    with pytest.raises(ValueError, match="rules say how to split over a mesh, expected a mesh"):
+        fs.load(out, rules=fs.ShardingRules())
+    with pytest.raises(TypeError, match=r"rules must be flowsde\.ShardingRules, got dict"):
+        fs.load(out, mesh, rules={"mlp": "prompt"})
 
 
 def test_what_is_not_a_converted_model_is_refused(out, tmp_path):

@@ -102,18 +102,6 @@ def test_chunks_do_not_matter(search):
 
 
 @pytest.mark.slow
-def test_devices_do_not_matter(search):
-    """Prompts sharded over four devices."""
-    assert jax.device_count() >= 4
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("prompts",))
-    ids, cond = batch(PROMPTS)
-    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("prompts"))
-    sharded = fs.run(KEY, flow(), search, reward, cond=jax.device_put(cond, over), prompt_ids=ids)
-    assert len(sharded.x.sharding.device_set) == 4
-    assert_same(jax.device_get(sharded._replace(state=None)), together(search), cond["size"])
-
-
-@pytest.mark.slow
 def test_run_is_iterate_and_resumes_after_every_round(search, tmp_path):
     ids, cond = batch(PROMPTS)
     options = {"cond": cond, "prompt_ids": ids, "chunk_size": 4}

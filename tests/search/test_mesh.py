@@ -1,24 +1,33 @@
 """On a mesh: the same results, everything where it belongs, and nothing moved that need not be."""
 
+import functools
+import importlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from problems import GRID, SDE, batch, decode, reward
+from problems import batch, decode, host_reward, reward, row
 from test_every_method import METHODS, assert_same
 
 import flowsde as fs
 from flowsde.models.layers import FLOAT32
+from flowsde.search.job import prepare
+
+runner = importlib.import_module("flowsde.search.run")
+programs = importlib.import_module("flowsde.search.programs")
 
 KEY = jax.random.key(6)
 PROMPTS = 7
-MESHES = {"2x1x2": (2, 1, 2), "4x1x1": (4, 1, 1), "1x2x2": (1, 2, 2)}
+NAMES = ("prompt", "particle", "model")
+RBF = METHODS["rbf"]
 
 
 class Net(nnx.Module):
-    """A velocity that turns with the prompt, of parameters that are split over "model"."""
+    """A velocity that depends on the prompt, of parameters that are split over "model"."""
 
     def __init__(self, rngs):
         self.up = FLOAT32.linear(5, 8, ("embed", "mlp"), rngs=rngs)
@@ -29,11 +38,12 @@ class Net(nnx.Module):
         return x - self.down(jnp.tanh(self.up(h)))
 
 
+@functools.cache
 def flow():
     return fs.Flow.from_nnx(Net(nnx.Rngs(3)), (2,), decode=decode)
 
 
-def mesh_of(*sizes, names=("prompt", "particle", "model"), kind=AxisType.Auto):
+def mesh_of(*sizes, names=NAMES, kind=AxisType.Auto):
     return jax.make_mesh(sizes, names[: len(sizes)], (kind,) * len(sizes))
 
 
@@ -42,8 +52,17 @@ def options(n=PROMPTS):
     return {"cond": jax.tree.map(lambda a: a[:n], cond), "prompt_ids": ids[:n]}
 
 
-def sharded_over(mesh, *axes):
-    return NamedSharding(mesh, PartitionSpec(*axes))
+def go(search=RBF, how=fs.run, n=PROMPTS, **others):
+    return how(KEY, flow(), search, reward, **(options(n) | others))
+
+
+def same(result, other, n=PROMPTS):
+    result, other = (r._replace(state=None) for r in (result, other))
+    assert_same(jax.device_get(result), jax.device_get(other), options(n)["cond"]["size"])
+
+
+def lies(array, mesh, *axes):
+    return array.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*axes)), array.ndim)
 
 
 @pytest.fixture(scope="module", params=METHODS.values(), ids=METHODS)
@@ -52,21 +71,144 @@ def search(request):
 
 
 @pytest.mark.slow
-def test_the_results_are_those_without_a_mesh(search):
-    alone = fs.run(KEY, flow(), search, reward, **options())
-    size = options()["cond"]["size"]
-    for sizes in MESHES.values():
-        result = fs.run(KEY, flow(), search, reward, mesh=mesh_of(*sizes), **options())
-        assert_same(jax.device_get(result._replace(state=None)), alone, size)
+def test_results_are_those_without_a_mesh(search):
+    """Seven prompts, which no mesh shares evenly; draws bit for bit in test_noise."""
+    alone = go(search)
+    for sizes in ((2, 1, 2), (4, 1, 1), (1, 2, 2)):
+        same(go(search, mesh=mesh_of(*sizes)), alone)
 
 
 @pytest.mark.slow
 def test_the_state_stays_where_it_is(search):
+    """Asked and told, in chunks, it is split over the prompt axis and whole along the others."""
     mesh = mesh_of(2, 2)
-    rounds = fs.iterate(KEY, flow(), search, reward, mesh=mesh, chunk_size=2, **options(6))
+    first, *_ = rounds = list(go(search, fs.iterate, n=2, mesh=mesh, chunk_size=2))
     for result in rounds:
         for leaf in jax.tree.leaves((result.state, result.x, result.image)):
-            assert leaf.shape[0] == 6
-            assert leaf.sharding.is_equivalent_to(sharded_over(mesh, "prompt"), leaf.ndim)
-    whole = fs.run(KEY, flow(), search, reward, **options(6))
-    assert_same(jax.device_get(result._replace(state=None)), whole, options(6)["cond"]["size"])
+            assert leaf.shape[0] == 2 and lies(leaf, mesh, "prompt")
+    same(rounds[-1], go(search, n=2), n=2)
+    # Begun on a mesh, ended on another one.
+    *_, resumed = go(search, fs.iterate, n=2, mesh=mesh_of(1, 2), resume=first)
+    same(resumed, rounds[-1], n=2)
+
+
+def test_one_prompt_alone_and_a_reward_outside_jax():
+    one = {"cond": row(options()["cond"], 2), "prompt_ids": None}
+    alone = go(**one)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        found = go(mesh=mesh_of(2, 2, kind=kind), **one)
+        assert found.x.shape == (2,) and isinstance(found.nfe, int)
+        assert found.info.reward.shape == alone.info.reward.shape
+        same(found, alone, n=1)
+    hosted = fs.run(KEY, flow(), RBF, fs.rewards.host(host_reward), mesh=mesh_of(2, 2), **options())
+    same(hosted, go())
+
+
+def test_the_second_run_compiles_nothing(caplog):
+    with jax.log_compiles():
+        go(mesh=mesh_of(2, 1, 2), nfe=36)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        go(mesh=mesh_of(2, 1, 2), target_reward=0.5, nfe=37)
+    assert "Compiling" not in caplog.text
+
+
+def collectives(search, mesh, **others):
+    """(kind, elements moved, name) of each collective of the compiled `run`."""
+    settings = dict.fromkeys(("chunk_size", "target_reward", "nfe", "resume", "rules"))
+    settings |= {"invalid": "error", "mesh": mesh} | options(4) | others
+    job = prepare(KEY, flow(), search, reward, **settings)
+    program = programs.run_rounds.lower(
+        runner._begin(job), job.flow, search, job.reward, job.cond, job.sizes, job.layout
+    )
+    kinds = (
+        "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    )
+    found = []
+    for line in program.compile().as_text().splitlines():
+        if match := re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes]
+            found.append((match[2], int(max(sizes)), re.search('op_name="(.*?)"', line)[1]))
+    assert "while" in program.compile().as_text()
+    return found
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_selection_costs_no_collective_where_particles_live_together(chunk_size):
+    """One number a round says whether all are done, one whether there is more to evaluate."""
+    found = collectives(RBF, mesh_of(4, 1, 1), chunk_size=chunk_size)
+    assert found and all(kind == "all-reduce" and size == 1 for kind, size, _ in found)
+    assert not any("shard_map" in name for *_, name in found)
+    in_rounds = [name.rpartition("/")[2] for *_, name in found if "while/body" in name]
+    assert sorted(in_rounds) == ["reduce_and", "reduce_or" if chunk_size is None else "reduce_max"]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_where_particles_span_devices_what_they_are_worth_moves_once(chunk_size):
+    found = collectives(RBF, mesh_of(1, 4), chunk_size=chunk_size)
+    asked, particle = 4 * RBF.n_candidates, 2
+    moved = [(kind, size) for kind, size, name in found if "shard_map" in name]
+    # Both posterior means; a reward; how often a row was computed, and differentiated.
+    means, numbers = [("all-gather", asked * particle)] * 2, [("all-gather", asked)]
+    assert sorted(moved) == sorted(means + numbers * (1 if chunk_size is None else 3))
+    assert all(size == 1 for _, size, name in found if "shard_map" not in name)
+
+
+def test_of_split_parameters_only_activations_move():
+    found = collectives(RBF, mesh_of(2, 1, 2))
+    moved = [(kind, size) for kind, size, _ in found if size > 1]
+    assert moved == [("all-reduce", 2 * RBF.n_candidates * 2)], "rows of the second layer's output"
+
+
+def test_parameters_lie_as_the_rules_say():
+    mesh = mesh_of(2, 1, 2)
+
+    def specs(rules):
+        settings = dict.fromkeys(("chunk_size", "target_reward", "nfe", "resume"))
+        settings |= {"invalid": "error", "mesh": mesh, "rules": rules} | options()
+        params = prepare(KEY, flow(), RBF, reward, **settings).flow.params
+        return {
+            "/".join(path): leaf.get_value().sharding.spec
+            for path, leaf in nnx.to_flat_state(params)
+        }
+
+    both = {"up/bias": ("model",), "down/bias": (None,)}
+    split = {"up/kernel": (None, "model"), "down/kernel": ("model", None)} | both
+    assert specs(None) == {path: PartitionSpec(*axes) for path, axes in split.items()}
+    # Fully sharded: over the prompt axis as well.
+    whole = go(mesh=mesh, rules=fs.ShardingRules(mlp=("model", "prompt")))
+    same(whole, go())
+    held = specs(fs.ShardingRules(mlp=("model", "prompt")))
+    assert held["up/kernel"] == PartitionSpec(None, ("model", "prompt"))
+
+
+def test_what_cannot_be_split_is_refused():
+    refused = [
+        ({"mesh": jax.devices()}, TypeError, "mesh must be a jax.sharding.Mesh, got list"),
+        ({"rules": fs.ShardingRules()}, ValueError, "rules .* expected a mesh with them"),
+        ({"mesh": mesh_of(4), "rules": {"mlp": "model"}}, TypeError, "rules must be .*, got dict"),
+        ({"mesh": mesh_of(2, 2, names=("prompt", "other"))}, ValueError,
+         "mesh axis 'other' of 2 devices splits neither prompts, nor particles, nor any"),
+        ({"mesh": mesh_of(4), "rules": fs.ShardingRules(mlp="tensor")}, ValueError,
+         "rules map 'mlp' to 'tensor', expected one of the mesh's axes, prompt"),
+        ({"mesh": mesh_of(1, 1, 4), "rules": fs.ShardingRules(embed="model", mlp=None)}, ValueError,
+         r"rules split axis 'embed' of parameter .*'down'.*'bias'.*, of size 2, over the 4 dev"),
+        ({"mesh": mesh_of(2, 1, 2), "rules": fs.ShardingRules(embed="model")}, ValueError,
+         "rules map both 'mlp' and 'embed' .* to mesh axis 'model'"),
+        ({"mesh": mesh_of(4), "rules": fs.ShardingRules(particle="prompt")}, ValueError,
+         "rules map 'prompt' to 'prompt' and 'particle' to 'prompt', expected different"),
+    ]  # fmt: skip
+    for arguments, error, message in refused:
+        with pytest.raises(error, match=message):
+            go(**arguments)
+
+
+def test_rules_are_checked():
+    with pytest.raises(ValueError, match="'color' is no logical axis, expected one of prompt"):
+        fs.ShardingRules().spec("color")
+    with pytest.raises(ValueError, match="map both 'mlp' and 'mlp' .* to mesh axis 'model'"):
+        fs.ShardingRules(mlp=("model", "model"))
+    rules = fs.ShardingRules(embed=["prompt", "particle"])
+    assert rules.spec("embed", None, "mlp") == PartitionSpec(("prompt", "particle"), None, "model")
+    assert hash(rules) == hash(fs.ShardingRules(embed=("prompt", "particle")))
