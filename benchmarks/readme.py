@@ -150,6 +150,33 @@ def ports() -> str:
     )
 
 
+def devices() -> str:
+    """FLOPs and collectives of `scaling.json`, a device."""
+    found = json.loads((RESULTS / "scaling.json").read_text())
+    counts = sorted({row["devices"] for row in found["rows"]})
+    most = counts[-1]
+    lines = [
+        f"| GFLOP a device | scaling | {' | '.join(map(str, counts))} | efficiency at {most} | "
+        f"collectives a device at {most} |",
+        "|---|---|" + "---|" * (len(counts) + 2),
+    ]
+    for program, scaling in dict.fromkeys((r["program"], r["scaling"]) for r in found["rows"]):
+        own = {
+            row["devices"]: row
+            for row in found["rows"]
+            if (row["program"], row["scaling"]) == (program, scaling)
+        }
+        flops = " | ".join(f"{own[n]['flops'] / 1e9:.2f}" for n in counts)
+        last = own[most]
+        sent = last["collective_bytes"]
+        size = f"{sent} bytes" if sent < 1e4 else f"{sent / 1e6:.1f} MB"
+        lines.append(
+            f"| {program} | {scaling} | {flops} | {last['efficiency']:.3f} | "
+            f"{last['collective_count']}, {size} |"
+        )
+    return "\n".join(lines)
+
+
 def conversion() -> str:
     """Seconds and bytes of `convert.json`."""
     found = json.loads((RESULTS / "convert.json").read_text())
@@ -282,6 +309,7 @@ TABLES = {
     "tpu_search": tpu_search,
     "peers": peers,
     "cold_start": cold_start,
+    "devices": devices,
     "ports": ports,
     "conversion": conversion,
     "paper_methods": paper_methods,

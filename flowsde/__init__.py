@@ -1,6 +1,6 @@
 """flowsde: inference-time scaling of flow models in JAX."""
 
-from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
+from flowsde import analytic, diffusion, distributed, grids, interpolants, kernels, rewards, search
 from flowsde.checkpoint import load, restore_search, save_search
 from flowsde.flow import Flow, guide, sample
 from flowsde.interpolants import match_time
@@ -30,6 +30,7 @@ __all__ = [
     "ShardingRules",
     "analytic",
     "diffusion",
+    "distributed",
     "grids",
     "guide",
     "interpolants",

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
+from flowsde.search.layout import gather
 from flowsde.search.result import COUNTERS
 from flowsde.sharding import ShardingRules
 
@@ -48,6 +49,8 @@ def _as_numpy(leaf: Any) -> np.ndarray:
 def save_search(folder: str | Path, search: Search, result: Result) -> None:
     """Save a result of `iterate`, so that the search can go on from it.
 
+    In a job of several processes all of them call it, and one writes.
+
     Args:
       folder: made if it is not there; holds the last two saves.
       search: that is being run.
@@ -55,7 +58,7 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
     """
     import orbax.checkpoint as ocp
 
-    leaves = _flat(result)
+    leaves = _flat(gather(result))
     implementations = {
         name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)
     }

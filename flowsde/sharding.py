@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -124,6 +125,17 @@ def automatic(mesh: Any) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
+def put(value: Any, sharding: NamedSharding) -> jax.Array:
+    """An array where it belongs; of several processes, all of which have it, each its own part."""
+    if sharding.is_fully_addressable or not getattr(value, "is_fully_addressable", True):
+        return jax.device_put(value, sharding)
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = put(jax.random.key_data(value), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+    here = np.asarray(value)
+    return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
+
+
 def axes_of(variable: nnx.Variable) -> Axes:
     """Logical names of a parameter's axes; None for each if it has not been given any.
 
@@ -147,18 +159,18 @@ def place(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
       ValueError: naming a parameter that a rule does not fit.
     """
 
-    def put(value: Any, path: Any, names: Axes) -> Any:
+    def place_one(value: Any, path: Any, names: Axes) -> Any:
         old = getattr(value, "sharding", None)
         if isinstance(old, NamedSharding) and _same(old.mesh, mesh):
-            return jax.device_put(value, NamedSharding(mesh, old.spec))
+            return put(value, NamedSharding(mesh, old.spec))
         what = jax.tree_util.keystr(path)
-        return jax.device_put(value, rules.sharding(what, value.shape, names, mesh))
+        return put(value, rules.sharding(what, value.shape, names, mesh))
 
     def one(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, nnx.Variable):
-            return leaf.replace(put(leaf.get_value(), path, axes_of(leaf)))
+            return leaf.replace(place_one(leaf.get_value(), path, axes_of(leaf)))
         leaf = leaf if hasattr(leaf, "shape") else jax.numpy.asarray(leaf)
-        return put(leaf, path, (None,) * leaf.ndim)
+        return place_one(leaf, path, (None,) * leaf.ndim)
 
     return jax.tree.map_with_path(one, tree, is_leaf=lambda a: isinstance(a, nnx.Variable))
 

@@ -13,7 +13,7 @@ from flowsde.flow import Cond, Flow, check_cond
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
-from flowsde.search.layout import ALONE, EVERYWHERE, Layout
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather
 from flowsde.search.result import Carry, Result, carry_of
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -137,10 +137,10 @@ def _on_mesh(
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     rules = (rules or ShardingRules()).on(mesh)
     layout = Layout(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
-    if set(layout.prompt) & set(layout.particle):
+    if both := set(layout.prompt) & set(layout.particle):
         raise ValueError(
-            f"rules map 'prompt' to {rules.prompt!r} and 'particle' to {rules.particle!r}, "
-            f"expected different axes of the mesh"
+            f"rules split both prompts and particles over mesh axis {both.pop()!r}, expected "
+            f"different ones"
         )
     flow = place(flow, mesh, rules)
     if isinstance(reward, HostReward):
@@ -233,7 +233,9 @@ def check_resume(job: Job, fresh: Carry) -> Carry:
             "resume is of another search, or of other prompts or shapes, than this run's"
         )
     names = ("key or prompt_ids", "target_reward", "nfe")
-    for name, wanted, got in zip(names, _identity(own.state), _identity(carry.state), strict=True):
+    for name, wanted, got in zip(
+        names, *fetch((_identity(own.state), _identity(carry.state))), strict=True
+    ):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
     return carry if job.layout.mesh is None else _padded(job, carry, fresh)
@@ -245,7 +247,7 @@ def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
     def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
         own = own[None] if job.single else own
         if len(own) < len(begun):
-            own = jnp.concatenate([own, begun[len(own) :]])
+            own = jnp.concatenate(gather([own, begun[len(own) :]]))
         return job.layout.put(own, job.layout.by_prompt)
 
     return jax.tree.map(pad, carry._replace(live=job.live), fresh)

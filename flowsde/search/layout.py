@@ -12,11 +12,14 @@ Without a mesh everything is local to one device, and nothing here does anything
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flowsde.sharding import put
 
 EVERYWHERE = PartitionSpec()
 """Of what all devices hold."""
@@ -78,15 +81,14 @@ class Layout:
         """Arrays on the mesh."""
         if self.mesh is None:
             return tree
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda a: put(a, sharding), tree)
 
-    def fetch(self, tree: Any) -> Any:
-        """Small arrays in NumPy, in every process those of all."""
-        if all(getattr(a, "is_fully_addressable", True) for a in jax.tree.leaves(tree)):
-            return jax.device_get(tree)
-        assert self.mesh is not None
-        everywhere = NamedSharding(self.mesh, EVERYWHERE)
-        return jax.device_get(jax.jit(lambda tree: tree, out_shardings=everywhere)(tree))
+    def keep(self, tree: Any, spec: PartitionSpec) -> Any:
+        """Arrays split so and not otherwise, in a compiled program."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
     # Within `local`:
 
@@ -122,6 +124,28 @@ class Layout:
             return parts.reshape(-1, *a.shape[1:])
 
         return jax.tree.map(join, rows)
+
+
+def gather(tree: Any) -> Any:
+    """A pytree whose arrays are whole in this process; of several, all must call it."""
+    leaves, structure = jax.tree.flatten(tree)
+    far = [i for i, a in enumerate(leaves) if not getattr(a, "is_fully_addressable", True)]
+    if far:
+        everywhere = NamedSharding(leaves[far[0]].sharding.mesh, EVERYWHERE)
+        copies = _copied([leaves[i] for i in far], everywhere)
+        for i, copy in zip(far, copies, strict=True):
+            leaves[i] = copy.addressable_data(0)
+    return structure.unflatten(leaves)
+
+
+@partial(jax.jit, static_argnames=("sharding",))
+def _copied(arrays: list[jax.Array], sharding: NamedSharding) -> list[jax.Array]:
+    return jax.lax.with_sharding_constraint(arrays, sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """`gather`, in NumPy."""
+    return jax.device_get(gather(tree))
 
 
 ALONE = Layout()

@@ -175,7 +175,7 @@ def answer(
     """The best so far and its image."""
     best = _best(carry, search, layout)
     if carry.nfe.ndim:
-        return best, flow.decode(best.x0)
+        return best, layout.keep(flow.decode(best.x0), layout.by_prompt)
     return best, flow.decode(best.x0[None])[0]
 
 

@@ -33,6 +33,7 @@ from flowsde.search import programs
 from flowsde.search.base import Candidates, Info, Particle, Search
 from flowsde.search.evaluate import evaluate_on_host
 from flowsde.search.job import Job, check_resume, prepare
+from flowsde.search.layout import fetch
 from flowsde.search.result import Carry, Result, head, longer, with_numbers
 from flowsde.sharding import ShardingRules
 
@@ -97,7 +98,7 @@ def run(
     carry, log, rounds = programs.run_rounds(
         carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
     )
-    log, rounds, counts = job.layout.fetch((log, rounds, carry.counts))
+    log, rounds, counts = fetch((log, rounds, carry.counts))
     log = job.trim(head(log, int(rounds)), axis=1)
     if resume is not None:
         old = resume.info._replace(seconds=None)
@@ -239,7 +240,7 @@ def _one_round(
         layout=job.layout,
     )
     verifier = clock.lap(evals)
-    told = job.layout.fetch(packed).unpack()
+    told = fetch(packed).unpack()
     seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
     info = job.trim(told.info)._replace(seconds=seconds)
     return carry, following, told._replace(info=info)
@@ -248,8 +249,8 @@ def _one_round(
 def _iterate(job: Job) -> Iterator[Result]:
     carry = _begin(job)
     log = _log_of(job, carry)
-    counts, rounds, answer = job.layout.fetch(carry.counts), len(log.time), None
-    done = bool(programs.all_done(carry, search=job.search, layout=job.layout))
+    counts, rounds, answer = fetch(carry.counts), len(log.time), None
+    done = bool(fetch(programs.all_done(carry, search=job.search, layout=job.layout)))
     if done:
         yield _result(job, carry, counts, log)
         return
@@ -301,7 +302,7 @@ def _result(
         info=log,
         state=job.trim(carry.state),
     )
-    rewards = np.atleast_1d(job.layout.fetch(best.reward)) if final else np.zeros(1)
+    rewards = np.atleast_1d(fetch(best.reward)) if final else np.zeros(1)
     hopeless = job.ids[np.isneginf(rewards)] if final else job.ids[:0]
     if hopeless.size:
         message = (

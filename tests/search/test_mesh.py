@@ -197,7 +197,7 @@ def test_what_cannot_be_split_is_refused():
         ({"mesh": mesh_of(2, 1, 2), "rules": fs.ShardingRules(embed="model")}, ValueError,
          "rules map both 'mlp' and 'embed' .* to mesh axis 'model'"),
         ({"mesh": mesh_of(4), "rules": fs.ShardingRules(particle="prompt")}, ValueError,
-         "rules map 'prompt' to 'prompt' and 'particle' to 'prompt', expected different"),
+         "rules split both prompts and particles over mesh axis 'prompt', expected different"),
     ]  # fmt: skip
     for arguments, error, message in refused:
         with pytest.raises(error, match=message):
