@@ -130,19 +130,19 @@ def forward(
     return go.lower(params, given).compile()
 
 
-def _ones(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+def _like(*shape: int, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def sit_inputs(n: int) -> Any:
     """(x, t, labels)."""
-    return _ones(n, SIT.size, SIT.size, SIT.channels), _ones(n), _ones(n, dtype=jnp.int32)
+    return _like(n, SIT.size, SIT.size, SIT.channels), _like(n), _like(n, dtype=jnp.int32)
 
 
 def flux_inputs(n: int) -> Any:
     """(x, t, cond)."""
-    cond = FluxCond(_ones(n, TEXT_TOKENS, FLUX.text), _ones(n, FLUX.pooled), None)
-    return _ones(n, 32, 32, FLUX.channels // 4), _ones(n), cond
+    cond = FluxCond(_like(n, TEXT_TOKENS, FLUX.text), _like(n, FLUX.pooled), None)
+    return _like(n, 32, 32, FLUX.channels // 4), _like(n), cond
 
 
 def sit(sizes: Sizes, batch: int) -> Any:

@@ -114,7 +114,8 @@ def own_prompts(result: Result, prompt_ids: Any) -> Iterator[tuple[int, Result]]
 def _owners(x: jax.Array) -> np.ndarray:
     """The process, of those that hold a prompt's row, that writes it: they take turns."""
     holders: list[set[int]] = [set() for _ in range(x.shape[0])]
-    for device, index in x.sharding.devices_indices_map(x.shape).items():
+    places: dict[Any, Any] = dict(x.sharding.devices_indices_map(x.shape))
+    for device, index in places.items():
         for i in range(*index[0].indices(x.shape[0])):
             holders[i].add(device.process_index)
     return np.asarray([sorted(some)[i % len(some)] for i, some in enumerate(holders)])

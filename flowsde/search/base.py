@@ -157,7 +157,11 @@ class Search(Protocol):
         """Points to evaluate."""
 
     def tell(self, state: Any, candidates: Candidates, evals: Evaluation) -> tuple[Any, Info]:
-        """Take in what they were worth."""
+        """Take in what they were worth.
+
+        It selects: what it puts into the state are particles as `evaluated` gives them, or that
+        were there. On a mesh it may be told numbers of them, see `flowsde.search.moving`.
+        """
 
     def done(self, state: Any) -> jax.Array:
         """Whether nothing is left to do; a done search asks for nothing."""

@@ -63,20 +63,26 @@ def split(asked: Candidates, layout: Layout) -> Rows:
         flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
         m, width = flat.t.shape[0], lead[-1]
         prompt = layout.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
-        rows = layout.own(Rows(*flat, prompt))
+        rows = layout.own(Rows(**flat._asdict(), prompt=prompt))
         return rows._replace(valid=rows.valid & ~layout.repeated(m))
 
     return layout.local(own, layout.by_prompt, layout.by_row)(asked)
 
 
-def join(evals: Evaluation, computed: Computed, lead: tuple[int, ...], layout: Layout) -> Any:
-    """What the rows were worth, as candidates [*lead]; within `Layout.local`."""
+def join(rows: Any, lead: tuple[int, ...], layout: Layout) -> Any:
+    """Arrays of rows as of candidates [*lead]; within `Layout.local`."""
+    m = math.prod(lead)
+    rows = layout.joined(rows) if layout.particles > 1 else rows
+    return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), rows)
+
+
+def join_counts(computed: Computed, lead: tuple[int, ...], layout: Layout) -> Computed:
+    """`join`, with what was computed only to come out even put down to the last row."""
     m = math.prod(lead)
     if layout.particles > 1:
-        evals, computed = layout.joined((evals, computed))
-        # What was computed only to come out even is put down to the last row.
+        computed = layout.joined(computed)
         computed = jax.tree.map(lambda a: a.at[m - 1].add(jnp.sum(a[m:])), computed)
-    return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), (evals, computed))
+    return jax.tree.map(lambda a: a[:m].reshape(lead), computed)
 
 
 # Compiled on their own so that model and reward are traced once a shape: the check before a run

@@ -63,8 +63,8 @@ def prepare(
     nfe: Any,
     invalid: Literal["error", "warn"],
     resume: Result | None,
-    mesh: Any,
-    rules: ShardingRules | None,
+    mesh: Any = None,
+    rules: ShardingRules | None = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
     if not isinstance(flow, Flow):
@@ -97,15 +97,17 @@ def prepare(
             f"guided kernel wants; expected a JAX function"
         )
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
-    layout, live, target, nfe = ALONE, None, jnp.asarray(target), jnp.asarray(budgets)
+    layout, live = ALONE, None
+    met, nfe = jnp.asarray(target), jnp.asarray(budgets)
     if mesh is not None:
         layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
-        live = np.arange(-(-ids.size // layout.prompts) * layout.prompts) < ids.size
+        places = jnp.arange(-(-ids.size // layout.prompts) * layout.prompts, dtype=jnp.int32)
+        live = places < ids.size
         # Padding is the first prompt again.
-        padded = jnp.where(live, np.arange(live.size), 0)
+        padded = jnp.where(live, places, 0)
         each = jax.tree.map(lambda a: a[padded], (keys, cond, nfe))
         keys, cond, nfe, live = layout.put((*each, live), layout.by_prompt)
-        target = layout.put(target, EVERYWHERE)
+        met = layout.put(met, EVERYWHERE)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     rows = -(-keys.size // layout.prompts) * search.n_candidates
@@ -115,7 +117,7 @@ def prepare(
         search=search,
         reward=verifier,
         cond=cond,
-        target=target,
+        target=met,
         nfe=nfe,
         sizes=_sizes(-(-rows // layout.particles), chunk_size, verifier.minibatch),
         ids=ids,

@@ -128,14 +128,14 @@ class Layout:
 
 def gather(tree: Any) -> Any:
     """A pytree whose arrays are whole in this process; of several, all must call it."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
     far = [i for i, a in enumerate(leaves) if not getattr(a, "is_fully_addressable", True)]
     if far:
         everywhere = NamedSharding(leaves[far[0]].sharding.mesh, EVERYWHERE)
         copies = _copied([leaves[i] for i in far], everywhere)
         for i, copy in zip(far, copies, strict=True):
             leaves[i] = copy.addressable_data(0)
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 @partial(jax.jit, static_argnames=("sharding",))

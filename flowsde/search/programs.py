@@ -14,8 +14,16 @@ import jax.numpy as jnp
 from flowsde.flow import Cond, Flow
 from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.evaluate import Computed, Sizes, evaluate_model, evaluate_reward, join
+from flowsde.search.evaluate import (
+    Computed,
+    Sizes,
+    evaluate_model,
+    evaluate_reward,
+    join,
+    join_counts,
+)
 from flowsde.search.layout import ALONE, EVERYWHERE, Layout
+from flowsde.search.moving import slots_of, tell_by_number
 from flowsde.search.result import Carry, Packed
 
 
@@ -90,8 +98,15 @@ def _tell(
     def tell(
         carry: Carry, asked: Candidates, evals: Evaluation, computed: Computed
     ) -> tuple[Carry, Info, jax.Array]:
-        evals, computed = join(evals, computed, asked.t.shape, layout)
-        state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
+        lead = asked.t.shape
+        computed = join_counts(computed, lead, layout)
+        # Where the state holds fewer particles than were asked about, only those are moved.
+        if layout.particles > 1 and slots_of(carry.state).total < lead[-1]:
+            rewards = join(evals.reward, lead, layout)
+            state, info = tell_by_number(search, carry.state, asked, evals, rewards, layout)
+        else:
+            evals = join(evals, lead, layout)
+            state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
         verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
         info = info._replace(
             evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),

@@ -1,12 +1,13 @@
 """On a mesh: the same results, everything where it belongs, and nothing moved that need not be."""
 
+import dataclasses
 import functools
 import importlib
+import math
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -21,7 +22,7 @@ runner = importlib.import_module("flowsde.search.run")
 programs = importlib.import_module("flowsde.search.programs")
 
 KEY = jax.random.key(6)
-PROMPTS = 7
+PROMPTS = 6
 NAMES = ("prompt", "particle", "model")
 RBF = METHODS["rbf"]
 
@@ -56,9 +57,10 @@ def go(search=RBF, how=fs.run, n=PROMPTS, **others):
     return how(KEY, flow(), search, reward, **(options(n) | others))
 
 
-def same(result, other, n=PROMPTS):
+def same(result, other, size=None):
     result, other = (r._replace(state=None) for r in (result, other))
-    assert_same(jax.device_get(result), jax.device_get(other), options(n)["cond"]["size"])
+    size = options()["cond"]["size"] if size is None else size
+    assert_same(jax.device_get(result), jax.device_get(other), size)
 
 
 def lies(array, mesh, *axes):
@@ -70,51 +72,59 @@ def search(request):
     return request.param
 
 
+@functools.cache
+def alone(search):
+    """Without a mesh."""
+    return go(search)
+
+
 @pytest.mark.slow
 def test_results_are_those_without_a_mesh(search):
-    """Seven prompts, which no mesh shares evenly; draws bit for bit in test_noise."""
-    alone = go(search)
+    """Six prompts, which four devices do not share evenly; draws bit for bit in test_noise."""
     for sizes in ((2, 1, 2), (4, 1, 1), (1, 2, 2)):
-        same(go(search, mesh=mesh_of(*sizes)), alone)
+        same(go(search, mesh=mesh_of(*sizes)), alone(search))
 
 
 @pytest.mark.slow
 def test_the_state_stays_where_it_is(search):
     """Asked and told, in chunks, it is split over the prompt axis and whole along the others."""
     mesh = mesh_of(2, 2)
-    first, *_ = rounds = list(go(search, fs.iterate, n=2, mesh=mesh, chunk_size=2))
-    for result in rounds:
+    for result in go(search, fs.iterate, mesh=mesh, chunk_size=4):
         for leaf in jax.tree.leaves((result.state, result.x, result.image)):
-            assert leaf.shape[0] == 2 and lies(leaf, mesh, "prompt")
-    same(rounds[-1], go(search, n=2), n=2)
-    # Begun on a mesh, ended on another one.
-    *_, resumed = go(search, fs.iterate, n=2, mesh=mesh_of(1, 2), resume=first)
-    same(resumed, rounds[-1], n=2)
+            assert leaf.shape[0] == PROMPTS and lies(leaf, mesh, "prompt")
+    same(result, alone(search))
+
+
+@pytest.mark.slow
+def test_begun_on_a_mesh_ended_on_another():
+    first, *_, last = go(how=fs.iterate, mesh=mesh_of(2, 2), chunk_size=4)
+    for mesh in (mesh_of(4), None):
+        same(go(mesh=mesh, resume=first), last)
 
 
 def test_one_prompt_alone_and_a_reward_outside_jax():
     one = {"cond": row(options()["cond"], 2), "prompt_ids": None}
-    alone = go(**one)
+    single = go(**one)
     for kind in (AxisType.Auto, AxisType.Explicit):
         found = go(mesh=mesh_of(2, 2, kind=kind), **one)
         assert found.x.shape == (2,) and isinstance(found.nfe, int)
-        assert found.info.reward.shape == alone.info.reward.shape
-        same(found, alone, n=1)
+        assert found.info.reward.shape == single.info.reward.shape
+        same(found, single, size=one["cond"]["size"])
     hosted = fs.run(KEY, flow(), RBF, fs.rewards.host(host_reward), mesh=mesh_of(2, 2), **options())
-    same(hosted, go())
+    same(hosted, alone(RBF))
 
 
 def test_the_second_run_compiles_nothing(caplog):
     with jax.log_compiles():
-        go(mesh=mesh_of(2, 1, 2), nfe=36)
+        go(mesh=mesh_of(1, 1, 2), nfe=36)
         assert "Compiling" in caplog.text
         caplog.clear()
-        go(mesh=mesh_of(2, 1, 2), target_reward=0.5, nfe=37)
+        go(mesh=mesh_of(1, 1, 2), target_reward=0.5, nfe=37)
     assert "Compiling" not in caplog.text
 
 
 def collectives(search, mesh, **others):
-    """(kind, elements moved, name) of each collective of the compiled `run`."""
+    """(kind, sizes of its arrays, name) of each collective of the compiled `run`."""
     settings = dict.fromkeys(("chunk_size", "target_reward", "nfe", "resume", "rules"))
     settings |= {"invalid": "error", "mesh": mesh} | options(4) | others
     job = prepare(KEY, flow(), search, reward, **settings)
@@ -128,8 +138,8 @@ def collectives(search, mesh, **others):
     for line in program.compile().as_text().splitlines():
         if match := re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line):
             shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes]
-            found.append((match[2], int(max(sizes)), re.search('op_name="(.*?)"', line)[1]))
+            sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+            found.append((match[2], sizes, re.search('op_name="(.*?)"', line)[1]))
     assert "while" in program.compile().as_text()
     return found
 
@@ -138,27 +148,61 @@ def collectives(search, mesh, **others):
 def test_selection_costs_no_collective_where_particles_live_together(chunk_size):
     """One number a round says whether all are done, one whether there is more to evaluate."""
     found = collectives(RBF, mesh_of(4, 1, 1), chunk_size=chunk_size)
-    assert found and all(kind == "all-reduce" and size == 1 for kind, size, _ in found)
+    assert found and all(kind == "all-reduce" and set(sizes) == {1} for kind, sizes, _ in found)
     assert not any("shard_map" in name for *_, name in found)
     in_rounds = [name.rpartition("/")[2] for *_, name in found if "while/body" in name]
     assert sorted(in_rounds) == ["reduce_and", "reduce_or" if chunk_size is None else "reduce_max"]
 
 
+def moved_by(search, chunk_size=None):
+    """Values by kind that devices exchange that share the candidates of 4 prompts, a round; all
+    other collectives are of one number."""
+    moved = {}
+    for kind, sizes, name in collectives(search, mesh_of(1, 4), chunk_size=chunk_size):
+        if "shard_map" in name:
+            moved[kind] = moved.get(kind, 0) + sum(sizes)
+        else:
+            assert set(sizes) == {1}
+    return moved
+
+
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_where_particles_span_devices_what_they_are_worth_moves_once(chunk_size):
-    found = collectives(RBF, mesh_of(1, 4), chunk_size=chunk_size)
-    asked, particle = 4 * RBF.n_candidates, 2
-    moved = [(kind, size) for kind, size, name in found if "shard_map" in name]
-    # Both posterior means; a reward; how often a row was computed, and differentiated.
-    means, numbers = [("all-gather", asked * particle)] * 2, [("all-gather", asked)]
-    assert sorted(moved) == sorted(means + numbers * (1 if chunk_size is None else 3))
-    assert all(size == 1 for _, size, name in found if "shard_map" not in name)
+def test_where_particles_span_devices_numbers_and_the_chosen_move(chunk_size):
+    """Of two chains' 16 candidates, at most what each goes on from, its best child and its best."""
+    wide = fs.search.rbf(
+        nfe=41, kernel=RBF.inner.kernel, grid=RBF.inner.grid, chains=2, width=8, finish="mean"
+    )
+    # A reward of each; how often it was computed, and differentiated. Both means of the chosen.
+    numbers = 4 * 16 * (1 if chunk_size is None else 3)
+    chosen, particle = 4 * 2 * 3, 2
+    assert moved_by(wide, chunk_size) == {
+        "all-gather": numbers,
+        "all-reduce": 2 * chosen * particle,
+    }
+
+
+def test_a_search_that_keeps_all_candidates_is_told_all():
+    smc = METHODS["smc"]
+    rows, particle = 4 * smc.n_candidates, 2
+    assert moved_by(smc) == {"all-gather": rows + 2 * rows * particle}
+
+
+def test_a_search_that_computes_with_what_it_is_told_fails_where_it_would_not_be_right():
+    class Mean(type(METHODS["svdd"].inner)):
+        def tell(self, state, candidates, evals):
+            return super().tell(state, candidates, evals._replace(x0=2.0 * evals.x0))
+
+    fields = {f.name: getattr(METHODS["svdd"].inner, f.name)
+              for f in dataclasses.fields(METHODS["svdd"].inner)}  # fmt: skip
+    go(Mean(**fields), nfe=20)
+    with pytest.raises(TypeError, match="key<"):
+        go(Mean(**fields), nfe=20, mesh=mesh_of(1, 2))
 
 
 def test_of_split_parameters_only_activations_move():
     found = collectives(RBF, mesh_of(2, 1, 2))
-    moved = [(kind, size) for kind, size, _ in found if size > 1]
-    assert moved == [("all-reduce", 2 * RBF.n_candidates * 2)], "rows of the second layer's output"
+    moved = [(kind, sizes) for kind, sizes, _ in found if set(sizes) != {1}]
+    assert moved == [("all-reduce", [2 * RBF.n_candidates * 2])], "the second layer's output"
 
 
 def test_parameters_lie_as_the_rules_say():
@@ -178,7 +222,7 @@ def test_parameters_lie_as_the_rules_say():
     assert specs(None) == {path: PartitionSpec(*axes) for path, axes in split.items()}
     # Fully sharded: over the prompt axis as well.
     whole = go(mesh=mesh, rules=fs.ShardingRules(mlp=("model", "prompt")))
-    same(whole, go())
+    same(whole, alone(RBF))
     held = specs(fs.ShardingRules(mlp=("model", "prompt")))
     assert held["up/kernel"] == PartitionSpec(None, ("model", "prompt"))
 

@@ -56,10 +56,10 @@ class Asked:
             self.rows.add(tuple(part.tobytes() for part in one))
 
 
-def asked(search, go=fs.run, some=slice(None), place=lambda cond: cond, **options):
+def asked(search, go=fs.run, some=slice(None), **options):
     ids, cond = batch(PROMPTS)
     model = Asked()
-    result = go(KEY, model.flow, search, reward, cond=place(row(cond, some)),
+    result = go(KEY, model.flow, search, reward, cond=row(cond, some),
                 prompt_ids=ids[some], **options)  # fmt: skip
     if go is fs.iterate:
         *_, result = result
@@ -72,13 +72,13 @@ def test_draws_are_the_same_bits_however_a_search_is_run(search):
     # In chunks of one row, the model sees what is asked of it and nothing else.
     draws, result = asked(search, chunk_size=1)
     assert len(draws) == np.sum(result.evaluations) > PROMPTS * len(GRID)
-    over = jax.sharding.NamedSharding(
-        jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("prompts",)),
-        jax.sharding.PartitionSpec("prompts"),
-    )
+    meshes = [
+        jax.make_mesh(sizes, ("prompt", "particle"), (jax.sharding.AxisType.Auto,) * 2)
+        for sizes in ((4, 1), (2, 2))
+    ]
     for rows, _ in (
         asked(search, go=fs.iterate, chunk_size=7),
-        asked(search, place=lambda cond: jax.device_put(cond, over)),
+        *(asked(search, mesh=mesh) for mesh in meshes),
     ):
         assert draws <= rows
     _, cond = batch(PROMPTS)

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from problems import GRID, SDE, batch, flow, reward
 
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-from problems import GRID, SDE, batch, flow, reward  # noqa: E402
-
-import flowsde as fs  # noqa: E402
+import flowsde as fs
 
 SEED = 6
 SEARCH = fs.search.rbf(nfe=23, kernel=SDE, grid=GRID, chains=2, width=2, finish="mean")
@@ -47,5 +43,7 @@ def main(folder: Path, port: str, processes: int, process: int, lost_after: int 
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
     folder, port, processes, process, *lost = sys.argv[1:]
     main(Path(folder), port, int(processes), int(process), int(lost[0]) if lost else None)
