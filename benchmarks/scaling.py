@@ -13,16 +13,17 @@ and the compiler says what each of them computes (FLOPs), reads and writes, and 
 
 Weak scaling gives each device as much as one had, strong scaling shares what one had. The
 efficiency is the FLOPs of the program on one device over those of all devices together, times how
-much more work there is. A loop's body is counted once, whatever the number of devices: that of the
-embedded model's blocks; the ports have one block of each kind.
+much more work there is. In FLOPs and bytes a loop's body is counted once, whatever the number of
+devices: that of the embedded model's blocks; the ports have one block of each kind. Collectives
+count as often as they run.
 
     python benchmarks/scaling.py [--quick] [--json FILE]
 
 Keys of the JSON: version, versions {jax, jaxlib, python}, settings {prompts (a device, weak; in
 all, strong), candidates, width, tokens}; rows, each with program, scaling ("weak" or "strong"),
 devices, mesh, flops, bytes, collectives (by kind, {count, bytes}), collective_count,
-collective_bytes (all a device, the latter of what collectives give), efficiency; seconds. With
---quick there are no more than two devices.
+collective_bytes (all a device, the latter of what is reduced, gathered or exchanged), efficiency;
+seconds. With --quick there are no more than two devices.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ import jaxlib
 import numpy as np
 import tyro
 from _files import replace_file
-from _hlo import cost
+from _hlo import collectives
 from flax import nnx
 
 import flowsde as fs
@@ -179,13 +180,24 @@ PROGRAMS: list[tuple[str, str, Callable[[Sizes, int], Any], Callable[[int], Size
 def measure(name: str, scaling: str, program: Any, mesh: Any, work: int, devices: int) -> Any:
     """A row but for its efficiency."""
     sizes = mesh(devices)
-    found = cost(program(sizes, work * devices if scaling == "weak" else work))
-    totals = {
-        f"collective_{what}": sum(kind[what] for kind in found["collectives"].values())
-        for what in ("count", "bytes")
+    compiled = program(sizes, work * devices if scaling == "weak" else work)
+    counted = compiled.cost_analysis()
+    kinds: dict[str, dict[str, int]] = {}
+    for one in collectives(compiled.as_text()):
+        kind = kinds.setdefault(one.kind, {"count": 0, "bytes": 0})
+        kind["count"] += one.times
+        kind["bytes"] += one.times * one.bytes
+    return {
+        "program": name,
+        "scaling": scaling,
+        "devices": devices,
+        "mesh": sizes,
+        "flops": counted["flops"],
+        "bytes": counted["bytes accessed"],
+        "collectives": kinds,
+        "collective_count": sum(kind["count"] for kind in kinds.values()),
+        "collective_bytes": sum(kind["bytes"] for kind in kinds.values()),
     }
-    about = {"program": name, "scaling": scaling, "devices": devices, "mesh": sizes}
-    return about | found | totals
 
 
 def main() -> None:

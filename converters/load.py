@@ -55,7 +55,10 @@ def load_module(
     about = read_config(folder)
     family, config = configuration(folder)
     written = {path: jax.numpy.dtype(p["dtype"]) for path, p in about["params"].items()}
-    model = abstract(family, config, _numerics(numerics, dtype, list(written.values())))
+    numerics = _numerics(numerics, dtype, list(written.values()))
+    if rules is not None:
+        numerics = dataclasses.replace(numerics, rules=rules)
+    model = abstract(family, config, numerics)
     like = parameters(model)
     _check(folder, about, like)
     shardings = _shardings(model, mesh, rules or ShardingRules())

@@ -220,7 +220,8 @@ def evaluate_model(
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
         (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
-        return model(x, t, own, wanted)
+        with layout.around_model():
+            return model(x, t, own, wanted)
 
     if size == m // layout.groups:
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
@@ -260,7 +261,8 @@ def evaluate_reward(
 
     def chunk(at: jax.Array | None) -> jax.Array:
         x0, own = pick(at, rows.prompt, evals.x0)
-        return verify(flow, reward, x0, own)
+        with layout.around_model():
+            return verify(flow, reward, x0, own)
 
     if size == m // layout.groups:
         rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)

@@ -127,7 +127,8 @@ def prepare(
         layout=layout,
         live=live,
     )
-    _trace(job)
+    with layout.around_model():
+        _trace(job)
     return job
 
 

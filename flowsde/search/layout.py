@@ -9,6 +9,7 @@ splits it as its parameters are.
 Without a mesh everything is local to one device, and nothing here does anything.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -89,6 +90,12 @@ class Layout:
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+
+    def around_model(self) -> contextlib.AbstractContextManager[Any]:
+        """In which a model is traced: kernels that the compiler cannot split find the mesh."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     # Within `local`:
 

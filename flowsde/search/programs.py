@@ -190,7 +190,8 @@ def answer(
     """The best so far and its image."""
     best = _best(carry, search, layout)
     if carry.nfe.ndim:
-        return best, layout.keep(flow.decode(best.x0), layout.by_prompt)
+        with layout.around_model():
+            return best, layout.keep(flow.decode(best.x0), layout.by_prompt)
     return best, flow.decode(best.x0[None])[0]
 
 

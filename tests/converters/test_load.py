@@ -69,7 +69,8 @@ def test_parameters_are_sharded_by_the_names_of_their_axes(out):
         "head.kernel": ("prompt",),
     }
     for rules, specs in ((None, split), (fs.ShardingRules(embed="prompt"), fully)):
-        for path, array in parameters(fs.load(out, mesh, rules=rules)).items():
+        model = fs.load(out, mesh, rules=rules)
+        for path, array in parameters(model).items():
             wanted = NamedSharding(mesh, PartitionSpec(*specs.get(path, ())))
             assert array.sharding.is_equivalent_to(wanted, array.ndim), path
             np.testing.assert_array_equal(array, expected(toy.tensors())[path])

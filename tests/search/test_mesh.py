@@ -114,6 +114,25 @@ def test_one_prompt_alone_and_a_reward_outside_jax():
     same(hosted, alone(RBF))
 
 
+def test_model_decoder_and_reward_find_the_mesh():
+    """For kernels that the compiler cannot split; in one trace each."""
+    found = []
+
+    def note(kind, x):
+        found.append((kind, jax.sharding.get_abstract_mesh().shape_tuple))
+        return x
+
+    noting = fs.Flow.from_callable(
+        lambda params, x, t, cond: note("model", x), None, (2,), decode=lambda x: note("decoder", x)
+    )
+    fs.run(KEY, noting, RBF, lambda images, cond: note("reward", images[:, 0]),
+           mesh=mesh_of(2, 2), prompt_ids=[3, 4], chunk_size=4)  # fmt: skip
+    shape = (("prompt", 2), ("particle", 2))
+    assert {kind for kind, _ in found} == {"model", "decoder", "reward"}
+    assert all(seen == shape for _, seen in found)
+    assert [kind for kind, _ in found].count("model") == 1
+
+
 def test_the_second_run_compiles_nothing(caplog):
     with jax.log_compiles():
         go(mesh=mesh_of(1, 1, 2), nfe=36)
