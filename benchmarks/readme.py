@@ -266,7 +266,8 @@ def peers() -> str:
         "|---|" + "---|" * len(methods),
     ]
     for label, cell in (
-        ("evaluations charged", lambda row: str(row["ours_nfe"])),
+        ("evaluations charged to both", lambda row: str(row["ours_nfe"])),
+        ("… computed by flowsde", lambda row: str(row["ours_evaluations"])),
         ("flowsde, seconds", lambda row: f"{row['ours_s']:.2f}"),
         ("PyTorch, seconds", lambda row: f"{row['peer_s']:.2f}"),
         ("PyTorch ÷ flowsde", lambda row: f"**{row['ratio']:.2f}**"),
