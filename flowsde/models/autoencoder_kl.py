@@ -93,9 +93,10 @@ class GroupNorm(nnx.GroupNorm):
             return jnp.repeat(groups, self.group_size, axis=-1)[:, None, None]
 
         centred = x - mean(x)
-        scale, bias = (param[...][None, None, None] for param in (self.scale, self.bias))
-        slope = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale
-        return centred * slope + bias
+        assert self.scale is not None and self.bias is not None
+        scale, bias = self.scale.get_value(), self.bias.get_value()
+        slope = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale[None, None, None]
+        return centred * slope + bias[None, None, None]
 
 
 def _norm(features: int, groups: int, rngs: nnx.Rngs) -> GroupNorm:
@@ -203,13 +204,12 @@ def _convolve_doubled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     x = x.astype(conv.dtype)
     pixels = [
         jnp.stack([convolve(k.astype(x.dtype), i, j) for j, k in enumerate(halves(rows, 1))], 3)
-        for i, rows in enumerate(halves(conv.kernel[...], 0))
+        for i, rows in enumerate(halves(conv.kernel.get_value(), 0))
     ]
+    assert conv.bias is not None
+    bias = conv.bias.get_value().astype(x.dtype)
     n, h, w, _ = x.shape
-    return (
-        jnp.stack(pixels, 2).reshape(n, 2 * h, 2 * w, -1)
-        + conv.bias[...].astype(x.dtype)[None, None, None]
-    )
+    return jnp.stack(pixels, 2).reshape(n, 2 * h, 2 * w, -1) + bias[None, None, None]
 
 
 class Encoder(nnx.Module):
