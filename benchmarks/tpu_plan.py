@@ -31,6 +31,8 @@ import os
 # Before JAX is imported: nothing is run on a TPU, and none is asked for what it is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Its lock is for chips, and this uses none.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import dataclasses
 import pathlib
