@@ -29,14 +29,19 @@ class TooLarge(Exception):
         self.bytes = wanted
 
 
-def facts(lowered: jax.stages.Lowered, cache: Path) -> Facts:
+def facts(lowered: jax.stages.Lowered, topology: str, cache: Path) -> Facts:
     """Of a program, from the cache where it has been compiled before.
+
+    Args:
+      lowered: the program, whose text does not say for which chips it is.
+      topology: of the chips.
+      cache: a folder.
 
     Raises:
       TooLarge: it does not fit.
     """
     text = lowered.as_text()
-    key = json.dumps([text, OPTIONS, jax.__version__, version("libtpu")])
+    key = json.dumps([text, topology, OPTIONS, jax.__version__, version("libtpu")])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if not path.exists():
         told = _compile(lowered)

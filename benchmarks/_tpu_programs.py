@@ -19,9 +19,9 @@ import flowsde as fs
 from flowsde.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from flowsde.models.clip import CLIPBlock, CLIPText, CLIPTextConfig
 from flowsde.models.flux import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
-from flowsde.models.layers import Numerics, logical_axes
+from flowsde.models.layers import Implementation, Numerics, logical_axes
 from flowsde.models.sit import Block, SiT, SiTConfig
-from flowsde.models.splash import LANES, filled
+from flowsde.models.splash import LANES, LONG, filled
 from flowsde.models.t5 import T5Block, T5Config, T5Encoder
 from flowsde.search.base import Candidates, Evaluation, Search
 from flowsde.search.evaluate import Computed, evaluate_model
@@ -48,7 +48,9 @@ class Attention(NamedTuple):
 
     @classmethod
     def of(cls, calls: int, n: int, heads: int, tokens: int, features: int) -> "Attention":
-        """Calls with as many queries as keys."""
+        """Calls with as many queries as keys; none where XLA is chosen, whose cost is known."""
+        if tokens < LONG:
+            return cls()
         whole = filled(tokens) ** 2 * (-(-features // LANES) * LANES)
         one = 4 * n * heads * calls
         return cls(one * tokens**2 * features, one * whole)
@@ -90,10 +92,10 @@ class Place:
     mesh: Mesh
     rules: ShardingRules
 
-    @property
-    def numerics(self) -> Numerics:
-        """Bfloat16, with the kernel that is chosen on TPUs."""
-        return Numerics(dtype=_LOW, param_dtype=_LOW, attention="splash", rules=self.rules)
+    def numerics(self, tokens: int) -> Numerics:
+        """Bfloat16, with the attention that is chosen on TPUs."""
+        name: Implementation = "splash" if tokens >= LONG else "xla"
+        return Numerics(dtype=_LOW, param_dtype=_LOW, attention=name, rules=self.rules)
 
     def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> Any:
         """Shape of an array whose first axes have these names."""
@@ -148,9 +150,15 @@ def search(chains: int) -> Search:
     return fs.search.rbf(nfe=NFE, kernel=kernel, grid=fs.grids.uniform(20), chains=chains)
 
 
+def _plain(numerics: Numerics) -> Numerics:
+    """With attention whose products are seen."""
+    return dataclasses.replace(numerics, attention="xla")
+
+
 def evaluation(
     place: Place,
     build: Callable[[Numerics], Any],
+    numerics: Numerics,
     shape: tuple[int, ...],
     cond: Any,
     prompts: int,
@@ -167,10 +175,7 @@ def evaluation(
     # Rows of latents are rows of tokens.
     x = place.array((prompts, chains, *shape), jnp.float32, "prompt", None, "token")
     asked = Candidates(x, rows(jnp.float32, "prompt"), *[rows(jnp.bool, "prompt")] * 3)
-    plain, kernel = (
-        nnx.eval_shape(partial(build, numerics))
-        for numerics in (dataclasses.replace(place.numerics, attention="xla"), place.numerics)
-    )
+    plain, kernel = (nnx.eval_shape(partial(build, n)) for n in (_plain(numerics), numerics))
     args = place.parameters(kernel), asked, cond
     lower = place.lower(partial(call, nnx.split(kernel)[0]), *args)
     return lower, flops(partial(call, nnx.split(plain)[0]), *args)
@@ -178,8 +183,9 @@ def evaluation(
 
 def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: int) -> Program:
     """FLUX.1 evaluating a round."""
-    side, n, numerics = pixels // 8, prompts * chains, place.numerics
+    side, n = pixels // 8, prompts * chains
     image, text = (side // 2) ** 2, text_tokens(config)
+    numerics = place.numerics(text + image)
     cond = FluxCond(
         place.array((prompts, text, config.text), _LOW, "prompt", "token"),
         place.array((prompts, config.pooled), _LOW, "prompt"),
@@ -188,6 +194,7 @@ def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: in
     lower, count = evaluation(
         place,
         lambda numerics: Flux(config, numerics, rngs=_rngs()),
+        numerics,
         (side, side, config.channels // 4),
         cond,
         prompts,
@@ -226,10 +233,11 @@ def text_tokens(config: FluxConfig) -> int:
 
 def sit(place: Place, config: SiTConfig, prompts: int, chains: int) -> Program:
     """SiT evaluating a round, without guidance, which would double it."""
-    n, width, numerics = prompts * chains, config.width, place.numerics
+    n, width, numerics = prompts * chains, config.width, place.numerics(config.tokens)
     lower, count = evaluation(
         place,
         lambda numerics: SiT(config, numerics, rngs=_rngs()),
+        numerics,
         (config.size, config.size, config.channels),
         place.array((prompts,), jnp.int32, "prompt"),
         prompts,
@@ -250,18 +258,15 @@ def sit(place: Place, config: SiTConfig, prompts: int, chains: int) -> Program:
 
 def _encoder(place: Place, build: Callable[[Numerics], Any], tokens: Any) -> tuple[Lower, int]:
     """A text encoder with its FLOPs."""
-    kernel, plain = (
-        nnx.eval_shape(partial(build, numerics))
-        for numerics in (place.numerics, dataclasses.replace(place.numerics, attention="xla"))
-    )
+    model = nnx.eval_shape(partial(build, place.numerics(tokens.shape[1])))
+    graph, _ = nnx.split(model)
 
-    def call(graph: Any, state: Any, tokens: jax.Array) -> Any:
+    def call(state: Any, tokens: jax.Array) -> Any:
         made = nnx.merge(graph, state)(tokens)
         return getattr(made, "pooled", made)
 
-    args = place.parameters(kernel), tokens
-    lower = place.lower(partial(call, nnx.split(kernel)[0]), *args)
-    return lower, flops(partial(call, nnx.split(plain)[0]), *args)
+    args = place.parameters(model), tokens
+    return place.lower(call, *args), flops(call, *args)
 
 
 def t5(place: Place, length: int, prompts: int) -> Program:
@@ -273,7 +278,7 @@ def t5(place: Place, length: int, prompts: int) -> Program:
     bias = place.array((1, config.heads, length, length), jnp.float32, None, "heads")
 
     def block(x: Any, bias: Any) -> Lower:
-        model = nnx.eval_shape(lambda: T5Block(config, False, place.numerics, _rngs()))
+        model = nnx.eval_shape(lambda: T5Block(config, False, place.numerics(length), _rngs()))
         graph, _ = nnx.split(model)
         return place.lower(
             lambda state, x, bias: nnx.merge(graph, state)(x, bias, None, None, None),
@@ -290,20 +295,13 @@ def clip_text(place: Place, prompts: int) -> Program:
     tokens = place.array((prompts, _CLIP_TOKENS), jnp.int32, "prompt")
     lower, count = _encoder(place, lambda n: CLIPText(config, n, rngs=_rngs()), tokens)
     x = place.array((prompts, _CLIP_TOKENS, config.width), _LOW, "prompt")
-    model = nnx.eval_shape(lambda: CLIPBlock(config, place.numerics, _rngs()))
+    model = nnx.eval_shape(lambda: CLIPBlock(config, place.numerics(_CLIP_TOKENS), _rngs()))
     graph, _ = nnx.split(model)
     block = place.lower(
         lambda state, x: nnx.merge(graph, state)(x, None), place.parameters(model), x
     )
-    head = config.width // config.heads
-    return Program(
-        batch=prompts,
-        nfe=0,
-        lower=lower,
-        blocks=(BlockOf("block", config.depth, block),),
-        flops=count,
-        attention=Attention.of(config.depth, prompts, config.heads, _CLIP_TOKENS, head),
-    )
+    blocks = (BlockOf("block", config.depth, block),)
+    return Program(batch=prompts, nfe=0, lower=lower, blocks=blocks, flops=count)
 
 
 def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int) -> Program:
@@ -312,7 +310,7 @@ def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int)
     z = place.array((images, side, side, config.latents), jnp.float32, "prompt")
     kernel, plain = (
         nnx.eval_shape(lambda numerics=numerics: AutoencoderKL(config, numerics, rngs=_rngs()))
-        for numerics in (place.numerics, dataclasses.replace(place.numerics, attention="xla"))
+        for numerics in (place.numerics(side**2), _plain(place.numerics(side**2)))
     )
 
     def call(graph: Any, state: Any, z: jax.Array) -> jax.Array:

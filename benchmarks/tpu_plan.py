@@ -91,10 +91,10 @@ def plan(entry: Entry, cache: pathlib.Path) -> dict[str, Any]:
         "detail": entry.detail,
     }
     try:
-        whole = facts(program.lower(), cache)
+        whole = facts(program.lower(), chip.topology, cache)
     except TooLarge as error:
         return row | {"fits": False, "peak_bytes": error.bytes}
-    blocks = [Block(b.name, b.depth, facts(b.lower(), cache)) for b in program.blocks]
+    blocks = [Block(b.name, b.depth, facts(b.lower(), chip.topology, cache)) for b in program.blocks]
     return row | estimate(
         whole=whole,
         blocks=blocks,

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from flowsde.models.splash import splash_attention
+from flowsde.models.splash import LONG, splash_attention
 from flowsde.sharding import Axes, ShardingRules, axes_of
 
 Implementation = Literal["xla", "cudnn", "splash"] | None
@@ -34,8 +34,8 @@ class Numerics:
       param_dtype: of weights.
       attention: "splash" is `flowsde.models.splash`, which has no scores to add to and takes no
         masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
-        None is "splash" on TPUs, and elsewhere JAX's choice.
-      rules: where that kernel runs under a mesh.
+        None is "splash" for long texts on TPUs, and elsewhere JAX's choice.
+      rules: where that kernel runs under a mesh, which `jax.set_mesh` makes known.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -139,7 +139,7 @@ def attention(
       [n, queries, heads x d].
     """
     name = numerics.attention
-    if name is None and jax.default_backend() == "tpu":
+    if name is None and jax.default_backend() == "tpu" and k.shape[1] >= LONG:
         name = "splash"
     if name == "splash":
         if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):

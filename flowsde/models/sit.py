@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowsde.models.layers import FLOAT32, Numerics, attention, parameter, scan, stack
+from flowsde.models.layers import FLOAT32, Numerics, attention, outputs, parameter, scan, stack
 from flowsde.models.modulation import (
     SINUSOIDS,
     Embedding,
@@ -113,8 +113,8 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
         """x: [n, tokens, width]; c: the activated embedding, float32 [n, width]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        qkv = self.qkv(adaptive_norm(x, shift1, scale1))
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, axis=2)
+        parts = outputs(self.qkv, adaptive_norm(x, shift1, scale1), [x.shape[-1]] * 3)
+        q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
         x = add_gated(x, gate1, self.out(attention(q, k, v, numerics=self.numerics)))
         hidden = jax.nn.gelu(self.up(adaptive_norm(x, shift2, scale2)), approximate=True)
         return add_gated(x, gate2, self.down(hidden))

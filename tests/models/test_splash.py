@@ -100,6 +100,8 @@ def test_it_is_chosen_on_a_tpu_where_it_can_be(monkeypatch):
     plain = attention(q, k, v, numerics=Numerics())
     assert not np.any(plain == 7.0)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    np.testing.assert_array_equal(attention(q, k, v, numerics=Numerics()), plain)
+    monkeypatch.setattr(layers, "LONG", 3)
     padding = jnp.ones((2, 1, 1, 3), bool)
     for given in ({}, {"mask": padding}, {"causal": True}):
         assert np.all(attention(q, k, v, numerics=Numerics(), **given) == 7.0)
