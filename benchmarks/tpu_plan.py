@@ -45,9 +45,9 @@ from typing import Any
 import tyro
 from _tpu_chips import CHIPS, MESH, mesh
 from _tpu_compile import OPTIONS, TooLarge, facts
-from _tpu_estimate import ASSUMPTIONS, Block, estimate
+from _tpu_estimate import ASSUMPTIONS, Block, Facts, estimate
 from _tpu_list import Entry, Uses, entries, quick
-from _tpu_programs import NFE, Place
+from _tpu_programs import NFE, Lower, Place
 
 import flowsde as fs
 from flowsde.report import write_json
@@ -90,11 +90,15 @@ def plan(entry: Entry, cache: pathlib.Path) -> dict[str, Any]:
         "prompts": entry.prompts,
         "detail": entry.detail,
     }
+
+    def of(lower: Lower) -> Facts:
+        return facts(lower(), chip.topology, cache)
+
     try:
-        whole = facts(program.lower(), chip.topology, cache)
+        whole = of(program.lower)
     except TooLarge as error:
         return row | {"fits": False, "peak_bytes": error.bytes}
-    blocks = [Block(b.name, b.depth, facts(b.lower(), chip.topology, cache)) for b in program.blocks]
+    blocks = [Block(b.name, b.depth, of(b.lower)) for b in program.blocks]
     return row | estimate(
         whole=whole,
         blocks=blocks,
