@@ -159,6 +159,7 @@ def entries() -> list[Entry]:
             made += _helpers(chip, "SiT", pixels, sd_vae(), many)
     schnell = "FLUX.1-schnell"
     made += [
+        _flux("v5e", schnell, 1024, DATA, 1),
         _flux("v5e", schnell, 1024, FULLY, 1),
         _flux("v5e", schnell, 1024, MIXED, 1),
         _flux("v5e", schnell, 1024, TENSOR, 1),

@@ -3,13 +3,15 @@
 import importlib.util
 
 import _tpu_chips
+import _tpu_compile
 import jax
 import numpy as np
 import pytest
+import tpu_plan
 from _hlo import Collective
 from _tpu_chips import Chip
 from _tpu_estimate import Block, Facts, collective_seconds, compute_seconds, estimate
-from _tpu_list import DATA, FULLY, entries
+from _tpu_list import DATA, FULLY, Uses, entries
 from _tpu_programs import Attention, Place, ask_tell, flux, sit
 from jax.sharding import AxisType, Mesh
 
@@ -138,6 +140,67 @@ def test_programs_have_names_of_their_own_and_the_ones_they_use():
         # Layouts that are only compared have no ask and tell of their own size.
         if entry.uses and entry.layout in (DATA, FULLY):
             assert {entry.uses.decode, *entry.uses.encode} <= set(names)
+
+
+class Lowered:
+    """A program that is compiled by a stand-in, which counts."""
+
+    def __init__(self, text, made):
+        self.text, self.made, self.compiled = text, made, 0
+
+    def as_text(self):
+        return self.text
+
+    def compile(self, compiler_options):
+        self.compiled += 1
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+
+def test_what_compiling_told_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tpu_compile, "version", lambda name: "0")
+    compiled = jax.jit(lambda x: x @ x).lower(np.ones((8, 8), np.float32)).compile()
+    told = compiled.cost_analysis() | {"optimal_seconds": -0.75}
+    monkeypatch.setattr(type(compiled), "cost_analysis", lambda self: told)
+    program = Lowered("a program", compiled)
+    found = _tpu_compile.facts(program, "v5e:2x4", tmp_path)
+    assert (found.flops, found.optimal_seconds, found.collectives) == (told["flops"], -0.75, ())
+    assert found.peak_bytes >= 2 * 4 * 8 * 8
+    assert _tpu_compile.facts(program, "v5e:2x4", tmp_path) == found
+    assert program.compiled == 1
+    _tpu_compile.facts(program, "v6e:2x4", tmp_path)
+    assert program.compiled == 2
+
+
+def test_a_program_without_room_says_what_it_wants(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tpu_compile, "version", lambda name: "0")
+    words = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.5G of 15.75G hbm."
+    program = Lowered("a large program", jax.errors.JaxRuntimeError(words))
+    for _ in range(2):
+        with pytest.raises(_tpu_compile.TooLarge) as error:
+            _tpu_compile.facts(program, "v5e:2x4", tmp_path)
+        assert error.value.bytes == 24.5 * 2**30
+    assert program.compiled == 1
+    program = Lowered("another", jax.errors.JaxRuntimeError("INTERNAL: something else"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        _tpu_compile.facts(program, "v5e:2x4", tmp_path)
+
+
+def test_seconds_of_a_search_are_of_its_rounds():
+    def row(name, seconds, batch, **given):
+        keys = {key: None for key in tpu_plan.SHARED}
+        told = {"fits": True, "peak_bytes": 10**9, "estimated_seconds": seconds, "batch": batch}
+        return keys | {"name": name} | told | given
+
+    rows = [row("a", 2.0, 16), row("d", 0.25, 8), row("t", 0.5, 16), row("e", 0.8, 8)]
+    uses = {"a": Uses("d", "t", ("e",)), "d": Uses("missing", "t", ())}
+    (made,) = tpu_plan.searches({r["name"]: r for r in rows}, uses)
+    # Sixteen candidates a round, decoded eight at a time.
+    assert made["seconds_per_image"] == pytest.approx(500 / 16 * (2.0 + 2 * 0.25 + 0.5) + 0.1)
+    assert made["resident_bytes"] == 3 * 10**9
+    rows[1]["fits"] = False
+    assert tpu_plan.searches({r["name"]: r for r in rows}, uses) == []
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
