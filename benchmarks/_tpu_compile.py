@@ -29,21 +29,31 @@ class TooLarge(Exception):
         self.bytes = wanted
 
 
-def facts(lowered: jax.stages.Lowered, topology: str, cache: Path) -> Facts:
+class NotCompiled(Exception):
+    """A program that the cache does not have."""
+
+
+def facts(
+    lowered: jax.stages.Lowered, topology: str, cache: Path, *, compiling: bool = True
+) -> Facts:
     """Of a program, from the cache where it has been compiled before.
 
     Args:
       lowered: the program, whose text does not say for which chips it is.
       topology: of the chips.
       cache: a folder.
+      compiling: whether it may be compiled now.
 
     Raises:
       TooLarge: it does not fit.
+      NotCompiled: it is not in the cache, and not to be compiled.
     """
     text = lowered.as_text()
     key = json.dumps([text, topology, OPTIONS, jax.__version__, version("libtpu")])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if not path.exists():
+        if not compiling:
+            raise NotCompiled
         told = _compile(lowered)
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(told)))
     told = json.loads(path.read_text())

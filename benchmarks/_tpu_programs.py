@@ -25,6 +25,7 @@ from flowsde.models.splash import LANES, LONG, filled
 from flowsde.models.t5 import T5Block, T5Config, T5Encoder
 from flowsde.search.base import Candidates, Evaluation, Search
 from flowsde.search.evaluate import Computed, evaluate_model
+from flowsde.search.layout import Layout
 from flowsde.search.programs import start, turn
 from flowsde.sharding import ShardingRules
 
@@ -97,6 +98,12 @@ class Place:
         name: Implementation = "splash" if tokens >= LONG else "xla"
         return Numerics(dtype=_LOW, param_dtype=_LOW, attention=name, rules=self.rules)
 
+    @property
+    def layout(self) -> Layout:
+        """Of a run."""
+        rules = self.rules
+        return Layout(self.mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+
     def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> Any:
         """Shape of an array whose first axes have these names."""
         names += (None,) * (len(shape) - len(names))
@@ -165,11 +172,12 @@ def evaluation(
     chains: int,
 ) -> tuple[Lower, int]:
     """A round's evaluations, `prompts` x `chains`, with their FLOPs."""
-    method, n = search(chains), prompts * chains
+    method, n, layout = search(chains), prompts * chains, place.layout
 
     def call(graph: Any, state: Any, asked: Candidates, cond: Any) -> Any:
         flow = fs.Flow.from_callable(lambda s, x, t, c: nnx.merge(graph, s)(x, t, c), state, shape)
-        return evaluate_model(flow, None, asked, cond, method, n)[0]
+        size = n // layout.groups
+        return evaluate_model(flow, None, asked, cond, method, size, layout)[0]
 
     rows = partial(place.array, (prompts, chains))
     # Rows of latents are rows of tokens.
@@ -337,15 +345,19 @@ def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) ->
         return start(keys, nfe, search=method, shape=shape, target=nothing)
 
     def asked_and_told() -> Any:
-        rows, reward = (prompts, chains), jnp.zeros((prompts, chains), jnp.float32)
-        x, yes = jnp.zeros((*rows, *shape), jnp.float32), jnp.ones(rows, jnp.bool)
-        counts = jnp.ones(rows, jnp.int32)
-        told = Evaluation(x, x, reward)
-        return Candidates(x, reward, yes, yes, yes), told, Computed(counts, counts)
+        lead, rows = (prompts, chains), prompts * chains
+        x, t = jnp.zeros((*lead, *shape), jnp.float32), jnp.zeros(lead, jnp.float32)
+        yes, counts = jnp.ones(lead, jnp.bool), jnp.ones(rows, jnp.int32)
+        x0 = x.reshape(rows, *shape)
+        told = Evaluation(x0, x0, t.reshape(rows))
+        return Candidates(x, t, yes, yes, yes), told, Computed(counts, counts)
 
     carry, told = jax.eval_shape(begin), jax.eval_shape(asked_and_told)
+    layout = place.layout
     lower = place.lower(
-        lambda carry, asked, evals, computed: turn(carry, flow, method, asked, evals, computed),
+        lambda carry, asked, evals, computed: turn(
+            carry, flow, method, asked, evals, computed, layout
+        ),
         place.by_prompt(carry),
         *place.by_prompt(told),
     )

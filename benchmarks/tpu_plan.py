@@ -7,10 +7,10 @@ compiler's; seconds are estimated from parts, see `_tpu_estimate.py`, and rest o
 the results repeat. Nothing here ran on a TPU.
 
     pip install "flowsde[tpu]"
-    python benchmarks/tpu_plan.py [--quick] [--json FILE] [--only WORDS] [--cache FOLDER]
+    python benchmarks/tpu_plan.py [--quick] [--json FILE] [--only WORDS] [--compiled] [--cache DIR]
 
-Compiling everything takes about an hour on two cores; what has been compiled is kept in the cache,
-and `--only` takes those programs whose name has all of these words.
+Compiling everything takes more than an hour on a core; what has been compiled is kept in the cache.
+`--only` takes those programs whose name has all of these words, `--compiled` those in the cache.
 
 Keys of the JSON: version, versions {jax, jaxlib, libtpu, python}, chips, by name {topology, flops,
 hbm, bandwidth, link, source}; assumptions; options (of the compiler); programs, each {name, model,
@@ -44,7 +44,7 @@ from typing import Any
 
 import tyro
 from _tpu_chips import CHIPS, MESH, mesh
-from _tpu_compile import OPTIONS, TooLarge, facts
+from _tpu_compile import OPTIONS, NotCompiled, TooLarge, facts
 from _tpu_estimate import ASSUMPTIONS, Block, Facts, estimate
 from _tpu_list import Entry, Uses, entries, quick
 from _tpu_programs import NFE, Lower, Place
@@ -64,16 +64,18 @@ class Args:
       json: where to write the results.
       only: of programs, words of their names.
       cache: what compiling told.
+      compiled: only programs that the cache has.
     """
 
     quick: bool = False
     json: pathlib.Path | None = None
     only: tuple[str, ...] = ()
     cache: pathlib.Path = pathlib.Path(tempfile.gettempdir()) / "flowsde-tpu-plan"
+    compiled: bool = False
 
 
-def plan(entry: Entry, cache: pathlib.Path) -> dict[str, Any]:
-    """A row of `programs`."""
+def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
+    """A row of `programs`; `NotCompiled` where it would have to be compiled and is not to be."""
     chip, layout = CHIPS[entry.chip], entry.layout
     place = Place(mesh(chip, layout.sizes), layout.rules)
     program = entry.build(place)
@@ -92,7 +94,7 @@ def plan(entry: Entry, cache: pathlib.Path) -> dict[str, Any]:
     }
 
     def of(lower: Lower) -> Facts:
-        return facts(lower(), chip.topology, cache)
+        return facts(lower(), chip.topology, cache, compiling=compiling)
 
     try:
         whole = of(program.lower)
@@ -179,7 +181,10 @@ def main(args: Args) -> None:
         raise SystemExit(f"no program has {' '.join(args.only)!r} in its name")
     rows = []
     for entry in chosen:
-        rows.append(plan(entry, args.cache))
+        try:
+            rows.append(plan(entry, args.cache, not args.compiled))
+        except NotCompiled:
+            continue
         print(told(rows[-1]), flush=True)
     found = results(rows, listed, time.perf_counter() - began)
     for row in found["rbf"]:
