@@ -37,6 +37,15 @@ def main(folder: Path, port: str, processes: int, process: int, lost_after: int 
                 os.kill(os.getpid(), signal.SIGKILL)
             if rounds % 2 == 1:
                 fs.save_search(saved, search, result)
+        if lost_after is None:
+            whole = fs.run(key, flow(), search, reward, **options)
+            for (_, one), (_, other) in zip(
+                fs.distributed.own_prompts(whole, ids),
+                fs.distributed.own_prompts(result, ids),
+                strict=True,
+            ):
+                np.testing.assert_allclose(one.x, other.x, rtol=1e-5, atol=1e-6)
+                np.testing.assert_array_equal(one.info.accepted, other.info.accepted)
         for prompt, own in fs.distributed.own_prompts(result, ids):
             np.savez(folder / f"{prompt}.{process}.npz", x=own.x, image=own.image,
                      reward=own.reward, nfe=own.nfe, accepted=own.info.accepted)  # fmt: skip
