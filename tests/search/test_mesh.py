@@ -115,7 +115,7 @@ def test_one_prompt_alone_and_a_reward_outside_jax():
 
 
 def test_model_decoder_and_reward_find_the_mesh():
-    """For kernels that the compiler cannot split; in one trace each."""
+    """For kernels that the compiler cannot split."""
     found = []
 
     def note(kind, x):
@@ -130,7 +130,6 @@ def test_model_decoder_and_reward_find_the_mesh():
     shape = (("prompt", 2), ("particle", 2))
     assert {kind for kind, _ in found} == {"model", "decoder", "reward"}
     assert all(seen == shape for _, seen in found)
-    assert [kind for kind, _ in found].count("model") == 1
 
 
 def test_the_second_run_compiles_nothing(caplog):
