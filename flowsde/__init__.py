@@ -4,6 +4,7 @@ from flowsde import analytic, diffusion, distributed, grids, interpolants, kerne
 from flowsde.checkpoint import load, restore_search, save_search
 from flowsde.flow import Flow, guide, sample
 from flowsde.interpolants import match_time
+from flowsde.packing import batch
 from flowsde.predictions import (
     reparameterise,
     score_to_velocity,
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "ShardingRules",
     "analytic",
+    "batch",
     "diffusion",
     "distributed",
     "grids",

@@ -26,8 +26,8 @@ class Result(NamedTuple):
       backward_passes: those of them that were differentiated for gradients of the reward.
       verifier_calls: rewards asked for, those with a gradient included.
       verifier_cost: what they cost in model evaluations, by the reward's own word.
-      info: `flowsde.search.Info` with a leading axis of rounds.
-      state: of the search, after the last round.
+      info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
+      state: of the search, after the last round; None from `flowsde.batch`.
     """
 
     image: Any
@@ -40,7 +40,7 @@ class Result(NamedTuple):
     backward_passes: Any
     verifier_calls: Any
     verifier_cost: Any
-    info: Info
+    info: Any
     state: Any
 
 

@@ -1,0 +1,141 @@
+"""`flowsde.batch`: the searches of many prompts, packed into full batches."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count
+from flowsde.flow import Cond, Flow
+from flowsde.packing.engine import Engine, Totals
+from flowsde.packing.pool import Prompts
+from flowsde.search.base import Search
+from flowsde.search.job import Job, prepare
+from flowsde.search.result import Result
+
+
+class Batch(Iterator[tuple[int, Result]]):
+    """(prompt id, `Result`) of each prompt as it ends; made by `batch`.
+
+    A prompt's result is that of `flowsde.run` alone, without `info` and `state`. Its `evaluations`
+    are those computed for it, and with its `verifier_calls` hold the surplus of RBF's waves that
+    had been widened to fill a batch.
+    """
+
+    def __init__(self, engine: Engine, results: Iterator[tuple[int, Result]]):
+        self._engine, self._results = engine, results
+
+    @property
+    def totals(self) -> Totals:
+        """Of all batches so far."""
+        return self._engine.totals
+
+    def __next__(self) -> tuple[int, Result]:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Stop; what has not ended is dropped."""
+        getattr(self._results, "close")()
+
+
+def batch(
+    key: jax.Array,
+    flow: Flow,
+    search: Search,
+    reward: Any,
+    *,
+    cond: Cond = None,
+    prompt_ids: Any = None,
+    batch_size: int = 32,
+    slots: int | None = None,
+    target_reward: float | None = None,
+    nfe: Any = None,
+    invalid: Literal["error", "warn"] = "error",
+) -> Batch:
+    """Run a search for each of many prompts, their candidates packed into batches of one size.
+
+    Every prompt advances at a pace of its own. A batch takes candidates of any of them, each at its
+    own time; a prompt that ends makes room for the next of the list at once. When few are left,
+    RBF's waves grow to fill the batch. What a prompt finds does not depend on any of that.
+
+    Args:
+      key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
+        the device computes the next.
+      cond: with leading axis P, or a list of P conds without one.
+      prompt_ids: P different integers; 0, 1, … by default. A prompt's draws depend on (key, id).
+      batch_size: candidates evaluated at once, B.
+      slots: prompts under way at once, at most; by default as many as keep the batches full. Their
+        states are in memory.
+      target_reward: a prompt ends when a reward of its own reaches it.
+      nfe: budget of every prompt, or P of them; that of the search by default.
+      invalid: what to do with a prompt whose every reward was NaN or -inf: raise when it ends, or
+        warn and give its first particle.
+
+    Returns:
+      An iterator over (prompt id, `Result`), with `totals`.
+
+    Raises:
+      ValueError, TypeError: naming the argument, at the call; or naming the reward.
+      RewardError: a reward outside JAX failed. Prompts that have ended were given before.
+    """
+    size = check_count("batch_size", batch_size)
+    many = None if slots is None else check_count("slots", slots)
+    cond, ids = as_list(cond, prompt_ids)
+    job = prepare(
+        key, flow, search, reward, cond=cond, prompt_ids=ids, chunk_size=size,
+        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
+    )  # fmt: skip
+    engine = Engine(job, size, many)
+    return Batch(engine, _results(job, engine))
+
+
+def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
+    """Cond [P, ...] and P ids, either of which may be left to the other."""
+    if isinstance(cond, list):
+        if not cond:
+            raise ValueError("cond is an empty list, expected that of one prompt at least")
+        structures = {jax.tree.structure(one) for one in cond}
+        shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)) for one in cond}
+        if len(structures) > 1 or len(shapes) > 1:
+            raise ValueError("cond is a list of different structures or shapes, expected the same")
+        cond = jax.tree.map(lambda *leaves: np.stack(leaves), *cond)
+    if prompt_ids is None:
+        leaves = jax.tree.leaves(cond)
+        if not leaves or jnp.ndim(leaves[0]) == 0:
+            raise ValueError("prompt_ids is missing: without a cond there is no telling how many")
+        prompt_ids = np.arange(leaves[0].shape[0])
+    ids = np.asarray(prompt_ids)
+    if ids.ndim == 1 and np.unique(ids).size < ids.size:
+        raise ValueError(f"prompt_ids must be different integers, got {ids.tolist()}")
+    return cond, ids
+
+
+def prompts_of(job: Job) -> Prompts:
+    """A job's prompts in their order."""
+    order = np.arange(job.ids.size, dtype=np.int32)
+    return Prompts(job.keys, job.nfe, job.cond, jnp.asarray(order), jnp.int32(order.size))
+
+
+def check_hopeless(job: Job, number: int, result: Result) -> None:
+    """Raise or warn, as asked, if a prompt never had a reward."""
+    if not np.isneginf(result.reward):
+        return
+    message = (
+        f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
+        f"prompt ids [{job.ids[number]}]"
+    )
+    if job.invalid == "error":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def _results(job: Job, engine: Engine) -> Iterator[tuple[int, Result]]:
+    try:
+        for number, result in engine.run(prompts_of(job)):
+            check_hopeless(job, number, result)
+            yield int(job.ids[number]), result
+    finally:
+        engine.close()
