@@ -101,7 +101,7 @@ class Engine:
         """(number, result) of each prompt of a list, as it ends."""
         job, n = self._job, int(prompts.count)
         slots = self._slots_for(n)
-        width = width_for(self._search, slots if slots < n else n, self._size)
+        width = width_for(self._search, slots, 0, self._size)
         search = with_width(self._search, width)
         pool = empty(prompts, job.flow, search, slots, job.target)
         none = nothing(job.flow, search, prompts, self._size)
@@ -119,9 +119,10 @@ class Engine:
                 under_way.append(_UnderWay(batch, self._judge.begin(batch)))
             active = int(report.active)
             yield from self._ended(report, best)
-            wider = width_for(self._search, active, self._size) if active else width
-            if report.left == 0 and wider > width:
-                pool, under_way = self._widen(pool, under_way, width, wider)
+            draw, left = int(report.searching), int(report.left)
+            wider = width_for(self._search, draw, active - draw, self._size)
+            if left == 0 and wider > width:
+                pool, under_way = self._widen(pool, under_way, active, width, wider)
                 width, search = wider, with_width(self._search, wider)
             back = none
             if under_way and not (report.sent and len(under_way) < self._judge.depth):
@@ -129,12 +130,13 @@ class Engine:
                 back = (first.batch, *first.wait())
 
     def _widen(
-        self, pool: Pool, under_way: deque[_UnderWay], width: int, wider: int
+        self, pool: Pool, under_way: deque[_UnderWay], active: int, width: int, wider: int
     ) -> tuple[Pool, deque[_UnderWay]]:
         rows = chains(self._search)
         assert rows is not None
         places = [one.batch.place for one in under_way]
-        slots = min(pool.prompt.size, self._size // (rows * wider))
+        # A power of two: few shapes to compile.
+        slots = min(pool.prompt.size, 1 << (active - 1).bit_length())
         pool, places = widen(pool, places, slots, rows, width, wider)
         moved = [
             one._replace(batch=one.batch._replace(place=place))

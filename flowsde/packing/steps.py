@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from flowsde.flow import Flow
 from flowsde.packing.pool import Batch, Pool, Prompts, flat
+from flowsde.packing.widths import searching
 from flowsde.rewards.base import Reward
 from flowsde.search.base import Candidates, Evaluation, Particle, Search, where
 from flowsde.search.evaluate import evaluate_model, evaluate_reward, rows
@@ -28,6 +29,7 @@ class Report(NamedTuple):
       counts: int32 [S, 4], its counters, as in `Carry`.
       sent: int32, candidates in the next batch.
       active: int32, prompts under way.
+      searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
     """
 
@@ -35,6 +37,7 @@ class Report(NamedTuple):
     counts: jax.Array
     sent: jax.Array
     active: jax.Array
+    searching: jax.Array
     left: jax.Array
 
 
@@ -166,11 +169,14 @@ def advance(
     pool, begins = _fill(pool, prompts, flow, search, target, finished | (pool.prompt < 0))
     pool = _ask(pool, search, begins | (ready & ~finished))
     pool, following, sent = _select(pool, prompts, flow, batch.place.size, least)
+    active = pool.prompt >= 0
+    draws = active & jax.vmap(partial(searching, search))(pool.carry.state)
     report = Report(
         finished=ended,
         counts=counts,
         sent=sent,
-        active=jnp.sum(pool.prompt >= 0, dtype=jnp.int32),
+        active=jnp.sum(active, dtype=jnp.int32),
+        searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.count - pool.taken,
     )
     return pool, following, best, Packed.of(report)
@@ -194,7 +200,7 @@ def nothing(flow: Flow, search: Search, prompts: Prompts, size: int) -> Any:
     x, no = jnp.zeros((size, 1, *flow.shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
     number = jnp.zeros(size, jnp.int32)
     batch = Batch(
-        place=jnp.full(size, jnp.iinfo(jnp.int32).max),
+        place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
         asked=Candidates(x, zeros, no, no, no),
         prompt=number,
         cond=rows(prompts.cond, number),

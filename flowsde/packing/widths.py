@@ -31,11 +31,25 @@ def with_width(search: Search, width: int) -> Search:
     return dataclasses.replace(search, width=width) if isinstance(search, RBF) else search
 
 
-def width_for(search: Search, prompts: int, size: int) -> int:
-    """The largest power of two with which so many prompts' waves fit into a batch; at least 1."""
+def searching(search: Search, state: Any) -> jax.Array:
+    """Whether a prompt may yet draw waves: RBF's that is not completing its best particle."""
+    if isinstance(search, Complete):
+        return searching(search.inner, state.inner)
+    return ~search.done(state) & isinstance(search, RBF)
+
+
+def width_for(search: Search, searching: int, others: int, size: int) -> int:
+    """The largest power of two with which all candidates fit into a batch; at least 1.
+
+    Args:
+      search: of any method.
+      searching: prompts that draw waves.
+      others: prompts of one candidate.
+      size: of a batch.
+    """
     rows = chains(search)
     width = 1
-    while rows is not None and prompts * rows * 2 * width <= size:
+    while rows is not None and searching and searching * rows * 2 * width + others <= size:
         width *= 2
     return width
 
