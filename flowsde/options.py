@@ -1,4 +1,4 @@
-"""Options of `flowsde sample`, as tyro reads them."""
+"""Options of `flowsde sample`, and what it shares with others, as tyro reads them."""
 
 import dataclasses
 from pathlib import Path
@@ -123,16 +123,9 @@ class Converted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Search for a picture of PROMPT with the embedded text-to-image flow, or with --model.
+class Task:
+    """What `sample` and `batch` have in common: a method, its settings, and what they are for."""
 
-    A prompt of the embedded flow is one or two groups, for example "three red circles and two blue
-    squares"; several quoted prompts are searched one after the other. What is not given comes from
-    the preset.
-    """
-
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
-    """What the picture should show."""
     method: Annotated[str, word("method")] = "rbf"
     """ODE or SDE trajectory, Best-of-N, Search over Paths, SMC, CoDe, SVDD, RBF (the default)."""
     preset: Annotated[str, word("preset")] = "recommended"
@@ -151,6 +144,27 @@ class Sample:
     """Stop as soon as a reward is this high."""
     seed: Annotated[int, number(int, "an integer")] = 0
     """Of all random numbers."""
+    converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
+    trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
+    search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Fields of `Settings` that the user gave."""
+        return given(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(Task):
+    """Search for a picture of PROMPT with the embedded text-to-image flow, or with --model.
+
+    A prompt of the embedded flow is one or two groups, for example "three red circles and two blue
+    squares"; several quoted prompts are searched one after the other. What is not given comes from
+    the preset.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
+    """What the picture should show."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
     out: Annotated[Path | None, shown("DIR")] = None
@@ -162,12 +176,9 @@ class Sample:
     """Replace a finished result."""
     save_trajectory: Flag = False
     """Also write trajectory.npz: every round, and every particle accepted."""
-    converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
-    trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
-    search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
 
-    @property
-    def given(self) -> dict[str, Any]:
+
+def given(self) -> dict[str, Any]:
         """Fields of `Settings` that the user gave."""
         return given(self)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow
+from flowsde.packing.budget import least_nfe, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
@@ -53,6 +54,7 @@ def batch(
     slots: int | None = None,
     target_reward: float | None = None,
     nfe: Any = None,
+    total_nfe: int | None = None,
     invalid: Literal["error", "warn"] = "error",
 ) -> Batch:
     """Run a search for each of many prompts, their candidates packed into batches of one size.
@@ -71,6 +73,10 @@ def batch(
         states are in memory.
       target_reward: a prompt ends when a reward of its own reaches it.
       nfe: budget of every prompt, or P of them; that of the search by default.
+      total_nfe: budget of all prompts together, a hard cap, for a `target_reward`. `nfe` is then
+        that of an attempt: prompts have equal shares first, and what those leave that reach the
+        target goes to further attempts of the others, whose answer is the best one's. Their
+        results come at the end.
       invalid: what to do with a prompt whose every reward was NaN or -inf: raise when it ends, or
         warn and give its first particle.
 
@@ -88,8 +94,10 @@ def batch(
         key, flow, search, reward, cond=cond, prompt_ids=ids, chunk_size=size,
         target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
     )  # fmt: skip
+    if total_nfe is not None:
+        check_total(job, check_count("total_nfe", total_nfe))
     engine = Engine(job, size, many)
-    return Batch(engine, _results(job, engine))
+    return Batch(engine, _results(job, engine, total_nfe))
 
 
 def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
@@ -113,6 +121,18 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
     return cond, ids
 
 
+def check_total(job: Job, total: int) -> None:
+    """ValueError unless there is a target, and enough for a first attempt of every prompt."""
+    if not np.isfinite(job.target):
+        raise ValueError("total_nfe is shared by what prompts have reached: it wants target_reward")
+    least = job.flow.evaluations * least_nfe(job.search) * job.ids.size
+    if total < least:
+        raise ValueError(
+            f"total_nfe must be at least {least}, the smallest budget of {job.ids.size} searches, "
+            f"got {total}"
+        )
+
+
 def prompts_of(job: Job) -> Prompts:
     """A job's prompts in their order."""
     order = np.arange(job.ids.size, dtype=np.int32)
@@ -132,9 +152,10 @@ def check_hopeless(job: Job, number: int, result: Result) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _results(job: Job, engine: Engine) -> Iterator[tuple[int, Result]]:
+def _results(job: Job, engine: Engine, total: int | None) -> Iterator[tuple[int, Result]]:
+    found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
-        for number, result in engine.run(prompts_of(job)):
+        for number, result in found:
             check_hopeless(job, number, result)
             yield int(job.ids[number]), result
     finally:

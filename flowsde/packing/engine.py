@@ -26,7 +26,7 @@ class Totals(NamedTuple):
     worth is known when they have: then ``evaluations == nfe + surplus + padding``.
 
     Attributes:
-      prompts: finished.
+      prompts: searches that have finished.
       batches: of B rows each.
       evaluations: all rows of all batches.
       nfe: charged to the prompts that have finished.
@@ -55,6 +55,11 @@ class Totals(NamedTuple):
 @jax.jit
 def _row(best: Particle, slot: jax.Array) -> Particle:
     return jax.tree.map(lambda a: a[slot], best)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 class _UnderWay(NamedTuple):
@@ -91,17 +96,19 @@ class Engine:
 
     def _slots_for(self, prompts: int) -> int:
         """As many as keep two batches' candidates in the pool, one candidate a slot at least."""
+        # Of fewer prompts than the job's, a power of two: few shapes to compile.
+        most = min(self._job.ids.size, _power_of_two(prompts))
         if self._slots is not None:
-            return min(self._slots, prompts)
+            return min(self._slots, most)
         batches, search = self._judge.depth, self._search
         wanted = -(-2 * batches * self._size * search.max_rounds // search.nfe)
-        return min(prompts, batches * self._size, max(wanted, 2))
+        return min(most, batches * self._size, max(wanted, 2))
 
     def run(self, prompts: Prompts) -> Iterator[tuple[int, Result]]:
         """(number, result) of each prompt of a list, as it ends."""
         job, n = self._job, int(prompts.count)
         slots = self._slots_for(n)
-        width = width_for(self._search, slots, 0, self._size)
+        width = width_for(self._search, min(slots, n), 0, self._size)
         search = with_width(self._search, width)
         pool = empty(prompts, job.flow, search, slots, job.target)
         none = nothing(job.flow, search, prompts, self._size)
@@ -135,8 +142,7 @@ class Engine:
         rows = chains(self._search)
         assert rows is not None
         places = [one.batch.place for one in under_way]
-        # A power of two: few shapes to compile.
-        slots = min(pool.prompt.size, 1 << (active - 1).bit_length())
+        slots = min(pool.prompt.size, _power_of_two(active))
         pool, places = widen(pool, places, slots, rows, width, wider)
         moved = [
             one._replace(batch=one.batch._replace(place=place))
