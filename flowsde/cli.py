@@ -1,4 +1,4 @@
-"""The `flowsde` command: `sample`, `compare`, `train {shapes,scorer}` and `convert SOURCE OUT`.
+"""The `flowsde` command: `sample`, `batch`, `compare`, `train {shapes,scorer}`, `convert SOURCE OUT`.
 
 Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
 SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
@@ -19,7 +19,6 @@ and ``particle_x0``.
 import contextlib
 import dataclasses
 import io
-import math
 import shlex
 import shutil
 import sys
@@ -34,11 +33,11 @@ from tqdm import tqdm
 
 import flowsde as fs
 from flowsde import compiled, presets, report, unfinished
+from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
 from flowsde.options import Sample
 from flowsde.presets import Settings
 from flowsde.search import Result, Search
-from flowsde.shapes.offer import Embedded
 
 
 class Job(NamedTuple):
@@ -58,16 +57,6 @@ class Job(NamedTuple):
     def prompt(self) -> str:
         """As the user wrote it."""
         return self.about["prompt"]
-
-
-def _offer(command: Sample) -> Offer:
-    """What the model offers, all options checked."""
-    if command.converted.model is None:
-        return Embedded(command)
-    # Imported here: the embedded model does without the ports.
-    from flowsde.pipelines.command import Offered
-
-    return Offered(command)
 
 
 def _folders(command: Sample, offer: Offer) -> list[Path]:
@@ -107,33 +96,15 @@ def _make(folder: Path) -> None:
         raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
 
 
-def _about(command: Sample, offer: Offer, prompt: str) -> dict[str, Any]:
-    """What is asked for, as in result.json."""
-    settings = dataclasses.asdict(offer.settings) | {"target_reward": command.target_reward}
-    return {
-        "prompt": prompt,
-        "method": command.method,
-        "seed": command.seed,
-        "preset": command.preset,
-        "settings": settings | offer.named,
-        "version": fs.__version__,
-    }
-
-
 def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
     """Check everything; ValueError or TypeError naming what is wrong.
 
     Returns:
       The folder of each prompt, with None if its result is there already.
     """
-    offer = _offer(command)
-    if not 0 <= command.seed < 2**32:
-        raise ValueError(f"--seed must be an integer from 0 to 2**32 - 1, got {command.seed}")
-    target = command.target_reward
-    if target is not None and not math.isfinite(target):
-        raise ValueError(f"--target-reward must be a finite number, got {target}")
+    offer = offered(command)
     folders = _folders(command, offer)
-    abouts = [_about(command, offer, prompt) for prompt in offer.prompts]
+    abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     done = [_is_finished(command, *both) for both in zip(folders, abouts, strict=True)]
     for folder in [] if all(done) else folders:
         _make(folder)
@@ -262,7 +233,10 @@ def _run(job: Job, resume: bool, again: str) -> None:
 def _again(args: list[str]) -> str:
     """The command that goes on with one that was interrupted."""
     program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
-    return shlex.join([*program, *args, *(["--resume"] if "--resume" not in args else [])])
+    # `batch` goes on with what it finds.
+    resume = [] if args[0] == "batch" or "--resume" in args else ["--resume"]
+    given = [word for word in args if args[0] != "batch" or word != "--overwrite"]
+    return shlex.join([*program, *given, *resume])
 
 
 def _run_all(jobs: list[tuple[Path, Job | None]], resume: bool, again: str) -> None:
@@ -295,11 +269,18 @@ def _parse(argv: list[str]) -> Any:
             if argv[:1] == ["sample"]:
                 return tyro.cli(Sample, prog="flowsde sample", args=argv[1:], config=config)
             from flowsde.compare.command import Compare
+            from flowsde.packing.command import Batch
             from flowsde.shapes.card import Train
             from flowsde_converters.command import Convert
 
             commands: dict[str, Callable[..., Any]]
-            commands = {"sample": Sample, "compare": Compare, "train": Train, "convert": Convert}
+            commands = {
+                "sample": Sample,
+                "batch": Batch,
+                "compare": Compare,
+                "train": Train,
+                "convert": Convert,
+            }
             if argv and argv[0] in commands:
                 name = f"flowsde {argv[0]}"
                 return tyro.cli(commands[argv[0]], prog=name, args=argv[1:], config=config)
@@ -319,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args == ["--version"]:
         print(f"flowsde {fs.__version__}")
         return
-    named = args[:1] in (["sample"], ["compare"], ["train"], ["convert"])
+    named = args[:1] in (["sample"], ["batch"], ["compare"], ["train"], ["convert"])
     name = f"flowsde {args[0]}" if named else "flowsde"
     try:
         try:
@@ -339,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _run_all(jobs, command.resume, _again(args))
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted"
-        if args[:1] == ["compare"]:
+        if args[:1] in (["batch"], ["compare"]):
             said += f"; go on with: {_again(args)}"
         elif args[:1] == ["convert"]:
             said += "; nothing was written"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde.models.tokenize import clip_tokenizer
 from flowsde.pipelines.parts import configuration, read
@@ -30,7 +31,8 @@ class Condition(NamedTuple):
 
     Attributes:
       model: the flow's cond.
-      reward: the prompt's embedding, None for a reward that needs none.
+      reward: the prompt's embedding, or its number for a function of texts; None for a reward
+        that needs none.
     """
 
     model: Any
@@ -134,12 +136,18 @@ class Host:
 
     def __init__(self, name: str):
         self._name, self._fn = name, _imported(name)
+        self._prompts: list[str] = []
 
     def embed(self, prompts: Sequence[str]) -> list[Any]:
-        return [None] * len(prompts)
+        # The cond's numbers say which text belongs to which image.
+        self._prompts = list(prompts)
+        return [np.int32(i) for i in range(len(prompts))]
 
     def make(self, prompt: str) -> Any:
-        return host(lambda images, cond: self._fn(images, [prompt] * len(images)), self._name)
+        def judge(images: np.ndarray, cond: Condition) -> Any:
+            return self._fn(images, [self._prompts[i] for i in cond.reward])
+
+        return host(judge, self._name)
 
 
 def _imported(name: str) -> Callable[..., Any]:

@@ -1,0 +1,42 @@
+"""What a command is asked for: the model's offer, and the settings that identify a result."""
+
+import dataclasses
+import math
+from typing import Any
+
+from flowsde.offer import Offer
+from flowsde.options import Sample
+from flowsde.shapes.offer import Embedded
+
+
+def offered(command: Sample) -> Offer:
+    """What the model offers; ValueError or TypeError naming an option that is wrong."""
+    offer: Offer
+    if command.converted.model is None:
+        offer = Embedded(command)
+    else:
+        # Imported here: the embedded model does without the ports.
+        from flowsde.pipelines.command import Offered
+
+        offer = Offered(command)
+    if not 0 <= command.seed < 2**32:
+        raise ValueError(f"--seed must be an integer from 0 to 2**32 - 1, got {command.seed}")
+    target = command.target_reward
+    if target is not None and not math.isfinite(target):
+        raise ValueError(f"--target-reward must be a finite number, got {target}")
+    return offer
+
+
+def about(command: Sample, offer: Offer, prompt: str) -> dict[str, Any]:
+    """What a prompt's result is of, as in result.json."""
+    from flowsde import __version__
+
+    settings = dataclasses.asdict(offer.settings) | {"target_reward": command.target_reward}
+    return {
+        "prompt": prompt,
+        "method": command.method,
+        "seed": command.seed,
+        "preset": command.preset,
+        "settings": settings | offer.named,
+        "version": __version__,
+    }

@@ -1,0 +1,219 @@
+"""`flowsde batch`: the options, and what it writes beside every prompt's folder.
+
+batch.json
+    ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
+    ``finished`` (how many prompts have ended), ``reached`` (of these, the target; null without
+    one), ``exact`` (what the held-out checker says of the embedded model's pictures, a share),
+    ``reward`` (mean); ``nfe``, ``evaluations``, ``backward_passes`` and ``verifier_calls`` of the
+    prompts that have ended; ``occupancy``, the share of all rows computed that were charged to
+    them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
+    ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
+    `flowsde.packing.Totals`, ``seconds`` and ``prompts_per_second``, compilation included.
+sheet.png
+    All pictures in the order of the list, with their numbers and rewards.
+
+What is on disk of each prompt is in `flowsde.packing.folder`. In its result.json, ``seconds.total``
+is the time since the prompt before it ended: they share the device.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from flowsde import presets, report
+from flowsde._checks import check_count
+from flowsde.asked import about, offered
+from flowsde.offer import Offer
+from flowsde.options import Flag, Int, Sample, Task, shown
+from flowsde.packing.batch import as_list, check_hopeless, check_total, prompts_of
+from flowsde.packing.budget import attempts
+from flowsde.packing.engine import Engine
+from flowsde.packing.folder import Folder
+from flowsde.packing.sheet import write_sheet
+from flowsde.search.job import Job, prepare
+
+_BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
+_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch(Task):
+    """Search for a picture of every prompt of a file, many at once in full batches.
+
+    Each prompt gets the picture that `flowsde sample` finds for it, with the same options and in the
+    same files, whatever it shares the batches with. The same command again goes on after a stop: it
+    leaves what is finished as it is.
+    """
+
+    prompts_file: Annotated[Path, shown("FILE")]
+    """A prompt a line; blank lines and lines that start with # are skipped."""
+    out: Annotated[Path, shown("DIR")]
+    """Folder of the results: one below it for each prompt, batch.json, and sheet.png."""
+    batch_size: Int = None
+    """Candidates evaluated at once: 32, or what suits the images of --model."""
+    slots: Int = None
+    """Prompts under way at once, at most; by default as many as keep the batches full."""
+    total_nfe: Int = None
+    """Budget of all prompts together, a hard cap, with --target-reward: what those leave that reach
+    the target goes to further attempts of the others."""
+    overwrite: Flag = False
+    """Begin anew in a folder that holds results."""
+
+    def run(self) -> None:
+        """Search, write and say what came out.
+
+        Raises:
+          ValueError, TypeError: naming an option, before any work.
+        """
+        sample = Sample(
+            prompt=(), prompts_file=self.prompts_file,
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Task)},
+        )  # fmt: skip
+        offer = offered(sample)
+        for name in ("batch_size", "slots", "total_nfe"):
+            if getattr(self, name) is not None:
+                check_count(presets.flag(name), getattr(self, name))
+        folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
+        folder.open(self.total_nfe, self.overwrite)
+        print(presets.describe(self.method, offer.settings, offer.named), flush=True)
+        done = len(offer.prompts) - len(folder.missing)
+        if done:
+            print(f"resume  {done} of {len(offer.prompts)} prompts are finished", flush=True)
+        runs = list(folder.before)
+        if folder.missing:
+            runs.append(_search(self, offer, folder, runs))
+        values = _values(self, offer, folder, runs)
+        report.write_json(self.out / "batch.json", values)
+        labels = [_label(i, one) for i, one in enumerate(folder.values, 1)]
+        write_sheet(self.out / "sheet.png", [f / "image.png" for f in folder.folders], labels)
+        _say(values, self.out)
+
+
+def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> tuple[Job, int]:
+    """Of some prompts, and the size of a batch; the weights are read here."""
+    loaded = offer.load(prompts)
+    size = size or loaded.chunk_size or _SIZE
+    # As `flowsde sample` does, every prompt runs as number 0: its place in the list is nothing to it.
+    cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
+    job = prepare(
+        jax.random.key(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
+        prompt_ids=0 * ids, chunk_size=size, target_reward=command.target_reward, nfe=None,
+        invalid="error", resume=None,
+    )  # fmt: skip
+    if command.total_nfe is not None:
+        check_total(job, command.total_nfe)
+    return job, size
+
+
+def _search(
+    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Search for all that is missing under a bar; what there is to say of this run."""
+    began = last = time.perf_counter()
+    # A shared budget is one of all prompts, also of those that have ended.
+    numbers = folder.missing if command.total_nfe is None else list(range(len(offer.prompts)))
+    job, size = _job(command, offer, [offer.prompts[i] for i in numbers], command.batch_size)
+    engine = Engine(job, size, command.slots)
+
+    def this_run() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        t = engine.totals
+        return {
+            "prompts": ended,
+            "batch_size": size,
+            "batches": t.batches,
+            "evaluations": t.evaluations,
+            "nfe": t.nfe,
+            "surplus": t.surplus,
+            "padding": t.padding,
+            "occupancy": t.occupancy,
+            "widths": list(t.widths),
+            "seconds": round(seconds, 3),
+            "prompts_per_second": ended / seconds,
+        }
+
+    def write() -> None:
+        values = _values(command, offer, folder, [*runs, this_run()])
+        report.write_json(command.out / "batch.json", values)
+
+    ended, total = 0, len(offer.prompts)
+    write()
+    with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:
+        bar.set_postfix_str("compiling")
+        try:
+            for i, finish in _endings(command, job, engine, folder, numbers):
+                now = time.perf_counter()
+                finish(now - last)
+                last, ended = now, ended + 1
+                write()
+                bar.set_postfix_str(f"occupancy {engine.totals.occupancy:.2f}", refresh=False)
+                bar.update()
+        finally:
+            engine.close()
+    return this_run()
+
+
+def _endings(
+    command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int]
+) -> Iterator[tuple[int, Any]]:
+    """(prompt, function of its seconds that writes it) of each prompt that ends."""
+    if command.total_nfe is None:
+        for number, result in engine.run(prompts_of(job)):
+            check_hopeless(job, number, result)
+            i = numbers[number]
+            yield i, lambda seconds, i=i, result=result: folder.end(i, result, seconds)
+        return
+    for one in attempts(job, engine, command.total_nfe, folder.known()):
+        folder.add(one.prompt, one.result)
+        if one.outcome.reward >= job.target:
+            yield one.prompt, lambda seconds, i=one.prompt: folder.end_attempts(i, seconds)
+    for i in folder.missing:
+        yield i, lambda seconds, i=i: folder.end_attempts(i, seconds)
+
+
+def _values(
+    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What batch.json says."""
+    every = [one for one in folder.values if one is not None]
+    sums = ("nfe", "evaluations", "backward_passes", "verifier_calls")
+    rewards = [one["reward"] for one in every if one["reward"] is not None]
+    target = command.target_reward
+    exact = [one["heldout"]["exact"] for one in every if "heldout" in one]
+    computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
+    first = folder.abouts[0]
+    return {
+        **{name: first[name] for name in ("version", "method", "seed", "preset", "settings")},
+        "prompts": offer.prompts,
+        "total_nfe": command.total_nfe,
+        "finished": len(every),
+        "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
+        "exact": float(np.mean(exact)) if exact else None,
+        "reward": float(np.mean(rewards)) if rewards else None,
+        **{name: sum(one[name] for one in every) for name in sums},
+        "occupancy": charged / computed if computed else None,
+        "runs": runs,
+    }
+
+
+def _label(number: int, values: dict[str, Any] | None) -> str:
+    assert values is not None
+    reward = values["reward"]
+    return f"{number}" if reward is None else f"{number}: {reward:.3g}"
+
+
+def _say(values: dict[str, Any], out: Path) -> None:
+    judged = "" if values["exact"] is None else f", {values['exact']:.0%} exactly what was asked"
+    print(f"prompts {values['finished']}{judged}")
+    if values["reached"] is not None:
+        print(f"reached {values['reached']} have the target")
+    spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
+    full = "" if values["occupancy"] is None else f", {values['occupancy']:.0%} of what was computed"
+    print(f"spent   {spent}{full}\nfolder  {out}", flush=True)
