@@ -1,7 +1,7 @@
 """A flow and a reward for the command that compile fast; as a script, a command that kills itself.
 
 python stand_in.py SAVES ARGS…: `flowsde ARGS`, saved after every round, killed after SAVES saves;
-what `compare` saves are its parts.
+what `compare` saves are its parts, what `batch` saves are prompts and attempts that end.
 """
 
 import os
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 import flowsde as fs
-from flowsde import cli, shapes, unfinished
+from flowsde import cli, report, shapes, unfinished
+from flowsde.packing.folder import Folder
 
 # The package's name `measure` is its function.
 measure: Any = import_module("flowsde.compare.measure")
@@ -30,22 +31,29 @@ def _reward(images: jax.Array, cond: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.square(images), axis=(1, 2, 3))
 
 
+def _uneven_reward(images: jax.Array, cond: jax.Array) -> jax.Array:
+    """Harder for some prompts than for others."""
+    hardness = (jnp.sum(cond, axis=1) % 4).astype(jnp.float32)
+    return _reward(images, cond) * (1.0 + 0.3 * hardness)
+
+
 FLOW = fs.Flow.from_callable(_velocity, jnp.float32(0.01), (32, 32, 3))
 
 
 def use(setattr: Any) -> None:
     """Put them in the place of the embedded ones."""
     setattr(shapes, "load_flow", lambda: FLOW)
-    setattr(shapes, "load_reward", lambda measure: _reward)
+    rewards = {"likelihood": _reward, "rss": _uneven_reward}
+    setattr(shapes, "load_reward", rewards.__getitem__)
 
 
 def _main(saves: int, args: list[str]) -> None:
     use(setattr)
 
     def deadly(save: Callable[..., None]) -> Callable[..., None]:
-        def save_and_die(*given: Any) -> None:
+        def save_and_die(*given: Any, **named: Any) -> None:
             nonlocal saves
-            save(*given)
+            save(*given, **named)
             saves -= 1
             if saves == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -54,6 +62,8 @@ def _main(saves: int, args: list[str]) -> None:
 
     unfinished.EVERY, unfinished.save_search = 0.0, deadly(unfinished.save_search)
     measure.write_arrays = deadly(measure.write_arrays)
+    report.write_arrays = deadly(report.write_arrays)
+    Folder.end = deadly(Folder.end)
     cli.main(args)
 
 

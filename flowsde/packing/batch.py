@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.flow import Cond, Flow
-from flowsde.packing.budget import least_nfe, shared
+from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
@@ -95,7 +95,10 @@ def batch(
         target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
     )  # fmt: skip
     if total_nfe is not None:
-        check_total(job, check_count("total_nfe", total_nfe))
+        check_total(
+            "total_nfe", check_count("total_nfe", total_nfe), "target_reward", target_reward,
+            job.search, flow.evaluations, ids.size,
+        )  # fmt: skip
     engine = Engine(job, size, many)
     return Batch(engine, _results(job, engine, total_nfe))
 
@@ -119,18 +122,6 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
     if ids.ndim == 1 and np.unique(ids).size < ids.size:
         raise ValueError(f"prompt_ids must be different integers, got {ids.tolist()}")
     return cond, ids
-
-
-def check_total(job: Job, total: int) -> None:
-    """ValueError unless there is a target, and enough for a first attempt of every prompt."""
-    if not np.isfinite(job.target):
-        raise ValueError("total_nfe is shared by what prompts have reached: it wants target_reward")
-    least = job.flow.evaluations * least_nfe(job.search) * job.ids.size
-    if total < least:
-        raise ValueError(
-            f"total_nfe must be at least {least}, the smallest budget of {job.ids.size} searches, "
-            f"got {total}"
-        )
 
 
 def prompts_of(job: Job) -> Prompts:

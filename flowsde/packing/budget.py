@@ -54,6 +54,33 @@ def least_nfe(search: Search) -> int:
     return high
 
 
+def check_total(
+    name: str,
+    total: int,
+    target_name: str,
+    target: float | None,
+    search: Search,
+    evaluations: int,
+    prompts: int,
+) -> None:
+    """ValueError unless there is a target, and enough for a first attempt of every prompt.
+
+    Args:
+      name, total, target_name, target: arguments, as the user calls them.
+      search: with its budget in candidates.
+      evaluations: of the model that a candidate costs.
+      prompts: how many.
+    """
+    if target is None:
+        raise ValueError(f"{name} is shared by what prompts have reached: it wants {target_name}")
+    least = evaluations * least_nfe(search) * prompts
+    if total < least:
+        raise ValueError(
+            f"{name} must be at least {least}, the smallest budget of {prompts} searches, "
+            f"got {total}"
+        )
+
+
 def next_budgets(
     total: int,
     least: int,

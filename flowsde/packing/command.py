@@ -32,8 +32,8 @@ from flowsde._checks import check_count
 from flowsde.asked import about, offered
 from flowsde.offer import Offer
 from flowsde.options import Flag, Int, Sample, Task, shown
-from flowsde.packing.batch import as_list, check_hopeless, check_total, prompts_of
-from flowsde.packing.budget import attempts
+from flowsde.packing.batch import as_list, check_hopeless, prompts_of
+from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import write_sheet
@@ -80,6 +80,12 @@ class Batch(Task):
         for name in ("batch_size", "slots", "total_nfe"):
             if getattr(self, name) is not None:
                 check_count(presets.flag(name), getattr(self, name))
+        if self.total_nfe is not None:
+            cost = offer.evaluations
+            check_total(
+                "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
+                offer.search.with_nfe(offer.search.nfe // cost), cost, len(offer.prompts),
+            )  # fmt: skip
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         folder.open(self.total_nfe, self.overwrite)
         print(presets.describe(self.method, offer.settings, offer.named), flush=True)
@@ -107,8 +113,6 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
         prompt_ids=0 * ids, chunk_size=size, target_reward=command.target_reward, nfe=None,
         invalid="error", resume=None,
     )  # fmt: skip
-    if command.total_nfe is not None:
-        check_total(job, command.total_nfe)
     return job, size
 
 

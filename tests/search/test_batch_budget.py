@@ -108,7 +108,7 @@ def test_the_smallest_budget():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_nfe": 1000}, "wants target_reward"),
+        ({"total_nfe": 1000}, "total_nfe is shared .* it wants target_reward"),
         ({"total_nfe": 125, "target_reward": 0.5}, r"total_nfe must be at least 126"),
         ({"total_nfe": 0, "target_reward": 0.5}, "total_nfe must be an integer of at least 1"),
     ],

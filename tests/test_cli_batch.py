@@ -1,0 +1,177 @@
+"""`flowsde batch`: its files, going on after a kill, wrong values; with a stand-in for the model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+from PIL import Image
+
+from flowsde import cli, shapes
+
+PROMPTS = ["two green triangles", "one red circle", "three blue squares", "one yellow circle",
+           "four red circles and one blue square", "two red squares", "one green circle"]  # fmt: skip
+SLUGS = [prompt.replace(" ", "-") for prompt in PROMPTS]
+RBF = "--reward rss --steps 3 --nfe 21 --finish mean --batch-size 6 --target-reward=-0.18".split()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow and a reward that compile fast."""
+    stand_in.use(monkeypatch.setattr)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# a list\n\n" + "\n".join(PROMPTS) + "\n")
+    return path
+
+
+def _batch(file: Path, out: Path, *options: str) -> dict[str, Any]:
+    cli.main(["batch", "--prompts-file", str(file), "--out", str(out), *RBF, *options])
+    return json.loads((out / "batch.json").read_text())
+
+
+def _results(out: Path) -> list[dict[str, Any]]:
+    return [json.loads((out / slug / "result.json").read_text()) for slug in SLUGS]
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["batch", *args])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
+    values = _batch(file, tmp_path / "batch")
+    cli.main(["sample", "--prompts-file", str(file), "--out", str(tmp_path / "sample"),
+              *RBF[:8], RBF[-1], "--width", "1"])  # fmt: skip
+    lengths = set()
+    for slug, one, other in zip(
+        SLUGS, _results(tmp_path / "batch"), _results(tmp_path / "sample"), strict=True
+    ):
+        folder = tmp_path / "batch" / slug
+        assert {path.name for path in folder.iterdir()} == {"image.png", "result.json"}
+        surplus = one["evaluations"] - one["nfe"]
+        assert one["verifier_calls"] - surplus == other["verifier_calls"]
+        np.testing.assert_allclose(one["reward"], other["reward"], rtol=1e-5)
+        own = ("prompt", "method", "seed", "preset", "nfe", "heldout", "version")
+        assert {name: one[name] for name in own} == {name: other[name] for name in own}
+        assert one.keys() == other.keys() and one["seconds"].keys() == other["seconds"].keys()
+        pictures = [np.asarray(Image.open(tmp_path / way / slug / "image.png"), int)
+                    for way in ("batch", "sample")]  # fmt: skip
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+        lengths.add(one["nfe"])
+    assert len(lengths) > 1
+    (run,) = values["runs"]
+    assert values["finished"] == run["prompts"] == len(PROMPTS) and values["prompts"] == PROMPTS
+    assert run["evaluations"] == run["nfe"] + run["surplus"] + run["padding"]
+    assert run["evaluations"] == 6 * run["batches"]
+    assert values["occupancy"] == run["nfe"] / run["evaluations"]
+    reached = sum(one["reward"] >= -0.18 for one in _results(tmp_path / "batch"))
+    assert values["reached"] == reached and 0 < reached < len(PROMPTS)
+    with Image.open(tmp_path / "batch" / "sheet.png") as sheet:
+        assert sheet.width > 200
+
+
+@pytest.mark.parametrize("more", [[], ["--total-nfe", "120"]], ids=["each", "total"])
+def test_killed_and_resumed(
+    file: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By SIGKILL, after three prompts or attempts; what is finished is left as it is."""
+    whole = _batch(file, tmp_path / "whole", *more)
+    out = tmp_path / "killed"
+    command = ["batch", "--prompts-file", str(file), "--out", str(out), *RBF, *more]
+    script = str(Path(__file__).with_name("stand_in.py"))
+    for done in (3, 2):
+        found = subprocess.run([sys.executable, script, str(done), *command], capture_output=True)
+        assert found.returncode == -9, found.stderr.decode()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
+    assert 0 < len(before) < len(PROMPTS)
+    capsys.readouterr()
+    values = _batch(file, out, *more)
+    assert f"resume  {len(before)} of 7 prompts are finished" in capsys.readouterr().out
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in out.glob("*/result.json")}.items()
+    for one, other in zip(_results(out), _results(tmp_path / "whole"), strict=True):
+        for changes in ("seconds", "evaluations", "verifier_calls"):
+            one.pop(changes), other.pop(changes)
+        rewards = [one.pop("reward"), other.pop("reward")]
+        attempts = [one.pop("attempts", []), other.pop("attempts", [])]
+        np.testing.assert_allclose(*rewards, rtol=1e-5)
+        assert [a["nfe"] for a in attempts[0]] == [a["nfe"] for a in attempts[1]]
+        assert one == other
+    assert len(values["runs"]) == 3 and len(whole["runs"]) == 1
+    assert values["nfe"] == whole["nfe"] and values["finished"] == 7
+    assert not list(out.glob("*/attempts.npz"))
+    if more:
+        assert values["nfe"] <= 120 < 7 * 21
+        assert max(len(one["attempts"]) for one in _results(out)) > 1
+    # Once more: nothing is left to do.
+    assert _batch(file, out, *more)["runs"] == values["runs"]
+
+
+def test_other_settings_are_refused_or_replace(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    ode = ["--prompts-file", str(file), "--out", str(out), "--method", "ode", "--steps", "3"]
+    cli.main(["batch", *ode])
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+        said = _refused(capsys, *ode, "--seed", "1")
+        assert "--seed 0, not 1; expected another --out or --overwrite" in said
+        said = _refused(capsys, *ode, "--total-nfe", "150", "--target-reward=-1")
+        assert "--total-nfe None, not 150; expected another --out or --overwrite" in said
+        cli.main(["batch", *ode])
+        assert "7 of 7 prompts are finished" in capsys.readouterr().out
+    cli.main(["batch", *ode, "--seed", "1", "--overwrite"])
+    assert {one["seed"] for one in _results(out)} == {1}
+
+
+def test_an_interruption_says_how_to_go_on(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    args = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "out"), *RBF]
+    with monkeypatch.context() as patch:
+        patch.setattr("flowsde.packing.folder.Folder.end", stop)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*args, "--overwrite"])
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert "flowsde batch: interrupted; go on with: " in said
+    assert said.strip().endswith(args[-1]) and "--resume" not in said
+
+
+WRONG = {
+    "": "--prompts-file",
+    "--prompts-file none.txt --out {out}": "--prompts-file: cannot read none.txt",
+    "--prompts-file {file} --out {out} --batch-size 0": "--batch-size must be an integer of at least 1, got 0",
+    "--prompts-file {file} --out {out} --batch-size x": "--batch-size: expected an integer, got 'x'",
+    "--prompts-file {file} --out {out} --slots 0": "--slots must be an integer of at least 1",
+    "--prompts-file {file} --out {out} --total-nfe 0": "--total-nfe must be an integer of at least 1",
+    "--prompts-file {file} --out {out} --total-nfe 900": "--total-nfe is shared by what prompts have reached: it wants --target-reward",
+    "--prompts-file {file} --out {out} --total-nfe 20 --target-reward 0": "--total-nfe must be at least",
+    "--prompts-file {file} --out {out} --target-reward nan": "--target-reward must be a finite number",
+    "--prompts-file {file} --out {out} --chains 0": "--chains",
+    "--prompts-file {file} --out {file}": "--out: cannot make folder",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_values(
+    words: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = words.format(file=file, out=tmp_path / "out").split()
+    assert WRONG[words] in _refused(capsys, *args)
