@@ -1,4 +1,4 @@
-"""The `flowsde` command: `sample`, `batch`, `compare`, `train {shapes,scorer}`, `convert SOURCE OUT`.
+"""The `flowsde` command: `sample`, `batch`, `compare`, `train {shapes,scorer}` and `convert`.
 
 Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
 SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
@@ -17,7 +17,6 @@ and ``particle_x0``.
 """
 
 import contextlib
-import dataclasses
 import io
 import shlex
 import shutil

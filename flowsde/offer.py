@@ -1,4 +1,4 @@
-"""What a model offers to `flowsde sample` and `flowsde batch`: the embedded one, or a converted one.
+"""What a model offers to the command: the embedded one, or one that was converted.
 
 An `Offer` is made of the command's options. Making it checks them all and reads no weights; `load`
 reads them.

@@ -178,11 +178,6 @@ class Sample(Task):
     """Also write trajectory.npz: every round, and every particle accepted."""
 
 
-def given(self) -> dict[str, Any]:
-        """Fields of `Settings` that the user gave."""
-        return given(self)
-
-
 def given(command: Any) -> dict[str, Any]:
     """Fields of `Settings` that the user gave, in its own options and its two groups."""
     every = vars(command) | vars(command.trajectory) | vars(command.search)

@@ -1,4 +1,4 @@
-"""`flowsde batch`: its files, going on after a kill, wrong values; with a stand-in for the model."""
+"""`flowsde batch`: its files, going on after a kill, wrong values; on a stand-in for the model."""
 
 import json
 import subprocess
@@ -13,8 +13,15 @@ from PIL import Image
 
 from flowsde import cli, shapes
 
-PROMPTS = ["two green triangles", "one red circle", "three blue squares", "one yellow circle",
-           "four red circles and one blue square", "two red squares", "one green circle"]  # fmt: skip
+PROMPTS = [
+    "two green triangles",
+    "one red circle",
+    "three blue squares",
+    "one yellow circle",
+    "four red circles and one blue square",
+    "two red squares",
+    "one green circle",
+]
 SLUGS = [prompt.replace(" ", "-") for prompt in PROMPTS]
 RBF = "--reward rss --steps 3 --nfe 21 --finish mean --batch-size 6 --target-reward=-0.18".split()
 
@@ -82,16 +89,20 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
         assert sheet.width > 200
 
 
-@pytest.mark.parametrize("more", [[], ["--total-nfe", "120"]], ids=["each", "total"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "kills"), [([], [3]), (["--total-nfe", "120"], [3, 2])], ids=["each", "total"]
+)
 def test_killed_and_resumed(
-    file: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By SIGKILL, after three prompts or attempts; what is finished is left as it is."""
+    file: Path, tmp_path: Path, more: list[str], kills: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """By SIGKILL, after so many prompts or attempts; what is finished is left as it is."""
     whole = _batch(file, tmp_path / "whole", *more)
     out = tmp_path / "killed"
     command = ["batch", "--prompts-file", str(file), "--out", str(out), *RBF, *more]
     script = str(Path(__file__).with_name("stand_in.py"))
-    for done in (3, 2):
+    for done in kills:
         found = subprocess.run([sys.executable, script, str(done), *command], capture_output=True)
         assert found.returncode == -9, found.stderr.decode()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
@@ -102,13 +113,13 @@ def test_killed_and_resumed(
     assert before.items() <= {p: p.stat().st_mtime_ns for p in out.glob("*/result.json")}.items()
     for one, other in zip(_results(out), _results(tmp_path / "whole"), strict=True):
         for changes in ("seconds", "evaluations", "verifier_calls"):
-            one.pop(changes), other.pop(changes)
+            del one[changes], other[changes]
         rewards = [one.pop("reward"), other.pop("reward")]
         attempts = [one.pop("attempts", []), other.pop("attempts", [])]
         np.testing.assert_allclose(*rewards, rtol=1e-5)
         assert [a["nfe"] for a in attempts[0]] == [a["nfe"] for a in attempts[1]]
         assert one == other
-    assert len(values["runs"]) == 3 and len(whole["runs"]) == 1
+    assert len(values["runs"]) == len(kills) + 1 and len(whole["runs"]) == 1
     assert values["nfe"] == whole["nfe"] and values["finished"] == 7
     assert not list(out.glob("*/attempts.npz"))
     if more:
@@ -157,21 +168,22 @@ def test_an_interruption_says_how_to_go_on(
 WRONG = {
     "": "--prompts-file",
     "--prompts-file none.txt --out {out}": "--prompts-file: cannot read none.txt",
-    "--prompts-file {file} --out {out} --batch-size 0": "--batch-size must be an integer of at least 1, got 0",
-    "--prompts-file {file} --out {out} --batch-size x": "--batch-size: expected an integer, got 'x'",
-    "--prompts-file {file} --out {out} --slots 0": "--slots must be an integer of at least 1",
-    "--prompts-file {file} --out {out} --total-nfe 0": "--total-nfe must be an integer of at least 1",
-    "--prompts-file {file} --out {out} --total-nfe 900": "--total-nfe is shared by what prompts have reached: it wants --target-reward",
-    "--prompts-file {file} --out {out} --total-nfe 20 --target-reward 0": "--total-nfe must be at least",
-    "--prompts-file {file} --out {out} --target-reward nan": "--target-reward must be a finite number",
-    "--prompts-file {file} --out {out} --chains 0": "--chains",
+    "GIVEN --batch-size 0": "--batch-size must be an integer of at least 1, got 0",
+    "GIVEN --batch-size x": "--batch-size: expected an integer, got 'x'",
+    "GIVEN --slots 0": "--slots must be an integer of at least 1",
+    "GIVEN --total-nfe 0": "--total-nfe must be an integer of at least 1",
+    "GIVEN --total-nfe 900": "--total-nfe is shared by what prompts have reached: it wants --targ",
+    "GIVEN --total-nfe 20 --target-reward 0": "--total-nfe must be at least",
+    "GIVEN --target-reward nan": "--target-reward must be a finite number",
+    "GIVEN --chains 0": "--chains",
     "--prompts-file {file} --out {file}": "--out: cannot make folder",
 }
 
 
-@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize(("words", "message"), WRONG.items(), ids=WRONG)
 def test_wrong_values(
-    words: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = words.replace("GIVEN", "--prompts-file {file} --out {out}")
     args = words.format(file=file, out=tmp_path / "out").split()
-    assert WRONG[words] in _refused(capsys, *args)
+    assert message in _refused(capsys, *args)

@@ -1,7 +1,7 @@
 """`flowsde.batch`: the searches of many prompts, packed into full batches."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import jax
@@ -26,7 +26,7 @@ class Batch(Iterator[tuple[int, Result]]):
     had been widened to fill a batch.
     """
 
-    def __init__(self, engine: Engine, results: Iterator[tuple[int, Result]]):
+    def __init__(self, engine: Engine, results: Generator[tuple[int, Result], None, None]):
         self._engine, self._results = engine, results
 
     @property
@@ -39,7 +39,7 @@ class Batch(Iterator[tuple[int, Result]]):
 
     def close(self) -> None:
         """Stop; what has not ended is dropped."""
-        getattr(self._results, "close")()
+        self._results.close()
 
 
 def batch(
@@ -143,7 +143,9 @@ def check_hopeless(job: Job, number: int, result: Result) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _results(job: Job, engine: Engine, total: int | None) -> Iterator[tuple[int, Result]]:
+def _results(
+    job: Job, engine: Engine, total: int | None
+) -> Generator[tuple[int, Result], None, None]:
     found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
         for number, result in found:

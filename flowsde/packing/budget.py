@@ -3,9 +3,9 @@
 Prompts have attempts, searches with draws of their own. All attempts of a number end before any of
 the next one begins: what is left of the budget is then known, whatever shared a batch with what.
 
-First, everyone has an equal share. What is left when all have ended is shared among the prompts that
-have not reached the target, and so on. Where it is not enough for all of them, those closest to the
-target come first. A prompt's answer is its best attempt's.
+First, everyone has an equal share. What is left when all have ended is shared among the prompts
+that have not reached the target, and so on. Where it is not enough for all of them, those closest
+to the target come first. A prompt's answer is its best attempt's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

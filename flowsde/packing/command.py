@@ -18,13 +18,13 @@ is the time since the prompt before it ended: they share the device.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from flowsde import presets, report
@@ -39,7 +39,9 @@ from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import write_sheet
 from flowsde.search.job import Job, prepare
 
-_BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
+_BAR = (
+    "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
+)
 _SIZE = 32
 
 
@@ -47,9 +49,9 @@ _SIZE = 32
 class Batch(Task):
     """Search for a picture of every prompt of a file, many at once in full batches.
 
-    Each prompt gets the picture that `flowsde sample` finds for it, with the same options and in the
-    same files, whatever it shares the batches with. The same command again goes on after a stop: it
-    leaves what is finished as it is.
+    Each prompt gets the picture that flowsde sample finds for it with the same options, whatever it
+    shares the batches with, and an image.png and a result.json like those. The same command again
+    goes on after a stop: it leaves what is finished as it is.
     """
 
     prompts_file: Annotated[Path, shown("FILE")]
@@ -106,7 +108,7 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
     """Of some prompts, and the size of a batch; the weights are read here."""
     loaded = offer.load(prompts)
     size = size or loaded.chunk_size or _SIZE
-    # As `flowsde sample` does, every prompt runs as number 0: its place in the list is nothing to it.
+    # Every prompt runs as number 0, as by `flowsde sample`: its place in the list is nothing to it.
     cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
     job = prepare(
         jax.random.key(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
@@ -152,7 +154,7 @@ def _search(
     with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:
         bar.set_postfix_str("compiling")
         try:
-            for i, finish in _endings(command, job, engine, folder, numbers):
+            for finish in _endings(command, job, engine, folder, numbers):
                 now = time.perf_counter()
                 finish(now - last)
                 last, ended = now, ended + 1
@@ -166,20 +168,20 @@ def _search(
 
 def _endings(
     command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int]
-) -> Iterator[tuple[int, Any]]:
-    """(prompt, function of its seconds that writes it) of each prompt that ends."""
+) -> Iterator[Callable[[float], None]]:
+    """Of each prompt that ends, the function of its seconds that writes it."""
     if command.total_nfe is None:
         for number, result in engine.run(prompts_of(job)):
             check_hopeless(job, number, result)
             i = numbers[number]
-            yield i, lambda seconds, i=i, result=result: folder.end(i, result, seconds)
+            yield partial(folder.end, i, result)
         return
     for one in attempts(job, engine, command.total_nfe, folder.known()):
         folder.add(one.prompt, one.result)
         if one.outcome.reward >= job.target:
-            yield one.prompt, lambda seconds, i=one.prompt: folder.end_attempts(i, seconds)
+            yield partial(folder.end_attempts, one.prompt)
     for i in folder.missing:
-        yield i, lambda seconds, i=i: folder.end_attempts(i, seconds)
+        yield partial(folder.end_attempts, i)
 
 
 def _values(
@@ -219,5 +221,7 @@ def _say(values: dict[str, Any], out: Path) -> None:
     if values["reached"] is not None:
         print(f"reached {values['reached']} have the target")
     spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
-    full = "" if values["occupancy"] is None else f", {values['occupancy']:.0%} of what was computed"
+    full = (
+        "" if values["occupancy"] is None else f", {values['occupancy']:.0%} of what was computed"
+    )
     print(f"spent   {spent}{full}\nfolder  {out}", flush=True)

@@ -55,6 +55,8 @@ class Folder:
             if values is not None:
                 self._check(folder, about, values)
                 self.values[i] = values
+                # A kill may have come between the two.
+                (folder / "attempts.npz").unlink(missing_ok=True)
             elif (folder / "attempts.npz").exists():
                 with np.load(folder / "attempts.npz") as file:
                     self._attempts[i] = dict(file)

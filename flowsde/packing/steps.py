@@ -1,7 +1,7 @@
 """A step of all slots, in two compiled programs.
 
-`advance` takes in what a batch was worth, tells the slots that have all their candidates back, gives
-the slots of finished prompts to the next ones of the list, asks, and selects the next batch;
+`advance` takes in what a batch was worth, tells the slots that have all their candidates back,
+gives the slots of finished prompts to the next ones of the list, asks, and selects the next batch;
 `evaluate` computes one. The state stays on the device: the host hears a few numbers.
 """
 

@@ -102,7 +102,7 @@ def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeyp
         "seen = []\n"
         "def score(images, prompts):\n"
         "    seen.append((images.shape, images.dtype, prompts))\n"
-        "    return images.mean((1, 2, 3)) + len(prompts[0])\n"
+        "    return images.mean((1, 2, 3)) + np.asarray([float(len(p)) for p in prompts])\n"
     )
     monkeypatch.chdir(tmp_path)
     text = (
@@ -129,6 +129,32 @@ def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeyp
     with pytest.raises(SystemExit):
         cli.main(["sample", PROMPT, *words, "--resume", "--seed", "0", "--steps", "1"])
     assert "--steps 2, not 1" in capsys.readouterr().err
+
+
+def test_prompts_in_batches_have_rewards_of_their_own(places, tmp_path, monkeypatch):
+    """A batch holds images of both, each scored with its own text."""
+    (tmp_path / "lengths.py").write_text(
+        "import numpy as np\n"
+        "def score(images, prompts):\n"
+        "    return images.mean((1, 2, 3)) + np.asarray([float(len(p)) for p in prompts])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n{OTHER}\n")
+    text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --reward lengths:score"
+    words = [word.format(**places) for word in text.split()]
+    cli.main(
+        ["batch", "--prompts-file", "prompts.txt", "--out", "out", "--batch-size", "4", *words]
+    )
+    for prompt in (PROMPT, OTHER):
+        folder = tmp_path / "out" / offered.slug(prompt)
+        result = json.loads((folder / "result.json").read_text())
+        assert result["prompt"] == prompt and result["verifier_calls"] == 2
+        assert 0 < abs(result["reward"] - len(prompt)) < 2
+        with Image.open(folder / "image.png") as image:
+            mean = np.asarray(image, np.float32).mean() / 127.5 - 1.0
+        assert result["reward"] - len(prompt) == pytest.approx(mean, abs=0.01)
+    found = json.loads((tmp_path / "out" / "batch.json").read_text())
+    assert found["runs"][0]["batches"] == 2 and found["occupancy"] == 1.0
 
 
 def test_sit_with_a_label_and_guidance(places, tmp_path):

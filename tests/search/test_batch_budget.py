@@ -72,6 +72,7 @@ def test_budgets_add_up(data):
     most = [least + data.draw(st.integers(0, 40)) for _ in range(n)]
     total = n * least + data.draw(st.integers(0, 200))
     ids = data.draw(st.permutations(range(n)))
+    rewards = st.sampled_from([0.2, 0.7, 1.0])
     ended, spent = [], 0
     while budgets := next_budgets(total, least, most, ids, 1.0, ended):
         assert spent + sum(budgets.values()) <= total
@@ -80,7 +81,7 @@ def test_budgets_add_up(data):
         assert not done & set(budgets)
         assert ended or set(budgets) == set(range(n))
         outcomes = {
-            p: Outcome(data.draw(st.integers(1, budget)), data.draw(st.sampled_from([0.2, 0.7, 1.0])))
+            p: Outcome(data.draw(st.integers(1, budget)), data.draw(rewards))
             for p, budget in budgets.items()
         }
         ended.append(outcomes)
