@@ -74,6 +74,7 @@ class Plan:
 
     prompts: int
     nfe: int
+    steps: int
     methods: tuple[str, ...]
     timed: int
     repetitions: int
@@ -81,13 +82,14 @@ class Plan:
     seeds: int
 
 
-FULL = Plan(200, 100, ("rbf", "svdd", "smc", "bon"), 48, 3, 40, 3)
-QUICK = Plan(40, 40, ("rbf",), 8, 1, 30, 1)
+FULL = Plan(200, 100, 10, ("rbf", "svdd", "smc", "bon"), 48, 3, 40, 3)
+QUICK = Plan(32, 40, 6, ("rbf",), 32, 1, 25, 1)
 
 
-def make_search(method: str, nfe: int, **given: Any) -> fs.search.Search:
-    """With the recommended settings."""
-    return presets.build(method, presets.resolve("recommended", method, {"nfe": nfe, **given}))
+def make_search(method: str, plan: Plan, **given: Any) -> fs.search.Search:
+    """With the recommended settings, but for the plan's."""
+    given = {"nfe": plan.nfe, "steps": plan.steps, **given}
+    return presets.build(method, presets.resolve("recommended", method, given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ def occupancies(task: Task, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         # Of RBF, one child a chain: lock-step computes no surplus either.
         width = {"rbf": {"width": 1}, "bon": {"width": 8}}.get(method, {})
-        search = make_search(method, plan.nfe, **width)
+        search = make_search(method, plan, **width)
         totals, nfe = packed(task, search)
         row = found[method] = {
             "occupancy": totals.occupancy,
@@ -174,13 +176,15 @@ def occupancies(task: Task, plan: Plan) -> dict[str, Any]:
 def speed(task: Task, plan: Plan) -> dict[str, Any]:
     """Prompts a second of RBF."""
     ways: dict[str, Callable[[], Any]] = {
-        "packed": lambda: packed(task, make_search("rbf", plan.nfe, width=1)),
-        "width 1": lambda: alone(task, make_search("rbf", plan.nfe, width=1)),
-        "width 4": lambda: alone(task, make_search("rbf", plan.nfe, width=4)),
+        "packed": lambda: packed(task, make_search("rbf", plan, width=1)),
+        "width 1": lambda: alone(task, make_search("rbf", plan, width=1)),
+        "width 4": lambda: alone(task, make_search("rbf", plan, width=4)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way()
+    # One prompt compiles what all take.
+    packed(task, make_search("rbf", plan, width=1))
+    for width in (1, 4):
+        alone(task.first(1), make_search("rbf", plan, width=width))
     for turn in range(plan.repetitions):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             began = time.perf_counter()
@@ -192,7 +196,7 @@ def speed(task: Task, plan: Plan) -> dict[str, Any]:
     return {"prompts": len(task.texts), "prompts_per_second": rates, "seconds": seconds}
 
 
-def judged(task: Task, results: fs.packing.Batch) -> dict[str, np.ndarray]:
+def judged(task: Task, results: fs.packing.Packing) -> dict[str, np.ndarray]:
     """What the held-out checker says of each prompt, and what it cost."""
     found = dict(results)
     every = [found[i] for i in range(len(task.texts))]
@@ -207,9 +211,7 @@ def judged(task: Task, results: fs.packing.Batch) -> dict[str, np.ndarray]:
 
 def shared(task: Task, plan: Plan) -> dict[str, Any]:
     """A budget shared by all against an even split of it."""
-    # Settings of the share; room for what a hard prompt may get in one attempt.
-    settings = presets.resolve("recommended", "rbf", {"nfe": plan.share, "width": 1})
-    search = presets.build("rbf", dataclasses.replace(settings, nfe=3 * plan.share))
+    search = make_search("rbf", plan, width=1)
     total = plan.share * len(task.texts)
     ways: dict[str, dict[str, Any]] = {
         "split": {"nfe": plan.share},

@@ -134,6 +134,41 @@ def search_overhead() -> str:
     return "\n".join(lines)
 
 
+def packing() -> str:
+    """Occupancy by method, prompts a second and the shared budget of `packing.json`."""
+    found = json.loads((RESULTS / "packing.json").read_text())
+    settings, rates = found["settings"], found["speed"]["prompts_per_second"]
+    lines = [
+        f"{settings['prompts']} captions of at least {settings['objects']} objects, "
+        f"{settings['nfe']} NFE each at most, batches of {settings['batch_size']}; a prompt stops "
+        "when its reward (`rss`) is 0.",
+        "",
+        "| rows that are charged | packed | lock-step | surplus | padding | NFE a prompt |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["methods"].items():
+        lines.append(
+            f"| {name} | **{row['occupancy']:.3f}** | {row['lockstep_occupancy']:.3f} | "
+            f"{row['surplus_share']:.3f} | {row['padding_share']:.3f} | {row['nfe']:.0f} |"
+        )
+    shared = found["shared"]
+    lines += [
+        "",
+        f"RBF on {found['cores']} CPU cores: {rates['packed']:.2f} prompts/s packed, "
+        f"{rates['width 1']:.2f} one at a time ({rates['width 4']:.2f} with waves of 4), "
+        f"{found['prompts_per_second_ratio']:.2f} times as many.",
+        "",
+        f"| {shared['prompts']} captions × {shared['seeds']} seeds, {shared['share']} NFE each "
+        "| exact captions | NFE in all |",
+        "|---|---|---|",
+    ]
+    for name, label in (("split", "an equal split"), ("shared", "one budget (`total_nfe`)")):
+        row = shared[name]
+        lines.append(f"| {label} | {_share(row)} | {row['nfe']:.0f} |")
+    gain = "{gain:+.3f} ({gain_low:+.3f} – {gain_high:+.3f})".format(**shared)
+    return "\n".join([*lines, f"| difference, paired | {gain} | |"])
+
+
 def ports() -> str:
     """Ratios of `ports.json`."""
     found = json.loads((RESULTS / "ports.json").read_text())
@@ -311,6 +346,7 @@ TABLES = {
     "peers": peers,
     "cold_start": cold_start,
     "devices": devices,
+    "packing": packing,
     "ports": ports,
     "conversion": conversion,
     "paper_methods": paper_methods,

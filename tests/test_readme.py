@@ -35,7 +35,7 @@ def test_commands_are_understood():
 
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    commands = re.findall(r"flowsde ((?:sample|compare|train|convert).*)", "\n".join(lines))
+    commands = re.findall(r"flowsde ((?:sample|batch|compare|train|convert).*)", "\n".join(lines))
     assert len(commands) >= 2
     for command in commands:
         cli._parse(shlex.split(command))

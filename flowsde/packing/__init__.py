@@ -4,7 +4,7 @@
 waves, `judges` who evaluates, `engine` the loop around them.
 """
 
-from flowsde.packing.batch import Batch, batch
+from flowsde.packing.batch import Packing, batch
 from flowsde.packing.engine import Totals
 
-__all__ = ["Batch", "Totals", "batch"]
+__all__ = ["Packing", "Totals", "batch"]

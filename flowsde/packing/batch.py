@@ -18,7 +18,7 @@ from flowsde.search.job import Job, prepare
 from flowsde.search.result import Result
 
 
-class Batch(Iterator[tuple[int, Result]]):
+class Packing(Iterator[tuple[int, Result]]):
     """(prompt id, `Result`) of each prompt as it ends; made by `batch`.
 
     A prompt's result is that of `flowsde.run` alone, without `info` and `state`. Its `evaluations`
@@ -56,7 +56,7 @@ def batch(
     nfe: Any = None,
     total_nfe: int | None = None,
     invalid: Literal["error", "warn"] = "error",
-) -> Batch:
+) -> Packing:
     """Run a search for each of many prompts, their candidates packed into batches of one size.
 
     Every prompt advances at a pace of its own. A batch takes candidates of any of them, each at its
@@ -100,7 +100,7 @@ def batch(
             job.search, flow.evaluations, ids.size,
         )  # fmt: skip
     engine = Engine(job, size, many)
-    return Batch(engine, _results(job, engine, total_nfe))
+    return Packing(engine, _results(job, engine, total_nfe))
 
 
 def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsde.packing.judges import Judge, OnDevice, OnHost, Worth
 from flowsde.packing.pool import Batch, Pool, Prompts, empty
-from flowsde.packing.steps import advance, nothing
+from flowsde.packing.steps import Kind, advance, nothing
 from flowsde.packing.widths import chains, widen, width_for, with_width
 from flowsde.rewards.base import HostReward
 from flowsde.search.base import Particle
@@ -83,7 +83,7 @@ class Engine:
         self._search = with_width(job.search, 1)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
-        args = (self._search, minibatch)
+        args = (Kind(job.search.interpolant, job.search.guided), minibatch)
         self._judge: Judge = (
             OnHost(job.flow, job.reward, *args, job.cond)
             if isinstance(job.reward, HostReward)

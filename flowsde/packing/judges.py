@@ -14,9 +14,9 @@ import numpy as np
 
 from flowsde.flow import Cond, Flow
 from flowsde.packing.pool import Batch
-from flowsde.packing.steps import evaluate
+from flowsde.packing.steps import Kind, evaluate
 from flowsde.rewards.base import DeviceReward, HostReward
-from flowsde.search.base import Evaluation, Search
+from flowsde.search.base import Evaluation
 from flowsde.search.evaluate import evaluate_model
 
 Worth = tuple[Evaluation, jax.Array]
@@ -42,8 +42,8 @@ class OnDevice:
 
     depth = 1
 
-    def __init__(self, flow: Flow, reward: DeviceReward, search: Search, minibatch: int):
-        self._evaluate = partial(evaluate, flow, reward, search=search, minibatch=minibatch)
+    def __init__(self, flow: Flow, reward: DeviceReward, kind: Kind, minibatch: int):
+        self._evaluate = partial(evaluate, flow, reward, kind=kind, minibatch=minibatch)
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
         worth = self._evaluate(batch)
@@ -53,15 +53,15 @@ class OnDevice:
         pass
 
 
-@partial(jax.jit, static_argnames=("search", "minibatch"))
+@partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate_and_decode(
-    flow: Flow, batch: Batch, search: Search, minibatch: int
+    flow: Flow, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Worth, jax.Array, jax.Array]:
     """A batch's means; rows with those that want a reward first, and their images in that order.
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
-    evals, computed = evaluate_model(flow, None, batch.asked, batch.cond, search, batch.place.size)
+    evals, computed = evaluate_model(flow, None, batch.asked, batch.cond, kind, batch.place.size)
     wanted = (batch.asked.valid & batch.asked.wants_reward)[:, 0]
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
@@ -86,8 +86,8 @@ class OnHost:
 
     depth = 2
 
-    def __init__(self, flow: Flow, reward: HostReward, search: Search, minibatch: int, cond: Cond):
-        self._evaluate = partial(evaluate_and_decode, flow, search=search, minibatch=minibatch)
+    def __init__(self, flow: Flow, reward: HostReward, kind: Kind, minibatch: int, cond: Cond):
+        self._evaluate = partial(evaluate_and_decode, flow, kind=kind, minibatch=minibatch)
         self._reward, self._minibatch = reward, minibatch
         self._cond = jax.device_get(cond)
         self._thread = ThreadPoolExecutor(1, f"reward {reward.name}")

@@ -5,6 +5,7 @@ gives the slots of finished prompts to the next ones of the list, asks, and sele
 `evaluate` computes one. The state stays on the device: the host hears a few numbers.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.flow import Flow
+from flowsde.interpolants import Interpolant
 from flowsde.packing.pool import Batch, Pool, Prompts, flat
 from flowsde.packing.widths import searching
 from flowsde.rewards.base import Reward
@@ -182,14 +184,20 @@ def advance(
     return pool, following, best, Packed.of(report)
 
 
-@partial(jax.jit, static_argnames=("search", "minibatch"))
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What evaluating depends on of a search: those that share it share the compiled program."""
+
+    interpolant: Interpolant
+    guided: bool
+
+
+@partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate(
-    flow: Flow, reward: Reward, batch: Batch, search: Search, minibatch: int
+    flow: Flow, reward: Reward, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B, 1], and which passes were differentiated."""
-    evals, computed = evaluate_model(
-        flow, reward, batch.asked, batch.cond, search, batch.place.size
-    )
+    evals, computed = evaluate_model(flow, reward, batch.asked, batch.cond, kind, batch.place.size)
     evals = evaluate_reward(flow, reward, batch.asked, evals, batch.cond, minibatch)
     return evals, computed.backward
 

@@ -21,7 +21,7 @@ from flowsde.flow import Cond, Flow
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward
-from flowsde.search.base import Candidates, Evaluation, Search
+from flowsde.search.base import Candidates, Evaluation
 from flowsde.search.layout import ALONE, EVERYWHERE, Layout
 
 
@@ -204,11 +204,13 @@ def evaluate_model(
     reward: Any,
     asked: Candidates,
     cond: Cond,
-    search: Search,
+    search: Any,
     size: int,
     layout: Layout = ALONE,
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
+
+    Of the search, its `interpolant` and whether it is `guided` are used.
 
     Returns:
       Leaves [m, ...].
