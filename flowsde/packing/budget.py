@@ -124,7 +124,8 @@ def attempts(
       total: model evaluations of all.
       known: outcomes of attempts that ended in an earlier run, which are not made again.
     """
-    cost, ended = job.flow.evaluations, []
+    cost = job.flow.evaluations
+    ended: list[dict[int, Outcome]] = []
     least = cost * least_nfe(job.search)
     most = [cost * int(n) for n in job.nfe]
     while True:

@@ -10,7 +10,7 @@ batch.json
     ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
     `flowsde.packing.Totals`, ``seconds`` and ``prompts_per_second``, compilation included.
 sheet.png
-    All pictures in the order of the list, with their numbers and rewards.
+    The pictures in the order of the list, 400 at most, with their numbers and rewards.
 
 What is on disk of each prompt is in `flowsde.packing.folder`. In its result.json, ``seconds.total``
 is the time since the prompt before it ended: they share the device.
@@ -43,6 +43,8 @@ _BAR = (
     "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
 )
 _SIZE = 32
+_EVERY = 2.0
+"""Seconds between two batch.json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,7 @@ def _search(
     numbers = folder.missing if command.total_nfe is None else list(range(len(offer.prompts)))
     job, size = _job(command, offer, [offer.prompts[i] for i in numbers], command.batch_size)
     engine = Engine(job, size, command.slots)
+    ended, total, written = 0, len(offer.prompts), began
 
     def this_run() -> dict[str, Any]:
         seconds = time.perf_counter() - began
@@ -146,10 +149,11 @@ def _search(
         }
 
     def write() -> None:
+        nonlocal written
+        written = time.perf_counter()
         values = _values(command, offer, folder, [*runs, this_run()])
         report.write_json(command.out / "batch.json", values)
 
-    ended, total = 0, len(offer.prompts)
     write()
     with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:
         bar.set_postfix_str("compiling")
@@ -158,7 +162,8 @@ def _search(
                 now = time.perf_counter()
                 finish(now - last)
                 last, ended = now, ended + 1
-                write()
+                if now - written > _EVERY:
+                    write()
                 bar.set_postfix_str(f"occupancy {engine.totals.occupancy:.2f}", refresh=False)
                 bar.update()
         finally:
@@ -181,6 +186,7 @@ def _endings(
         if one.outcome.reward >= job.target:
             yield partial(folder.end_attempts, one.prompt)
     for i in folder.missing:
+        check_hopeless(job, i, folder.best(i))
         yield partial(folder.end_attempts, i)
 
 

@@ -106,7 +106,7 @@ class Engine:
 
     def run(self, prompts: Prompts) -> Iterator[tuple[int, Result]]:
         """(number, result) of each prompt of a list, as it ends."""
-        job, n = self._job, int(prompts.count)
+        job, n = self._job, int(prompts.length)
         slots = self._slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self._size)
         search = with_width(self._search, width)

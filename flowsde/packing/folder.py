@@ -124,7 +124,7 @@ class Folder:
         small = {name: np.asarray(getattr(result, name)) for name in ("image", "reward", *_SUMS)}
         old = self._attempts.get(i)
         if old is not None:
-            best = added(_as_result(old), result)
+            best = added(self.best(i), result)
             small = {name: np.asarray(getattr(best, name)) for name in small}
         for name in ("nfe", "reward"):
             before = [] if old is None else old[f"{name}_each"]
@@ -133,12 +133,16 @@ class Folder:
         self.folders[i].mkdir(exist_ok=True)
         report.write_arrays(self.folders[i] / "attempts.npz", small)
 
+    def best(self, i: int) -> Result:
+        """What a prompt that has not ended has found in its attempts."""
+        return _as_result(self._attempts[i])
+
     def end_attempts(self, i: int, seconds: float) -> None:
         """A prompt's attempts are over: its best is the result."""
         own = self._attempts[i]
         each = zip(own["nfe_each"], own["reward_each"], strict=True)
         attempts = [{"nfe": int(n), "reward": float(r)} for n, r in each]
-        self.end(i, _as_result(own), seconds, attempts)
+        self.end(i, self.best(i), seconds, attempts)
         (self.folders[i] / "attempts.npz").unlink(missing_ok=True)
 
     def end(

@@ -17,21 +17,21 @@ from flowsde.search.result import Carry
 
 
 class Prompts(NamedTuple):
-    """The list: every leaf but `count` has a leading axis of P.
+    """The list: every leaf but `length` has a leading axis of P.
 
     Attributes:
       keys: of each prompt.
       nfe: int32, budget of each in candidates.
       cond: of each.
       order: int32, numbers of the prompts, in which slots take them.
-      count: int32, how many of `order` there are to take.
+      length: int32, how many of `order` there are to take.
     """
 
     keys: jax.Array
     nfe: jax.Array
     cond: Cond
     order: jax.Array
-    count: jax.Array
+    length: jax.Array
 
 
 class Pool(NamedTuple):

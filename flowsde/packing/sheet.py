@@ -8,10 +8,12 @@ from PIL import Image, ImageDraw
 from flowsde.report import replacing
 
 _SIDE, _TEXT, _GAP = 96, 14, 6
+_MOST = 400
 
 
 def write_sheet(path: Path, pictures: Sequence[Path], labels: Sequence[str]) -> None:
-    """A sheet of picture files, in rows that make it about square; labels are ASCII."""
+    """A sheet of the first picture files, about square; labels are ASCII."""
+    pictures, labels = pictures[:_MOST], labels[:_MOST]
     columns = max(1, round(len(pictures) ** 0.5))
     rows = -(-len(pictures) // columns)
     wide, high = _SIDE + _GAP, _SIDE + _TEXT + _GAP

@@ -16,7 +16,7 @@ from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant
 from flowsde.packing.pool import Batch, Pool, Prompts, flat
 from flowsde.packing.widths import searching
-from flowsde.rewards.base import Reward
+from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Particle, Search, where
 from flowsde.search.evaluate import evaluate_model, evaluate_reward, rows
 from flowsde.search.programs import start
@@ -80,7 +80,7 @@ def _fill(
 ) -> tuple[Pool, jax.Array]:
     """Give free slots to the next prompts; says which have begun one."""
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-    begins = free & (turn < prompts.count)
+    begins = free & (turn < prompts.length)
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
     fresh = start(
         prompts.keys[prompt], prompts.nfe[prompt], search=search, shape=flow.shape, target=target
@@ -179,7 +179,7 @@ def advance(
         sent=sent,
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
-        left=prompts.count - pool.taken,
+        left=prompts.length - pool.taken,
     )
     return pool, following, best, Packed.of(report)
 
@@ -194,7 +194,7 @@ class Kind:
 
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate(
-    flow: Flow, reward: Reward, batch: Batch, kind: Kind, minibatch: int
+    flow: Flow, reward: DeviceReward, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B, 1], and which passes were differentiated."""
     evals, computed = evaluate_model(flow, reward, batch.asked, batch.cond, kind, batch.place.size)
