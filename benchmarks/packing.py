@@ -17,15 +17,15 @@ A shared budget (`total_nfe`) is compared with the same number of evaluations sp
 every prompt spends its own share to the end: exact captions by the held-out checker, which no
 search sees, with 95 % bootstraps over captions, and their paired difference.
 
-    python benchmarks/packing.py [--quick] [--json FILE]
+    python benchmarks/packing.py [--quick] [--json FILE] [--only {speed,methods,shared}]
 
-Keys of the JSON: version, versions {jax, python}, cores, load (average over a minute, at the start
-and at the end); occupancy, lockstep_occupancy, prompts_per_second_ratio, all of RBF; methods, by
-name {occupancy, lockstep_occupancy, surplus_share, padding_share, prompts, nfe (mean charged),
-nfe_quantiles (10, 50 and 90 %), widths}; speed {prompts, prompts_per_second {packed, width 1,
-width 4}, seconds, a list over repetitions each}; shared {prompts, seeds, share (NFE a prompt),
+Keys of the JSON: version, versions {jax, python}, cores; occupancy, lockstep_occupancy and
+prompts_per_second_ratio, all of RBF; methods, by name {occupancy, lockstep_occupancy,
+surplus_share, padding_share, prompts, nfe (mean charged), nfe_quantiles (10, 50 and 90 %), widths};
+speed {prompts, prompts_per_second {packed, width 1, width 4}, seconds, a list over repetitions
+each, load (average over a minute, before and after)}; shared {prompts, seeds, share (NFE a prompt),
 total (of one seed), split and shared {nfe, accuracy, accuracy_low, accuracy_high, rss}, gain,
-gain_low, gain_high, most (NFE that any prompt got)}; settings; seconds.
+gain_low, gain_high, most (NFE that any prompt got)}; settings.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -61,11 +61,13 @@ class Args:
 
     Attributes:
       quick: fewer prompts and evaluations, done in 45 seconds on two cores.
-      json: where to write the results.
+      json: where to write the results; parts of the same settings that are there stay.
+      only: one part.
     """
 
     quick: bool = False
     json: pathlib.Path | None = None
+    only: Literal["speed", "methods", "shared"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,39 +248,63 @@ def shared(task: Task, plan: Plan) -> dict[str, Any]:
     return table | {"gain": gain, "gain_low": low, "gain_high": high, "most": most}
 
 
-def measure(args: Args) -> dict[str, Any]:
-    """All parts."""
-    began, load = time.perf_counter(), os.getloadavg()[0]
-    plan = QUICK if args.quick else FULL
+def parts(plan: Plan) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name."""
     texts = captions(plan.prompts, OBJECTS)
     task = Task(shapes.load_flow(), shapes.load_reward("rss"), texts)
-    methods = occupancies(task, plan)
-    fast = speed(task.first(plan.timed), plan)
-    rates = fast["prompts_per_second"]
     return {
-        "version": fs.__version__,
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "cores": os.cpu_count(),
-        "occupancy": methods["rbf"]["occupancy"],
-        "lockstep_occupancy": methods["rbf"]["lockstep_occupancy"],
-        "prompts_per_second_ratio": rates["packed"] / max(rates["width 1"], rates["width 4"]),
-        "methods": methods,
-        "speed": fast,
-        "shared": shared(task, plan),
-        "settings": dataclasses.asdict(plan)
-        | {"batch_size": BATCH, "target_reward": TARGET, "objects": OBJECTS, "reward": "rss"},
-        "load": [load, os.getloadavg()[0]],
-        "seconds": time.perf_counter() - began,
+        "speed": lambda: speed(task.first(plan.timed), plan),
+        "methods": lambda: occupancies(task, plan),
+        "shared": lambda: shared(task, plan),
     }
 
 
+def headline(found: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that sum it up, of the parts that are there."""
+    numbers: dict[str, Any] = {}
+    if "methods" in found:
+        rbf = found["methods"]["rbf"]
+        numbers |= {name: rbf[name] for name in ("occupancy", "lockstep_occupancy")}
+    if "speed" in found:
+        rates = found["speed"]["prompts_per_second"]
+        alone = max(rates["width 1"], rates["width 4"])
+        numbers["prompts_per_second_ratio"] = rates["packed"] / alone
+    return numbers
+
+
 def main(args: Args) -> None:
-    """Measure, then write what was asked for."""
-    results = measure(args)
-    print(f"{results['seconds']:.0f} s")
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    """Measure part by part, and write each as it comes."""
+    plan = QUICK if args.quick else FULL
+    settings = dataclasses.asdict(plan) | {
+        "batch_size": BATCH, "target_reward": TARGET, "objects": OBJECTS, "reward": "rss"
+    }  # fmt: skip
+    settings["methods"] = list(plan.methods)
+    found: dict[str, Any] = {}
+    if args.json is not None and args.json.exists():
+        found = json.loads(args.json.read_text())
+        if found.get("settings") != settings:
+            found = {}
+    for name, measure in parts(plan).items():
+        if args.only is not None and name != args.only:
+            continue
+        began, load = time.perf_counter(), os.getloadavg()[0]
+        found |= {name: measure(), "settings": settings}
+        found[name] |= {"load": [load, os.getloadavg()[0]]} if name == "speed" else {}
+        found = {
+            "version": fs.__version__,
+            "versions": {"jax": jax.__version__, "python": platform.python_version()},
+            "cores": os.cpu_count(),
+            **headline(found),
+            **{
+                key: found[key]
+                for key in ("methods", "speed", "shared", "settings")
+                if key in found
+            },
+        }
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+        if args.json is not None:
+            text = json.dumps(found, indent=1) + "\n"
+            replace_file(args.json, lambda path, text=text: path.write_text(text))
 
 
 if __name__ == "__main__":

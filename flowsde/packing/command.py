@@ -166,6 +166,11 @@ def _search(
                     write()
                 bar.set_postfix_str(f"occupancy {engine.totals.occupancy:.2f}", refresh=False)
                 bar.update()
+        except Exception as error:
+            error.add_note(
+                f"flowsde batch: what has ended is in {command.out}; the same command goes on"
+            )
+            raise
         finally:
             engine.close()
     return this_run()
