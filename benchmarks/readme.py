@@ -159,14 +159,14 @@ def packing() -> str:
         f"{found['prompts_per_second_ratio']:.2f} times as many.",
         "",
         f"| {shared['prompts']} captions × {shared['seeds']} seeds, {shared['share']} NFE each "
-        "| exact captions | NFE in all |",
-        "|---|---|---|",
+        "| equal split | one budget (`total_nfe`) | difference, paired |",
+        "|---|---|---|---|",
     ]
-    for name, label in (("split", "an equal split"), ("shared", "one budget (`total_nfe`)")):
-        row = shared[name]
-        lines.append(f"| {label} | {_share(row)} | {row['nfe']:.0f} |")
-    gain = "{gain:+.3f} ({gain_low:+.3f} – {gain_high:+.3f})".format(**shared)
-    return "\n".join([*lines, f"| difference, paired | {gain} | |"])
+    for name, row in shared["rewards"].items():
+        gain = "{gain:+.2f} ({gain_low:+.2f} – {gain_high:+.2f})".format(**row)
+        cells = [f"by `{name}` to {row['target']:g}", _share(row["split"]), _share(row["shared"])]
+        lines.append(f"| {' | '.join([*cells, gain])} |")
+    return "\n".join(lines)
 
 
 def ports() -> str:
