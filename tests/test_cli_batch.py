@@ -144,6 +144,15 @@ def test_other_settings_are_refused_or_replace(
         assert "--total-nfe None, not 150; expected another --out or --overwrite" in said
         cli.main(["batch", *ode])
         assert "7 of 7 prompts are finished" in capsys.readouterr().out
+        # What `sample` leaves has no attempts to go on with.
+        (out / "batch.json").unlink()
+        for slug in SLUGS:
+            path = out / slug / "result.json"
+            values = json.loads(path.read_text())
+            values["settings"]["target_reward"] = -1.0
+            path.write_text(json.dumps(values))
+        said = _refused(capsys, *ode, "--total-nfe", "150", "--target-reward=-1")
+        assert "is of a prompt without --total-nfe; expected another --out" in said
     cli.main(["batch", *ode, "--seed", "1", "--overwrite"])
     assert {one["seed"] for one in _results(out)} == {1}
 

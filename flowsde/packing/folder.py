@@ -54,6 +54,12 @@ class Folder:
             values = unfinished.finished(folder)
             if values is not None:
                 self._check(folder, about, values)
+                if ("attempts" in values) != (total_nfe is not None):
+                    how = "with" if "attempts" in values else "without"
+                    raise ValueError(
+                        f"the finished run in {folder} is of a prompt {how} --total-nfe; expected "
+                        f"another --out or --overwrite"
+                    )
                 self.values[i] = values
                 # A kill may have come between the two.
                 (folder / "attempts.npz").unlink(missing_ok=True)
