@@ -20,7 +20,7 @@ from flowsde.search.base import Evaluation
 from flowsde.search.evaluate import evaluate_model
 
 Worth = tuple[Evaluation, jax.Array]
-"""What a batch is worth, and which passes were differentiated; [B, 1]."""
+"""What a batch is worth, and which passes were differentiated; [B]."""
 
 
 class Judge(Protocol):
@@ -65,7 +65,7 @@ def evaluate_and_decode(
     wanted = (batch.asked.valid & batch.asked.wants_reward)[:, 0]
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
-    x0 = evals.x0[:, 0]
+    x0 = evals.x0
     like = jax.eval_shape(flow.decode, x0[:minibatch])
 
     def decode(at: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ class OnHost:
     def begin(self, batch: Batch) -> Callable[[], Worth]:
         (evals, backward), at, images = self._evaluate(batch)
         scored = self._thread.submit(self._score, at, images, batch.prompt)
-        return lambda: (evals._replace(reward=jnp.asarray(scored.result())[:, None]), backward)
+        return lambda: (evals._replace(reward=jnp.asarray(scored.result())), backward)
 
     def _score(self, rows: Any, images: Any, prompts: Any) -> np.ndarray:
         rows = np.asarray(rows)

@@ -18,7 +18,7 @@ from flowsde.packing.pool import Batch, Pool, Prompts, flat
 from flowsde.packing.widths import searching
 from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Particle, Search, where
-from flowsde.search.evaluate import evaluate_model, evaluate_reward, rows
+from flowsde.search.evaluate import evaluate_model, evaluate_reward, of_prompts
 from flowsde.search.programs import start
 from flowsde.search.result import COUNTERS, Packed
 
@@ -48,7 +48,7 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
 
     def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
         whole = buffer.reshape(-1, *buffer.shape[2:])
-        return whole.at[batch.place].set(new[:, 0], mode="drop").reshape(buffer.shape)
+        return whole.at[batch.place].set(new, mode="drop").reshape(buffer.shape)
 
     back = jnp.zeros_like(backward, jnp.bool)
     return pool._replace(
@@ -130,7 +130,7 @@ def _select(
         valid=asked.valid & some,
     )
     prompt = number[at // columns]
-    batch = Batch(place, asked, prompt, rows(prompts.cond, prompt))
+    batch = Batch(place, asked, prompt, of_prompts(prompts.cond, prompt))
     waiting = waiting.at[place].set(False, mode="drop").reshape(pool.waiting.shape)
     return pool._replace(waiting=waiting), batch, sent
 
@@ -152,7 +152,7 @@ def advance(
     Args:
       pool: of the search's columns.
       batch: that is back, of B places.
-      evals, backward: what it was worth [B, 1].
+      evals, backward: what it was worth [B].
       prompts, flow, target: of the run.
       least: candidates that are worth sending.
       search: asks and is told.
@@ -196,7 +196,7 @@ class Kind:
 def evaluate(
     flow: Flow, reward: DeviceReward, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Evaluation, jax.Array]:
-    """A batch's evaluation [B, 1], and which passes were differentiated."""
+    """A batch's evaluation [B], and which passes were differentiated."""
     evals, computed = evaluate_model(flow, reward, batch.asked, batch.cond, kind, batch.place.size)
     evals = evaluate_reward(flow, reward, batch.asked, evals, batch.cond, minibatch)
     return evals, computed.backward
@@ -211,7 +211,7 @@ def nothing(flow: Flow, search: Search, prompts: Prompts, size: int) -> Any:
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
         asked=Candidates(x, zeros, no, no, no),
         prompt=number,
-        cond=rows(prompts.cond, number),
+        cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x, x, zeros, x if search.guided else None)
-    return batch, evals, number[:, None]
+    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if search.guided else None)
+    return batch, evals, number
