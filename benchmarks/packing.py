@@ -285,6 +285,12 @@ def headline(found: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
+def write(path: pathlib.Path, found: dict[str, Any]) -> None:
+    """The results as JSON."""
+    text = json.dumps(found, indent=1) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
 def main(args: Args) -> None:
     """Measure part by part, and write each as it comes."""
     plan = QUICK if args.quick else FULL
@@ -316,8 +322,7 @@ def main(args: Args) -> None:
         }
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         if args.json is not None:
-            text = json.dumps(found, indent=1) + "\n"
-            replace_file(args.json, lambda path, text=text: path.write_text(text))
+            write(args.json, found)
 
 
 if __name__ == "__main__":
