@@ -1,7 +1,8 @@
 """What does searching cost beside the model's evaluations?
 
-RBF, SVDD and SMC search at `nfe` evaluations with a model of a few milliseconds a candidate (a
-residual network over the 64 patches of a picture) and a reward that costs next to nothing.
+RBF, SVDD and SMC search at `nfe` evaluations with a model of about 3 milliseconds a candidate (a
+residual network over the 64 patches of a picture, of as many blocks as take that long here) and a
+reward that costs next to nothing.
 Compared are, one after the other in every repetition, each repetition in another order:
 
 - bare: the velocity alone, in one compiled loop, as many chunks of as many rows as the search
@@ -56,7 +57,9 @@ from flowsde.search.programs import run_rounds
 from flowsde.search.run import _begin
 
 SIDE, LARGE = 32, 64
-PATCHES, WIDTH, BLOCKS = 8, 192, 8
+PATCHES, WIDTH = 8, 192
+MODEL_MS = 3.0
+"""Of a candidate."""
 Details = dict[str, dict[str, Any]]
 """A row of `compare` for each method."""
 TARGETS = {"run": 1.05, "iterate": 1.10, "memory": 1.10}
@@ -69,12 +72,13 @@ class Args:
     Attributes:
       quick: fewer evaluations and repetitions, done in 45 seconds on two cores.
       json: where to write the results.
-      chunk: candidates that the model evaluates at once.
+      chunk: candidates that the model evaluates at once; 8 are two chains' waves of four, the
+        command's own for RBF.
     """
 
     quick: bool = False
     json: pathlib.Path | None = None
-    chunk: int = 4
+    chunk: int = 8
 
 
 def velocity(params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
@@ -93,11 +97,11 @@ def velocity(params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
     return jnp.tanh(h.reshape(x.shape))
 
 
-def make_flow(side: int) -> fs.Flow:
+def make_flow(side: int, blocks: int) -> fs.Flow:
     """The model, with random parameters: only its cost matters."""
     keys = jax.random.split(jax.random.key(0), 4)
     inside = 3 * (side // PATCHES) ** 2
-    shapes = [(inside, WIDTH), (BLOCKS, WIDTH, 4 * WIDTH), (BLOCKS, 4 * WIDTH, WIDTH)]
+    shapes = [(inside, WIDTH), (blocks, WIDTH, 4 * WIDTH), (blocks, 4 * WIDTH, WIDTH)]
     first, into, out, final = (
         jax.random.normal(key, shape, jnp.float32) / shape[-2] ** 0.5
         for key, shape in zip(keys, [*shapes, (WIDTH, inside)], strict=True)
@@ -135,6 +139,16 @@ def timed(f: Callable[[], Any]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(jax.tree.leaves(f()))
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def blocks_for(ms: float, chunk: int) -> int:
+    """Blocks of a model that takes so many milliseconds a candidate, on this machine."""
+    x, trial = jnp.ones((chunk, SIDE, SIDE, 3), jnp.float32), 16
+    flow = make_flow(SIDE, trial)
+    go = partial(timed, lambda: bare(flow, x, jnp.int32(10), chunk))
+    go()
+    seconds = statistics.median(go()[0] for _ in range(5))
+    return max(1, round(trial * ms / (1e3 * seconds / (10 * chunk))))
 
 
 def size_of(tree: Any) -> int:
@@ -205,15 +219,18 @@ def ratio(row: dict[str, Any], way: str, clock: str = "seconds") -> float:
     return statistics.median(row[clock][way]) / statistics.median(row[clock]["bare"])
 
 
-def time_searches(side: int, searches: dict[str, Any], chunk: int, repetitions: int) -> Details:
+def time_searches(flow: fs.Flow, searches: dict[str, Any], chunk: int, repetitions: int) -> Details:
     """Seconds of every method and way on pictures of one side, printed as they come."""
-    prepared, details = partial(ways_of, make_flow(side), chunk=chunk), {}
+    prepared, details = partial(ways_of, flow, chunk=chunk), {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # XLA compiles on one core
         compiled = list(threads.map(prepared, searches.values()))
     for name, ways in zip(searches, compiled, strict=True):
         row = details[name] = compare(ways, chunk, repetitions)
         bare_seconds = statistics.median(row["seconds"]["bare"])
-        print(f"{side:5}{name:>8}{row['rounds']:8}{row['nfe']:6}{row['evaluations']:13}", end="")
+        print(
+            f"{flow.shape[0]:5}{name:>8}{row['rounds']:8}{row['nfe']:6}{row['evaluations']:13}",
+            end="",
+        )
         print(f"{bare_seconds:9.2f}{ratio(row, 'run'):8.3f}{ratio(row, 'iterate'):9.3f}", end="")
         cpu = (ratio(row, way, "cpu_seconds") for way in ("run", "iterate"))
         print("{:10.3f}{:9.3f}".format(*cpu), flush=True)
@@ -250,15 +267,18 @@ def measure(args: Args) -> dict[str, Any]:
     """All methods."""
     began, load = time.perf_counter(), os.getloadavg()[0]
     nfe, repetitions, sides = (50, 2, [SIDE]) if args.quick else (500, 9, [SIDE, LARGE])
-    searches = make_searches(nfe, args.chunk)
+    searches, blocks = make_searches(nfe, args.chunk), blocks_for(MODEL_MS, args.chunk)
+    flows = {side: make_flow(side, blocks) for side in sides}
     print(f"{'side':>5}{'method':>8}{'rounds':>8}{'NFE':>6}{'evaluations':>13}", end="")
     print(f"{'bare s':>9}{'run':>8}{'iterate':>9}{'CPU: run':>10}{'iterate':>9}")
-    details = {side: time_searches(side, searches, args.chunk, repetitions) for side in sides}
+    details = {
+        side: time_searches(flow, searches, args.chunk, repetitions) for side, flow in flows.items()
+    }
     first = details[SIDE].values()
     computed = sum(row["evaluations"] for row in first)
     model_ms = 1e3 * sum(statistics.median(row["seconds"]["bare"]) for row in first) / computed
     print(f"{model_ms:.2f} ms an evaluation; targets {TARGETS}")
-    sizes, memory = measure_memory(make_flow(sides[-1]), searches, args.chunk)
+    sizes, memory = measure_memory(flows[sides[-1]], searches, args.chunk)
     return {
         "version": fs.__version__,
         "versions": {
@@ -274,7 +294,7 @@ def measure(args: Args) -> dict[str, Any]:
             "side": {"seconds": SIDE, "bytes": sides[-1]},
             "patches": PATCHES,
             "width": WIDTH,
-            "blocks": BLOCKS,
+            "blocks": blocks,
             "nfe": nfe,
             "chunk": args.chunk,
             "grid": "quadratic(10)",
