@@ -95,6 +95,7 @@ def test_flux_searches_by_clip(places, method, tmp_path):
     assert result["reward"] == pytest.approx(float(wanted[0]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeypatch, capsys):
     """A reward outside JAX, of a module in the folder in which the command is given."""
     (tmp_path / "judge.py").write_text(
@@ -131,6 +132,7 @@ def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeyp
     assert "--steps 2, not 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_prompts_in_batches_have_rewards_of_their_own(places, tmp_path, monkeypatch):
     """A batch holds images of both, each scored with its own text."""
     (tmp_path / "lengths.py").write_text(

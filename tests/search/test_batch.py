@@ -129,6 +129,7 @@ def test_waves_grow_when_few_prompts_are_left():
     np.testing.assert_allclose(one.x, again[int(ids[3])].x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_prompt_makes_room():
     """Two at a time, so the first to end is of the first two, and nobody waits for long."""
     results = fs.batch(

@@ -53,6 +53,7 @@ def test_it_is_a_hard_cap_and_what_is_left_goes_to_the_hard_ones():
     assert spent or all(one.reward >= TARGET for one in found.values())
 
 
+@pytest.mark.slow
 def test_packing_and_order_do_not_matter():
     total = 25 * PROMPTS
     found, _ = shared(total, batch_size=8)

@@ -102,6 +102,7 @@ def test_begun_on_a_mesh_ended_on_another():
         same(go(mesh=mesh, resume=first), last)
 
 
+@pytest.mark.slow
 def test_one_prompt_alone_and_a_reward_outside_jax():
     one = {"cond": row(options()["cond"], 2), "prompt_ids": None}
     single = go(**one)
