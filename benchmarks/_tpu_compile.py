@@ -68,7 +68,7 @@ def _compile(lowered: jax.stages.Lowered) -> dict[str, Any]:
     try:
         compiled = lowered.compile(compiler_options=OPTIONS)
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
             raise
         return {"too_large": int(float(found[1]) * _UNITS[found[2]])}

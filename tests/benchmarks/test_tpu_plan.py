@@ -173,10 +173,18 @@ def test_what_compiling_told_is_kept(tmp_path, monkeypatch):
     assert program.compiled == 2
 
 
-def test_a_program_without_room_says_what_it_wants(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Ran out of memory in memory space hbm. Used 24.5G of 15.75G hbm.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (24.5G) exceeds "
+        "available HBM (15.75G).",
+    ],
+)
+def test_a_program_without_room_says_what_it_wants(tmp_path, monkeypatch, words):
     monkeypatch.setattr(_tpu_compile, "version", lambda name: "0")
-    words = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.5G of 15.75G hbm."
-    program = Lowered("a large program", jax.errors.JaxRuntimeError(words))
+    error = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {words}")
+    program = Lowered("a large program", error)
     for _ in range(2):
         with pytest.raises(_tpu_compile.TooLarge) as error:
             _tpu_compile.facts(program, "v5e:2x4", tmp_path)
