@@ -57,7 +57,8 @@ ATTENTION: tuple[Implementation, ...] = ("xla", "cudnn")
 _TEXT = 512
 _SEARCH_BATCH = 4
 _LARGEST = 0.03
-_FAILURES = (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError)
+_FAILURES = (RuntimeError, ValueError)
+"""What JAX and cuDNN raise where memory, or an implementation of attention, is missing."""
 
 
 @dataclasses.dataclass(frozen=True)

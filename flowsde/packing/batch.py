@@ -1,6 +1,5 @@
 """`flowsde.batch`: the searches of many prompts, packed into full batches."""
 
-import warnings
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
-from flowsde.search.job import Job, prepare
+from flowsde.search.job import Job, check_found, prepare
 from flowsde.search.result import Result
 
 
@@ -130,26 +129,13 @@ def prompts_of(job: Job) -> Prompts:
     return Prompts(job.keys, job.nfe, job.cond, jnp.asarray(order), jnp.int32(order.size))
 
 
-def check_hopeless(job: Job, number: int, result: Result) -> None:
-    """Raise or warn, as asked, if a prompt never had a reward."""
-    if not np.isneginf(result.reward):
-        return
-    message = (
-        f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
-        f"prompt ids [{job.ids[number]}]"
-    )
-    if job.invalid == "error":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=4)
-
-
 def _results(
     job: Job, engine: Engine, total: int | None
 ) -> Generator[tuple[int, Result], None, None]:
     found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
         for number, result in found:
-            check_hopeless(job, number, result)
+            check_found(job, job.ids[[number]], result.reward)
             yield int(job.ids[number]), result
     finally:
         engine.close()

@@ -32,12 +32,13 @@ from flowsde._checks import check_count
 from flowsde.asked import about, offered
 from flowsde.offer import Offer
 from flowsde.options import Flag, Int, Sample, Task, shown
-from flowsde.packing.batch import as_list, check_hopeless, prompts_of
+from flowsde.packing.batch import as_list, prompts_of
 from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import write_sheet
-from flowsde.search.job import Job, prepare
+from flowsde.search.job import Job, check_found, prepare
+from flowsde.search.result import COUNTERS
 
 _BAR = (
     "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
@@ -182,7 +183,7 @@ def _endings(
     """Of each prompt that ends, the function of its seconds that writes it."""
     if command.total_nfe is None:
         for number, result in engine.run(prompts_of(job)):
-            check_hopeless(job, number, result)
+            check_found(job, job.ids[[number]], result.reward)
             i = numbers[number]
             yield partial(folder.end, i, result)
         return
@@ -191,7 +192,7 @@ def _endings(
         if one.outcome.reward >= job.target:
             yield partial(folder.end_attempts, one.prompt)
     for i in folder.missing:
-        check_hopeless(job, i, folder.best(i))
+        check_found(job, job.ids[[i]], folder.best(i).reward)
         yield partial(folder.end_attempts, i)
 
 
@@ -200,7 +201,6 @@ def _values(
 ) -> dict[str, Any]:
     """What batch.json says."""
     every = [one for one in folder.values if one is not None]
-    sums = ("nfe", "evaluations", "backward_passes", "verifier_calls")
     rewards = [one["reward"] for one in every if one["reward"] is not None]
     target = command.target_reward
     exact = [one["heldout"]["exact"] for one in every if "heldout" in one]
@@ -214,7 +214,7 @@ def _values(
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
         "exact": float(np.mean(exact)) if exact else None,
         "reward": float(np.mean(rewards)) if rewards else None,
-        **{name: sum(one[name] for one in every) for name in sums},
+        **{name: sum(one[name] for one in every) for name in COUNTERS},
         "occupancy": charged / computed if computed else None,
         "runs": runs,
     }

@@ -17,9 +17,7 @@ import numpy as np
 from flowsde import report, unfinished
 from flowsde.offer import Offer
 from flowsde.packing.budget import Outcome, added
-from flowsde.search import Result
-
-_SUMS = ("nfe", "evaluations", "backward_passes", "verifier_calls")
+from flowsde.search.result import COUNTERS, Result
 
 
 class Folder:
@@ -127,7 +125,7 @@ class Folder:
 
     def add(self, i: int, result: Result) -> None:
         """Keep an attempt of a prompt that has not ended."""
-        small = {name: np.asarray(getattr(result, name)) for name in ("image", "reward", *_SUMS)}
+        small = {name: np.asarray(getattr(result, name)) for name in ("image", "reward", *COUNTERS)}
         old = self._attempts.get(i)
         if old is not None:
             best = added(self.best(i), result)
@@ -163,7 +161,7 @@ class Folder:
             **about,
             "reward": float(result.reward) if judged else None,
             **self._offer.heldout(about["prompt"], image),
-            **{name: int(getattr(result, name)) for name in _SUMS},
+            **{name: int(getattr(result, name)) for name in COUNTERS},
             # Prompts share the device: parts are nobody's own.
             "seconds": {"total": round(seconds, 3), "model": None, "verifier": None, "other": None},
         }
@@ -176,7 +174,7 @@ class Folder:
 
 def _as_result(arrays: dict[str, Any]) -> Result:
     """What was kept of attempts."""
-    own = {name: int(arrays[name]) for name in _SUMS}
+    own = {name: int(arrays[name]) for name in COUNTERS}
     nothing: dict[str, Any] = dict.fromkeys(Result._fields)
     return Result(**(nothing | own | {"verifier_cost": 0.0}) | {
         "image": arrays["image"], "reward": float(arrays["reward"])

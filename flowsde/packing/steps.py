@@ -18,8 +18,8 @@ from flowsde.packing.pool import Batch, Pool, Prompts, flat
 from flowsde.packing.widths import searching
 from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Particle, Search, where
-from flowsde.search.evaluate import evaluate_model, evaluate_reward, of_prompts
-from flowsde.search.programs import start
+from flowsde.search.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
+from flowsde.search.programs import counted, start
 from flowsde.search.result import COUNTERS, Packed
 
 
@@ -62,16 +62,8 @@ def _tell(pool: Pool, flow: Flow, search: Search, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
     carry, asked = pool.carry, pool.asked
     state, info = jax.vmap(search.tell)(carry.state, asked, pool.evals)
-    cost = flow.evaluations
-    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
-    told = carry._replace(
-        state=state,
-        nfe=carry.nfe + cost * info.charged,
-        evaluations=carry.evaluations + cost * jnp.sum(asked.valid, 1, dtype=jnp.int32),
-        backward_passes=carry.backward_passes
-        + cost * jnp.sum(jnp.where(asked.valid, pool.backward, 0), 1, dtype=jnp.int32),
-        verifier_calls=carry.verifier_calls + jnp.sum(verified, 1, dtype=jnp.int32),
-    )
+    computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
+    told, _ = counted(carry, state, info, asked, computed, flow.evaluations)
     return pool._replace(carry=where(ready, told, carry))
 
 

@@ -161,9 +161,8 @@ def _in_chunks(
     """
 
     def plan(wanted: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.argsort(last, stable=True).astype(jnp.int32), jnp.sum(wanted, dtype=jnp.int32)[
-            None
-        ]
+        order = jnp.argsort(last, stable=True).astype(jnp.int32)
+        return order, jnp.sum(wanted, dtype=jnp.int32)[None]
 
     def places(order: jax.Array, i: jax.Array) -> jax.Array:
         return order[jnp.minimum(i * size + jnp.arange(size, dtype=jnp.int32), order.size - 1)]

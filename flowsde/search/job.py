@@ -1,5 +1,6 @@
 """The arguments of a run, checked before any work."""
 
+import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -130,6 +131,27 @@ def prepare(
     with layout.around_model():
         _trace(job)
     return job
+
+
+def check_found(job: Job, ids: np.ndarray, rewards: Any) -> None:
+    """Raise or warn, as the job asks, about prompts that never had a reward.
+
+    Args:
+      job: to which they belong.
+      ids: of the prompts that have ended, [n].
+      rewards: of their answers, [n]; of one also [].
+    """
+    hopeless = ids[np.isneginf(np.atleast_1d(rewards))]
+    if not hopeless.size:
+        return
+    message = (
+        f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
+        f"prompt ids {hopeless.tolist()}"
+    )
+    if job.invalid == "error":
+        raise ValueError(message)
+    # Two functions lie between this and the user's line.
+    warnings.warn(message, stacklevel=4)
 
 
 def _on_mesh(

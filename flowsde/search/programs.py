@@ -83,6 +83,34 @@ def _ask(carry: Carry, search: Search, layout: Layout) -> tuple[Carry, Candidate
     return layout.local(ask, layout.by_prompt, layout.by_prompt)(carry)
 
 
+def counted(
+    carry: Carry, state: Any, info: Info, asked: Candidates, computed: Computed, passes: int
+) -> tuple[Carry, Info]:
+    """A state that has been told, with all that a round of its prompts is counted and charged.
+
+    Args:
+      carry: before the round.
+      state, info: as `Search.tell` gives them.
+      asked: candidates [..., w].
+      computed: of each of them.
+      passes: of the model, that a candidate takes.
+    """
+    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    info = info._replace(
+        evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
+        backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
+        verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
+    )
+    carry = carry._replace(
+        state=state,
+        nfe=carry.nfe + passes * info.charged,
+        evaluations=carry.evaluations + info.evaluations,
+        backward_passes=carry.backward_passes + info.backward_passes,
+        verifier_calls=carry.verifier_calls + info.verifier_calls,
+    )
+    return carry, info
+
+
 def _tell(
     carry: Carry,
     flow: Flow,
@@ -93,7 +121,6 @@ def _tell(
     layout: Layout,
 ) -> tuple[Carry, Info, jax.Array]:
     """Tell all prompts, count and charge, and say whether all are done."""
-    passes = flow.evaluations
 
     def tell(
         carry: Carry, asked: Candidates, evals: Evaluation, computed: Computed
@@ -107,19 +134,7 @@ def _tell(
         else:
             evals = join(evals, lead, layout)
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
-        verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
-        info = info._replace(
-            evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
-            backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
-            verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
-        )
-        carry = carry._replace(
-            state=state,
-            nfe=carry.nfe + passes * info.charged,
-            evaluations=carry.evaluations + info.evaluations,
-            backward_passes=carry.backward_passes + info.backward_passes,
-            verifier_calls=carry.verifier_calls + info.verifier_calls,
-        )
+        carry, info = counted(carry, state, info, asked, computed, flow.evaluations)
         return carry, info, _done(carry, search)
 
     by_prompt, by_row = layout.by_prompt, layout.by_row

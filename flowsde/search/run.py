@@ -17,7 +17,6 @@ All but the last are in passes of the model: a guided flow costs two a candidate
 """
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from flowsde.rewards.base import HostReward, RewardError
 from flowsde.search import programs
 from flowsde.search.base import Candidates, Info, Particle, Search
 from flowsde.search.evaluate import evaluate_on_host
-from flowsde.search.job import Job, check_resume, prepare
+from flowsde.search.job import Job, check_found, check_resume, prepare
 from flowsde.search.layout import fetch
 from flowsde.search.result import Carry, Result, head, longer, with_numbers
 from flowsde.sharding import ShardingRules
@@ -302,14 +301,6 @@ def _result(
         info=log,
         state=job.trim(carry.state),
     )
-    rewards = np.atleast_1d(fetch(best.reward)) if final else np.zeros(1)
-    hopeless = job.ids[np.isneginf(rewards)] if final else job.ids[:0]
-    if hopeless.size:
-        message = (
-            f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
-            f"prompt ids {hopeless.tolist()}"
-        )
-        if job.invalid == "error":
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
+    if final:
+        check_found(job, job.ids, fetch(best.reward))
     return with_numbers(result) if job.single else result
