@@ -1,5 +1,6 @@
 """Writing result files."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -12,3 +13,10 @@ def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         write(temporary)
+
+
+def save_json(path: pathlib.Path | None, results: dict[str, Any]) -> None:
+    """Write results where they are asked for."""
+    if path is not None:
+        text = json.dumps(results, indent=1) + "\n"
+        replace_file(path, lambda temporary: temporary.write_text(text))

@@ -37,7 +37,7 @@ import jax
 import jaxlib
 import matplotlib.font_manager
 import tyro
-from _files import replace_file
+from _files import save_json
 
 import flowsde as fs
 
@@ -141,9 +141,7 @@ def main() -> None:
     """Measure, and write what is asked for."""
     args = tyro.cli(Args, description=__doc__)
     results = measure(args)
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    save_json(args.json, results)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import tyro
-from _files import replace_file
+from _files import save_json
 from flax import nnx
 
 import flowsde as fs
@@ -221,9 +221,7 @@ def main(args: Args) -> None:
     """Measure, then write what was asked for."""
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         results = measure(args, pathlib.Path(folder))
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    save_json(args.json, results)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ targets {flux_share, search}; seconds. It is saved after each model.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import platform
@@ -42,7 +41,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import tyro
-from _files import replace_file
+from _files import save_json
 from _flops import flops
 from flax import nnx
 
@@ -318,15 +317,8 @@ def measure(args: Args) -> dict[str, Any]:
         kind = KINDS[name](args.quick)
         results["models"][name] = measure_model(kind, 1e12 * matmul["tflops"], args.quick)
         results["seconds"] = time.perf_counter() - began
-        save(args, results)
+        save_json(args.json, results)
     return results
-
-
-def save(args: Args, results: dict[str, Any]) -> None:
-    """Where it is asked for."""
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":

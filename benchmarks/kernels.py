@@ -21,7 +21,6 @@ data_variance {mode, total}}; noise_floor {wasserstein, covariance_error}; rows,
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -33,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from _files import replace_file
+from _files import replace_file, save_json
 from scipy.special import ndtr
 
 import flowsde as fs
@@ -247,9 +246,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 def main(args: Args) -> None:
     """Measure, then write what was asked for."""
     results = measure(args)
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    save_json(args.json, results)
     if args.png is not None:
         replace_file(args.png, lambda path: draw(results, path))
 

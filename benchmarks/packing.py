@@ -41,7 +41,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from _files import replace_file
+from _files import save_json
 
 import flowsde as fs
 from flowsde import presets, shapes
@@ -285,12 +285,6 @@ def headline(found: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def write(path: pathlib.Path, found: dict[str, Any]) -> None:
-    """The results as JSON."""
-    text = json.dumps(found, indent=1) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text))
-
-
 def main(args: Args) -> None:
     """Measure part by part, and write each as it comes."""
     plan = QUICK if args.quick else FULL
@@ -321,8 +315,7 @@ def main(args: Args) -> None:
             },
         }
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-        if args.json is not None:
-            write(args.json, found)
+        save_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ import jaxlib
 import numpy as np
 import torch
 import tyro
-from _files import replace_file
+from _files import save_json
 from _torch_search import METHODS, Generated, Problem
 from _torch_shapes import TorchScorer, TorchShapes, load, log_likelihood
 
@@ -349,15 +349,8 @@ def measure(args: Args) -> dict[str, Any]:
         print(f"{method:6}{row['ours_s']:9.3f}{row['peer_s']:9.3f}{row['ratio']:8.2f}", end="")
         print("{:6}{:10.0f}{:10.0f}".format(row["ours_nfe"], *megabytes), end="")
         print(f"{row['ours_reward']:13.3f}{row['peer_reward']:9.3f}", flush=True)
-        save(args, results)
+        save_json(args.json, results)
     return results
-
-
-def save(args: Args, results: dict[str, Any]) -> None:
-    """Where it is asked for."""
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ pixels and repetitions.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import platform
@@ -46,7 +45,7 @@ import numpy as np
 import torch
 import transformers
 import tyro
-from _files import replace_file
+from _files import save_json
 from flax import nnx
 
 import flowsde as fs
@@ -374,9 +373,7 @@ def main() -> None:
     """Measure, and write what is asked for."""
     args = tyro.cli(Args, description=__doc__)
     results = measure(args)
-    if args.json is not None:
-        text = json.dumps(results, indent=2) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    save_json(args.json, results)
 
 
 if __name__ == "__main__":

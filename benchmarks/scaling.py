@@ -27,7 +27,6 @@ seconds. With --quick there are no more than two devices.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import platform
@@ -40,7 +39,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import tyro
-from _files import replace_file
+from _files import save_json
 from _hlo import collectives
 from flax import nnx
 
@@ -238,9 +237,7 @@ def main() -> None:
         "rows": rows,
         "seconds": time.perf_counter() - began,
     }
-    if args.json is not None:
-        text = json.dumps(found, indent=1)
-        replace_file(args.json, lambda path: path.write_text(text + "\n"))
+    save_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ chunk}; seconds.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import platform
@@ -49,7 +48,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import tyro
-from _files import replace_file
+from _files import save_json
 
 import flowsde as fs
 from flowsde.search.job import prepare
@@ -314,9 +313,7 @@ def measure(args: Args) -> dict[str, Any]:
 def main(args: Args) -> None:
     """Measure, then write what was asked for."""
     results = measure(args)
-    if args.json is not None:
-        text = json.dumps(results, indent=1) + "\n"
-        replace_file(args.json, lambda path: path.write_text(text))
+    save_json(args.json, results)
 
 
 if __name__ == "__main__":
