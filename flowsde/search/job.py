@@ -98,19 +98,12 @@ def prepare(
             f"guided kernel wants; expected a JAX function"
         )
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
-    layout, live = ALONE, None
-    met, nfe = jnp.asarray(target), jnp.asarray(budgets)
+    layout = ALONE
     if mesh is not None:
         layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
-        places = jnp.arange(-(-ids.size // layout.prompts) * layout.prompts, dtype=jnp.int32)
-        live = places < ids.size
-        # Padding is the first prompt again.
-        padded = jnp.where(live, places, 0)
-        each = jax.tree.map(lambda a: a[padded], (keys, cond, nfe))
-        keys, cond, nfe, live = layout.put((*each, live), layout.by_prompt)
-        met = layout.put(met, EVERYWHERE)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
+    (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
     rows = -(-keys.size // layout.prompts) * search.n_candidates
     job = Job(
         keys=keys,
@@ -118,8 +111,8 @@ def prepare(
         search=search,
         reward=verifier,
         cond=cond,
-        target=met,
-        nfe=nfe,
+        target=layout.put(jnp.asarray(target), EVERYWHERE),
+        nfe=numbers,
         sizes=_sizes(-(-rows // layout.particles), chunk_size, verifier.minibatch),
         ids=ids,
         single=single,
@@ -131,6 +124,22 @@ def prepare(
     with layout.around_model():
         _trace(job)
     return job
+
+
+def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:
+    """Arrays of n prompts on the mesh, with as many more as parts of it come out even with.
+
+    Returns:
+      The arrays, in which what is more is the first prompt again; and which are not, bool.
+      Without a mesh, the arrays and None.
+    """
+    if layout.mesh is None:
+        return each, None
+    places = jnp.arange(-(-n // layout.prompts) * layout.prompts, dtype=jnp.int32)
+    live = places < n
+    at = jnp.where(live, places, 0)
+    filled = jax.tree.map(lambda a: a[at], each)
+    return layout.put((filled, live), layout.by_prompt)
 
 
 def check_found(job: Job, ids: np.ndarray, rewards: Any) -> None:
