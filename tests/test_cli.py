@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import stand_in
 from PIL import Image
+from refusing import refused
 
 import flowsde as fs
 from flowsde import cli, options, plots, presets, shapes
@@ -42,17 +43,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def _sample(out: Path, *args: str) -> dict[str, Any]:
     cli.main(["sample", *args, "--out", str(out)])
     return json.loads((out / "result.json").read_text())
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that a wrong command prints."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main(args)
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1 and captured.err.startswith("flowsde")
-    return captured.err
 
 
 def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +146,7 @@ def test_seeds_and_overwriting(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
         capsys.readouterr()
-        said = _refused(capsys, "sample", *RBF, "--out", str(tmp_path))
+        said = refused(capsys, "sample", *RBF, "--out", str(tmp_path))
     assert "--overwrite" in said and str(tmp_path) in said
     again = _sample(tmp_path, *RBF, "--overwrite")
     other = _sample(tmp_path, *RBF, "--overwrite", "--seed", "1")
@@ -286,7 +276,7 @@ def test_wrong_values(
     no_work: None, args: str, names: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["one red circle" if word == "P" else word for word in args.split()]
-    said = _refused(capsys, "sample", *words)
+    said = refused(capsys, "sample", *words)
     assert said.startswith("flowsde sample: ") and names in said
 
 
@@ -307,14 +297,14 @@ def test_wrong_values(
     ],
 )
 def test_wrong_commands(args: str, names: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert names.lower() in _refused(capsys, *args.split()).lower()
+    assert names.lower() in refused(capsys, *args.split()).lower()
 
 
 def test_a_prompt_given_twice_is_refused(
     no_work: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["one red circle", "1 red circle", "--out", str(tmp_path)]
-    assert "twice" in _refused(capsys, "sample", *words)
+    assert "twice" in refused(capsys, "sample", *words)
 
 
 FILE = """\ufeff# a comment
@@ -338,10 +328,10 @@ def test_wrong_lines(
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes((FILE % lines).encode())
-    said = _refused(capsys, "sample", "one red circle", "--prompts-file", str(path))
+    said = refused(capsys, "sample", "one red circle", "--prompts-file", str(path))
     assert re.search(says, said)
     path.write_text("# nothing\n\n")
-    assert "holds no prompt" in _refused(capsys, "sample", "--prompts-file", str(path))
+    assert "holds no prompt" in refused(capsys, "sample", "--prompts-file", str(path))
 
 
 def test_prompts_of_a_file(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stand_in
 from PIL import Image
+from refusing import refused
 
 from flowsde import cli, shapes
 
@@ -46,15 +47,6 @@ def _batch(file: Path, out: Path, *options: str) -> dict[str, Any]:
 
 def _results(out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / slug / "result.json").read_text()) for slug in SLUGS]
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["batch", *args])
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
@@ -138,9 +130,9 @@ def test_other_settings_are_refused_or_replace(
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
-        said = _refused(capsys, *ode, "--seed", "1")
+        said = refused(capsys, "batch", *ode, "--seed", "1")
         assert "--seed 0, not 1; expected another --out or --overwrite" in said
-        said = _refused(capsys, *ode, "--total-nfe", "150", "--target-reward=-1")
+        said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
         assert "--total-nfe None, not 150; expected another --out or --overwrite" in said
         cli.main(["batch", *ode])
         assert "7 of 7 prompts are finished" in capsys.readouterr().out
@@ -151,7 +143,7 @@ def test_other_settings_are_refused_or_replace(
             values = json.loads(path.read_text())
             values["settings"]["target_reward"] = -1.0
             path.write_text(json.dumps(values))
-        said = _refused(capsys, *ode, "--total-nfe", "150", "--target-reward=-1")
+        said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
         assert "is of a prompt without --total-nfe; expected another --out" in said
     cli.main(["batch", *ode, "--seed", "1", "--overwrite"])
     assert {one["seed"] for one in _results(out)} == {1}
@@ -195,4 +187,4 @@ def test_wrong_values(
 ) -> None:
     words = words.replace("GIVEN", "--prompts-file {file} --out {out}")
     args = words.format(file=file, out=tmp_path / "out").split()
-    assert message in _refused(capsys, *args)
+    assert message in refused(capsys, "batch", *args)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import stand_in
 from PIL import Image
+from refusing import refused
 
 import flowsde as fs
 from flowsde import cli, compare, presets
@@ -272,15 +273,6 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
     assert found == expected
 
 
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", *args])
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -298,7 +290,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_wrong_values(
     words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    said = _refused(capsys, *words.split(), "--out", str(tmp_path / "out"))
+    said = refused(capsys, "compare", *words.split(), "--out", str(tmp_path / "out"))
     assert re.search(message, said), said
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +301,7 @@ def test_results_are_not_overwritten(
     few = ["--methods", "bon", "--nfe", "6", "--steps", "3", "--seeds", "1", "--prompts", "2"]
     cli.main(["compare", *few, "--out", str(tmp_path)])
     capsys.readouterr()
-    said = _refused(capsys, *few, "--out", str(tmp_path))
+    said = refused(capsys, "compare", *few, "--out", str(tmp_path))
     assert "holds results, expected another --out, --resume or --overwrite" in said
     cli.main(["compare", *few, "--prompts", "1", "--out", str(tmp_path), "--overwrite"])
     found = json.loads((tmp_path / "compare.json").read_text())
