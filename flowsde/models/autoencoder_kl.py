@@ -12,13 +12,13 @@ be whole on each device: they name no axes to split.
 
 import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from flowsde.models.layers import Numerics, attention
+from flowsde.models.pixels import convolution, convolve_doubled, group_norm
 from flowsde.models.tiles import decode_in_tiles
 
 
@@ -63,63 +63,16 @@ def sd_vae() -> AutoencoderKLConfig:
     return AutoencoderKLConfig(latents=4, quant=True, scale=0.18215, shift=0.0)
 
 
-def _conv(
-    features: int, to: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **settings: Any
-) -> nnx.Conv:
-    kernel, bias = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
-    return nnx.Conv(
-        features,
-        to,
-        (size, size),
-        dtype=numerics.dtype,
-        param_dtype=numerics.param_dtype,
-        kernel_init=nnx.with_metadata(kernel, axes=(None,) * 4),
-        bias_init=nnx.with_metadata(bias, axes=(None,)),
-        rngs=rngs,
-        **settings,
-    )
-
-
-class GroupNorm(nnx.GroupNorm):
-    """Flax's for images, in float32; pixels are summed before a group's few channels, which XLA
-    does several times faster on CPUs."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        x = x.astype(jnp.float32)
-
-        def mean(a: jax.Array) -> jax.Array:
-            """Of each group, at each of its channels: [n, 1, 1, width]."""
-            groups = jnp.mean(a, (1, 2)).reshape(-1, self.num_groups, self.group_size).mean(-1)
-            return jnp.repeat(groups, self.group_size, axis=-1)[:, None, None]
-
-        centred = x - mean(x)
-        assert self.scale is not None and self.bias is not None
-        scale, bias = self.scale.get_value(), self.bias.get_value()
-        slope = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale[None, None, None]
-        return centred * slope + bias[None, None, None]
-
-
-def _norm(features: int, groups: int, rngs: nnx.Rngs) -> GroupNorm:
-    return GroupNorm(
-        features,
-        groups,
-        epsilon=1e-6,
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(None,)),
-        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(None,)),
-        rngs=rngs,
-    )
-
-
 class ResidualBlock(nnx.Module):
     """Two convolutions, and a third of one pixel where the width changes."""
 
     def __init__(self, features: int, to: int, groups: int, numerics: Numerics, rngs: nnx.Rngs):
-        self.norm1 = _norm(features, groups, rngs)
-        self.conv1 = _conv(features, to, 3, numerics, rngs)
-        self.norm2 = _norm(to, groups, rngs)
-        self.conv2 = _conv(to, to, 3, numerics, rngs)
+        self.norm1 = group_norm(features, groups, rngs)
+        self.conv1 = convolution(features, to, 3, numerics, rngs)
+        self.norm2 = group_norm(to, groups, rngs)
+        self.conv2 = convolution(to, to, 3, numerics, rngs)
         if features != to:
-            self.shortcut = _conv(features, to, 1, numerics, rngs)
+            self.shortcut = convolution(features, to, 1, numerics, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
@@ -132,7 +85,7 @@ class PixelAttention(nnx.Module):
 
     def __init__(self, width: int, groups: int, numerics: Numerics, rngs: nnx.Rngs):
         self.numerics = numerics
-        self.norm = _norm(width, groups, rngs)
+        self.norm = group_norm(width, groups, rngs)
         self.query = numerics.linear(width, width, (None, None), rngs=rngs)
         self.key = numerics.linear(width, width, (None, None), rngs=rngs)
         self.value = numerics.linear(width, width, (None, None), rngs=rngs)
@@ -181,35 +134,7 @@ class Level(nnx.Module):
             x = block(x)
         if self.resample is None:
             return x
-        return _convolve_doubled(self.resample, x) if double else self.resample(x)
-
-
-def _convolve_doubled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-    """A 3x3 convolution of x with each pixel repeated to 2x2, [n, 2 h, 2 w, to].
-
-    Two of its three rows, and columns, always meet the same pixel of x. So it is four 2x2
-    convolutions of x, one for each pixel of the 2x2: 16 products where there would be 36.
-    """
-
-    def halves(kernel: jax.Array, axis: int) -> list[jax.Array]:
-        """Kernels that give the first and the second of a pixel's two."""
-        a, b, c = jnp.split(kernel, 3, axis)
-        return [jnp.concatenate(pair, axis) for pair in ((a, b + c), (a + b, c))]
-
-    def convolve(kernel: jax.Array, i: int, j: int) -> jax.Array:
-        padding = ((1 - i, i), (1 - j, j))
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
-
-    x = x.astype(conv.dtype)
-    pixels = [
-        jnp.stack([convolve(k.astype(x.dtype), i, j) for j, k in enumerate(halves(rows, 1))], 3)
-        for i, rows in enumerate(halves(conv.kernel.get_value(), 0))
-    ]
-    assert conv.bias is not None
-    bias = conv.bias.get_value().astype(x.dtype)
-    n, h, w, _ = x.shape
-    return jnp.stack(pixels, 2).reshape(n, 2 * h, 2 * w, -1) + bias[None, None, None]
+        return convolve_doubled(self.resample, x) if double else self.resample(x)
 
 
 class Encoder(nnx.Module):
@@ -217,19 +142,19 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: AutoencoderKLConfig, numerics: Numerics, rngs: nnx.Rngs):
         widths, groups = config.widths, config.groups
-        self.conv_in = _conv(config.channels, widths[0], 3, numerics, rngs)
+        self.conv_in = convolution(config.channels, widths[0], 3, numerics, rngs)
         self.levels: nnx.List[Level] = nnx.List([])
         for i, width in enumerate(widths):
             before, down = widths[max(i - 1, 0)], None
             if i < len(widths) - 1:
                 # Padded below and on the right only.
                 half = {"strides": 2, "padding": ((0, 1), (0, 1))}
-                down = _conv(width, width, 3, numerics, rngs, **half)
+                down = convolution(width, width, 3, numerics, rngs, **half)
             level = Level(before, width, config.blocks, down, groups, numerics, rngs)
             self.levels.append(level)
         self.middle = Middle(widths[-1], groups, numerics, rngs)
-        self.norm = _norm(widths[-1], groups, rngs)
-        self.conv_out = _conv(widths[-1], 2 * config.latents, 3, numerics, rngs)
+        self.norm = group_norm(widths[-1], groups, rngs)
+        self.conv_out = convolution(widths[-1], 2 * config.latents, 3, numerics, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv_in(x)
@@ -243,17 +168,17 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: AutoencoderKLConfig, numerics: Numerics, rngs: nnx.Rngs):
         widths, groups = config.widths[::-1], config.groups
-        self.conv_in = _conv(config.latents, widths[0], 3, numerics, rngs)
+        self.conv_in = convolution(config.latents, widths[0], 3, numerics, rngs)
         self.middle = Middle(widths[0], groups, numerics, rngs)
         self.levels: nnx.List[Level] = nnx.List([])
         for i, width in enumerate(widths):
             before, up = widths[max(i - 1, 0)], None
             if i < len(widths) - 1:
-                up = _conv(width, width, 3, numerics, rngs)
+                up = convolution(width, width, 3, numerics, rngs)
             level = Level(before, width, config.blocks + 1, up, groups, numerics, rngs)
             self.levels.append(level)
-        self.norm = _norm(widths[-1], groups, rngs)
-        self.conv_out = _conv(widths[-1], config.channels, 3, numerics, rngs)
+        self.norm = group_norm(widths[-1], groups, rngs)
+        self.conv_out = convolution(widths[-1], config.channels, 3, numerics, rngs)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         x = self.middle(self.conv_in(z))
@@ -270,8 +195,8 @@ class AutoencoderKL(nnx.Module):
         self.encoder = Encoder(config, numerics, rngs)
         self.decoder = Decoder(config, numerics, rngs)
         if config.quant:
-            self.quant = _conv(2 * config.latents, 2 * config.latents, 1, numerics, rngs)
-            self.post_quant = _conv(config.latents, config.latents, 1, numerics, rngs)
+            self.quant = convolution(2 * config.latents, 2 * config.latents, 1, numerics, rngs)
+            self.post_quant = convolution(config.latents, config.latents, 1, numerics, rngs)
 
     def posterior(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of z, before scale and shift.
