@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from flowsde.report import replacing
+from flowsde._files import replacing
 
 
 def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:

@@ -50,7 +50,7 @@ from _tpu_list import Entry, Uses, entries, quick
 from _tpu_programs import NFE, Lower, Place
 
 import flowsde as fs
-from flowsde.report import write_json
+from flowsde._files import write_json
 
 SHARED = ("name", "model", "resolution", "chip", "layout", "batch", "prompts")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flowsde.report import replacing, write_json
+from flowsde._files import replacing, write_json
 from flowsde_converters.arrays import Parameter
 from flowsde_converters.convert import INDEX, TOKENIZER, check_space, replacing_folder
 from flowsde_converters.detect import family_named

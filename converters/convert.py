@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import flowsde as fs
-from flowsde.report import write_json
+from flowsde._files import write_json
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import has_weights, open_checkpoint, read_json
 from flowsde_converters.store import CONFIG, PIPELINE, is_converted

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 import flowsde as fs
-from flowsde.report import write_json
+from flowsde._files import write_json
 from flowsde_converters.detect import Plan
 from flowsde_converters.store import CONFIG, FORMAT, PARAMS, nested
 from flowsde_converters.stream import Advance, Stream

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import flowsde as fs
 from flowsde import compiled, presets, report, unfinished
+from flowsde._files import write_arrays, write_json
 from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
 from flowsde.options import Sample
@@ -181,7 +182,7 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
         report.save_figure(folder / "search.png", figure)
     if job.save_trajectory:
         particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
-        report.write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
+        write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
     values = {
         **job.about,
         "reward": float(result.reward) if offer.judged else None,
@@ -192,7 +193,7 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
         "verifier_calls": result.verifier_calls if offer.judged else 0,
         "seconds": keeper.seconds(),
     }
-    report.write_json(folder / "result.json", values)
+    write_json(folder / "result.json", values)
     return values
 
 

@@ -1,46 +1,15 @@
-"""Files that a command-line run leaves behind, and what the held-out checker says of the picture.
+"""Pictures that a command-line run leaves behind, and what the held-out checker says of them."""
 
-Every file is written under a temporary name and then renamed, so that a file that exists is
-whole.
-"""
-
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowsde._files import replacing
 from flowsde.shapes import captions, checker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` if the block succeeds, and vanishes if it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Strict JSON; ValueError for NaN and infinities."""
-    text = json.dumps(values, indent=2, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n")
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Arrays by name, for `numpy.load`."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def save_figure(path: Path, figure: "Figure") -> None:

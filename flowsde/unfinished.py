@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowsde._files import write_arrays, write_json
 from flowsde.checkpoint import restore_search, save_search
-from flowsde.report import write_arrays, write_json
 from flowsde.search import Result, Search
 from flowsde.shapes import captions
 from flowsde.trace import Trace

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 
 import flowsde as fs
-from flowsde import cli, report, shapes, unfinished
+from flowsde import cli, shapes, unfinished
 from flowsde.packing.folder import Folder
 
 # The package's name `measure` is its function.
 measure: Any = import_module("flowsde.compare.measure")
+attempts: Any = import_module("flowsde.packing.folder")
 
 
 def _velocity(params: jax.Array, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
@@ -62,7 +63,7 @@ def _main(saves: int, args: list[str]) -> None:
 
     unfinished.EVERY, unfinished.save_search = 0.0, deadly(unfinished.save_search)
     measure.write_arrays = deadly(measure.write_arrays)
-    report.write_arrays = deadly(report.write_arrays)
+    attempts.write_arrays = deadly(attempts.write_arrays)
     Folder.end = deadly(Folder.end)
     cli.main(args)
 

@@ -182,18 +182,6 @@ def test_an_answer_that_was_not_accepted_is_shown() -> None:
     _draw(search, trace, result)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    report.write_json(path, {"a": 1})
-    with pytest.raises(ValueError):
-        report.write_json(path, {"a": float("nan")})
-    with pytest.raises(RuntimeError), report.replacing(path) as temporary:
-        temporary.write_text("{")
-        raise RuntimeError
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_failed_figure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def partly(self: Figure, path: Path, **_: Any) -> None:
         path.write_bytes(b"\x89PNG")

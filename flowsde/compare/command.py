@@ -25,13 +25,14 @@ import tyro
 import flowsde as fs
 from flowsde import prompts
 from flowsde._checks import check_count
+from flowsde._files import replacing, write_json
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.measure import Measured, Study, captions, measure
 from flowsde.compare.page import page
 from flowsde.compare.rows import Row, plan
 from flowsde.compare.summary import summarise
 from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
-from flowsde.report import replacing, save_figure, write_json
+from flowsde.report import save_figure
 
 PARTS = "parts"
 """Folder, below that of the results, of what was measured."""

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 import flowsde as fs
 from flowsde import presets, shapes
+from flowsde._files import write_arrays
 from flowsde.compare.rows import Row, labels
-from flowsde.report import pixels, write_arrays
+from flowsde.report import pixels
 from flowsde.shapes import checker, weights
 from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
 from flowsde.shapes.data import sample_groups

@@ -27,8 +27,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from flowsde import presets, report
+from flowsde import presets
 from flowsde._checks import check_count
+from flowsde._files import write_json
 from flowsde.asked import about, offered
 from flowsde.offer import Offer
 from flowsde.options import Flag, Int, Sample, Task, shown
@@ -101,7 +102,7 @@ class Batch(Task):
         if folder.missing:
             runs.append(_search(self, offer, folder, runs))
         values = _values(self, offer, folder, runs)
-        report.write_json(self.out / "batch.json", values)
+        write_json(self.out / "batch.json", values)
         labels = [_label(i, one) for i, one in enumerate(folder.values, 1)]
         write_sheet(self.out / "sheet.png", [f / "image.png" for f in folder.folders], labels)
         _say(values, self.out)
@@ -153,7 +154,7 @@ def _search(
         nonlocal written
         written = time.perf_counter()
         values = _values(command, offer, folder, [*runs, this_run()])
-        report.write_json(command.out / "batch.json", values)
+        write_json(command.out / "batch.json", values)
 
     write()
     with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:

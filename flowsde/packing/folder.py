@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flowsde import report, unfinished
+from flowsde import unfinished
+from flowsde._files import write_arrays, write_json
 from flowsde.offer import Offer
 from flowsde.packing.budget import Outcome, added
 from flowsde.search.result import COUNTERS, Result
@@ -135,7 +136,7 @@ class Folder:
             small[f"{name}_each"] = np.append(before, np.asarray(getattr(result, name)))
         self._attempts[i] = small
         self.folders[i].mkdir(exist_ok=True)
-        report.write_arrays(self.folders[i] / "attempts.npz", small)
+        write_arrays(self.folders[i] / "attempts.npz", small)
 
     def best(self, i: int) -> Result:
         """What a prompt that has not ended has found in its attempts."""
@@ -167,7 +168,7 @@ class Folder:
         }
         values |= {} if attempts is None else {"attempts": attempts}
         values |= {} if judged else {"verifier_calls": 0}
-        report.write_json(folder / "result.json", values)
+        write_json(folder / "result.json", values)
         unfinished.discard(folder)
         self.values[i] = values
 

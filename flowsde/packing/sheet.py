@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from flowsde.report import replacing
+from flowsde._files import replacing
 
 _SIDE, _TEXT, _GAP = 96, 14, 6
 _MOST = 400

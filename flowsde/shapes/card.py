@@ -19,7 +19,8 @@ import tyro
 from matplotlib.figure import Figure
 
 import flowsde as fs
-from flowsde.report import replacing, save_figure
+from flowsde._files import replacing
+from flowsde.report import save_figure
 from flowsde.shapes import load_flow, weights
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, caption
 from flowsde.shapes.data import HELD_OUT, SIZE
