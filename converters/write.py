@@ -7,6 +7,7 @@ anything that reads Orbax reads.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,11 @@ class _Leaf:
     shape: tuple[int, ...]
     dtype: Any
     stream: Stream
+
+    @property
+    def size(self) -> int:
+        """Older versions of Orbax estimate bytes by it."""
+        return math.prod(self.shape)
 
 
 class _Handler(type_handlers.NumpyHandler):
