@@ -102,3 +102,18 @@ def test_what_is_declared_is_imported_and_nothing_else_is():
     tools = {"pytest-xdist", "ruff", "mypy"}
     of_tests = _imported("tests", "benchmarks") - needed - convert
     assert of_tests == _declared(extras["test"]) - tools - convert
+
+
+def test_public_names_are_found_and_importing_does_not_load_jax():
+    code = (
+        "import sys, flowsde as fs\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules\n"
+        "missing = [name for name in fs.__all__ if getattr(fs, name, None) is None]\n"
+        "assert not missing and len(fs.__all__) == len(set(fs.__all__)), missing\n"
+        "assert set(fs.__all__) == set(fs._MODULES) | set(fs._HOMES)\n"
+        "try: fs.nothing\n"
+        "except AttributeError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "module 'flowsde' has no attribute 'nothing'\n"
