@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowsde._checks import check_count
+from flowsde._keys import as_key
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
@@ -233,7 +234,7 @@ def sample(
     changes them. One compiled scan; memory does not grow with the number of steps.
 
     Args:
-      key: a JAX random key.
+      key: a JAX random key of any implementation; see `flowsde.run`.
       flow: the model.
       kernel: how a particle moves; its interpolant is the one sampled.
       grid: times falling from 1 to 0, see `flowsde.grids`.
@@ -249,6 +250,7 @@ def sample(
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
     """
+    key = as_key(key)
     n = check_count("n", n)
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import flowsde as fs
 from flowsde import presets, shapes
 from flowsde._files import write_arrays
+from flowsde._keys import from_seed
 from flowsde.compare.rows import Row, labels
 from flowsde.report import pixels
 from flowsde.shapes import checker, weights
@@ -156,7 +157,7 @@ def _search_part(
 ) -> tuple[np.ndarray, fs.Result]:
     """The pictures of a part's prompts, and all else."""
     result = fs.run(
-        jax.random.key(part.seed),
+        from_seed(part.seed),
         flow,
         search,
         reward,

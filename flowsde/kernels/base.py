@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
 
 
@@ -113,12 +114,12 @@ class Kernel(abc.ABC):
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.random.normal`, bit for bit, drawn in one row.
+    """`jax.random.normal` of a threefry key, bit for bit, drawn in one row.
 
     XLA compiles a loop over the last axis, for pictures their few channels: drawn in their own
     shape they take twice as long on a CPU, and five times as long to compile.
     """
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    return jax.random.normal(as_key(key), (math.prod(shape),), dtype).reshape(shape)
 
 
 def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:

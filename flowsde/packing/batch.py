@@ -13,7 +13,7 @@ from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
-from flowsde.search.job import Job, check_found, prepare
+from flowsde.search.job import Job, check_found, check_ids, prepare
 from flowsde.search.result import Result
 
 
@@ -66,7 +66,7 @@ def batch(
       key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
         the device computes the next.
       cond: with leading axis P, or a list of P conds without one.
-      prompt_ids: P different integers; 0, 1, … by default. A prompt's draws depend on (key, id).
+      prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws depend on (key, id).
       batch_size: candidates evaluated at once, B.
       slots: prompts under way at once, at most; by default as many as keep the batches full. Their
         states are in memory.
@@ -117,8 +117,8 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
         if not leaves or jnp.ndim(leaves[0]) == 0:
             raise ValueError("prompt_ids is missing: without a cond there is no telling how many")
         prompt_ids = np.arange(leaves[0].shape[0])
-    ids = np.asarray(prompt_ids)
-    if ids.ndim == 1 and np.unique(ids).size < ids.size:
+    ids = check_ids(prompt_ids)
+    if np.unique(ids).size < ids.size:
         raise ValueError(f"prompt_ids must be different integers, got {ids.tolist()}")
     return cond, ids
 

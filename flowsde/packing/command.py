@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from flowsde import presets
 from flowsde._checks import check_count
 from flowsde._files import write_json
+from flowsde._keys import from_seed
 from flowsde.asked import about, offered
 from flowsde.offer import Offer
 from flowsde.options import Flag, Int, Sample, Task, shown
@@ -117,7 +117,7 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
     # Every prompt runs as number 0, as by `flowsde sample`: its place in the list is nothing to it.
     cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
     job = prepare(
-        jax.random.key(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
+        from_seed(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
         prompt_ids=0 * ids, chunk_size=size, target_reward=command.target_reward, nfe=None,
         invalid="error", resume=None,
     )  # fmt: skip

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
@@ -292,6 +293,7 @@ def take(tree: Any, index: jax.Array) -> Any:
 
 def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
     """Fold identities into a key, one after the other."""
+    key = as_key(key)
     for i in ids:
         key = jax.random.fold_in(key, i)
     return key

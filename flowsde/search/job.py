@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flowsde._checks import check_count
+from flowsde._checks import check_count, check_integers
+from flowsde._keys import as_key
 from flowsde.flow import Cond, Flow, check_cond
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
 from flowsde.search.base import Search
@@ -68,6 +69,7 @@ def prepare(
     rules: ShardingRules | None = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
+    key = as_key(key)
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     if not isinstance(search, Search):
@@ -78,9 +80,7 @@ def prepare(
         raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
-    ids = np.zeros(1, np.int32) if single else np.asarray(prompt_ids)
-    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
+    ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = jax.tree.map(jnp.asarray, cond)
     if single:
         cond = jax.tree.map(lambda a: a[None], cond)
@@ -124,6 +124,14 @@ def prepare(
     with layout.around_model():
         _trace(job)
     return job
+
+
+def check_ids(prompt_ids: Any) -> np.ndarray:
+    """Prompt ids, int64 [P]: those that a key folds in without wrapping."""
+    ids = np.asarray(prompt_ids)
+    if ids.ndim != 1 or ids.size == 0:
+        raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
+    return check_integers("prompt_ids", ids, 0, 2**32 - 1)
 
 
 def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:

@@ -56,12 +56,14 @@ def run(
     """Run a search to its end.
 
     Args:
-      key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone.
+      key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone. Those of
+        another implementation than threefry, whose batched draws would depend on their neighbours,
+        are turned into one: "rbg" of a seed gives what threefry of that seed does.
       flow: the model.
       search: from `flowsde.search`.
       reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
-      prompt_ids: P integers, run together; a prompt's result depends on its id and not on the
+      prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id and not on the
         others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
       target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
