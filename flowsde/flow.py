@@ -17,6 +17,7 @@ from flax import nnx
 
 from flowsde._checks import check_count
 from flowsde._keys import as_key
+from flowsde._static import check_static
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
@@ -211,6 +212,13 @@ def check_cond(cond: Cond, n: int, axis: str) -> None:
             )
 
 
+def check_flow(flow: Flow) -> None:
+    """Raise unless flows whose functions compute differently are told apart."""
+    check_static("velocity_fn", flow.velocity_fn)
+    check_static("interpolant", flow.interpolant)
+    check_static("decode", flow.decode)
+
+
 def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
@@ -257,6 +265,8 @@ def sample(
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
     if kernel.guided:
         raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
+    check_flow(flow)
+    check_static("kernel", kernel)
     if final not in ("kernel", "mean"):
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     check_cond(cond, n, "n")

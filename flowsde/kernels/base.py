@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._keys import as_key
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel(abc.ABC):
+class Kernel(Static, abc.ABC):
     """A transition of one particle, Gaussian but for `correct`.
 
     Attributes:

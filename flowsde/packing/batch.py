@@ -66,7 +66,8 @@ def batch(
       key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
         the device computes the next.
       cond: with leading axis P, or a list of P conds without one.
-      prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws depend on (key, id).
+      prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws
+        depend on (key, id).
       batch_size: candidates evaluated at once, B.
       slots: prompts under way at once, at most; by default as many as keep the batches full. Their
         states are in memory.

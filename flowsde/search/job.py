@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from flowsde._checks import check_count, check_integers
 from flowsde._keys import as_key
-from flowsde.flow import Cond, Flow, check_cond
+from flowsde._static import check_static
+from flowsde.flow import Cond, Flow, check_cond, check_flow
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
@@ -74,6 +75,8 @@ def prepare(
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     if not isinstance(search, Search):
         raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_flow(flow)
+    check_static("search", search)
     if invalid not in ("error", "warn"):
         raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
     if resume is not None and not isinstance(resume, Result):
@@ -92,6 +95,8 @@ def prepare(
     for budget in np.unique(budgets):
         search.with_nfe(int(budget))  # or raises
     verifier = as_reward(reward)
+    if isinstance(verifier, DeviceReward):
+        check_static("reward", verifier.fn)
     if search.guided and isinstance(verifier, HostReward):
         raise TypeError(
             f"reward {verifier.name!r} runs outside JAX and has no gradient, which the search's "
@@ -131,7 +136,7 @@ def check_ids(prompt_ids: Any) -> np.ndarray:
     ids = np.asarray(prompt_ids)
     if ids.ndim != 1 or ids.size == 0:
         raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
-    return check_integers("prompt_ids", ids, 0, 2**32 - 1)
+    return check_integers("prompt_ids", prompt_ids, 0, 2**32 - 1)
 
 
 def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:

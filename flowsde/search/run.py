@@ -63,8 +63,8 @@ def run(
       search: from `flowsde.search`.
       reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
-      prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id and not on the
-        others. None runs one prompt, whose id is 0.
+      prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
+        and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
       target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
