@@ -60,7 +60,8 @@ class Static:
 
 def attributes(value: Any) -> dict[str, Any]:
     """All that an object keeps, but for cached properties, which follow from the rest."""
-    slots, derived = _kept(type(value))
+    cls: Any = type(value)
+    slots, derived = _kept(cls)
     own = dict(getattr(value, "__dict__", ()))
     for name in slots:
         if hasattr(value, name):
@@ -141,11 +142,12 @@ def _check_compared(name: str, value: Any) -> None:
             )
     elif isinstance(value, tuple | str | int | float) and callable(value):
         raise TypeError(
-            f"{name}, a {type(value).__name__}, is compared as its values alone are: one of another "
-            f"class would be equal; expected a function or a class with @dataclass(frozen=True)"
+            f"{name}, a {type(value).__name__}, is compared as its values alone are: one of "
+            f"another class would be equal; expected a function or a class with "
+            f"@dataclass(frozen=True)"
         )
     else:
-        inner = dict(enumerate(value)) if type(value) is tuple else {}
+        inner = {str(i): v for i, v in enumerate(value)} if type(value) is tuple else {}
     for key, one in inner.items():
         if not isinstance(one, float | int | str):
             _check_compared(f"{name}.{key}", one)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count
@@ -219,6 +220,11 @@ def check_flow(flow: Flow) -> None:
     check_static("decode", flow.decode)
 
 
+def finite_rows(a: jax.Array) -> jax.Array:
+    """Rows without NaN and infinity, bool [n]."""
+    return jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim)))
+
+
 def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
@@ -257,6 +263,7 @@ def sample(
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
+      ValueError: a particle is not finite. Not within other transformations, which see no values.
     """
     key = as_key(key)
     n = check_count("n", n)
@@ -271,7 +278,21 @@ def sample(
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     check_cond(cond, n, "n")
     cond = jax.tree.map(jnp.asarray, cond)
-    return _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+    x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+    if not isinstance(finite, jax.core.Tracer):
+        _check_finite(finite)
+    return x
+
+
+def _check_finite(finite: jax.Array) -> None:
+    """ValueError unless all particles [n] are; of several processes, each sees its own."""
+    parts = [np.asarray(shard.data) for shard in finite.addressable_shards]
+    if not all(part.all() for part in parts):
+        bad, n = (sum(int(f(part).sum()) for part in parts) for f in (np.invert, np.ones_like))
+        raise ValueError(
+            f"{bad} of {n} particles are NaN or infinite: velocity_fn has weights that are, a "
+            f"float16 model overflows, or a guidance scale or a step is too large"
+        )
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
@@ -284,7 +305,8 @@ def _sample(
     n: int,
     chunk: int,
     final: str,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
+    """Particles, and which are finite, bool [n]."""
     times = jnp.asarray(grid, jnp.float32)
     p = kernel.interpolant
 
@@ -318,4 +340,5 @@ def _sample(
     padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], cond)
     chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, padded))
     x = jax.lax.map(trajectory, chunks)
-    return x.reshape(-1, *flow.shape)[:n]
+    x = x.reshape(-1, *flow.shape)[:n]
+    return x, finite_rows(x)

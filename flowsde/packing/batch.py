@@ -77,8 +77,8 @@ def batch(
         that of an attempt: prompts have equal shares first, and what those leave that reach the
         target goes to further attempts of the others, whose answer is the best one's. Their
         results come at the end.
-      invalid: what to do with a prompt whose every reward was NaN or -inf: raise when it ends, or
-        warn and give its first particle.
+      invalid: what to do with a prompt whose every reward was NaN or -inf, as that of a picture
+        that is not finite is: raise when it ends, or warn and give its first particle.
 
     Returns:
       An iterator over (prompt id, `Result`), with `totals`.
@@ -136,7 +136,7 @@ def _results(
     found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
         for number, result in found:
-            check_found(job, job.ids[[number]], result.reward)
+            check_found(job, job.ids[[number]], result.reward, (result.x0, result.image))
             yield int(job.ids[number]), result
     finally:
         engine.close()

@@ -13,7 +13,7 @@ from flowsde._checks import check_count, check_integers
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.flow import Cond, Flow, check_cond, check_flow
-from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
 from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather
@@ -155,25 +155,41 @@ def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None
     return layout.put((filled, live), layout.by_prompt)
 
 
-def check_found(job: Job, ids: np.ndarray, rewards: Any) -> None:
+def check_found(job: Job, ids: np.ndarray, rewards: Any, answers: Any = None) -> None:
     """Raise or warn, as the job asks, about prompts that never had a reward.
 
     Args:
       job: to which they belong.
       ids: of the prompts that have ended, [n].
       rewards: of their answers, [n]; of one also [].
+      answers: (x0, images) of them, with the same axes, which tell what is to blame.
     """
-    hopeless = ids[np.isneginf(np.atleast_1d(rewards))]
-    if not hopeless.size:
+    hopeless = np.isneginf(np.atleast_1d(rewards))
+    if not hopeless.any():
         return
-    message = (
-        f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
-        f"prompt ids {hopeless.tolist()}"
-    )
+    message = f"{_blame(job, hopeless, answers)} of prompt ids {ids[hopeless].tolist()}"
     if job.invalid == "error":
         raise ValueError(message)
     # Two functions lie between this and the user's line.
     warnings.warn(message, stacklevel=4)
+
+
+def _blame(job: Job, hopeless: np.ndarray, answers: Any) -> str:
+    """Why some prompts have no reward: the first of model, decoder and reward that failed."""
+    if answers is not None:
+        x0, images = (np.asarray(a).reshape(hopeless.size, -1)[hopeless] for a in fetch(answers))
+        if bad := int((~np.isfinite(x0)).sum()):
+            return (
+                f"velocity_fn is not finite: {bad} of {x0.size} values of x0 are NaN or infinite "
+                f"(weights that are, a float16 model that overflows, or too large a guidance "
+                f"scale or step?), in the answer"
+            )
+        if bad := int((~np.isfinite(images)).sum()):
+            return (
+                f"decode is not finite: {bad} of {images.size} values of the image are NaN or "
+                f"infinite, and those of x0 are not, in the answer"
+            )
+    return f"reward {job.reward.name!r} was NaN or -inf for every candidate"
 
 
 def _on_mesh(
@@ -210,13 +226,13 @@ def _on_mesh(
 
 def _check_target(target_reward: Any) -> np.float32:
     try:
-        target = np.float32(target_reward)
+        target = np.asarray(target_reward, np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"target_reward must be a number, got {target_reward!r}") from None
     # Every reward reaches -inf, that of a NaN too.
     if np.ndim(target) != 0 or not target > -np.inf:
         raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
-    return target
+    return np.float32(np.inf) if np.isposinf(target) else as_float32(target, np)[()]
 
 
 def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:

@@ -62,14 +62,16 @@ def run(
       flow: the model.
       search: from `flowsde.search`.
       reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
+        What is too large for float32, and +inf, counts as the largest float32.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
       prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
         and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
-      target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
+      target_reward: stop when a reward reaches it; None, as +inf, is never reached.
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
         one compiled program serves them all.
-      invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
+      invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
+        that of a picture that is not finite always is: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
       mesh: of devices that share the work, with some of the axes "prompt", "particle" and "model"
         or what the rules name. Prompts are split over the first, the rows of a round over the
@@ -304,5 +306,5 @@ def _result(
         state=job.trim(carry.state),
     )
     if final:
-        check_found(job, job.ids, fetch(best.reward))
+        check_found(job, job.ids, fetch(best.reward), (best.x0, image))
     return with_numbers(result) if job.single else result
