@@ -95,8 +95,9 @@ def batch(
         target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
     )  # fmt: skip
     if total_nfe is not None:
+        total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
         check_total(
-            "total_nfe", check_count("total_nfe", total_nfe), "target_reward", target_reward,
+            "total_nfe", total_nfe, "target_reward", target_reward,
             job.search, flow.evaluations, ids.size,
         )  # fmt: skip
     engine = Engine(job, size, many)

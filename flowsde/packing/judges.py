@@ -95,8 +95,8 @@ class OnHost:
         self._thread = ThreadPoolExecutor(1, f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        (evals, backward), *decoded = self._evaluate(batch)
-        scored = self._thread.submit(self._score, *decoded, batch.prompt)
+        (evals, backward), at, images, finite = self._evaluate(batch)
+        scored = self._thread.submit(self._score, at, images, finite, batch.prompt)
         return lambda: (evals._replace(reward=jnp.asarray(scored.result())), backward)
 
     def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:

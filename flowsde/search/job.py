@@ -1,5 +1,7 @@
 """The arguments of a run, checked before any work."""
 
+import math
+import reprlib
 import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -9,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flowsde._checks import check_count, check_integers
+from flowsde._checks import MOST, check_count, check_integers
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.flow import Cond, Flow, check_cond, check_flow
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
-from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather, memory
 from flowsde.search.result import Carry, Result, carry_of
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -110,6 +112,9 @@ def prepare(
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
     rows = -(-keys.size // layout.prompts) * search.n_candidates
+    rows = -(-rows // layout.particles)
+    sizes = _sizes(rows, chunk_size, verifier.minibatch)
+    _check_size(search, flow, layout, sizes.model * layout.groups if sizes.model < rows else 0)
     job = Job(
         keys=keys,
         flow=flow,
@@ -118,7 +123,7 @@ def prepare(
         cond=cond,
         target=layout.put(jnp.asarray(target), EVERYWHERE),
         nfe=numbers,
-        sizes=_sizes(-(-rows // layout.particles), chunk_size, verifier.minibatch),
+        sizes=sizes,
         ids=ids,
         single=single,
         invalid=invalid,
@@ -135,7 +140,9 @@ def check_ids(prompt_ids: Any) -> np.ndarray:
     """Prompt ids, int64 [P]: those that a key folds in without wrapping."""
     ids = np.asarray(prompt_ids)
     if ids.ndim != 1 or ids.size == 0:
-        raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
+        raise ValueError(
+            f"prompt_ids must be at least one integer in a row, got {reprlib.repr(prompt_ids)}"
+        )
     return check_integers("prompt_ids", prompt_ids, 0, 2**32 - 1)
 
 
@@ -238,13 +245,37 @@ def _check_target(target_reward: Any) -> np.float32:
 def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
     """Model evaluations of each prompt, int32 [prompts]."""
     given = np.asarray(search.nfe if nfe is None else nfe)
-    if given.dtype.kind not in "iu" or given.shape not in ((), (prompts,)):
+    if given.dtype.kind not in "iuO" or given.shape not in ((), (prompts,)):
         raise ValueError(
             f"nfe must be an integer or one for each of {prompts} prompts, got {nfe!r}"
         )
+    given = check_integers("nfe", given, 1, MOST)
     if given.max() > search.nfe:
         raise ValueError(f"nfe must be at most that of the search, {search.nfe}, got {given.max()}")
     return np.broadcast_to(given, (prompts,)).astype(np.int32)
+
+
+def _check_size(search: Search, flow: Flow, layout: Layout, padding: int) -> None:
+    """ValueError if a round has more candidates than fit, or all rounds more than are counted.
+
+    Args:
+      padding: rows of a round that may be computed for a prompt besides its candidates.
+    """
+    width = search.n_candidates
+    # x, x0 and x1 of every one, at least.
+    needed = 12 * -(-width // layout.particles) * math.prod(flow.shape)
+    there = memory(layout.mesh)
+    if needed > there:
+        raise ValueError(
+            f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
+            f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
+        )
+    most = flow.evaluations * search.max_rounds * (width + padding)
+    if most > MOST:
+        raise ValueError(
+            f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "
+            f"more than {MOST} are counted: nfe, the width or chunk_size is too large"
+        )
 
 
 def _sizes(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:

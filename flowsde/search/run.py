@@ -69,7 +69,8 @@ def run(
       chunk_size: candidates evaluated at once; all of a round by default.
       target_reward: stop when a reward reaches it; None, as +inf, is never reached.
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
-        one compiled program serves them all.
+        one compiled program serves them all. No more evaluations than int32 counts, surplus and
+        padding included.
       invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
         that of a picture that is not finite always is: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
@@ -98,14 +99,15 @@ def run(
     if resume is not None:
         # The program takes over the arrays that it is given; the user's stay.
         carry = jax.tree.map(jnp.copy, carry)
-    carry, log, rounds = programs.run_rounds(
-        carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
-    )
-    log, rounds, counts = fetch((log, rounds, carry.counts))
-    log = job.trim(head(log, int(rounds)), axis=1)
-    if resume is not None:
-        old = resume.info._replace(seconds=None)
-        log = jax.tree.map(lambda a, b: np.concatenate([a, b]), old, log)
+    logs = [] if resume is None else [resume.info._replace(seconds=None)]
+    done = False
+    while not done:
+        carry, *heard = programs.run_rounds(
+            carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
+        )
+        log, rounds, done, counts = fetch((*heard, carry.counts))
+        logs.append(job.trim(head(log, int(rounds)), axis=1))
+    log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
 
@@ -197,6 +199,10 @@ def _log_of(job: Job, carry: Carry) -> Info:
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
 
 
+_ROOM = 256
+"""Rounds that a log has room for at first."""
+
+
 class _Clock:
     """Seconds since it was last asked, once all work on some arrays is done."""
 
@@ -257,8 +263,6 @@ def _iterate(job: Job) -> Iterator[Result]:
     if done:
         yield _result(job, carry, counts, log)
         return
-    # Room for all rounds, filled as they come.
-    log = longer(log, job.search.max_rounds - rounds)
     asked = programs.first_ask(carry, search=job.search, layout=job.layout)
     while not done:
         try:
@@ -268,6 +272,9 @@ def _iterate(job: Job) -> Iterator[Result]:
             failure.round = rounds
             failure.result = _result(job, carry, counts, head(log, rounds), answer, final=False)
             raise failure from error.__cause__
+        if rounds == len(log.time):
+            # Twice as long: room for all that a budget might take may be more than there is.
+            log = longer(log, min(max(rounds, _ROOM), job.search.max_rounds - rounds))
         for all_rows, row in zip(log, told.info, strict=True):
             all_rows[rounds] = row
         rounds += 1
