@@ -263,7 +263,8 @@ def sample(
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
-      ValueError: a particle is not finite. Not within other transformations, which see no values.
+      ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
+        transformations, where there are no values to see.
     """
     key = as_key(key)
     n = check_count("n", n)
