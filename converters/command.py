@@ -34,7 +34,8 @@ class Convert:
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, shown("{float32,bfloat16,float16}")
     ] = None
-    """Of the weights that are written; by default as they are."""
+    """Of the weights that are written; by default as they are. Models are run in bfloat16 where
+    their weights are, in float32 where they are float32 or float16."""
     family: Annotated[str | None, shown("NAME")] = None
     """Refuse a checkpoint of any other family, or choose where it fits several."""
     revision: Annotated[str | None, shown("REV")] = None

@@ -196,7 +196,7 @@ def _seen(mask: jax.Array | None) -> jax.Array | None:
 
 
 class T5Encoder(nnx.Module):
-    """The encoder; activations overflow float16, not bfloat16."""
+    """The encoder."""
 
     def __init__(self, config: T5Config, numerics: Numerics, *, rngs: nnx.Rngs):
         self.config, self.numerics = config, numerics
