@@ -19,6 +19,7 @@ from flowsde.models.clip import (
     CLIPVisionConfig,
 )
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Ignored, Positions
 from flowsde_converters.moves import CONV, LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
@@ -76,8 +77,9 @@ def _vision(config: CLIPVisionConfig, keys: str, target: str) -> tuple[Row, ...]
     )
 
 
-def _ignored(keys: str) -> tuple[str, ...]:
-    return (re.escape(f"{keys}embeddings.position_ids"),)
+def _ignored(keys: str) -> tuple[Ignored, ...]:
+    # A buffer of early files.
+    return (Positions(re.escape(f"{keys}embeddings.position_ids")),)
 
 
 def _text_table(config: CLIPTextConfig, layout: str) -> Table:

@@ -14,12 +14,13 @@ returns all that is wrong; a conversion starts only from an empty list.
 
 import collections
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from flowsde_converters.ignored import Ignored, is_ignored
+from flowsde_converters.ignored import problems as values_wrong
 from flowsde_converters.moves import Move, put
 
 
@@ -102,12 +103,11 @@ class Table:
 
     Attributes:
       rows: one for each parameter of the model.
-      ignored: regular expressions of keys that a checkpoint may hold and the model has no use
-        for: buffers that follow from the configuration, copies of tied weights.
+      ignored: keys that a checkpoint may hold and no row uses, and why.
     """
 
     rows: tuple[Row, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     def problems(self, checkpoint: Checkpoint, model: Model) -> list[str]:
         """All that keeps this table from turning `checkpoint` into `model`, in words."""
@@ -136,7 +136,7 @@ def _keys(table: Table, checkpoint: Checkpoint, model: Model) -> Iterator[str]:
     for key in sorted(wanted.keys() - checkpoint.keys()):
         yield f"missing key {key}"
     for key in sorted(checkpoint.keys() - wanted.keys()):
-        if not any(re.fullmatch(pattern, key) for pattern in table.ignored):
+        if not is_ignored(key, table.ignored):
             yield f"unexpected key {key}"
     for key, times in wanted.items():
         if times > 1:
@@ -202,6 +202,15 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     return array
 
 
+def check_ignored(
+    table: Table, checkpoint: Checkpoint, read: Callable[[str], np.ndarray]
+) -> None:
+    """ValueError listing the ignored keys whose values are not what they are ignored for."""
+    wrong = list(values_wrong(table.ignored, checkpoint, read))
+    if wrong:
+        raise ValueError(listed(wrong, "the checkpoint has values that would be lost"))
+
+
 def convert(
     table: Table, checkpoint: Mapping[str, np.ndarray], model: Model
 ) -> dict[str, np.ndarray]:
@@ -213,6 +222,7 @@ def convert(
     problems = table.problems(checkpoint, model)
     if problems:
         raise ValueError(listed(problems))
+    check_ignored(table, checkpoint, checkpoint.__getitem__)
     return {row.target: fill(row, model, checkpoint.__getitem__) for row in table.rows}
 
 

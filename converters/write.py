@@ -22,7 +22,7 @@ from flowsde._files import write_json
 from flowsde_converters.detect import Plan
 from flowsde_converters.store import CONFIG, FORMAT, PARAMS, nested
 from flowsde_converters.stream import Advance, Stream
-from flowsde_converters.tables import Row
+from flowsde_converters.tables import Row, check_ignored
 
 
 def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
@@ -34,9 +34,11 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
       advance: told of bytes of tensors that were read, and of parameters that were read back.
 
     Raises:
-      ValueError: listing the values that are not finite, or what was read back differently.
+      ValueError: listing the values that are not finite, that would be lost, or what was read back
+        differently.
       OSError: the disk.
     """
+    check_ignored(plan.found.table, plan.checkpoint.tensors, plan.checkpoint.read)
     with Stream(plan, advance) as stream:
         _save(plan, stream, folder / PARAMS)
         hashes = {path: found.result() for path, found in stream.hashes.items()}

@@ -56,8 +56,7 @@ class Numerics:
 
     @classmethod
     def of_weights(cls, dtype: DTypeLike) -> "Numerics":
-        """What weights are run with unless told otherwise: bfloat16 in bfloat16; all others, float16
-        too, in float32."""
+        """How weights are run unless told otherwise: bfloat16 in bfloat16, all others in float32."""
         wide = jnp.dtype(dtype) not in ACTIVATIONS
         return cls(dtype=jnp.float32 if wide else dtype, param_dtype=dtype)
 

@@ -12,6 +12,7 @@ from flax import nnx
 import flowsde as fs
 from flowsde.models.layers import Numerics, scan, stack
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Unused
 from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, SwapHalves
 from flowsde_converters.tables import Row, Table
 
@@ -65,7 +66,7 @@ def table(config: Config, layout: str) -> Table:
             Row("head.weight", "head.kernel", SWAPPED_LINEAR),
             Row("head.bias", "head.bias", (SwapHalves(),)),
         ),
-        ignored=(r"b\.\d+\.ids",),
+        ignored=(Unused(r"b\.\d+\.ids"),),
     )
 
 
