@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from flowsde.options import Flag, shown
-from flowsde_converters import hub
+from flowsde.options import Flag, Int, shown
+from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.convert import Job, check_out, prepare, recover, run
 from flowsde_converters.detect import Plan
@@ -38,6 +38,9 @@ class Convert:
     their weights are, in float32 where they are float32 or float16."""
     family: Annotated[str | None, shown("NAME")] = None
     """Refuse a checkpoint of any other family, or choose where it fits several."""
+    classes: Int = None
+    """SiT: number of labels, where it is not ImageNet's 1,000: a table of one row more has a label
+    for none, a table of as many has not, and such a model cannot be guided."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -61,7 +64,7 @@ class Convert:
         if self.out is not None:
             recover(self.out)
             check_out(Path(self.source), self.out, self.overwrite)
-        job = prepare(self._fetched(), self.family, self.dtype)
+        job = self._prepared()
         print("\n".join(described(job)), flush=True)
         if self.check:
             print("check   all keys and shapes fit; values were not read, nothing was written")
@@ -73,6 +76,18 @@ class Convert:
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
         )
 
+    def _prepared(self) -> Job:
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"--classes must be at least 1, got {self.classes}")
+        settings = {} if self.classes is None else {"num_classes": self.classes}
+        job = prepare(self._fetched(), self.family, self.dtype, settings)
+        for one in job.plans.values():
+            if self.classes is not None and one.family.name != sit.FAMILY.name:
+                raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
+            if self.family is None and one.family.name == sit.FAMILY.name:
+                sit.check_names(one.checkpoint.paths)
+        return job
+
     def _fetched(self) -> Path:
         """Where the source is on this machine."""
         path = Path(self.source)
@@ -83,7 +98,10 @@ class Convert:
         return hub.fetch(self.source, self.revision)
 
     def _back(self) -> None:
-        given = {"--dtype": self.dtype, "--family": self.family, "--revision": self.revision}
+        given = {
+            "--dtype": self.dtype, "--family": self.family, "--revision": self.revision,
+            "--classes": self.classes,
+        }  # fmt: skip
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
             raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
@@ -121,6 +139,7 @@ def _described(one: Plan, prefix: str) -> list[str]:
         f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
         "config  " + ", ".join(f"{k}={v}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),
+        *(f"note    {note}" for note in one.found.notes),
     ]
     if one.ignored:
         more = len(one.ignored) - _IGNORED_SHOWN

@@ -9,9 +9,10 @@ import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import flowsde as fs
 from flowsde._files import write_json
@@ -69,13 +70,19 @@ def nbytes(like: object) -> int:
     return like.size * like.dtype.itemsize  # type: ignore[attr-defined]
 
 
-def prepare(source: Path, family: str | None = None, dtype: str | None = None) -> Job:
+def prepare(
+    source: Path,
+    family: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Job:
     """Look at everything but the values.
 
     Args:
       source: file or folder.
       family: that a single model must be of; found out by default.
       dtype: of the parameters; as in the checkpoint by default.
+      settings: of a single model, in the place of those in the config.json beside it.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -85,8 +92,15 @@ def prepare(source: Path, family: str | None = None, dtype: str | None = None) -
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
-        one = {"": plan(open_checkpoint(source), family, dtype)}
+        checkpoint = open_checkpoint(source)
+        if settings:
+            config = {**(checkpoint.config or {}), **settings}
+            checkpoint = dataclasses.replace(checkpoint, config=config)
+        one = {"": plan(checkpoint, family, dtype)}
         return Job(source, one, tokenizer=_tokenizer(source))
+    if settings:
+        names = ", ".join(settings)
+        raise ValueError(f"{names}: settings are of a single model, and {source} is a pipeline")
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     models, copied, problems = _parts(source)

@@ -1,8 +1,8 @@
 """Keys that a checkpoint may hold and the model has no row for; each for a reason that is checked.
 
-    Copy       of another tensor, whose row it would repeat: it must equal it
-    Positions  in their order: they must be 0, 1, 2, …
-    Unused     no output of the model depends on it
+Copy       of another tensor, whose row it would repeat: it must equal it
+Positions  in their order: they must be 0, 1, 2, …
+Unused     no output of the model depends on it
 """
 
 import dataclasses

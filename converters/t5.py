@@ -69,7 +69,9 @@ def _table(config: T5Config, layout: str) -> Table:
             *encoder.ignored,
             *_copies(tokens, "decoder"),
             # In early files: attention to the encoder's tokens has no positions.
-            Unused(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"),
+            Unused(
+                r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+            ),
         ),
     )
 

@@ -202,9 +202,7 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     return array
 
 
-def check_ignored(
-    table: Table, checkpoint: Checkpoint, read: Callable[[str], np.ndarray]
-) -> None:
+def check_ignored(table: Table, checkpoint: Checkpoint, read: Callable[[str], np.ndarray]) -> None:
     """ValueError listing the ignored keys whose values are not what they are ignored for."""
     wrong = list(values_wrong(table.ignored, checkpoint, read))
     if wrong:

@@ -56,7 +56,7 @@ class Numerics:
 
     @classmethod
     def of_weights(cls, dtype: DTypeLike) -> "Numerics":
-        """How weights are run unless told otherwise: bfloat16 in bfloat16, all others in float32."""
+        """How weights are run by default: bfloat16 in bfloat16, all others in float32."""
         wide = jnp.dtype(dtype) not in ACTIVATIONS
         return cls(dtype=jnp.float32 if wide else dtype, param_dtype=dtype)
 

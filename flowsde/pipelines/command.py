@@ -25,7 +25,7 @@ from flowsde.pipelines.decoder import WHOLE
 from flowsde.pipelines.flux import FluxPipeline
 from flowsde.pipelines.parts import configuration, read
 from flowsde.pipelines.sit import FAMILY as SIT
-from flowsde.pipelines.sit import GUIDANCE, SiTPipeline
+from flowsde.pipelines.sit import SiTPipeline
 from flowsde.presets import Settings, flag
 from flowsde.search.evaluate import decode
 
@@ -136,9 +136,12 @@ class SiT:
             )
         self._pipeline = SiTPipeline(folder, options.vae)
         self._label = options.label
-        self.guidance = GUIDANCE if guidance is None else guidance
-        if self.guidance < 0:
+        if guidance is not None and guidance < 0:
             raise ValueError(f"--guidance must be at least 0, got {guidance}")
+        try:
+            self.guidance = self._pipeline.scale(guidance)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
         self.named = {"label": options.label, "vae": str(options.vae)}
         self.steps = {"ode": 50, "sde": 250}
 

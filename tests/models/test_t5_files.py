@@ -1,4 +1,4 @@
-"""T5 of files as `transformers` has written them over the years: what it reads of them is computed."""
+"""T5 of files as `transformers` has written them over the years, beside what it reads of them."""
 
 import json
 
