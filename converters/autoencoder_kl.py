@@ -6,6 +6,7 @@ has the attention's layers as convolutions of one pixel. Scale and shift are in 
 `config.json` has them. Without one, an "original" of 16 channels is taken for FLUX's.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ _ATTENTION = {
     "original": ("norm", "q", "k", "v", "proj_out"),
 }
 LAYOUTS = tuple(_ATTENTION)
+_SILU = ("silu", "swish")
+"""Two names for one function."""
 
 
 def _conv(key: str, target: str) -> tuple[Row, Row]:
@@ -118,7 +121,13 @@ def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, fl
     if any(json.get(name) is not None for name in ("latents_mean", "latents_std")):
         raise ValueError("latents_mean and latents_std in config.json are not supported")
     if "scaling_factor" in json:
-        return {"scale": json["scaling_factor"], "shift": json.get("shift_factor") or 0.0}
+        scale, shift = json["scaling_factor"], json.get("shift_factor") or 0.0
+        for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
+            if not _is_number(value):
+                raise ValueError(f"{name} in config.json must be a finite number, got {value!r}")
+        if not scale > 0:
+            raise ValueError(f"scaling_factor in config.json must be positive, got {scale!r}")
+        return {"scale": scale, "shift": shift}
     if json.get("_class_name") == "AutoencoderKL":
         # What diffusers takes where it is not said, as by sd-vae-ft-ema, older than the setting.
         return {"scale": 0.18215, "shift": 0.0}
@@ -129,11 +138,17 @@ def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, fl
     )
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     layout = _layout(tensors)
     if layout is None:
         return None
     json, original = json or {}, layout == "original"
+    if json.get("act_fn", "silu") not in _SILU:
+        raise ValueError(f"act_fn in config.json must be silu, got {json['act_fn']!r}")
     level, block = ("encoder.down", "block") if original else ("encoder.down_blocks", "resnets")
     levels = _count(tensors, rf"{re.escape(level)}\.(\d+)\.")
     latents = tensors["decoder.conv_in.weight"].shape[1]

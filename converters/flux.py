@@ -177,6 +177,12 @@ def _config(checkpoint: Checkpoint, signs: _Signs, beside: Mapping[str, Any]) ->
             f"axes of positions must have the {norm[0]} features of a head between them, got "
             f'{axes}; give {{"axes_dims_rope": [...]}} in config.json beside the checkpoint'
         )
+    guidance = signs.guidance in checkpoint
+    if beside.get("guidance_embeds", guidance) != guidance:
+        raise ValueError(
+            f"config.json says guidance_embeds {beside['guidance_embeds']}, and "
+            f"{signs.guidance} is {'there' if guidance else 'missing'}"
+        )
     return FluxConfig(
         channels=image[1],
         heads=image[0] // norm[0],
@@ -186,7 +192,7 @@ def _config(checkpoint: Checkpoint, signs: _Signs, beside: Mapping[str, Any]) ->
         mlp=up[0],
         text=text[1],
         pooled=pooled[1],
-        guidance=signs.guidance in checkpoint,
+        guidance=guidance,
     )
 
 

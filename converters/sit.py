@@ -83,12 +83,12 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
 
 
 def check_names(paths: Iterable[Path]) -> None:
-    """ValueError if the files of a checkpoint, taken for a SiT, are called DiT, as published ones."""
+    """ValueError if files that were taken for a SiT's are called DiT, as published ones are."""
     for path in paths:
         if re.search(r"(?<![a-z])dit(?![a-z])", path.name, re.IGNORECASE):
             raise ValueError(
-                f"{path.name} is called a DiT, which has the keys of a SiT and predicts noise: it is "
-                "not supported; give --family sit if it is a SiT after all"
+                f"{path.name} is called a DiT, which has the keys of a SiT and predicts noise, and "
+                "is not supported; give --family sit if it is a SiT after all"
             )
 
 
@@ -118,7 +118,8 @@ def _classes(rows: int, classes: int | None) -> dict[str, Any]:
         classes = _IMAGENET
     if not isinstance(classes, int) or rows - classes not in (0, 1):
         raise ValueError(
-            f"num_classes must be {rows - 1} or {rows} for a table of {rows} labels, got {classes!r}"
+            f"num_classes must be {rows - 1} or {rows} for a table of {rows} labels, "
+            f"got {classes!r}"
         )
     return {"classes": classes, "unlabelled": rows > classes}
 

@@ -115,7 +115,7 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Tokenizer:
 
 
 def t5_tokenizer(folder: str | Path, *, length: int = 512) -> Tokenizer:
-    """T5's, from a folder's tokenizer.json; FLUX.1-dev has 512 tokens, FLUX.1-schnell 256.
+    """T5's, from a folder's tokenizer.json.
 
     Raises:
       ValueError: the folder has none, or a special token is not in the vocabulary.

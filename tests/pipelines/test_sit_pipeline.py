@@ -34,7 +34,8 @@ def test_guidance_is_on_three_channels_and_costs_two(pipeline, others):
     found = velocity(flow, labels)
     assert np.abs(wanted - none).max() > 0.01
     np.testing.assert_allclose(found[..., :3], (none + 3 * (wanted - none))[..., :3], atol=1e-4)
-    np.testing.assert_allclose(found[..., 3], wanted[..., 3], atol=1e-5)
+    # Of values up to 8, from batches of other sizes.
+    np.testing.assert_allclose(found[..., 3], wanted[..., 3], rtol=1e-5, atol=1e-5)
     unguided = velocity(pipeline.flow(1.0), labels)
     np.testing.assert_allclose(unguided, wanted, atol=1e-5)
 
