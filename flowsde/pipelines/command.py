@@ -94,10 +94,8 @@ class Flux:
         except ValueError as error:
             # The names of the arguments are those of the option.
             raise ValueError(f"--size: {error}") from None
-        self._length = options.text_tokens
-        if self._length is None:
-            self._length = LENGTH
-        check_length("--text-tokens", self._length)
+        length = LENGTH if options.text_tokens is None else options.text_tokens
+        self._length = check_length("--text-tokens", length)
         self._negative = options.negative_prompt
         # A scale is an input of the model, or costs a second evaluation.
         self._scale, self.guidance = self._guidance(guidance)
