@@ -14,11 +14,13 @@ returns all that is wrong; a conversion starts only from an empty list.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from flowsde._text import listed
 from flowsde_converters.ignored import Ignored, is_ignored
 from flowsde_converters.ignored import problems as values_wrong
 from flowsde_converters.moves import Move, put
@@ -219,7 +221,7 @@ def convert(
     """
     problems = table.problems(checkpoint, model)
     if problems:
-        raise ValueError(listed(problems))
+        raise ValueError(listed(problems, "the checkpoint does not fit the model"))
     check_ignored(table, checkpoint, checkpoint.__getitem__)
     return {row.target: fill(row, model, checkpoint.__getitem__) for row in table.rows}
 
@@ -233,14 +235,3 @@ def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
         for block, keys in zip(blocks, row.keys(params), strict=True):
             checkpoint.update(zip(keys, row.invert(block), strict=True))
     return checkpoint
-
-
-def listed(
-    problems: Iterable[str],
-    title: str = "the checkpoint does not fit the model",
-    shown: int = 40,
-) -> str:
-    """Problems as one message."""
-    lines = list(problems)
-    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n".join([f"{title}:", *lines[:shown], *more])
