@@ -7,11 +7,11 @@ has the attention's layers as convolutions of one pixel. Scale and shift are in 
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowsde.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.moves import CONV, LINEAR, Move, Reshape
 from flowsde_converters.tables import Checkpoint, Row, Table
@@ -24,6 +24,8 @@ _ATTENTION = {
 LAYOUTS = tuple(_ATTENTION)
 _SILU = ("silu", "swish")
 """Two names for one function."""
+_LEAST = 8
+"""Tensors of a block: of two norms and two convolutions."""
 
 
 def _conv(key: str, target: str) -> tuple[Row, Row]:
@@ -113,8 +115,15 @@ def _layout(tensors: Checkpoint) -> str | None:
     return None
 
 
-def _count(tensors: Checkpoint, pattern: str) -> int:
-    return 1 + max(int(found[1]) for key in tensors if (found := re.match(pattern, key)))
+def _blocks(tensors: Checkpoint, level: str, levels: int, block: str) -> int:
+    """Blocks of each level, by those of the first; ValueError if so many cannot be there."""
+    found = depth(tensors, f"{level}0.{block}.")
+    if levels * found * _LEAST > len(tensors):
+        raise ValueError(
+            f"{levels} levels of {found} blocks, as by {level}0, take {_LEAST} tensors each, "
+            f"got {len(tensors)}"
+        )
+    return found
 
 
 def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, float]:
@@ -149,16 +158,14 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
     json, original = json or {}, layout == "original"
     if json.get("act_fn", "silu") not in _SILU:
         raise ValueError(f"act_fn in config.json must be silu, got {json['act_fn']!r}")
-    level, block = ("encoder.down", "block") if original else ("encoder.down_blocks", "resnets")
-    levels = _count(tensors, rf"{re.escape(level)}\.(\d+)\.")
+    level, block = ("encoder.down.", "block") if original else ("encoder.down_blocks.", "resnets")
+    levels = depth(tensors, level)
     latents = tensors["decoder.conv_in.weight"].shape[1]
     config = AutoencoderKLConfig(
         channels=tensors["encoder.conv_in.weight"].shape[1],
         latents=latents,
-        widths=tuple(
-            tensors[f"{level}.{i}.{block}.0.conv2.weight"].shape[0] for i in range(levels)
-        ),
-        blocks=_count(tensors, rf"{re.escape(level)}\.0\.{block}\.(\d+)\."),
+        widths=tuple(tensors[f"{level}{i}.{block}.0.conv2.weight"].shape[0] for i in range(levels)),
+        blocks=_blocks(tensors, level, levels, block),
         groups=json.get("norm_num_groups", 32),
         quant="quant_conv.weight" in tensors,
         **_scaling(json, layout, latents),

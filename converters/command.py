@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from flowsde import _text
 from flowsde.options import Flag, Int, shown
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
@@ -27,8 +28,8 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional, shown("SOURCE")]
-    """A file (.safetensors, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is fetched
-    from the Hugging Face hub: owner/name, or owner/name/file."""
+    """A file (.safetensors, .sft, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is
+    fetched from the Hugging Face hub: owner/name, or owner/name/file."""
     out: Annotated[Path | None, tyro.conf.Positional, shown("OUT")] = None
     """New folder; it appears when the conversion is complete."""
     dtype: Annotated[
@@ -41,6 +42,9 @@ class Convert:
     classes: Int = None
     """SiT: number of labels, where it is not ImageNet's 1,000: a table of one row more has a label
     for none, a table of as many has not, and such a model cannot be guided."""
+    entry: Annotated[str | None, shown("NAME")] = None
+    """Of a training run's file the entry with the weights, "ema" or "state.ema", or "." for those
+    in no entry; found out by default, averaged weights first."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -80,7 +84,7 @@ class Convert:
         if self.classes is not None and self.classes < 1:
             raise ValueError(f"--classes must be at least 1, got {self.classes}")
         settings = {} if self.classes is None else {"num_classes": self.classes}
-        job = prepare(self._fetched(), self.family, self.dtype, settings)
+        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
                 raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
@@ -99,9 +103,12 @@ class Convert:
 
     def _back(self) -> None:
         given = {
-            "--dtype": self.dtype, "--family": self.family, "--revision": self.revision,
+            "--dtype": self.dtype,
+            "--family": self.family,
+            "--entry": self.entry,
+            "--revision": self.revision,
             "--classes": self.classes,
-        }  # fmt: skip
+        }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
             raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
@@ -137,12 +144,11 @@ def _described(one: Plan, prefix: str) -> list[str]:
         f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
         f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
         f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
-        "config  " + ", ".join(f"{k}={v}" for k, v in vars(one.found.config).items()),
+        "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),
         *(f"note    {note}" for note in one.found.notes),
     ]
     if one.ignored:
-        more = len(one.ignored) - _IGNORED_SHOWN
-        names = ", ".join(one.ignored[:_IGNORED_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        lines.append(f"ignores {names}: the model has no use for them")
+        ignored = _text.names(one.ignored, _IGNORED_SHOWN)
+        lines.append(f"ignores {ignored}: the model has no use for them")
     return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import flowsde as fs
 from flowsde._files import write_json
+from flowsde._text import shown
+from flowsde.pipelines import PIPELINES
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import has_weights, open_checkpoint, read_json
 from flowsde_converters.store import CONFIG, PIPELINE, is_converted
@@ -75,6 +77,7 @@ def prepare(
     family: str | None = None,
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    entry: str | None = None,
 ) -> Job:
     """Look at everything but the values.
 
@@ -83,6 +86,7 @@ def prepare(
       family: that a single model must be of; found out by default.
       dtype: of the parameters; as in the checkpoint by default.
       settings: of a single model, in the place of those in the config.json beside it.
+      entry: of a single model's file, whose weights are taken; found out by default.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -96,13 +100,16 @@ def prepare(
         if settings:
             config = {**(checkpoint.config or {}), **settings}
             checkpoint = dataclasses.replace(checkpoint, config=config)
-        one = {"": plan(checkpoint, family, dtype)}
+        one = {"": plan(checkpoint, family, dtype, entry)}
         return Job(source, one, tokenizer=_tokenizer(source))
     if settings:
         names = ", ".join(settings)
         raise ValueError(f"{names}: settings are of a single model, and {source} is a pipeline")
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
+    if entry is not None:
+        raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
+    _check_class(source)
     models, copied, problems = _parts(source)
     plans: dict[str, Plan] = {}
     for name in models:
@@ -115,6 +122,17 @@ def prepare(
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
     return Job(source, plans, tuple(copied))
+
+
+def _check_class(source: Path) -> None:
+    """ValueError for relatives of a pipeline that share its parts and make something else of them,
+    such as FluxKontextPipeline."""
+    kind = read_json(source / INDEX).get("_class_name")
+    if isinstance(kind, str) and kind.startswith("Flux") and kind not in PIPELINES:
+        raise ValueError(
+            f"{source} is a {shown(kind)}, expected a {' or a '.join(PIPELINES)}; its models, as "
+            f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
+        )
 
 
 def _tokenizer(source: Path) -> tuple[str, ...]:
@@ -134,7 +152,9 @@ def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
         if name.startswith("_") or not isinstance(kind, list) or None in kind:
             continue
         if not re.fullmatch(r"\w+", name):
-            problems.append(f"{INDEX} names the part {name!r}, expected a folder beside it")
+            problems.append(
+                f"{INDEX} names the part {shown(repr(name))}, expected a folder beside it"
+            )
         elif not (source / name).is_dir():
             problems.append(f"{INDEX} names the part {name}, which is missing")
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flowsde.flow import Flow
 from flowsde.models.sit import SIZES, SiT, SiTConfig
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.moves import CONV, Reshape
 from flowsde_converters.rows import linear
@@ -70,7 +71,7 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
         )
     config = SiTConfig(
         width=width,
-        depth=_blocks(checkpoint),
+        depth=depth(checkpoint, "blocks."),
         heads=heads,
         size=_side(place[1]) * patch,
         patch=patch,
@@ -122,10 +123,6 @@ def _classes(rows: int, classes: int | None) -> dict[str, Any]:
             f"got {classes!r}"
         )
     return {"classes": classes, "unlabelled": rows > classes}
-
-
-def _blocks(checkpoint: Checkpoint) -> int:
-    return 1 + max(int(m[1]) for key in checkpoint if (m := re.match(r"blocks\.(\d+)\.", key)))
 
 
 def _side(tokens: int) -> int:

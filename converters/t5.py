@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowsde.models.t5 import START, T5, T5Config, T5Encoder
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.ignored import Copy, Unused
 from flowsde_converters.moves import LINEAR
@@ -94,11 +95,6 @@ def _layout(tensors: Checkpoint) -> str | None:
     return there[0] if there and bias in tensors else None
 
 
-def _depth(tensors: Checkpoint, name: str) -> int:
-    pattern = re.compile(rf"{name}\.block\.(\d+)\.")
-    return max((1 + int(found[1]) for key in tensors if (found := pattern.match(key))), default=0)
-
-
 def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Config:
     first = "encoder.block.0.layer."
     kind = json.get("feed_forward_proj", "gated-gelu")
@@ -111,14 +107,14 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Conf
         raise ValueError("got relative positions in every block (UMT5), expected in the first only")
     vocab, width = tensors[_TOKENS[layout]].shape
     buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
-    decoder_depth = _depth(tensors, "decoder")
+    decoder_depth = depth(tensors, "decoder.block.")
     if decoder_depth and json.get("decoder_start_token_id") not in (None, START):
         start = json["decoder_start_token_id"]
         raise ValueError(f"decoder_start_token_id in config.json must be {START}, got {start!r}")
     return T5Config(
         vocab=vocab,
         width=width,
-        depth=_depth(tensors, "encoder"),
+        depth=depth(tensors, "encoder.block."),
         decoder_depth=decoder_depth,
         heads=heads,
         head=tensors[f"{first}0.SelfAttention.q.weight"].shape[0] // heads,
@@ -140,7 +136,7 @@ def _head(tensors: Checkpoint, json: Mapping[str, Any]) -> dict[str, bool]:
 
 def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     layout = _layout(tensors)
-    if layout is None or _depth(tensors, "decoder"):
+    if layout is None or depth(tensors, "decoder.block."):
         return None
     config = _config(tensors, json or {}, layout)
     return Found(config, layout, _encoder_table(config, layout))
@@ -148,7 +144,7 @@ def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> F
 
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     layout = _layout(tensors)
-    if layout is None or not _depth(tensors, "decoder"):
+    if layout is None or not depth(tensors, "decoder.block."):
         return None
     config = _config(tensors, json or {}, layout)
     return Found(config, layout, _table(config, layout))

@@ -14,13 +14,12 @@ returns all that is wrong; a conversion starts only from an empty list.
 
 import collections
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
-from flowsde._text import listed
+from flowsde._text import listed, shown
 from flowsde_converters.ignored import Ignored, is_ignored
 from flowsde_converters.ignored import problems as values_wrong
 from flowsde_converters.moves import Move, put
@@ -136,13 +135,13 @@ def _keys(table: Table, checkpoint: Checkpoint, model: Model) -> Iterator[str]:
         key for row in table.rows if row.target in model for keys in row.keys(model) for key in keys
     )
     for key in sorted(wanted.keys() - checkpoint.keys()):
-        yield f"missing key {key}"
+        yield f"missing key {shown(key)}"
     for key in sorted(checkpoint.keys() - wanted.keys()):
         if not is_ignored(key, table.ignored):
-            yield f"unexpected key {key}"
+            yield f"unexpected key {shown(key)}"
     for key, times in wanted.items():
         if times > 1:
-            yield f"{times} rows use the key {key}"
+            yield f"{times} rows use the key {shown(key)}"
 
 
 def _shapes(rows: tuple[Row, ...], checkpoint: Checkpoint, model: Model) -> Iterator[str]:
@@ -179,17 +178,26 @@ def blocks(
     like, joined = model[row.target], None
     for keys in row.keys(model):
         block = empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
-        tensors = [read(key) for key in keys]
+        tensors = _alike([read(key) for key in keys], like.dtype)
         if len(tensors) > 1:
             joined = _room(tensors, joined)
         put(block, row.apply(tensors, joined))
         yield block
 
 
+def _alike(tensors: list[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:
+    """Tensors that can be joined: of one dtype, that of the parameter if they had several."""
+    if len({a.dtype for a in tensors}) == 1:
+        return tensors
+    # NumPy knows no common dtype of bfloat16 and float16. Overflow is found in the result.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [a.astype(dtype) for a in tensors]
+
+
 def _room(tensors: list[np.ndarray], before: np.ndarray | None) -> np.ndarray:
     """Where tensors can be joined: where those before them were, if it is alike."""
     shape = (sum(a.shape[0] for a in tensors), *tensors[0].shape[1:])
-    dtype = np.result_type(*tensors)
+    dtype = tensors[0].dtype
     alike = before is not None and (before.shape, before.dtype) == (shape, dtype)
     return before if alike and before is not None else np.empty(shape, dtype)
 
@@ -200,7 +208,7 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     array = np.empty(like.shape, like.dtype)
     blocks = array if row.stacked else [array]
     for block, keys in zip(blocks, row.keys(model), strict=True):
-        put(block, row.apply([read(key) for key in keys]))
+        put(block, row.apply(_alike([read(key) for key in keys], like.dtype)))
     return array
 
 

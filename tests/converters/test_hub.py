@@ -97,6 +97,10 @@ def test_only_what_is_converted_is_fetched():
     vae = {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
     assert set(hub.wanted(pipeline, "vae")) == vae
     assert hub.wanted(["a.pt", "config.json", "x/b.safetensors"]) == ["config.json", "a.pt"]
+    assert hub.wanted(["a.PT", "b.SFT", "model.safetensors.index.json"]) == [
+        "model.safetensors.index.json",
+        "b.SFT",
+    ]
     assert hub.wanted(["config.json"]) == [] == hub.wanted(pipeline, "unet")
     for name in ("owner/name", "owner/name/a/b.pt"):
         assert hub.is_id(name)
