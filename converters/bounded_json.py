@@ -7,7 +7,7 @@ from typing import Any
 
 LONGEST = 100_000_000
 """Most bytes, as of a safetensors header: https://github.com/huggingface/safetensors#format"""
-_MOST_PARTS = 2**20
+_MOST_PARTS = 2**18
 """Most objects and lists; in memory each takes some hundred times the two bytes of its brackets."""
 
 
