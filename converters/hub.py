@@ -36,6 +36,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
     if match is None:
         raise ValueError(f"SOURCE {source} does not exist, and is no owner/name of the hub")
     name, inside = match.groups()
+    if inside and ".." in PurePosixPath(inside).parts:
+        raise ValueError(f"SOURCE {source} leaves the model, expected a file or folder inside it")
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors

@@ -106,3 +106,12 @@ def test_only_what_is_converted_is_fetched():
         assert hub.is_id(name)
     for name in ("name", "/owner/name", str(Path("a b") / "c")):
         assert not hub.is_id(name)
+
+
+@pytest.mark.parametrize("inside", ["..", "../other", "vae/../../x", "../../../etc/passwd"])
+def test_a_file_of_the_hub_is_inside_its_model(tmp_path, monkeypatch, inside):
+    """Without a network, of what is in the cache."""
+    Hub([], tmp_path, ConnectionError("no route"), cached=True).use(monkeypatch)
+    assert hub.fetch("owner/name/vae") == tmp_path / "vae"
+    with pytest.raises(ValueError, match="leaves the model, expected a file or folder inside it"):
+        hub.fetch(f"owner/name/{inside}")
