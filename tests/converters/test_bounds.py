@@ -44,7 +44,7 @@ SIT = SiTConfig(width=384, depth=2, heads=6, size=4, patch=2, channels=4, classe
 
 # Family, configuration, layout, what lies beside, what a number of a block follows.
 FAMILIES = {
-    "sit": (sit.FAMILY, SIT, "original", None, "blocks."),
+    "sit": (sit.FAMILY, SIT, "original", {"num_classes": 3}, "blocks."),
     "flux double": (flux.FAMILY, FLUX, "original", FLUX_JSON, "double_blocks."),
     "flux single": (flux.FAMILY, FLUX, "original", FLUX_JSON, "single_blocks."),
     "flux of diffusers": (flux.FAMILY, FLUX, "diffusers", FLUX_JSON, "single_transformer_blocks."),
