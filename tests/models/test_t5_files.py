@@ -89,7 +89,8 @@ def test_a_table_of_the_encoder_alone_is_read(tmp_path):
         drop=("shared.weight",),
     )
     assert_read_as_by_transformers(transformers.T5EncoderModel, tmp_path, IDS)
-    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back.safetensors")
-    wanted, back = (load_file(tmp_path / f"{n}.safetensors") for n in ("model", "back"))
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back")
+    files = (folder / "model.safetensors" for folder in (tmp_path, tmp_path / "back"))
+    wanted, back = map(load_file, files)
     assert back.keys() == wanted.keys()
     np.testing.assert_array_equal(back[ENCODER_TABLE], wanted[ENCODER_TABLE])
