@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from flowsde._checks import check_path
 from flowsde.options import Flag, shown
 from flowsde_converters import hub
 from flowsde_converters.back import prepare_back, run_back
@@ -55,6 +56,7 @@ class Convert:
         """
         if self.out is None and not self.check:
             raise ValueError("OUT is missing, expected a new folder, or --check")
+        check_path("SOURCE", self.source)
         if self.to_torch:
             return self._back()
         if self.out is not None:

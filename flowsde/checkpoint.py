@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from flowsde._checks import check_path
 from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
 from flowsde.search.layout import gather
@@ -58,6 +59,7 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
     """
     import orbax.checkpoint as ocp
 
+    folder = check_path("folder", folder)
     leaves = _flat(gather(result))
     implementations = {
         name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)
@@ -72,7 +74,7 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
         "empty": {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items() if not a.size},
     }
     arrays = {name: a for name, a in arrays.items() if a.size}
-    with _manager(Path(folder), create=True) as manager:
+    with _manager(folder, create=True) as manager:
         # What is there from this round on is of a run that this one takes the place of.
         for step in manager.all_steps():
             if step >= rounds:
@@ -99,7 +101,7 @@ def restore_search(folder: str | Path, search: Search) -> Result:
     """
     import orbax.checkpoint as ocp
 
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} holds no saved search")
     with _manager(folder, create=False) as manager:
@@ -174,7 +176,8 @@ def load(
     from flowsde_converters.load import load_model, load_module
     from flowsde_converters.store import is_pipeline
 
+    folder = check_path("folder", folder)
     how = (mesh, dtype, rules, numerics)
-    if is_pipeline(Path(folder)):
-        return pipelines.load(Path(folder), lambda part: load_module(part, *how))
-    return load_model(Path(folder), *how)
+    if is_pipeline(folder):
+        return pipelines.load(folder, lambda part: load_module(part, *how))
+    return load_model(folder, *how)
