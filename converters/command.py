@@ -11,8 +11,9 @@ from flowsde._checks import check_path
 from flowsde.options import Flag, shown
 from flowsde_converters import hub
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.convert import Job, check_out, prepare, recover, run
+from flowsde_converters.convert import Job, check_out, prepare, run
 from flowsde_converters.detect import Plan
+from flowsde_converters.replace import settle, target
 
 _IGNORED_SHOWN = 6
 
@@ -60,8 +61,8 @@ class Convert:
         if self.to_torch:
             return self._back()
         if self.out is not None:
-            recover(self.out)
-            check_out(Path(self.source), self.out, self.overwrite)
+            settle(self.out)
+            check_out(Path(self.source), target(self.out), self.overwrite)
         job = prepare(self._fetched(), self.family, self.dtype)
         print("\n".join(described(job)), flush=True)
         if self.check:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 # pathlib turns two slashes into one, so that "gs://bucket" would be a folder "gs:" here.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 

@@ -152,6 +152,7 @@ def load(
     *,
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
+    verify: bool = True,
 ) -> Any:
     """What ``flowsde convert`` wrote, parameters read straight onto the devices.
 
@@ -162,6 +163,8 @@ def load(
       rules: of the mesh, `ShardingRules()` by default: a parameter is split along all of its axes
         that have one. Pass the same to `run`.
       numerics: dtype of activations, that of the weights by default, and attention.
+      verify: compare every file with the SHA-256 that was written with it, while it is read: a
+        gigabyte a second for each of half of the cores.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.pipelines`, else the
@@ -169,15 +172,16 @@ def load(
 
     Raises:
       FileNotFoundError: there is no converted model.
-      ValueError: it is of another format or version, a rule names no axis of the mesh, or the
-        devices do not share a parameter evenly, which is named.
+      ValueError: it is of another format or version, or not what was written, naming the file; a
+        rule names no axis of the mesh, or the devices do not share a parameter evenly, which is
+        named.
     """
     from flowsde import pipelines
     from flowsde_converters.load import load_model, load_module
     from flowsde_converters.store import is_pipeline
 
     folder = check_path("folder", folder)
-    how = (mesh, dtype, rules, numerics)
+    how = (mesh, dtype, rules, numerics, verify)
     if is_pipeline(folder):
-        return pipelines.load(folder, lambda part: load_module(part, *how))
+        return pipelines.load(folder, lambda part: load_module(part, *how), verify)
     return load_model(folder, *how)

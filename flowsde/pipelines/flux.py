@@ -49,14 +49,16 @@ class FluxPipeline:
     Args:
       folder: that a conversion wrote.
       read: a model of a folder.
+      verify: whether to compare what configures the models with its hashes.
 
     Raises:
       FileNotFoundError, ValueError: a part is missing or of something else, before any weights are
         read.
     """
 
-    def __init__(self, folder: Path, read: Read = read):
-        self._parts = Parts({name: folder / name for name in _FAMILIES}, _FAMILIES, read)
+    def __init__(self, folder: Path, read: Read = read, verify: bool = True):
+        parts = {name: folder / name for name in _FAMILIES}
+        self._parts = Parts(parts, _FAMILIES, read, verify)
         self._schedule = schedule.read(folder / "scheduler")
         configs = self._parts.configs
         self.config: FluxConfig = configs["transformer"]
