@@ -57,18 +57,23 @@ def claim(folder: Path, hidden: Path | None = None) -> Path:
       ValueError: there is one of that name that flowsde did not make.
       OSError: it cannot be made.
     """
-    hidden = hidden or folder / HIDDEN
+    hidden = _make(hidden or folder / HIDDEN)
     if not is_ours(hidden):
-        hidden.parent.mkdir(parents=True, exist_ok=True)
-        if _is_of_others(hidden):
-            raise ValueError(
-                f"{hidden} was not made by flowsde, which keeps what it needs there; expected "
-                f"another folder, or that one moved away"
-            )
-        _mkdir(hidden)
         with replacing(hidden / _TAG) as temporary:
             temporary.write_text(_TEXT)
     _mkdir(hidden / _TEMPORARY)
+    return hidden
+
+
+def _make(hidden: Path) -> Path:
+    """The folder, without a tag if there was none."""
+    if _is_of_others(hidden):
+        raise ValueError(
+            f"{hidden} was not made by flowsde, which keeps what it needs there; expected another "
+            f"folder, or that one moved away"
+        )
+    hidden.parent.mkdir(parents=True, exist_ok=True)
+    _mkdir(hidden)
     return hidden
 
 
@@ -81,8 +86,10 @@ def _mkdir(folder: Path) -> None:
 def _is_of_others(hidden: Path) -> bool:
     # Between two looks another process may claim or release it: what is of others stays as it is.
     for _ in range(_LOOKS):
+        if is_ours(hidden):
+            return False
         other = hidden.is_symlink() or (hidden.exists() and not hidden.is_dir()) or _filled(hidden)
-        if not other or is_ours(hidden):
+        if not other:
             return False
         time.sleep(_PAUSE)
     return True
@@ -112,13 +119,14 @@ def release(folder: Path, hidden: Path | None = None) -> None:
     """Remove the hidden folder, if there is one that is ours; where it is as of `claim`."""
     hidden = hidden or folder / HIDDEN
     if is_ours(hidden):
-        # The tag goes last: a kill before that leaves a folder that is ours still.
+        # First what nobody would miss, then the tag, which says so; the lock goes last: whoever has
+        # the next one makes what it needs.
         for name in os.listdir(hidden):
-            if name != _TAG:
+            if name not in (_TAG, _LOCK):
                 remove(hidden / name)
         (hidden / _TAG).unlink()
+        (hidden / _LOCK).unlink(missing_ok=True)
         with suppress(OSError):
-            # Another process may have begun to use it, now that there is no lock.
             hidden.rmdir()
 
 
@@ -152,7 +160,7 @@ def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
 def _lock(folder: Path, hidden: Path | None) -> int | None:
     """The lock, as an open file; None if whoever had it removed it between our calls."""
     try:
-        path = claim(folder, hidden) / _LOCK
+        path = _make(hidden or folder / HIDDEN) / _LOCK
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:
         return None

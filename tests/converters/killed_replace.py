@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from flowsde import _files, _own
+from flowsde import _files
 from flowsde_converters import replace
 
 CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir")
