@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flowsde import _schema
 from flowsde_converters.torch_file import SUFFIXES
 
 _PATIENCE = 10.0
@@ -35,6 +36,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
     if match is None:
         raise ValueError(f"SOURCE {source} does not exist, and is no owner/name of the hub")
     name, inside = match.groups()
+    if inside is not None:
+        _schema.inside(inside, f"SOURCE {source}: what follows the name")
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors

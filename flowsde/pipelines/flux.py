@@ -63,9 +63,9 @@ class FluxPipeline:
         configs = self._parts.configs
         self.config: FluxConfig = configs["transformer"]
         self.length = 512 if self.config.guidance else 256
-        positions = configs["text_encoder"].positions
-        self._clip = clip_tokenizer(folder / "tokenizer", length=positions)
-        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=self.length)
+        text, t5 = configs["text_encoder"], configs["text_encoder_2"]
+        self._clip = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
+        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=self.length, vocab=t5.vocab)
 
     @property
     def side(self) -> int:

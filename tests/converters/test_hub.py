@@ -102,3 +102,9 @@ def test_only_what_is_converted_is_fetched():
         assert hub.is_id(name)
     for name in ("name", "/owner/name", str(Path("a b") / "c")):
         assert not hub.is_id(name)
+
+
+@pytest.mark.parametrize("inside", ["..", "../../../other", "vae/../../x", "vae/./x", "vae//x"])
+def test_what_follows_the_name_stays_in_the_model(inside):
+    with pytest.raises(ValueError, match="what follows the name must be a path in the folder"):
+        hub.fetch(f"owner/name/{inside}")
