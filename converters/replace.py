@@ -20,10 +20,11 @@ from flowsde._own import beside, is_ours, locked, release, remove
 
 
 def target(out: Path) -> Path:
-    """Where OUT is, links followed; ValueError for links that lead nowhere."""
+    """Where OUT is, links followed; ValueError for links that lead nowhere, and for the root."""
     found = Path(os.path.realpath(out))
-    if found.is_symlink():
-        raise ValueError(f"OUT {out} is a link that leads to itself, expected a new folder")
+    if found.is_symlink() or not found.name:
+        what = "a link that leads to itself" if found.name else "the root"
+        raise ValueError(f"{out} is {what}, expected a folder that can be replaced")
     return found
 
 
@@ -64,6 +65,8 @@ def replacing_out(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 
 def settle(out: Path) -> None:
     """Give `out` back what was called so before a process was killed between its two renames."""
+    if os.path.exists(out):
+        return
     out = target(out)
     hidden = beside(out)
     if not os.path.lexists(out) and os.path.lexists(hidden / "old") and is_ours(hidden):

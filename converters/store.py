@@ -151,8 +151,8 @@ def _short(value: Any) -> str:
 def settle_above(folder: Path) -> None:
     """Undo what a conversion left that was killed; `folder` is its OUT, or a model in that."""
     if not folder.exists():
-        for out in (folder.parent, folder):
-            settle(out)
+        settle(folder.parent)
+        settle(folder)
 
 
 def check_files(folder: Path, about: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def t5_tokenizer(folder: str | Path, *, length: int = 512, vocab: int | None = N
         hint = ""
         if (folder / "spiece.model").is_file():
             hint = (
-                "; make one of the source's spiece.model, and convert again: with its folder, "
+                "; save one of the source's spiece.model, and convert again: "
                 "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         raise ValueError(f"{folder} must have a tokenizer.json, got {_found(folder)}{hint}")
