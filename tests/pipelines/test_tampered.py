@@ -195,10 +195,10 @@ def reseal(folder):
             path.write_text(json.dumps(speakable(store.sealed(values))))
 
 
-def outcome(act):
+def outcome(act, *args):
     """What comes out, or the error; any but the two kinds is a failure."""
     try:
-        return act(), None
+        return act(*args), None
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
 
@@ -227,7 +227,7 @@ def test_the_same_numbers_or_one_line_that_names_the_file(whole, tmp_path, targe
             reseal(folder)
         begin = time.monotonic()
         out = folder.parent / "back"
-        found, said = outcome(lambda: unconverted(folder, out) if back else loaded(folder, name))
+        found, said = outcome(unconverted, folder, out) if back else outcome(loaded, folder, name)
         assert time.monotonic() - begin < 60, (change, name)
         seen.add("error" if said else "same")
         if said:
