@@ -235,7 +235,7 @@ def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: in
 
 
 def text_tokens(config: FluxConfig) -> int:
-    """As the pipeline has them."""
+    """As Black Forest Labs' own code has them."""
     return 512 if config.guidance else 256
 
 

@@ -6,11 +6,12 @@ has the attention's layers as convolutions of one pixel. Scale and shift are in 
 `config.json` has them. Without one, an "original" of 16 channels is taken for FLUX's.
 """
 
-import re
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowsde.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.moves import CONV, LINEAR, Move, Reshape
 from flowsde_converters.tables import Checkpoint, Row, Table
@@ -21,6 +22,10 @@ _ATTENTION = {
     "original": ("norm", "q", "k", "v", "proj_out"),
 }
 LAYOUTS = tuple(_ATTENTION)
+_SILU = ("silu", "swish")
+"""Two names for one function."""
+_LEAST = 8
+"""Tensors of a block: of two norms and two convolutions."""
 
 
 def _conv(key: str, target: str) -> tuple[Row, Row]:
@@ -110,15 +115,28 @@ def _layout(tensors: Checkpoint) -> str | None:
     return None
 
 
-def _count(tensors: Checkpoint, pattern: str) -> int:
-    return 1 + max(int(found[1]) for key in tensors if (found := re.match(pattern, key)))
+def _blocks(tensors: Checkpoint, level: str, levels: int, block: str) -> int:
+    """Blocks of each level, by those of the first; ValueError if so many cannot be there."""
+    found = depth(tensors, f"{level}0.{block}.")
+    if levels * found * _LEAST > len(tensors):
+        raise ValueError(
+            f"{levels} levels of {found} blocks, as by {level}0, take {_LEAST} tensors each, "
+            f"got {len(tensors)}"
+        )
+    return found
 
 
 def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, float]:
     if any(json.get(name) is not None for name in ("latents_mean", "latents_std")):
         raise ValueError("latents_mean and latents_std in config.json are not supported")
     if "scaling_factor" in json:
-        return {"scale": json["scaling_factor"], "shift": json.get("shift_factor") or 0.0}
+        scale, shift = json["scaling_factor"], json.get("shift_factor") or 0.0
+        for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
+            if not _is_number(value):
+                raise ValueError(f"{name} in config.json must be a finite number, got {value!r}")
+        if not scale > 0:
+            raise ValueError(f"scaling_factor in config.json must be positive, got {scale!r}")
+        return {"scale": scale, "shift": shift}
     if json.get("_class_name") == "AutoencoderKL":
         # What diffusers takes where it is not said, as by sd-vae-ft-ema, older than the setting.
         return {"scale": 0.18215, "shift": 0.0}
@@ -129,21 +147,25 @@ def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, fl
     )
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     layout = _layout(tensors)
     if layout is None:
         return None
     json, original = json or {}, layout == "original"
-    level, block = ("encoder.down", "block") if original else ("encoder.down_blocks", "resnets")
-    levels = _count(tensors, rf"{re.escape(level)}\.(\d+)\.")
+    if json.get("act_fn", "silu") not in _SILU:
+        raise ValueError(f"act_fn in config.json must be silu, got {json['act_fn']!r}")
+    level, block = ("encoder.down.", "block") if original else ("encoder.down_blocks.", "resnets")
+    levels = depth(tensors, level)
     latents = tensors["decoder.conv_in.weight"].shape[1]
     config = AutoencoderKLConfig(
         channels=tensors["encoder.conv_in.weight"].shape[1],
         latents=latents,
-        widths=tuple(
-            tensors[f"{level}.{i}.{block}.0.conv2.weight"].shape[0] for i in range(levels)
-        ),
-        blocks=_count(tensors, rf"{re.escape(level)}\.0\.{block}\.(\d+)\."),
+        widths=tuple(tensors[f"{level}{i}.{block}.0.conv2.weight"].shape[0] for i in range(levels)),
+        blocks=_blocks(tensors, level, levels, block),
         groups=json.get("norm_num_groups", 32),
         quant="quant_conv.weight" in tensors,
         **_scaling(json, layout, latents),

@@ -18,7 +18,9 @@ from flowsde.models.clip import (
     CLIPVision,
     CLIPVisionConfig,
 )
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Ignored, Positions
 from flowsde_converters.moves import CONV, LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
@@ -76,8 +78,9 @@ def _vision(config: CLIPVisionConfig, keys: str, target: str) -> tuple[Row, ...]
     )
 
 
-def _ignored(keys: str) -> tuple[str, ...]:
-    return (re.escape(f"{keys}embeddings.position_ids"),)
+def _ignored(keys: str) -> tuple[Ignored, ...]:
+    # A buffer of early files.
+    return (Positions(re.escape(f"{keys}embeddings.position_ids")),)
 
 
 def _text_table(config: CLIPTextConfig, layout: str) -> Table:
@@ -136,11 +139,6 @@ def _needed(config: Mapping[str, Any] | None, part: str) -> Mapping[str, Any]:
     return nested or config
 
 
-def _depth(tensors: Checkpoint, keys: str) -> int:
-    pattern = re.compile(re.escape(keys) + r"encoder\.layers\.(\d+)\.")
-    return 1 + max(int(found[1]) for key in tensors if (found := pattern.match(key)))
-
-
 def _projection(tensors: Checkpoint, key: str) -> int | None:
     return tensors[key].shape[0] if key in tensors else None
 
@@ -154,7 +152,7 @@ def _text_config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> C
     return CLIPTextConfig(
         vocab=vocab,
         width=width,
-        depth=_depth(tensors, keys),
+        depth=depth(tensors, f"{keys}encoder.layers."),
         # What config.json leaves out is the default of `transformers`.
         heads=json.get("num_attention_heads", 8),
         mlp=tensors[f"{keys}encoder.layers.0.mlp.fc1.weight"].shape[0],
@@ -173,7 +171,7 @@ def _vision_config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) ->
     places = tensors[f"{keys}embeddings.position_embedding.weight"].shape[0]
     return CLIPVisionConfig(
         width=width,
-        depth=_depth(tensors, keys),
+        depth=depth(tensors, f"{keys}encoder.layers."),
         heads=json.get("num_attention_heads", 12),
         mlp=tensors[f"{keys}encoder.layers.0.mlp.fc1.weight"].shape[0],
         image=patch * round((places - 1) ** 0.5),

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from flowsde import _text
 from flowsde._checks import check_path
-from flowsde.options import Flag, shown
-from flowsde_converters import hub
+from flowsde.options import Flag, Int, shown
+from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.convert import Job, check_out, prepare, run
 from flowsde_converters.detect import Plan
@@ -29,16 +30,23 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional, shown("SOURCE")]
-    """A file (.safetensors, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is fetched
-    from the Hugging Face hub: owner/name, or owner/name/file."""
+    """A file (.safetensors, .sft, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is
+    fetched from the Hugging Face hub: owner/name, or owner/name/file."""
     out: Annotated[Path | None, tyro.conf.Positional, shown("OUT")] = None
     """New folder; it appears when the conversion is complete."""
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, shown("{float32,bfloat16,float16}")
     ] = None
-    """Of the weights that are written; by default as they are."""
+    """Of the weights that are written; by default as they are. Models are run in bfloat16 where
+    their weights are, in float32 where they are float32 or float16."""
     family: Annotated[str | None, shown("NAME")] = None
     """Refuse a checkpoint of any other family, or choose where it fits several."""
+    classes: Int = None
+    """SiT: number of labels, where it is not ImageNet's 1,000: a table of one row more has a label
+    for none, a table of as many has not, and such a model cannot be guided."""
+    entry: Annotated[str | None, shown("NAME")] = None
+    """Of a training run's file the entry with the weights, "ema" or "state.ema", or "." for those
+    in no entry; found out by default, averaged weights first."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -63,7 +71,7 @@ class Convert:
         if self.out is not None:
             settle(self.out)
             check_out(Path(self.source), target(self.out), self.overwrite)
-        job = prepare(self._fetched(), self.family, self.dtype)
+        job = self._prepared()
         print("\n".join(described(job)), flush=True)
         if self.check:
             print("check   all keys and shapes fit; values were not read, nothing was written")
@@ -75,6 +83,18 @@ class Convert:
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
         )
 
+    def _prepared(self) -> Job:
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"--classes must be at least 1, got {self.classes}")
+        settings = {} if self.classes is None else {"num_classes": self.classes}
+        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
+        for one in job.plans.values():
+            if self.classes is not None and one.family.name != sit.FAMILY.name:
+                raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
+            if self.family is None and one.family.name == sit.FAMILY.name:
+                sit.check_names(one.checkpoint.paths)
+        return job
+
     def _fetched(self) -> Path:
         """Where the source is on this machine."""
         path = Path(self.source)
@@ -85,7 +105,13 @@ class Convert:
         return hub.fetch(self.source, self.revision)
 
     def _back(self) -> None:
-        given = {"--dtype": self.dtype, "--family": self.family, "--revision": self.revision}
+        given = {
+            "--dtype": self.dtype,
+            "--family": self.family,
+            "--entry": self.entry,
+            "--revision": self.revision,
+            "--classes": self.classes,
+        }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
             raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
@@ -121,11 +147,11 @@ def _described(one: Plan, prefix: str) -> list[str]:
         f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
         f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
         f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
-        "config  " + ", ".join(f"{k}={v}" for k, v in vars(one.found.config).items()),
+        "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),
+        *(f"note    {note}" for note in one.found.notes),
     ]
     if one.ignored:
-        more = len(one.ignored) - _IGNORED_SHOWN
-        names = ", ".join(one.ignored[:_IGNORED_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        lines.append(f"ignores {names}: the model has no use for them")
+        ignored = _text.names(one.ignored, _IGNORED_SHOWN)
+        lines.append(f"ignores {ignored}: the model has no use for them")
     return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

@@ -2,14 +2,17 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flowsde as fs
 from flowsde import _schema
-from flowsde._text import names
+from flowsde._text import names, shown
+from flowsde.pipelines import PIPELINES
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
-from flowsde_converters.files import has_weights, open_checkpoint, read_json
+from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
 from flowsde_converters.replace import replacing_out
 from flowsde_converters.store import CONFIG, PIPELINE, kind_of, strangers, write_config
 from flowsde_converters.stream import Advance
@@ -63,13 +66,21 @@ def nbytes(like: object) -> int:
     return like.size * like.dtype.itemsize  # type: ignore[attr-defined]
 
 
-def prepare(source: Path, family: str | None = None, dtype: str | None = None) -> Job:
+def prepare(
+    source: Path,
+    family: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    entry: str | None = None,
+) -> Job:
     """Look at everything but the values.
 
     Args:
       source: file or folder.
       family: that a single model must be of; found out by default.
       dtype: of the parameters; as in the checkpoint by default.
+      settings: of a single model, in the place of those in the config.json beside it.
+      entry: of a single model's file, whose weights are taken; found out by default.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -79,15 +90,26 @@ def prepare(source: Path, family: str | None = None, dtype: str | None = None) -
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
-        one = {"": _plan(source, source, family, dtype)}
+        checkpoint = _opened(source, source)
+        if settings:
+            config = {**(checkpoint.config or {}), **settings}
+            checkpoint = dataclasses.replace(checkpoint, config=config)
+        one = {"": plan(checkpoint, family, dtype, entry)}
         return Job(source, one, tokenizer=_tokenizer(source))
+    if settings:
+        raise ValueError(
+            f"{', '.join(settings)}: settings are of a single model, and {source} is a pipeline"
+        )
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
+    if entry is not None:
+        raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
+    _check_class(source)
     models, copied, problems = _parts(source)
     plans: dict[str, Plan] = {}
     for name in models:
         try:
-            plans[name] = _plan(source / name, source, None, dtype)
+            plans[name] = plan(_opened(source / name, source), None, dtype)
         except ValueError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     if not models and not problems:
@@ -97,7 +119,7 @@ def prepare(source: Path, family: str | None = None, dtype: str | None = None) -
     return Job(source, plans, tuple(copied))
 
 
-def _plan(path: Path, source: Path, family: str | None, dtype: str | None) -> Plan:
+def _opened(path: Path, source: Path) -> Checkpoint:
     """Of a file, or of a folder in the source, whose links must stay in that."""
     if path.is_dir():
         contained(path / CONFIG, source)
@@ -105,7 +127,18 @@ def _plan(path: Path, source: Path, family: str | None, dtype: str | None) -> Pl
     if path.is_dir():
         for one in checkpoint.paths:
             contained(one, source)
-    return plan(checkpoint, family, dtype)
+    return checkpoint
+
+
+def _check_class(source: Path) -> None:
+    """ValueError for relatives of a pipeline that share its parts and make something else of them,
+    such as FluxKontextPipeline."""
+    kind = read_json(source / INDEX).get("_class_name")
+    if isinstance(kind, str) and kind.startswith("Flux") and kind not in PIPELINES:
+        raise ValueError(
+            f"{source} is a {shown(kind)}, expected a {' or a '.join(PIPELINES)}; its models, as "
+            f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
+        )
 
 
 def _tokenizer(source: Path) -> tuple[str, ...]:

@@ -6,6 +6,10 @@ sets every parameter once, and shapes and dtypes are right. Only the values are 
 
 import dataclasses
 import importlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +17,13 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from flowsde._text import listed, names, shown
 from flowsde.models.layers import Numerics
+from flowsde_converters import entries
 from flowsde_converters.family import Family, Found
 from flowsde_converters.files import Checkpoint
 from flowsde_converters.paths import parameters
-from flowsde_converters.tables import Model, listed
+from flowsde_converters.tables import Model
 
 MODULES = ("sit", "flux", "clip", "t5", "autoencoder_kl", "aesthetic")
 """Files beside this one, with a `Family` or several each."""
@@ -28,6 +34,10 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 """Of weights, the widest first; float64 is read and never written."""
+EIGHT_BITS = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
+"""Read and never written, too; each of the others but float64 holds them exactly."""
+_MESSAGE = 500
+_SCALE = re.compile(r"(^|[._])(scale|scales|scaled)([._]|$)|scale_inv$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +98,25 @@ def abstract(family: Family, config: Any, numerics: Numerics | None = None) -> n
     return nnx.eval_shape(lambda: family.build(config, numerics or Numerics(), rngs=nnx.Rngs(0)))
 
 
-def plan(checkpoint: Checkpoint, family: str | None = None, dtype: str | None = None) -> Plan:
+def plan(
+    checkpoint: Checkpoint,
+    family: str | None = None,
+    dtype: str | None = None,
+    entry: str | None = None,
+) -> Plan:
     """How to convert a checkpoint.
 
     Args:
       checkpoint: as opened.
       family: that it must be of; found out by default.
       dtype: of the parameters; as in the checkpoint by default.
+      entry: of a training run's file, or beginning of the keys, whose weights are taken; found out
+        by default.
 
     Raises:
       ValueError: listing everything that does not fit.
     """
-    is_of, found = _recognise(checkpoint, family)
+    checkpoint, is_of, found = _recognise(checkpoint, family, entry)
     shapes = _guarded(is_of, lambda: parameters(abstract(is_of, found.config)))
     used = tuple(
         key
@@ -108,48 +125,118 @@ def plan(checkpoint: Checkpoint, family: str | None = None, dtype: str | None = 
         for keys in row.keys(shapes)
         for key in keys
     )
-    problems = found.table.problems(checkpoint.tensors, shapes)
+    problems = [*_scaled(checkpoint, used), *found.table.problems(checkpoint.tensors, shapes)]
+    for path, like in shapes.items():
+        if not math.prod(like.shape):
+            problems.append(f"{path} has the shape {like.shape}, expected values in it")
     for key in dict.fromkeys(used):
         held = checkpoint.tensors.get(key)
-        if held is not None and held.dtype not in DTYPES.values():
-            problems.append(f"{key} is {held.dtype}, expected {', '.join(DTYPES)}")
+        if held is not None and held.dtype not in (*DTYPES.values(), *EIGHT_BITS):
+            problems.append(f"{shown(key)} is {held.dtype}, expected {', '.join(DTYPES)}")
     if problems:
         title = f"the checkpoint does not fit {is_of.name} ({found.layout} keys)"
         raise ValueError(listed(problems, title))
     return Plan(checkpoint, is_of, found, _as_written(checkpoint, found, shapes, dtype), used)
 
 
-def _recognise(checkpoint: Checkpoint, name: str | None) -> tuple[Family, Found]:
+def _scaled(checkpoint: Checkpoint, used: tuple[str, ...]) -> list[str]:
+    """What is wrong with 8-bit weights that are to be multiplied by scales beside them."""
+    held = checkpoint.tensors
+    eight = [key for key in used if key in held and held[key].dtype in EIGHT_BITS]
+    scales = sorted(key for key in held.keys() - set(used) if _SCALE.search(key))
+    if not eight or not scales:
+        return []
+    return [
+        f"{shown(eight[0])} is {held[eight[0]].dtype} with scales beside it "
+        f"({names(scales, 3)}), which is not supported: expected weights of 16 bits, or of 8 "
+        "without scales"
+    ]
+
+
+def _recognise(
+    checkpoint: Checkpoint, name: str | None, entry: str | None
+) -> tuple[Checkpoint, Family, Found]:
+    """The weights of a checkpoint, and what they are."""
     known = families() if name is None else {name: family_named(name)}
-    found = {
-        family.name: made
-        for family in known.values()
-        if (made := _guarded(family, lambda f=family: _ask(f, checkpoint))) is not None
-    }
-    if len(found) == 1:
-        ((name, made),) = found.items()
-        return known[name], made
-    if found:
-        raise ValueError(f"the checkpoint fits {', '.join(found)}, expected --family to choose one")
-    others = [] if name is None else [f for f in families().values() if _is_of(f, checkpoint)]
-    if others:
-        raise ValueError(f"the checkpoint is of {others[0].name}, expected {name}")
-    keys = sorted(checkpoint.tensors)
-    raise ValueError(
-        f"the checkpoint is of no family known here, expected one of {', '.join(known)}; its "
-        f"{len(keys)} keys begin with {', '.join(keys[:4])}"
+    owners = {key: checkpoint.owners.get(key, "") for key in checkpoint.tensors}
+    if entry is not None:
+        owners = entries.under(entry, owners)
+        if not owners:
+            raise ValueError(f"no entry {entry}, expected one of {_entries(checkpoint)}")
+    parts = {part: checkpoint.only(part, keys) for part, keys in entries.candidates(owners).items()}
+    found = {part: made for part, one in parts.items() if (made := _asked(known, one))}
+    if not found:
+        raise ValueError(_unknown(checkpoint, known, entry))
+    averaged = [part for part in parts if entries.is_averaged(part) and _has_arrays(parts[part])]
+    averaged += [part for part in checkpoint.unnamed if entries.is_averaged(part)]
+    if entry is None and averaged:
+        fit = [part for part in found if entries.is_averaged(part)]
+        if not fit:
+            raise ValueError(
+                f"the averaged weights in {shown(averaged[0])} are of no family known here, or "
+                f"have no names; expected --entry to take others: {_named(found)}"
+            )
+        found = {part: found[part] for part in fit}
+    if len(found) > 1:
+        raise ValueError(
+            f"the checkpoint has weights in {_named(found)}; expected --entry to choose one"
+        )
+    ((part, made),) = found.items()
+    if len(made) > 1:
+        raise ValueError(f"the checkpoint fits {', '.join(made)}, expected --family to choose one")
+    ((family, one),) = made.items()
+    if isinstance(one, ValueError):
+        raise one
+    return parts[part], known[family], one
+
+
+def _asked(known: Mapping[str, Family], checkpoint: Checkpoint) -> dict[str, Found | ValueError]:
+    """What each family that knows a checkpoint makes of it, or finds wrong with it."""
+    found: dict[str, Found | ValueError] = {}
+    for family in known.values():
+        try:
+            made = _guarded(
+                family, partial(family.recognise, checkpoint.tensors, checkpoint.config)
+            )
+        except ValueError as error:
+            made = error
+        if made is not None:
+            found[family.name] = made
+    return found
+
+
+def _named(parts: Iterable[str]) -> str:
+    return names(sorted(part or entries.TOP for part in parts))
+
+
+def _has_arrays(checkpoint: Checkpoint) -> bool:
+    return any(tensor.shape for tensor in checkpoint.tensors.values())
+
+
+def _entries(checkpoint: Checkpoint) -> str:
+    """What can be chosen of a file."""
+    held = dict.fromkeys(
+        checkpoint.owners.get(k) or k.partition(".")[0] for k in checkpoint.tensors
     )
+    return names(sorted(held))
 
 
-def _ask(family: Family, checkpoint: Checkpoint) -> Found | None:
-    return family.recognise(checkpoint.tensors, checkpoint.config)
-
-
-def _is_of(family: Family, checkpoint: Checkpoint) -> bool:
-    try:
-        return _ask(family, checkpoint) is not None
-    except ValueError:
-        return True
+def _unknown(checkpoint: Checkpoint, known: Mapping[str, Family], entry: str | None) -> str:
+    """That a checkpoint is of no family asked for."""
+    others = [f for f in families().values() if f.name not in known]
+    for part, keys in entries.candidates(checkpoint.owners).items():
+        of = _asked({f.name: f for f in others}, checkpoint.only(part, keys))
+        if of:
+            return f"the checkpoint is of {next(iter(of))}, expected {', '.join(known)}"
+    keys = sorted(checkpoint.tensors)
+    inside = f"--entry {shown(entry)}: " if entry else ""
+    said = (
+        f"{inside}the checkpoint is of no family known here, expected one of {', '.join(known)}; "
+        f"its {len(keys)} keys begin with {names(keys[:4])}"
+    )
+    if checkpoint.beside:
+        said += f"; it holds {names(checkpoint.beside)}, expected --entry to choose one"
+    return said
 
 
 def _guarded(family: Family, ask: Any) -> Any:
@@ -158,11 +245,12 @@ def _guarded(family: Family, ask: Any) -> Any:
     try:
         return ask()
     except ValueError as error:
-        raise ValueError(f"a {family.name} checkpoint that cannot be: {error}") from None
+        said = shown(error, _MESSAGE)
+        raise ValueError(f"a {family.name} checkpoint that cannot be: {said}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"a {family.name} checkpoint that cannot be, by its shapes or its config.json: "
-            f"{type(error).__name__} {error}"
+            f"{type(error).__name__} {shown(error, _MESSAGE)}"
         ) from error
 
 
@@ -179,8 +267,7 @@ def _as_written(
 
 
 def widest(held: list[np.dtype]) -> np.dtype:
-    """The dtype that holds all of these exactly; float32 for float64, which JAX does without."""
-    both = {DTYPES["float16"], DTYPES["bfloat16"]} <= set(held)
-    if both or DTYPES["float64"] in held or DTYPES["float32"] in held:
-        return DTYPES["float32"]
-    return held[0]
+    """The dtype that holds all of these exactly; float32 for float64, which JAX does without, and
+    bfloat16 for 8 bits."""
+    wide = {dtype for dtype in held if dtype not in EIGHT_BITS} or {DTYPES["bfloat16"]}
+    return wide.pop() if len(wide) == 1 and wide != {DTYPES["float64"]} else DTYPES["float32"]

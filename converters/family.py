@@ -22,11 +22,13 @@ class Found(NamedTuple):
       config: the model's configuration, a frozen dataclass.
       layout: of the keys.
       table: from those keys to the model's parameters.
+      notes: in words, what its files leave open and a user should know.
     """
 
     config: Any
     layout: str
     table: Table
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

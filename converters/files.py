@@ -5,46 +5,72 @@ maps one tensor. Nothing is ever unpickled but by `flowsde_converters.torch_file
 """
 
 import dataclasses
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from flowsde_converters import torch_file
+from flowsde._text import listed, names, shown
+from flowsde_converters import bounded_json, entries
+from flowsde_converters.names import SAFETENSORS, SUFFIXES, TORCH, USUAL, ends, indexes, series
 from flowsde_converters.safetensors_file import SafetensorsFile, Tensor
-from flowsde_converters.tables import listed
 from flowsde_converters.torch_file import TorchFile
 
 File: TypeAlias = SafetensorsFile | TorchFile
-_SUFFIXES = (".safetensors", *torch_file.SUFFIXES)
-_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""What libraries call the weights of a folder."""
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one model.
+    """Tensors by key.
 
     Attributes:
-      tensors: shapes and dtypes by key.
+      tensors: shapes and dtypes by key; of an entry of a training run's file, "ema.blocks.0.bias".
       paths: the files with the tensors.
       config: the `config.json` beside them, or None.
       notes: in words, what was chosen of what is there.
+      owners: the entry that a key is of, "" for one that is of none.
+      beside: names of what the file holds at its top, tensors or not, where that is entries.
+      unnamed: entries with tensors that have no names.
     """
 
     tensors: Mapping[str, Tensor]
     paths: tuple[Path, ...]
     config: Mapping[str, Any] | None
     notes: tuple[str, ...]
-    _files: Mapping[str, File]
+    _places: Mapping[str, tuple[File, str]]
+    owners: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     def read(self, key: str) -> np.ndarray:
         """A tensor, read-only; its memory is given back with the array."""
-        return self._files[key].read(key)
+        file, name = self._places[key]
+        return file.read(name)
+
+    def only(self, entry: str, keys: Iterable[str]) -> "Checkpoint":
+        """Some keys that begin with the name of an entry, without it; says so in `notes`."""
+        kept = {key[len(entry) + 1 :] if entry else key: key for key in keys}
+        if not entry:
+            note = None
+        elif self.beside:
+            note = f"{shown(entry)!r} of {names(self.beside)}"
+        else:
+            rest = dict.fromkeys(
+                key.partition(".")[0] for key in self.tensors.keys() - set(kept.values())
+            )
+            left = f", and leaves {names(sorted(rest))}" if rest else ""
+            note = f"keys that begin with '{shown(entry)}.', without it{left}"
+        said = [f"{', '.join(path.name for path in self.paths[:1])}: {note}"] if note else []
+        return dataclasses.replace(
+            self,
+            tensors={new: self.tensors[old] for new, old in kept.items()},
+            notes=(*self.notes, *said),
+            _places={new: self._places[old] for new, old in kept.items() if old in self._places},
+            owners={},
+            beside=(),
+            unnamed=(),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -62,60 +88,66 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     main = _weights_of(path) if path.is_dir() else path
     config = _config(main.parent / "config.json")
-    if main.name.endswith(".index.json"):
+    if indexes(main.name):
         return _sharded(_index(main), main.parent, main.name, config)
-    shard = _SHARD.fullmatch(main.name)
-    if shard:
-        base, _, total, suffix = shard.groups()
-        names = [f"{base}-{i:05}-of-{total}.{suffix}" for i in range(1, int(total) + 1)]
-        return _sharded(dict.fromkeys(names), main.parent, "their names", config)
+    shards = series(main.name)
+    if shards:
+        return _sharded(dict.fromkeys(shards), main.parent, "their names", config)
     return _checkpoint([_open(main)], [main], config, [])
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds any."""
-    return any(p.suffix in _SUFFIXES for p in folder.iterdir() if p.is_file())
+    return any(ends(p.name) for p in folder.iterdir() if p.is_file())
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; ValueError naming the file if it is anything else."""
+    _check_plain(path)
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        values = bounded_json.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {shown(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected an object")
     return values
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if path.exists() else None
+
+
+def _check_plain(path: Path) -> None:
+    """ValueError for what is there and is no file: opening a pipe waits for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder, a pipe or a device, expected a file")
 
 
 def _open(path: Path) -> File:
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is no checkpoint, expected one of {', '.join(_SUFFIXES)}")
-    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+    if not ends(path.name):
+        raise ValueError(f"{path} is no checkpoint, expected one of {', '.join(SUFFIXES)}")
+    _check_plain(path)
+    return SafetensorsFile(path) if ends(path.name, SAFETENSORS) else TorchFile(path)
 
 
 def _weights_of(folder: Path) -> Path:
     """The file of a folder's weights, or the index of several."""
     there = {p.name for p in folder.iterdir() if p.is_file()}
-    for kind in ("safetensors", "bin"):
-        for name in _NAMES:
-            for usual in (f"{name}.{kind}.index.json", f"{name}.{kind}"):
-                if usual in there:
-                    return folder / usual
-    for suffixes in ((".safetensors",), torch_file.SUFFIXES):
-        indexes = [name for name in there if name.endswith(f"{suffixes[-1]}.index.json")]
-        found = indexes or [name for name in there if name.endswith(suffixes)]
-        shards = {match and match.group(1, 3, 4) for match in map(_SHARD.fullmatch, found)}
-        if len(found) == 1 or (len(shards) == 1 and None not in shards):
+    lower = {name.lower(): name for name in sorted(there)}
+    for suffix in (*SAFETENSORS, ".bin"):
+        for name in USUAL:
+            for usual in (f"{name}{suffix}.index.json", f"{name}{suffix}"):
+                if usual in lower:
+                    return folder / lower[usual]
+    for suffixes in (SAFETENSORS, TORCH):
+        found = [name for name in there if indexes(name, suffixes)]
+        found = found or [name for name in there if ends(name, suffixes)]
+        if len({tuple(series(name) or [name]) for name in found}) == 1:
             return folder / min(found)
         if found:
-            names = ", ".join(sorted(found))
-            raise ValueError(f"{folder} holds {names}, expected one checkpoint: name the file")
-    raise ValueError(f"{folder} holds no weights, expected a file of {', '.join(_SUFFIXES)}")
+            held = names(sorted(found))
+            raise ValueError(f"{folder} holds {held}, expected one checkpoint: name the file")
+    raise ValueError(f"{folder} holds no weights, expected a file of {', '.join(SUFFIXES)}")
 
 
 def _index(path: Path) -> dict[str, set[str]]:
@@ -126,8 +158,11 @@ def _index(path: Path) -> dict[str, set[str]]:
         raise ValueError(f"{path} has no weight_map, expected one from keys to files")
     for key, name in where.items():
         # A shard is a file beside the index, never elsewhere.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(_SUFFIXES):
-            raise ValueError(f"{path}: {key} is in {name!r}, expected the name of a file beside it")
+        if not isinstance(name, str) or Path(name).name != name or not ends(name):
+            raise ValueError(
+                f"{path}: {shown(key)} is in {shown(repr(name))}, "
+                "expected the name of a file beside it"
+            )
         keys.setdefault(name, set()).add(key)
     return keys
 
@@ -143,7 +178,7 @@ def _sharded(
     for name, keys in sorted(wanted.items()):
         path = folder / name
         if not path.is_file():
-            problems.append(f"the shard {name} is missing, expected by {source}")
+            problems.append(f"the shard {shown(name)} is missing, expected by {source}")
             continue
         try:
             file = _open(path)
@@ -153,8 +188,9 @@ def _sharded(
         files.append(file)
         paths.append(path)
         if keys is not None:
-            problems += [f"{name} lacks {k}, {source} has it" for k in keys - file.tensors.keys()]
-            problems += [f"{name} has {k}, {source} does not" for k in file.tensors.keys() - keys]
+            there = file.tensors.keys()
+            problems += [f"{name} lacks {shown(k)}, {source} has it" for k in keys - there]
+            problems += [f"{name} has {shown(k)}, {source} does not" for k in there - keys]
     return _checkpoint(files, paths, config, problems)
 
 
@@ -162,16 +198,24 @@ def _checkpoint(
     files: list[File], paths: list[Path], config: dict[str, Any] | None, problems: list[str]
 ) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
-    owners: dict[str, File] = {}
-    names: dict[str, str] = {}
+    places: dict[str, tuple[File, str]] = {}
+    owners: dict[str, str] = {}
+    found: dict[str, str] = {}
+    dropped: set[str] = set()
     for file, path in zip(files, paths, strict=True):
-        for key, tensor in file.tensors.items():
-            if key in names:
-                problems.append(f"{key} is in {names[key]} and in {path.name}")
-            names[key], tensors[key], owners[key] = path.name, tensor, file
+        for name, tensor in file.tensors.items():
+            key, gone = entries.bare(name)
+            dropped.update(gone)
+            if key in found:
+                problems.append(f"{shown(key)} is in {found[key]} and in {path.name}")
+            found[key], tensors[key], places[key] = path.name, tensor, (file, name)
+            owners[key] = entries.bare(file.owners.get(name, ""))[0]
     if problems:
         raise ValueError(listed(sorted(problems), "the files do not make one checkpoint"))
     if not tensors:
         raise ValueError(f"{', '.join(map(str, paths))}: holds no tensors, expected a model")
     notes = [f"{p.name}: {f.note}" for f, p in zip(files, paths, strict=True) if f.note]
-    return Checkpoint(tensors, tuple(paths), config, tuple(notes), owners)
+    notes += [f"{paths[0].name}: keys without {name!r}" for name in sorted(dropped)]
+    beside = tuple(dict.fromkeys(name for file in files for name in file.beside))
+    unnamed = tuple(name for file in files for name in file.unnamed)
+    return Checkpoint(tensors, tuple(paths), config, tuple(notes), places, owners, beside, unnamed)

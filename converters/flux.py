@@ -5,11 +5,11 @@ its last modulation is (scale, shift) where the original's, and ours, is (shift,
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from flowsde.models.flux import Flux, FluxConfig
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.rows import linear
 from flowsde_converters.tables import Checkpoint, Row, Table
@@ -134,8 +134,8 @@ _SIGNS = {
         norm="single_blocks.0.norm.query_norm.scale",
         up="double_blocks.0.txt_mlp.0.weight",
         out="final_layer.linear.weight",
-        double="double_blocks",
-        single="single_blocks",
+        double="double_blocks.",
+        single="single_blocks.",
     ),
     "diffusers": _Signs(
         image="x_embedder.weight",
@@ -145,8 +145,8 @@ _SIGNS = {
         norm="single_transformer_blocks.0.attn.norm_q.weight",
         up="transformer_blocks.0.ff_context.net.0.proj.weight",
         out="proj_out.weight",
-        double="transformer_blocks",
-        single="single_transformer_blocks",
+        double="transformer_blocks.",
+        single="single_transformer_blocks.",
     ),
 }
 
@@ -177,26 +177,27 @@ def _config(checkpoint: Checkpoint, signs: _Signs, beside: Mapping[str, Any]) ->
             f"axes of positions must have the {norm[0]} features of a head between them, got "
             f'{axes}; give {{"axes_dims_rope": [...]}} in config.json beside the checkpoint'
         )
+    guidance = signs.guidance in checkpoint
+    if beside.get("guidance_embeds", guidance) != guidance:
+        raise ValueError(
+            f"config.json says guidance_embeds {beside['guidance_embeds']}, and "
+            f"{signs.guidance} is {'there' if guidance else 'missing'}"
+        )
     return FluxConfig(
         channels=image[1],
         heads=image[0] // norm[0],
         axes=axes,
-        double=_blocks(checkpoint, signs.double),
-        single=_blocks(checkpoint, signs.single),
+        double=depth(checkpoint, signs.double),
+        single=depth(checkpoint, signs.single),
         mlp=up[0],
         text=text[1],
         pooled=pooled[1],
-        guidance=signs.guidance in checkpoint,
+        guidance=guidance,
     )
 
 
 def _published_axes(head: int) -> tuple[int, ...] | None:
     return FluxConfig.axes if head == sum(FluxConfig.axes) else None
-
-
-def _blocks(checkpoint: Checkpoint, name: str) -> int:
-    pattern = re.compile(rf"{name}\.(\d+)\.")
-    return 1 + max(int(m[1]) for key in checkpoint if (m := pattern.match(key)))
 
 
 FAMILY = Family(name="flux", recognise=recognise, config=FluxConfig, build=Flux, table=table)

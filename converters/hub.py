@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flowsde import _schema
-from flowsde_converters.torch_file import SUFFIXES
+from flowsde._text import shown
+from flowsde_converters.names import SAFETENSORS, TORCH, USUAL, ends
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub."""
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _SMALL = (".json", ".txt", ".model")
 """Configurations and tokenizers."""
-_USUAL = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)(-\d+-of-\d+)?\.\w+")
+_USUAL = re.compile(rf"({'|'.join(USUAL)})(-\d+-of-\d+)?\.\w+", re.IGNORECASE)
 
 
 def is_id(source: str) -> bool:
@@ -36,8 +36,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
     if match is None:
         raise ValueError(f"SOURCE {source} does not exist, and is no owner/name of the hub")
     name, inside = match.groups()
-    if inside is not None:
-        _schema.inside(inside, f"SOURCE {source}: what follows the name")
+    if inside and ".." in PurePosixPath(inside).parts:
+        raise ValueError(f"SOURCE {source} leaves the model, expected a file or folder inside it")
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
@@ -63,7 +63,7 @@ def fetch(source: str, revision: str | None = None) -> Path:
         cached = _cached(hub, name, revision)
         if cached is not None:
             return cached / (inside or "")
-        words = " ".join(str(error).split())[:200]
+        words = shown(" ".join(str(error).split()))
         said = f"it is not in the cache, and the hub cannot be reached ({words})"
     raise ValueError(f"SOURCE {source} is no path here, and cannot be fetched: {said}")
 
@@ -107,8 +107,8 @@ def _folder(name: str) -> str:
 def _weights(names: Iterable[str]) -> list[str]:
     """Those of one folder, under their usual names if there are any such."""
     there = list(names)
-    for suffixes in ((".safetensors",), SUFFIXES):
-        found = [name for name in there if name.endswith(suffixes)]
+    for suffixes in (SAFETENSORS, TORCH):
+        found = [name for name in there if ends(name, suffixes)]
         usual = [name for name in found if _USUAL.fullmatch(PurePosixPath(name).name)]
         if found:
             return usual or found

@@ -88,7 +88,7 @@ def _numerics(
 ) -> Numerics:
     weights = dtype or max(written, key=written.count)
     if given is None:
-        return Numerics(dtype=weights, param_dtype=weights)
+        return Numerics.of_weights(weights)
     return dataclasses.replace(given, param_dtype=weights)
 
 

@@ -10,6 +10,7 @@ import collections
 import json
 import math
 import os
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from flowsde._text import shown
+from flowsde_converters.bounded_json import LONGEST, parse
 from flowsde_converters.moves import contiguous
 
 DTYPES: dict[str, np.dtype] = {
@@ -37,7 +40,7 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LONGEST_HEADER = 100_000_000
+_MESSAGE = 500
 _MOST_AXES, _LONGEST_AXIS = 16, 2**48
 
 
@@ -62,13 +65,16 @@ class SafetensorsFile:
     """
 
     note: str | None = None
+    owners: Mapping[str, str] = types.MappingProxyType({})
+    beside: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
         self._path = path
         try:
             self.tensors: Mapping[str, Tensor] = _tensors(*_header(path))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {shown(error, _MESSAGE)}") from None
 
     def read(self, key: str) -> np.ndarray:
         """A tensor, read-only; its memory is given back with the array."""
@@ -88,13 +94,13 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise ValueError(
                 f"truncated, or no safetensors file: of {size} bytes, expected a header of {length}"
             )
-        if length > _LONGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes, expected at most {_LONGEST_HEADER}")
+        if length > LONGEST:
+            raise ValueError(f"a header of {length} bytes, expected at most {LONGEST}")
         text = file.read(length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"the header is not JSON: {error}") from None
+        header = parse(text, _unique)
+    except ValueError as error:
+        raise ValueError(f"the header: {error}") from None
     if not isinstance(header, dict):
         raise ValueError(f"the header is a {type(header).__name__}, expected an object")
     return header, 8 + length, size
@@ -104,12 +110,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (key, times), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the header has the key {key} {times} times")
+        raise ValueError(f"the key {shown(key)} {times} times, expected once")
     return found
 
 
 def _tensors(header: dict[str, Any], begin: int, size: int) -> dict[str, Tensor]:
     """Checked descriptions by key."""
+    about = header.get("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(v, str) for v in about.values()):
+        raise ValueError("__metadata__ of the header, expected an object of texts")
     found = {
         key: _tensor(key, value, begin) for key, value in header.items() if key != "__metadata__"
     }
@@ -117,7 +126,9 @@ def _tensors(header: dict[str, Any], begin: int, size: int) -> dict[str, Tensor]
     # The format has neither gaps nor overlaps.
     for key, tensor in sorted(found.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if tensor.begin != at:
-            raise ValueError(f"{key} begins at byte {tensor.begin - begin}, expected {at - begin}")
+            raise ValueError(
+                f"{shown(key)} begins at byte {tensor.begin - begin}, expected {at - begin}"
+            )
         at += tensor.nbytes
     if at > size:
         raise ValueError(f"truncated: {size} bytes, expected {at}")
@@ -128,21 +139,34 @@ def _tensors(header: dict[str, Any], begin: int, size: int) -> dict[str, Tensor]
 
 def _tensor(key: str, value: Any, begin: int) -> Tensor:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{key} is {str(value)[:200]}, expected dtype, shape and data_offsets")
+        raise ValueError(f"{shown(key)} is {_brief(value)}, expected dtype, shape and data_offsets")
     name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f"{key} has the dtype {name}, expected one of {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{shown(key)} has the dtype {_brief(name)}, expected one of {', '.join(DTYPES)}"
+        )
     if not _are_sizes(shape) or len(shape) > _MOST_AXES:
-        raise ValueError(f"{key} has the shape {shape}, expected a list of sizes")
+        raise ValueError(f"{shown(key)} has the shape {_brief(shape)}, expected a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{key} has the data_offsets {offsets}, expected [begin, end]")
+        raise ValueError(
+            f"{shown(key)} has the data_offsets {_brief(offsets)}, expected [begin, end]"
+        )
     tensor = Tensor(tuple(shape), DTYPES[name], begin + offsets[0])
     if offsets[1] - offsets[0] != tensor.nbytes:
         raise ValueError(
-            f"{key} has {offsets[1] - offsets[0]} bytes, expected {tensor.nbytes} "
+            f"{shown(key)} has {offsets[1] - offsets[0]} bytes, expected {tensor.nbytes} "
             f"for {name} of shape {shape}"
         )
     return tensor
+
+
+def _brief(value: Any) -> str:
+    """A value of the header, without making a text of all that it holds."""
+    if isinstance(value, dict) or (isinstance(value, list) and len(value) > _MOST_AXES):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, list):
+        return f"[{', '.join('[...]' if isinstance(v, list) else str(v) for v in value)}]"
+    return shown(value)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -176,7 +200,7 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._begin = 8 + len(text)
-        self._file = path.open("xb")
+        self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._begin + at)
 

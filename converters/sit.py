@@ -2,16 +2,20 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flowsde.flow import Flow
 from flowsde.models.sit import SIZES, SiT, SiTConfig
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
 from flowsde_converters.moves import CONV, Reshape
 from flowsde_converters.rows import linear
 from flowsde_converters.tables import Checkpoint, Row, Table
 
+_IMAGENET = 1000
+_LIKE_DIT = "a DiT has the same keys and shapes: only a SiT, which gives a velocity, is run rightly"
 _HEADS = {width: heads for width, _, heads in SIZES.values()}
 
 
@@ -44,9 +48,12 @@ def table(config: SiTConfig, layout: str) -> Table:
 def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -> Found | None:
     """A SiT by its keys; everything but the heads follows from shapes.
 
-    A DiT checkpoint has the same keys and shapes, and nothing to tell it by: it is taken for a SiT.
-    Heads are those of the published width, or `beside["heads"]`; ValueError where both are
-    missing, or where the shapes contradict each other.
+    Heads are those of the published width, or `beside["heads"]`. A table of 1,001 labels is
+    ImageNet's and one for none, of 1,000 without; of any other size `beside["num_classes"]` says
+    whether the last stands for none. ValueError where one of these is missing, where shapes
+    contradict each other, or where `beside` is of a DiT or of another path or prediction.
+
+    Otherwise a DiT, which has the same keys and shapes, is taken for a SiT, with a note.
     """
     wanted = ("pos_embed", "x_embedder.proj.weight", "y_embedder.embedding_table.weight",
               "blocks.0.attn.qkv.weight", "final_layer.linear.weight")  # fmt: skip
@@ -54,7 +61,9 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
         return None
     place, patches, labels, _, out = (tuple(checkpoint[key].shape) for key in wanted)
     width, channels, patch = patches[:3]
-    heads = (beside or {}).get("heads", _HEADS.get(width))
+    beside = beside or {}
+    _check_kind(beside)
+    heads = beside.get("heads", _HEADS.get(width))
     if heads is None:
         raise ValueError(
             f"a SiT of width {width} is none of {sorted(_HEADS)}: its heads do not follow from "
@@ -62,19 +71,58 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
         )
     config = SiTConfig(
         width=width,
-        depth=_blocks(checkpoint),
+        depth=depth(checkpoint, "blocks."),
         heads=heads,
         size=_side(place[1]) * patch,
         patch=patch,
         channels=channels,
-        classes=labels[0] - 1,
+        **_classes(labels[0], beside.get("num_classes", beside.get("classes"))),
         learn_sigma=_learns_sigma(out[0], patch**2 * channels),
     )
-    return Found(config, "original", table(config, "original"))
+    notes = () if beside.get("prediction") else (_LIKE_DIT,)
+    return Found(config, "original", table(config, "original"), notes)
 
 
-def _blocks(checkpoint: Checkpoint) -> int:
-    return 1 + max(int(m[1]) for key in checkpoint if (m := re.match(r"blocks\.(\d+)\.", key)))
+def check_names(paths: Iterable[Path]) -> None:
+    """ValueError if files that were taken for a SiT's are called DiT, as published ones are."""
+    for path in paths:
+        if re.search(r"(?<![a-z])dit(?![a-z])", path.name, re.IGNORECASE):
+            raise ValueError(
+                f"{path.name} is called a DiT, which has the keys of a SiT and predicts noise, and "
+                "is not supported; give --family sit if it is a SiT after all"
+            )
+
+
+def _check_kind(beside: Mapping[str, Any]) -> None:
+    """ValueError if the settings beside a checkpoint are of what is run otherwise."""
+    for key in ("_class_name", "model_type", "architectures", "model"):
+        if re.search(r"\bDiT", str(beside.get(key, "")), re.IGNORECASE):
+            raise ValueError(
+                f"config.json says {key} {beside[key]!r}, expected a SiT: a DiT has the same keys "
+                "and predicts noise and its variance, which is not supported"
+            )
+    # What the original code calls its settings.
+    for key, wanted in (("path_type", "Linear"), ("prediction", "velocity")):
+        if str(beside.get(key, wanted)).lower() != wanted.lower():
+            raise ValueError(f"config.json says {key} {beside[key]!r}, expected {wanted!r}")
+
+
+def _classes(rows: int, classes: int | None) -> dict[str, Any]:
+    """Classes, and whether the last row stands for none."""
+    if classes is None:
+        if rows not in (_IMAGENET, _IMAGENET + 1):
+            raise ValueError(
+                f"a table of {rows} labels is of {rows} classes, or of {rows - 1} and one that "
+                'stands for none: expected --classes, or {"num_classes": ...} in config.json '
+                "beside it"
+            )
+        classes = _IMAGENET
+    if not isinstance(classes, int) or rows - classes not in (0, 1):
+        raise ValueError(
+            f"num_classes must be {rows - 1} or {rows} for a table of {rows} labels, "
+            f"got {classes!r}"
+        )
+    return {"classes": classes, "unlabelled": rows > classes}
 
 
 def _side(tokens: int) -> int:

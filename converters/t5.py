@@ -1,18 +1,28 @@
 """T5 v1.1 and Flan-T5 of `transformers`: the encoder alone, and both halves.
 
-Shapes give all sizes; `config.json`, where there is one, the few settings that are not sizes.
+Shapes give all sizes; `config.json`, where there is one, the few settings that are not sizes. The
+token table is `shared.weight`, of which files often have copies; in some there is only
+`encoder.embed_tokens.weight` (layout "transformers-unshared"). A head that is in the file is used,
+whatever `tie_word_embeddings` says: so `transformers` 5 does.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from flowsde.models.t5 import T5, T5Config, T5Encoder
+from flowsde.models.t5 import START, T5, T5Config, T5Encoder
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Copy, Unused
 from flowsde_converters.moves import LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
-LAYOUT = "transformers"
+_TOKENS = {
+    "transformers": "shared.weight",
+    "transformers-unshared": "encoder.embed_tokens.weight",
+}
+"""The token table's key in each layout, the first one that a file has."""
+_HEAD = "lm_head.weight"
 _SELF = "layer.0.SelfAttention"
 
 
@@ -46,38 +56,46 @@ def _stack(name: str, cross: bool) -> tuple[Row, ...]:
 
 
 def _encoder_table(config: T5Config, layout: str) -> Table:
-    _check_layout(layout)
-    rows = (Row("shared.weight", "tokens"), *_stack("encoder", cross=False))
-    return Table(rows, (r"encoder\.embed_tokens\.weight",))
+    tokens = _tokens(layout)
+    rows = (Row(tokens, "tokens"), *_stack("encoder", cross=False))
+    return Table(rows, _copies(tokens, "encoder"))
 
 
 def _table(config: T5Config, layout: str) -> Table:
-    encoder = _encoder_table(config, layout)
-    rows, ignored = (
-        (*encoder.rows, *_stack("decoder", cross=True)),
+    encoder, tokens = _encoder_table(config, layout), _tokens(layout)
+    head = () if config.tied_head else (Row(_HEAD, "head.kernel", LINEAR),)
+    return Table(
+        (*encoder.rows, *_stack("decoder", cross=True), *head),
         (
             *encoder.ignored,
-            r"decoder\.embed_tokens\.weight",
-            # In early files, of no use.
-            r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+            *_copies(tokens, "decoder"),
+            # In early files: attention to the encoder's tokens has no positions.
+            Unused(
+                r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+            ),
         ),
     )
-    if config.tied_head:
-        return Table(rows, (*ignored, r"lm_head\.weight"))
-    return Table((*rows, Row("lm_head.weight", "head.kernel", LINEAR)), ignored)
 
 
-def _check_layout(layout: str) -> None:
-    if layout != LAYOUT:
-        raise ValueError(f"layout must be {LAYOUT}, got {layout!r}")
+def _copies(tokens: str, stack: str) -> tuple[Copy, ...]:
+    """The table of a stack, unless it is the only one."""
+    key = f"{stack}.embed_tokens.weight"
+    return () if key == tokens else (Copy(re.escape(key), tokens),)
 
 
-def _depth(tensors: Checkpoint, name: str) -> int:
-    pattern = re.compile(rf"{name}\.block\.(\d+)\.")
-    return max((1 + int(found[1]) for key in tensors if (found := pattern.match(key))), default=0)
+def _tokens(layout: str) -> str:
+    if layout not in _TOKENS:
+        raise ValueError(f"layout must be {' or '.join(_TOKENS)}, got {layout!r}")
+    return _TOKENS[layout]
 
 
-def _config(tensors: Checkpoint, json: Mapping[str, Any]) -> T5Config:
+def _layout(tensors: Checkpoint) -> str | None:
+    bias = f"encoder.block.0.{_SELF}.relative_attention_bias.weight"
+    there = [layout for layout, key in _TOKENS.items() if key in tensors]
+    return there[0] if there and bias in tensors else None
+
+
+def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Config:
     first = "encoder.block.0.layer."
     kind = json.get("feed_forward_proj", "gated-gelu")
     if kind != "gated-gelu" or f"{first}1.DenseReluDense.wi_0.weight" not in tensors:
@@ -87,17 +105,16 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any]) -> T5Config:
         )
     if f"encoder.block.1.{_SELF}.relative_attention_bias.weight" in tensors:
         raise ValueError("got relative positions in every block (UMT5), expected in the first only")
-    vocab, width = tensors["shared.weight"].shape
+    vocab, width = tensors[_TOKENS[layout]].shape
     buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
-    decoder_depth = _depth(tensors, "decoder")
-    tied = "lm_head.weight" not in tensors
-    if json:
-        # `transformers` 5 writes whether logits are scaled and calls every head tied.
-        tied = json.get("scale_decoder_outputs", json.get("tie_word_embeddings", True))
+    decoder_depth = depth(tensors, "decoder.block.")
+    if decoder_depth and json.get("decoder_start_token_id") not in (None, START):
+        start = json["decoder_start_token_id"]
+        raise ValueError(f"decoder_start_token_id in config.json must be {START}, got {start!r}")
     return T5Config(
         vocab=vocab,
         width=width,
-        depth=_depth(tensors, "encoder"),
+        depth=depth(tensors, "encoder.block."),
         decoder_depth=decoder_depth,
         heads=heads,
         head=tensors[f"{first}0.SelfAttention.q.weight"].shape[0] // heads,
@@ -105,27 +122,32 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any]) -> T5Config:
         buckets=buckets,
         max_distance=json.get("relative_attention_max_distance", 128),
         epsilon=json.get("layer_norm_epsilon", 1e-6),
-        tied_head=tied and decoder_depth > 0,
+        **(_head(tensors, json) if decoder_depth else {}),
     )
 
 
-def _is_t5(tensors: Checkpoint) -> bool:
-    bias = f"encoder.block.0.{_SELF}.relative_attention_bias.weight"
-    return bias in tensors and "shared.weight" in tensors
+def _head(tensors: Checkpoint, json: Mapping[str, Any]) -> dict[str, bool]:
+    """Where logits come from, and whether features are scaled for them."""
+    tied = json.get("tie_word_embeddings") is not False if json else _HEAD not in tensors
+    # `transformers` 5 writes whether they are scaled, and calls every head tied.
+    scaled = json.get("scale_decoder_outputs", tied)
+    return {"tied_head": tied and _HEAD not in tensors, "scaled": bool(scaled)}
 
 
 def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
-    if not _is_t5(tensors) or _depth(tensors, "decoder"):
+    layout = _layout(tensors)
+    if layout is None or depth(tensors, "decoder.block."):
         return None
-    config = _config(tensors, json or {})
-    return Found(config, LAYOUT, _encoder_table(config, LAYOUT))
+    config = _config(tensors, json or {}, layout)
+    return Found(config, layout, _encoder_table(config, layout))
 
 
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
-    if not _is_t5(tensors) or not _depth(tensors, "decoder"):
+    layout = _layout(tensors)
+    if layout is None or not depth(tensors, "decoder.block."):
         return None
-    config = _config(tensors, json or {})
-    return Found(config, LAYOUT, _table(config, LAYOUT))
+    config = _config(tensors, json or {}, layout)
+    return Found(config, layout, _table(config, layout))
 
 
 ENCODER = Family(

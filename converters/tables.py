@@ -14,12 +14,14 @@ returns all that is wrong; a conversion starts only from an empty list.
 
 import collections
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from flowsde._text import listed, shown
+from flowsde_converters.ignored import Ignored, is_ignored
+from flowsde_converters.ignored import problems as values_wrong
 from flowsde_converters.moves import Move, put
 
 
@@ -102,12 +104,11 @@ class Table:
 
     Attributes:
       rows: one for each parameter of the model.
-      ignored: regular expressions of keys that a checkpoint may hold and the model has no use
-        for: buffers that follow from the configuration, copies of tied weights.
+      ignored: keys that a checkpoint may hold and no row uses, and why.
     """
 
     rows: tuple[Row, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     def problems(self, checkpoint: Checkpoint, model: Model) -> list[str]:
         """All that keeps this table from turning `checkpoint` into `model`, in words."""
@@ -134,13 +135,13 @@ def _keys(table: Table, checkpoint: Checkpoint, model: Model) -> Iterator[str]:
         key for row in table.rows if row.target in model for keys in row.keys(model) for key in keys
     )
     for key in sorted(wanted.keys() - checkpoint.keys()):
-        yield f"missing key {key}"
+        yield f"missing key {shown(key)}"
     for key in sorted(checkpoint.keys() - wanted.keys()):
-        if not any(re.fullmatch(pattern, key) for pattern in table.ignored):
-            yield f"unexpected key {key}"
+        if not is_ignored(key, table.ignored):
+            yield f"unexpected key {shown(key)}"
     for key, times in wanted.items():
         if times > 1:
-            yield f"{times} rows use the key {key}"
+            yield f"{times} rows use the key {shown(key)}"
 
 
 def _shapes(rows: tuple[Row, ...], checkpoint: Checkpoint, model: Model) -> Iterator[str]:
@@ -177,17 +178,26 @@ def blocks(
     like, joined = model[row.target], None
     for keys in row.keys(model):
         block = empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
-        tensors = [read(key) for key in keys]
+        tensors = _alike([read(key) for key in keys], like.dtype)
         if len(tensors) > 1:
             joined = _room(tensors, joined)
         put(block, row.apply(tensors, joined))
         yield block
 
 
+def _alike(tensors: list[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:
+    """Tensors that can be joined: of one dtype, that of the parameter if they had several."""
+    if len({a.dtype for a in tensors}) == 1:
+        return tensors
+    # NumPy knows no common dtype of bfloat16 and float16. Overflow is found in the result.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [a.astype(dtype) for a in tensors]
+
+
 def _room(tensors: list[np.ndarray], before: np.ndarray | None) -> np.ndarray:
     """Where tensors can be joined: where those before them were, if it is alike."""
     shape = (sum(a.shape[0] for a in tensors), *tensors[0].shape[1:])
-    dtype = np.result_type(*tensors)
+    dtype = tensors[0].dtype
     alike = before is not None and (before.shape, before.dtype) == (shape, dtype)
     return before if alike and before is not None else np.empty(shape, dtype)
 
@@ -198,8 +208,15 @@ def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarra
     array = np.empty(like.shape, like.dtype)
     blocks = array if row.stacked else [array]
     for block, keys in zip(blocks, row.keys(model), strict=True):
-        put(block, row.apply([read(key) for key in keys]))
+        put(block, row.apply(_alike([read(key) for key in keys], like.dtype)))
     return array
+
+
+def check_ignored(table: Table, checkpoint: Checkpoint, read: Callable[[str], np.ndarray]) -> None:
+    """ValueError listing the ignored keys whose values are not what they are ignored for."""
+    wrong = list(values_wrong(table.ignored, checkpoint, read))
+    if wrong:
+        raise ValueError(listed(wrong, "the checkpoint has values that would be lost"))
 
 
 def convert(
@@ -212,7 +229,8 @@ def convert(
     """
     problems = table.problems(checkpoint, model)
     if problems:
-        raise ValueError(listed(problems))
+        raise ValueError(listed(problems, "the checkpoint does not fit the model"))
+    check_ignored(table, checkpoint, checkpoint.__getitem__)
     return {row.target: fill(row, model, checkpoint.__getitem__) for row in table.rows}
 
 
@@ -225,14 +243,3 @@ def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
         for block, keys in zip(blocks, row.keys(params), strict=True):
             checkpoint.update(zip(keys, row.invert(block), strict=True))
     return checkpoint
-
-
-def listed(
-    problems: Iterable[str],
-    title: str = "the checkpoint does not fit the model",
-    shown: int = 40,
-) -> str:
-    """Problems as one message."""
-    lines = list(problems)
-    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n".join([f"{title}:", *lines[:shown], *more])

@@ -1,12 +1,12 @@
 """PyTorch's own files (.pt, .pth, .ckpt, .bin), through `torch.load(weights_only=True)` alone.
 
-They are pickles: PyTorch's restricted unpickler builds tensors and containers and refuses the rest.
-The one class allowed besides is `argparse.Namespace`, a bare holder of values that training scripts
-leave beside their weights. Files are mapped where their format allows it.
+They are pickles: PyTorch's restricted unpickler builds tensors and containers and refuses the rest;
+see `flowsde_converters.pickles` for what is let pass, unread. Files are mapped where their format
+allows it.
 """
 
-import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +15,25 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flowsde._text import names, shown
+from flowsde_converters import nested, pickles
 from flowsde_converters.safetensors_file import Tensor
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model")
-"""Entries that hold the weights of a training checkpoint, the best first."""
 _MAPPED_AT_ONCE = 2**28
+_EXPANDED, _AT_LEAST = 16, 2**28
+"""Bytes of all tensors: times those of the file, or so many; of one number a tensor can be made
+of any size."""
 
 
 class TorchFile:
-    """The tensors of a file by key.
+    """The tensors of a file by dotted key.
 
     Attributes:
-      note: what was taken of a file that holds more than weights, or None.
+      tensors: shapes and dtypes; of an entry of a training run's file, "ema.blocks.0.bias".
+      owners: the entry that each is of, "" for those at the top.
+      beside: names of what there is at the top, if those are entries.
+      unnamed: entries with tensors that have no names.
+      note: what was left of a file that holds more than tensors, or None.
 
     Raises:
       ImportError: there is no torch.
@@ -44,10 +50,24 @@ class TorchFile:
         self._path, self._torch = path, torch
         # Only its zip format can be mapped.
         self._mapped = zipfile.is_zipfile(path)
-        self._open()
-        self.tensors: Mapping[str, Tensor] = {
-            key: Tensor(tuple(t.shape), self._dtype(key, t)) for key, t in self._state.items()
-        }
+        try:
+            pickles.check_size(path)
+            held = self._open()
+            self.tensors: Mapping[str, Tensor] = {
+                key: Tensor(tuple(t.shape), self._dtype(key, t)) for key, t in self._state.items()
+            }
+            self._check_size()
+        except ValueError as error:
+            raise ValueError(f"{path}: {shown(error, 600)}") from None
+        top = [shown(key) for key in held if isinstance(key, str)]
+        whole = "" in self.owners.values()
+        self.beside = () if whole else tuple(top)
+        left = [
+            shown(key) if isinstance(key, str) else type(key).__name__
+            for key, value in held.items()
+            if not self._is_tensor(value) and not isinstance(value, Mapping)
+        ]
+        self.note = f"leaves {names(left)}: no tensors" if whole and left else None
 
     def read(self, key: str) -> np.ndarray:
         """A tensor, not to be written to."""
@@ -56,47 +76,45 @@ class TorchFile:
             self._open()
         tensor = self.tensors[key]
         self._read += tensor.nbytes
-        bits = self._state[key].detach().reshape(-1).view(self._torch.uint8)
-        return bits.numpy().view(tensor.dtype).reshape(tensor.shape)
+        # Views of other tensors, conjugated or negated ones, and repeated values become plain.
+        flat = self._state[key].detach().resolve_conj().resolve_neg().reshape(-1)
+        if flat.stride() != (1,):
+            flat = flat.clone(memory_format=self._torch.contiguous_format)
+        return flat.view(self._torch.uint8).numpy().view(tensor.dtype).reshape(tensor.shape)
 
-    def _open(self) -> None:
-        self._state: dict[str, Any] = {}
+    def _open(self) -> Mapping[Any, Any]:
+        held = self._load()
+        if not isinstance(held, Mapping):
+            raise ValueError(f"holds a {type(held).__name__}, expected tensors by key")
+        found = nested.flatten(held, self._is_tensor)
+        if held and not found.tensors:
+            key, value = next(iter(held.items()))
+            # The text of tuples in tuples can be longer than memory.
+            named = repr(key) if isinstance(key, str | int) else f"a {type(key).__name__}"
+            raise ValueError(f"{shown(named)} is a {type(value).__name__}, expected tensors by key")
+        self._state, self.owners, self._read = found.tensors, found.owners, 0
+        self.unnamed = tuple(found.unnamed)
+        return held
+
+    def _load(self) -> Any:
         try:
-            with self._torch.serialization.safe_globals([argparse.Namespace]):
-                held = self._torch.load(
+            with (
+                self._torch.serialization.safe_globals(pickles.allowed()),
+                warnings.catch_warnings(action="ignore"),
+            ):
+                return self._torch.load(
                     self._path, map_location="cpu", weights_only=True, mmap=self._mapped
                 )
         except pickle.UnpicklingError as error:
-            said = str(error).strip().splitlines() or ["it is no pickle"]
-            raise ValueError(
-                f"{self._path}: not read, it is broken or holds more than tensors: {said[0]}"
-            ) from None
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_unpickling(str(error))) from None
+        except OSError:
+            raise
+        except Exception as error:  # whatever a broken file leads the reader into
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(
-                f"{self._path}: truncated, broken or no PyTorch file: {said[0]}"
-            ) from None
-        self._state, self.note = self._weights(held)
-        self._read = 0
+            raise ValueError(f"truncated, broken or no PyTorch file: {said[0]}") from None
 
-    def _weights(self, held: Any) -> tuple[dict[str, Any], str | None]:
-        """Tensors by key, out of what they are wrapped in."""
-        note = None
-        for name in _WRAPPERS:
-            if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-                note = f"{name!r} of {', '.join(map(str, held))}"
-                held = held[name]
-                break
-        if not isinstance(held, Mapping):
-            raise ValueError(
-                f"{self._path}: holds a {type(held).__name__}, expected tensors by key"
-            )
-        for key, value in held.items():
-            if not isinstance(key, str) or not isinstance(value, self._torch.Tensor):
-                raise ValueError(
-                    f"{self._path}: {key!r} is a {type(value).__name__}, expected tensors by key"
-                )
-        return dict(held), note
+    def _is_tensor(self, value: Any) -> bool:
+        return isinstance(value, self._torch.Tensor)
 
     def _dtype(self, key: str, tensor: Any) -> np.dtype:
         name = str(tensor.dtype).removeprefix("torch.")
@@ -105,4 +123,27 @@ class TorchFile:
             for module in (np, ml_dtypes):
                 if hasattr(module, name.replace("bool", "bool_")):
                     return np.dtype(getattr(module, name.replace("bool", "bool_")))
-        raise ValueError(f"{self._path}: {key} is {name}, {tensor.layout}, expected plain numbers")
+        raise ValueError(f"{shown(key)} is {name}, {tensor.layout}, expected plain numbers")
+
+    def _check_size(self) -> None:
+        size = self._path.stat().st_size
+        most = max(_AT_LEAST, _EXPANDED * size)
+        whole = sum(tensor.nbytes for tensor in self.tensors.values())
+        if whole > most:
+            raise ValueError(
+                f"tensors of {whole} bytes in a file of {size}, which repeats its values; expected "
+                f"at most {most}"
+            )
+
+
+def _unpickling(said: str) -> str:
+    """Of PyTorch's page of advice, the class that it is about."""
+    kind = pickles.refused(said)
+    if kind is None:
+        first = said.strip().splitlines() or ["it is no pickle"]
+        return f"not read, it is broken or holds more than tensors: {first[0]}"
+    return (
+        f"not read, it holds more than tensors: a {kind}, and reading that could run code of the "
+        "file's; expected the weights alone. Where you trust the file, make one of them: "
+        "torch.save(torch.load(FILE, weights_only=False)[ENTRY], NEW)"
+    )

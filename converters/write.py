@@ -7,6 +7,7 @@ anything that reads Orbax reads.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import flowsde as fs
 from flowsde_converters.detect import Plan
 from flowsde_converters.store import FORMAT, PARAMS, nested, write_config
 from flowsde_converters.stream import Advance, Stream
-from flowsde_converters.tables import Row
+from flowsde_converters.tables import Row, check_ignored
 
 
 def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
@@ -32,9 +33,11 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
       advance: told of bytes of tensors that were read, and of parameters that were read back.
 
     Raises:
-      ValueError: listing the values that are not finite, or what was read back differently.
+      ValueError: listing the values that are not finite, that would be lost, or what was read back
+        differently.
       OSError: the disk.
     """
+    check_ignored(plan.found.table, plan.checkpoint.tensors, plan.checkpoint.read)
     with Stream(plan, advance) as stream:
         _save(plan, stream, folder / PARAMS)
         hashes = {path: found.result() for path, found in stream.hashes.items()}
@@ -80,6 +83,11 @@ class _Leaf:
     shape: tuple[int, ...]
     dtype: Any
     stream: Stream
+
+    @property
+    def size(self) -> int:
+        """Older versions of Orbax estimate bytes by it."""
+        return math.prod(self.shape)
 
 
 class _Handler(type_handlers.NumpyHandler):

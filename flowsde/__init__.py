@@ -1,29 +1,65 @@
-"""flowsde: inference-time scaling of flow models in JAX."""
+"""flowsde: inference-time scaling of flow models in JAX.
 
-from flowsde import analytic, diffusion, distributed, grids, interpolants, kernels, rewards, search
-from flowsde.checkpoint import load, restore_search, save_search
-from flowsde.flow import Flow, guide, sample
-from flowsde.interpolants import match_time
-from flowsde.packing import batch
-from flowsde.predictions import (
-    reparameterise,
-    score_to_velocity,
-    score_to_x0,
-    score_to_x1,
-    velocity_to_score,
-    velocity_to_x0,
-    velocity_to_x1,
-    x0_to_score,
-    x0_to_velocity,
-    x0_to_x1,
-    x1_to_score,
-    x1_to_velocity,
-    x1_to_x0,
-)
-from flowsde.search import Result, iterate, run
-from flowsde.sharding import ShardingRules
+Names are imported when they are first used (PEP 562), so that the command answers ``--help`` and
+wrong options without waiting for JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowsde import (
+        analytic,
+        diffusion,
+        distributed,
+        grids,
+        interpolants,
+        kernels,
+        rewards,
+        search,
+    )
+    from flowsde.checkpoint import load, restore_search, save_search
+    from flowsde.flow import Flow, guide, sample
+    from flowsde.interpolants import match_time
+    from flowsde.packing import batch
+    from flowsde.predictions import (
+        reparameterise,
+        score_to_velocity,
+        score_to_x0,
+        score_to_x1,
+        velocity_to_score,
+        velocity_to_x0,
+        velocity_to_x1,
+        x0_to_score,
+        x0_to_velocity,
+        x0_to_x1,
+        x1_to_score,
+        x1_to_velocity,
+        x1_to_x0,
+    )
+    from flowsde.search import Result, iterate, run
+    from flowsde.sharding import ShardingRules
 
 __version__ = "0.1.0"
+
+_MODULES = (
+    *("analytic", "diffusion", "distributed", "grids", "interpolants", "kernels", "rewards"),
+    "search",
+)
+_NAMES = {
+    "checkpoint": ("load", "restore_search", "save_search"),
+    "flow": ("Flow", "guide", "sample"),
+    "interpolants": ("match_time",),
+    "packing": ("batch",),
+    "predictions": (
+        "reparameterise",
+        *(f"{a}_to_{b}" for a in ("score", "velocity", "x0", "x1")
+          for b in ("score", "velocity", "x0", "x1") if a != b),
+    ),
+    "search": ("Result", "iterate", "run"),
+    "sharding": ("ShardingRules",),
+}  # fmt: skip
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Flow",
@@ -60,3 +96,17 @@ __all__ = [
     "x1_to_velocity",
     "x1_to_x0",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"flowsde.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(f"flowsde.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'flowsde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -4,6 +4,7 @@ import math
 import operator
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST = 2**31 - 1
+"""What int32 holds: counts in compiled programs are no larger."""
 # pathlib turns two slashes into one, so that "gs://bucket" would be a folder "gs:" here.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -43,15 +46,41 @@ def check_non_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of at least `least`."""
+def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """`value` as an int of at least `least` and at most `most`."""
     try:
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if isinstance(value, bool) or count < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {_digits(value)}")
+    if count > most:
+        raise ValueError(f"{name} must be an integer of at most {most}, got {_digits(count)}")
     return count
+
+
+def check_integers(name: str, values: Any, least: int, most: int) -> np.ndarray:
+    """Integers of any shape as int64, each at least `least` and at most `most`.
+
+    Raises:
+      ValueError: they are not integers, or naming the first that lies outside.
+    """
+    array = np.asarray(values)
+    # NumPy has no integers for what passes 64 bits.
+    large = array.dtype == object and all(type(value) is int for value in array.flat)
+    if array.dtype.kind not in "iu" and not large:
+        raise ValueError(f"{name} must be integers, got {reprlib.repr(values)}")
+    outside = array[(array < least) | (array > most)].reshape(-1)
+    if outside.size:
+        raise ValueError(f"{name} must lie in {least} to {most}, got {_digits(int(outside[0]))}")
+    return array.astype(np.int64)
+
+
+def _digits(number: Any) -> str:
+    """A number, of very many digits how many there are."""
+    if isinstance(number, int) and number.bit_length() > 256:
+        return f"an integer of {number.bit_length()} bits"
+    return repr(number)
 
 
 def check_times(name: str, times: Any) -> jax.Array:

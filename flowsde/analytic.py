@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_positive, check_times
+from flowsde._checks import check_count, check_positive, check_times
+from flowsde._keys import as_key
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.predictions import expand
@@ -67,7 +68,8 @@ class GaussianMixture:
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """Exact draws of the data, [n, d]."""
-        pick, draw = jax.random.split(key)
+        n = check_count("n", n)
+        pick, draw = jax.random.split(as_key(key))
         k = jax.random.categorical(pick, self.log_weights, shape=(n,))
         noise = jax.random.normal(draw, (n, self.dimension), self.means.dtype)
         return self.means[k] + jnp.einsum(

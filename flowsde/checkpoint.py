@@ -162,7 +162,8 @@ def load(
       dtype: of the weights; as they were written by default.
       rules: of the mesh, `ShardingRules()` by default: a parameter is split along all of its axes
         that have one. Pass the same to `run`.
-      numerics: dtype of activations, that of the weights by default, and attention.
+      numerics: dtype of activations, and attention; by default activations are bfloat16 where the
+        weights are, else float32, also where the weights are float16, in which models overflow.
       verify: compare every file with the SHA-256 that was written with it, while it is read: a
         gigabyte a second for each of half of the cores.
 

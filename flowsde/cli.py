@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from tqdm import tqdm
 import flowsde as fs
 from flowsde import compiled, presets, report, unfinished
 from flowsde._files import write_arrays, write_json
+from flowsde._keys import from_seed
 from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
 from flowsde.options import Sample, check_paths
@@ -126,7 +126,7 @@ def _jobs(
     find = unfinished.find if command.resume else lambda *_: None
     saved = [find(folder, about, as_run) for folder, about in asked]
     loaded = offer.load([about["prompt"] for _, about in asked])
-    key = jax.random.key(command.seed)
+    key = from_seed(command.seed)
 
     def job(folder: Path, about: dict[str, Any], saved: unfinished.Saved | None, ask: Ask) -> Job:
         rounds = fs.iterate(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_non_negative, check_positive
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 
 Diffusion = Callable[[Interpolant, jax.Array], jax.Array]
@@ -31,7 +32,7 @@ _TAN_END = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scaled:
+class _Scaled(Static):
     """scale times a profile of (interpolant, time)."""
 
     scale: float
@@ -118,47 +119,47 @@ class _Forward(_Scaled):
 
 def constant(scale: float = 0.3) -> Diffusion:
     """g = scale (DanceGRPO uses .3)."""
-    return _Constant(scale)
+    return _Constant(float(scale))
 
 
 def sigma(scale: float = 3.0) -> Diffusion:
     """g = scale sigma(t)."""
-    return _Sigma(scale)
+    return _Sigma(float(scale))
 
 
 def linear(scale: float = 3.0) -> Diffusion:
     """g = scale t."""
-    return _Linear(scale)
+    return _Linear(float(scale))
 
 
 def square(scale: float = 3.0) -> Diffusion:
     """g = scale t^2, the paper's choice with scale 3 (Kim et al., 2025, arXiv 2503.19385)."""
-    return _Square(scale)
+    return _Square(float(scale))
 
 
 def sin(scale: float = 3.0) -> Diffusion:
     """g = scale sin(pi t / 2)."""
-    return _Sin(scale)
+    return _Sin(float(scale))
 
 
 def clipping(scale: float = 3.0) -> Diffusion:
     """g = scale max(2 t - 1, 0): an SDE in the noisy half, an ODE in the other."""
-    return _Clipping(scale)
+    return _Clipping(float(scale))
 
 
 def exp(scale: float = 3.0, width: float = 0.1) -> Diffusion:
     """g = scale exp(-((1 - t) / width)^2)."""
-    return _Exp(scale, width)
+    return _Exp(float(scale), float(width))
 
 
 def tan(scale: float = 3.0) -> Diffusion:
     """g = scale tan(pi t / 2), held at its value at t = .95 beyond that time."""
-    return _Tan(scale)
+    return _Tan(float(scale))
 
 
 def flow_grpo(scale: float = 0.7) -> Diffusion:
     """g = scale sqrt(t / (1 - t)) (Flow-GRPO); infinite at t = 1."""
-    return _FlowGRPO(scale)
+    return _FlowGRPO(float(scale))
 
 
 def forward(scale: float = 1.0) -> Diffusion:
@@ -166,4 +167,4 @@ def forward(scale: float = 1.0) -> Diffusion:
 
     beta(t) for VP; infinite at t = 1 where alpha(1) = 0.
     """
-    return _Forward(scale)
+    return _Forward(float(scale))

@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count
+from flowsde._keys import as_key
+from flowsde._static import check_static
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
@@ -210,6 +213,18 @@ def check_cond(cond: Cond, n: int, axis: str) -> None:
             )
 
 
+def check_flow(flow: Flow) -> None:
+    """Raise unless flows whose functions compute differently are told apart."""
+    check_static("velocity_fn", flow.velocity_fn)
+    check_static("interpolant", flow.interpolant)
+    check_static("decode", flow.decode)
+
+
+def finite_rows(a: jax.Array) -> jax.Array:
+    """Rows without NaN and infinity, bool [n]."""
+    return jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim)))
+
+
 def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
@@ -233,7 +248,7 @@ def sample(
     changes them. One compiled scan; memory does not grow with the number of steps.
 
     Args:
-      key: a JAX random key.
+      key: a JAX random key of any implementation; see `flowsde.run`.
       flow: the model.
       kernel: how a particle moves; its interpolant is the one sampled.
       grid: times falling from 1 to 0, see `flowsde.grids`.
@@ -248,18 +263,37 @@ def sample(
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
+      ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
+        transformations, where there are no values to see.
     """
+    key = as_key(key)
     n = check_count("n", n)
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
     if kernel.guided:
         raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
+    check_flow(flow)
+    check_static("kernel", kernel)
     if final not in ("kernel", "mean"):
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     check_cond(cond, n, "n")
     cond = jax.tree.map(jnp.asarray, cond)
-    return _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+    x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+    if not isinstance(finite, jax.core.Tracer):
+        _check_finite(finite)
+    return x
+
+
+def _check_finite(finite: jax.Array) -> None:
+    """ValueError unless all particles [n] are; of several processes, each sees its own."""
+    parts = [np.asarray(shard.data) for shard in finite.addressable_shards]
+    if not all(part.all() for part in parts):
+        bad, n = (sum(int(f(part).sum()) for part in parts) for f in (np.invert, np.ones_like))
+        raise ValueError(
+            f"{bad} of {n} particles are NaN or infinite: velocity_fn has weights that are, a "
+            f"float16 model overflows, or a guidance scale or a step is too large"
+        )
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
@@ -272,7 +306,8 @@ def _sample(
     n: int,
     chunk: int,
     final: str,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
+    """Particles, and which are finite, bool [n]."""
     times = jnp.asarray(grid, jnp.float32)
     p = kernel.interpolant
 
@@ -306,4 +341,5 @@ def _sample(
     padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], cond)
     chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, padded))
     x = jax.lax.map(trajectory, chunks)
-    return x.reshape(-1, *flow.shape)[:n]
+    x = x.reshape(-1, *flow.shape)[:n]
+    return x, finite_rows(x)

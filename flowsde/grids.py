@@ -1,4 +1,4 @@
-"""Grids of times: NumPy float64 arrays of n + 1 values falling from 1 to 0, n steps."""
+"""Grids of times: NumPy float64 arrays of n + 1 values falling from 1 to 0; n is 2**20 at most."""
 
 import math
 from typing import Any
@@ -8,21 +8,27 @@ import numpy as np
 from flowsde._checks import check_count, check_positive
 
 Grid = np.ndarray
+MOST_STEPS = 2**20
+"""Of a grid: a step is at least one evaluation of a model."""
+
+
+def _steps(n: Any) -> int:
+    return check_count("n", n, most=MOST_STEPS)
 
 
 def uniform(n: int) -> Grid:
     """1 - i / n."""
-    return 1.0 - np.arange(check_count("n", n) + 1) / n
+    return 1.0 - np.arange(_steps(n) + 1) / n
 
 
 def quadratic(n: int) -> Grid:
     """sqrt(1 - (i / n)^2): small steps where there is most noise (Kim et al., 2025)."""
-    return np.sqrt(1.0 - (np.arange(check_count("n", n) + 1) / n) ** 2)
+    return np.sqrt(1.0 - (np.arange(_steps(n) + 1) / n) ** 2)
 
 
 def cosine(n: int) -> Grid:
     """cos(pi i / 2 n): small steps near the noise, larger ones near the data."""
-    grid = np.cos(0.5 * math.pi * np.arange(check_count("n", n) + 1) / n)
+    grid = np.cos(0.5 * math.pi * np.arange(_steps(n) + 1) / n)
     grid[-1] = 0.0
     return grid
 
@@ -55,7 +61,7 @@ def as_grid(name: str, values: Any) -> tuple[float, ...]:
 
     Args:
       name: of the argument, for the error.
-      values: at least two times, strictly falling, within [0, 1], from 1 to 0.
+      values: two times to 2**20 + 1, strictly falling, within [0, 1], from 1 to 0.
 
     Raises:
       ValueError: saying where the grid is wrong.
@@ -63,6 +69,8 @@ def as_grid(name: str, values: Any) -> tuple[float, ...]:
     grid = np.asarray(values, np.float64)
     if grid.ndim != 1 or grid.size < 2:
         raise ValueError(f"{name} must hold at least two times, got shape {grid.shape}")
+    if grid.size > MOST_STEPS + 1:
+        raise ValueError(f"{name} must hold at most {MOST_STEPS + 1} times, got {grid.size}")
     if not np.all((grid >= 0.0) & (grid <= 1.0)):
         raise ValueError(f"{name} must lie in [0, 1], got {grid[~((grid >= 0) & (grid <= 1))][0]}")
     rising = np.flatnonzero(np.diff(grid) >= 0.0)

@@ -11,8 +11,8 @@ interpolant into another is: match the angle, rescale by the radius r
 t' and c'; Albergo et al., 2023, arXiv 2303.08797, call the curves stochastic interpolants.
 
 All methods act elementwise on float arrays of times in [0, 1], keep their dtype, and
-are differentiable where the curve is. Instances are frozen and hash by value, so they can
-be static arguments of compiled functions.
+are differentiable where the curve is. Instances are frozen and hash by value, by all that they
+keep, so they can be static arguments of compiled functions.
 """
 
 import abc
@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_positive, check_times
+from flowsde._static import Static
 
 _HALF_PI = math.pi / 2
 
 
-class Interpolant(abc.ABC):
+class Interpolant(Static, abc.ABC):
     """A curve (alpha, sigma) with its derivatives and the inverse of its angle."""
 
     @abc.abstractmethod
@@ -289,7 +290,7 @@ def linear() -> Interpolant:
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Interpolant:
     """Variance-preserving interpolant with linear beta (Song et al., 2021, arXiv 2011.13456)."""
-    return VP(beta_min, beta_max)
+    return VP(float(beta_min), float(beta_max))
 
 
 def cosine() -> Interpolant:

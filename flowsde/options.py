@@ -64,7 +64,8 @@ class Trajectory:
     """Steps of the grid; by default 20, for smc, code, svdd and rbf a fifth of a smaller budget."""
     guidance: Float = None
     """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate. SiT's is
-    4 by default; FLUX.1-dev takes its own, 3.5 by default, as an input and at no cost."""
+    4 by default; FLUX.1-dev takes its own, 3.5 by default, as an input and at no cost; other FLUX.1
+    with --negative-prompt."""
     gradient_temperature: Float = None
     """Guide a stochastic kernel by the gradient of exp(reward / temperature), not for smc; one
     backward pass a candidate. 0, the default, does not."""
@@ -116,6 +117,12 @@ class Converted:
     """What flowsde convert wrote of a FLUX.1 pipeline or of a SiT."""
     size: Annotated[str | None, shown("HEIGHTxWIDTH")] = None
     """FLUX.1: pixels, 1024x768 or 1024 for a square; by default the model's own."""
+    text_tokens: Int = None
+    """FLUX.1: tokens of a prompt for its T5, 512 by default and at most; 256 is what Black Forest
+    Labs' own code takes for schnell."""
+    negative_prompt: Annotated[str | None, shown("TEXT")] = None
+    """FLUX.1 without guidance as an input, de-distilled ones above all: what --guidance leads away
+    from, at two evaluations a candidate; may be empty."""
     label: Int = None
     """SiT: number of the class, in the place of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None

@@ -26,6 +26,7 @@ from flowsde.compare import summary
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.page import page as make
 from flowsde.report import pixels
+from flowsde.search import programs
 from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 from flowsde.shapes.data import HELD_OUT
@@ -188,10 +189,11 @@ def test_gain_is_paired_over_prompts() -> None:
     for measure in MEASURES:
         drawn = figure(table, measure)
         assert drawn is not None
-        drawn.canvas.draw()
-        (axes,) = drawn.axes
+        drawn.draw_without_rendering()
+        (axes,), (legend,) = drawn.axes, drawn.legends
         assert axes.get_title(loc="left") == "vp interpolant"
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bon", "rbf vp ddim"]
+        assert [text.get_text() for text in legend.get_texts()] == ["bon", "rbf vp ddim"]
+        assert legend.get_window_extent().x0 > axes.get_window_extent().x1, "beside the data"
 
 
 # Measuring.
@@ -223,6 +225,25 @@ def test_a_cell_is_one_search(small: None, tmp_path: Path, monkeypatch: pytest.M
                 wanted = counts(parse(study.prompts[i]))[None]
                 assert m.exact[i, seed] == checker.exact(image, wanted)[0]
                 assert m.rss[i, seed] == checker.rss(image, wanted)[0]
+
+
+def test_seconds_hold_no_compilation(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even those of the only part that there is."""
+    compiled: list[int] = []
+    measured = measuring._run
+
+    def run(*args: Any) -> dict[str, Any]:
+        before = programs.run_rounds._cache_size()
+        found = measured(*args)
+        compiled.append(programs.run_rounds._cache_size() - before)
+        return found
+
+    monkeypatch.setattr(measuring, "_run", run)
+    rows, _ = compare.plan(["bon"], nfe=[7, 14], given={"steps": 7})
+    compare.measure(rows, compare.Study(compare.captions(2), seeds=1), tmp_path, progress=False)
+    assert compiled == [0, 0]
 
 
 # The command.
@@ -371,9 +392,10 @@ def test_page_holds_everything_itself(page: Path) -> None:
         assert image["alt"]
         Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))).verify()
     plots = [image for image in reader.images if image.get("class") == "plot"]
-    # Four measures of two tables; ten prompts of ode, bon, rbf on two paths twice, and one more.
+    # Four measures of two tables; ten prompts of ode, bon and rbf on two paths, at each of two
+    # budgets, and one more.
     assert len(plots) == 8
-    assert len(reader.images) - len(plots) == 10 * (1 + 2 + 4 + 1)
+    assert len(reader.images) - len(plots) == 10 * (2 * (1 + 1 + 2) + 1)
 
 
 @pytest.mark.slow
@@ -387,7 +409,8 @@ def test_page_in_a_browser(page: Path, tmp_path: Path) -> None:
       const images = [...document.images];
       document.title = [images.length, images.filter(i => !i.naturalWidth).length,
         document.querySelectorAll("table").length,
-        document.documentElement.scrollWidth <= innerWidth,
+        document.documentElement.scrollWidth <= innerWidth &&
+          (d => d.scrollWidth <= d.clientWidth)(document.querySelector(".scroll")),
         getComputedStyle(document.querySelector("img.exact")).borderTopColor].join(";");
     });</script></body>"""
     copy = tmp_path / "page.html"
@@ -397,6 +420,6 @@ def test_page_in_a_browser(page: Path, tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     title = shown.split("<title>")[1].split("</title>")[0]
     images, broken, tables, fits, frame = title.split(";")
-    assert (images, broken, fits) == ("88", "0", "true")
-    # Two tables of numbers, and of pictures one a budget: 40, 60, 90, and 60.
-    assert tables == "6" and frame == "rgb(77, 154, 77)"
+    assert (images, broken, fits) == ("98", "0", "true")
+    # Two tables of numbers, and of pictures one a budget: 60, 90, and 60.
+    assert tables == "5" and frame == "rgb(77, 154, 77)"

@@ -1,9 +1,13 @@
-"""What is installed: from a wheel, outside the checkout, without a network."""
+"""What is installed, from a wheel, outside the checkout, without a network; what is declared."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,56 @@ def test_first_command_works_outside_the_checkout(site, tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert result["nfe"] <= 500
     assert (out / "image.png").exists()
+
+
+def _declared(requirements):
+    return {re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def _imported(*folders):
+    """Distributions of the modules that the files of some folders import."""
+    own = {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    own |= {"flowsde", "flowsde_converters"}
+    names = set()
+    for path in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition(".")[0])
+    found = packages_distributions()
+    # Modules that are not installed are what tests write themselves.
+    outside = (names - own - set(sys.stdlib_module_names)) & set(found)
+    # A namespace package belongs to several; orbax's is Orbax's checkpoints'.
+    return {
+        next((d for d in found[name] if d.lower().startswith(name)), found[name][0])
+        .lower()
+        .replace("_", "-")
+        for name in outside
+    }
+
+
+def test_what_is_declared_is_imported_and_nothing_else_is():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    needed, convert = _declared(project["dependencies"]), _declared(extras["convert"])
+    assert _imported("flowsde", "converters") | {"jaxlib"} == needed | convert
+    tools = {"pytest-xdist", "ruff", "mypy"}
+    of_tests = _imported("tests", "benchmarks") - needed - convert
+    assert of_tests == _declared(extras["test"]) - tools - convert
+
+
+def test_public_names_are_found_and_importing_does_not_load_jax():
+    code = (
+        "import sys, flowsde as fs\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules\n"
+        "missing = [name for name in fs.__all__ if getattr(fs, name, None) is None]\n"
+        "assert not missing and len(fs.__all__) == len(set(fs.__all__)), missing\n"
+        "assert set(fs.__all__) == set(fs._MODULES) | set(fs._HOMES)\n"
+        "try: fs.nothing\n"
+        "except AttributeError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "module 'flowsde' has no attribute 'nothing'\n"

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from flowsde.compare.rows import SINGLE
+
 MEASURES = {
     "accuracy": "exact captions, by the held-out checker",
     "given": "given reward, which the search sees",
@@ -43,7 +45,7 @@ def _draw(axes: Axes, rows: list[dict[str, Any]], measure: str, style: str, shif
     low, high = (
         np.asarray([row[f"{measure}_{end}"] for row in rows], np.float64) for end in ("low", "high")
     )
-    if first["method"] in ("ode", "sde"):
+    if first["method"] in SINGLE:
         axes.axhline(y[0], color=colour, linestyle=style, label=label)
         axes.axhspan(low[0], high[0], color=colour, alpha=0.15, linewidth=0)
         return
@@ -61,7 +63,7 @@ def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
     if not table:
         return None
     panels = _panels(table)
-    drawn = Figure(figsize=(5.2 * len(panels) + 1.0, 4.4), layout="constrained")
+    drawn = Figure(figsize=(5.2 * len(panels) + 2.6, 4.4), layout="constrained")
     every = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, interpolant in zip(every, panels, strict=True):
         here = [row for row in table if row["kernel"] == "ode_euler"]
@@ -76,7 +78,7 @@ def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
             # Side by side, so that intervals do not hide each other.
             shift = 1.0 + 0.012 * (i - len(lines) / 2)
             _draw(axes, sorted(rows, key=lambda r: r["nfe"]), measure, _STYLES[n % 4], shift)
-        budgets = sorted({r["nfe"] for r in here if r["method"] not in ("ode", "sde")})
+        budgets = sorted({r["nfe"] for r in here if r["method"] not in SINGLE})
         if budgets:
             axes.set_xscale("log")
             axes.set_xticks(budgets, [str(n) for n in budgets])
@@ -84,6 +86,11 @@ def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
         axes.set_xlabel("NFE")
         axes.set_title(f"{interpolant.replace('_', ' ')} interpolant", loc="left", fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
     every[0].set_ylabel(MEASURES[measure])
+    handles: dict[str, Any] = {}
+    for axes in every:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    # Beside the panels, where it hides no data.
+    drawn.legend(handles.values(), handles, loc="outside right upper", fontsize=7)
     return drawn

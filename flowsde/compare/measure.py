@@ -20,6 +20,7 @@ from tqdm import tqdm
 import flowsde as fs
 from flowsde import presets, shapes
 from flowsde._files import write_arrays
+from flowsde._keys import from_seed
 from flowsde.compare.rows import Row, labels
 from flowsde.report import pixels
 from flowsde.shapes import checker, weights
@@ -28,6 +29,8 @@ from flowsde.shapes.data import sample_groups
 
 BATCH = 25
 """Prompts searched together, and candidates evaluated at once."""
+_ANY = np.finfo(np.float32).min
+"""A target that every reward reaches."""
 
 
 def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
@@ -82,7 +85,7 @@ class Measured(NamedTuple):
       exact, rss: what the held-out checker says.
       objects, unclear: clean objects that it sees, and regions that are none.
       nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
-      seconds: a prompt's, of a batch that compiled nothing where there is one.
+      seconds: a prompt's, compilation left out.
     """
 
     images: np.ndarray
@@ -131,18 +134,7 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
 def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> dict[str, Any]:
     """What there is to say of a part, by name."""
     began = time.perf_counter()
-    result = fs.run(
-        jax.random.key(part.seed),
-        flow,
-        search,
-        reward,
-        cond=study.tokens[part.ids],
-        prompt_ids=part.ids,
-        chunk_size=min(BATCH, len(study.prompts)),
-        nfe=part.row.settings.nfe,
-        invalid="warn",
-    )
-    images = np.asarray(result.image)
+    images, result = _search_part(part, study, search, flow, reward)
     seconds = time.perf_counter() - began
     wanted, found = study.wanted[part.ids], checker.detect(images)
     return {
@@ -158,6 +150,25 @@ def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> d
         "verifier_calls": np.asarray(result.verifier_calls),
         "seconds": np.asarray(seconds / len(part.ids)),
     }
+
+
+def _search_part(
+    part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, target: float | None = None
+) -> tuple[np.ndarray, fs.Result]:
+    """The pictures of a part's prompts, and all else."""
+    result = fs.run(
+        from_seed(part.seed),
+        flow,
+        search,
+        reward,
+        cond=study.tokens[part.ids],
+        prompt_ids=part.ids,
+        chunk_size=min(BATCH, len(study.prompts)),
+        target_reward=target,
+        nfe=part.row.settings.nfe,
+        invalid="warn",
+    )
+    return np.asarray(result.image), result
 
 
 def _flow(row: Row) -> fs.Flow:
@@ -215,11 +226,11 @@ def measure(
             reward = shapes.load_reward(family[0].settings.reward)
             compiled: set[int] = set()
             for part in missing:
-                values = _run(part, study, search, flow, reward)
-                # The first run of a shape compiles.
-                warm = len(part.ids) in compiled
-                compiled.add(len(part.ids))
-                write_arrays(part.path, values | {"warm": np.asarray(warm)})
+                if len(part.ids) not in compiled:
+                    # Compiles, and stops at the first reward: no time of a part holds that.
+                    _search_part(part, study, search, flow, reward, float(_ANY))
+                    compiled.add(len(part.ids))
+                write_arrays(part.path, _run(part, study, search, flow, reward))
                 bar.update(cost[part.path])
             # Programs of a family are not needed again.
             jax.clear_caches()
@@ -242,7 +253,6 @@ def _read(parts: list[Part], study: Study) -> Measured:
         flat = np.concatenate([values[name] for values in found])
         return np.swapaxes(flat.reshape(study.seeds, len(study.prompts), *flat.shape[1:]), 0, 1)
 
-    warm = [values for values in found if values["warm"]] or found
-    seconds = float(np.median([values["seconds"] for values in warm]))
+    seconds = float(np.median([values["seconds"] for values in found]))
     arrays = {name: over_seeds(name) for name in Measured._fields if name != "seconds"}
     return Measured(**arrays, seconds=seconds)

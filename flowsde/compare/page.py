@@ -35,13 +35,14 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 88rem; padding: 0 1rem;
        color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
-         font-variant-numeric: tabular-nums; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-td small { color: #777 }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right;
+         vertical-align: baseline; font-variant-numeric: tabular-nums }
+td, td small { white-space: nowrap }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+td small { color: #777; display: block }
 .scroll { overflow-x: auto }
 .plots { display: flex; flex-wrap: wrap; gap: .5rem }
-img.plot { max-width: 100%; height: 22rem; object-fit: contain }
+img.plot { max-width: 100%; max-height: 22rem; object-fit: contain }
 .pictures td { padding: .15rem; border: 0; text-align: center }
 .pictures th { border: 0; font-weight: normal; font-size: 11px; white-space: normal;
                vertical-align: bottom; max-width: 72px }
@@ -79,7 +80,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     if low is None or high is None:
         return shown
-    return f"{shown} <small>[{low:.2f}, {high:.2f}]</small>"
+    return f"{shown}<small>[{low:.2f}, {high:.2f}]</small>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -136,9 +137,13 @@ def page(
         named = [
             (line["label"], row) for line, row in zip(table, rows, strict=True) if row.table == name
         ]
-        budgets = sorted({row.settings.nfe or 0 for _, row in named}, reverse=True)
+        # A single trajectory has a budget of its own: it stands beside the searches of every one.
+        searches = [row for _, row in named if not row.is_single] or [row for _, row in named]
+        budgets = sorted({row.settings.nfe or 0 for row in searches}, reverse=True)
         for nfe in budgets:
-            here = [(label, row) for label, row in named if row.settings.nfe == nfe]
+            here = [
+                (label, row) for label, row in named if row.is_single or row.settings.nfe == nfe
+            ]
             shown = "<details open>" if nfe == budgets[0] else "<details>"
             grid = _pictures(study, here, measured)
             parts.append(f"{shown}<summary>Pictures, {nfe} NFE</summary>{grid}</details>")
@@ -149,7 +154,9 @@ def page(
         f"asked, by the held-out checker, which no search sees."
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
-        f"</title><style>{_STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{html.escape(title)}</h1>\n"
         f"<p>{about}</p>\n" + "\n".join(parts) + "\n</body></html>\n"
     )

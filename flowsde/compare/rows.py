@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from flowsde import presets
 from flowsde.presets import PRESETS, Settings, flag
 
+SINGLE = ("ode", "sde")
+"""Methods that follow one trajectory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -16,6 +19,11 @@ class Row:
     method: str
     settings: Settings
     table: str = "methods"
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one trajectory, whose budget is its own."""
+        return self.method in SINGLE
 
     @property
     def family(self) -> tuple[str, Settings]:
@@ -71,7 +79,7 @@ def plan(
     effective: set[str] = set()
     for method in methods:
         moves = not _follows_ode(preset, method)
-        budgets: Iterable[int | None] = [None] if method in ("ode", "sde") else nfe
+        budgets: Iterable[int | None] = [None] if method in SINGLE else nfe
         choices: list[Sequence[Any]]
         choices = [values if moves and values else [None] for values in (interpolants, kernels)]
         for interpolant in choices[0]:

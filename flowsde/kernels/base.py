@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowsde._keys import as_key
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel(abc.ABC):
+class Kernel(Static, abc.ABC):
     """A transition of one particle, Gaussian but for `correct`.
 
     Attributes:
@@ -113,12 +115,12 @@ class Kernel(abc.ABC):
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.random.normal`, bit for bit, drawn in one row.
+    """`jax.random.normal` of a threefry key, bit for bit, drawn in one row.
 
     XLA compiles a loop over the last axis, for pictures their few channels: drawn in their own
     shape they take twice as long on a CPU, and five times as long to compile.
     """
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    return jax.random.normal(as_key(key), (math.prod(shape),), dtype).reshape(shape)
 
 
 def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowsde._keys import as_key
 from flowsde.models.layers import Numerics, attention
 from flowsde.models.pixels import convolution, convolve_doubled, group_norm
 from flowsde.models.tiles import decode_in_tiles
@@ -235,7 +236,7 @@ class AutoencoderKL(nnx.Module):
         """
         z, log_variance = self.posterior(images)
         if key is not None:
-            z = z + jnp.exp(0.5 * log_variance) * jax.random.normal(key, z.shape)
+            z = z + jnp.exp(0.5 * log_variance) * jax.random.normal(as_key(key), z.shape)
         return (z - self.config.shift) * self.config.scale
 
     def decode(self, latents: jax.Array) -> jax.Array:

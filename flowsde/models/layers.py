@@ -22,6 +22,9 @@ from flowsde.sharding import Axes, ShardingRules, axes_of
 Implementation = Literal["xla", "cudnn", "splash"] | None
 M = TypeVar("M", bound=nnx.Module)
 
+ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+"""What ports compute in."""
+
 _kernel_init = nnx.initializers.lecun_normal()
 
 
@@ -30,8 +33,9 @@ class Numerics:
     """How a port computes.
 
     Attributes:
-      dtype: of activations.
-      param_dtype: of weights.
+      dtype: of activations, float32 or bfloat16. Not float16: those of T5 and FLUX pass 65,504,
+        the largest value that it has, and libraries that use it clip them.
+      param_dtype: of weights, float16 as well.
       attention: "splash" is `flowsde.models.splash`, which has no scores to add to and takes no
         masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
         None is "splash" for long texts on TPUs, and elsewhere JAX's choice.
@@ -42,6 +46,19 @@ class Numerics:
     param_dtype: DTypeLike = jnp.float32
     attention: Implementation = None
     rules: ShardingRules = ShardingRules()
+
+    def __post_init__(self) -> None:
+        if jnp.dtype(self.dtype) not in ACTIVATIONS:
+            raise ValueError(
+                f"dtype of activations must be float32 or bfloat16, got {jnp.dtype(self.dtype)}; "
+                "weights may have another, param_dtype"
+            )
+
+    @classmethod
+    def of_weights(cls, dtype: DTypeLike) -> "Numerics":
+        """How weights are run by default: bfloat16 in bfloat16, all others in float32."""
+        wide = jnp.dtype(dtype) not in ACTIVATIONS
+        return cls(dtype=jnp.float32 if wide else dtype, param_dtype=dtype)
 
     def linear(
         self, features: int, to: int, axes: Axes, *, bias: bool = True, rngs: nnx.Rngs

@@ -41,7 +41,7 @@ class GroupNorm(nnx.GroupNorm):
 
         centred = x - mean(x)
         assert self.scale is not None and self.bias is not None
-        scale, bias = self.scale.get_value(), self.bias.get_value()
+        scale, bias = (a.get_value().astype(jnp.float32) for a in (self.scale, self.bias))
         slope = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale[None, None, None]
         return centred * slope + bias[None, None, None]
 
@@ -76,9 +76,11 @@ def convolve_doubled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
 
     x = x.astype(conv.dtype)
+    # Sums of rows have more digits than weights of 16 bits.
+    kernel = conv.kernel.get_value().astype(jnp.float32)
     pixels = [
         jnp.stack([convolve(k.astype(x.dtype), i, j) for j, k in enumerate(halves(rows, 1))], 3)
-        for i, rows in enumerate(halves(conv.kernel.get_value(), 0))
+        for i, rows in enumerate(halves(kernel, 0))
     ]
     assert conv.bias is not None
     bias = conv.bias.get_value().astype(x.dtype)

@@ -39,7 +39,9 @@ class SiTConfig:
       size: side of the latents; 32 for images of 256 pixels.
       patch: latents a patch side; divides `size`.
       channels: of the latents.
-      classes: labels; one more stands for none.
+      classes: labels.
+      unlabelled: whether one more label, the last, stands for none. A model that was trained
+        without dropping labels has none, and cannot be guided.
       learn_sigma: whether the last layer gives as many channels again, which are not used.
     """
 
@@ -50,6 +52,7 @@ class SiTConfig:
     patch: int = 2
     channels: int = 4
     classes: int = 1000
+    unlabelled: bool = True
     learn_sigma: bool = True
 
     def __post_init__(self) -> None:
@@ -79,6 +82,11 @@ class SiTConfig:
     def tokens(self) -> int:
         """Patches of one particle."""
         return (self.size // self.patch) ** 2
+
+    @property
+    def labels(self) -> int:
+        """Rows of the table of labels."""
+        return self.classes + self.unlabelled
 
     @property
     def outputs(self) -> int:
@@ -133,7 +141,7 @@ class SiT(nnx.Module):
             jnp.asarray(positions, numerics.param_dtype), axes=(None, "embed")
         )
         self.time = Embedding(SINUSOIDS, width, numerics, rngs)
-        self.labels = parameter((config.classes + 1, width), ("vocab", "embed"), numerics, rngs)
+        self.labels = parameter((config.labels, width), ("vocab", "embed"), numerics, rngs)
         self.blocks = stack(lambda r: Block(config, numerics, r), config.depth, rngs)
         self.modulation = Modulation(width, 2, numerics, rngs)
         self.out = numerics.linear(width, values * config.outputs, ("embed", None), rngs=rngs)
@@ -144,7 +152,8 @@ class SiT(nnx.Module):
         Args:
           x: latents [n, size, size, channels].
           t: times [n] in [0, 1].
-          labels: integers [n] below `classes`, or `classes` for none; above it, NaN comes out.
+          labels: integers [n] below `classes`, or `classes` for none where the model knows that;
+            at others NaN comes out.
 
         Returns:
           float32, shaped as x.
@@ -182,7 +191,15 @@ def guided_velocity(
       t: times [n].
       labels: integers [n].
       scale: 1 is no guidance, 0 leaves the label to the last channel.
+
+    Raises:
+      ValueError: a model without a label for none.
     """
+    if not model.config.unlabelled:
+        raise ValueError(
+            f"guidance needs a label for none, and this model has {model.config.classes} classes "
+            "and no label besides: it was trained without dropping labels"
+        )
     none = jnp.full_like(labels, model.config.classes)
     both = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, none]))
     wanted, free = jnp.split(both, 2)

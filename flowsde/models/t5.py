@@ -34,7 +34,9 @@ class T5Config:
       buckets: rows of the table of relative positions; even.
       max_distance: from which on all positions share the last bucket.
       epsilon: of the norms.
-      tied_head: whether logits come from the token table, features scaled by width^-0.5.
+      tied_head: whether logits come from the token table, instead of a head of their own.
+      scaled: whether features are scaled by width^-0.5 before the logits; by default if they come
+        from the token table.
     """
 
     vocab: int = 32128
@@ -48,8 +50,11 @@ class T5Config:
     max_distance: int = 128
     epsilon: float = 1e-6
     tied_head: bool = False
+    scaled: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.scaled is None:
+            object.__setattr__(self, "scaled", self.tied_head)
         if self.buckets % 4 or not self.buckets // 2 < self.max_distance:
             raise ValueError(
                 "buckets must be a multiple of 4 and below twice max_distance, "
@@ -196,7 +201,7 @@ def _seen(mask: jax.Array | None) -> jax.Array | None:
 
 
 class T5Encoder(nnx.Module):
-    """The encoder; activations overflow float16, not bfloat16."""
+    """The encoder."""
 
     def __init__(self, config: T5Config, numerics: Numerics, *, rngs: nnx.Rngs):
         self.config, self.numerics = config, numerics
@@ -259,9 +264,10 @@ class T5(T5Encoder):
         start = jnp.full_like(targets[:, :1], START)
         before = jnp.concatenate([start, targets[:, :-1]], axis=1)
         x = self.decoder(self.embed(before), None, encoded, mask)
+        if self.config.scaled:
+            x = x * self.config.width**-0.5
         if self.config.tied_head:
-            scaled = x * self.config.width**-0.5
-            return _logits(scaled, self.tokens.get_value().T)
+            return _logits(x, self.tokens.get_value().T)
         return _logits(x, self.head.kernel.get_value())
 
 

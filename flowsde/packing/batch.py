@@ -13,7 +13,7 @@ from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
-from flowsde.search.job import Job, check_found, prepare
+from flowsde.search.job import Job, check_found, check_ids, prepare
 from flowsde.search.result import Result
 
 
@@ -66,7 +66,8 @@ def batch(
       key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
         the device computes the next.
       cond: with leading axis P, or a list of P conds without one.
-      prompt_ids: P different integers; 0, 1, … by default. A prompt's draws depend on (key, id).
+      prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws
+        depend on (key, id).
       batch_size: candidates evaluated at once, B.
       slots: prompts under way at once, at most; by default as many as keep the batches full. Their
         states are in memory.
@@ -76,8 +77,8 @@ def batch(
         that of an attempt: prompts have equal shares first, and what those leave that reach the
         target goes to further attempts of the others, whose answer is the best one's. Their
         results come at the end.
-      invalid: what to do with a prompt whose every reward was NaN or -inf: raise when it ends, or
-        warn and give its first particle.
+      invalid: what to do with a prompt whose every reward was NaN or -inf, as that of a picture
+        that is not finite is: raise when it ends, or warn and give its first particle.
 
     Returns:
       An iterator over (prompt id, `Result`), with `totals`.
@@ -94,8 +95,9 @@ def batch(
         target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
     )  # fmt: skip
     if total_nfe is not None:
+        total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
         check_total(
-            "total_nfe", check_count("total_nfe", total_nfe), "target_reward", target_reward,
+            "total_nfe", total_nfe, "target_reward", target_reward,
             job.search, flow.evaluations, ids.size,
         )  # fmt: skip
     engine = Engine(job, size, many)
@@ -117,8 +119,8 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
         if not leaves or jnp.ndim(leaves[0]) == 0:
             raise ValueError("prompt_ids is missing: without a cond there is no telling how many")
         prompt_ids = np.arange(leaves[0].shape[0])
-    ids = np.asarray(prompt_ids)
-    if ids.ndim == 1 and np.unique(ids).size < ids.size:
+    ids = check_ids(prompt_ids)
+    if np.unique(ids).size < ids.size:
         raise ValueError(f"prompt_ids must be different integers, got {ids.tolist()}")
     return cond, ids
 
@@ -135,7 +137,7 @@ def _results(
     found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
         for number, result in found:
-            check_found(job, job.ids[[number]], result.reward)
+            check_found(job, job.ids[[number]], result.reward, (result.x0, result.image))
             yield int(job.ids[number]), result
     finally:
         engine.close()

@@ -10,7 +10,8 @@ batch.json
     ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
     `flowsde.packing.Totals`, ``seconds`` and ``prompts_per_second``, compilation included.
 sheet.png
-    The pictures in the order of the list, 400 at most, with their numbers and rewards.
+    The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
+    green frame is exactly what was asked, by the held-out checker.
 
 What is on disk of each prompt is in `flowsde.packing.folder`. In its result.json, ``seconds.total``
 is the time since the prompt before it ended: they share the device.
@@ -23,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from flowsde import presets
 from flowsde._checks import check_count
 from flowsde._files import write_json
+from flowsde._keys import from_seed
 from flowsde.asked import about, offered
 from flowsde.offer import Offer
 from flowsde.options import Flag, Int, Sample, Task, shown
@@ -37,7 +38,7 @@ from flowsde.packing.batch import as_list, prompts_of
 from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
-from flowsde.packing.sheet import write_sheet
+from flowsde.packing.sheet import Cell, write_sheet
 from flowsde.search.job import Job, check_found, prepare
 from flowsde.search.result import COUNTERS
 
@@ -103,8 +104,9 @@ class Batch(Task):
             runs.append(_search(self, offer, folder, runs))
         values = _values(self, offer, folder, runs)
         write_json(self.out / "batch.json", values)
-        labels = [_label(i, one) for i, one in enumerate(folder.values, 1)]
-        write_sheet(self.out / "sheet.png", [f / "image.png" for f in folder.folders], labels)
+        ended = [(i, one) for i, one in enumerate(folder.values) if one is not None]
+        cells = [_cell(i, one, folder.folders[i] / "image.png") for i, one in ended]
+        write_sheet(self.out / "sheet.png", cells)
         _say(values, self.out)
 
 
@@ -115,7 +117,7 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
     # Every prompt runs as number 0, as by `flowsde sample`: its place in the list is nothing to it.
     cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
     job = prepare(
-        jax.random.key(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
+        from_seed(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
         prompt_ids=0 * ids, chunk_size=size, target_reward=command.target_reward, nfe=None,
         invalid="error", resume=None,
     )  # fmt: skip
@@ -221,10 +223,11 @@ def _values(
     }
 
 
-def _label(number: int, values: dict[str, Any] | None) -> str:
-    assert values is not None
-    reward = values["reward"]
-    return f"{number}" if reward is None else f"{number}: {reward:.3g}"
+def _cell(i: int, values: dict[str, Any], picture: Path) -> Cell:
+    reward, exact = values["reward"], values.get("heldout", {}).get("exact")
+    verdict = "" if exact is None else " exact" if exact else " not exact"
+    label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
+    return Cell(picture, label, values["prompt"], exact)
 
 
 def _say(values: dict[str, Any], out: Path) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.flow import Cond, Flow
+from flowsde.flow import Cond, Flow, finite_rows
 from flowsde.packing.pool import Batch
 from flowsde.packing.steps import Kind, evaluate
 from flowsde.rewards.base import DeviceReward, HostReward
@@ -56,8 +56,9 @@ class OnDevice:
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate_and_decode(
     flow: Flow, batch: Batch, kind: Kind, minibatch: int
-) -> tuple[Worth, jax.Array, jax.Array]:
-    """A batch's means; rows with those that want a reward first, and their images in that order.
+) -> tuple[Worth, jax.Array, jax.Array, jax.Array]:
+    """A batch's means; rows with those that want a reward first, their images in that order, and
+    which of these are finite.
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
@@ -78,7 +79,8 @@ def evaluate_and_decode(
     images = jax.lax.map(decode, pieces)
     images = images.reshape(-1, *images.shape[2:])[: order.size]
     at = jnp.where(wanted[order], order, -1)
-    return (evals, computed.backward), at, images
+    finite = finite_rows(x0)[order] & finite_rows(images)
+    return (evals, computed.backward), at, images, finite
 
 
 class OnHost:
@@ -93,21 +95,22 @@ class OnHost:
         self._thread = ThreadPoolExecutor(1, f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        (evals, backward), at, images = self._evaluate(batch)
-        scored = self._thread.submit(self._score, at, images, batch.prompt)
+        (evals, backward), at, images, finite = self._evaluate(batch)
+        scored = self._thread.submit(self._score, at, images, finite, batch.prompt)
         return lambda: (evals._replace(reward=jnp.asarray(scored.result())), backward)
 
-    def _score(self, rows: Any, images: Any, prompts: Any) -> np.ndarray:
+    def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:
         rows = np.asarray(rows)
         told, wanted = np.full(rows.size, -np.inf, np.float32), rows[rows >= 0]
         if wanted.size == 0:
             return told
-        images, prompts = np.asarray(images)[: wanted.size], np.asarray(prompts)[wanted]
+        images, finite = (np.asarray(a)[: wanted.size] for a in (images, finite))
+        prompts = np.asarray(prompts)[wanted]
         for start in range(0, wanted.size, self._minibatch):
             some = slice(start, start + self._minibatch)
             own = jax.tree.map(lambda a, some=some: a[prompts[some]], self._cond)
             rewards = self._reward(images[some], own)
-            told[wanted[some]] = np.where(np.isnan(rewards), -np.inf, rewards)
+            told[wanted[some]] = np.where(finite[some] & ~np.isnan(rewards), rewards, -np.inf)
         return told
 
     def close(self) -> None:

@@ -1,31 +1,69 @@
-"""A picture of all pictures: numbered as in the list, with their rewards."""
+"""A picture of all pictures: each with its number, reward and prompt, framed by the verdict."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from flowsde._files import replacing
 
-_SIDE, _TEXT, _GAP = 96, 14, 6
+_SIDE, _FRAME, _GAP = 136, 3, 10
+_LINE, _LINES = 14, 4
 _MOST = 400
+_FRAMES = {True: "#4d9a4d", False: "#d6604d", None: "#cccccc"}
+"""As on the page of a comparison: green is exactly what was asked, grey was not judged."""
 
 
-def write_sheet(path: Path, pictures: Sequence[Path], labels: Sequence[str]) -> None:
-    """A sheet of the first picture files, about square; labels are ASCII."""
-    pictures, labels = pictures[:_MOST], labels[:_MOST]
-    columns = max(1, round(len(pictures) ** 0.5))
-    rows = -(-len(pictures) // columns)
-    wide, high = _SIDE + _GAP, _SIDE + _TEXT + _GAP
+class Cell(NamedTuple):
+    """One picture of the sheet.
+
+    Attributes:
+      picture: its file.
+      label: a line below it.
+      prompt: further lines, cut if there are too many.
+      exact: the held-out verdict; None without one.
+    """
+
+    picture: Path
+    label: str
+    prompt: str
+    exact: bool | None
+
+
+def _wrapped(prompt: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """Lines of a prompt that fit below a picture."""
+    letters = max(4, int(_SIDE * len(prompt) / max(1.0, font.getlength(prompt))))
+    lines = textwrap.wrap(prompt, letters, max_lines=_LINES - 1, placeholder=" …")
+    return [_cut(line, font) for line in lines]
+
+
+def _cut(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    while font.getlength(line) > _SIDE:
+        line = line[:-2] + "…"
+    return line
+
+
+def write_sheet(path: Path, cells: Sequence[Cell]) -> None:
+    """A sheet of the first pictures, about square."""
+    cells = cells[:_MOST]
+    columns = max(1, round(len(cells) ** 0.5))
+    rows = -(-len(cells) // columns)
+    wide, high = _SIDE + 2 * _FRAME + _GAP, _SIDE + 2 * _FRAME + _LINES * _LINE + _GAP
     sheet = Image.new("RGB", (columns * wide + _GAP, rows * high + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (file, label) in enumerate(zip(pictures, labels, strict=True)):
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for i, cell in enumerate(cells):
         row, column = divmod(i, columns)
         left, top = column * wide + _GAP, row * high + _GAP
-        with Image.open(file) as picture:
+        with Image.open(cell.picture) as picture:
             small = picture.convert("RGB")
             small.thumbnail((_SIDE, _SIDE))
-        sheet.paste(small, (left, top))
-        draw.text((left, top + _SIDE + 1), label, fill="black")
+        frame = (left, top, left + small.width + 2 * _FRAME, top + small.height + 2 * _FRAME)
+        draw.rectangle(frame, fill=_FRAMES[cell.exact])
+        sheet.paste(small, (left + _FRAME, top + _FRAME))
+        for k, line in enumerate([cell.label, *_wrapped(cell.prompt, font)]):
+            below = top + _SIDE + 2 * _FRAME + 1 + k * _LINE
+            draw.text((left, below), line, fill="black" if k == 0 else "#555555", font=font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")

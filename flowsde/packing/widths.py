@@ -5,7 +5,6 @@ slot may change it between two rounds. While there are prompts enough the width 
 no surplus; then it is the largest power of two with which all candidates fit into one batch.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -27,8 +26,8 @@ def chains(search: Search) -> int | None:
 def with_width(search: Search, width: int) -> Search:
     """An RBF search with another width; others as they are."""
     if isinstance(search, Complete):
-        return dataclasses.replace(search, inner=with_width(search.inner, width))
-    return dataclasses.replace(search, width=width) if isinstance(search, RBF) else search
+        return search.replace(inner=with_width(search.inner, width))
+    return search.replace(width=width) if isinstance(search, RBF) else search
 
 
 def searching(search: Search, state: Any) -> jax.Array:

@@ -16,16 +16,16 @@ import numpy as np
 from PIL import Image
 
 from flowsde import pipelines, presets, prompts, report
-from flowsde.flow import Flow, VelocityFn
+from flowsde.flow import Flow, VelocityFn, guide
 from flowsde.grids import Grid
 from flowsde.offer import Ask, Loaded
 from flowsde.options import Converted, Sample
 from flowsde.pipelines import rewards
 from flowsde.pipelines.decoder import WHOLE
-from flowsde.pipelines.flux import FluxPipeline
+from flowsde.pipelines.flux import LENGTH, FluxPipeline, check_length
 from flowsde.pipelines.parts import configuration, read
 from flowsde.pipelines.sit import FAMILY as SIT
-from flowsde.pipelines.sit import GUIDANCE, SiTPipeline
+from flowsde.pipelines.sit import SiTPipeline
 from flowsde.presets import Settings, flag
 from flowsde.search.evaluate import decode
 
@@ -61,7 +61,7 @@ class Model(Protocol):
         ...
 
     def flow(self) -> Flow:
-        """With the weights."""
+        """With the weights, after `encode`."""
         ...
 
 
@@ -85,23 +85,47 @@ def _pixels(size: str | None) -> tuple[int | None, int | None]:
 class Flux:
     """A FLUX.1."""
 
-    guidance = 1.0
-
     def __init__(self, pipeline: FluxPipeline, options: Converted, guidance: float | None):
         _refuse(options, ("label", "vae"), "a FLUX.1")
         self._pipeline = pipeline
         self._size = _pixels(options.size)
         try:
             pipeline.latents(*self._size)
-            self._scale = pipeline.scale(guidance)
         except ValueError as error:
-            # The names of the arguments are those of the options.
-            name = "--guidance" if "guidance" in str(error) else "--size"
-            raise ValueError(f"{name}: {error}") from None
+            # The names of the arguments are those of the option.
+            raise ValueError(f"--size: {error}") from None
+        length = LENGTH if options.text_tokens is None else options.text_tokens
+        self._length = check_length("--text-tokens", length)
+        self._negative = options.negative_prompt
+        # A scale is an input of the model, or costs a second evaluation.
+        self._scale, self.guidance = self._guidance(guidance)
         sides = [pipeline.side if side is None else side for side in self._size]
-        self.named = {"size": "x".join(map(str, sides)), "guidance": self._scale}
-        many = 28 if pipeline.config.guidance else 4
-        self.steps = {"ode": many, "sde": many}
+        self.named = {
+            "size": "x".join(map(str, sides)),
+            "guidance": self._scale if self._negative is None else self.guidance,
+            "negative_prompt": self._negative,
+            "text_tokens": self._length,
+        }
+        self.steps = {"ode": pipeline.steps, "sde": pipeline.steps}
+
+    def _guidance(self, given: float | None) -> tuple[float | None, float]:
+        """Scales: that the model is given, and that of classifier-free guidance."""
+        distilled = self._pipeline.config.guidance
+        if self._negative is None:
+            try:
+                return self._pipeline.scale(given), 1.0
+            except ValueError as error:
+                hint = "" if distilled else "; with --negative-prompt it guides, at two evaluations"
+                raise ValueError(f"--guidance: {error}{hint}") from None
+        if distilled:
+            raise ValueError(
+                "--negative-prompt has no effect with a model that takes its guidance scale as an "
+                f"input, got {self._negative!r}"
+            )
+        if given is None or given < 0 or given == 1.0:
+            got = "none" if given is None else given
+            raise ValueError(f"--negative-prompt wants a --guidance other than 1, got {got}")
+        return None, given
 
     def prompts(self, command: Sample, reads_text: bool) -> list[str]:
         return prompts.collect(command.prompt, command.prompts_file, slug)
@@ -110,12 +134,16 @@ class Flux:
         return self._pipeline.grid(n, *self._size)
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        cond = self._pipeline.encode(prompts, guidance=self._scale)
+        texts = [*prompts, *([] if self._negative is None else [self._negative])]
+        cond = self._pipeline.encode(texts, guidance=self._scale, length=self._length)
         self._pipeline.drop_text_encoders()
-        return [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(prompts))]
+        conds = [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(texts))]
+        self._null = conds[-1]
+        return conds[: len(prompts)]
 
     def flow(self) -> Flow:
-        return self._pipeline.flow(*self._size)
+        flow = self._pipeline.flow(*self._size)
+        return flow if self._negative is None else guide(flow, self.guidance, self._null)
 
 
 class SiT:
@@ -123,6 +151,7 @@ class SiT:
 
     def __init__(self, folder: Path, options: Converted, guidance: float | None):
         _refuse(options, ("size",), "a SiT, whose images are of one size")
+        _refuse(options, ("text_tokens", "negative_prompt"), "a SiT")
         config = configuration(folder, SIT)
         if options.label is None:
             raise ValueError(f"--label is missing, expected 0 to {config.classes - 1} for a SiT")
@@ -136,9 +165,12 @@ class SiT:
             )
         self._pipeline = SiTPipeline(folder, options.vae)
         self._label = options.label
-        self.guidance = GUIDANCE if guidance is None else guidance
-        if self.guidance < 0:
+        if guidance is not None and guidance < 0:
             raise ValueError(f"--guidance must be at least 0, got {guidance}")
+        try:
+            self.guidance = self._pipeline.scale(guidance)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
         self.named = {"label": options.label, "vae": str(options.vae)}
         self.steps = {"ode": 50, "sde": 250}
 

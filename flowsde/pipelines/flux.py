@@ -6,10 +6,18 @@
     text_encoder_2    T5's encoder; it sees padding as it sees text
     tokenizer, tokenizer_2, scheduler
 
-dev takes 512 tokens of a prompt and was distilled with a guidance scale as an input, of usually
-3.5; schnell takes 256 and no scale. Neither costs more than one evaluation of the model.
+A prompt has 512 tokens, as in the pipeline of this class in `diffusers`; the code of Black Forest
+Labs takes 256 for schnell. dev was distilled with a guidance scale as an input, of usually 3.5, at
+no cost; schnell, distilled to few steps, has none. A model without that input that was trained
+further to be guided is guided at two evaluations, from a negative prompt, which may be empty:
+
+    negative = pipeline.encode([""])
+    flow = flowsde.guide(pipeline.flow(), 3.5, jax.tree.map(lambda a: a[0], negative))
+
+Steps and times are the scheduler's, see `schedule`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +40,8 @@ from flowsde.pipelines.parts import Parts, Read, read
 CLASS = "FluxPipeline"
 """What `model_index.json` calls it."""
 GUIDANCE = 3.5
+LENGTH = 512
+"""Tokens of a prompt, by default and at most."""
 _FAMILIES = {
     "transformer": "flux",
     "vae": "autoencoder_kl",
@@ -62,10 +72,9 @@ class FluxPipeline:
         self._schedule = schedule.read(folder / "scheduler")
         configs = self._parts.configs
         self.config: FluxConfig = configs["transformer"]
-        self.length = 512 if self.config.guidance else 256
         text, t5 = configs["text_encoder"], configs["text_encoder_2"]
         self._clip = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
-        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=self.length, vocab=t5.vocab)
+        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=LENGTH, vocab=t5.vocab)
 
     @property
     def side(self) -> int:
@@ -81,20 +90,30 @@ class FluxPipeline:
     def _factor(self) -> int:
         return self._parts.configs["vae"].factor
 
-    def encode(self, prompts: Sequence[str], *, guidance: float | None = None) -> FluxCond:
+    @property
+    def steps(self) -> int:
+        """Of a trajectory, by its scheduler: 28, or 4 for a model that was distilled to few."""
+        return self._schedule.steps
+
+    def encode(
+        self, prompts: Sequence[str], *, guidance: float | None = None, length: int = LENGTH
+    ) -> FluxCond:
         """The condition of prompts, with a leading axis of them.
 
         Args:
           prompts: several; one that is too long is cut, with a warning.
           guidance: scale for dev, 3.5 by default; schnell takes none.
+          length: T5's tokens of a prompt, padding included, at most 512.
 
         Raises:
-          ValueError: a guidance that is negative, or that the model does not take.
+          ValueError: a guidance that is negative, or that the model does not take; a length that
+            cannot be.
         """
         scale = self.scale(guidance)
+        tokenizer = dataclasses.replace(self._t5, length=check_length("length", length))
         n = len(prompts)
         # A prompt at a time: however many there are, one program and the memory of one.
-        text = [_text(*self._split("text_encoder_2"), ids) for ids in _rows(self._t5, prompts)]
+        text = [_text(*self._split("text_encoder_2"), ids) for ids in _rows(tokenizer, prompts)]
         pooled = [_pooled(*self._split("text_encoder"), ids) for ids in _rows(self._clip, prompts)]
         return FluxCond(
             jnp.concatenate(text),
@@ -156,6 +175,13 @@ class FluxPipeline:
                 raise ValueError(f"{name} must be a multiple of {unit}, got {pixels}")
             sizes.append(pixels // self._factor)
         return sizes[0], sizes[1]
+
+
+def check_length(name: str, length: int) -> int:
+    """T5's tokens of a prompt; ValueError unless from 2, one and the end, to 512."""
+    if not 2 <= check_count(name, length) <= LENGTH:
+        raise ValueError(f"{name} must be from 2 to {LENGTH}, got {length}")
+    return length
 
 
 def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[np.ndarray]:

@@ -3,15 +3,22 @@
 n steps start from the uniform times (1, 1 - 1/n, …, 1/n) and end at 0. They are shifted by
 s t / (1 + (s - 1) t): in dev s = exp(mu), with mu linear in the number of image tokens; in schnell
 s = 1, which changes nothing.
+
+Steps are in no file. Uniform times are those of schnell, which was distilled to four steps; models
+with shifted times take the 28 of the pipeline in `diffusers`.
 """
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from flowsde import grids
 
 _NAME = "scheduler_config.json"
+_CLASS = "FlowMatchEulerDiscreteScheduler"
+_TIMES = 1000
+"""Times that the model counts between data and noise."""
 # Other ways to space the times; no FLUX.1 has them.
 _UNKNOWN = (
     "use_karras_sigmas",
@@ -19,6 +26,7 @@ _UNKNOWN = (
     "use_beta_sigmas",
     "invert_sigmas",
     "shift_terminal",
+    "stochastic_sampling",
 )
 
 
@@ -38,6 +46,11 @@ class Schedule:
     low: tuple[float, float] = (256, 0.5)
     high: tuple[float, float] = (4096, 1.15)
 
+    @property
+    def steps(self) -> int:
+        """That a trajectory takes unless told otherwise."""
+        return 28 if self.dynamic or self.shift != 1.0 else 4
+
     def grid(self, n: int, tokens: int) -> grids.Grid:
         """n + 1 times for images of so many tokens."""
         if self.dynamic:
@@ -49,18 +62,33 @@ def read(folder: Path) -> Schedule:
     """The schedule of a `scheduler` folder.
 
     Raises:
-      ValueError: there is none, or it spaces times in a way that is not known here.
+      ValueError: there is none, it is of another class, or it spaces times in a way that is not
+        known here.
     """
     path = folder / _NAME
     if not path.is_file():
         raise ValueError(f"{folder} must hold {_NAME}, as a FLUX pipeline does")
     says = json.loads(path.read_text())
+    kind = says.get("_class_name", _CLASS)
+    if kind != _CLASS:
+        raise ValueError(f"{path} is of a {kind}, expected {_CLASS}, whose times are known here")
     unknown = [name for name in _UNKNOWN if says.get(name)]
-    if says.get("time_shift_type", "exponential") != "exponential":
-        unknown.append("time_shift_type")
+    for name, usual in (("time_shift_type", "exponential"), ("num_train_timesteps", _TIMES)):
+        if says.get(name, usual) != usual:
+            unknown.append(name)
     if unknown:
         got = ", ".join(f"{name} {says[name]!r}" for name in unknown)
         raise ValueError(f"{path} has {got}, expected times that are shifted exponentially or not")
+    positive = ("shift", "base_image_seq_len", "max_image_seq_len")
+    for name in (*positive, "base_shift", "max_shift"):
+        value = says.get(name, 1.0)
+        number = type(value) in (int, float) and math.isfinite(value)
+        if not number or (name in positive and value <= 0):
+            kind = "positive and finite" if name in positive else "finite"
+            raise ValueError(f"{path}: {name} must be {kind}, got {value!r}")
+    low, high = (says.get(f"{end}_image_seq_len") for end in ("base", "max"))
+    if low is not None and low == high:
+        raise ValueError(f"{path}: base_image_seq_len and max_image_seq_len must differ, got {low}")
     return Schedule(
         dynamic=says.get("use_dynamic_shifting", False),
         shift=says.get("shift", 1.0),

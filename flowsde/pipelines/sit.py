@@ -4,7 +4,8 @@
     flow, cond = pipeline.flow(guidance=4.0), pipeline.encode([207])
 
 Guidance is that of the published samples, on the first three channels of the latents; it costs a
-second evaluation, of the label that stands for none.
+second evaluation, of the label that stands for none. A model that was trained without dropping
+labels has no such label, and is run without.
 """
 
 import dataclasses
@@ -78,20 +79,33 @@ class SiTPipeline:
                 raise ValueError(f"label must be from 0 to {last}, got {label}")
         return np.asarray(labels, np.int32)
 
-    def flow(self, guidance: float = GUIDANCE) -> Flow:
+    def scale(self, guidance: float | None) -> float:
+        """The guidance scale that is used. Errors as of `flow`."""
+        if guidance is None:
+            return GUIDANCE if self.config.unlabelled else 1.0
+        check_non_negative("guidance", guidance)
+        if guidance != 1.0 and not self.config.unlabelled:
+            raise ValueError(
+                f"guidance must be 1 for a model without a label for none, trained without "
+                f"dropping labels, got {guidance}"
+            )
+        return guidance
+
+    def flow(self, guidance: float | None = None) -> Flow:
         """The flow of latents, with the autoencoder as its `decode`.
 
         Args:
-          guidance: scale; at 1, without guidance, an evaluation is one pass of the model, at any
-            other two. A change between others does not compile again.
+          guidance: scale, 4 by default where the model has a label for none; at 1, without
+            guidance, an evaluation is one pass of the model, at any other two. A change between
+            others does not compile again.
 
         Returns:
           A `flowsde.Flow` whose cond is labels; images are float32, about in [-1, 1].
 
         Raises:
-          ValueError: a scale that is negative or not finite.
+          ValueError: a scale that is negative or not finite, or that the model cannot have.
         """
-        check_non_negative("guidance", guidance)
+        guidance = self.scale(guidance)
         size = self.config.size
         shape = (size, size, self.config.channels)
         decode = decoder(self._parts["vae"], size, size)

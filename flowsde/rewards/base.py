@@ -70,13 +70,12 @@ class HostReward:
         except RewardError:
             raise
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise RewardError(f"reward {self.name!r} raised {what}") from error
+            raise RewardError(f"reward {self.name!r} raised {_said(error)}") from error
         try:
             check_rewards(self.name, rewards, images.shape[0])
         except ValueError as error:
             raise RewardError(str(error)) from None
-        return rewards.astype(np.float32)
+        return as_float32(rewards, np)
 
     def _call(self, images: np.ndarray, cond: Any) -> Any:
         if self.timeout is None:
@@ -154,6 +153,31 @@ def host(
 def as_reward(reward: Any) -> Reward:
     """A plain function as a `DeviceReward`; others as they are."""
     return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+
+
+def _said(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__  # its own message fails
+
+
+def as_float32(rewards: Any, numpy: Any) -> Any:
+    """Rewards of any floating dtype: what is too large for float32, and +inf, is the largest.
+
+    So a reward that is a number stays one, rewards differ by numbers, and none is as good as no
+    target. NaN and -inf stay.
+
+    Args:
+      rewards: [n].
+      numpy: `numpy` or `jax.numpy`.
+    """
+    most = float(np.finfo(np.float32).max)
+    with np.errstate(all="ignore"):
+        if rewards.dtype.itemsize < 8:
+            rewards = rewards.astype(np.float32)
+        clipped = numpy.clip(rewards, -most, most).astype(np.float32)
+    return numpy.where(numpy.isneginf(rewards), -np.inf, clipped)
 
 
 def _name(fn: Any) -> str:

@@ -12,7 +12,7 @@ one prompt; the runner (`flowsde.search.run`) vmaps them over prompts, evaluates
 chunks, and counts. The budget is part of the state: a search's own is the most it has shapes for,
 and one compiled program serves every smaller one.
 
-A search is a frozen dataclass that hashes by value, so that it can be a static argument. Random
+A search hashes by value, by all that it keeps, so that it can be a static argument. Random
 keys are folded in by (chain, step, draw), never by position in a batch.
 """
 
@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._keys import as_key
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
@@ -174,7 +176,7 @@ class Search(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridSearch:
+class GridSearch(Static):
     """What searches have in common that follow a kernel down a grid of times.
 
     Attributes:
@@ -202,7 +204,7 @@ class GridSearch:
 
     def with_nfe(self, nfe: int) -> Self:
         """The same search with another budget."""
-        return dataclasses.replace(self, nfe=nfe)
+        return self.replace(nfe=nfe)
 
     def empty(self, n: int | None, shape: tuple[int, ...]) -> Particle:
         """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
@@ -292,6 +294,7 @@ def take(tree: Any, index: jax.Array) -> Any:
 
 def fold(key: jax.Array, *ids: jax.Array) -> jax.Array:
     """Fold identities into a key, one after the other."""
+    key = as_key(key)
     for i in ids:
         key = jax.random.fold_in(key, i)
     return key

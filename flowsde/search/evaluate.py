@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.flow import Cond, Flow
+from flowsde.flow import Cond, Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
-from flowsde.rewards.base import DeviceReward, HostReward
+from flowsde.rewards.base import DeviceReward, HostReward, as_float32
 from flowsde.search.base import Candidates, Evaluation
 from flowsde.search.layout import ALONE, EVERYWHERE, Layout
 
@@ -97,11 +97,21 @@ def means(
 
 @jax.jit
 def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> jax.Array:
-    """Rewards of rows as the function gives them, float32."""
-    return reward(flow.decode(x0), cond).astype(jnp.float32)
+    """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
+    images = flow.decode(x0)
+    rewards = as_float32(reward(images, cond), jnp)
+    # Images may be integers, in which what was not finite no longer shows.
+    return jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
 
 
 decode = jax.jit(lambda flow, x0: flow.decode(x0))
+
+
+@jax.jit
+def _decode_and_check(flow: Flow, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images of rows, and which of them are finite, bool [n]."""
+    images = flow.decode(x0)
+    return images, finite_rows(x0) & finite_rows(images)
 
 
 def _clean(rewards: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -294,8 +304,9 @@ def evaluate_on_host(
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        images = np.asarray(decode(flow, evals.x0[np.resize(at, size)]))[: at.size]
+        decoded = _decode_and_check(flow, evals.x0[np.resize(at, size)])
+        images, finite = (np.asarray(a)[: at.size] for a in decoded)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], cond)
         rewards = reward(images, own)
-        told[at] = np.where(np.isnan(rewards), -np.inf, rewards)
+        told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
     return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))

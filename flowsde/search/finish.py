@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_count
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.kernels import ddim
 from flowsde.search.base import (
@@ -52,7 +53,7 @@ class CompleteState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Complete:
+class Complete(Static):
     """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
 
     inner: Search
@@ -80,7 +81,7 @@ class Complete:
         return self.inner.max_rounds + self.steps
 
     def with_nfe(self, nfe: int) -> "Complete":
-        return dataclasses.replace(self, inner=self.inner.with_nfe(nfe - self.steps))
+        return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
 
     def init(self, key, shape, target_reward, nfe) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward, nfe - self.steps)

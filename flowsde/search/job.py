@@ -1,5 +1,7 @@
 """The arguments of a run, checked before any work."""
 
+import math
+import reprlib
 import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -9,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flowsde._checks import check_count
-from flowsde.flow import Cond, Flow, check_cond
-from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_reward
+from flowsde._checks import MOST, check_count, check_integers
+from flowsde._keys import as_key
+from flowsde._static import check_static
+from flowsde.flow import Cond, Flow, check_cond, check_flow
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
-from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather
+from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather, memory
 from flowsde.search.result import Carry, Result, carry_of
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -68,19 +72,20 @@ def prepare(
     rules: ShardingRules | None = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
+    key = as_key(key)
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     if not isinstance(search, Search):
         raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_flow(flow)
+    check_static("search", search)
     if invalid not in ("error", "warn"):
         raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
     if resume is not None and not isinstance(resume, Result):
         raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
-    ids = np.zeros(1, np.int32) if single else np.asarray(prompt_ids)
-    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise ValueError(f"prompt_ids must be at least one integer in a row, got {prompt_ids!r}")
+    ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = jax.tree.map(jnp.asarray, cond)
     if single:
         cond = jax.tree.map(lambda a: a[None], cond)
@@ -92,6 +97,8 @@ def prepare(
     for budget in np.unique(budgets):
         search.with_nfe(int(budget))  # or raises
     verifier = as_reward(reward)
+    if isinstance(verifier, DeviceReward):
+        check_static("reward", verifier.fn)
     if search.guided and isinstance(verifier, HostReward):
         raise TypeError(
             f"reward {verifier.name!r} runs outside JAX and has no gradient, which the search's "
@@ -105,6 +112,9 @@ def prepare(
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
     rows = -(-keys.size // layout.prompts) * search.n_candidates
+    rows = -(-rows // layout.particles)
+    sizes = _sizes(rows, chunk_size, verifier.minibatch)
+    _check_size(search, flow, layout, sizes.model * layout.groups if sizes.model < rows else 0)
     job = Job(
         keys=keys,
         flow=flow,
@@ -113,7 +123,7 @@ def prepare(
         cond=cond,
         target=layout.put(jnp.asarray(target), EVERYWHERE),
         nfe=numbers,
-        sizes=_sizes(-(-rows // layout.particles), chunk_size, verifier.minibatch),
+        sizes=sizes,
         ids=ids,
         single=single,
         invalid=invalid,
@@ -124,6 +134,16 @@ def prepare(
     with layout.around_model():
         _trace(job)
     return job
+
+
+def check_ids(prompt_ids: Any) -> np.ndarray:
+    """Prompt ids, int64 [P]: those that a key folds in without wrapping."""
+    ids = np.asarray(prompt_ids)
+    if ids.ndim != 1 or ids.size == 0:
+        raise ValueError(
+            f"prompt_ids must be at least one integer in a row, got {reprlib.repr(prompt_ids)}"
+        )
+    return check_integers("prompt_ids", prompt_ids, 0, 2**32 - 1)
 
 
 def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:
@@ -142,25 +162,41 @@ def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None
     return layout.put((filled, live), layout.by_prompt)
 
 
-def check_found(job: Job, ids: np.ndarray, rewards: Any) -> None:
+def check_found(job: Job, ids: np.ndarray, rewards: Any, answers: Any = None) -> None:
     """Raise or warn, as the job asks, about prompts that never had a reward.
 
     Args:
       job: to which they belong.
       ids: of the prompts that have ended, [n].
       rewards: of their answers, [n]; of one also [].
+      answers: (x0, images) of them, with the same axes, which tell what is to blame.
     """
-    hopeless = ids[np.isneginf(np.atleast_1d(rewards))]
-    if not hopeless.size:
+    hopeless = np.isneginf(np.atleast_1d(rewards))
+    if not hopeless.any():
         return
-    message = (
-        f"reward {job.reward.name!r} was NaN or -inf for every candidate of "
-        f"prompt ids {hopeless.tolist()}"
-    )
+    message = f"{_blame(job, hopeless, answers)} of prompt ids {ids[hopeless].tolist()}"
     if job.invalid == "error":
         raise ValueError(message)
     # Two functions lie between this and the user's line.
     warnings.warn(message, stacklevel=4)
+
+
+def _blame(job: Job, hopeless: np.ndarray, answers: Any) -> str:
+    """Why some prompts have no reward: the first of model, decoder and reward that failed."""
+    if answers is not None:
+        x0, images = (np.asarray(a).reshape(hopeless.size, -1)[hopeless] for a in fetch(answers))
+        if bad := int((~np.isfinite(x0)).sum()):
+            return (
+                f"velocity_fn is not finite: {bad} of {x0.size} values of x0 are NaN or infinite "
+                f"(weights that are, a float16 model that overflows, or too large a guidance "
+                f"scale or step?), in the answer"
+            )
+        if bad := int((~np.isfinite(images)).sum()):
+            return (
+                f"decode is not finite: {bad} of {images.size} values of the image are NaN or "
+                f"infinite, and those of x0 are not, in the answer"
+            )
+    return f"reward {job.reward.name!r} was NaN or -inf for every candidate"
 
 
 def _on_mesh(
@@ -197,25 +233,49 @@ def _on_mesh(
 
 def _check_target(target_reward: Any) -> np.float32:
     try:
-        target = np.float32(target_reward)
+        target = np.asarray(target_reward, np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"target_reward must be a number, got {target_reward!r}") from None
     # Every reward reaches -inf, that of a NaN too.
     if np.ndim(target) != 0 or not target > -np.inf:
         raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
-    return target
+    return np.float32(np.inf) if np.isposinf(target) else as_float32(target, np)[()]
 
 
 def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
     """Model evaluations of each prompt, int32 [prompts]."""
     given = np.asarray(search.nfe if nfe is None else nfe)
-    if given.dtype.kind not in "iu" or given.shape not in ((), (prompts,)):
+    if given.dtype.kind not in "iuO" or given.shape not in ((), (prompts,)):
         raise ValueError(
             f"nfe must be an integer or one for each of {prompts} prompts, got {nfe!r}"
         )
+    given = check_integers("nfe", given, 1, MOST)
     if given.max() > search.nfe:
         raise ValueError(f"nfe must be at most that of the search, {search.nfe}, got {given.max()}")
     return np.broadcast_to(given, (prompts,)).astype(np.int32)
+
+
+def _check_size(search: Search, flow: Flow, layout: Layout, padding: int) -> None:
+    """ValueError if a round has more candidates than fit, or all rounds more than are counted.
+
+    Args:
+      padding: rows of a round that may be computed for a prompt besides its candidates.
+    """
+    width = search.n_candidates
+    # x, x0 and x1 of every one, at least.
+    needed = 12 * -(-width // layout.particles) * math.prod(flow.shape)
+    there = memory(layout.mesh)
+    if needed > there:
+        raise ValueError(
+            f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
+            f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
+        )
+    most = flow.evaluations * search.max_rounds * (width + padding)
+    if most > MOST:
+        raise ValueError(
+            f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "
+            f"more than {MOST} are counted: nfe, the width or chunk_size is too large"
+        )
 
 
 def _sizes(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:

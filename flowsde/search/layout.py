@@ -12,6 +12,7 @@ Without a mesh everything is local to one device, and nothing here does anything
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -131,6 +132,14 @@ class Layout:
             return parts.reshape(-1, *a.shape[1:])
 
         return jax.tree.map(join, rows)
+
+
+def memory(mesh: Mesh | None) -> float:
+    """Bytes of memory of one of this process's devices, of a mesh or of all."""
+    device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    # A CPU has the machine's.
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gather(tree: Any) -> Any:

@@ -158,6 +158,10 @@ def _round(
     return _tell(carry, flow, search, asked, evals, computed, layout)
 
 
+ROUNDS = 4096
+"""Rounds in one call of `run_rounds`, at most: its log has room for all of them."""
+
+
 @partial(jax.jit, static_argnames=("search", "sizes", "layout"), donate_argnames=("carry",))
 def run_rounds(
     carry: Carry,
@@ -167,8 +171,13 @@ def run_rounds(
     cond: Cond,
     sizes: Sizes,
     layout: Layout = ALONE,
-) -> tuple[Carry, Info, jax.Array]:
-    """The rest of a search: final carry, log [max_rounds, ...], and the number of rounds."""
+) -> tuple[Carry, Info, jax.Array, jax.Array]:
+    """The rest of a search, or `ROUNDS` of it.
+
+    Returns:
+      Carry, log [rows, ...], how many of its rows are rounds, and whether all is done.
+    """
+    rows = min(search.max_rounds, ROUNDS)
 
     def go(carry: Carry) -> tuple[Carry, Info, jax.Array]:
         return _round(carry, flow, search, reward, cond, sizes, layout)
@@ -179,11 +188,10 @@ def run_rounds(
         return carry, jax.tree.map(lambda rows, row: rows.at[r].set(row), log, info), r + 1, done
 
     shapes = jax.eval_shape(go, carry)[1]
-    log = jax.tree.map(lambda a: jnp.zeros((search.max_rounds, *a.shape), a.dtype), shapes)
+    log = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape), a.dtype), shapes)
     done = all_done(carry, search, layout)
     loop = (carry, log, jnp.zeros((), jnp.int32), done)
-    carry, log, rounds, _ = jax.lax.while_loop(lambda loop: ~loop[3], body, loop)
-    return carry, log, rounds
+    return jax.lax.while_loop(lambda loop: ~loop[3] & (loop[2] < rows), body, loop)
 
 
 @partial(jax.jit, static_argnames=("search", "layout"))

@@ -56,18 +56,23 @@ def run(
     """Run a search to its end.
 
     Args:
-      key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone.
+      key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone. Those of
+        another implementation than threefry, whose batched draws would depend on their neighbours,
+        are turned into one: "rbg" of a seed gives what threefry of that seed does.
       flow: the model.
       search: from `flowsde.search`.
       reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
+        What is too large for float32, and +inf, counts as the largest float32.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
-      prompt_ids: P integers, run together; a prompt's result depends on its id and not on the
-        others. None runs one prompt, whose id is 0.
+      prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
+        and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
-      target_reward: stop when a reward reaches it; None is +inf, which nothing can improve on.
+      target_reward: stop when a reward reaches it; None, as +inf, is never reached.
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
-        one compiled program serves them all.
-      invalid: what to do if every reward was NaN or -inf: raise, or warn and return the first.
+        one compiled program serves them all. No more evaluations than int32 counts, surplus and
+        padding included.
+      invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
+        that of a picture that is not finite always is: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
       mesh: of devices that share the work, with some of the axes "prompt", "particle" and "model"
         or what the rules name. Prompts are split over the first, the rows of a round over the
@@ -94,14 +99,15 @@ def run(
     if resume is not None:
         # The program takes over the arrays that it is given; the user's stay.
         carry = jax.tree.map(jnp.copy, carry)
-    carry, log, rounds = programs.run_rounds(
-        carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
-    )
-    log, rounds, counts = fetch((log, rounds, carry.counts))
-    log = job.trim(head(log, int(rounds)), axis=1)
-    if resume is not None:
-        old = resume.info._replace(seconds=None)
-        log = jax.tree.map(lambda a, b: np.concatenate([a, b]), old, log)
+    logs = [] if resume is None else [resume.info._replace(seconds=None)]
+    done = False
+    while not done:
+        carry, *heard = programs.run_rounds(
+            carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
+        )
+        log, rounds, done, counts = fetch((*heard, carry.counts))
+        logs.append(job.trim(head(log, int(rounds)), axis=1))
+    log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
 
@@ -193,6 +199,10 @@ def _log_of(job: Job, carry: Carry) -> Info:
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
 
 
+_ROOM = 256
+"""Rounds that a log has room for at first."""
+
+
 class _Clock:
     """Seconds since it was last asked, once all work on some arrays is done."""
 
@@ -253,8 +263,6 @@ def _iterate(job: Job) -> Iterator[Result]:
     if done:
         yield _result(job, carry, counts, log)
         return
-    # Room for all rounds, filled as they come.
-    log = longer(log, job.search.max_rounds - rounds)
     asked = programs.first_ask(carry, search=job.search, layout=job.layout)
     while not done:
         try:
@@ -264,6 +272,9 @@ def _iterate(job: Job) -> Iterator[Result]:
             failure.round = rounds
             failure.result = _result(job, carry, counts, head(log, rounds), answer, final=False)
             raise failure from error.__cause__
+        if rounds == len(log.time):
+            # Twice as long: room for all that a budget might take may be more than there is.
+            log = longer(log, min(max(rounds, _ROOM), job.search.max_rounds - rounds))
         for all_rows, row in zip(log, told.info, strict=True):
             all_rows[rounds] = row
         rounds += 1
@@ -302,5 +313,5 @@ def _result(
         state=job.trim(carry.state),
     )
     if final:
-        check_found(job, job.ids, fetch(best.reward))
+        check_found(job, job.ids, fetch(best.reward), (best.x0, image))
     return with_numbers(result) if job.single else result

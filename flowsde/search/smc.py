@@ -197,16 +197,16 @@ class SMC(GridSearch):
         last = state.step == self.steps - 1
         beta = jnp.asarray(self.temperatures, jnp.float32)[jnp.minimum(state.step, self.steps - 1)]
         # Infinity less infinity is no weight; +inf is a very large number here.
-        scaled = jnp.minimum(reward / beta, _LARGE)
+        scaled = jnp.clip(reward / beta, -_LARGE, _LARGE)
         memory, potential = state.memory, state.potential
         match self.potential:
             case "difference":
                 potential = scaled
             case "max":
-                memory = jnp.maximum(memory, jnp.minimum(reward, _LARGE))
+                memory = jnp.maximum(memory, jnp.clip(reward, -_LARGE, _LARGE))
                 potential = potential + memory / beta
             case "sum":
-                memory = memory + jnp.minimum(reward, _LARGE)
+                memory = memory + jnp.clip(reward, -_LARGE, _LARGE)
                 potential = potential + memory / beta
         potential = jnp.where(last, scaled, potential)
         # A particle without a reward has weight 0, and keeps it until it is resampled away.

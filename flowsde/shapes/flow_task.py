@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from flowsde._keys import from_seed
 from flowsde.shapes import data
 from flowsde.shapes.captions import parse, tokenize
 from flowsde.shapes.model import ModelConfig, ShapesModel
@@ -62,7 +63,7 @@ def flow_task(config: ModelConfig) -> Task:
             return x - velocity(params, x, jnp.full(x.shape[:1], t), tokens) / steps, None
 
         times = jnp.linspace(1.0, 1.0 / steps, steps, dtype=jnp.float32)
-        return jax.lax.scan(body, jax.random.normal(jax.random.key(0), shape), times)[0]
+        return jax.lax.scan(body, jax.random.normal(from_seed(0), shape), times)[0]
 
     def sheet(params: Params, path: Path) -> None:
         tokens = np.repeat(np.stack([tokenize(parse(c)) for c in _SHEET]), 8, axis=0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._keys import from_seed
 from flowsde.flow import Flow
 from flowsde.interpolants import Linear
 from flowsde.shapes.captions import MAX_COUNT, MAX_GROUPS, MAX_TOKENS, Group, tokenize
@@ -58,7 +59,7 @@ def batch(flow: Flow, seed: int, indices: Sequence[int]) -> Batch:
         rng = np.random.default_rng((seed, index, 2))
         layouts.append(sample_layout(rng))
         tokens.append(hint(rng, count_table(layouts[-1])))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(from_seed(seed), jnp.asarray(indices))
     images = _means(flow, render(layouts), np.stack(tokens), keys)
     targets, centres = map(np.stack, zip(*map(truth, layouts), strict=True))
     return Batch(np.asarray(images), targets, centres)

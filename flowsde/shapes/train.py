@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from optax.contrib import MuonDimensionNumbers, muon
 from tqdm import tqdm
 
+from flowsde._keys import from_seed
 from flowsde.shapes import data
 
 Params = Any
@@ -125,7 +126,7 @@ def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState
     tx = optimizer(config)
 
     def step(state: TrainState, k: jax.Array, scenes: data.Scenes) -> tuple[TrainState, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), k)
+        key = jax.random.fold_in(from_seed(config.seed + 1), k)
         loss, grads = jax.value_and_grad(task.loss)(state.params, key, scenes)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             # Optax mixes Python floats with integer counts.
@@ -141,7 +142,7 @@ def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState
 
 def init_state(task: Task, config: TrainConfig, initial: Params | None = None) -> TrainState:
     """State before step 0: fresh weights, or those of an earlier run."""
-    params = task.init(jax.random.key(config.seed)) if initial is None else initial
+    params = task.init(from_seed(config.seed)) if initial is None else initial
     return TrainState(params, jax.tree.map(jnp.copy, params), optimizer(config).init(params))
 
 

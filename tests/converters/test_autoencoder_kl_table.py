@@ -133,6 +133,26 @@ def test_scale_comes_from_config_json_or_is_fluxs(tiny):
     assert (alone.scale, alone.shift) == (0.3611, 0.1159)
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"act_fn": "relu"}, "act_fn in config.json must be silu, got 'relu'"),
+        ({"scaling_factor": None}, "scaling_factor in config.json must be a finite number, got N"),
+        ({"scaling_factor": 0}, "scaling_factor in config.json must be positive, got 0"),
+        ({"scaling_factor": -0.5}, "scaling_factor in config.json must be positive, got -0.5"),
+        ({"scaling_factor": float("nan")}, "must be a finite number, got nan"),
+        ({"scaling_factor": True}, "must be a finite number, got True"),
+        ({"shift_factor": "0.1"}, "shift_factor in config.json must be a finite number, got '0.1'"),
+    ],
+)
+def test_settings_that_are_not_supported_are_named(tiny, change, says):
+    checkpoint, settings, config, _ = tiny
+    with pytest.raises(ValueError, match=says):
+        FAMILY.recognise(checkpoint, settings | change)
+    # Another name of the same function.
+    assert FAMILY.recognise(checkpoint, settings | {"act_fn": "swish"}).config == config
+
+
 def test_another_models_keys_are_not_taken(tiny):
     checkpoint, settings, *_ = tiny
     video = checkpoint | {"encoder.conv_in.weight": np.zeros((4, 3, 3, 3, 3))}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -137,6 +138,18 @@ def test_position_ids_are_passed_over():
     }
     _, back = round_trip(clip.FAMILY, checkpoint | ids, settings)
     assert_same(back, checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float16, ml_dtypes.bfloat16])
+def test_position_ids_count_from_0(dtype):
+    settings, checkpoint = tiny()
+    key = "vision_model.embeddings.position_ids"
+    # What merged checkpoints have: 300 and more are rounded in 16 bits, and still in their order.
+    ids = np.arange(577).astype(dtype)[None]
+    round_trip(clip.FAMILY, checkpoint | {key: ids}, settings)
+    ids[0, 41] = 40
+    with pytest.raises(ValueError, match=f"{key} holds other positions than 0, 1, 2"):
+        round_trip(clip.FAMILY, checkpoint | {key: ids}, settings)
 
 
 def test_settings_that_config_json_has_to_say():

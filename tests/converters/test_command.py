@@ -6,6 +6,10 @@ import toy
 from safetensors.numpy import load_file, save_file
 
 from flowsde import cli
+from flowsde.models.sit import SiTConfig
+from flowsde_converters import detect, sit
+from flowsde_converters.paths import parameters
+from flowsde_converters.tables import unconvert
 
 
 def say(capsys, *args):
@@ -62,6 +66,9 @@ def test_there_and_back(source, tmp_path, capsys):
         ("{source} {full}", "exists, expected another one or --overwrite"),
         ("{source} {out} --dtype int8", "--dtype"),
         ("{source} {out} --family gone", "unknown family 'gone', expected one of toy"),
+        ("{source} {out} --classes 3", "--classes is for a SiT, and SOURCE is of toy"),
+        ("{source} {out} --classes 0", "--classes must be at least 1, got 0"),
+        ("--to-torch {source} {out} --classes 3", "--to-torch takes SOURCE and OUT, not --classes"),
         ("{source} {out} --revision main", "--revision is for the hub"),
         ("{tmp}/none.safetensors {out}", "does not exist"),
         ("--to-torch {source} {out}", "expected what `flowsde convert` wrote"),
@@ -76,6 +83,27 @@ def test_wrong_values_are_refused(source, tmp_path, tmp_path_factory, capsys, ar
     assert said.startswith("flowsde convert: ") and words in said
     assert said.count("\n") == 1
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors"}
+
+
+def test_classes_of_a_sit_and_files_called_dit(tmp_path, capsys):
+    config = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3, unlabelled=False)
+    params = parameters(detect.abstract(sit.FAMILY, config))
+    zeros = {path: np.zeros(p.shape, np.float16) for path, p in params.items()}
+    tensors = unconvert(sit.table(config, "original"), zeros)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    path = tmp_path / "labels.safetensors"
+    save_file(tensors, path)
+    said = refused(capsys, path, tmp_path / "out")
+    assert "3 classes, or of 2 and one that stands for none: expected --classes" in said
+    out, _ = say(capsys, path, tmp_path / "out", "--classes", 3)
+    assert "classes=3, unlabelled=False" in out and "note    a DiT has the same keys" in out
+    for name in ("DiT-XL-2-256x256.safetensors", "my_dit.safetensors"):
+        path = path.rename(tmp_path / name)
+        said = refused(capsys, path, "--check", "--classes", 3)
+        assert f"{name} is called a DiT" in said
+    say(capsys, path, "--check", "--classes", 3, "--family", "sit")
+    path = path.rename(tmp_path / "edited.safetensors")
+    say(capsys, path, "--check", "--classes", 3)
 
 
 def test_help_reads_well(capsys):

@@ -8,6 +8,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -20,6 +21,7 @@ from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.configs import from_json
 from flowsde_converters.files import open_checkpoint
 from flowsde_converters.paths import parameters
+from flowsde_converters.safetensors_file import SafetensorsFile, SafetensorsWriter
 from flowsde_converters.store import flat
 from flowsde_converters.tables import convert as in_memory
 
@@ -145,6 +147,59 @@ def test_everything_wrong_is_said_at_once_and_nothing_written(source, tmp_path):
     assert lines[3].startswith("b.2.x + b.2.y [(1, 4), (2, 4)] does not make blocks.kernel (4, 4)")
     assert lines[4] == "head.bias is int32, expected float64, float32, float16, bfloat16"
     assert len(lines) == 5 and not left(tmp_path)
+
+
+def save_torch(tensors, path):
+    from safetensors.torch import save_file as save
+
+    save(tensors, path)
+
+
+EIGHT = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
+
+
+@pytest.mark.parametrize("eight", EIGHT)
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float32"])
+def test_eight_bits_are_widened_exactly(source, tmp_path, eight, dtype):
+    torch = pytest.importorskip("torch")
+    tensors = {key: a.astype(eight) for key, a in toy.tensors(width=16).items()}
+    kind = getattr(torch, np.dtype(eight).name)
+    bits = {key: torch.from_numpy(a.view(np.uint8)).view(kind) for key, a in tensors.items()}
+    save_torch(bits, source)
+    params = converted(source, tmp_path / "out", dtype=dtype)
+    wide = {key: a.to(torch.float32).numpy() for key, a in bits.items()}
+    for path, array in expected(wide).items():
+        assert params[path].dtype == np.dtype(dtype or "bfloat16")
+        np.testing.assert_array_equal(params[path].astype(np.float32), array)
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back.safetensors")
+    again = SafetensorsFile(tmp_path / "back.safetensors")
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(again.read(key).view(np.uint8), array.view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["b.1.x_scale", "b.1.scale_weight", "b.1.x_scale_inv", "scaled"])
+def test_eight_bits_with_scales_are_refused_by_name(source, name):
+    torch = pytest.importorskip("torch")
+    tensors = {key: torch.from_numpy(a) for key, a in toy.tensors().items()}
+    tensors["b.1.x"] = tensors["b.1.x"].to(torch.float8_e4m3fn)
+    save_torch(tensors | {name: torch.ones(1)}, source)
+    words = rf"b\.1\.x is float8_e4m3fn with scales beside it \({name}\), which is not supported"
+    with pytest.raises(ValueError, match=words):
+        convert.prepare(source)
+
+
+def test_joined_tensors_may_be_of_several_dtypes(source, tmp_path):
+    """NumPy has no dtype for bfloat16 and float16 together."""
+    tensors = toy.tensors()
+    kinds = {".x": toy.BF16, ".y": np.float16}
+    tensors = {key: a.astype(kinds.get(key[-2:], np.float32)) for key, a in tensors.items()}
+    with SafetensorsWriter(source.with_name("mixed.safetensors"), tensors) as writer:
+        for key, array in tensors.items():
+            writer.write(key, array)
+    params = converted(source.with_name("mixed.safetensors"), tmp_path / "out")
+    wide = {key: a.astype(np.float32) for key, a in tensors.items()}
+    for path, array in expected(wide).items():
+        np.testing.assert_array_equal(params[path], array, strict=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, toy.BF16])
@@ -419,6 +474,23 @@ def test_a_pipeline_is_converted_model_by_model(pipeline, tmp_path):
         if name.endswith(".safetensors"):
             ours, theirs = load_file(tmp_path / "back" / name), load_file(pipeline / name)
             assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["Kontext", "Fill", "Control", "Img2Img", "ControlNet"])
+def test_relatives_of_flux_are_refused_before_they_are_read(pipeline, monkeypatch, kind):
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index["_class_name"] = f"Flux{kind}Pipeline"
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(convert, "open_checkpoint", lambda path: pytest.fail(f"read {path}"))
+    words = f"is a Flux{kind}Pipeline, expected a FluxPipeline; its models"
+    with pytest.raises(ValueError, match=words):
+        convert.prepare(pipeline)
+
+
+def test_options_of_single_models_are_refused_for_pipelines(pipeline):
+    for name in ("family", "entry"):
+        with pytest.raises(ValueError, match=f"--{name} is for a single model"):
+            convert.prepare(pipeline, **{name: "toy"})
 
 
 def test_defects_of_all_parts_of_a_pipeline_are_said_at_once(pipeline, tmp_path):

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors import numpy as library
 
-from flowsde_converters.files import open_checkpoint
+from flowsde_converters.files import has_weights, open_checkpoint
 from flowsde_converters.safetensors_file import DTYPES, SafetensorsFile, SafetensorsWriter
 
 F32 = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -181,6 +182,65 @@ def test_a_folder_has_one_checkpoint(tmp_path):
     library.save_file({"a": F32 + 2}, tmp_path / "diffusion_pytorch_model.safetensors")
     library.save_file({"a": F32 + 3}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     np.testing.assert_array_equal(open_checkpoint(tmp_path).read("a"), F32 + 2)
+
+
+SHARDED = {
+    "older variants": "model-0000{i}-of-00002.fp16.safetensors",
+    "variants": "diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors",
+    "short endings": "model-0000{i}-of-00002.sft",
+    "capitals": "MODEL-0000{i}-of-00002.SAFETENSORS",
+}
+
+
+@pytest.mark.parametrize("name", SHARDED.values(), ids=SHARDED)
+@pytest.mark.parametrize("index", [None, "model.safetensors.index.json",
+                                   "model.safetensors.index.fp16.json"])  # fmt: skip
+def test_shards_under_other_names(tmp_path, name, index):
+    paths = [tmp_path / name.format(i=i) for i in (1, 2)]
+    for path, key in zip(paths, "ab", strict=True):
+        library.save_file({key: F32}, path)
+    if index:
+        where = {key: path.name for path, key in zip(paths, "ab", strict=True)}
+        (tmp_path / index).write_text(json.dumps({"weight_map": where}))
+    for path in (tmp_path, paths[1], *([tmp_path / index] if index else [])):
+        found = open_checkpoint(path)
+        assert found.tensors.keys() == {"a", "b"} and len(found.paths) == 2
+        np.testing.assert_array_equal(found.read("b"), F32, strict=True)
+    paths[0].unlink()
+    with pytest.raises(ValueError, match=f"the shard {paths[0].name} is missing"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.sft", "a.SAFETENSORS", "model.Safetensors", "model.fp16.safetensors", "x.SFT"]
+)
+def test_weights_under_other_names(tmp_path, name):
+    library.save_file({"a": F32}, tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        assert has_weights(tmp_path)
+        np.testing.assert_array_equal(open_checkpoint(path).read("a"), F32, strict=True)
+
+
+def test_two_variants_are_not_chosen_between(tmp_path):
+    for i in (1, 2):
+        for kind in ("fp16", "bf16"):
+            path = tmp_path / f"model-0000{i}-of-00002.{kind}.safetensors"
+            library.save_file({f"{i}": F32}, path)
+    with pytest.raises(ValueError, match="expected one checkpoint: name the file"):
+        open_checkpoint(tmp_path)
+    found = open_checkpoint(tmp_path / "model-00001-of-00002.bf16.safetensors")
+    assert all("bf16" in path.name for path in found.paths) and len(found.paths) == 2
+
+
+@pytest.mark.parametrize("about", [3, {"a": 3}, {"a": {}}, []])
+def test_notes_of_a_header_are_texts(tmp_path, about):
+    """As the library has it."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(raw({"__metadata__": about, "a": entry()}, b"1234"))
+    with pytest.raises(SafetensorError):
+        library.load_file(path)
+    with pytest.raises(ValueError, match="__metadata__ of the header, expected an object of texts"):
+        open_checkpoint(path)
 
 
 def test_other_files_are_refused(tmp_path):

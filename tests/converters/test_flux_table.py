@@ -72,7 +72,7 @@ def test_published_sizes_have_their_keys_and_parameters(published, layout):
     assert sum(math.prod(a.shape) for a in shapes.values()) / 1e9 == pytest.approx(
         billions, abs=5.1e-5
     )
-    assert FAMILY.recognise(shapes, None) == (config, layout, table)
+    assert FAMILY.recognise(shapes, None)[:3] == (config, layout, table)
     assert table.problems(shapes, model) == []
     if layout == "original":
         assert shapes["double_blocks.18.img_attn.qkv.weight"].shape == (9216, 3072)
@@ -146,5 +146,9 @@ def test_what_shapes_leave_open_or_is_not_supported_is_an_error(params):
     fill = tensors | {"img_in.weight": np.zeros((32, 96), np.float32)}
     with pytest.raises(ValueError, match=r"takes 96 values and final_layer.linear.weight gives 16"):
         FAMILY.recognise(fill, AXES)
+    without = SMALL.guidance is False
+    with pytest.raises(ValueError, match=f"guidance_embeds {without}, and guidance_in.in_layer"):
+        FAMILY.recognise(tensors, AXES | {"guidance_embeds": without})
+    FAMILY.recognise(tensors, AXES | {"guidance_embeds": not without})
     with pytest.raises(ValueError, match="'original', 'diffusers', got 'comfy'"):
         FAMILY.table(SMALL, "comfy")

@@ -107,6 +107,18 @@ def reshape(rng):
     return with_header(change)
 
 
+def far(rng):
+    """A tensor without values, of a block that would make the model cost more than there is."""
+
+    def change(header):
+        end = len(CLEAN) - HEADER
+        name = f"b.{rng.integers(4, 10**9)}.{rng.choice(['x', 'y', 'bias', 'ids'])}"
+        header[name] = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+        return header
+
+    return with_header(change)
+
+
 def not_finite(rng):
     """Some values are NaN or infinite."""
     tensors = toy.tensors()
@@ -121,8 +133,8 @@ def values(rng):
     return CLEAN[:at] + bytes([CLEAN[at] ^ (1 << rng.integers(8))]) + CLEAN[at + 1 :]
 
 
-MUTATIONS = [flip_bits, other_bytes, digits, truncate, insert, rename, swap, reshape, not_finite,
-             values]  # fmt: skip
+MUTATIONS = [flip_bits, other_bytes, digits, truncate, insert, rename, swap, reshape, far,
+             not_finite, values]  # fmt: skip
 HARMLESS = (flip_bits, digits, swap, reshape, values)
 """Some of their files hold a model."""
 

@@ -15,6 +15,9 @@ from flowsde_converters.tables import convert, unconvert
 PUBLISHED = {"S/2": (132, 33.0), "B/2": (132, 130.5), "L/2": (252, 458.1), "XL/2": (292, 675.1)}
 
 
+BESIDE = {"heads": 2, "num_classes": 5}
+
+
 def shapes_of(config):
     return parameters(abstract(FAMILY, config))
 
@@ -46,7 +49,8 @@ def test_published_sizes_have_their_keys_and_parameters(name, pixels):
     extra = 768 * config.width if pixels == 512 else 0
     count = sum(math.prod(a.shape) for a in tensors.values()) - extra
     assert count / 1e6 == pytest.approx(millions, abs=0.051)
-    assert FAMILY.recognise(tensors, None) == (config, "original", FAMILY.table(config, "original"))
+    found = FAMILY.recognise(tensors, None)
+    assert found[:3] == (config, "original", FAMILY.table(config, "original"))
 
 
 def test_shapes_of_the_largest_are_the_published_ones():
@@ -69,7 +73,7 @@ def test_shapes_of_the_largest_are_the_published_ones():
 @pytest.mark.parametrize("sizes", [{}, {"learn_sigma": False}, {"patch": 4, "channels": 3}])
 def test_round_trip_is_bit_exact(sizes):
     config, tensors = small(**sizes)
-    found = FAMILY.recognise(tensors, {"heads": 2})
+    found = FAMILY.recognise(tensors, BESIDE)
     assert found.config == config
     back = unconvert(found.table, convert(found.table, tensors, shapes_of(config)))
     assert back.keys() == tensors.keys()
@@ -89,9 +93,52 @@ def test_what_shapes_leave_open_or_contradict_is_an_error():
         FAMILY.recognise(tensors, None)
     odd = tensors | {"pos_embed": np.zeros((1, 15, 16), np.float32)}
     with pytest.raises(ValueError, match="15 positions, expected a square number"):
-        FAMILY.recognise(odd, {"heads": 2})
+        FAMILY.recognise(odd, BESIDE)
     odd = tensors | {"final_layer.linear.weight": np.zeros((20, 16), np.float32)}
     with pytest.raises(ValueError, match="20 outputs, expected 16 or 32"):
-        FAMILY.recognise(odd, {"heads": 2})
+        FAMILY.recognise(odd, BESIDE)
     with pytest.raises(ValueError, match="\"original\", got 'diffusers'"):
         FAMILY.table(SiTConfig(), "diffusers")
+
+
+def test_classes_are_those_of_the_table_or_have_to_be_said():
+    def found(rows, **beside):
+        config = SiTConfig(width=16, depth=1, heads=2, size=8, classes=rows, unlabelled=False)
+        found = FAMILY.recognise(zeros(config), {"heads": 2, **beside})
+        return found.config.classes, found.config.unlabelled
+
+    # ImageNet has 1,000 classes.
+    assert found(1001) == (1000, True) and found(1000) == (1000, False)
+    assert found(11, num_classes=10) == (10, True) and found(10, num_classes=10) == (10, False)
+    assert found(10, classes=9) == (9, True)
+    for rows in (10, 999, 1002):
+        with pytest.raises(ValueError, match=f"of {rows} classes, or of {rows - 1} and one that"):
+            found(rows)
+    for classes in (8, 11, "ten"):
+        with pytest.raises(ValueError, match=f"must be 9 or 10 for .*, got {classes!r}"):
+            found(10, num_classes=classes)
+
+
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_a_table_with_and_without_a_label_for_none_is_whole(unlabelled):
+    config = SiTConfig(width=16, depth=1, heads=2, size=8, classes=5, unlabelled=unlabelled)
+    tensors = zeros(config)
+    assert tensors["y_embedder.embedding_table.weight"].shape == (5 + unlabelled, 16)
+    found = FAMILY.recognise(tensors, BESIDE)
+    assert found.config == config
+    assert found.table.problems(tensors, shapes_of(config)) == []
+
+
+def test_a_dit_is_refused_where_its_files_say_it():
+    tensors = zeros(SiTConfig.preset("S/2"))
+    (note,) = FAMILY.recognise(tensors, None).notes
+    assert "a DiT has the same keys" in note
+    assert not FAMILY.recognise(tensors, {"prediction": "velocity", "path_type": "Linear"}).notes
+    for beside, says in (
+        ({"_class_name": "DiTTransformer2DModel"}, "expected a SiT: a DiT has the same keys"),
+        ({"model": "DiT-S/2"}, "model 'DiT-S/2', expected a SiT"),
+        ({"prediction": "noise"}, "prediction 'noise', expected 'velocity'"),
+        ({"path_type": "GVP"}, "path_type 'GVP', expected 'Linear'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            FAMILY.recognise(tensors, beside)

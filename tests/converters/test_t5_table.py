@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flowsde_converters import t5
+from flowsde_converters.convert import prepare, run
 from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
@@ -71,7 +73,7 @@ def tiny(tied):
         checkpoint[key] = checkpoint["shared.weight"]
     checkpoint[EARLY] = np.ones((32, 2), np.float32)
     if tied:
-        checkpoint["lm_head.weight"] = checkpoint["shared.weight"]
+        del checkpoint["lm_head.weight"]
     return settings.to_dict(), checkpoint
 
 
@@ -79,7 +81,7 @@ def tiny(tied):
 @pytest.mark.parametrize("copies", [False, True])
 def test_unconvert_gives_back_the_same_bits(tied, copies):
     settings, checkpoint = tiny(tied)
-    left_out = {*COPIES, EARLY} | ({"lm_head.weight"} if tied else set())
+    left_out = {*COPIES, EARLY}
     wanted = {key: tensor for key, tensor in checkpoint.items() if key not in left_out}
     found = t5.FAMILY.recognise(checkpoint if copies else wanted, settings)
     assert found.config.tied_head == tied and found.config.decoder_depth == 3
@@ -93,15 +95,46 @@ def test_unconvert_gives_back_the_same_bits(tied, copies):
 def test_whether_the_head_is_tied():
     _, checkpoint = tiny(tied=False)
 
-    def tied(json):
-        return t5.FAMILY.recognise(checkpoint, json).config.tied_head
+    def head(json):
+        config = t5.FAMILY.recognise(checkpoint, json).config
+        return config.tied_head, config.scaled
 
-    assert not tied(None)
-    assert not tied({"tie_word_embeddings": False})
-    assert tied({"d_model": 8})
-    assert not tied({"tie_word_embeddings": True, "scale_decoder_outputs": False})
+    # A head that is there is used; what config.json says decides about the scale.
+    assert head(None) == (False, False)
+    assert head({"tie_word_embeddings": False}) == (False, False)
+    assert head({"d_model": 8}) == (False, True)
+    assert head({"tie_word_embeddings": True, "scale_decoder_outputs": False}) == (False, False)
     del checkpoint["lm_head.weight"]
-    assert tied(None)
+    assert head(None) == (True, True)
+    assert head({"tie_word_embeddings": True, "scale_decoder_outputs": False}) == (True, False)
+    # Then a head is missing, which is said.
+    assert head({"tie_word_embeddings": False}) == (False, False)
+    with pytest.raises(ValueError, match="decoder_start_token_id in config.json must be 0, got 2"):
+        t5.FAMILY.recognise(checkpoint, {"decoder_start_token_id": 2})
+
+
+@pytest.mark.parametrize("key", sorted(COPIES))
+def test_copies_that_differ_are_refused(key, tmp_path):
+    settings, checkpoint = tiny(tied=True)
+    checkpoint[key] = checkpoint[key].copy()
+    checkpoint[key][-1, -1] += 1e-3
+    found = t5.FAMILY.recognise(checkpoint, settings)
+    says = f"{key} differs from shared.weight, expected a copy"
+    with pytest.raises(ValueError, match=says):
+        convert(found.table, checkpoint, built(found, t5.FAMILY))
+    save_file(checkpoint, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=says):
+        run(prepare(tmp_path / "model.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_copies_may_have_another_dtype_but_no_other_shape():
+    settings, checkpoint = tiny(tied=True)
+    found = t5.FAMILY.recognise(checkpoint, settings)
+    model, key = built(found, t5.FAMILY), "encoder.embed_tokens.weight"
+    convert(found.table, checkpoint | {key: checkpoint[key].astype(np.float64)}, model)
+    with pytest.raises(ValueError, match="differs"):
+        convert(found.table, checkpoint | {key: checkpoint[key].T}, model)
 
 
 def test_other_kinds_of_t5_are_refused():
@@ -124,5 +157,7 @@ def test_another_models_keys_are_not_taken():
 
 
 def test_layouts_are_named():
-    with pytest.raises(ValueError, match="layout must be transformers, got 'diffusers'"):
+    with pytest.raises(
+        ValueError, match="layout must be transformers or transformers-unshared, got 'diffusers'"
+    ):
         t5.ENCODER.table(t5.T5Config(), "diffusers")

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from flowsde.models.layers import Numerics, scan, stack
+from flowsde_converters.ignored import Unused
 from flowsde_converters.moves import CONV, LINEAR, SWAPPED_LINEAR, Permute, Reshape, SwapHalves
 from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.tables import Row, Table, convert, unconvert
@@ -18,7 +19,7 @@ TABLE = Table(
         Row("head.weight", "head.kernel", SWAPPED_LINEAR),
         Row("head.bias", "head.bias", (SwapHalves(),)),
     ),
-    ignored=(r"b\.\d+\.ids",),
+    ignored=(Unused(r"b\.\d+\.ids"),),
 )
 
 

@@ -1,14 +1,21 @@
 """PyTorch's own files give the same bits, or are refused; nothing but tensors is unpickled."""
 
 import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import os
+import pathlib
 import pickle
 import sys
+import types
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from flowsde_converters import pickles
 from flowsde_converters.files import open_checkpoint
 
 torch = pytest.importorskip("torch")
@@ -39,13 +46,101 @@ def test_torch_files_give_the_same_bits(tmp_path, legacy):
     assert found.tensors["parameter"].dtype == np.float32
 
 
-def test_the_average_of_a_training_checkpoint_is_taken(tmp_path):
-    weights = {name: {"a": torch.full((2,), value)} for value, name in enumerate(("model", "ema"))}
-    args = argparse.Namespace(depth=3)
-    torch.save({**weights, "opt": {"state": {0: torch.ones(1)}}, "args": args}, tmp_path / "a.pt")
+HALF = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def legal():
+    """Tensors that are views of others, and the values that they have."""
+    both = torch.from_numpy(HALF.copy())
+    numbers = [torch.complex(both[0], both[1]) for _ in range(2)]
+    return {
+        "column": both[:, 0],
+        "every other": both.reshape(-1)[::2],
+        "one of a column": both[:1, 0],
+        "one, far": both.reshape(-1)[::12],
+        "block": both[1:, 1:3],
+        "transposed": both.T,
+        "repeated": torch.ones(1).expand(5),
+        "repeated rows": both[0].expand(3, 4),
+        "negated": numbers[0].conj().imag,
+        "conjugated": numbers[1].conj(),
+        "shared": both,
+        "shared again": both,
+        "none": torch.ones(0, 3),
+        "none of a column": both[:0, 0],
+        "none, far": torch.ones(3, 4)[:, 4:],
+        "half": both.to(torch.bfloat16)[:, 1],
+        "flags": both[:, 1] > 2,
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_views_of_other_tensors_have_the_values_that_pytorch_gives(tmp_path, legacy):
+    state = legal()
+    assert state["negated"].is_neg() and state["conjugated"].is_conj()
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     found = open_checkpoint(tmp_path / "a.pt")
-    assert found.tensors.keys() == {"a"} and found.read("a")[0] == 1
-    assert found.notes == ("a.pt: 'ema' of model, ema, opt, args",)
+    assert found.tensors.keys() == state.keys()
+    for key, tensor in state.items():
+        wide = tensor.dtype == torch.bfloat16
+        wanted = (tensor.float() if wide else tensor).resolve_conj().resolve_neg().numpy()
+        read = found.read(key)
+        np.testing.assert_array_equal(read.astype(np.float32) if wide else read, wanted)
+        assert (read.shape, read.dtype) == (tuple(tensor.shape), found.tensors[key].dtype)
+
+
+BESIDE = {
+    "a NumPy number": np.float64(2.3),
+    "NumPy's state": np.random.RandomState(0).get_state(),
+    "an array": np.arange(3),
+    "a path": pathlib.Path("a/b"),
+    "counts": collections.defaultdict(int),
+    "lists": collections.defaultdict(list),
+    "a date": datetime.datetime(2020, 1, 2),
+    "names": types.SimpleNamespace(a=1),
+    "arguments": argparse.Namespace(depth=3),
+    "a version": torch.torch_version.TorchVersion("2.0"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_values_beside_the_weights_are_left(tmp_path, name, legacy):
+    state = {"ema": {"a": torch.from_numpy(F32)}, name: BESIDE[name]}
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    found = open_checkpoint(tmp_path / "a.pt")
+    assert found.beside == ("ema", name)
+    np.testing.assert_array_equal(found.read("ema.a"), F32, strict=True)
+
+
+def test_weights_may_lie_in_a_defaultdict_and_beside_numbers(tmp_path):
+    state = collections.defaultdict(list, {"a": torch.from_numpy(F32), "epoch": 3})
+    torch.save(state, tmp_path / "a.pt")
+    found = open_checkpoint(tmp_path / "a.pt")
+    assert found.tensors.keys() == {"a"}
+    assert found.notes == ("a.pt: leaves epoch: no tensors",)
+
+
+def test_no_code_but_pytorchs_stands_behind_an_allowed_class():
+    for stand_in, name in pickles.allowed():
+        own = issubclass(stand_in, pickles.Unread) if isinstance(stand_in, type) else stand_in()
+        assert own is True or own == {}, name
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (decimal.Decimal("1.5"), "decimal.Decimal"),
+        (fractions.Fraction(1, 2), "fractions.Fraction"),
+        (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_other_classes_are_refused_by_name(tmp_path, value, name):
+    torch.save({"ema": {"a": torch.ones(1)}, "x": value}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds more than tensors: a ") as error:
+        open_checkpoint(tmp_path / "a.pt")
+    assert f" a {name}, " in str(error.value) and "expected the weights alone" in str(error.value)
+    assert "safe_globals" not in str(error.value)
 
 
 def test_maps_are_let_go(tmp_path, monkeypatch):
@@ -78,6 +173,13 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch, name):
     with pytest.raises(ValueError, match="holds more than tensors"):
         open_checkpoint(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["a.PT", "pytorch_model.BIN", "model-00001-of-00001.fp16.bin"])
+def test_torch_files_under_other_names(tmp_path, name):
+    torch.save({"a": torch.from_numpy(F32)}, tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        np.testing.assert_array_equal(open_checkpoint(path).read("a"), F32, strict=True)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, 600, 900])

@@ -11,7 +11,9 @@ from flax import nnx
 
 import flowsde as fs
 from flowsde.models.layers import Numerics, scan, stack
+from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Unused
 from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, SwapHalves
 from flowsde_converters.tables import Row, Table
 
@@ -43,12 +45,12 @@ def recognise(tensors: Mapping[str, Any], config: Mapping[str, Any] | None) -> F
     """Of the layout "original", or "diffusers" with q and k apart."""
     if not {"head.weight", "head.bias"} <= tensors.keys():
         return None
-    depth = len([key for key in tensors if key.startswith("b.") and key.endswith(".bias")])
+    blocks = depth(tensors, "b.")
     out, width = tensors["head.weight"].shape
     layout = "original" if any(key.endswith(".x") for key in tensors) else "diffusers"
-    if depth == 0:
+    if blocks == 0:
         raise ValueError("no blocks b.0, b.1, ...")
-    made = Config(depth, width, (out, *(config or {}).get("extra", ())))
+    made = Config(blocks, width, (out, *(config or {}).get("extra", ())))
     return Found(made, layout, table(made, layout))
 
 
@@ -65,7 +67,7 @@ def table(config: Config, layout: str) -> Table:
             Row("head.weight", "head.kernel", SWAPPED_LINEAR),
             Row("head.bias", "head.bias", (SwapHalves(),)),
         ),
-        ignored=(r"b\.\d+\.ids",),
+        ignored=(Unused(r"b\.\d+\.ids"),),
     )
 
 

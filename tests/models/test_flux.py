@@ -39,7 +39,7 @@ def public(guidance):
 
 def ported(theirs, numerics=FLOAT32):
     tensors = {key: a.numpy() for key, a in theirs.state_dict().items()}
-    config, _, table = FAMILY.recognise(tensors, {"axes_dims_rope": AXES})
+    config, _, table = FAMILY.recognise(tensors, {"axes_dims_rope": AXES})[:3]
     model = abstract(FAMILY, config, numerics)
     return with_parameters(model, convert(table, tensors, parameters(model)))
 

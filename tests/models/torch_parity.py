@@ -27,7 +27,10 @@ def randomised(module, seed=0, std=0.15):
 
 
 def tensors(module):
-    return {key: tensor.detach().numpy() for key, tensor in module.state_dict().items()}
+    """Its checkpoint, in which, as in those of the libraries, tied weights are once."""
+    once = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    state = module.state_dict()
+    return {key: tensor.detach().numpy() for key, tensor in state.items() if key in once}
 
 
 def port(family, module, json=None, numerics=Numerics()):  # noqa: B008

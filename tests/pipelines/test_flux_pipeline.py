@@ -10,7 +10,9 @@ import pytest
 import tiny
 
 import flowsde as fs
+from flowsde import cli
 from flowsde.flow import initial_noise
+from flowsde.pipelines import command as offered
 from flowsde.pipelines import decoder, schedule
 
 torch = pytest.importorskip("torch")
@@ -44,7 +46,7 @@ def test_images_are_those_of_diffusers(both, steps):
     def wanted(kind):
         return theirs(
             PROMPT, height=height, width=width, num_inference_steps=steps, latents=packed,
-            max_sequence_length=ours.length, output_type=kind,
+            output_type=kind,
         ).images  # fmt: skip
 
     latents = theirs._unpack_latents(wanted("latent"), height, width, theirs.vae_scale_factor)
@@ -58,10 +60,8 @@ def test_images_are_those_of_diffusers(both, steps):
 def test_conditions_are_those_of_diffusers_and_encoders_can_go(both):
     theirs, ours = both
     cond = ours.encode(tiny.PROMPTS)
-    states, pooled, _ = theirs.encode_prompt(
-        tiny.PROMPTS, tiny.PROMPTS, max_sequence_length=ours.length
-    )
-    assert cond.text.shape == (2, 512 if ours.config.guidance else 256, 20)
+    states, pooled, _ = theirs.encode_prompt(tiny.PROMPTS, tiny.PROMPTS)
+    assert cond.text.shape == (2, 512, 20)
     np.testing.assert_allclose(cond.text, states.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(cond.pooled, pooled.detach().numpy(), atol=1e-4)
     assert np.abs(cond.text[0] - cond.text[1]).max() > 0.1
@@ -75,6 +75,79 @@ def test_conditions_are_those_of_diffusers_and_encoders_can_go(both):
     ours.drop_text_encoders()
     assert not {"text_encoder", "text_encoder_2"} & set(ours.held)
     np.testing.assert_array_equal(ours.encode([PROMPT]).text, cond.text[:1])
+
+
+def test_tokens_of_a_prompt_are_a_setting(both):
+    theirs, ours = both
+    cond = ours.encode([PROMPT], length=20)
+    states, *_ = theirs.encode_prompt(PROMPT, PROMPT, max_sequence_length=20)
+    assert cond.text.shape == (1, 20, 20)
+    np.testing.assert_allclose(cond.text, states.detach().numpy(), atol=1e-4)
+    for length in (1, 513):
+        with pytest.raises(ValueError, match=f"length must be from 2 to 512, got {length}"):
+            ours.encode([PROMPT], length=length)
+
+
+@pytest.fixture(scope="module")
+def freed(folders, tmp_path_factory):
+    """A model without guidance as an input and with the times of dev: diffusers' and ours."""
+    import diffusers
+
+    out = tmp_path_factory.mktemp("freed") / "out"
+    shutil.copytree(folders["schnell"] / "out", out)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.save_pretrained(out / "scheduler")
+    tiny.resealed(out)
+    parts = folders["schnell of diffusers"].components | {"scheduler": scheduler}
+    theirs = diffusers.FluxPipeline(**parts)
+    theirs.set_progress_bar_config(disable=True)
+    return theirs, fs.load(out), out
+
+
+def test_a_negative_prompt_guides_as_in_diffusers(freed):
+    theirs, ours, _ = freed
+    height, width = SIZE
+    cond = ours.encode([PROMPT, tiny.PROMPTS[1]], length=20)
+    wanted, null = (jax.tree.map(lambda a, i=i: a[i], cond) for i in (0, 1))
+    flow = fs.guide(ours.flow(height, width), 3.0, null)
+    assert flow.evaluations == 2
+    key = jax.random.key(4)
+    x = fs.sample(
+        key, flow, kernel=fs.kernels.ode_euler(fs.interpolants.linear()),
+        grid=ours.grid(2, height, width), n=1, cond=jax.tree.map(lambda a: a[None], wanted),
+    )  # fmt: skip
+    first = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    noise = tiny.rows_first(initial_noise(first, flow.shape, flow.interpolant)[None])
+    latents = theirs(
+        PROMPT, negative_prompt=tiny.PROMPTS[1], true_cfg_scale=3.0, height=height, width=width,
+        num_inference_steps=2, max_sequence_length=20, output_type="latent",
+        latents=theirs._pack_latents(torch.from_numpy(noise), 1, 16, *noise.shape[2:]),
+    ).images  # fmt: skip
+    latents = theirs._unpack_latents(latents, height, width, theirs.vae_scale_factor).numpy()
+    np.testing.assert_allclose(tiny.rows_first(x), latents, atol=1e-3 * np.abs(latents).max())
+
+
+def test_the_command_leads_away_from_a_negative_prompt(freed, tmp_path):
+    ours, out = freed[1:]
+    words = ["sample", PROMPT, "--model", str(out), "--method", "ode", "--text-tokens", "20"]
+    words += ["--negative-prompt", tiny.PROMPTS[1], "--guidance", "3", "--size", "24x32"]
+    assert offered.Offered(cli._parse(words)).settings.steps == 28
+    cli.main([*words, "--steps", "2", "--save-trajectory", "--out", str(tmp_path / "out")])
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    settings = result["settings"]
+    # Charged whole: two evaluations a step.
+    assert (result["nfe"], result["evaluations"], settings["guidance"]) == (4, 4, 3.0)
+    assert (settings["negative_prompt"], settings["text_tokens"]) == (tiny.PROMPTS[1], 20)
+    with np.load(tmp_path / "out" / "trajectory.npz") as file:
+        times = file["time"][:, 0]
+    np.testing.assert_allclose(times, ours.grid(2, *SIZE)[:2], rtol=1e-6)
+
+
+def test_steps_are_those_of_the_schedule(both):
+    _, ours = both
+    # dev has no few steps; schnell was distilled to them.
+    assert ours.steps == (28 if ours.config.guidance else 4)
+    assert schedule.Schedule(dynamic=False, shift=3.0).steps == 28
 
 
 def test_times_are_those_of_the_scheduler(both):
@@ -139,6 +212,20 @@ def test_a_part_of_another_family_or_schedule_is_refused(folders, tmp_path):
     path.write_text(json.dumps(says | {"use_karras_sigmas": True}))
     with pytest.raises(ValueError, match="use_karras_sigmas True, expected times"):
         fs.load(out, verify=False)
+    solver = {"_class_name": "DPMSolverMultistepScheduler", "flow_shift": 3.0}
+    for change, wanted in (
+        (solver, "scheduler_config.json is of a DPMSolverMultistepScheduler, expected FlowMatchE"),
+        ({"shift": None}, "shift must be positive and finite, got None"),
+        ({"shift": 0}, "shift must be positive and finite, got 0"),
+        ({"base_shift": "low"}, "base_shift must be finite, got 'low'"),
+        ({"max_image_seq_len": 256}, "must differ, got 256"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps 500, expected times"),
+        ({"stochastic_sampling": True}, "stochastic_sampling True, expected times"),
+    ):
+        path.write_text(json.dumps(says | change))
+        with pytest.raises(ValueError, match=wanted):
+            fs.load(out, verify=False)
+    path.write_text(json.dumps(says))
     shutil.rmtree(out / "vae")
     shutil.copytree(out / "text_encoder", out / "vae")
     with pytest.raises(

@@ -1,12 +1,18 @@
 """A tiny SiT with its autoencoder: guidance, decoding, and what does not fit."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 import flowsde as fs
+from flowsde import cli
+from flowsde.models.sit import SiT, guided_velocity
 from flowsde.pipelines.sit import SiTPipeline
 
 torch = pytest.importorskip("torch")
@@ -28,9 +34,47 @@ def test_guidance_is_on_three_channels_and_costs_two(pipeline, others):
     found = velocity(flow, labels)
     assert np.abs(wanted - none).max() > 0.01
     np.testing.assert_allclose(found[..., :3], (none + 3 * (wanted - none))[..., :3], atol=1e-4)
-    np.testing.assert_allclose(found[..., 3], wanted[..., 3], atol=1e-5)
+    # Of values up to 8, from batches of other sizes.
+    np.testing.assert_allclose(found[..., 3], wanted[..., 3], rtol=1e-5, atol=1e-5)
     unguided = velocity(pipeline.flow(1.0), labels)
     np.testing.assert_allclose(unguided, wanted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A model trained without dropping labels: its last label is a class."""
+    folder = tmp_path_factory.mktemp("labelled")
+    return tiny.sit_model(folder, dataclasses.replace(tiny.SIT, unlabelled=False))
+
+
+def test_without_a_label_for_none_all_classes_are_read_and_none_guides(labelled, others):
+    pipeline = SiTPipeline(labelled, others["vae"])
+    assert pipeline.config.classes == 3
+    assert pipeline.encode([0, 2]).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="label must be from 0 to 2, got 3"):
+        pipeline.encode([3])
+    flow, plain = pipeline.flow(), fs.load(labelled)
+    assert flow.evaluations == 1
+    x = jax.random.normal(jax.random.key(0), (1, *flow.shape))
+    t, labels = jnp.asarray([0.3]), pipeline.encode([2])
+    velocity = jax.jit(lambda flow: flow.velocity_fn(flow.params, x, t, labels))
+    np.testing.assert_array_equal(velocity(flow), velocity(plain))
+    with pytest.raises(ValueError, match="guidance must be 1 for a model without a label for none"):
+        pipeline.flow(4.0)
+    model = SiT(pipeline.config, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="needs a label for none, and this model has 3 classes"):
+        guided_velocity(model, x, t, labels, 4.0)
+
+
+def test_the_command_guides_only_with_a_label_for_none(labelled, others, tmp_path, capsys):
+    words = ["sample", "--model", str(labelled), "--vae", str(others["vae"]), "--label", "2"]
+    words += ["--method", "ode", "--steps", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--guidance", "4"])
+    assert "--guidance must be 1 for a model without a label" in capsys.readouterr().err
+    cli.main(words)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["settings"]["guidance"], result["nfe"]) == (1.0, 1)
 
 
 def test_images_are_those_of_diffusers_autoencoder(pipeline, others):

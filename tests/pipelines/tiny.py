@@ -184,15 +184,16 @@ def aesthetic_head(folder: Path) -> Path:
 SIT = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3)
 
 
-def sit_model(folder: Path) -> Path:
+def sit_model(folder: Path, config: SiTConfig = SIT) -> Path:
     """A converted SiT of 4 x 4 latents and three classes."""
     rng = np.random.default_rng(7)
-    shapes = parameters(abstract(sit.FAMILY, SIT))
+    shapes = parameters(abstract(sit.FAMILY, config))
     params = {k: rng.normal(size=p.shape, scale=0.1).astype(p.dtype) for k, p in shapes.items()}
-    tensors = unconvert(sit.table(SIT, "original"), params)
+    tensors = unconvert(sit.table(config, "original"), params)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
     save_file(tensors, folder / "sit.safetensors")
+    (folder / "config.json").write_text(json.dumps({"num_classes": config.classes}))
     return converted(folder / "sit.safetensors", folder / "out")
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -73,14 +73,14 @@ def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path
     with pytest.raises(Killed):
         fit(_mortal(task, last=5), CONFIG, tmp_path / "killed")
     continued = fit(task, CONFIG, tmp_path / "killed")
-    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    chex.assert_trees_all_equal(whole, continued)
     logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "killed")]
     rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
     assert [r["step"] for r in rows[0]] == [2, 4, 6]
     assert [(r["step"], r["loss"]) for r in rows[0]] == [(r["step"], r["loss"]) for r in rows[1]]
     # A finished run is not trained again.
     again = fit(_mortal(task, last=0), CONFIG, tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    chex.assert_trees_all_equal(whole, again)
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -102,4 +102,4 @@ def test_adam_alone_updates_networks_without_blocks() -> None:
                 updates, state = tx.update(grads, state, params)
             runs.append(updates)
     assert all(bool((u != 0).all()) for u in jax.tree.leaves(runs[1]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
+    chex.assert_trees_all_close(*runs, rtol=1e-5)

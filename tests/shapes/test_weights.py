@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ def test_weights_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     weights.save(path, PARAMS, "x", {"width": 3})
     params, config = weights.load(path, "x")
-    jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+    chex.assert_trees_all_equal(params, PARAMS)
     assert config == {"width": 3} and weights.count(params) == 11
     assert list(tmp_path.iterdir()) == [path]
     digests = {weights.sha256(path)}

@@ -1,0 +1,30 @@
+"""How many blocks a checkpoint has."""
+
+import re
+from collections.abc import Iterable
+
+from flowsde._text import shown
+
+
+def depth(keys: Iterable[str], before: str) -> int:
+    """How many numbers follow `before` in keys: 2 of "blocks.0.bias", "blocks.1.bias".
+
+    What a model costs is by this number, so that it must be one of blocks that are there.
+
+    Args:
+      keys: of the checkpoint.
+      before: what a number follows, up to it: "blocks.".
+
+    Raises:
+      ValueError: they are not 0, 1, 2, ... without a gap.
+    """
+    pattern = re.compile(re.escape(before) + r"([0-9]+)\.")
+    found = {match[1]: key for key in keys if (match := pattern.match(key))}
+    for i in range(len(found)):
+        if str(i) not in found:
+            far = found[max(found, key=lambda number: (len(number), number))]
+            raise ValueError(
+                f"there is no {before}{i}, though there are {len(found)} of {before}0, "
+                f"{before}1, ..., up to {shown(far)}"
+            )
+    return len(found)
