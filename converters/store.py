@@ -35,6 +35,7 @@ FORMAT = "flowsde converted model 2"
 PIPELINE = "flowsde converted pipeline 2"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 """Of weights, the widest first; float64 is read and never written."""
+_OF_SOURCES = (*DTYPES, "float8_e4m3fn", "float8_e5m2")
 _CHUNK = re.compile(r"\d+(\.\d+)*")
 
 
@@ -64,7 +65,7 @@ _MODEL = fields(
     dtype=_schema.one_of(*DTYPES, "mixed"),
     source=fields(
         files=table(_sha256),
-        dtypes=table(_dtype),
+        dtypes=table(_schema.one_of(*_OF_SOURCES)),
         ignored=items(text),
         config=maybe(_schema.mapping),
     ),
