@@ -20,11 +20,15 @@ import ml_dtypes  # noqa: F401  NumPy learns the name bfloat16
 import numpy as np
 import tensorstore
 
+from flowsde._files import read_json
+from flowsde._schema import fields, items, one_of, text, whole
 from flowsde_converters.moves import contiguous
 
 _FILE = 2**26
 """Most bytes of a file, about; a device that has a part of it reads few more than its own."""
 _READ = 2**22
+_MOST = 2**48
+"""Of an axis."""
 Stopped = Callable[[], bool]
 
 
@@ -104,6 +108,18 @@ def digest(paths: Iterator[Path], stopped: Stopped = never) -> str:
     return found.hexdigest()
 
 
+_ARRAY = fields(
+    zarr_format=one_of(2),
+    shape=items(whole(0, _MOST)),
+    chunks=items(whole(1, _MOST)),
+    dtype=text,
+    compressor=one_of(None),
+    filters=one_of(None),
+    order=one_of("C"),
+    dimension_separator=one_of("."),
+)
+
+
 class Parameter:
     """A parameter on disk, in a folder of its own.
 
@@ -116,19 +132,27 @@ class Parameter:
     """
 
     def __init__(self, folder: Path):
+        try:
+            about = _ARRAY(read_json(folder / ".zarray"), f"{folder}/.zarray")
+        except FileNotFoundError:
+            raise ValueError(f"{folder} cannot be read: it has no .zarray") from None
+        self.shape: tuple[int, ...] = tuple(about["shape"])
+        self._paths = _files(folder, self.shape, tuple(about["chunks"]))
         where = {"driver": "file", "path": str(folder.absolute())}
         try:
             self._store: Any = tensorstore.open({"driver": "zarr", "kvstore": where}).result()
         except ValueError as error:
             said = str(error).split("[")[0].strip()
             raise ValueError(f"{folder} cannot be read: {said}") from None
-        self.shape: tuple[int, ...] = tuple(self._store.shape)
         self.dtype: np.dtype = self._store.dtype.numpy_dtype
-        chunk: Any = self._store.chunk_layout.read_chunk.shape or ()
-        self._paths = [folder / name for name in _names(self.shape, chunk)]
-        size = math.prod(chunk) * self.dtype.itemsize
+        size = math.prod(about["chunks"]) * self.dtype.itemsize
         if any(not path.is_file() or path.stat().st_size != size for path in self._paths):
             raise ValueError(f"{folder} cannot be read: a file is missing or truncated")
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """All of it."""
@@ -137,3 +161,14 @@ class Parameter:
     def digest(self, stopped: Stopped = never) -> str:
         """SHA-256 of its bytes, row-major; of less of them if it is stopped."""
         return digest(iter(self._paths), stopped)
+
+
+def _files(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...]) -> list[Path]:
+    """The files of a parameter; ValueError, before they are listed, if the folder holds others."""
+    if len(shape) != len(chunk):
+        raise ValueError(f"{folder}/.zarray has chunks of {len(chunk)} axes, expected {len(shape)}")
+    # The description may say anything: what there is bounds it.
+    count = math.prod(-(-n // m) for n, m in zip(shape, chunk, strict=True))
+    if count != len(os.listdir(folder)) - 1:
+        raise ValueError(f"{folder} cannot be read: a file is missing or truncated")
+    return [folder / name for name in _names(shape, chunk)]

@@ -4,19 +4,22 @@ The bits of every tensor are those of the source, unless the conversion was to a
 table ignores, buffers and copies of tied weights, is not written again.
 """
 
-import shutil
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from flowsde._files import replacing, write_json
-from flowsde_converters.arrays import Parameter
-from flowsde_converters.convert import INDEX, TOKENIZER, check_space, replacing_folder
-from flowsde_converters.detect import family_named
+from flowsde._files import write_json
+from flowsde.models.layers import Numerics
+from flowsde_converters.arrays import raw
+from flowsde_converters.convert import INDEX, TOKENIZER, check_space
+from flowsde_converters.copies import copy_file, copy_tree
+from flowsde_converters.opened import open_model
+from flowsde_converters.replace import replacing_out
 from flowsde_converters.safetensors_file import SafetensorsWriter
-from flowsde_converters.store import CONFIG, PARAMS, PIPELINE, from_json, read_config
+from flowsde_converters.store import CONFIG, PIPELINE, check_files, is_pipeline, read_config
 from flowsde_converters.stream import Advance
 from flowsde_converters.tables import Row, Table
 
@@ -32,18 +35,21 @@ class Back:
     """
 
     def __init__(self, folder: Path):
-        self.about = read_config(folder)
-        family = family_named(self.about["family"])
-        config = from_json(family.config, self.about["config"])
-        self._table: Table = family.table(config, self.about["layout"])
-        self._params = {
-            row.target: Parameter(folder / PARAMS / row.target) for row in self._table.rows
-        }
+        self._opened = open_model(folder)
+        self.about, self._params = self._opened.about, self._opened.parameters()
+        # Which compares shapes.
+        self._opened.model(Numerics())
+        try:
+            self._table: Table = self._opened.family.table(
+                self._opened.config, self.about["layout"]
+            )
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG}: layout: {error}") from None
 
     @property
     def nbytes(self) -> int:
         """Of all parameters."""
-        return sum(int(np.prod(p.shape)) * p.dtype.itemsize for p in self._params.values())
+        return sum(one.nbytes for one in self._params.values())
 
     @property
     def described(self) -> str:
@@ -65,11 +71,18 @@ class Back:
                     shapes[key] = jax.ShapeDtypeStruct(tensor.shape, self._dtype(row, key))
         with SafetensorsWriter(path, shapes) as writer:
             for row in self._table.rows:
-                array = self._params[row.target].read()
+                array = self._read(row.target)
                 for keys, tensors in self._blocks(row, array):
                     for key, tensor in zip(keys, tensors, strict=True):
                         writer.write(key, tensor.astype(self._dtype(row, key), copy=False))
                 advance(array.nbytes)
+
+    def _read(self, path: str) -> np.ndarray:
+        """A parameter; ValueError if it is not what was written."""
+        array = self._params[path].read()
+        if hashlib.sha256(raw(array)).hexdigest() != self.about["params"][path]["sha256"]:
+            raise self._opened.changed([path])
+        return array
 
     def _blocks(
         self, row: Row, array: np.ndarray
@@ -90,11 +103,11 @@ def prepare_back(source: Path) -> dict[str, Back]:
     Raises:
       FileNotFoundError, ValueError: it is not what a conversion wrote.
     """
-    try:
-        names = read_config(source, PIPELINE)["models"]
-    except ValueError:
+    if not is_pipeline(source):
         return {"": Back(source)}
-    return {name: Back(source / name) for name in names}
+    about = read_config(source, PIPELINE)
+    check_files(source, about)
+    return {name: Back(source / name) for name in about["models"]}
 
 
 def run_back(
@@ -118,27 +131,33 @@ def run_back(
       ValueError: `out` is there, or is a file and the source a pipeline.
       OSError: the disk.
     """
-    if out.exists() and not (overwrite and out.is_file()):
-        expected = "another one" + (" or --overwrite" if out.is_file() else "")
-        raise ValueError(f"OUT {out} exists, expected {expected}")
-    needed = sum(one.nbytes for one in models.values())
-    if out.suffix == ".safetensors":
-        if "" not in models:
-            raise ValueError(f"{source} is a pipeline, expected a folder for OUT, got {out}")
-        check_space(out, needed)
-        with replacing(out) as temporary:
-            models[""].write(temporary, advance)
-        return
-    with replacing_folder(out, needed) as folder:
-        for name, one in models.items():
-            (folder / name).mkdir(exist_ok=True)
-            one.write(folder / name / f"{one.file_name}.safetensors", advance)
-            if one.about["source"]["config"] is not None:
-                write_json(folder / name / CONFIG, one.about["source"]["config"])
-        if "" in models:
-            if (source / TOKENIZER).is_dir():
-                shutil.copytree(source / TOKENIZER, folder, dirs_exist_ok=True)
+    alone = out.suffix == ".safetensors"
+    if alone and "" not in models:
+        raise ValueError(f"{source} is a pipeline, expected a folder for OUT, got {out}")
+
+    def check(place: Path) -> None:
+        if place.exists() and not (overwrite and place.is_file()):
+            expected = "another one" + (" or --overwrite" if place.is_file() else "")
+            raise ValueError(f"OUT {out} exists, expected {expected}")
+        check_space(place, sum(one.nbytes for one in models.values()))
+
+    with replacing_out(out, check) as new:
+        if alone:
+            models[""].write(new, advance)
         else:
-            for name in read_config(source, PIPELINE)["copied"]:
-                shutil.copytree(source / name, folder / name)
-            shutil.copy2(source / INDEX, folder)
+            _write_folder(source, models, new, advance)
+
+
+def _write_folder(source: Path, models: dict[str, Back], folder: Path, advance: Advance) -> None:
+    folder.mkdir()
+    if "" not in models:
+        for name in read_config(source, PIPELINE)["copied"]:
+            copy_tree(source / name, source, folder / name)
+        copy_file(source / INDEX, source, folder / INDEX)
+    elif (source / TOKENIZER).is_dir():
+        copy_tree(source / TOKENIZER, source, folder)
+    for name, one in models.items():
+        (folder / name).mkdir(exist_ok=True)
+        one.write(folder / name / f"{one.file_name}.safetensors", advance)
+        if one.about["source"]["config"] is not None:
+            write_json(folder / name / CONFIG, one.about["source"]["config"])

@@ -8,11 +8,13 @@ import tyro
 from tqdm import tqdm
 
 from flowsde import _text
+from flowsde._checks import check_path
 from flowsde.options import Flag, Int, shown
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.convert import Job, check_out, prepare, recover, run
+from flowsde_converters.convert import Job, check_out, prepare, run
 from flowsde_converters.detect import Plan
+from flowsde_converters.replace import settle, target
 
 _IGNORED_SHOWN = 6
 
@@ -63,11 +65,12 @@ class Convert:
         """
         if self.out is None and not self.check:
             raise ValueError("OUT is missing, expected a new folder, or --check")
+        check_path("SOURCE", self.source)
         if self.to_torch:
             return self._back()
         if self.out is not None:
-            recover(self.out)
-            check_out(Path(self.source), self.out, self.overwrite)
+            settle(self.out)
+            check_out(Path(self.source), target(self.out), self.overwrite)
         job = self._prepared()
         print("\n".join(described(job)), flush=True)
         if self.check:

@@ -1,26 +1,20 @@
-"""A checkpoint or a pipeline's folder, converted whole or not at all.
-
-Everything is written to a temporary folder beside OUT, which takes its name at the end: what is
-called OUT is complete, whenever the process dies.
-"""
+"""A checkpoint or a pipeline's folder, converted whole or not at all (`replace`)."""
 
 import dataclasses
-import glob
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flowsde as fs
-from flowsde._files import write_json
-from flowsde._text import shown
+from flowsde import _schema
+from flowsde._text import names, shown
 from flowsde.pipelines import PIPELINES
+from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
-from flowsde_converters.files import has_weights, open_checkpoint, read_json
-from flowsde_converters.store import CONFIG, PIPELINE, is_converted
+from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
+from flowsde_converters.replace import replacing_out
+from flowsde_converters.store import CONFIG, PIPELINE, kind_of, strangers, write_config
 from flowsde_converters.stream import Advance
 from flowsde_converters.tables import listed
 from flowsde_converters.write import write
@@ -96,15 +90,16 @@ def prepare(
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
-        checkpoint = open_checkpoint(source)
+        checkpoint = _opened(source, source)
         if settings:
             config = {**(checkpoint.config or {}), **settings}
             checkpoint = dataclasses.replace(checkpoint, config=config)
         one = {"": plan(checkpoint, family, dtype, entry)}
         return Job(source, one, tokenizer=_tokenizer(source))
     if settings:
-        names = ", ".join(settings)
-        raise ValueError(f"{names}: settings are of a single model, and {source} is a pipeline")
+        raise ValueError(
+            f"{', '.join(settings)}: settings are of a single model, and {source} is a pipeline"
+        )
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if entry is not None:
@@ -114,7 +109,7 @@ def prepare(
     plans: dict[str, Plan] = {}
     for name in models:
         try:
-            plans[name] = plan(open_checkpoint(source / name), None, dtype)
+            plans[name] = plan(_opened(source / name, source), None, dtype)
         except ValueError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     if not models and not problems:
@@ -122,6 +117,17 @@ def prepare(
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
     return Job(source, plans, tuple(copied))
+
+
+def _opened(path: Path, source: Path) -> Checkpoint:
+    """Of a file, or of a folder in the source, whose links must stay in that."""
+    if path.is_dir():
+        contained(path / CONFIG, source)
+    checkpoint = open_checkpoint(path)
+    if path.is_dir():
+        for one in checkpoint.paths:
+            contained(one, source)
+    return checkpoint
 
 
 def _check_class(source: Path) -> None:
@@ -151,11 +157,12 @@ def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
         # Other entries are settings, and parts that this pipeline does without.
         if name.startswith("_") or not isinstance(kind, list) or None in kind:
             continue
-        if not re.fullmatch(r"\w+", name):
-            problems.append(
-                f"{INDEX} names the part {shown(repr(name))}, expected a folder beside it"
-            )
-        elif not (source / name).is_dir():
+        try:
+            contained(source / _schema.name(name, "the part"), source)
+        except ValueError as error:
+            problems.append(f"{INDEX} names a part outside of the folder: {error}")
+            continue
+        if not (source / name).is_dir():
             problems.append(f"{INDEX} names the part {name}, which is missing")
         else:
             (models if has_weights(source / name) else copied).append(name)
@@ -166,12 +173,19 @@ def check_out(source: Path, out: Path, overwrite: bool) -> None:
     """ValueError unless `out` can be written."""
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"OUT {out} holds SOURCE {source}, expected a new folder")
-    if not out.exists() and not out.is_symlink():
+    if not out.exists():
         return
     if not overwrite:
         raise ValueError(f"OUT {out} exists, expected another one or --overwrite")
-    if not is_converted(out) and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if kind_of(out) is None:
         raise ValueError(f"--overwrite: OUT {out} was not written by a conversion, and is left")
+    others = strangers(out)
+    if others:
+        raise ValueError(
+            f"--overwrite: OUT {out} holds {names(others)}, which no conversion wrote, and is left"
+        )
 
 
 def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda _: None) -> None:
@@ -184,83 +198,38 @@ def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda 
       advance: told of bytes of tensors that were read, and of parameters that were verified.
 
     Raises:
-      ValueError: `out` is there or too large for the disk, or values are not finite; nothing is
-        left behind.
+      ValueError: `out` is there, written to by another process or too large for the disk, or values
+        are not finite; nothing is left behind.
       OSError: the disk.
     """
-    recover(out)
-    check_out(job.source, out, overwrite)
-    with replacing_folder(out, job.to_write) as folder:
+
+    def check(place: Path) -> None:
+        check_out(job.source, place, overwrite)
+        check_space(place, job.to_write)
+
+    with replacing_out(out, check) as folder:
+        folder.mkdir()
+        if job.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for name in job.tokenizer:
+                copy_file(job.source / name, job.source, folder / TOKENIZER / name)
         for name, one in job.plans.items():
             (folder / name).mkdir(exist_ok=True)
             try:
                 write(one, folder / name, advance)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}" if name else str(error)) from None
-        if job.tokenizer:
-            (folder / TOKENIZER).mkdir()
-            for name in job.tokenizer:
-                shutil.copy2(job.source / name, folder / TOKENIZER)
         if "" in job.plans:
             return
         for name in job.copied:
-            shutil.copytree(job.source / name, folder / name)
-        shutil.copy2(job.source / INDEX, folder)
+            copy_tree(job.source / name, job.source, folder / name)
+        copy_file(job.source / INDEX, job.source, folder / INDEX)
         about = {"format": PIPELINE, "version": fs.__version__}
-        write_json(
-            folder / CONFIG, {**about, "models": list(job.plans), "copied": list(job.copied)}
-        )
-
-
-@contextmanager
-def replacing_folder(out: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder that becomes `out` if the block succeeds, and vanishes if it does not.
-
-    Raises:
-      ValueError: the disk has less than `needed` bytes.
-    """
-    check_space(out, needed)
-    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            os.rename(out, old)
-        os.rename(temporary, out)
-    finally:
-        for folder in (temporary, old):
-            if folder.exists():
-                shutil.rmtree(folder)
+        write_config(folder, {**about, "models": list(job.plans), "copied": list(job.copied)})
 
 
 def check_space(out: Path, needed: int) -> None:
     """ValueError if the disk of `out`, whose parents are made, has less than `needed` bytes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ValueError(f"OUT {out} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
-
-
-def recover(out: Path) -> None:
-    """Tidy up after processes that were killed: what they left beside `out` goes."""
-    if not out.parent.is_dir():
-        return
-    for path in sorted(out.parent.glob(glob.escape(f".{out.name}.") + "*")):
-        found = re.fullmatch(re.escape(f".{out.name}.") + r"(\d+)\.(tmp|old)", path.name)
-        if not found or _is_running(int(found[1])):
-            continue
-        if found[2] == "old" and not out.exists():
-            # Killed between the two renames.
-            os.rename(path, out)
-        else:
-            shutil.rmtree(path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

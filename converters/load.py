@@ -1,6 +1,11 @@
 """Converted models back in memory: `flowsde.load`."""
 
 import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +15,17 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from flowsde._text import shown
 from flowsde.models.layers import Numerics, logical_axes
 from flowsde.sharding import ShardingRules, automatic
 from flowsde_converters.arrays import Parameter
-from flowsde_converters.detect import abstract, family_named
 from flowsde_converters.family import Family
+from flowsde_converters.opened import Opened, open_model
 from flowsde_converters.paths import parameters, with_parameters
-from flowsde_converters.store import CONFIG, PARAMS, flat, from_json, nested, read_config
-from flowsde_converters.tables import listed
+from flowsde_converters.store import PARAMS, flat, nested
+
+_HASHING = max(1, min(8, (os.cpu_count() or 2) // 2))
+"""Threads; each hashes about a gigabyte a second."""
 
 
 def load_model(
@@ -26,18 +34,21 @@ def load_model(
     dtype: DTypeLike | None,
     rules: ShardingRules | None,
     numerics: Numerics | None,
+    verify: bool = True,
 ) -> Any:
     """As `flowsde.load`, of one model."""
-    module = load_module(folder, mesh, dtype, rules, numerics)
-    family, config = configuration(folder)
+    module = load_module(folder, mesh, dtype, rules, numerics, verify)
+    family, config = configuration(folder, verify=False)
     return module if family.flow is None else family.flow(module, config)
 
 
-def configuration(folder: Path) -> tuple[Family, Any]:
-    """Family and configuration of a converted model, without its parameters."""
-    about = read_config(folder)
-    family = family_named(about["family"])
-    return family, from_json(family.config, about["config"])
+def configuration(folder: Path, verify: bool = True) -> tuple[Family, Any]:
+    """Family and configuration of a converted model, without its parameters.
+
+    Args and errors as of `open_model`.
+    """
+    opened = open_model(folder, verify)
+    return opened.family, opened.config
 
 
 def load_module(
@@ -46,31 +57,29 @@ def load_module(
     dtype: DTypeLike | None = None,
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
+    verify: bool = True,
 ) -> Any:
     """The `nnx.Module` of one model, also where its family makes a flow."""
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     if rules is not None and mesh is None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
-    about = read_config(folder)
-    family, config = configuration(folder)
-    written = {path: jax.numpy.dtype(p["dtype"]) for path, p in about["params"].items()}
+    opened = open_model(folder, verify)
+    held = opened.parameters()
+    written = {path: jax.numpy.dtype(one.dtype) for path, one in held.items()}
     numerics = _numerics(numerics, dtype, list(written.values()))
     if rules is not None:
         numerics = dataclasses.replace(numerics, rules=rules)
-    model = abstract(family, config, numerics)
-    like = parameters(model)
-    _check(folder, about, like)
+    model = opened.model(numerics)
     shardings = _shardings(model, mesh, rules or ShardingRules())
-    params = _restore(
-        folder / PARAMS,
-        {
-            path: jax.ShapeDtypeStruct(
-                p.shape, written[path] if dtype is None else p.dtype, sharding=shardings[path]
-            )
-            for path, p in like.items()
-        },
-    )
+    like = {
+        path: jax.ShapeDtypeStruct(
+            p.shape, written[path] if dtype is None else p.dtype, sharding=shardings[path]
+        )
+        for path, p in parameters(model).items()
+    }
+    with _verifying(opened, held if verify else {}, mesh):
+        params = _restore(folder / PARAMS, like)
     return with_parameters(model, params)
 
 
@@ -81,25 +90,6 @@ def _numerics(
     if given is None:
         return Numerics.of_weights(weights)
     return dataclasses.replace(given, param_dtype=weights)
-
-
-def _check(folder: Path, about: dict[str, Any], like: dict[str, Any]) -> None:
-    """ValueError unless the parameters on disk are those of the model, and whole."""
-    held = {path: tuple(p["shape"]) for path, p in about["params"].items()}
-    made = {path: p.shape for path, p in like.items()}
-    wrong = [
-        f"{path} is {held.get(path)}, expected {made.get(path)}"
-        for path in sorted(held.keys() | made.keys())
-        if held.get(path) != made.get(path)
-    ]
-    if wrong:
-        title = f"{folder / CONFIG}, of flowsde {about['version']}, is not of this version's model"
-        raise ValueError(listed(wrong, title))
-    for path, p in about["params"].items():
-        there = Parameter(folder / PARAMS / path)
-        if (list(there.shape), there.dtype.name) != (p["shape"], p["dtype"]):
-            what = f"{there.dtype} {there.shape}, expected {p['dtype']} {p['shape']}"
-            raise ValueError(f"{folder / PARAMS / path} is {what}")
 
 
 def _shardings(model: nnx.Module, mesh: Mesh | None, rules: ShardingRules) -> dict[str, Sharding]:
@@ -117,7 +107,39 @@ def _shardings(model: nnx.Module, mesh: Mesh | None, rules: ShardingRules) -> di
     }
 
 
+@contextmanager
+def _verifying(opened: Opened, held: dict[str, Parameter], mesh: Mesh | None) -> Iterator[None]:
+    """Compare parameters with their hashes while the block reads them.
+
+    Processes that share a mesh share the work. The bytes are those that the block reads, out of the
+    system's memory: a disk gives them once.
+
+    Raises:
+      ValueError: naming the parameters that are not what was written.
+    """
+    processes = [0] if mesh is None else sorted({d.process_index for d in mesh.devices.flat})
+    first = processes.index(jax.process_index()) if len(processes) > 1 else 0
+    stopped = threading.Event()
+    with ThreadPoolExecutor(_HASHING) as pool:
+        found = {
+            path: pool.submit(one.digest, stopped.is_set)
+            for path, one in list(held.items())[first :: len(processes)]
+        }
+        try:
+            yield
+            wanted = opened.about["params"]
+            wrong = [path for path, it in found.items() if it.result() != wanted[path]["sha256"]]
+        finally:
+            stopped.set()
+    if wrong:
+        raise opened.changed(wrong)
+
+
 def _restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Parameters by path, each device reading its own part."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return flat(checkpointer.restore(folder.absolute(), nested(like)))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return flat(checkpointer.restore(folder.absolute(), nested(like)))
+    except Exception as error:  # Of torn files of its own Orbax says many things.
+        said = f"{type(error).__name__} {shown(error)}"
+        raise ValueError(f"{folder} cannot be read: {said}") from error

@@ -18,9 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 import flowsde as fs
-from flowsde._files import write_json
 from flowsde_converters.detect import Plan
-from flowsde_converters.store import CONFIG, FORMAT, PARAMS, nested
+from flowsde_converters.store import FORMAT, PARAMS, nested, write_config
 from flowsde_converters.stream import Advance, Stream
 from flowsde_converters.tables import Row, check_ignored
 
@@ -30,7 +29,7 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
 
     Args:
       plan: what to convert.
-      folder: that exists and is empty; half-written after an error.
+      folder: that exists, without parameters; half-written after an error.
       advance: told of bytes of tensors that were read, and of parameters that were read back.
 
     Raises:
@@ -43,7 +42,7 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
         _save(plan, stream, folder / PARAMS)
         hashes = {path: found.result() for path, found in stream.hashes.items()}
         files = {name: found.result() for name, found in stream.sources.items()}
-    write_json(folder / CONFIG, _about(plan, hashes, files))
+    write_config(folder, _about(plan, hashes, files))
 
 
 def _about(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import math
 import operator
+import os
+import re
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +14,24 @@ import numpy as np
 
 MOST = 2**31 - 1
 """What int32 holds: counts in compiled programs are no larger."""
+# pathlib turns two slashes into one, so that "gs://bucket" would be a folder "gs:" here.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """`value` as a path of a file system here, raising for a URL.
+
+    Locks, and renames that happen whole or not at all, are what keeps results and conversions
+    whole; object stores have neither.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}")
+    if _URL.match(os.fspath(value)):
+        raise ValueError(
+            f"{name} must be a path on this machine, a mounted bucket included, got the URL "
+            f"{os.fspath(value)[:200]!r}"
+        )
+    return Path(value)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -11,6 +11,7 @@ and "NaN", as in Protobuf's JSON mapping, and `flowsde._schema.number` reads the
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +69,17 @@ def _umask() -> int:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Strict JSON; numbers that it has no word for as strings."""
-    text = json.dumps(_speakable(values), indent=2, allow_nan=False)
+    text = json.dumps(speakable(values), indent=2, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
 
 
-def _speakable(value: Any) -> Any:
+def speakable(value: Any) -> Any:
+    """A value as `read_json` gives it back."""
     if isinstance(value, dict):
-        return {name: _speakable(one) for name, one in value.items()}
+        return {name: speakable(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_speakable(one) for one in value]
+        return [speakable(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -91,7 +93,11 @@ def read_json(path: Path) -> Any:
       ValueError: it is no JSON, or too large or too deep to be one of ours; naming the file.
     """
     try:
-        if path.stat().st_size > _MAX_JSON:
+        about = path.stat()
+        # To read a pipe would wait for whoever writes to it.
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no file")
+        if about.st_size > _MAX_JSON:
             raise ValueError(f"more than {_MAX_JSON} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -4,6 +4,8 @@
     OUT/.flowsde/lock           held while a process writes to OUT
     OUT/.flowsde/tmp/           files that are being written
 
+What replaces OUT as a whole, file or folder, has its own next to it: .OUT.flowsde (`beside`).
+
 The lock is the kernel's (flock), which goes with the process however that ends, so that no number
 of a process can be mistaken for another's; it is that of one machine, or of a network file system
 that supports it. Whoever holds it removes what a dead one left in tmp/.
@@ -12,13 +14,18 @@ that supports it. Whoever holds it removes what a dead one left in tmp/.
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flowsde._files import HIDDEN, PREFIX, replacing
 
 _TAG = "FLOWSDE.TAG"
+_LOCK = "lock"
+_TEMPORARY = "tmp"
+_LOOKS, _PAUSE = 20, 0.005
+"""Times, seconds: a tenth of one, which only those wait whose folder has our name."""
 _SIGNATURE = "Signature: flowsde-d41f7c0a9e6b4c25"
 _TEXT = f"""{_SIGNATURE}
 Made by flowsde, which removes this folder once it is of no more use. Nothing here is a result.
@@ -34,48 +41,97 @@ def is_ours(hidden: Path) -> bool:
         return False
 
 
-def claim(folder: Path) -> Path:
+def beside(path: Path) -> Path:
+    """The hidden folder of what is replaced as a whole."""
+    return path.with_name(f".{path.name}{HIDDEN}")
+
+
+def claim(folder: Path, hidden: Path | None = None) -> Path:
     """The hidden folder of a folder, made if need be.
+
+    Args:
+      folder: that is written to.
+      hidden: where it is instead of in there.
 
     Raises:
       ValueError: there is one of that name that flowsde did not make.
       OSError: it cannot be made.
     """
-    hidden = folder / HIDDEN
+    hidden = _make(hidden or folder / HIDDEN)
     if not is_ours(hidden):
-        folder.mkdir(parents=True, exist_ok=True)
-        if hidden.is_symlink() or (hidden.exists() and not hidden.is_dir()) or _filled(hidden):
-            raise ValueError(
-                f"{hidden} was not made by flowsde, which keeps what it needs there; expected "
-                f"another folder, or that one moved away"
-            )
-        hidden.mkdir(exist_ok=True)
         with replacing(hidden / _TAG) as temporary:
             temporary.write_text(_TEXT)
-    (hidden / "tmp").mkdir(exist_ok=True)
+    _mkdir(hidden / _TEMPORARY)
     return hidden
 
 
+def _make(hidden: Path) -> Path:
+    """The folder, without a tag if there was none."""
+    if _is_of_others(hidden):
+        raise ValueError(
+            f"{hidden} was not made by flowsde, which keeps what it needs there; expected another "
+            f"folder, or that one moved away"
+        )
+    hidden.parent.mkdir(parents=True, exist_ok=True)
+    _mkdir(hidden)
+    return hidden
+
+
+def _mkdir(folder: Path) -> None:
+    # pathlib's `exist_ok` looks twice, between which another process may remove it.
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+
+
+def _is_of_others(hidden: Path) -> bool:
+    # Between two looks another process may claim or release it: what is of others stays as it is.
+    for _ in range(_LOOKS):
+        if is_ours(hidden):
+            return False
+        other = hidden.is_symlink() or (hidden.exists() and not hidden.is_dir()) or _filled(hidden)
+        if not other:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
 def _filled(hidden: Path) -> bool:
-    """Whether something other than what a process killed in `claim` leaves is there."""
-    if not hidden.is_dir():
+    """Whether something other than what a process killed in `claim` or `release` leaves is there,
+    or one in `locked` while another releases."""
+    try:
+        there = [name for name in os.listdir(hidden) if not name.startswith(PREFIX)]
+    except FileNotFoundError:
         return False
-    return any(not name.startswith(PREFIX) for name in os.listdir(hidden))
+    return any(not _is_empty(hidden / name) for name in there)
 
 
-def release(folder: Path) -> None:
-    """Remove the hidden folder, if there is one that is ours."""
-    hidden = folder / HIDDEN
+def _is_empty(path: Path) -> bool:
+    """Whether it is the lock, or the folder of temporary files, with nothing in it."""
+    try:
+        if path.name == _LOCK:
+            return path.is_file() and not path.stat().st_size
+        return path.name == _TEMPORARY and not os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return not os.path.lexists(path)
+
+
+def release(folder: Path, hidden: Path | None = None) -> None:
+    """Remove the hidden folder, if there is one that is ours; where it is as of `claim`."""
+    hidden = hidden or folder / HIDDEN
     if is_ours(hidden):
-        # The tag goes last: a kill before that leaves a folder that is ours still.
+        # First what nobody would miss, then the tag, which says so; the lock goes last: whoever has
+        # the next one makes what it needs.
         for name in os.listdir(hidden):
-            if name != _TAG:
-                _remove(hidden / name)
+            if name not in (_TAG, _LOCK):
+                remove(hidden / name)
         (hidden / _TAG).unlink()
-        hidden.rmdir()
+        (hidden / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.rmdir()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link; what it leads to stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -83,34 +139,46 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """Hold a folder's lock in the block, which gets the hidden folder.
+def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
+    """Hold a folder's lock in the block, which gets the hidden folder; where it is as of `claim`.
 
     Raises:
       ValueError: another process holds it, or the hidden folder is not ours.
       OSError: it cannot be made.
     """
-    while True:
-        path = claim(folder) / "lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise ValueError(
-                f"another flowsde process is writing to {folder}; expected it to end first, or "
-                f"another folder"
-            ) from None
-        # The one before may have removed the file between our two calls.
-        if _same(handle, path):
-            break
-        os.close(handle)
+    while (handle := _lock(folder, hidden)) is None:
+        pass
     try:
-        for name in os.listdir(path.parent / "tmp"):
-            _remove(path.parent / "tmp" / name)
-        yield path.parent
+        path = claim(folder, hidden)
+        for name in os.listdir(path / _TEMPORARY):
+            remove(path / _TEMPORARY / name)
+        yield path
     finally:
         os.close(handle)
+
+
+def _lock(folder: Path, hidden: Path | None) -> int | None:
+    """The lock, as an open file; None if whoever had it removed it between our calls."""
+    try:
+        path = _make(hidden or folder / HIDDEN) / _LOCK
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _same(handle, path):
+            return handle
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"another flowsde process is writing to {folder}; expected it to end first, or another "
+            f"folder"
+        ) from None
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
 
 
 def _same(handle: int, path: Path) -> bool:

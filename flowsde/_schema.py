@@ -64,6 +64,23 @@ def number(value: Any, where: str) -> float:
         raise wrong(where, "a number of 64 bits", value) from None
 
 
+def inside(value: Any, where: str) -> str:
+    """The relative path, with slashes, of something in a folder, and not outside of it."""
+    own = text(value, where)
+    parts = own.split("/")
+    odd = "\\" in own or not own.isprintable()
+    if odd or any(part in ("", ".", "..") for part in parts):
+        raise wrong(where, "a path in the folder", value)
+    return own
+
+
+def name(value: Any, where: str) -> str:
+    """The name of something that lies in a folder itself."""
+    if "/" in inside(value, where):
+        raise wrong(where, "a name in the folder", value)
+    return value
+
+
 def maybe(of: Reader) -> Reader:
     """What `of` reads, or null."""
     return lambda value, where: None if value is None else of(value, where)
@@ -101,7 +118,7 @@ def table(of: Reader) -> Reader:
     return read
 
 
-def fields(optional: dict[str, Reader] | None = None, **required: Reader) -> Reader:
+def fields(optional: dict[str, Reader] | None = None, /, **required: Reader) -> Reader:
     """An object that has the named fields, and may have the optional ones."""
 
     def read(value: Any, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from flowsde._checks import check_path
 from flowsde.models.layers import Numerics
 from flowsde.search import Info, Result, Search
 from flowsde.search.layout import gather
@@ -58,6 +59,7 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
     """
     import orbax.checkpoint as ocp
 
+    folder = check_path("folder", folder)
     leaves = _flat(gather(result))
     implementations = {
         name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)
@@ -72,7 +74,7 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
         "empty": {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items() if not a.size},
     }
     arrays = {name: a for name, a in arrays.items() if a.size}
-    with _manager(Path(folder), create=True) as manager:
+    with _manager(folder, create=True) as manager:
         # What is there from this round on is of a run that this one takes the place of.
         for step in manager.all_steps():
             if step >= rounds:
@@ -99,7 +101,7 @@ def restore_search(folder: str | Path, search: Search) -> Result:
     """
     import orbax.checkpoint as ocp
 
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} holds no saved search")
     with _manager(folder, create=False) as manager:
@@ -150,6 +152,7 @@ def load(
     *,
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
+    verify: bool = True,
 ) -> Any:
     """What ``flowsde convert`` wrote, parameters read straight onto the devices.
 
@@ -161,6 +164,8 @@ def load(
         that have one. Pass the same to `run`.
       numerics: dtype of activations, and attention; by default activations are bfloat16 where the
         weights are, else float32, also where the weights are float16, in which models overflow.
+      verify: compare every file with the SHA-256 that was written with it, while it is read: a
+        gigabyte a second for each of half of the cores.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.pipelines`, else the
@@ -168,14 +173,16 @@ def load(
 
     Raises:
       FileNotFoundError: there is no converted model.
-      ValueError: it is of another format or version, a rule names no axis of the mesh, or the
-        devices do not share a parameter evenly, which is named.
+      ValueError: it is of another format or version, or not what was written, naming the file; a
+        rule names no axis of the mesh, or the devices do not share a parameter evenly, which is
+        named.
     """
     from flowsde import pipelines
     from flowsde_converters.load import load_model, load_module
     from flowsde_converters.store import is_pipeline
 
-    how = (mesh, dtype, rules, numerics)
-    if is_pipeline(Path(folder)):
-        return pipelines.load(Path(folder), lambda part: load_module(part, *how))
-    return load_model(Path(folder), *how)
+    folder = check_path("folder", folder)
+    how = (mesh, dtype, rules, numerics, verify)
+    if is_pipeline(folder):
+        return pipelines.load(folder, lambda part: load_module(part, *how), verify)
+    return load_model(folder, *how)

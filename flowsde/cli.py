@@ -35,7 +35,7 @@ from flowsde._files import write_arrays, write_json
 from flowsde._keys import from_seed
 from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
-from flowsde.options import Sample
+from flowsde.options import Sample, check_paths
 from flowsde.presets import Settings
 from flowsde.search import Result, Search
 
@@ -305,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         try:
             command = _parse(args)
+            check_paths(command)
             compiled.keep()
             if not isinstance(command, Sample):
                 with unfinished.terminating():

@@ -1,12 +1,14 @@
 """Options of `flowsde sample`, and what it shares with others, as tyro reads them."""
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from flowsde._checks import check_path
 from flowsde.presets import CHOICES, Settings, flag
 
 
@@ -197,3 +199,16 @@ def names() -> list[str]:
     groups = {"converted": Converted, "trajectory": Trajectory, "search": Tuning}
     own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
     return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]
+
+
+def check_paths(command: Any) -> None:
+    """ValueError naming the option whose path is a URL; groups of options included."""
+    hints = typing.get_type_hints(type(command), include_extras=True)
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            check_paths(value)
+        positional = tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                check_path(field.name.upper() if positional else flag(field.name), path)

@@ -59,20 +59,22 @@ class FluxPipeline:
     Args:
       folder: that a conversion wrote.
       read: a model of a folder.
+      verify: whether to compare what configures the models with its hashes.
 
     Raises:
       FileNotFoundError, ValueError: a part is missing or of something else, before any weights are
         read.
     """
 
-    def __init__(self, folder: Path, read: Read = read):
-        self._parts = Parts({name: folder / name for name in _FAMILIES}, _FAMILIES, read)
+    def __init__(self, folder: Path, read: Read = read, verify: bool = True):
+        parts = {name: folder / name for name in _FAMILIES}
+        self._parts = Parts(parts, _FAMILIES, read, verify)
         self._schedule = schedule.read(folder / "scheduler")
         configs = self._parts.configs
         self.config: FluxConfig = configs["transformer"]
-        positions = configs["text_encoder"].positions
-        self._clip = clip_tokenizer(folder / "tokenizer", length=positions)
-        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=LENGTH)
+        text, t5 = configs["text_encoder"], configs["text_encoder_2"]
+        self._clip = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
+        self._t5 = t5_tokenizer(folder / "tokenizer_2", length=LENGTH, vocab=t5.vocab)
 
     @property
     def side(self) -> int:

@@ -15,16 +15,21 @@ def read(folder: Path) -> Any:
     return load_module(folder)
 
 
-def configuration(folder: Path, wanted: str) -> Any:
+def configuration(folder: Path, wanted: str, verify: bool = True) -> Any:
     """The configuration of a converted model of a family.
+
+    Args:
+      folder: of the model.
+      wanted: name of the family.
+      verify: whether to compare its files, but the weights, with their hashes.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is of another family, or no single model.
+      ValueError: it is of another family, or no single model, or not what was written.
     """
     from flowsde_converters.load import configuration
 
-    family, config = configuration(folder)
+    family, config = configuration(folder, verify)
     if family.name != wanted:
         raise ValueError(f"{folder} holds a model of {family.name}, expected one of {wanted}")
     return config
@@ -37,15 +42,24 @@ class Parts:
       folders: of each model.
       families: that each must be of.
       read: a model; the only place where weights are read.
+      verify: as of `configuration`.
 
     Raises:
       FileNotFoundError, ValueError: as of `configuration`.
     """
 
-    def __init__(self, folders: Mapping[str, Path], families: Mapping[str, str], read: Read):
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        families: Mapping[str, str],
+        read: Read,
+        verify: bool = True,
+    ):
         self._folders, self._read = folders, read
         self._held: dict[str, Any] = {}
-        self.configs = {name: configuration(folders[name], families[name]) for name in families}
+        self.configs = {
+            name: configuration(folders[name], families[name], verify) for name in families
+        }
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._held:

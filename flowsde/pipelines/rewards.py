@@ -92,7 +92,9 @@ class Cosine:
     def __init__(self, folder: Path, score: Callable[..., Any]):
         self._folder, self._score = folder, score
         config = configuration(folder, "clip")
-        self._tokenizer = clip_tokenizer(folder / "tokenizer", length=config.text.positions)
+        self._tokenizer = clip_tokenizer(
+            folder / "tokenizer", length=config.text.positions, config=config.text
+        )
         self._reward: Any = None
 
     def embed(self, prompts: Sequence[str]) -> list[Any]:

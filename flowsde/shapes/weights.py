@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.flax import save as serialise
 
+from flowsde._checks import check_path
+
 Params = Any
 FOLDER = Path(__file__).parent / "weights"
 
@@ -49,6 +51,7 @@ def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
       FileNotFoundError: there is no such file.
       ValueError: the file holds another network.
     """
+    path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no weights of {name!r} at {path}")
     params: dict[str, Any] = {}

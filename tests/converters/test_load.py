@@ -16,7 +16,9 @@ from test_convert import converted, expected, pipeline  # noqa: F401
 import flowsde as fs
 from flowsde.models.layers import Numerics
 from flowsde_converters import convert
+from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.paths import parameters
+from flowsde_converters.store import sealed
 
 
 @pytest.fixture
@@ -92,6 +94,11 @@ def test_a_rule_names_an_axis_of_the_mesh(out):
         fs.load(out, mesh, rules={"mlp": "prompt"})
 
 
+def write(config, about):
+    """A configuration that was written so."""
+    config.write_text(json.dumps(sealed(about)))
+
+
 def test_what_is_not_a_converted_model_is_refused(out, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json, expected what"):
         fs.load(tmp_path / "nowhere")
@@ -100,13 +107,13 @@ def test_what_is_not_a_converted_model_is_refused(out, tmp_path):
     config.write_text(json.dumps(about | {"format": "other"}))
     with pytest.raises(ValueError, match="of the format 'other', expected 'flowsde converted"):
         fs.load(out)
-    config.write_text(json.dumps(about | {"family": "gone"}))
+    write(config, about | {"family": "gone"})
     with pytest.raises(ValueError, match="unknown family 'gone', expected one of toy"):
         fs.load(out)
-    config.write_text(json.dumps(about | {"config": {"depth": 3, "breadth": 4}}))
-    with pytest.raises(ValueError, match="unknown settings of Config: breadth"):
+    write(config, about | {"config": {"depth": 3, "breadth": 4}})
+    with pytest.raises(ValueError, match="unknown settings of Config: 'breadth'"):
         fs.load(out)
-    config.write_text(json.dumps(about | {"config": about["config"] | {"depth": 4}}))
+    write(config, about | {"config": about["config"] | {"depth": 4}})
     with pytest.raises(ValueError, match=r"blocks\.bias is \(3, 4\), expected \(4, 4\)"):
         fs.load(out)
 
@@ -117,8 +124,100 @@ def test_what_is_not_a_converted_model_is_refused(out, tmp_path):
 def test_a_parameter_that_is_gone_is_an_error(out, gone):
     path = out / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(ValueError, match=r"params/(head\.bias|blocks\.kernel) cannot be read: "):
+    with pytest.raises(ValueError, match=r"params/.* (is missing, which .*|cannot be read: )"):
         fs.load(out)
+    with pytest.raises(ValueError, match=r"params/(head\.bias|blocks\.kernel) cannot be read: "):
+        fs.load(out, verify=False)
+
+
+@pytest.mark.parametrize("name", ["params/blocks.kernel/0.0.0", "params/head.bias/0"])
+def test_a_bit_that_flipped_is_named(out, tmp_path, name):
+    file = out / name
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    said = rf"params: {name.split('/')[1]} changed since it was written: its SHA-256 is not that"
+    with pytest.raises(ValueError, match=said):
+        fs.load(out)
+    with pytest.raises(ValueError, match=said):
+        run_back(out, prepare_back(out), tmp_path / "back.safetensors")
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "out"}
+    same = [
+        np.array_equal(a, expected(toy.tensors())[path])
+        for path, a in parameters(fs.load(out, verify=False)).items()
+    ]
+    assert sorted(same) == [False, True, True, True]
+
+
+def test_a_field_that_changed_is_an_error(out):
+    """Also one that the shapes of parameters say nothing of."""
+    config = out / "config.json"
+    about = json.loads(config.read_text())
+    about["config"]["sizes"].append(8)
+    config.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"out/config\.json was changed since it was written"):
+        fs.load(out)
+    fs.load(out, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"params": 3}, r"config\.json: params must be an object, got 3"),
+        ({"config": []}, r"config\.json: config must be an object, got \[\]"),
+        ({"config": {"depth": 3}}, r"config\.json: config lacks the field width"),
+        ({"config": {"depth": 3, "width": 4.5}}, r"config: width must be an integer"),
+        (
+            {"config": {"depth": 3, "width": 4, "sizes": [[2]]}},
+            r"config: sizes\[0\] must be an int",
+        ),
+        (
+            {"config": {"depth": 3, "width": 4, "sizes": [2] * 99}},
+            r"sizes must be a list of at most",
+        ),
+        ({"config": {"depth": 3, "width": 0}}, r"config\.json.*config makes no toy|is not of this"),
+        ({"config": {"depth": 2**31 - 1, "width": 4}}, r"is not of this version's model"),
+        ({"dtype": "int4"}, r"config\.json: dtype must be one of"),
+        ({"source": {"files": {}}}, r"config\.json: source lacks the field dtypes"),
+        ({"files": {"../x": "0" * 64}}, r"config\.json: files must be a path in the folder"),
+        ({"files": {"a": "0"}}, r"config\.json: files: a must be a SHA-256"),
+        ({"version": None}, r"config\.json: version must be a text"),
+        (
+            {"format": ["x"] * 1000},
+            r"is of the format \['x', .*\.\.\., expected 'flowsde converted",
+        ),
+    ],
+)
+def test_a_hostile_configuration_is_one_line(out, change, said):
+    config = out / "config.json"
+    write(config, json.loads(config.read_text()) | change)
+    for verify in (True, False):
+        with pytest.raises(ValueError, match=said) as caught:
+            fs.load(out, verify=verify)
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shape": [10**9]}, r"head\.bias cannot be read: a file is missing or truncated"),
+        ({"shape": [10**12], "chunks": [10**12]}, r"head\.bias cannot be read: a file is missing"),
+        ({"shape": [2, 1]}, r"\.zarray has chunks of 1 axes, expected 2"),
+        ({"chunks": [0]}, r"\.zarray: chunks\[0\] must be an integer from 1"),
+        ({"dtype": "<f8"}, r"head\.bias cannot be read: a file is missing or truncated"),
+        ({"dtype": "<i4"}, r"head\.bias is int32 \(2,\), expected float32"),
+        ({"dtype": "no"}, r"head\.bias cannot be read: .*no"),
+        ({"compressor": {"id": "zlib"}}, r"\.zarray: compressor must be one of None"),
+        ({"dimension_separator": "/"}, r"\.zarray: dimension_separator must be one of '\.'"),
+        ({"zarr_format": None}, r"\.zarray: zarr_format must be one of 2"),
+    ],
+)
+def test_a_hostile_description_of_an_array_is_one_line(out, change, said):
+    """Whatever it says: the files that there are bound what is read."""
+    path = out / "params" / "head.bias" / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"head\.bias/\.zarray was changed since it was written"):
+        fs.load(out)
+    with pytest.raises(ValueError, match=said):
+        fs.load(out, verify=False)
 
 
 def test_a_truncated_parameter_is_an_error(out):

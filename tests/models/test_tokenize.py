@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
+from flowsde.models.clip import CLIPTextConfig
 from flowsde.models.tokenize import clip_tokenizer, t5_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -174,3 +175,74 @@ def test_folders_that_do_not_do_are_named(tmp_path, t5_folder, clip_folder):
         t5_tokenizer(t5_folder)("cat")
     with pytest.raises(ValueError, match="length must be at least 3, got 2"):
         clip_tokenizer(clip_folder, length=2)
+
+
+def clip_of(vocab, eos=None):
+    return CLIPTextConfig(vocab=vocab, width=8, heads=2, eos=eos)
+
+
+def test_tokens_are_those_of_the_model(tmp_path):
+    """Rows that a model does not have are read as its last one, without a word."""
+    folder = write_clip(tmp_path / "clip")
+    vocab = json.loads((folder / "vocab.json").read_text())
+    rows, end = len(vocab), vocab[END]
+    for config in (clip_of(rows), clip_of(rows + 7), clip_of(rows, eos=end)):
+        clip_tokenizer(folder, config=config)
+    with pytest.raises(ValueError, match=rf"its ids go to {rows - 1}, expected at most {rows - 2}"):
+        clip_tokenizer(folder, config=clip_of(rows - 1))
+    with pytest.raises(ValueError, match=rf"ends a text by the token {end}, expected {end - 1}"):
+        clip_tokenizer(folder, config=clip_of(rows, eos=end - 1))
+    moved = {word: i + 1000 for word, i in vocab.items()}
+    (folder / "vocab.json").write_text(json.dumps(moved))
+    with pytest.raises(ValueError, match=r"clip is not the tokenizer of this model: its ids go to"):
+        clip_tokenizer(folder, config=clip_of(rows))
+    moved = vocab | {END: vocab[START], START: end}
+    (folder / "vocab.json").write_text(json.dumps(moved))
+    with pytest.raises(ValueError, match=rf"ends a text by the token {end - 1}, expected {end}"):
+        clip_tokenizer(folder, config=clip_of(rows))
+
+
+def test_t5_tokens_are_those_of_the_model(t5_folder):
+    rows = Tokenizer.from_file(str(t5_folder / "tokenizer.json")).get_vocab_size()
+    t5_tokenizer(t5_folder, vocab=rows)
+    with pytest.raises(ValueError, match=rf"its ids go to {rows - 1}, expected at most {rows - 2}"):
+        t5_tokenizer(t5_folder, vocab=rows - 1)
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token", "unk_token"])
+def test_special_tokens_are_in_the_vocabulary(tmp_path, name):
+    """One that is not would get an id that no model knows."""
+    folder = write_clip(tmp_path / "clip", **{name: "<gone>"})
+    with pytest.raises(ValueError, match=r"clip: the special token '<gone>' is not in the token"):
+        clip_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("vocab.json", "", r"vocab\.json cannot be read"),
+        ("vocab.json", "[]", r"vocab\.json must be an object, got \[\]"),
+        ("vocab.json", '{"a": -1}', r"vocab\.json: a must be an integer from 0"),
+        ("vocab.json", '{"a": "1"}', r"vocab\.json: a must be an integer from 0"),
+        ("vocab.json", '{"a": 1e99}', r"vocab\.json: a must be an integer from 0"),
+        ("vocab.json", '{"a": 1, "b": 1}', r"vocab\.json has two tokens of one id"),
+        ("vocab.json", "{}", r"special token '<.endoftext.>' is not in the tokenizer's vocabulary"),
+        ("vocab.json", "\xff", r"vocab\.json cannot be read|unknown"),
+        ("merges.txt", "a", r"vocab\.json and merges\.txt cannot be read"),
+        ("merges.txt", "zz yy", r"vocab\.json and merges\.txt cannot be read"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json cannot be read"),
+        ("tokenizer_config.json", "3", r"tokenizer_config\.json must be an object"),
+        ("tokenizer_config.json", '{"eos_token": 3}', r"config\.json: eos_token must be a text"),
+        ("tokenizer_config.json", '{"eos_token": {}}', r"eos_token lacks the field content"),
+        ("special_tokens_map.json", '{"pad_token": []}', r"map\.json: pad_token must be a text"),
+        ("tokenizer.json", "", r"tokenizer\.json cannot be read"),
+        ("tokenizer.json", "{}", r"tokenizer\.json cannot be read"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3}}', r"cannot be read"),
+    ],
+)
+def test_files_that_are_broken_are_named(tmp_path, file, content, said):
+    folder = write_clip(tmp_path / "clip")
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        clip_tokenizer(folder)
+    assert str(folder) in str(caught.value)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from flowsde.models.sit import SiTConfig
-from flowsde_converters import convert, sit
+from flowsde_converters import convert, sit, store
 from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
 from flowsde_converters.tables import unconvert
@@ -133,6 +133,13 @@ def converted(source: Path, out: Path) -> Path:
     """What our converter makes of it."""
     convert.run(convert.prepare(source), out)
     return out
+
+
+def resealed(folder: Path) -> Path:
+    """A converted pipeline, in which copied files were changed, as if it had been written so."""
+    about = store.read_config(folder, store.PIPELINE, verify=False)
+    store.write_config(folder, {k: v for k, v in about.items() if k not in ("files", "sha256")})
+    return folder
 
 
 def rows_first(latents: Any) -> np.ndarray:
