@@ -100,3 +100,16 @@ def check_times(name: str, times: Any) -> jax.Array:
 def _outside(values: np.ndarray) -> str:
     wrong = values[~((values >= 0) & (values <= 1))].reshape(-1)
     return f"{wrong[0]!s}" + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")
+
+
+def check_output(name: str, value: Any, x: jax.Array) -> None:
+    """Raise unless `value` is a floating-point array shaped as x."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(
+            f"{name} returned {type(value).__name__}, expected an array of shape {x.shape}"
+        )
+    if value.shape != x.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} returned shape {value.shape} and dtype {value.dtype}, "
+            f"expected shape {x.shape} and a floating dtype"
+        )

@@ -2,27 +2,30 @@
 
 The library knows a model only as ``velocity_fn(params, x, t, cond) -> velocity`` with x
 [n, *shape], t [n] float32 in [0, 1] (0 data, 1 noise) and cond a pytree with leading axis n, or
-None. The adapters below bring linen, NNX and plain functions to that form. A `Flow` is a
-pytree whose leaves are its parameters: pass it to compiled functions as an argument.
+None. The constructors bring linen, NNX and plain functions of any convention to that form, see
+`flowsde.adapters`. A `Flow` is a pytree whose leaves are its parameters: pass it to compiled
+functions as an argument.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowsde._checks import check_count
+from flowsde._checks import check_count, check_output
 from flowsde._keys import as_key
 from flowsde._static import check_static
+from flowsde.adapters import Options, Plain, adapt
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
+from flowsde.modules import NNX, Linen, as_partial, describe, in_eval_mode, refuse_module
 from flowsde.predictions import expand, means_from_velocity
 
 Params = Any
@@ -58,56 +61,99 @@ class Flow:
 
     @classmethod
     def from_callable(
-        cls,
-        fn: VelocityFn,
-        params: Params,
-        shape: tuple[int, ...],
-        *,
-        interpolant: Interpolant | None = None,
-        decode: Callable[[jax.Array], jax.Array] | None = None,
+        cls, fn: VelocityFn, params: Params, shape: tuple[int, ...], **options: Unpack[Options]
     ) -> "Flow":
-        """Flow of a plain function ``fn(params, x, t, cond)``.
+        """Flow of a plain function, by default ``fn(params, x, t, cond) -> velocity``.
 
         Args:
-          fn: pure; returns the velocity, shaped as x, any floating dtype.
-          params: its parameters, or None.
+          fn: pure; what it returns is shaped as x, of any floating dtype.
+          params: its parameters, or None. NNX modules in them are copied in evaluation mode.
           shape: of one particle.
-          interpolant: of training; linear by default.
-          decode: x0 [n, *shape] -> images; the identity by default. Wrap a decoder with
-            parameters as ``jax.tree_util.Partial(decode_fn, decoder_params)``.
+          **options: of which there are, each with a default,
+            interpolant: of training; linear.
+            decode: x0 [n, *shape] -> images; the identity. Wrap a decoder with parameters as
+              ``jax.tree_util.Partial(decode_fn, decoder_params)``; an NNX module, or a method of
+              one, is taken as it is and evaluated in evaluation mode.
+            prediction: what the model gives: "velocity", alpha' x0 + sigma' x1, which is noise -
+              data under the linear interpolant; "negative_velocity", data - noise; "x0", data;
+              "x1", noise; or "score".
+            time: what the model calls t = 0, data, and t = 1, noise: (0, 1); (1, 0) if it counts
+              from noise to data, (0, 1000) if it counts to a thousand. It changes the model's t
+              alone: a velocity along reversed time is the "negative_velocity".
+            call: the arguments of the model as they are written in Python, of params, x, t and
+              cond: "params, x, t, cond"; also "params, t, x", or "params, x, timestep=t, **cond"
+              for a cond that maps names to arrays.
+            kwargs: what else the model is given, constants by name: {"train": False}.
+            per_example: whether the model takes one particle, x [*shape] and t [], with its cond.
+
+        Raises:
+          ValueError, TypeError: naming the argument, or the call that the model does not take.
         """
+        refuse_module("fn", fn)
         if not callable(fn):
             raise TypeError(f"fn must be callable, fn(params, x, t, cond), got {fn!r}")
-        return cls(
-            params=params,
-            velocity_fn=fn,
-            shape=_check_shape(shape),
-            interpolant=Linear() if interpolant is None else interpolant,
-            decode=as_partial("decode", _identity if decode is None else decode),
-        )
+        return cls._adapted(Plain(fn), fn, in_eval_mode(params), shape, ("params",), options)
 
     @classmethod
     def from_linen(
-        cls, module: Any, params: Params, shape: tuple[int, ...], **options: Any
+        cls, module: Any, params: Params, shape: tuple[int, ...], **options: Unpack[Options]
     ) -> "Flow":
         """Flow of a `flax.linen` module called as ``module(x, t, cond)``, or ``module(x, t)``.
 
         Args:
-          module: with its method ``__call__``; without cond it is called with two arguments.
-          params: the variables that ``module.apply`` takes.
+          module: with its method ``__call__``. It must not draw random numbers or update
+            collections when called: `kwargs` says how to evaluate it, {"train": False}.
+          params: the variables that ``module.apply`` takes, all collections; axes named by
+            `flax.linen.with_partitioning` are split by their names on a mesh.
           shape: of one particle.
-          **options: `interpolant` and `decode`, as for `from_callable`.
+          **options: as for `from_callable`; `call` is "x, t, cond" by default.
         """
-        return cls.from_callable(_Linen(module), params, shape, **options)
+        return cls._adapted(Linen.of(module, params), module.__call__, params, shape, (), options)
 
     @classmethod
-    def from_nnx(cls, model: nnx.Module, shape: tuple[int, ...], **options: Any) -> "Flow":
+    def from_nnx(
+        cls, model: nnx.Module, shape: tuple[int, ...], **options: Unpack[Options]
+    ) -> "Flow":
         """Flow of an NNX module called as ``model(x, t, cond)``, or ``model(x, t)``.
 
-        The module is split once; its state becomes the flow's parameters.
+        The module is copied in evaluation mode (`nnx.Module.eval`) and split once; the copy's state
+        becomes the flow's parameters. What is done to the module later does not change the flow.
+
+        Args:
+          model: the module.
+          shape: of one particle.
+          **options: as for `from_callable`; `call` is "x, t, cond" by default.
         """
-        graphdef, state = nnx.split(model)
-        return cls.from_callable(_NNX(graphdef), state, shape, **options)
+        if not isinstance(model, nnx.Module):
+            refuse_module("model", model)
+            raise TypeError(f"model must be a flax.nnx.Module, got {describe(model)}")
+        if not callable(model):
+            raise TypeError(f"model must have a __call__, {type(model).__name__} has none")
+        function, state = NNX.split(model)
+        return cls._adapted(function, model.__call__, state, shape, (), options)
+
+    @classmethod
+    def _adapted(
+        cls,
+        model: Callable[..., Any],
+        called: Any,
+        params: Params,
+        shape: tuple[int, ...],
+        first: tuple[str, ...],
+        options: Options,
+    ) -> "Flow":
+        """Flow of ``model(params, *args, **kwargs)``, whose args are those of `called`."""
+        convention: dict[str, Any] = dict(options)
+        interpolant, decode = convention.pop("interpolant", None), convention.pop("decode", None)
+        source = Linear() if interpolant is None else interpolant
+        adapted = adapt(model, called, (*first, "x", "t", "cond"), source, **convention)
+        return cls(
+            params=params,
+            velocity_fn=adapted.simplest(),
+            shape=_check_shape(shape),
+            interpolant=source,
+            decode=as_partial("decode", _identity if decode is None else decode),
+        )
 
     def means(
         self, x: jax.Array, s: jax.Array, cond: Cond, interpolant: Interpolant
@@ -123,11 +169,7 @@ class Flow:
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
         velocity = self.velocity_fn(self.params, point, t, cond)
-        if velocity.shape != x.shape or not jnp.issubdtype(velocity.dtype, jnp.floating):
-            raise ValueError(
-                f"velocity_fn returned shape {velocity.shape} and dtype {velocity.dtype}, "
-                f"expected shape {x.shape} and a floating dtype"
-            )
+        check_output("velocity_fn", velocity, x)
         return means_from_velocity(self.interpolant, point, t, velocity.astype(jnp.float32))
 
 
@@ -135,38 +177,10 @@ def _identity(x: jax.Array) -> jax.Array:
     return x
 
 
-def as_partial(name: str, fn: Any) -> Callable[..., jax.Array]:
-    """A callable as a pytree: a `Partial` stays, a function becomes one without leaves."""
-    if not callable(fn):
-        raise TypeError(f"{name} must be callable, got {fn!r}")
-    is_pytree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
-    return fn if is_pytree else jax.tree_util.Partial(fn)
-
-
 def _check_shape(shape: Any) -> tuple[int, ...]:
     if isinstance(shape, int):
         raise TypeError(f"shape must be a tuple of one particle's axes, got {shape}")
     return tuple(check_count("shape", size) for size in shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Linen:
-    module: Any
-
-    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-        return self.module.apply(params, x, t, *_optional(cond))
-
-
-@dataclasses.dataclass(frozen=True)
-class _NNX:
-    graphdef: Any
-
-    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-        return nnx.merge(self.graphdef, params)(x, t, *_optional(cond))
-
-
-def _optional(cond: Cond) -> tuple[Cond, ...]:
-    return () if cond is None else (cond,)
 
 
 @dataclasses.dataclass(frozen=True)

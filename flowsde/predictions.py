@@ -17,14 +17,21 @@ velocities are infinite where the interpolant's own derivatives are (VP's sigma'
 alpha' at 1), and there the conversions *from* a velocity take their limits.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from flowsde._checks import check_times
+from flowsde._checks import check_output, check_times
 from flowsde.interpolants import Interpolant, is_silent, match_time
+
+Prediction = Literal["velocity", "negative_velocity", "x0", "x1", "score"]
+"""What a model may give; the negative velocity, data - noise, is that of reversed time."""
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+_LEAST_ALPHA = 2.0**-11
+"""Of the radius: below it, x0 from the noise or the score is mostly float32's rounding of those."""
 
 
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
@@ -144,6 +151,53 @@ def score_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Arr
 def x0_to_score(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
     """(alpha x0 - x) / sigma^2; not finite at t = 0."""
     return x1_to_score(p, x, t, x0_to_x1(p, x, t, x0))
+
+
+def informative_time(prediction: str, p: Interpolant, t: jax.Array) -> jax.Array:
+    """The nearest time at which a prediction says what x0 and x1 are.
+
+    Noise and score say nothing of x0 where alpha = 0: there, a time just before is used instead.
+    """
+    if prediction not in ("x1", "score"):
+        return t
+    angle = jnp.full_like(t, math.acos(_LEAST_ALPHA))
+    return jnp.minimum(t, p.time(angle))
+
+
+def prediction_to_velocity(
+    prediction: str, p: Interpolant, x: jax.Array, t: jax.Array, value: Any
+) -> jax.Array:
+    """Velocity of a model's prediction, at an `informative_time`.
+
+    Finite where the interpolant's derivatives are, and at t = 0 also where that of sigma is not
+    (VP): x0 = x is all that can be known there, and E[noise | x_0] is its limit, 0.
+
+    Args:
+      prediction: one of `PREDICTIONS`.
+      p: the model's interpolant.
+      x: [n, ...].
+      t: [n].
+      value: shaped as x, of any floating dtype.
+
+    Returns:
+      The value as it is for "velocity", else in the dtype of x.
+    """
+    if prediction == "velocity":
+        return value
+    check_output(f"the model's {prediction}", value, x)
+    value = value.astype(x.dtype)
+    if prediction == "negative_velocity":
+        return -value
+    t = expand(t, x)
+    alpha, sigma = p.alpha(t), p.sigma(t)
+    at_data = sigma == 0
+    if prediction == "x0":
+        x0, x1 = value, (x - alpha * value) / jnp.where(at_data, 1.0, sigma)
+    else:
+        x1 = value if prediction == "x1" else -sigma * value
+        x0 = (x - sigma * x1) / alpha
+    rate = jnp.where(at_data, 0.0, p.sigma_dot(t))
+    return p.alpha_dot(t) * x0 + rate * jnp.where(at_data, 0.0, x1)
 
 
 def reparameterise(

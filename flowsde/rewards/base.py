@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative, check_positive
-from flowsde.flow import as_partial
+from flowsde.modules import as_partial
 
 
 class RewardError(RuntimeError):

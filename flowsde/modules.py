@@ -1,0 +1,147 @@
+"""Flax modules as pure functions of their parameters, in which rows do not depend on each other.
+
+NNX modules are evaluated in a copy in evaluation mode (`Module.eval`): dropout is off, and batch
+norms use their running averages. Linen modules say at the call how they are to be evaluated; those
+that draw random numbers or update variables when called are refused, and so are NNX modules that do
+so in evaluation mode.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.errors
+import jax
+from flax import linen as nn
+from flax import nnx
+
+
+def refuse_module(name: str, value: Any) -> None:
+    """TypeError for a module that the argument of this name does not take, saying what does."""
+    kinds = {f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__}
+    if "torch.nn.modules.module.Module" in kinds:
+        kind = "a torch module"
+        hint = "port it to Flax, see also `flowsde convert`"
+        if name == "reward":
+            hint = "a function of NumPy arrays that calls it is given to flowsde.rewards.host"
+    elif isinstance(value, nn.Module):
+        kind, hint = "a linen module", "expected Flow.from_linen(module, variables, shape)"
+        if name in ("reward", "decode"):
+            hint = "expected jax.tree_util.Partial(module.apply, variables)"
+    elif isinstance(value, nnx.Module):
+        kind, hint = "an NNX module", "expected Flow.from_nnx(model, shape)"
+    else:
+        return
+    raise TypeError(f"{name} is {kind}, {type(value).__name__}: {hint}")
+
+
+def _is_nnx(value: Any) -> bool:
+    return isinstance(value, nnx.Module)
+
+
+def in_eval_mode(tree: Any) -> Any:
+    """A pytree with a copy in evaluation mode for each NNX module in it.
+
+    Arrays are shared and variables are not: training the user's module afterwards changes nothing
+    here.
+    """
+
+    def copy(leaf: Any) -> Any:
+        if not _is_nnx(leaf):
+            return leaf
+        module = nnx.clone(leaf)
+        module.eval()
+        return module
+
+    return jax.tree.map(copy, tree, is_leaf=_is_nnx)
+
+
+def as_partial(name: str, fn: Any) -> Callable[..., jax.Array]:
+    """A callable as a pytree: a `Partial` stays, a function becomes one without leaves.
+
+    An NNX module, a method of one, and those in the arguments of a `Partial` are evaluated in
+    evaluation mode.
+    """
+    if _is_nnx(fn):
+        return jax.tree_util.Partial(*NNX.split(fn))
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, nnx.Module):
+        return jax.tree_util.Partial(*NNX.split(owner, fn.__name__))
+    refuse_module(name, fn)
+    if not callable(fn):
+        raise TypeError(f"{name} must be callable, got {fn!r}")
+    is_pytree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
+    return in_eval_mode(fn) if is_pytree else jax.tree_util.Partial(fn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linen:
+    """A linen module, as a function of its variables."""
+
+    module: nn.Module
+
+    @classmethod
+    def of(cls, module: Any, variables: Any) -> "Linen":
+        """TypeError unless they are a linen module and what its `init` returns."""
+        if not isinstance(module, nn.Module):
+            refuse_module("module", module)
+            raise TypeError(f"module must be a flax.linen.Module, got {describe(module)}")
+        is_variables = isinstance(variables, Mapping)
+        if not is_variables or (variables and "params" not in variables):
+            got = f"the keys {list(variables)}" if is_variables else describe(variables)
+            raise TypeError(
+                f"params must be the variables that {type(module).__name__}.init returned, "
+                f"{{'params': …}} with its other collections, got {got}"
+            )
+        return cls(module)
+
+    def __call__(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.module.apply(variables, *args, **kwargs)
+        except (flax.errors.InvalidRngError, flax.errors.ModifyScopeVariableError) as error:
+            raise ValueError(_moves(type(self.module).__name__, str(error))) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class NNX:
+    """An NNX module in evaluation mode, as a function of its state."""
+
+    graphdef: Any
+    method: str = "__call__"
+
+    @classmethod
+    def split(cls, module: nnx.Module, method: str = "__call__") -> tuple["NNX", Any]:
+        """The function, and the state of the copy in evaluation mode."""
+        graphdef, state = nnx.split(in_eval_mode(module))
+        return cls(graphdef, method), state
+
+    def __call__(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        # Variables of its own: a call may change them, and the caller's must stay.
+        module = nnx.merge(self.graphdef, jax.tree.map(lambda a: a, state))
+        before = _moving_parts(module)
+        output = getattr(module, self.method)(*args, **kwargs)
+        for path, value in _moving_parts(module).items():
+            if value is not before.get(path):
+                what = f"{'.'.join(map(str, path))} changes"
+                raise ValueError(_moves(type(module).__name__, what))
+        return output
+
+
+def _moving_parts(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
+    """Values of batch statistics and random states."""
+    state = nnx.state(module, nnx.Any(nnx.BatchStat, nnx.RngState))
+    return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def _moves(name: str, what: str) -> str:
+    return (
+        f"{name} draws random numbers or updates statistics when it is called ({what}), and rows "
+        f"would depend on their neighbours; expected a model in evaluation mode, e.g. "
+        f"kwargs={{'train': False}} if it takes that"
+    )
+
+
+def describe(value: Any) -> str:
+    """The kind of a value, for messages."""
+    return f"the class {value.__name__}" if inspect.isclass(value) else type(value).__name__
