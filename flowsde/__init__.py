@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         search,
     )
     from flowsde.checkpoint import load, restore_search, save_search
-    from flowsde.flow import Flow, guide, sample
+    from flowsde.classifier_free import guide
+    from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
     from flowsde.packing import batch
     from flowsde.predictions import (
@@ -48,7 +49,8 @@ _MODULES = (
 )
 _NAMES = {
     "checkpoint": ("load", "restore_search", "save_search"),
-    "flow": ("Flow", "guide", "sample"),
+    "classifier_free": ("guide",),
+    "flow": ("Flow", "sample"),
     "interpolants": ("match_time",),
     "packing": ("batch",),
     "predictions": (

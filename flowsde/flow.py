@@ -21,6 +21,8 @@ from flowsde._checks import check_count, check_output
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.adapters import Options, Plain, adapt
+from flowsde.classifier_free import with_own_nulls
+from flowsde.conds import Cond, as_arrays, check_cond
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
@@ -29,7 +31,6 @@ from flowsde.modules import NNX, Linen, as_partial, describe, in_eval_mode, refu
 from flowsde.predictions import expand, means_from_velocity
 
 Params = Any
-Cond = Any
 VelocityFn = Callable[[Params, jax.Array, jax.Array, Cond], jax.Array]
 
 
@@ -183,50 +184,6 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
     return tuple(check_count("shape", size) for size in shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Guided:
-    velocity_fn: VelocityFn
-
-    def __call__(self, params: Params, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-        inner, scale, null = params
-        n = x.shape[0]
-        null = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (n, *a.shape)), null)
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
-        doubled = self.velocity_fn(inner, jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        wanted, free = jnp.split(doubled.astype(jnp.float32), 2)
-        return free + scale * (wanted - free)
-
-
-def guide(flow: Flow, scale: float, null_cond: Cond) -> Flow:
-    """Classifier-free guidance (Ho & Salimans, 2022, arXiv 2207.12598).
-
-    velocity = u(null) + scale (u(cond) - u(null)). Every call runs the model on twice the
-    batch, so the returned flow costs, and is charged, two evaluations where the given one
-    costs one.
-
-    Args:
-      flow: conditional.
-      scale: 1 is no guidance; a change of scale does not compile again.
-      null_cond: the condition that stands for none, without a batch axis.
-    """
-    null = jax.tree.map(jnp.asarray, null_cond)
-    return dataclasses.replace(
-        flow,
-        params=(flow.params, jnp.asarray(scale, jnp.float32), null),
-        velocity_fn=_Guided(flow.velocity_fn),
-        evaluations=2 * flow.evaluations,
-    )
-
-
-def check_cond(cond: Cond, n: int, axis: str) -> None:
-    """Raise unless every leaf of cond has leading axis n."""
-    for leaf in jax.tree.leaves(cond):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
-            raise ValueError(
-                f"cond has a leaf of shape {jnp.shape(leaf)}, expected leading axis {axis} = {n}"
-            )
-
-
 def check_flow(flow: Flow) -> None:
     """Raise unless flows whose functions compute differently are told apart."""
     check_static("velocity_fn", flow.velocity_fn)
@@ -291,8 +248,9 @@ def sample(
     check_static("kernel", kernel)
     if final not in ("kernel", "mean"):
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
+    cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
-    cond = jax.tree.map(jnp.asarray, cond)
+    flow, cond = with_own_nulls(flow, cond)
     x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)

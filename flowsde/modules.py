@@ -15,6 +15,7 @@ import flax.errors
 import jax
 from flax import linen as nn
 from flax import nnx
+from flax.core.meta import Partitioned
 
 
 def refuse_module(name: str, value: Any) -> None:
@@ -97,10 +98,20 @@ class Linen:
         return cls(module)
 
     def __call__(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        # On a mesh linen would take logical names of axes for the mesh's own.
+        variables = jax.tree.map(_unboxed, variables, is_leaf=_is_partitioned)
         try:
             return self.module.apply(variables, *args, **kwargs)
         except (flax.errors.InvalidRngError, flax.errors.ModifyScopeVariableError) as error:
             raise ValueError(_moves(type(self.module).__name__, str(error))) from error
+
+
+def _is_partitioned(value: Any) -> bool:
+    return isinstance(value, Partitioned)
+
+
+def _unboxed(value: Any) -> Any:
+    return value.unbox(apply_constraint=False) if _is_partitioned(value) else value
 
 
 @dataclasses.dataclass(frozen=True)

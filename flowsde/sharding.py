@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from flax.core.meta import Partitioned
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -44,23 +45,28 @@ class ShardingRules:
             object.__setattr__(self, name, tuple(axes) if isinstance(axes, list) else axes)
             self.spec(name)
 
-    def mesh_axes(self, name: str | None) -> tuple[str, ...]:
-        """Axes of the mesh for a logical axis; ValueError for a name that has no rule."""
+    def mesh_axes(self, name: str | None, mesh: Mesh | None = None) -> tuple[str, ...]:
+        """Axes of the mesh for a logical axis; ValueError for a name that has no rule.
+
+        With a mesh, an axis of it that has no rule stands for itself.
+        """
         if name is None:
             return ()
         if name not in vars(self):
+            if mesh is not None and name in mesh.shape:
+                return (name,)
             expected = ", ".join(vars(self))
             raise ValueError(f"{name!r} is no logical axis, expected one of {expected}")
         axes = getattr(self, name)
         return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
-    def spec(self, *names: str | None) -> PartitionSpec:
-        """Of an array whose axes have these names.
+    def spec(self, *names: str | None, mesh: Mesh | None = None) -> PartitionSpec:
+        """Of an array whose axes have these names, see `mesh_axes`.
 
         Raises:
           ValueError: two of its axes would be split over the same axis of a mesh.
         """
-        every = [self.mesh_axes(name) for name in names]
+        every = [self.mesh_axes(name, mesh) for name in names]
         seen: dict[str, str | None] = {}
         for name, axes in zip(names, every, strict=True):
             for axis in axes:
@@ -103,7 +109,7 @@ class ShardingRules:
           ValueError: naming the parameter, one of whose axes does not come out even.
         """
         for size, name in zip(shape, names, strict=True):
-            axes = self.mesh_axes(name)
+            axes = self.mesh_axes(name, mesh)
             ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
                 raise ValueError(
@@ -111,7 +117,7 @@ class ShardingRules:
                     f"{ways} devices of mesh axis {' and '.join(axes)}, expected a multiple; "
                     f"ShardingRules({name}=None) keeps it whole"
                 )
-        return NamedSharding(mesh, self.spec(*names))
+        return NamedSharding(mesh, self.spec(*names, mesh=mesh))
 
 
 def automatic(mesh: Any) -> Mesh:
@@ -150,8 +156,9 @@ def place(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """A pytree of parameters on a mesh.
 
     Args:
-      tree: NNX parameters go by the names of their axes, arrays that are on this mesh already stay
-        as they are, and what has no names is held whole by every device.
+      tree: NNX parameters and linen's partitioned ones go by the names of their axes, arrays that
+        are on this mesh already stay as they are, and what has no names is held whole by every
+        device.
       mesh: with automatic axes.
       rules: of this mesh, see `ShardingRules.on`.
 
@@ -169,10 +176,16 @@ def place(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     def one(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, nnx.Variable):
             return leaf.replace(place_one(leaf.get_value(), path, axes_of(leaf)))
+        if isinstance(leaf, Partitioned):
+            # Linen leaves out the last of the names that are None.
+            names = (*leaf.names, *(None,) * (leaf.value.ndim - len(leaf.names)))
+            return leaf.replace(value=place_one(leaf.value, path, names))
         leaf = leaf if hasattr(leaf, "shape") else jax.numpy.asarray(leaf)
         return place_one(leaf, path, (None,) * leaf.ndim)
 
-    return jax.tree.map_with_path(one, tree, is_leaf=lambda a: isinstance(a, nnx.Variable))
+    return jax.tree.map_with_path(
+        one, tree, is_leaf=lambda a: isinstance(a, nnx.Variable | Partitioned)
+    )
 
 
 def _same(one: Any, other: Mesh) -> bool:

@@ -174,7 +174,7 @@ def _search_part(
 def _flow(row: Row) -> fs.Flow:
     flow = shapes.load_flow()
     if presets.evaluations(row.settings) > 1:
-        flow = fs.flow.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
+        flow = fs.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
     return flow
 
 

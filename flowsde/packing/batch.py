@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
-from flowsde.flow import Cond, Flow
+from flowsde.conds import Cond, check_arrays, stacked
+from flowsde.flow import Flow
 from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
@@ -48,6 +49,7 @@ def batch(
     reward: Any,
     *,
     cond: Cond = None,
+    reward_cond: Any = None,
     prompt_ids: Any = None,
     batch_size: int = 32,
     slots: int | None = None,
@@ -66,6 +68,7 @@ def batch(
       key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
         the device computes the next.
       cond: with leading axis P, or a list of P conds without one.
+      reward_cond: what the reward is told instead, the same or P objects, as for `flowsde.run`.
       prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws
         depend on (key, id).
       batch_size: candidates evaluated at once, B.
@@ -91,8 +94,8 @@ def batch(
     many = None if slots is None else check_count("slots", slots)
     cond, ids = as_list(cond, prompt_ids)
     job = prepare(
-        key, flow, search, reward, cond=cond, prompt_ids=ids, chunk_size=size,
-        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
+        key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
+        chunk_size=size, target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
     )  # fmt: skip
     if total_nfe is not None:
         total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
@@ -106,14 +109,9 @@ def batch(
 
 def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
     """Cond [P, ...] and P ids, either of which may be left to the other."""
+    check_arrays("cond", cond)
     if isinstance(cond, list):
-        if not cond:
-            raise ValueError("cond is an empty list, expected that of one prompt at least")
-        structures = {jax.tree.structure(one) for one in cond}
-        shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)) for one in cond}
-        if len(structures) > 1 or len(shapes) > 1:
-            raise ValueError("cond is a list of different structures or shapes, expected the same")
-        cond = jax.tree.map(lambda *leaves: np.stack(leaves), *cond)
+        cond = stacked("cond", cond)
     if prompt_ids is None:
         leaves = jax.tree.leaves(cond)
         if not leaves or jnp.ndim(leaves[0]) == 0:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.flow import Cond, Flow, finite_rows
+from flowsde.conds import Cond, for_reward
+from flowsde.flow import Flow, finite_rows
 from flowsde.packing.pool import Batch
 from flowsde.packing.steps import Kind, evaluate
 from flowsde.rewards.base import DeviceReward, HostReward
@@ -91,7 +92,7 @@ class OnHost:
     def __init__(self, flow: Flow, reward: HostReward, kind: Kind, minibatch: int, cond: Cond):
         self._evaluate = partial(evaluate_and_decode, flow, kind=kind, minibatch=minibatch)
         self._reward, self._minibatch = reward, minibatch
-        self._cond = jax.device_get(cond)
+        self._cond = jax.device_get(for_reward(cond))
         self._thread = ThreadPoolExecutor(1, f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.flow import Cond, Flow
+from flowsde.conds import Cond
+from flowsde.flow import Flow
 from flowsde.search.base import Candidates, Evaluation, Search
 from flowsde.search.programs import start
 from flowsde.search.result import Carry

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
 
 
@@ -66,7 +67,9 @@ class HostReward:
             but n floats.
         """
         try:
-            rewards = np.asarray(self._call(images, cond))
+            # Writable, which is all that PyTorch takes.
+            given = jax.tree.map(_writable, (images, cond))
+            rewards = np.asarray(self._call(*given))
         except RewardError:
             raise
         except Exception as error:
@@ -100,6 +103,10 @@ class HostReward:
                 f"reward {self.name!r} gave no answer within its timeout of {self.timeout:g} s"
             )
         return outcome[0]
+
+
+def _writable(array: Any) -> Any:
+    return np.require(array, requirements="W") if isinstance(array, np.ndarray) else array
 
 
 Reward = DeviceReward | HostReward
@@ -148,6 +155,41 @@ def host(
         check_positive("timeout", timeout)
     size = None if minibatch is None else check_count("minibatch", minibatch)
     return HostReward(fn, _name(fn) if name is None else name, float(cost), size, timeout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfObjects:
+    """A host reward's function that is told objects, of which cond holds the numbers."""
+
+    fn: Callable[[np.ndarray, list[Any]], Any]
+    objects: list[Any]
+
+    def __call__(self, images: np.ndarray, numbers: np.ndarray) -> Any:
+        return self.fn(images, [self.objects[i] for i in numbers])
+
+
+def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward, Cond]:
+    """A reward and what it is told of n prompts, with a leading axis of them.
+
+    Args:
+      reward: that takes objects if it runs outside JAX.
+      reward_cond: of a single prompt without its axis; or a list of those of n prompts.
+
+    Raises:
+      ValueError, TypeError: there are not n, or a JAX function is given no arrays.
+    """
+    if single:
+        reward_cond = [reward_cond]
+    if not isinstance(reward_cond, list):
+        return reward, reward_cond
+    if len(reward_cond) != n:
+        raise ValueError(
+            f"reward_cond is a list of {len(reward_cond)}, expected one of each of {n} prompts"
+        )
+    if isinstance(reward, HostReward) and not all(map(is_array, jax.tree.leaves(reward_cond))):
+        objects = dataclasses.replace(reward, fn=_OfObjects(reward.fn, reward_cond))
+        return objects, np.arange(n, dtype=np.int32)
+    return reward, stacked("reward_cond", reward_cond)
 
 
 def as_reward(reward: Any) -> Reward:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.flow import Cond, Flow, finite_rows
+from flowsde.conds import Cond, for_model, for_reward
+from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward, as_float32
@@ -92,14 +93,14 @@ def means(
     flow: Flow, x: jax.Array, t: jax.Array, cond: Cond, *, interpolant: Interpolant
 ) -> tuple[jax.Array, jax.Array]:
     """(x0, x1) of rows."""
-    return flow.means(x, t, cond, interpolant)
+    return flow.means(x, t, for_model(cond), interpolant)
 
 
 @jax.jit
 def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> jax.Array:
     """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
     images = flow.decode(x0)
-    rewards = as_float32(reward(images, cond), jnp)
+    rewards = as_float32(reward(images, for_reward(cond)), jnp)
     # Images may be integers, in which what was not finite no longer shows.
     return jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
 
@@ -306,7 +307,7 @@ def evaluate_on_host(
         # Filled up with further rows to the one compiled shape.
         decoded = _decode_and_check(flow, evals.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], cond)
+        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(cond))
         rewards = reward(images, own)
         told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
     return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))

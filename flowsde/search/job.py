@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from flowsde._checks import MOST, check_count, check_integers
 from flowsde._keys import as_key
 from flowsde._static import check_static
-from flowsde.flow import Cond, Flow, check_cond, check_flow
-from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward
+from flowsde.classifier_free import with_own_nulls
+from flowsde.conds import Cond, Told, as_arrays, check_cond
+from flowsde.flow import Flow, check_flow
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward, told
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
 from flowsde.search.layout import ALONE, EVERYWHERE, Layout, fetch, gather, memory
@@ -62,6 +64,7 @@ def prepare(
     reward: Any,
     *,
     cond: Cond,
+    reward_cond: Any = None,
     prompt_ids: Any,
     chunk_size: int | None,
     target_reward: float | None,
@@ -72,6 +75,7 @@ def prepare(
     rules: ShardingRules | None = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
+    _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
     key = as_key(key)
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
@@ -86,10 +90,8 @@ def prepare(
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
-    cond = jax.tree.map(jnp.asarray, cond)
-    if single:
-        cond = jax.tree.map(lambda a: a[None], cond)
-    check_cond(cond, ids.size, "len(prompt_ids)")
+    cond = _checked("cond", cond, ids.size, single)
+    flow, cond = with_own_nulls(flow, cond)
     budgets = _budgets(search, ids.size, nfe) // flow.evaluations
     if flow.evaluations != 1:
         # The search counts candidates, the budget is in passes of the model.
@@ -99,6 +101,9 @@ def prepare(
     verifier = as_reward(reward)
     if isinstance(verifier, DeviceReward):
         check_static("reward", verifier.fn)
+    if reward_cond is not None:
+        verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
+        cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
     if search.guided and isinstance(verifier, HostReward):
         raise TypeError(
             f"reward {verifier.name!r} runs outside JAX and has no gradient, which the search's "
@@ -144,6 +149,23 @@ def check_ids(prompt_ids: Any) -> np.ndarray:
             f"prompt_ids must be at least one integer in a row, got {reprlib.repr(prompt_ids)}"
         )
     return check_integers("prompt_ids", prompt_ids, 0, 2**32 - 1)
+
+
+def _check_not_traced(arguments: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise TypeError(
+            "a search compiles programs of its own and cannot be run inside jax.jit, vmap or grad; "
+            "call it directly, for many prompts together with prompt_ids"
+        )
+
+
+def _checked(name: str, cond: Cond, n: int, single: bool) -> Cond:
+    """Arrays with a leading axis of n prompts."""
+    cond = as_arrays(name, cond)
+    if single:
+        cond = jax.tree.map(lambda a: a[None], cond)
+    check_cond(cond, n, "len(prompt_ids)", name)
+    return cond
 
 
 def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.flow import Cond, Flow
+from flowsde.conds import Cond
+from flowsde.flow import Flow
 from flowsde.rewards.base import DeviceReward
 from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.evaluate import (

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flowsde.flow import Cond, Flow
+from flowsde.conds import Cond
+from flowsde.flow import Flow
 from flowsde.rewards.base import HostReward, RewardError
 from flowsde.search import programs
 from flowsde.search.base import Candidates, Info, Particle, Search
@@ -44,6 +45,7 @@ def run(
     reward: Any,
     *,
     cond: Cond = None,
+    reward_cond: Any = None,
     prompt_ids: Any = None,
     chunk_size: int | None = None,
     target_reward: float | None = None,
@@ -64,6 +66,9 @@ def run(
       reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
         What is too large for float32, and +inf, counts as the largest float32.
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
+      reward_cond: what the reward is told instead of `cond`, arrays as there. A reward outside JAX
+        may be told any object, a prompt's text for one, or a list of P with `prompt_ids`: it gets a
+        list of those of its images.
       prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
         and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
@@ -89,9 +94,9 @@ def run(
         `result` can be resumed.
     """
     job = prepare(
-        key, flow, search, reward, cond=cond, prompt_ids=prompt_ids, chunk_size=chunk_size,
-        target_reward=target_reward, nfe=nfe, invalid=invalid, resume=resume, mesh=mesh,
-        rules=rules,
+        key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=prompt_ids,
+        chunk_size=chunk_size, target_reward=target_reward, nfe=nfe, invalid=invalid,
+        resume=resume, mesh=mesh, rules=rules,
     )  # fmt: skip
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
@@ -118,6 +123,7 @@ def iterate(
     reward: Any,
     *,
     cond: Cond = None,
+    reward_cond: Any = None,
     prompt_ids: Any = None,
     chunk_size: int | None = None,
     target_reward: float | None = None,
@@ -140,6 +146,7 @@ def iterate(
             search,
             reward,
             cond=cond,
+            reward_cond=reward_cond,
             prompt_ids=prompt_ids,
             chunk_size=chunk_size,
             target_reward=target_reward,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from flowsde import presets, prompts, report, shapes
-from flowsde.flow import Flow, guide
+from flowsde.classifier_free import guide
+from flowsde.flow import Flow
 from flowsde.offer import Ask, Loaded
 from flowsde.options import Converted, Sample
 from flowsde.shapes import captions

@@ -1,0 +1,84 @@
+"""What models and rewards are told of prompts: pytrees of arrays with a leading axis of them.
+
+Both are told the same, `cond`, unless the reward has a `reward_cond` of its own. Then, and where a
+prompt has a null condition of its own, one pytree holds it all, so that whatever picks the rows of
+some prompts picks all of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Cond = Any
+
+
+class Told(NamedTuple):
+    """What the model and the reward are told, where that is not the same."""
+
+    model: Cond
+    reward: Cond
+
+
+class WithNull(NamedTuple):
+    """What a guided model is told, where the null condition is a prompt's own."""
+
+    cond: Cond
+    null: Cond
+
+
+def for_model(cond: Cond) -> Cond:
+    """What the model is told."""
+    return cond.model if isinstance(cond, Told) else cond
+
+
+def for_reward(cond: Cond) -> Cond:
+    """What the reward is told."""
+    if isinstance(cond, Told):
+        return cond.reward
+    return cond.cond if isinstance(cond, WithNull) else cond
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or a number; text, dates and other objects are not."""
+    return isinstance(leaf, jax.Array) or np.asarray(leaf).dtype.kind not in "OSUMm"
+
+
+def check_arrays(name: str, cond: Cond) -> None:
+    """TypeError unless all leaves are arrays or numbers."""
+    for leaf in jax.tree.leaves(cond):
+        if not is_array(leaf):
+            raise TypeError(
+                f"{name} has a leaf of type {type(leaf).__name__}, {str(leaf)[:40]!r}, expected "
+                f"arrays: text must be encoded for a model; a reward outside JAX takes it as "
+                f"reward_cond"
+            )
+
+
+def as_arrays(name: str, cond: Cond) -> Cond:
+    """`check_arrays`, then JAX arrays."""
+    check_arrays(name, cond)
+    return jax.tree.map(jnp.asarray, cond)
+
+
+def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
+    """Raise unless every leaf of cond has leading axis n."""
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
+            raise ValueError(
+                f"{name} has a leaf of shape {jnp.shape(leaf)}, expected leading axis {axis} = {n}"
+            )
+
+
+def stacked(name: str, conds: Sequence[Cond]) -> Cond:
+    """Conds of one prompt each, NumPy with a leading axis of them."""
+    check_arrays(name, conds)
+    if not conds:
+        raise ValueError(f"{name} is an empty list, expected that of one prompt at least")
+    structures = {jax.tree.structure(one) for one in conds}
+    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)) for one in conds}
+    if len(structures) > 1 or len(shapes) > 1:
+        raise ValueError(f"{name} is a list of different structures or shapes, expected the same")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)

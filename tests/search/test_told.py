@@ -1,0 +1,165 @@
+"""What models and rewards are told: each prompt its own null condition, texts for host rewards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowsde as fs
+
+KEY = jax.random.key(4)
+LINEAR = fs.interpolants.linear()
+SEARCH = fs.search.bon(nfe=6, kernel=fs.kernels.ode_euler(LINEAR), grid=fs.grids.uniform(3))
+COND = {"at": np.array([[1.0, 2.0], [-1.0, 0.5], [0.25, 4.0]], np.float32)}
+NULL = {"at": np.array([[0.0, 1.0], [3.0, -2.0], [-0.5, 0.5]], np.float32)}
+TEXTS = ["a cat", "two dogs", "ein Pferd"]
+
+
+def velocity(params, x, t, cond):
+    """Of data that are the one point cond: x0 = cond wherever x is."""
+    return (x - cond["at"]) / jnp.maximum(t, 1e-6)[:, None]
+
+
+def flow():
+    return fs.Flow.from_callable(velocity, None, (2,))
+
+
+def reward(images, cond):
+    return -jnp.sum(jnp.square(images - cond["at"]), axis=-1)
+
+
+def row(tree, i):
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+def same(a, b, tolerance=1e-4):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_each_prompt_is_guided_away_from_its_own_null(chunk_size):
+    """x0 = null + 3 (cond - null), the point that guidance leads to; the reward is told cond."""
+    wanted = NULL["at"] + 3.0 * (COND["at"] - NULL["at"])
+    options = {"cond": COND, "prompt_ids": [5, 6, 7], "chunk_size": chunk_size}
+    search = fs.search.bon(nfe=12, kernel=SEARCH.kernel, grid=fs.grids.uniform(3))
+    found = fs.run(KEY, fs.guide(flow(), 3.0, NULL), search, reward, **options)
+    same(found.x0, wanted)
+    same(found.reward, -np.sum(np.square(wanted - COND["at"]), axis=-1))
+    shared = fs.run(KEY, fs.guide(flow(), 3.0, row(NULL, 1)), search, reward, **options)
+    same(shared.x0, NULL["at"][1] + 3.0 * (COND["at"] - NULL["at"][1]))
+
+
+def test_own_nulls_in_a_batch_in_sample_and_of_a_single_prompt():
+    wanted = NULL["at"] + 3.0 * (COND["at"] - NULL["at"])
+    guided = fs.guide(flow(), 3.0, NULL)
+    search = fs.search.bon(nfe=12, kernel=SEARCH.kernel, grid=fs.grids.uniform(3))
+    for i, result in fs.batch(KEY, guided, search, reward, cond=COND, batch_size=4):
+        same(result.x0, wanted[i])
+    drawn = fs.sample(
+        KEY, guided, kernel=SEARCH.kernel, grid=SEARCH.grid, n=3, cond=COND, chunk_size=2
+    )
+    same(drawn, wanted)
+    alone = fs.guide(flow(), 3.0, jax.tree.map(lambda a: a[:1], NULL))
+    same(fs.run(KEY, alone, search, reward, cond=row(COND, 0)).x0, wanted[0])
+
+
+def test_null_conditions_that_do_not_fit():
+    two = {"at": NULL["at"][:2]}
+    with pytest.raises(ValueError, match=r"null_cond .* \(2, 2\), expected \(2,\) .* or \(3, 2\)"):
+        fs.run(KEY, fs.guide(flow(), 3.0, two), SEARCH, reward, cond=COND, prompt_ids=[0, 1, 2])
+    with pytest.raises(ValueError, match="null_cond has the structure .*expected that of cond"):
+        fs.run(KEY, fs.guide(flow(), 3.0, NULL), SEARCH, reward)
+
+
+def test_text_is_no_condition_of_a_model():
+    message = "has a leaf of type str, 'a cat', expected arrays: text must be encoded"
+    settings = {"kernel": SEARCH.kernel, "grid": SEARCH.grid}
+    for call in (
+        lambda: fs.run(KEY, flow(), SEARCH, reward, cond="a cat"),
+        lambda: fs.iterate(KEY, flow(), SEARCH, reward, cond={"at": ["a cat"]}),
+        lambda: fs.batch(KEY, flow(), SEARCH, reward, cond=TEXTS),
+        lambda: fs.batch(KEY, flow(), SEARCH, reward, cond="a cat"),
+        lambda: fs.sample(KEY, flow(), n=1, cond=["a cat"], **settings),
+        lambda: fs.guide(flow(), 2.0, "a cat"),
+        lambda: fs.run(KEY, flow(), SEARCH, reward, cond=row(COND, 0), reward_cond="a cat"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("transformation", [jax.jit, jax.grad])
+def test_a_search_in_a_compiled_function_is_refused(transformation):
+    def best(at):
+        return fs.run(KEY, flow(), SEARCH, reward, cond={"at": at}).reward
+
+    with pytest.raises(TypeError, match="cannot be run inside jax.jit, vmap or grad"):
+        transformation(best)(jnp.ones(2))
+
+
+def test_host_rewards_read_the_prompts():
+    """The text of each image's prompt, alone, together and packed, with or without a minibatch."""
+    heard = {}
+
+    def judge(images, texts):
+        assert isinstance(texts, list) and len(texts) == len(images)
+        for image, text in zip(images, texts, strict=True):
+            heard.setdefault(text, []).append(image)
+        return np.asarray([float(len(text)) for text in texts])
+
+    def check(texts):
+        for text in texts:
+            same(np.stack(heard[text]), np.resize(COND["at"][TEXTS.index(text)], (2, 2)))
+        assert heard.keys() == set(texts)
+        heard.clear()
+
+    hosted = fs.rewards.host(judge, minibatch=3)
+    several = {"cond": COND, "reward_cond": TEXTS, "prompt_ids": [0, 1, 2]}
+    assert fs.run(KEY, flow(), SEARCH, hosted, **several).reward.tolist() == [5.0, 8.0, 9.0]
+    check(TEXTS)
+    *_, last = fs.iterate(KEY, flow(), SEARCH, hosted, **several, chunk_size=2)
+    assert last.reward.tolist() == [5.0, 8.0, 9.0]
+    check(TEXTS)
+    one = fs.run(KEY, flow(), SEARCH, hosted, cond=row(COND, 1), reward_cond=TEXTS[1])
+    assert float(one.reward) == 8.0
+    check(TEXTS[1:2])
+    packed = fs.batch(KEY, flow(), SEARCH, hosted, cond=COND, reward_cond=TEXTS, batch_size=4)
+    assert {i: float(result.reward) for i, result in packed} == {0: 5.0, 1: 8.0, 2: 9.0}
+    check(TEXTS)
+
+
+def test_a_reward_may_be_told_something_else():
+    """Arrays for a JAX reward, which the model never sees."""
+    goal = {"at": COND["at"] + np.float32(1.0)}
+    for reward_cond in (goal, [row(goal, i) for i in range(3)]):
+        found = fs.run(
+            KEY, flow(), SEARCH, reward, cond=COND, reward_cond=reward_cond, prompt_ids=[0, 1, 2]
+        )
+        same(found.x0, COND["at"])
+        same(found.reward, np.full(3, -2.0))
+    hosted = fs.rewards.host(lambda images, cond: -np.sum((images - cond["at"]) ** 2, axis=-1))
+    one = fs.run(KEY, flow(), SEARCH, hosted, cond=row(COND, 0), reward_cond=row(goal, 0))
+    same(one.reward, -2.0)
+
+
+def test_what_rewards_are_told_must_fit():
+    options = {"cond": COND, "prompt_ids": [0, 1, 2]}
+    hosted = fs.rewards.host(lambda images, texts: np.zeros(len(images)))
+    with pytest.raises(ValueError, match="reward_cond is a list of 2, expected .* 3 prompts"):
+        fs.run(KEY, flow(), SEARCH, hosted, reward_cond=TEXTS[:2], **options)
+    with pytest.raises(ValueError, match=r"reward_cond has a leaf of shape \(2, 2\), expected"):
+        fs.run(KEY, flow(), SEARCH, reward, reward_cond={"at": NULL["at"][:2]}, **options)
+
+
+def test_host_rewards_may_be_torch():
+    """PyTorch warns of arrays that cannot be written to, and warnings are errors here."""
+    torch = pytest.importorskip("torch")
+
+    def judge(images, cond):
+        images, at = torch.from_numpy(images), torch.from_numpy(cond["at"])
+        return -((images - at) ** 2).sum(-1).numpy()
+
+    for minibatch in (None, 1):
+        hosted = fs.rewards.host(judge, minibatch=minibatch)
+        same(fs.run(KEY, flow(), SEARCH, hosted, cond=row(COND, 0)).reward, 0.0)
+        for _, result in fs.batch(KEY, flow(), SEARCH, hosted, cond=COND, batch_size=4):
+            same(result.reward, 0.0)
