@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsde._files import replacing
+from flowsde.pictures import pixels
 from flowsde.shapes import captions, checker
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ def save_figure(path: Path, figure: "Figure") -> None:
     """A figure as PNG."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-
-
-def pixels(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] to uint8."""
-    return np.clip(np.round(127.5 * (image + 1.0)), 0, 255).astype(np.uint8)
 
 
 def save_image(path: Path, image: np.ndarray, size: int | None = 256) -> None:

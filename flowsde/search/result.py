@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde.pictures import png
 from flowsde.search.base import Info
 
 
@@ -42,6 +43,38 @@ class Result(NamedTuple):
     verifier_cost: Any
     info: Any
     state: Any
+
+    def __repr__(self) -> str:
+        numbers = ("reward", "nfe", "evaluations", "verifier_calls")
+        parts = [f"{name}={_short(getattr(self, name))}" for name in numbers]
+        parts += [f"{name}={_shape(getattr(self, name))}" for name in ("image", "x0")]
+        return f"Result({', '.join(parts)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, or those of all prompts, if they are pictures."""
+        lead, shape = np.ndim(self.reward), np.shape(self.image)
+        if len(shape) != 3 + lead or shape[-1] != 3 or not _is_here(self.image):
+            return None
+        return png(np.asarray(self.image).reshape(-1, *shape[-3:]))
+
+
+def _is_here(array: Any) -> bool:
+    """Whether this process has all of it."""
+    return getattr(array, "is_fully_addressable", True)
+
+
+def _short(values: Any) -> str:
+    """A number, or the first of several."""
+    if not _is_here(values):
+        return _shape(values)
+    numbers = np.asarray(values)
+    if numbers.ndim == 0:
+        return f"{numbers[()]:.4g}" if numbers.dtype.kind == "f" else str(numbers)
+    return np.array2string(numbers, precision=4, separator=", ", threshold=8, edgeitems=3)
+
+
+def _shape(array: Any) -> str:
+    return f"{getattr(array, 'dtype', '?')}{list(np.shape(array))}"
 
 
 class Carry(NamedTuple):

@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from problems import batch, decode, host_reward, reward, row
@@ -17,6 +18,7 @@ from test_every_method import METHODS, assert_same
 import flowsde as fs
 from flowsde.models.layers import FLOAT32
 from flowsde.search.job import prepare
+from flowsde.sharding import place
 
 runner = importlib.import_module("flowsde.search.run")
 programs = importlib.import_module("flowsde.search.programs")
@@ -275,3 +277,35 @@ def test_rules_are_checked():
     rules = fs.ShardingRules(embed=["prompt", "particle"])
     assert rules.spec("embed", None, "mlp") == PartitionSpec(("prompt", "particle"), None, "model")
     assert hash(rules) == hash(fs.ShardingRules(embed=("prompt", "particle")))
+
+
+class LinenNet(nn.Module):
+    """Axes named as linen names them: logical ones, an axis of the mesh, and none."""
+
+    @nn.compact
+    def __call__(self, x, t, cond):
+        h = jnp.concatenate([x, cond["frequency"], t[:, None]], axis=-1)
+        glorot = nn.initializers.glorot_normal()
+        up = nn.Dense(8, kernel_init=nn.with_logical_partitioning(glorot, ("embed", "mlp")))
+        down = nn.Dense(2, kernel_init=nn.with_partitioning(glorot, ("model", None)))
+        return x - down(jnp.tanh(up(h)))
+
+
+def test_linen_parameters_go_by_the_names_of_their_axes():
+    """Of `with_partitioning` and `with_logical_partitioning`; the result is that without a mesh."""
+    given = options(2)
+    variables = LinenNet().init(KEY, jnp.ones((2, 2)), jnp.ones(2), given["cond"])
+    net = fs.Flow.from_linen(LinenNet(), variables, (2,), decode=decode)
+    mesh = mesh_of(2, 1, 2)
+    placed = place(net, mesh, fs.ShardingRules()).params["params"]
+    assert lies(placed["Dense_0"]["kernel"].value, mesh, None, "model")
+    assert lies(placed["Dense_1"]["kernel"].value, mesh, "model", None)
+    assert lies(placed["Dense_0"]["bias"], mesh, None)
+    search = fs.search.bon(
+        nfe=4, kernel=fs.kernels.ode_euler(fs.interpolants.linear()), grid=fs.grids.uniform(2)
+    )
+    found = [fs.run(KEY, net, search, reward, mesh=m, **given) for m in (mesh, None)]
+    same(*found, size=given["cond"]["size"])
+    odd = {"params": {"w": nn.LogicallyPartitioned(jnp.ones((2, 3)), ("embed", "width"))}}
+    with pytest.raises(ValueError, match="'width' is no logical axis, expected one of prompt, "):
+        place(odd, mesh, fs.ShardingRules())

@@ -1,0 +1,37 @@
+"""Images as pixels, and as the PNG that a notebook shows."""
+
+import io
+import math
+
+import numpy as np
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    """[-1, 1] to uint8."""
+    return np.clip(np.round(127.5 * (image + 1.0)), 0, 255).astype(np.uint8)
+
+
+def png(images: np.ndarray, least: int = 256) -> bytes:
+    """RGB images [n, h, w, 3] side by side, in rows about as many as columns.
+
+    Args:
+      images: in [-1, 1], or uint8.
+      least: pixels a side at least, by enlarging without smoothing.
+    """
+    from PIL import Image
+
+    if images.dtype != np.uint8:
+        images = pixels(np.clip(np.nan_to_num(images.astype(np.float32)), -1.0, 1.0))
+    n, height, width, _ = images.shape
+    times = max(1, math.ceil(least / min(height, width)))
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    # Places that are left over are white.
+    white = np.full((rows * columns - n, *images.shape[1:]), 255, np.uint8)
+    sheet = np.concatenate([images, white]).repeat(times, 1).repeat(times, 2)
+    sheet = sheet.reshape(rows, columns, *sheet.shape[1:]).swapaxes(1, 2)
+    file = io.BytesIO()
+    Image.fromarray(sheet.reshape(rows * height * times, columns * width * times, 3)).save(
+        file, "png"
+    )
+    return file.getvalue()
