@@ -23,6 +23,7 @@ from flowsde._static import check_static
 from flowsde.adapters import Options, Plain, adapt
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, as_arrays, check_cond
+from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels import Kernel, Renoise
@@ -251,6 +252,7 @@ def sample(
     cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
     flow, cond = with_own_nulls(flow, cond)
+    warn_if_written_anew(3, flow=flow.velocity_fn)
     x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)

@@ -31,6 +31,8 @@ matplotlib.use("Agg")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from flowsde import fresh  # noqa: E402
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
@@ -51,6 +53,13 @@ def few_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    """What one test has defined is no reason to warn in another."""
+    yield
+    fresh.forget()
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import ast
 import re
 import shlex
 import subprocess
@@ -15,19 +16,52 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 2
 
 
+HEADER = "\n".join(re.findall(r"^(?:import|from) .*$", EXAMPLES[0], re.MULTILINE))
+
+
+def run(code, names):
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
 @pytest.mark.slow
-def test_examples_run(capsys):
-    """In order, in one namespace."""
+def test_examples_run_in_order(capsys):
+    """As a reader would, in one session; each says something."""
     names = {}
     for code in EXAMPLES:
-        exec(compile(code, "README.md", "exec"), names)
-    assert len(capsys.readouterr().out.strip().splitlines()) >= 4
+        run(code, names)
+        assert capsys.readouterr().out.strip(), code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_every_example_runs_alone(number, capsys):
+    """After the imports of the first."""
+    run(EXAMPLES[number], run(HEADER, {}))
+    assert capsys.readouterr().out.strip()
+
+
+def test_examples_use_what_they_define():
+    """Names that a block binds at its top and never looks at."""
+    for code in EXAMPLES:
+        if code == EXAMPLES[0]:
+            continue
+        bound, read = set(), set()
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Name):
+                (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                bound.add(node.name)
+        methods = {"__init__", "__call__"}
+        assert bound - read - methods == set(), code
 
 
 def test_own_models_and_rewards_take_eight_lines():
-    for name in ("from_linen", "from_nnx", "from_callable", "brightness)", "rewards.host("):
-        (code,) = [example for example in EXAMPLES if f"{name}" in example]
-        assert len([line for line in code.splitlines() if line.strip()]) <= 8, name
+    """Beside imports, with a line or two that use them."""
+    for name in ("from_linen", "from_nnx", "velocity, {", "brightness,", "rewards.host(judge"):
+        (code,) = [example for example in EXAMPLES if name in example]
+        lines = [line for line in code.splitlines() if line.strip()]
+        assert len([line for line in lines if not line.startswith(("import", "from"))]) <= 8, name
 
 
 def test_commands_are_understood():

@@ -17,6 +17,7 @@ from flowsde._static import check_static
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, Told, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow
+from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward, told
 from flowsde.search.base import Search
 from flowsde.search.evaluate import Sizes, means, of_prompts, verify
@@ -101,6 +102,8 @@ def prepare(
     verifier = as_reward(reward)
     if isinstance(verifier, DeviceReward):
         check_static("reward", verifier.fn)
+    compiled = None if isinstance(verifier, HostReward) else verifier
+    warn_if_written_anew(4, flow=flow.velocity_fn, decode=flow.decode, reward=compiled)
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
