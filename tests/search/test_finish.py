@@ -110,6 +110,10 @@ def test_heun_finishing_is_of_second_order():
     """
     mean, v, linear = np.float32([0.5, -0.5]), 0.09, fs.interpolants.linear()
     data = fs.analytic.gaussian(mean, v)
+
+    def small(images, cond):
+        return -jnp.sum(images**2, axis=-1)
+
     # One draw of noise, then finishing alone: the grid has one step.
     errors = {}
     for finish, all_steps in (("complete", (8, 16)), ("heun", (8, 16, 32))):
@@ -118,9 +122,7 @@ def test_heun_finishing_is_of_second_order():
                 nfe=1 + steps, kernel=fs.kernels.ddim(linear), grid=[1.0, 0.0], chains=1,
                 finish=finish, finish_steps=steps,
             )  # fmt: skip
-            result = fs.run(
-                KEY, data.flow(), one, lambda images, cond: -jnp.sum(images**2, axis=-1)
-            )
+            result = fs.run(KEY, data.flow(), one, small)
             noise = result.state.inner.chains.champion.x[0]
             t = float(result.t)
             # x at the last time, exactly; the image is the posterior mean there.
