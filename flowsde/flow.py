@@ -252,7 +252,7 @@ def sample(
     cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
     flow, cond = with_own_nulls(flow, cond)
-    warn_if_written_anew(3, flow=flow.velocity_fn)
+    warn_if_written_anew(3, flow=flow.velocity_fn, interpolant=flow.interpolant, kernel=kernel)
     x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)

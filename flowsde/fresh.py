@@ -35,6 +35,9 @@ def _functions(value: Any) -> Iterator[FunctionType]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _functions(getattr(value, field.name, None))
+    elif hasattr(value, "__wrapped__"):
+        # Of jax.jit.
+        yield from _functions(value.__wrapped__)
 
 
 def _held(fn: FunctionType) -> list[Any]:
@@ -69,8 +72,12 @@ def warn_if_written_anew(stacklevel: int, **arguments: Any) -> None:
       stacklevel: of the user's line, as `warnings.warn` counts from here.
       **arguments: what holds functions, by the names that the user knows.
     """
+    now: set[FunctionType] = set()
     for name, value in arguments.items():
         for fn in _functions(value):
+            if fn in now:
+                continue
+            now.add(fn)
             key = (name, fn.__code__)
             known = key in _seen
             last = _seen.pop(key, None)

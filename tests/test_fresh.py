@@ -27,9 +27,14 @@ def reward(images, cond):
 FLOW = fs.Flow.from_callable(velocity, None, (2,))
 
 
-def go(flow=FLOW, reward=reward, how=fs.iterate):
+def searching(diffusion):
+    kernel = fs.kernels.euler_maruyama(fs.interpolants.linear(), diffusion)
+    return fs.search.svdd(nfe=4, kernel=kernel, grid=fs.grids.uniform(2), finish="mean")
+
+
+def go(flow=FLOW, reward=reward, how=fs.iterate, search=SEARCH):
     """Checked at the call; no round is run unless by `run`."""
-    return how(KEY, flow, SEARCH, reward)
+    return how(KEY, flow, search, reward)
 
 
 def scaled(scale):
@@ -66,6 +71,8 @@ def test_a_lambda_in_a_loop_is_warned_of_once_with_its_name_and_the_users_line()
             lambda: go(fs.Flow.from_callable(velocity, None, (2,), decode=lambda x: 2.0 * x)),
         ),
         ("reward", lambda: go(reward=scaled(2.0), how=fs.run)),
+        ("reward", lambda: go(reward=jax.jit(lambda images, cond: images[:, 1]))),
+        ("search", lambda: go(search=searching(lambda p, t: 2.0 * t))),
         ("reward", lambda: go(reward=fs.rewards.device(lambda images, cond: images[:, 1]))),
         ("reward", lambda: go(reward=jax.tree_util.Partial(lambda a, x, c: a * x[:, 0], 2.0))),
     ],

@@ -19,8 +19,8 @@ def test_there_are_examples():
 HEADER = "\n".join(re.findall(r"^(?:import|from) .*$", EXAMPLES[0], re.MULTILINE))
 
 
-def run(code, names):
-    exec(compile(code, "README.md", "exec"), names)
+def run(code, names, block="imports"):
+    exec(compile(code, f"README.md, block {block}", "exec"), names)
     return names
 
 
@@ -28,8 +28,8 @@ def run(code, names):
 def test_examples_run_in_order(capsys):
     """As a reader would, in one session; each says something."""
     names = {}
-    for code in EXAMPLES:
-        run(code, names)
+    for number, code in enumerate(EXAMPLES):
+        run(code, names, number)
         assert capsys.readouterr().out.strip(), code
 
 
@@ -37,7 +37,7 @@ def test_examples_run_in_order(capsys):
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_every_example_runs_alone(number, capsys):
     """After the imports of the first."""
-    run(EXAMPLES[number], run(HEADER, {}))
+    run(EXAMPLES[number], run(HEADER, {}), number)
     assert capsys.readouterr().out.strip()
 
 

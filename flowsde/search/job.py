@@ -103,7 +103,10 @@ def prepare(
     if isinstance(verifier, DeviceReward):
         check_static("reward", verifier.fn)
     compiled = None if isinstance(verifier, HostReward) else verifier
-    warn_if_written_anew(4, flow=flow.velocity_fn, decode=flow.decode, reward=compiled)
+    warn_if_written_anew(
+        4, flow=flow.velocity_fn, interpolant=flow.interpolant, decode=flow.decode, search=search,
+        reward=compiled,
+    )  # fmt: skip
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
