@@ -17,7 +17,7 @@ import jax
 
 _MOST = 256
 _PLAIN = (int, float, complex, str, bytes, type(None))
-_seen: "OrderedDict[tuple[str, CodeType], weakref.ref[FunctionType] | None]" = OrderedDict()
+_seen: "OrderedDict[tuple[str, str, CodeType], weakref.ref[FunctionType] | None]" = OrderedDict()
 """The last function of each code, by argument; None if it has been warned of."""
 
 
@@ -78,7 +78,8 @@ def warn_if_written_anew(stacklevel: int, **arguments: Any) -> None:
             if fn in now:
                 continue
             now.add(fn)
-            key = (name, fn.__code__)
+            # Codes are equal whatever file they are of.
+            key = (name, fn.__code__.co_filename, fn.__code__)
             known = key in _seen
             last = _seen.pop(key, None)
             if known and last is None:

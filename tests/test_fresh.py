@@ -93,6 +93,11 @@ def test_functions_that_differ_are_not_warned_of():
         go()
 
 
+def test_the_same_text_in_two_files_is_two_functions():
+    for file in ("a.py", "b.py"):
+        go(reward=eval(compile("lambda images, cond: images[:, 0]", file, "eval")))
+
+
 def test_little_is_remembered():
     """No function is kept alive, and no more codes than a bound."""
     fn = scaled(5.0)
