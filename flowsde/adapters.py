@@ -64,6 +64,8 @@ class Call:
             raise error from None
         if not isinstance(text, str) or not isinstance(node, ast.Call):
             raise error
+        if not isinstance(node.func, ast.Name):
+            raise error
         positional = tuple(getattr(value, "id", "") for value in node.args)
         pairs = [(keyword.arg, getattr(keyword.value, "id", "")) for keyword in node.keywords]
         used = [*positional, *(name for _, name in pairs)]

@@ -238,6 +238,7 @@ class LinenSwapped(nn.Module):
         (lambda: fs.Flow.from_nnx(Default(), (2,), call="x; t"), ValueError, "call must be .* got"),
         (lambda: fs.Flow.from_nnx(Default(), (2,), call="x, s"), ValueError, "got 'x, s'"),
         (lambda: fs.Flow.from_nnx(Default(), (2,), call="t, cond"), ValueError, "'t, cond'"),
+        (lambda: fs.Flow.from_nnx(Default(), (2,), call="t)(x"), ValueError, "call must be"),
         (lambda: fs.Flow.from_nnx(Default(), (2,), call=3), ValueError, "got 3"),
         (
             lambda: fs.Flow.from_nnx(Default(), (2,), prediction="noise"),
