@@ -144,7 +144,9 @@ def host(
     """Mark a reward that runs outside JAX: PyTorch, an HTTP service, a human.
 
     Args:
-      fn: ``fn(images, cond) -> n floats`` on NumPy arrays with a leading axis n.
+      fn: ``fn(images, cond) -> n floats`` on NumPy arrays with a leading axis n, which are its own
+        to write to; cond is a list of n objects where `reward_cond` of `flowsde.run` is text or the
+        like.
       name, cost, minibatch: as for `device`.
       timeout: seconds that one call may take; for ever by default.
     """
