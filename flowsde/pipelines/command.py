@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from flowsde import pipelines, presets, prompts, report
-from flowsde.flow import Flow, VelocityFn, guide
+from flowsde.classifier_free import guide
+from flowsde.flow import Flow, VelocityFn
 from flowsde.grids import Grid
 from flowsde.offer import Ask, Loaded
 from flowsde.options import Converted, Sample
