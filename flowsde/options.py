@@ -81,6 +81,8 @@ class Tuning:
     """rbf: draws of noise of which a chain starts from the best."""
     last: Annotated[str | None, word("last")] = None
     """rbf: whether the last step spends all that is left, or stops at the first improvement."""
+    allocation: Annotated[str | None, word("allocation")] = None
+    """rbf: the same quota for every step, or the public code's, which leaves more for the last."""
     temperature: Float = None
     """smc, code, svdd: beta of weights exp(reward / beta); 0 takes the best (not smc)."""
     block: Int = None

@@ -48,6 +48,7 @@ class Settings:
     chains: int | None = 2
     seeds: int | None = 1
     last: str | None = "exhaust"
+    allocation: str | None = "even"
     temperature: float | None = 0.0
     block: int | None = 2
     potential: str | None = "difference"
@@ -111,7 +112,9 @@ PRESETS: dict[str, dict[str, Settings]] = {
         "smc": dataclasses.replace(_PAPER, temperature=0.1),
         "code": _PAPER,
         "svdd": _PAPER,
-        "rbf": _PAPER,
+        # As in the public code: a chain begins from the best of 25 draws, and the last transition
+        # has what the others leave, of 500 evaluations 48 a chain.
+        "rbf": dataclasses.replace(_PAPER, seeds=25, allocation="reserve"),
     },
 }
 
@@ -124,6 +127,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "grid": GRIDS,
     "reward": ("likelihood", "rss"),
     "last": ("exhaust", "improve"),
+    "allocation": ("even", "reserve"),
     "potential": POTENTIALS,
     "scheme": tuple(SCHEMES),
     "finish": ("complete", "heun", "mean"),
@@ -135,8 +139,9 @@ _COUNTS = (
     *("backward", "finish_steps", "width"),
 )
 _TUNING = (
-    *("chains", "seeds", "last", "temperature", "block", "potential", "scheme", "threshold"),
-    *("interval", "paths", "start", "forward", "backward", "finish", "finish_steps", "width"),
+    *("chains", "seeds", "last", "allocation", "temperature", "block", "potential", "scheme"),
+    *("threshold", "interval", "paths", "start", "forward", "backward", "finish", "finish_steps"),
+    "width",
 )
 """Settings of some methods' searches, which take them by these names."""
 

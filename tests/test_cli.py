@@ -423,7 +423,7 @@ def test_small_budgets_take_fewer_steps(method: str) -> None:
 
 def test_paper_preset() -> None:
     s = resolve("paper", "rbf", {})
-    assert (s.nfe, s.chains, s.seeds, s.last, s.finish) == (500, 2, 1, "exhaust", "mean")
+    assert (s.nfe, s.chains, s.seeds, s.last, s.finish) == (500, 2, 25, "exhaust", "mean")
     search = presets.build("rbf", s)
     p = fs.interpolants.vp()
     assert search == fs.search.rbf(
@@ -431,7 +431,8 @@ def test_paper_preset() -> None:
         kernel=fs.kernels.euler_maruyama(p, fs.diffusion.square(scale=3.0)),
         grid=fs.grids.quadratic(10),
         chains=2,
-        seeds=1,
+        seeds=25,
+        allocation="reserve",
         width=s.width or 1,
         finish="mean",
     )

@@ -11,6 +11,10 @@ Children beyond the first improvement are surplus, evaluated but not charged.
 
 Chains are independent. With a target reward they stop together, at the first count of draws at
 which a chain one draw at a time, all chains abreast, would meet it; this too does not depend on w.
+
+The answer is the best particle of the last time that any chain has reached: rewards of posterior
+means of different times mean different things (at t = 1 the mean is an average of all data). After
+a hit, only what met the target competes.
 """
 
 import dataclasses
@@ -58,7 +62,7 @@ class Chains(NamedTuple):
       parent: the accepted particle.
       child: best child of this stage so far.
       child_draw: int32, its number among the stage's draws.
-      champion: best particle so far.
+      champion: best particle of the last stage that had one with a reward.
     """
 
     stage: jax.Array
@@ -90,24 +94,41 @@ class RBF(GridSearch):
     seeds: int
     width: int
     last: Literal["exhaust", "improve"]
+    allocation: Literal["even", "reserve"]
 
     def __post_init__(self) -> None:
-        least = self.chains * (self.seeds + self.steps - 1)
+        reserves = self.allocation == "reserve"
+        if reserves and self.steps == 1:
+            raise ValueError("allocation 'reserve' needs a grid of at least 2 steps, got 1")
+        steps = self.steps if reserves else self.steps - 1
+        least = self.chains * (self.seeds + steps)
         if self.nfe < least:
             raise ValueError(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
-                f"{self.chains} chains of {self.seeds} seeds and {self.steps - 1} steps"
+                f"{self.chains} chains of {self.seeds} seeds and {steps} "
+                f"{'quotas' if reserves else 'steps'}"
             )
         if self.steps > 1 and self.nfe > least:
             check_stochastic(self.kernel, "all children of a particle are the same")
 
     def quotas(self, nfe: jax.Array) -> jax.Array:
-        """int32 [C, steps]: draws of each chain at each time, summing to nfe."""
+        """int32 [C, steps]: draws of each chain at each time, summing to nfe at most."""
+        if self.allocation == "reserve":
+            return self._reserving(nfe)
         totals = shares(nfe, self.chains)
         if self.steps == 1:
             return totals[:, None]
         seeds = np.full((self.chains, 1), self.seeds, np.int32)
         return jnp.concatenate([seeds, spread(totals - self.seeds, self.steps - 1, 1, 1)], 1)
+
+    def _reserving(self, nfe: jax.Array) -> jax.Array:
+        """As the public code: it stops when another draw of every chain would reach nfe."""
+        children = nfe - self.seeds * self.chains
+        each, total = children // (self.steps * self.chains), (children - 1) // self.chains
+        moves = jnp.full(self.steps - 2, each)
+        last = total - each * (self.steps - 2)
+        quotas = jnp.concatenate([jnp.asarray([self.seeds], jnp.int32), moves, last[None]])
+        return jnp.broadcast_to(quotas, (self.chains, self.steps))
 
     @property
     def n_candidates(self) -> int:
@@ -206,8 +227,7 @@ class RBF(GridSearch):
         winner = take(wave, row)
         better = (n > 0) & ((chain.drawn == 0) | (winner.reward > chain.child.reward))
         child = where(better, winner, chain.child)
-        first_ever = (n > 0) & (chain.charged == 0)
-        best = first_ever | (child.reward > chain.champion.reward)
+        best = (n > 0) & ((child.reward > -jnp.inf) | (chain.charged == 0))
         drawn, charged = chain.drawn + n, chain.charged + n
         over = (n > 0) & (stopped | (drawn == chain.quota))
         following = jnp.minimum(chain.stage + 1, self.steps)
@@ -235,11 +255,11 @@ class RBF(GridSearch):
 
     def best(self, state: RBFState) -> Particle:
         # After a hit, only what was met at that very count is eligible.
-        chains = state.chains
-        eligible = (_limit(chains) == _NEVER) | (chains.hit == _limit(chains))
-        return take(
-            chains.champion, jnp.argmax(jnp.where(eligible, chains.champion.reward, -jnp.inf))
-        )
+        champion, limit = state.chains.champion, _limit(state.chains)
+        eligible = (champion.reward > -jnp.inf) & ((limit == _NEVER) | (state.chains.hit == limit))
+        last = jnp.min(jnp.where(eligible, champion.t, jnp.inf))
+        eligible &= champion.t == last
+        return take(champion, jnp.argmax(jnp.where(eligible, champion.reward, -jnp.inf)))
 
     def path(self, state: RBFState) -> Particle:
         return state.chains.parent
@@ -264,6 +284,7 @@ def rbf(
     seeds: int = 1,
     width: int = 1,
     last: Literal["exhaust", "improve"] = "exhaust",
+    allocation: Literal["even", "reserve"] = "even",
     finish: Finish = "complete",
     finish_steps: int = 10,
 ) -> Search:
@@ -278,6 +299,10 @@ def rbf(
       width: children of a chain evaluated at once; changes speed and `evaluations` only.
       last: what the last step does with the rest of the budget: "exhaust" draws on and keeps the
         best, "improve" stops at the first improvement, as Algorithm 2 is printed.
+      allocation: of a chain's draws, after its seeds, to the steps: "even" gives all the same,
+        and spends the whole budget; "reserve" is the public code's: a share for each of
+        len(grid) - 1 steps, rounded down, of which the last step has what the others leave. It
+        ends before the round in which the budget would be reached: up to `chains` are not spent.
       finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
         the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
       finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
@@ -287,6 +312,8 @@ def rbf(
     """
     if last not in ("exhaust", "improve"):
         raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
+    if allocation not in ("even", "reserve"):
+        raise ValueError(f"allocation must be 'even' or 'reserve', got {allocation!r}")
     make = partial(
         RBF,
         kernel=check_kernel(kernel),
@@ -295,5 +322,6 @@ def rbf(
         seeds=check_count("seeds", seeds),
         width=check_count("width", width),
         last=last,
+        allocation=allocation,
     )
     return finished(make, nfe, finish, finish_steps)

@@ -100,7 +100,7 @@ def chain(c, key, budget, grid, seeds, last, noise, move, evaluate, cond):
 
 
 def rbf(search, key, prompt_id, cond, noise, move, evaluate, target=np.inf):
-    """(best point, accepted points of each chain, charged)."""
+    """(answer, accepted points of each chain, charged)."""
     key = jax.random.fold_in(key, prompt_id)
     budgets = shares(search.nfe, search.chains)
     running = [
@@ -110,7 +110,7 @@ def rbf(search, key, prompt_id, cond, noise, move, evaluate, target=np.inf):
         for c in range(search.chains)
     ]
     accepted = [[] for _ in running]
-    best = [None for _ in running]
+    seen = [[] for _ in running]
     charged = 0
     finished = set()
     while len(finished) < len(running):
@@ -124,13 +124,18 @@ def rbf(search, key, prompt_id, cond, noise, move, evaluate, target=np.inf):
                 finished.add(c)
                 continue
             charged += 1
-            if best[c] is None or point.reward > best[c].reward:
-                best[c] = point
+            seen[c].append(point)
             if point.reward >= target:
                 met.append(point)
         if met:
-            return max(met, key=lambda p: p.reward), accepted, charged
-    return max(best, key=lambda p: p.reward), accepted, charged
+            return last_best(met), accepted, charged
+    return last_best([point for points in seen for point in points]), accepted, charged
+
+
+def last_best(points):
+    """Of the points that have a reward, the best of those furthest down; the first of equals."""
+    scored = [point for point in points if point.reward > -np.inf]
+    return max(scored, key=lambda point: (-point.t, point.reward))
 
 
 def complete(velocity, start, steps, interpolant, cond):

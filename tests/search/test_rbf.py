@@ -12,6 +12,7 @@ from problems import (
     SMOOTH,
     accepted_path,
     batch,
+    by_sign as with_signs,
     flow,
     host_reward,
     problems,
@@ -184,11 +185,11 @@ def test_first_draw_wins_ties_and_infinities_are_rewards(width):
         )
 
     problem = search(33, 2, 2, width)
-    noise, _, _ = tools()
     tied = outcome(2.5, 2.5)
-    first = noise(jax.random.fold_in(KEY, 0), 0, 0, 0)
-    np.testing.assert_allclose(tied.x, first, rtol=1e-6)
-    assert (tied.reward, tied.nfe) == (2.5, 33)
+    cond = with_signs(row(batch(7)[1], 0), 2.5, 2.5)
+    first, _, _ = reference.rbf(problem, KEY, 0, cond, *tools())
+    np.testing.assert_allclose(tied.x, first.x, rtol=1e-4, atol=1e-4)
+    assert (tied.reward, tied.nfe, tied.t) == (2.5, 33, np.float32(GRID[-2]))
     assert outcome(np.nan, 1.0).reward == 1.0
     assert outcome(-np.inf, -1e30).reward == np.float32(-1e30)
     plus = outcome(np.inf, 0.0)  # the largest number, which is no target
