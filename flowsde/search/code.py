@@ -48,7 +48,7 @@ class CoDeState(NamedTuple):
       step: int32, position in the grid of the next candidates; `CoDe.steps` when done.
       parents: the particle of each chain, [C].
       children: on their way through the block, [C, K]; None if a block is one step.
-      champion: the best of the last block that had one.
+      champion: the best of the last time that had one with a reward.
     """
 
     key: jax.Array
@@ -164,7 +164,7 @@ class CoDe(GridSearch):
         chosen = pick(state.key, chain, state.step, children.reward)
         selected = jax.vmap(take)(children, chosen)
         winner = take(flat, jnp.argmax(flat.reward))
-        better = active & ends & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
+        better = active & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
         # The start has one particle a chain, child 0.
         decided = active & (ends | (state.step == 0))
         new = state._replace(

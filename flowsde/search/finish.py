@@ -168,9 +168,10 @@ class Complete(Static):
         return self._finishing(state) & (state.step >= self.steps)
 
     def best(self, state: CompleteState) -> Particle:
-        """The completed particle once there is one with a reward, else the inner search's best."""
+        """The better of the completed particle, once there is one, and the inner search's best."""
+        start = self.inner.best(state.inner)
         completed = self.done(state) & (state.particle.reward > -jnp.inf)
-        return where(completed, state.particle, self.inner.best(state.inner))
+        return where(completed & (state.particle.reward >= start.reward), state.particle, start)
 
     def path(self, state: CompleteState) -> Particle:
         inner = self.inner.path(state.inner)

@@ -111,6 +111,11 @@ def test_run_is_iterate_and_resumes_after_every_round(search, tmp_path):
     for name in ("evaluations", "backward_passes", "verifier_calls"):
         per_round = getattr(rounds[-1].info, name)
         np.testing.assert_array_equal(per_round.sum(0), getattr(rounds[-1], name))
+    for k, result in enumerate(rounds):
+        for i in range(PROMPTS):
+            t, r = answers(search, rounds[-1].info, i)[k]
+            if r > -np.inf:
+                assert (float(result.t[i]), float(result.reward[i])) == (t, r)
     assert rounds[-1].info.seconds.shape == (len(rounds), 3)
     assert np.all(rounds[-1].info.seconds >= 0.0)
     for i in (0, len(rounds) // 2, len(rounds) - 1):
@@ -176,6 +181,41 @@ def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
     np.testing.assert_allclose(result.image, decode(result.x0), rtol=1e-6)
     again = np.asarray(reward(result.image, cond))
     np.testing.assert_allclose(result.reward / cond["size"], again / cond["size"], atol=1e-5)
+
+
+def answers(search, info, i):
+    """(time, reward) of prompt i's answer after each round, from what the rounds evaluated.
+
+    Of the last time that has a reward, the best. Finishing is heard at its end, and kept if it is
+    no worse than what it started from.
+    """
+    finishing = getattr(search, "steps", 0) if isinstance(search, fs.search.Complete) else 0
+    counted = np.asarray(info.counted)[:, i]
+    # Rounds behind the prompt's own are padding of the batch.
+    rounds = np.flatnonzero(counted.any(-1))[-1] + 1
+    answer, after = (1.0, -np.inf), []
+    for k in range(len(counted)):
+        here = counted[k] & np.isfinite(np.asarray(info.reward)[k, i])
+        for t, r in zip(info.time[k, i][here], info.reward[k, i][here], strict=True):
+            better = (-t, r) > (-answer[0], answer[1])
+            finished = rounds - finishing <= k < rounds
+            if (r >= answer[1]) if finished else (better or answer[1] == -np.inf):
+                answer = (float(t), float(r))
+        after.append(answer)
+    return after
+
+
+@pytest.mark.slow
+def test_the_answer_is_of_the_last_time(search):
+    """After every round, whatever the rewards of earlier times were."""
+    result = together(search)
+    last = np.float32(GRID[-2])
+    for i in range(PROMPTS):
+        after = answers(search, result.info, i)
+        rewards = np.float32([reward for _, reward in after])
+        np.testing.assert_array_equal(result.info.best_reward[:, i], rewards)
+        assert (float(result.t[i]), float(result.reward[i])) == after[-1]
+        assert result.t[i] <= last
 
 
 @pytest.mark.slow

@@ -42,24 +42,25 @@ def posterior_mean(flow, x, t, cond):
 
 
 def check(completed, inner):
-    """Every prompt's completion by hand from the inner search's best; how many fell back."""
+    """Every prompt's completion by hand from the inner search's best; how many were not worse."""
     cond = batch(COUNT)[1]
-    fell_back = 0
+    kept = 0
     for i in range(COUNT):
         start = reference.Point(inner.x[i], inner.t[i], None, None, None)
         x0, _ = reference.complete(velocity, start, STEPS, SDE.interpolant, row(cond, i))
         image = np.asarray(problems.decode(x0))
         reward = host_reward(image[None], row(batch(COUNT)[1], np.asarray([i])))[0]
-        if np.isnan(reward):  # a NaN never wins: the posterior mean stays the answer
-            assert completed.t[i] == inner.t[i]
-            fell_back += 1
-            x0, reward = inner.x0[i], inner.reward[i]
-        else:
-            assert 0 < completed.t[i] < inner.t[i]
         size = cond["size"][i]
+        assert completed.reward[i] >= inner.reward[i]
+        if completed.t[i] < inner.t[i]:
+            kept += 1
+        else:  # the posterior mean stays the answer; a NaN never wins
+            assert completed.t[i] == inner.t[i]
+            assert np.isnan(reward) or reward <= inner.reward[i] + 5e-4 * size
+            x0, reward = inner.x0[i], inner.reward[i]
         np.testing.assert_allclose(completed.x0[i], x0, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(completed.reward[i] / size, reward / size, rtol=0, atol=5e-4)
-    return fell_back
+    return kept
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_every_seed_has_the_public_codes_answer(nfe, chains, seeds, width):
         nfe=nfe, kernel=SDE, grid=fs.grids.quadratic(STEPS), chains=chains, seeds=seeds,
         width=width, allocation="reserve", finish="mean",
     )  # fmt: skip
-    data = fs.analytic.mixture(np.full(3, 1 / 3), CENTRES, np.stack([np.eye(2) * VARIANCE] * 3))
+    data = fs.analytic.mixture(np.ones(3), CENTRES, VARIANCE)
     result = fs.run(
         KEY, data.flow(), search, reward, cond=np.zeros(RUNS, np.float32),
         prompt_ids=np.arange(RUNS),
