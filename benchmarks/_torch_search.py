@@ -162,15 +162,15 @@ def best_of(parts: Sequence[Particles]) -> tuple[int, float]:
     return i, parts[i].rewards[0]
 
 
-def finish(problem: Problem, particle: Particles, t: float, steps: int) -> Particles:
-    """Follow the linear ODE from a particle to t = 0."""
+def finish(problem: Problem, best: Particles, t: float, steps: int) -> Particles:
+    """Follow the linear ODE from a particle towards t = 0; the better of the two."""
     alpha, sigma = vp(t)
-    start = sigma / (alpha + sigma)
+    start, particle = sigma / (alpha + sigma), best
     for k in range(1, steps + 1):
         s = start * (1.0 - k / (steps + 1))
         x = (1.0 - s) * particle.x0 + s * particle.x1
         particle = problem.evaluate(x, [s], path=line, reward=k == steps)
-    return particle
+    return particle if particle.rewards[0] >= best.rewards[0] else best
 
 
 def bon(problem: Problem, noise: Noise, s: Settings) -> Particles:
@@ -255,8 +255,6 @@ class Chain:
     threshold: float = -math.inf
     parent: Particles | None = None
     child: Particles | None = None
-    champion: Particles | None = None
-    champion_stage: int = 0
 
     def __post_init__(self) -> None:
         self.quota = self.quotas[0]
@@ -272,8 +270,6 @@ class Chain:
         self.drawn += 1
         if self.child is None or reward > self.child.rewards[0]:
             self.child = new
-        if self.champion is None or reward > self.champion.rewards[0]:
-            self.champion, self.champion_stage = new, self.stage
         exhausts = self.stage in (0, len(self.quotas) - 1)
         if (reward > self.threshold and not exhausts) or self.drawn == self.quota:
             self.threshold = max(self.threshold, self.child.rewards[0])
@@ -304,9 +300,8 @@ def rbf(problem: Problem, noise: Noise, s: Settings) -> Particles:
         found = problem.evaluate(torch.cat(points), [grid[chain.stage] for _, chain in active])
         for row, (_, chain) in enumerate(active):
             chain.read(found.row(row))
-    champions = [chain.champion for chain in chains if chain.champion is not None]
-    i, _ = best_of(champions)
-    return finish(problem, champions[i], grid[chains[i].champion_stage], s.finish_steps)
+    last = [chain.parent for chain in chains if chain.parent is not None]
+    return finish(problem, last[best_of(last)[0]], grid[-2], s.finish_steps)
 
 
 def _setting(s: Settings) -> tuple[list[float], Kernel, int]:

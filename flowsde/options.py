@@ -104,9 +104,10 @@ class Tuning:
     backward: Int = None
     """sop: steps back down, more than --forward."""
     finish: Annotated[str | None, word("finish")] = None
-    """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps, or by the mean."""
+    """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps if that is better, or by
+    the mean."""
     finish_steps: Int = None
-    """complete, heun: evaluations of the budget for it; half the steps by default."""
+    """complete, heun: evaluations of the budget for it; by default what the last time needs."""
     width: Int = None
     """bon, rbf: candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from flowsde import diffusion, grids, interpolants, kernels
 from flowsde._checks import check_count, check_non_negative
 from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
+from flowsde.search.finish import default_steps
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
 
@@ -32,7 +33,8 @@ class Settings:
 
     Attributes are those of `flowsde sample`. In a preset `nfe`, `diffusion_scale`, `steps` and
     `finish_steps` may be None: one trajectory's worth, the coefficient's own default, a fifth of
-    the budget but at most 20, half the steps. A `gradient_temperature` of 0 is no guidance.
+    the budget but at most 20, what the grid's last time needs. A `gradient_temperature` of 0 is
+    no guidance.
     """
 
     nfe: int | None = 500
@@ -60,7 +62,7 @@ class Settings:
     forward: int | None = 2
     backward: int | None = 4
     finish: str | None = "complete"
-    finish_steps: int | None = 10
+    finish_steps: int | None = None
     guidance: float = 1.0
     gradient_temperature: float | None = 0.0
     width: int | None = 4
@@ -83,9 +85,7 @@ METHODS = tuple(MAKERS)
 _ODE = Settings(nfe=None, kernel="ode_euler", steps=40)
 _BON = Settings(kernel="ode_euler", steps=10, width=16)
 # The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
-_RECOMMENDED = Settings(
-    interpolant="vp", kernel="ddim", data_variance=0.25, steps=None, finish_steps=None
-)
+_RECOMMENDED = Settings(interpolant="vp", kernel="ddim", data_variance=0.25, steps=None)
 _PAPER = Settings(interpolant="vp", grid="quadratic", steps=10, finish="mean")
 
 PRESETS: dict[str, dict[str, Settings]] = {
@@ -211,14 +211,21 @@ def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings
 
 
 def _by_budget(s: Settings) -> Settings:
-    """Steps and finishing steps that the preset leaves to the budget."""
-    if s.steps is None:
-        assert s.nfe is not None
-        s = dataclasses.replace(s, steps=min(max(s.nfe // evaluations(s) // 5, 2), 20))
-    if s.finish_steps is None:
-        assert s.steps is not None
-        s = dataclasses.replace(s, finish_steps=max(s.steps // 2, 1))
-    return s
+    """Steps that the preset leaves to the budget."""
+    if s.steps is not None:
+        return s
+    assert s.nfe is not None
+    return dataclasses.replace(s, steps=min(max(s.nfe // evaluations(s) // 5, 2), 20))
+
+
+def _by_times(s: Settings, times: grids.Grid) -> Settings:
+    """Evaluations of finishing that are left to the times; none is to end on the mean."""
+    if s.finish in (None, "mean") or s.finish_steps is not None:
+        return s
+    steps = default_steps(str(s.finish), _unguided(s).interpolant, times)
+    if steps == 0:
+        return dataclasses.replace(s, finish="mean")
+    return dataclasses.replace(s, finish_steps=steps)
 
 
 def evaluations(s: Settings) -> int:
@@ -241,8 +248,20 @@ def resolve(preset: str, method: str, given: dict[str, Any]) -> Settings:
     return resolve_from(PRESETS[preset][method], method, given)
 
 
-def resolve_from(base: Settings, method: str, given: dict[str, Any]) -> Settings:
-    """As `resolve`, from settings that are no preset's."""
+def resolve_from(
+    base: Settings,
+    method: str,
+    given: dict[str, Any],
+    times: Callable[[int], grids.Grid | None] = lambda steps: None,
+) -> Settings:
+    """As `resolve`, from settings that are no preset's.
+
+    Args:
+      base: the settings.
+      method: by name.
+      given: fields of `Settings`.
+      times: of a model's own for a number of steps, in the place of those of `grid`; or None.
+    """
     for name, value in given.items():
         check(name, value)
     s = dataclasses.replace(base, **given)
@@ -262,7 +281,10 @@ def resolve_from(base: Settings, method: str, given: dict[str, Any]) -> Settings
         default = inspect.signature(make).parameters["scale"].default
         s = dataclasses.replace(s, diffusion_scale=default)
     nothing: dict[str, Any] = dict.fromkeys(without)
-    return dataclasses.replace(s, **nothing)
+    s = dataclasses.replace(s, **nothing)
+    assert s.steps is not None
+    own = times(s.steps)
+    return _by_times(s, grid(s) if own is None else own)
 
 
 def _kernel(s: Settings) -> kernels.Kernel:

@@ -256,9 +256,10 @@ def _settings(command: Sample, model: Model) -> tuple[Settings, Grid | None]:
         base = dataclasses.replace(base, data_variance=0.0, steps=steps)
         path = given.get("interpolant", base.interpolant)
         own = "grid" not in given and path == "linear"
-    settings = presets.resolve_from(base, command.method, given)
+    times_of: Callable[[int], Grid | None] = model.grid if own else lambda steps: None
+    settings = presets.resolve_from(base, command.method, given, times_of)
     assert settings.steps is not None
-    times = model.grid(settings.steps) if own else None
+    times = times_of(settings.steps)
     if times is not None:
         settings = dataclasses.replace(settings, grid="flux")
     return settings, times

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative
-from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
@@ -24,7 +23,6 @@ from flowsde.search.base import (
     Info,
     Particle,
     Search,
-    check_kernel,
     check_stochastic,
     draw,
     evaluated,
@@ -218,7 +216,7 @@ def code(
     block: int = 2,
     temperature: float = 0.0,
     finish: Finish = "complete",
-    finish_steps: int = 10,
+    finish_steps: int | None = None,
 ) -> Search:
     """CoDe: K children of each chain follow the kernel for a block of steps, one is kept.
 
@@ -230,20 +228,24 @@ def code(
       block: steps between selections.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta); 0 takes the best.
-      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
-        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
+        returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
+        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     check_non_negative("temperature", temperature)
-    make = partial(
+    return finished(
         CoDe,
-        kernel=check_kernel(kernel),
-        grid=as_grid("grid", grid),
+        nfe,
+        finish,
+        finish_steps,
+        kernel=kernel,
+        grid=grid,
         chains=check_count("chains", chains),
         block=check_count("block", block),
         temperature=temperature,
     )
-    return finished(make, nfe, finish, finish_steps)

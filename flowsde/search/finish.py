@@ -2,16 +2,19 @@
 
 A search over posterior means ends at some t > 0, where the mean of an undistilled model is still
 blurred. `Complete` wraps a search and spends its last evaluations on completing the best
-particle's trajectory; the final image is scored and returned.
+particle's trajectory. The final image is scored, and returned unless the reward of the mean that it
+started from is higher.
 
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
 a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
-two. Times are evenly spaced in linear time; the posterior mean at the last one is the image.
+two. Times are evenly spaced in linear time; the posterior mean at the last one is the image. By
+default that is at `END` or a little above: below, a mean is sharp, and models that have rarely been
+asked for such times add speckle (benchmarks/finishing.py).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -19,8 +22,9 @@ import jax.numpy as jnp
 
 from flowsde._checks import check_count
 from flowsde._static import Static
+from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear
-from flowsde.kernels import ddim
+from flowsde.kernels import Kernel, ddim
 from flowsde.search.base import (
     Candidates,
     Evaluation,
@@ -28,12 +32,15 @@ from flowsde.search.base import (
     Particle,
     Search,
     any_prompt,
+    check_kernel,
     evaluated,
     take,
     where,
 )
 
 _LINE = Linear()
+END = 0.07
+"""Linear time below which finishing does not go by default."""
 
 
 class CompleteState(NamedTuple):
@@ -180,33 +187,53 @@ class Complete(Static):
 
 
 Finish = Literal["complete", "heun", "mean"]
+_ORDERS = {"complete": 1, "heun": 2}
+"""Evaluations a step."""
 
 
-def finishing(finish: str, finish_steps: int) -> tuple[int, int]:
-    """(evaluations of the budget, those of a step) that finishing takes; (0, 1) for "mean".
+def default_steps(finish: str, interpolant: Interpolant, grid: Sequence[float]) -> int:
+    """Evaluations that finishing takes unless told otherwise; 0 where there is nothing to finish.
 
-    Raises:
-      ValueError, TypeError: naming the argument.
+    As many steps as end at `END` or above, but at most half as many as the grid has, at least one.
     """
+    with jax.ensure_compile_time_eval():
+        start = float(_LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
+    steps = min(int(start / END) - 1, max((len(grid) - 1) // 2, 1))
+    return max(steps, 0) * _ORDERS[finish]
+
+
+def _check(finish: str, finish_steps: int | None) -> None:
     if finish not in get_args(Finish):
         raise ValueError(f"finish must be 'complete', 'heun' or 'mean', got {finish!r}")
-    if finish == "mean":
-        return 0, 1
-    order = 2 if finish == "heun" else 1
+    if finish == "mean" or finish_steps is None:
+        return
+    order = _ORDERS[finish]
     if check_count("finish_steps", finish_steps) % order:
         raise ValueError(
             f"finish_steps must be even for finish 'heun', whose steps take two evaluations, "
             f"got {finish_steps}"
         )
-    return finish_steps, order
 
 
-def finished(make: Callable[..., Search], nfe: int, finish: str, finish_steps: int) -> Search:
-    """``make(nfe=budget)`` completed within `nfe`, or alone for finish = "mean".
+def finished(
+    make: Callable[..., Search],
+    nfe: int,
+    finish: str,
+    finish_steps: int | None,
+    *,
+    kernel: Kernel,
+    grid: Any,
+    **options: Any,
+) -> Search:
+    """``make(nfe=budget, …)`` completed within `nfe`, or alone where there is nothing to finish.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
-    steps, order = finishing(finish, finish_steps)
-    search = make(nfe=check_count("nfe", nfe) - steps)
-    return Complete(search, steps, order) if steps else search
+    kernel, times = check_kernel(kernel), as_grid("grid", grid)
+    _check(finish, finish_steps)
+    steps = 0
+    if finish != "mean":
+        steps = finish_steps or default_steps(finish, kernel.interpolant, times)
+    search = make(nfe=check_count("nfe", nfe) - steps, kernel=kernel, grid=times, **options)
+    return Complete(search, steps, _ORDERS[finish]) if steps else search

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
-from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
 from flowsde.search.base import (
     Candidates,
@@ -35,7 +34,6 @@ from flowsde.search.base import (
     Info,
     Particle,
     Search,
-    check_kernel,
     check_stochastic,
     draw,
     evaluated,
@@ -286,7 +284,7 @@ def rbf(
     last: Literal["exhaust", "improve"] = "exhaust",
     allocation: Literal["even", "reserve"] = "even",
     finish: Finish = "complete",
-    finish_steps: int = 10,
+    finish_steps: int | None = None,
 ) -> Search:
     """Rollover Budget Forcing.
 
@@ -303,9 +301,11 @@ def rbf(
         and spends the whole budget; "reserve" is the public code's: a share for each of
         len(grid) - 1 steps, rounded down, of which the last step has what the others leave. It
         ends before the round in which the budget would be reached: up to `chains` are not spent.
-      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
-        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
+        returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
+        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -314,14 +314,16 @@ def rbf(
         raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
     if allocation not in ("even", "reserve"):
         raise ValueError(f"allocation must be 'even' or 'reserve', got {allocation!r}")
-    make = partial(
+    return finished(
         RBF,
-        kernel=check_kernel(kernel),
-        grid=as_grid("grid", grid),
+        nfe,
+        finish,
+        finish_steps,
+        kernel=kernel,
+        grid=grid,
         chains=check_count("chains", chains),
         seeds=check_count("seeds", seeds),
         width=check_count("width", width),
         last=last,
         allocation=allocation,
     )
-    return finished(make, nfe, finish, finish_steps)

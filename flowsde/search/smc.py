@@ -36,7 +36,6 @@ from flowsde.search.base import (
     Info,
     Particle,
     Search,
-    check_kernel,
     check_stochastic,
     draw,
     evaluated,
@@ -272,7 +271,7 @@ def smc(
     threshold: float = 0.5,
     interval: int = 1,
     finish: Finish = "complete",
-    finish_steps: int = 10,
+    finish_steps: int | None = None,
 ) -> Search:
     """Sequential Monte Carlo with N = nfe // steps particles.
 
@@ -287,9 +286,11 @@ def smc(
       threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
         always does.
       interval: resample every so many steps at most.
-      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
-        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
+        returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
+        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -304,9 +305,12 @@ def smc(
     if threshold > 1.0:
         raise ValueError(f"threshold is a share of the particles, 0 to 1, got {threshold}")
     times = as_grid("grid", grid)
-    make = partial(
+    return finished(
         SMC,
-        kernel=check_kernel(kernel),
+        nfe,
+        finish,
+        finish_steps,
+        kernel=kernel,
         grid=times,
         temperatures=_schedule(temperature, len(times) - 1),
         potential=potential,
@@ -314,7 +318,6 @@ def smc(
         threshold=threshold,
         interval=check_count("interval", interval),
     )
-    return finished(make, nfe, finish, finish_steps)
 
 
 def _schedule(temperature: Any, steps: int) -> tuple[float, ...]:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
-from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.base import (
@@ -26,7 +25,6 @@ from flowsde.search.base import (
     Info,
     Particle,
     Search,
-    check_kernel,
     draw,
     evaluated,
     fold,
@@ -244,7 +242,7 @@ def sop(
     forward: int = 2,
     backward: int = 4,
     finish: Finish = "complete",
-    finish_steps: int = 10,
+    finish_steps: int | None = None,
 ) -> Search:
     """Search over Paths.
 
@@ -257,20 +255,24 @@ def sop(
       start: position in the grid down to which the N particles are sampled first.
       forward: steps of the grid for which noise is added.
       backward: steps back down, more than `forward`; a child takes one evaluation more than these.
-      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
-        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
+        returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
+        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
-    make = partial(
+    return finished(
         SoP,
-        kernel=check_kernel(kernel),
-        grid=as_grid("grid", grid),
+        nfe,
+        finish,
+        finish_steps,
+        kernel=kernel,
+        grid=grid,
         paths=check_count("paths", paths),
         start=check_count("start", start),
         forward=check_count("forward", forward),
         backward=check_count("backward", backward),
     )
-    return finished(make, nfe, finish, finish_steps)

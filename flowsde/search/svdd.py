@@ -19,7 +19,7 @@ def svdd(
     chains: int = 2,
     temperature: float = 0.0,
     finish: Finish = "complete",
-    finish_steps: int = 10,
+    finish_steps: int | None = None,
 ) -> Search:
     """SVDD: K children of each chain at every step, one is kept.
 
@@ -30,9 +30,11 @@ def svdd(
       chains: independent chains, which share the budget; the best of all is returned.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta), as published; 0 takes the best, as in the RBF paper.
-      finish: "complete" follows the ODE from the best particle to t = 0 by Euler steps and scores
-        the final image, "heun" by Heun's; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
+        returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
+        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
 
     Raises:
       ValueError, TypeError: naming the argument.

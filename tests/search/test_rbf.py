@@ -12,12 +12,14 @@ from problems import (
     SMOOTH,
     accepted_path,
     batch,
-    by_sign as with_signs,
     flow,
     host_reward,
     problems,
     row,
     tools,
+)
+from problems import (
+    by_sign as with_signs,
 )
 from problems import reward as REWARD
 

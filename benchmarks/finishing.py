@@ -1,0 +1,193 @@
+"""What becomes of the best particle: how to finish so that neither picture nor reward get worse.
+
+    python benchmarks/finishing.py [--quick] [--json FILE] [--sets NAME ...]
+
+RBF with the recommended settings draws 100 captions, finishing included in its budget, and ends in
+different ways: by ten Euler steps (half as many as the grid has), by Heun's, by one or two, on the
+posterior mean, and as flowsde does by default; Best-of-N is there for reference. Of a search that
+completes its best particle, ``finished`` is the completed one whatever it is worth, and ``better``
+the better of the two by reward, which is what flowsde returns. Captions have at least five objects;
+the setting was chosen on the development set, and is reported on another.
+
+Background is where no object can be: pixels further than 2 from any pixel whose colour is more than
+a quarter of the way to the nearest object colour. The pictures' own background is one colour. Its
+``background_std`` is the standard deviation of these pixels about their mean, of each channel,
+averaged over channels, on the scale 0 to 255; without rounding.
+
+JSON keys: captions, seeds (of the sets), quick, and ``rows``: set, method, interpolant, nfe,
+finish, finish_steps, default (whether that is the default), answer (finished, better, or mean where
+nothing is completed), charged (mean), completed (the share of pictures that are the completed one),
+exact (share of captions that the held-out checker finds exact), reward and background_std (means
+over captions), each of the three with _low and _high, 95 %; and exact_gain, reward_gain and
+background_gain with _low and _high: differences from the first row of the same set, interpolant and
+budget, paired over captions.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from _files import save_json
+
+import flowsde as fs
+from flowsde import compare, presets, shapes
+from flowsde.compare.summary import interval
+from flowsde.presets import Settings
+from flowsde.shapes import checker
+from flowsde.shapes.captions import counts, parse
+from flowsde.shapes.data import BACKGROUND, PALETTE
+
+SEEDS = {"development": 31, "report": 32}
+BATCH = 25
+_NEAR = 0.25 * np.linalg.norm(PALETTE - BACKGROUND, axis=-1).min()
+
+
+def background(images: np.ndarray) -> np.ndarray:
+    """Pixels that are far from any object, bool [n, h, w], of images [n, h, w, 3] in [-1, 1]."""
+    colours = (np.clip(images, -1.0, 1.0) + 1.0) / 2.0
+    objects = np.linalg.norm(colours - BACKGROUND, axis=-1) > _NEAR
+    padded = np.pad(objects, ((0, 0), (2, 2), (2, 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
+    return ~windows.any((-1, -2))
+
+
+def background_std(images: np.ndarray) -> np.ndarray:
+    """Of each image [n], on the scale 0 to 255; nan without background."""
+    values = 255.0 * (np.clip(images, -1.0, 1.0) + 1.0) / 2.0
+    return np.asarray(
+        [image[at].std(0).mean() for image, at in zip(values, background(images), strict=True)]
+    )
+
+
+class Found(NamedTuple):
+    """Answers to n captions, arrays [n, …]."""
+
+    images: np.ndarray
+    reward: np.ndarray
+    charged: np.ndarray
+    completed: np.ndarray
+
+
+def search_all(method: str, settings: Settings, texts: list[str]) -> dict[str, Found]:
+    """Answers to all captions: the completed particles, and the better of the two."""
+    # Captions side by side fill the batch; RBF's width changes no answer.
+    width = 1 if method == "rbf" else settings.width
+    search = presets.build(method, dataclasses.replace(settings, width=width))
+    flow, reward = shapes.load_flow(), shapes.load_reward()
+    parts: dict[str, list[Found]] = {}
+    for i in range(0, len(texts), BATCH):
+        ids = np.arange(i, min(i + BATCH, len(texts)))
+        cond = np.stack([shapes.encode(texts[k]) for k in ids])
+        result = fs.run(jax.random.key(0), flow, search, reward, cond=cond, prompt_ids=ids)
+        name, completed = "mean", np.zeros(len(ids), bool)
+        if isinstance(search, fs.search.Complete):
+            name, last = "better", result.state.particle
+            completed = np.asarray(result.t) == np.asarray(last.t)
+            forced = (last.x0, last.reward, result.nfe, np.ones(len(ids), bool))
+            parts.setdefault("finished", []).append(Found(*map(np.asarray, forced)))
+        answer = (result.x0, result.reward, result.nfe, completed)
+        parts.setdefault(name, []).append(Found(*map(np.asarray, answer)))
+    return {
+        name: Found(*map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()
+    }
+
+
+def endings(interpolant: str, nfe: int, quick: bool) -> list[tuple[str, Settings]]:
+    """What is compared, half as many Euler steps as the grid has first; without repetitions."""
+
+    def rbf(finish: str | None = None, finish_steps: int | None = None) -> Settings:
+        options = {"finish": finish, "finish_steps": finish_steps}
+        options = {name: value for name, value in options.items() if value is not None}
+        return presets.resolve(
+            "recommended", "rbf", {"nfe": nfe, "interpolant": interpolant, **options}
+        )
+
+    half = min(nfe // 5, 20) // 2
+    ways = [rbf("complete", half), rbf("mean"), rbf()]
+    if not quick:
+        ways += [rbf("heun", half // 2 * 2), rbf("complete", 1), rbf("complete", 2)]
+    found = [("rbf", s) for s in dict.fromkeys(ways)]
+    if not quick and interpolant == "vp":
+        found.append(("bon", presets.resolve("recommended", "bon", {"nfe": nfe})))
+    return found
+
+
+def with_intervals(name: str, values: np.ndarray, share: bool = False) -> dict[str, float]:
+    """Mean and bounds of values a caption."""
+    keys = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(keys, interval(values, share), strict=True))
+
+
+def rows_of(texts: list[str], interpolant: str, nfe: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """A row for each way to end and each answer, as they are measured."""
+    wanted = np.stack([counts(parse(text)) for text in texts])
+    default = presets.resolve("recommended", "rbf", {"nfe": nfe, "interpolant": interpolant})
+    first: dict[str, np.ndarray] | None = None
+    for method, settings in endings(interpolant, nfe, quick):
+        for answer, found in search_all(method, settings, texts).items():
+            measured = {
+                "exact": checker.exact(found.images, wanted).astype(np.float64),
+                "reward": found.reward.astype(np.float64),
+                "background_std": background_std(found.images),
+            }
+            row = {
+                "method": method,
+                "interpolant": settings.interpolant,
+                "nfe": nfe,
+                "finish": settings.finish,
+                "finish_steps": settings.finish_steps,
+                "default": settings == default,
+                "answer": answer,
+                "charged": float(found.charged.mean()),
+                "completed": float(found.completed.mean()),
+            }
+            for name, values in measured.items():
+                row |= with_intervals(name, values, share=name == "exact")
+            first = measured if first is None else first
+            for name, values in measured.items():
+                gain = f"{name.removesuffix('_std')}_gain"
+                row |= with_intervals(gain, values - first[name])
+            yield row
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """How to finish."""
+
+    quick: bool = False
+    """Four captions of one set, and one budget."""
+    json: Path | None = None
+    """Write the rows to this file, after each."""
+    captions: int = 100
+    """How many in each set."""
+    sets: tuple[Literal["report", "development"], ...] = ("report", "development")
+    """Which captions."""
+
+
+def main(args: Args) -> None:
+    """Set after set; everything so far is written after each row."""
+    n = 4 if args.quick else args.captions
+    cases = [("vp", 50)] if args.quick else [("vp", 100), ("vp", 50), ("linear", 100)]
+    results: dict[str, Any] = {"captions": n, "seeds": SEEDS, "quick": args.quick, "rows": []}
+    print("set          path    NFE  ending      answer     exact  reward  background  completed")
+    for name in args.sets[:1] if args.quick else args.sets:
+        texts = compare.captions(n, objects=5, seed=SEEDS[name])
+        for interpolant, nfe in cases:
+            for row in rows_of(texts, interpolant, nfe, args.quick):
+                results["rows"].append({"set": name, **row})
+                save_json(args.json, results)
+                ending = f"{row['finish'] or row['method']} {row['finish_steps'] or ''}"
+                print(
+                    f"{name:12} {interpolant:6} {nfe:4}  {ending:11} {row['answer']:9}"
+                    f"{row['exact']:6.2f}  {row['reward']:6.3f}  {row['background_std']:10.2f}"
+                    f"  {row['completed']:9.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
