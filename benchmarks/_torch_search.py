@@ -162,12 +162,17 @@ def best_of(parts: Sequence[Particles]) -> tuple[int, float]:
     return i, parts[i].rewards[0]
 
 
+END = 0.07
+"""Linear time at which finishing ends."""
+
+
 def finish(problem: Problem, best: Particles, t: float, steps: int) -> Particles:
     """Follow the linear ODE from a particle towards t = 0; the better of the two."""
     alpha, sigma = vp(t)
     start, particle = sigma / (alpha + sigma), best
+    end = END if start > END else start / (steps + 1)
     for k in range(1, steps + 1):
-        s = start * (1.0 - k / (steps + 1))
+        s = start + (end - start) * k / steps
         x = (1.0 - s) * particle.x0 + s * particle.x1
         particle = problem.evaluate(x, [s], path=line, reward=k == steps)
     return particle if particle.rewards[0] >= best.rewards[0] else best

@@ -42,6 +42,7 @@ import tyro
 from _files import replace_file
 
 import flowsde as fs
+from flowsde.search.finish import END
 
 DIMENSION, COMPONENTS, VARIANCE = 8, 16, 0.09
 HEIGHTS = [1.0, 0.8, 0.8, 0.6, 0.6]
@@ -104,10 +105,10 @@ def make_kernel(path: str) -> fs.kernels.Kernel:
 
 
 def finished_grid(p: fs.interpolants.Interpolant) -> np.ndarray:
-    """The grid, then the times of finishing: even in linear time, from the last above 0 down."""
+    """The grid, then the times of finishing: even in linear time, from the last above 0 to END."""
     grid, line = fs.grids.uniform(STEPS), fs.interpolants.linear()
     last = line.time(p.angle(jnp.float32(grid[-2])))
-    more = last * (1.0 - np.arange(1, FINISH_STEPS + 1) / (FINISH_STEPS + 1))
+    more = last + (END - last) * np.arange(1, FINISH_STEPS + 1) / FINISH_STEPS
     times = np.asarray(p.time(line.angle(jnp.asarray(more, jnp.float32))), np.float64)
     return np.concatenate([grid[:-1], times, [0.0]])
 

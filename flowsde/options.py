@@ -107,7 +107,8 @@ class Tuning:
     """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps if that is better, or by
     the mean."""
     finish_steps: Int = None
-    """complete, heun: evaluations of the budget for it; by default what the last time needs."""
+    """complete, heun: evaluations of the budget for it; half the steps by default, or none
+    where the last time is small already."""
     width: Int = None
     """bon, rbf: candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowsde.report import pixels
-from flowsde.search import BestOfN, Complete, Result, Search
+from flowsde.search import RBF, BestOfN, Complete, Result, Search
 from flowsde.trace import FINISH, Shot, Trace
 
 _COLUMNS = 10
@@ -169,24 +169,64 @@ def progress(search: Search, result: Result, evaluations: int = 1) -> tuple[np.n
     return nfe * evaluations, np.where(np.isfinite(best), best, np.nan)
 
 
+def found_at(search: Search, result: Result, evaluations: int = 1) -> int:
+    """Evaluations charged by the round in which the answer was found; since then none was better.
+
+    Args:
+      search, result, evaluations: as in `progress`.
+    """
+    nfe, best = progress(search, result, evaluations)
+    others = np.flatnonzero(best != best[-1])
+    return int(nfe[others[-1] + 1 if others.size and others[-1] + 1 < len(nfe) else 0])
+
+
+def _steps_begin(result: Result, rounds: int, evaluations: int) -> np.ndarray:
+    """Evaluations charged before each first arrival at a lower time."""
+    before = np.cumsum(result.info.charged)[:rounds] - np.asarray(result.info.charged)[:rounds]
+    time = np.where(result.info.counted, result.info.time, np.inf)[:rounds].min(1)
+    reached = np.minimum.accumulate(time)
+    return before[np.flatnonzero(np.diff(reached, prepend=np.inf) < 0)] * evaluations
+
+
 def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -> None:
     nfe, best = progress(search, result, evaluations)
-    final, finishing = float(result.reward), spending(search, result, evaluations).finishing
+    spent = spending(search, result, evaluations)
+    final, total = float(result.reward), int(nfe[-1])
     axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
-    if finishing:
-        axes.axvspan(nfe[-1] - finishing, nfe[-1], color=_FINISH, alpha=0.2, linewidth=0)
-        axes.text(nfe[-1], 1.01, "finish", transform=axes.get_xaxis_transform(), ha="right",
-                  va="bottom", fontsize=8, color="0.4")  # fmt: skip
-    axes.plot(nfe[-1], final, "o", color=_ANSWER, clip_on=False, zorder=3)
-    axes.annotate(_number(final), (nfe[-1], final), (-8, -8), textcoords="offset points",
-                  ha="right", va="top", color=_ANSWER, fontsize=9)  # fmt: skip
+    if not isinstance(search, BestOfN):
+        begins = _steps_begin(result, len(nfe) - spent.finishing // evaluations, evaluations)
+        for x in begins[1:]:
+            axes.axvline(x, color="0.85", linewidth=0.8, zorder=0)
+        start, end = begins[-1], total - spent.finishing
+        before, after = (best[nfe <= x][-1] if x else np.nan for x in (start, end))
+        moved = "" if np.isnan(before) else f": {_number(before)} → {_number(after)}"
+        _name_span(axes, start, end, f"last step{moved}", "left", _COLOURS[0])
+    if spent.finishing:
+        _name_span(axes, total - spent.finishing, total, "finish", "right", _FINISH)
+    found = found_at(search, result, evaluations)
+    axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
+    left = found > total / 2
+    axes.annotate(f"answer {_number(final)}\nfound at {found} of {total}", (found, final),
+                  (-8 if left else 8, -8), textcoords="offset points", va="top",
+                  ha="right" if left else "left", color=_ANSWER, fontsize=9)  # fmt: skip
     if np.nanmin(best, initial=0.0) < -20.0:
         axes.set_yscale("symlog", linthresh=1.0)
-    axes.set(xlim=(0, max(nfe[-1], 1) * 1.02), xlabel="NFE", ylabel="reward")
-    axes.set_title("best reward", loc="left", fontsize=10)
+    axes.set(xlim=(0, max(total, 1) * 1.02), xlabel="evaluations (NFE)", ylabel="reward")
+    axes.margins(y=0.15)
+    said = "reward of the best so far"
+    said += "" if isinstance(search, BestOfN) else " at the last time reached"
+    axes.set_title(said, loc="left", fontsize=10, pad=16)
 
 
-def _plot_spending(axes: Axes, spent: Spending) -> None:
+def _name_span(axes: Axes, start: float, end: float, name: str, side: str, colour: str) -> None:
+    """Shade evaluations start to end, with a name above that side of them."""
+    axes.axvspan(start, end, color=colour, alpha=0.12, linewidth=0)
+    at = start if side == "left" else end
+    axes.text(at, 1.01, name, transform=axes.get_xaxis_transform(), ha=side, va="bottom",
+              fontsize=8, color="0.4")  # fmt: skip
+
+
+def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
     x, base = np.arange(len(spent.times)), np.zeros(len(spent.times))
     for chain, budget in enumerate(spent.budget.T):
         label = f"chain {chain + 1}" if spent.budget.shape[1] > 1 else None
@@ -195,25 +235,42 @@ def _plot_spending(axes: Axes, spent: Spending) -> None:
     labels = [f"{t:.2f}" for t in spent.times]
     if spent.finishing:
         x = np.append(x, len(x))
+        base = np.append(base, spent.finishing)
         labels.append("finish")
         axes.bar(x[-1], spent.finishing, color=_FINISH)
+    for at, height in zip(x, base, strict=True):
+        axes.text(at, height, f"{height:.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
     every = -(-len(spent.times) // 10)
     kept = [i for i in x if (i % every == 0 and i < len(x) - every) or i == x[-1]]
     axes.set_xticks(kept, [labels[i] for i in kept], rotation=45, ha="right", fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="step, by its time", ylabel="NFE")
-    axes.set_title("budget spent at each step", loc="left", fontsize=10)
+    axes.set(xlabel="step, by its time", ylabel="evaluations (NFE)")
+    axes.margins(y=0.1)
+    axes.set_title(title, loc="left", fontsize=10, pad=16)
     if spent.budget.shape[1] > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _how_spent(search: Search) -> str:
+    """The right panel's title."""
+    inner = search.inner if isinstance(search, Complete) else search
+    said = "evaluations spent at each step"
+    if isinstance(inner, RBF) and inner.last == "exhaust" and inner.steps > 1:
+        said += ": the last has all that is left"
+    return said
 
 
 def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:
-    """Best reward against NFE, and budget spent at each step."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    """Where the answer was found, and the evaluations that each step had.
+
+    The left panel's curve falls where a step begins: rewards of posterior means of different times
+    are not compared, and a later time has the answer.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
     left, right = figure.subplots(1, 2)
     _plot_reward(left, search, result, evaluations)
-    _plot_spending(right, spending(search, result, evaluations))
+    _plot_spending(right, spending(search, result, evaluations), _how_spent(search))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)

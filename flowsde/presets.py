@@ -33,8 +33,7 @@ class Settings:
 
     Attributes are those of `flowsde sample`. In a preset `nfe`, `diffusion_scale`, `steps` and
     `finish_steps` may be None: one trajectory's worth, the coefficient's own default, a fifth of
-    the budget but at most 20, what the grid's last time needs. A `gradient_temperature` of 0 is
-    no guidance.
+    the budget but at most 20, half the steps or none. A `gradient_temperature` of 0 is no guidance.
     """
 
     nfe: int | None = 500

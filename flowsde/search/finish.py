@@ -8,9 +8,9 @@ started from is higher.
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
 a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
-two. Times are evenly spaced in linear time; the posterior mean at the last one is the image. By
-default that is at `END` or a little above: below, a mean is sharp, and models that have rarely been
-asked for such times add speckle (benchmarks/finishing.py).
+two. Times are evenly spaced in linear time down to `END`, where the posterior mean is the image:
+further down the mean is sharp already, and models that were rarely asked for such times add speckle
+(benchmarks/finishing.py). From below `END`, times are spaced evenly towards 0.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from flowsde.search.base import (
 
 _LINE = Linear()
 END = 0.07
-"""Linear time below which finishing does not go by default."""
+"""Linear time at which finishing ends."""
 
 
 class CompleteState(NamedTuple):
@@ -103,9 +103,11 @@ class Complete(Static):
         """(particle that the step is from, x to evaluate, its time)."""
         p = self.interpolant
         particle = where(state.step == 0, start, state.particle)
-        # The start's linear time, divided evenly: step k of n is at (n - k) / (n + 1) of it.
-        done = (state.step // self.order + 1).astype(jnp.float32) / (self.steps // self.order + 1)
-        line_t = _LINE.time(p.angle(start.t)) * (1.0 - done)
+        n = self.steps // self.order
+        first = _LINE.time(p.angle(start.t))
+        last = jnp.where(first > END, END, first / (n + 1))
+        done = (state.step // self.order + 1).astype(jnp.float32) / n
+        line_t = first + (last - first) * done
         t = p.time(_LINE.angle(line_t))
         base = particle
         if state.base is not None:
@@ -192,14 +194,15 @@ _ORDERS = {"complete": 1, "heun": 2}
 
 
 def default_steps(finish: str, interpolant: Interpolant, grid: Sequence[float]) -> int:
-    """Evaluations that finishing takes unless told otherwise; 0 where there is nothing to finish.
+    """Evaluations that finishing takes unless told otherwise: half as many as the grid has steps.
 
-    As many steps as end at `END` or above, but at most half as many as the grid has, at least one.
+    0 if the search's last time is below twice `END`: there is next to nothing to finish.
     """
     with jax.ensure_compile_time_eval():
         start = float(_LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
-    steps = min(int(start / END) - 1, max((len(grid) - 1) // 2, 1))
-    return max(steps, 0) * _ORDERS[finish]
+    order = _ORDERS[finish]
+    steps = max((len(grid) - 1) // 2 // order, 1)
+    return steps * order if start >= 2.0 * END else 0
 
 
 def _check(finish: str, finish_steps: int | None) -> None:

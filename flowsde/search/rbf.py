@@ -304,8 +304,8 @@ def rbf(
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default what
-        the last time on the grid needs, see `flowsde.search.finish`; maybe none.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
+        as many as the grid has steps, and none where its last time is small already.
 
     Raises:
       ValueError, TypeError: naming the argument.

@@ -146,7 +146,8 @@ def complete(velocity, start, steps, interpolant, cond):
     linear = fs.interpolants.linear()
     t, scale = fs.match_time(linear, interpolant, jnp.float32(start.t))
     x, t = np.asarray(start.x) * np.float32(scale), float(t)
-    dt = t / (steps + 1)
+    end = 0.07 if t > 0.07 else t / (steps + 1)
+    dt = (t - end) / steps
     for k in range(steps):
         x = x - np.float32(dt) * np.asarray(velocity(x, np.float32(t - k * dt), cond))
     final = np.float32(t - steps * dt)

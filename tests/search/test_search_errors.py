@@ -13,7 +13,8 @@ ODE = fs.kernels.ode_euler(VP)
 
 
 def rbf(**changes):
-    return fs.search.rbf(**({"nfe": 50, "kernel": SDE, "grid": GRID} | changes))
+    options = {"nfe": 50, "kernel": SDE, "grid": GRID, "finish_steps": 10}
+    return fs.search.rbf(**(options | changes))
 
 
 def bon(**changes):
