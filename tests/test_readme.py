@@ -27,10 +27,12 @@ def run(code, names, block="imports"):
 @pytest.mark.slow
 def test_examples_run_in_order(capsys):
     """As a reader would, in one session; each says something."""
-    names = {}
+    names, printed = {}, []
     for number, code in enumerate(EXAMPLES):
         run(code, names, number)
-        assert capsys.readouterr().out.strip(), code
+        printed.append(capsys.readouterr().out.strip())
+        assert printed[-1], code
+    assert "for 60 evaluations of 60" in printed[0] and "for 60 evaluations of 60`" in README
 
 
 @pytest.mark.slow

@@ -80,7 +80,15 @@ def test_trace_and_spending_of_rbf() -> None:
     assert spent.finishing == 3 and spent.budget.shape == (4, 2)
     np.testing.assert_array_equal(spent.budget.sum(0), [15, 15])
     assert spent.budget.sum() + spent.finishing == result.nfe
-    _draw(search, trace, result)
+    left, right = _draw(search, trace, result)[1].axes
+    # The round in which the answer was evaluated, and what had been charged by then.
+    info = result.info
+    found = info.counted & (info.reward == result.reward) & (info.time == result.t)
+    nfe = np.cumsum(info.charged)[found.any(1).argmax()]
+    assert any(f"found at {nfe} of 33" in text.get_text() for text in left.texts)
+    assert any(text.get_text().startswith("last step: ") for text in left.texts)
+    shown = [str(n) for n in [*spent.budget.sum(1), 3]]
+    assert [text.get_text() for text in right.texts] == shown
 
 
 @pytest.mark.slow

@@ -136,6 +136,20 @@ def test_heun_finishing_is_of_second_order():
     assert errors["heun", 8] > errors["heun", 16]
 
 
+def test_what_is_nearly_finished_is_not_finished_by_default():
+    """VP's last uniform time, .05, is .148 in linear time: sigma / (alpha + sigma) there."""
+    linear = fs.kernels.ddim(fs.interpolants.linear())
+    vp = fs.kernels.ddim(fs.interpolants.vp())
+    for finish in ("complete", "heun"):
+        for kernel, steps, expected in ((vp, 20, 10), (vp, 4, 2), (linear, 4, 2), (linear, 20, 0)):
+            options = {"nfe": 100, "kernel": kernel, "grid": fs.grids.uniform(steps)}
+            made = fs.search.rbf(finish=finish, **options)
+            assert made.nfe == 100
+            assert (made.steps if isinstance(made, fs.search.Complete) else 0) == expected
+            told = fs.search.rbf(finish=finish, finish_steps=4, **options)
+            assert told.steps == 4 and told.inner.nfe == 96
+
+
 def test_a_heun_step_takes_two_evaluations():
     with pytest.raises(ValueError, match="finish_steps must be even for finish 'heun'.* got 3"):
         fs.search.rbf(nfe=40, kernel=SDE, grid=GRID, finish="heun", finish_steps=3)

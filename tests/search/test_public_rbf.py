@@ -126,7 +126,9 @@ def test_quotas_of_the_public_code(nfe, moves, last):
 
 def test_what_reserves_nothing_is_refused():
     def search(nfe, grid):
-        return fs.search.rbf(nfe=nfe, kernel=SDE, grid=grid, seeds=25, allocation="reserve")
+        return fs.search.rbf(
+            nfe=nfe, kernel=SDE, grid=grid, seeds=25, allocation="reserve", finish_steps=10
+        )
 
     with pytest.raises(ValueError, match="nfe leaves 69 .* at least 70: 2 chains of 25 seeds and"):
         search(79, fs.grids.quadratic(STEPS))
