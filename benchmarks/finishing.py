@@ -58,7 +58,7 @@ def background(images: np.ndarray) -> np.ndarray:
     objects = np.linalg.norm(colours - BACKGROUND, axis=-1) > _NEAR
     padded = np.pad(objects, ((0, 0), (2, 2), (2, 2)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
-    return ~windows.any((-1, -2))
+    return np.logical_not(windows.any((-1, -2)))
 
 
 def background_std(images: np.ndarray) -> np.ndarray:

@@ -238,7 +238,7 @@ def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
         base = np.append(base, spent.finishing)
         labels.append("finish")
         axes.bar(x[-1], spent.finishing, color=_FINISH)
-    for at, height in zip(x, base, strict=True):
+    for at, height in zip(x.tolist(), base.tolist(), strict=True):
         axes.text(at, height, f"{height:.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
     every = -(-len(spent.times) // 10)
     kept = [i for i in x if (i % every == 0 and i < len(x) - every) or i == x[-1]]

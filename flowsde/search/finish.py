@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from flowsde._checks import check_count
 from flowsde._static import Static
-from flowsde.grids import as_grid
+from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.kernels import Kernel, ddim
 from flowsde.search.base import (
@@ -193,7 +193,7 @@ _ORDERS = {"complete": 1, "heun": 2}
 """Evaluations a step."""
 
 
-def default_steps(finish: str, interpolant: Interpolant, grid: Sequence[float]) -> int:
+def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[float]) -> int:
     """Evaluations that finishing takes unless told otherwise: half as many as the grid has steps.
 
     0 if the search's last time is below twice `END`: there is next to nothing to finish.
