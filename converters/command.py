@@ -1,15 +1,18 @@
 """`flowsde convert`: the options, and what it says."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
 
-from flowsde import _text
+from flowsde import _text, interrupts
 from flowsde._checks import check_path
 from flowsde.options import Flag, Int, shown
+from flowsde.rewards import threads
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.convert import Job, check_out, prepare, run
@@ -78,7 +81,7 @@ class Convert:
             return
         assert self.out is not None
         with _bar(job.to_read + job.to_write) as bar:
-            run(job, self.out, self.overwrite, bar.update)
+            run(job, self.out, self.overwrite, _advance(bar))
         print(
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
         )
@@ -102,7 +105,8 @@ class Convert:
             if self.revision is not None:
                 raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
             return path
-        return hub.fetch(self.source, self.revision)
+        # In a thread, so that a signal need not wait for the end of a download.
+        return threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
 
     def _back(self) -> None:
         given = {
@@ -119,12 +123,22 @@ class Convert:
         for name, one in models.items():
             print(f"found   {name + ': ' if name else ''}{one.described}", flush=True)
         with _bar(sum(one.nbytes for one in models.values())) as bar:
-            run_back(Path(self.source), models, self.out, self.overwrite, bar.update)
+            run_back(Path(self.source), models, self.out, self.overwrite, _advance(bar))
         print(f"wrote   {self.out}", flush=True)
 
 
 def _bar(total: int) -> tqdm:
     return tqdm(total=total, unit="B", unit_scale=True, mininterval=0.3, ascii=None)
+
+
+def _advance(bar: tqdm) -> Callable[[int], None]:
+    """Told of bytes after every tensor, where signals are looked at."""
+
+    def advance(nbytes: int) -> None:
+        interrupts.check()
+        bar.update(nbytes)
+
+    return advance
 
 
 def described(job: Job) -> list[str]:

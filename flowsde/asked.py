@@ -1,11 +1,12 @@
 """What a command is asked for: the model's offer, and the settings that identify a result."""
 
 import dataclasses
-import math
 from typing import Any
 
+from flowsde._text import shown
 from flowsde.offer import Offer
 from flowsde.options import Sample
+from flowsde.presets import check_float
 from flowsde.shapes.offer import Embedded
 
 
@@ -20,10 +21,12 @@ def offered(command: Sample) -> Offer:
 
         offer = Offered(command)
     if not 0 <= command.seed < 2**32:
-        raise ValueError(f"--seed must be an integer from 0 to 2**32 - 1, got {command.seed}")
+        raise ValueError(
+            f"--seed must be an integer from 0 to 2**32 - 1, got {shown(command.seed)}"
+        )
     target = command.target_reward
-    if target is not None and not math.isfinite(target):
-        raise ValueError(f"--target-reward must be a finite number, got {target}")
+    if target is not None:
+        check_float("--target-reward", target)
     return offer
 
 

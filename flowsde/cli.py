@@ -1,13 +1,28 @@
 """The `flowsde` command: `sample`, `batch`, `compare`, `train {shapes,scorer}` and `convert`.
 
-Wrong values end with one line on stderr and exit code 2, before any work; an interruption (Ctrl-C,
-SIGTERM) with the command to go on with and exit code 130. What a run keeps for that is in
-`flowsde.unfinished`, what all of them keep of compiled programs in `flowsde.compiled`.
+Exit codes:
+
+    0     all was done; a picture of the search that could not be drawn is a line on stderr
+    1     work that had begun failed, in one line: with the command to go on with where that helps,
+          which is not so of a prompt without a finite reward or of a model that gives NaN; the
+          prompts after such a one are searched. Or stdout could not be written, see below
+    2     wrong values, in one line, before any work
+    129, 130, 143   SIGHUP, Ctrl-C, SIGTERM: after the round that is under way, with the command to
+          go on with; at a second signal at once (`flowsde.interrupts`)
+    141   all was done, and the reader of stdout had gone
+
+A lost stdout or stderr does not end the work, whose results are files: what is left to be printed
+is dropped, and the exit code says so at the end. Where a reward outside JAX is still running then,
+the process does not wait for it.
+
+What a run keeps to go on with is in `flowsde.unfinished`, what all of them keep of compiled
+programs in `flowsde.compiled`.
 
 ``result.json`` holds, next to what was asked for, ``nfe``, ``evaluations``, ``backward_passes`` and
 ``verifier_calls`` as in `flowsde.Result`, and ``seconds`` of the wall clock: ``total`` of the
 prompt; ``model`` and ``verifier`` of the search's rounds but the first, which compiles; ``other``
-of the rest, compilation and pictures included. A run that was interrupted has the sum of its parts.
+of the rest, compilation included and pictures of the search not. A run that was interrupted has the
+sum of its parts.
 
 ``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
 axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
@@ -18,8 +33,8 @@ and ``particle_x0``.
 
 import contextlib
 import io
-import shlex
-import shutil
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,13 +45,17 @@ import tyro
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import compiled, presets, report, unfinished
+from flowsde import _streams, compiled, interrupts, presets, report, unfinished
+from flowsde._failures import EXPECTED, Failed, failed, reason
 from flowsde._files import write_arrays, write_json
 from flowsde._keys import from_seed
+from flowsde._lines import again_with, complain
+from flowsde._text import shown
 from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
 from flowsde.options import Sample, check_paths
 from flowsde.presets import Settings
+from flowsde.rewards import threads
 from flowsde.search import Result, Search
 
 
@@ -59,12 +78,16 @@ class Job(NamedTuple):
         return self.about["prompt"]
 
 
+_MODEL = 40
+"""Letters of a model's name in that of a folder, which has 255 bytes at most."""
+
+
 def _folders(command: Sample, offer: Offer) -> list[Path]:
     """Where each prompt's result goes."""
     slugs = [offer.slug(prompt) for prompt in offer.prompts]
     if command.out is None:
         model = command.converted.model
-        first = "" if model is None else f"{model.resolve().name}-"
+        first = "" if model is None else f"{model.resolve().name[:_MODEL]}-"
         rest = f"-{command.method}-seed{command.seed}"
         return [Path("flowsde-out") / f"{first}{slug}{rest}" for slug in slugs]
     alone = len(slugs) == 1 and command.prompts_file is None
@@ -93,7 +116,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
+        raise ValueError(f"--out: cannot make folder {shown(folder)}: {error.strerror}") from None
 
 
 def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
@@ -156,6 +179,7 @@ def _search(job: Job, keeper: unfinished.Keeper) -> Result:
         bar.set_postfix_str("compiling")
         for result in job.rounds:
             keeper.record(result)
+            interrupts.check()
             if first:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
@@ -167,19 +191,10 @@ def _search(job: Job, keeper: unfinished.Keeper) -> Result:
 
 
 def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any]:
-    """The result's files; what result.json says."""
+    """What a search found: the picture, result.json, and what that says."""
     folder, image, offer = job.folder, np.asarray(result.image), job.offer
     (folder / "result.json").unlink(missing_ok=True)
     offer.save(folder / "image.png", image)
-    if offer.judged:
-        # Imported here: Matplotlib takes half of what importing takes.
-        from flowsde import plots
-
-        title = f"{job.prompt} · {job.about['method']}"
-        figure = plots.path_figure(title, keeper.trace, result, offer.thumbnails(job.flow))
-        report.save_figure(folder / "path.png", figure)
-        figure = plots.search_figure(title, job.search, result, job.flow.evaluations)
-        report.save_figure(folder / "search.png", figure)
     if job.save_trajectory:
         particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
         write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
@@ -194,18 +209,37 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
         "seconds": keeper.seconds(),
     }
     write_json(folder / "result.json", values)
+    interrupts.check()
     return values
+
+
+def _draw(job: Job, keeper: unfinished.Keeper, result: Result) -> None:
+    """Pictures of a search by a reward."""
+    if not job.offer.judged:
+        return
+    # Imported here: Matplotlib takes half of what importing takes.
+    from flowsde import plots
+
+    title = f"{shown(job.prompt, 100)} · {job.about['method']}"
+    thumbnails = job.offer.thumbnails(job.flow)
+    drawn = {
+        "path.png": lambda: plots.path_figure(title, keeper.trace, result, thumbnails),
+        "search.png": lambda: plots.search_figure(title, job.search, result, job.flow.evaluations),
+    }
+    for name, figure in drawn.items():
+        report.try_to_draw("flowsde sample", job.folder / name, figure)
+        interrupts.check()
 
 
 def _begin(job: Job, resume: bool) -> unfinished.Keeper:
     """Say what is run, and from where."""
     settings = presets.describe(job.about["method"], job.settings, job.offer.named)
-    print(f"{job.prompt!r}\n{settings}")
+    print(f"'{shown(job.prompt)}'\n{shown(settings, 2000)}")
     keeper = unfinished.Keeper(job.folder, job.about, job.search, job.flow.evaluations, job.saved)
     if job.saved is not None:
         print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")
     elif resume:
-        print(f"resume  nothing was saved in {job.folder}: from the beginning")
+        print(f"resume  nothing was saved in {_path(job.folder)}: from the beginning")
     sys.stdout.flush()
     return keeper
 
@@ -214,39 +248,54 @@ def _run(job: Job, resume: bool, again: str) -> None:
     """Search, write the folder, and say what came out; `again` is the command to go on with."""
     keeper = _begin(job, resume)
     try:
-        values = _write(job, keeper, _search(job, keeper))
+        result = _search(job, keeper)
+        values = _write(job, keeper, result)
+        _draw(job, keeper, result)
     except BaseException as error:
-        keeper.save()
-        said = f"at {keeper.nfe} of {job.settings.nfe} NFE; go on with: {again}"
+        at = f"at {keeper.nfe} of {job.settings.nfe} NFE"
+        go_on = f"go on with: {again}"
+        try:
+            keeper.save()
+        except EXPECTED as second:
+            go_on += f"; its state could not be saved: {reason(second)}"
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted {said}") from None
-        error.add_note(f"flowsde sample: failed {said}")
+            raise interrupts.said_of(error, f"interrupted {at}; {go_on}") from None
+        if isinstance(error, EXPECTED):
+            raise failed(f"'{shown(job.prompt)}': failed {at}", error, go_on) from error
+        error.add_note(f"flowsde sample: failed {at}; {go_on}")
         raise
     unfinished.discard(job.folder)
     for line in job.offer.said(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
     print(f"reward  {values['reward']:.4f} for {spent}" if job.offer.judged else f"spent   {spent}")
-    print(f"folder  {job.folder}", flush=True)
+    print(f"folder  {_path(job.folder)}", flush=True)
 
 
-def _again(args: list[str]) -> str:
-    """The command that goes on with one that was interrupted."""
-    program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
-    # `batch` goes on with what it finds.
-    resume = [] if args[0] == "batch" or "--resume" in args else ["--resume"]
-    given = [word for word in args if args[0] != "batch" or word != "--overwrite"]
-    return shlex.join([*program, *given, *resume])
+def _path(path: Path) -> str:
+    """To be printed, whatever is in its name."""
+    return shown(path, 4096)
 
 
-def _run_all(jobs: list[tuple[Path, Job | None]], resume: bool, again: str) -> None:
+def _run_all(jobs: list[tuple[Path, Job | None]], resume: bool, again: str) -> int:
+    """Run what is not finished; the exit code."""
+    code = 0
     for i, (folder, job) in enumerate(jobs, 1):
         if len(jobs) > 1:
             print(f"prompt {i} of {len(jobs)}", flush=True)
+        interrupts.check()
         if job is None:
-            print(f"flowsde sample: {folder} is finished", flush=True)
-        else:
+            print(f"flowsde sample: {_path(folder)} is finished", flush=True)
+            continue
+        try:
             _run(job, resume, again)
+        except Failed as failure:
+            # The others may yet be found, unless it is what they share.
+            if not failure.for_good:
+                raise
+            complain("flowsde sample", str(failure))
+            code = 1
+    return code
 
 
 def _one_line(box: str) -> str:
@@ -294,39 +343,84 @@ def _parse(argv: list[str]) -> Any:
         raise ValueError(_one_line(errors.getvalue())) from None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 2 for wrong values and 130 when interrupted."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:
-        print(f"flowsde {fs.__version__}")
-        return
+def _name(args: list[str]) -> str:
     named = args[:1] in (["sample"], ["batch"], ["compare"], ["train"], ["convert"])
-    name = f"flowsde {args[0]}" if named else "flowsde"
+    return f"flowsde {args[0]}" if named else "flowsde"
+
+
+def _do(args: list[str]) -> int:
+    """Parse, prepare and run; the exit code."""
+    name = _name(args)
+    # What is wrong with a checkpoint is a list.
+    between = "\n  " if args[:1] == ["convert"] else " "
     try:
         try:
             command = _parse(args)
             check_paths(command)
+            interrupts.check()
             compiled.keep()
             if not isinstance(command, Sample):
-                with unfinished.terminating():
-                    return command.run()
+                code = command.run() or 0
+                interrupts.check()
+                return code
             jobs = prepare(command)
         except (ValueError, TypeError, OSError, ImportError) as error:
-            lines = [" ".join(line.split()) for line in str(error).splitlines()]
-            # What is wrong with a checkpoint is a list.
-            between = "\n  " if args[:1] == ["convert"] else " "
-            print(f"{name}: {between.join(lines)}", file=sys.stderr)
-            raise SystemExit(2) from None
-        with unfinished.terminating():
-            _run_all(jobs, command.resume, _again(args))
+            complain(name, str(error), between)
+            return 2
+        code = _run_all(jobs, command.resume, again_with(args))
+        interrupts.check()
+        return code
+    except Failed as failure:
+        complain(name, str(failure))
+        return 1
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted"
-        if args[:1] in (["batch"], ["compare"]):
-            said += f"; go on with: {_again(args)}"
-        elif args[:1] == ["convert"]:
+        if args[:1] == ["convert"]:
             said += "; nothing was written"
+        elif args and "go on with" not in said:
+            said += f"; go on with: {again_with(args)}"
         print(f"\n{name}: {said}", file=sys.stderr)
-        raise SystemExit(130) from None
+        return 128 + getattr(stop, "number", signal.SIGINT)
+
+
+def _leave(code: int) -> None:
+    """End the process."""
+    for number in interrupts.SIGNALS:
+        if signal.getsignal(number) is signal.default_int_handler:
+            # There is nothing left to tidy up.
+            signal.signal(number, signal.SIG_DFL)
+    if threads.given_up():
+        # A thread that is in JAX when the interpreter goes away aborts the process.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with the codes above.
+
+    Args:
+      argv: arguments; those of the process, which then ends here, by default.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _streams.keep_numbers()
+    with _streams.guarded() as (out, _), interrupts.handling():
+        if args == ["--version"]:
+            print(f"flowsde {fs.__version__}")
+            code = 0
+        else:
+            code = _do(args)
+        out.flush()
+        if out.error is not None and out.code == 1:
+            complain(_name(args), f"stdout cannot be written: {reason(out.error)}")
+    code = code or out.code
+    if argv is None:
+        _leave(code)
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from flowsde import _text
 from flowsde._checks import check_path
 from flowsde.presets import CHOICES, Settings, flag
 
@@ -19,7 +20,7 @@ def number(kind: type, name: str) -> PrimitiveConstructorSpec:
         try:
             return kind(words[0])
         except ValueError:
-            raise ValueError(f"expected {name}, got {words[0]!r}") from None
+            raise ValueError(f"expected {name}, got '{_text.shown(words[0])}'") from None
 
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -133,6 +134,9 @@ class Converted:
     """SiT: the autoencoder that it was trained with, converted (stabilityai/sd-vae-ft-ema)."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
     """Rewards clip and pick: a converted CLIP; aesthetic: given twice, a CLIP and the head."""
+    reward_timeout: Annotated[Float, shown("SECONDS")] = None
+    """MODULE:FUNCTION: how long one call may take, an hour by default; after that the run ends, to
+    be gone on with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

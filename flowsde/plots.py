@@ -91,7 +91,8 @@ def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any]
     width = max(left + max(len(shots) for _, shots in rows) * (_TILE + 0.08) + 0.1, 6.0)
     height = top + len(rows) * cell
     figure = Figure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold")
+    figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold",
+                parse_math=False)  # fmt: skip
     note = f"{what}; time and reward below each, the answer framed"
     figure.text(0.1 / width, 1 - 0.38 / height, note, va="top", fontsize=8, color="0.4")
     x0 = np.stack([shot.x0 for _, shots in rows for shot in shots if shot])
@@ -204,11 +205,15 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
     if spent.finishing:
         _name_span(axes, total - spent.finishing, total, "finish", "right", _FINISH)
     found = found_at(search, result, evaluations)
-    axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
-    left = found > total / 2
-    axes.annotate(f"answer {_number(final)}\nfound at {found} of {total}", (found, final),
-                  (-8 if left else 8, -8), textcoords="offset points", va="top",
-                  ha="right" if left else "left", color=_ANSWER, fontsize=9)  # fmt: skip
+    if np.isfinite(final):
+        axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
+        left = found > total / 2
+        axes.annotate(f"answer {_number(final)}\nfound at {found} of {total}", (found, final),
+                      (-8 if left else 8, -8), textcoords="offset points", va="top",
+                      ha="right" if left else "left", color=_ANSWER, fontsize=9)  # fmt: skip
+    else:
+        axes.text(0.98, 0.95, _number(final), transform=axes.transAxes, ha="right", va="top",
+                  color=_ANSWER, fontsize=9)  # fmt: skip
     if np.nanmin(best, initial=0.0) < -20.0:
         axes.set_yscale("symlog", linthresh=1.0)
     axes.set(xlim=(0, max(total, 1) * 1.02), xlabel="evaluations (NFE)", ylabel="reward")
@@ -267,7 +272,7 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     are not compared, and a later time has the answer.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
     left, right = figure.subplots(1, 2)
     _plot_reward(left, search, result, evaluations)
     _plot_spending(right, spending(search, result, evaluations), _how_spent(search))

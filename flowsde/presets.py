@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from flowsde import diffusion, grids, interpolants, kernels
 from flowsde._checks import check_count, check_non_negative
+from flowsde._text import shown
 from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
 from flowsde.search.finish import default_steps
 from flowsde.search.resampling import SCHEMES
@@ -137,6 +140,9 @@ _COUNTS = (
     *("nfe", "steps", "chains", "seeds", "block", "interval", "paths", "start", "forward"),
     *("backward", "finish_steps", "width"),
 )
+_MOST_NFE, _MOST_OTHERS = 1_000_000, 10_000
+"""Largest counts: beyond what is of use, below where numbers wrap or memory runs out."""
+_LEAST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _TUNING = (
     *("chains", "seeds", "last", "allocation", "temperature", "block", "potential", "scheme"),
     *("threshold", "interval", "paths", "start", "forward", "backward", "finish", "finish_steps"),
@@ -155,13 +161,32 @@ def check(name: str, value: Any) -> None:
     """ValueError unless a setting can have this value, whatever the method."""
     if name in CHOICES and value not in CHOICES[name]:
         known = ", ".join(CHOICES[name])
-        raise ValueError(f"{flag(name)} must be one of {known}, got {value!r}")
+        raise ValueError(f"{flag(name)} must be one of {known}, got '{shown(value)}'")
     if name in _COUNTS:
-        check_count(flag(name), value)
+        check_range(flag(name), value, _MOST_NFE if name == "nfe" else _MOST_OTHERS)
     if name == "gradient_temperature":
         check_non_negative(flag(name), value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{flag(name)} must be a finite number, got {value}")
+    if isinstance(value, float):
+        check_float(flag(name), value)
+
+
+def check_range(option: str, value: int, most: int, least: int = 1) -> int:
+    """An option's integer, if it is within its bounds."""
+    check_count(option, value, least)
+    if value > most:
+        raise ValueError(f"{option} must be at most {most}, got {shown(value)}")
+    return value
+
+
+def check_float(option: str, value: float) -> float:
+    """An option's number, if it is one of float32, in which all is computed."""
+    if not math.isfinite(value):
+        raise ValueError(f"{option} must be a finite number, got {value}")
+    if value and not _LEAST <= abs(value) <= _LARGEST:
+        raise ValueError(
+            f"{option} must be 0 or between {_LEAST:.3g} and {_LARGEST:.3g} in size, got {value}"
+        )
+    return value
 
 
 def _parameters(method: str) -> list[str]:
@@ -314,6 +339,18 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
       s: of `resolve`.
       times: of a model's own in the place of those of `s.grid`.
     """
+    try:
+        return _build(method, s, times)
+    except ValueError as error:
+        # The arguments of searches are options of nearly the same names.
+        first, _, rest = str(error).partition(" ")
+        name = {"scale": "diffusion_scale"}.get(first, first)
+        if name in vars(s):
+            raise ValueError(f"{flag(name)} {rest}") from error
+        raise
+
+
+def _build(method: str, s: Settings, times: grids.Grid | None) -> Search:
     kernel = _kernel(s)
     options = {name: getattr(s, name) for name in _parameters(method)}
     options = {name: value for name, value in options.items() if value is not None}
@@ -329,5 +366,5 @@ def describe(method: str, s: Settings, named: Mapping[str, Any] | None = None) -
     """The effective settings in one line, with more of a model that take their place."""
     every = dataclasses.asdict(s) | dict(named or {})
     values = [(k, v) for k, v in every.items() if v is not None]
-    shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
-    return " ".join([method, *shown])
+    words = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
+    return " ".join([method, *words])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flowsde._text import shown
 from flowsde.shapes import captions
 
 Slug = Callable[[str], str]
@@ -71,6 +72,6 @@ def collect(words: Sequence[str], file: Path | None, slug: Slug = slug) -> list[
     for place, prompt in placed:
         name = slug(prompt)
         if name in places:
-            raise ValueError(f"{place}: {prompt!r} is given twice, first as {places[name]}")
-        places[name] = place if place != "PROMPT" else f"PROMPT {prompt!r}"
+            raise ValueError(f"{place}: '{shown(prompt)}' is given twice, first as {places[name]}")
+        places[name] = place if place != "PROMPT" else f"PROMPT '{shown(prompt)}'"
     return [prompt for _, prompt in placed]

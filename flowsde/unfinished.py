@@ -11,11 +11,7 @@ removed once there is a result.
 
 import json
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,42 +25,6 @@ from flowsde.trace import Trace
 
 EVERY = 10.0
 """Seconds between saves."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _raise(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _handling(signals: tuple[signal.Signals, ...], handler: Any) -> Iterator[None]:
-    """Handle signals in the block, if it is in the thread that may."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def terminating() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    with _handling((signal.SIGTERM,), _raise):
-        yield
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done."""
-    came: list[int] = []
-    with _handling(_SIGNALS, lambda number, _: came.append(number)):
-        yield
-    if came:
-        raise KeyboardInterrupt
 
 
 class Saved(NamedTuple):
@@ -190,16 +150,15 @@ class Keeper:
             self.save()
 
     def save(self) -> None:
-        """Save the last round recorded; signals wait."""
+        """Save the last round recorded."""
         if self.result is None or len(self.result.info.time) == self._rounds:
             return
-        with _undisturbed():
-            self._rounds = len(self.result.info.time)
-            self._saves.append((self._rounds, self.total()))
-            write_json(self._folder / "unfinished.json", self._values())
-            write_arrays(self._folder / "trace.npz", self.trace.arrays())
-            save_search(self._folder / "search", self._search, self.result)
-            self._last_save = time.perf_counter()
+        self._rounds = len(self.result.info.time)
+        self._saves.append((self._rounds, self.total()))
+        write_json(self._folder / "unfinished.json", self._values())
+        write_arrays(self._folder / "trace.npz", self.trace.arrays())
+        save_search(self._folder / "search", self._search, self.result)
+        self._last_save = time.perf_counter()
 
     def total(self) -> float:
         """Seconds since the start, without those between an interruption and going on."""

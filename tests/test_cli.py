@@ -1,6 +1,7 @@
 """The command: files, settings, wrong values; with a small stand-in for the model unless slow."""
 
 import dataclasses
+import errno
 import json
 import re
 import subprocess
@@ -177,19 +178,35 @@ def test_target_reward_stops(small: None, tmp_path: Path) -> None:
     assert result["nfe"] == 2 + 2 and result["settings"]["target_reward"] == -99.0
 
 
-def test_a_failure_leaves_no_result(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_that_fails_costs_no_search(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("disk full")
+        raise RuntimeError("no\nfonts")
 
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "search_figure", fail)
-        with pytest.raises(RuntimeError) as failure:
+        patch.setattr(plots, "path_figure", fail)
+        assert _sample(tmp_path, *RBF)["nfe"] == 17
+    assert {p.name for p in tmp_path.iterdir()} == FILES - {"path.png"}
+    said = capsys.readouterr().err
+    assert "\nflowsde sample: path.png could not be drawn: RuntimeError: no fonts\n" in said
+
+
+def test_an_answer_that_cannot_be_written_is_kept(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_json", fail)
+        with pytest.raises(SystemExit) as stop:
             cli.main(["sample", *RBF, "--out", str(tmp_path)])
-    assert "failed at 17 of 17 NFE; go on with: " in failure.value.__notes__[0]
-    kept = {"unfinished.json", "trace.npz", "search"}
-    assert {p.name for p in tmp_path.iterdir()} == {"image.png", "path.png"} | kept
+    assert stop.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "failed at 17 of 17 NFE: No space left on device; go on with: " in last
+    assert last.endswith(" --resume")
+    assert "result.json" not in {p.name for p in tmp_path.iterdir()}
     assert _sample(tmp_path, *RBF, "--resume")["nfe"] == 17
     assert {p.name for p in tmp_path.iterdir()} == FILES
 
@@ -233,7 +250,7 @@ WRONG = [
     ("P --seed x", "--seed"),
     ("P --kernel ddim --eta 2", "eta"),
     ("P --kernel ddim --eta nan", "--eta"),
-    ("P --kernel ddim --data-variance -1", "data_variance"),
+    ("P --kernel ddim --data-variance -1", "--data-variance"),
     ("P --diffusion-scale -1", "scale"),
     ("P --kernel ode_euler", "kernel"),
     ("P --kernel ode_euler --diffusion sin", "--diffusion has no effect"),

@@ -22,6 +22,7 @@ from refusing import refused
 
 import flowsde as fs
 from flowsde import cli, compare, presets
+from flowsde._lines import again_with
 from flowsde.compare import summary
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.page import page as make
@@ -74,8 +75,8 @@ def test_budgets_too_small_are_left_out_in_words() -> None:
     rows, left_out = compare.plan(["bon", "rbf"], nfe=[30, 60], given={"steps": 20})
     assert [(r.method, r.settings.nfe) for r in rows] == [("bon", 30), ("bon", 60), ("rbf", 60)]
     (words,) = left_out
-    assert words.startswith("rbf at 30 NFE: nfe leaves 20 evaluations for the search")
-    with pytest.raises(ValueError, match=r"^nfe leaves 20 evaluations"):
+    assert words.startswith("rbf at 30 NFE: --nfe leaves 20 evaluations for the search")
+    with pytest.raises(ValueError, match=r"^--nfe leaves 20 evaluations"):
         compare.plan(["rbf"], nfe=[30], given={"steps": 20})
 
 
@@ -340,7 +341,7 @@ def test_ctrl_c_says_how_to_go_on(
     with pytest.raises(SystemExit) as stop:
         _compare(tmp_path)
     assert stop.value.code == 130
-    again = cli._again([*ARGS, "--methods", "bon", "--out", str(tmp_path)])
+    again = again_with([*ARGS, "--methods", "bon", "--out", str(tmp_path)])
     assert f"go on with: {again}" in capsys.readouterr().err
 
 

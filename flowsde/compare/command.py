@@ -17,14 +17,15 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 import flowsde as fs
-from flowsde import prompts
-from flowsde._checks import check_count
+from flowsde import _text, prompts
+from flowsde._failures import one_line
 from flowsde._files import replacing, write_json
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.measure import Measured, Study, captions, measure
@@ -32,8 +33,10 @@ from flowsde.compare.page import page
 from flowsde.compare.rows import Row, plan
 from flowsde.compare.summary import summarise
 from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
-from flowsde.report import save_figure
+from flowsde.presets import check_range
+from flowsde.report import try_to_draw
 
+_MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
 PARTS = "parts"
 """Folder, below that of the results, of what was measured."""
 
@@ -87,7 +90,7 @@ class Compare:
         own = {name: value for name, value in given(self).items() if name != "nfe"}
         rows, left_out = plan(
             self.methods,
-            nfe=[check_count("--nfe", n) for n in self.nfe],
+            nfe=self.nfe,
             interpolants=self.interpolants,
             kernels=self.kernels,
             preset=self.preset,
@@ -96,14 +99,23 @@ class Compare:
         if self.prompts_file is not None:
             texts = prompts.collect((), self.prompts_file)
         else:
-            if check_count("--objects", self.objects) > 10:
-                raise ValueError(f"--objects must be at most 10, got {self.objects}")
-            texts = captions(check_count("--prompts", self.prompts), self.objects)
-        study = Study(texts, check_count("--seeds", self.seeds))
+            check_range("--objects", self.objects, 10)
+            check_range("--prompts", self.prompts, _MOST_PROMPTS)
+        check_range("--seeds", self.seeds, _MOST_SEEDS)
+        many = self.prompts if self.prompts_file is None else len(texts)
+        if many * self.seeds > _MOST_SEARCHES:
+            raise ValueError(
+                f"--seeds must be at most {_MOST_SEARCHES // many} for {many} prompts, "
+                f"got {self.seeds}"
+            )
+        if self.prompts_file is None:
+            texts = captions(self.prompts, self.objects)
+        study = Study(texts, self.seeds)
         prepare(self.out, self.resume, self.overwrite)
         for words in left_out:
-            print(f"without {words}", flush=True)
-        report(self.out, "Methods compared", rows, study)
+            print(f"without {_text.shown(words)}", flush=True)
+        with one_line("failed", "the same command with --resume goes on"):
+            report(self.out, "Methods compared", rows, study)
 
 
 def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -119,7 +131,9 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: cannot make folder {folder}: {error.strerror}") from None
+        raise ValueError(
+            f"--out: cannot make folder {_text.shown(folder)}: {error.strerror}"
+        ) from None
 
 
 def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
@@ -128,7 +142,7 @@ def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[
     table = summarise(rows, measured)
     _write(folder, title, rows, study, measured, table)
     print(describe(table))
-    print(f"page    {folder / 'compare.html'}", flush=True)
+    print(f"page    {_text.shown(folder / 'compare.html', 4096)}", flush=True)
     return table
 
 
@@ -140,13 +154,6 @@ def _write(
     measured: dict[Row, Measured],
     table: list[dict[str, Any]],
 ) -> None:
-    names = list(dict.fromkeys(row.table for row in rows))
-    for name in names:
-        for key in MEASURES:
-            drawn = figure([line for line in table if line["table"] == name], key)
-            if drawn is not None:
-                prefix = "" if len(names) == 1 else f"{name.replace(' ', '-')}-"
-                save_figure(folder / f"{prefix}{key}.png", drawn)
     with replacing(folder / "compare.html") as temporary:
         temporary.write_text(page(title, study, rows, measured, table), encoding="utf-8")
     text = io.StringIO(newline="")
@@ -164,6 +171,17 @@ def _write(
         "rows": table,
     }
     write_json(folder / "compare.json", values)
+    _draw(folder, table)
+
+
+def _draw(folder: Path, table: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(line["table"] for line in table))
+    for name in names:
+        prefix = "" if len(names) == 1 else f"{name.replace(' ', '-')}-"
+        lines = [line for line in table if line["table"] == name]
+        for key in MEASURES:
+            path = folder / f"{prefix}{key}.png"
+            try_to_draw("flowsde compare", path, partial(figure, lines, key))
 
 
 def describe(table: Sequence[dict[str, Any]]) -> str:

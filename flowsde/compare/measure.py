@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import presets, shapes
+from flowsde import interrupts, presets, shapes
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde.compare.rows import Row, labels
@@ -136,6 +136,8 @@ def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> d
     began = time.perf_counter()
     images, result = _search_part(part, study, search, flow, reward)
     seconds = time.perf_counter() - began
+    if not np.isfinite(images).all():
+        raise FloatingPointError(f"{part.row.method}'s pictures have numbers that are not finite")
     wanted, found = study.wanted[part.ids], checker.detect(images)
     return {
         "images": pixels(images),
@@ -226,6 +228,7 @@ def measure(
             reward = shapes.load_reward(family[0].settings.reward)
             compiled: set[int] = set()
             for part in missing:
+                interrupts.check()
                 if len(part.ids) not in compiled:
                     # Compiles, and stops at the first reward: no time of a part holds that.
                     _search_part(part, study, search, flow, reward, float(_ANY))

@@ -96,7 +96,7 @@ def plan(
                     try:
                         presets.build(method, settings)
                     except ValueError as reason:
-                        if not str(reason).startswith("nfe"):
+                        if not str(reason).startswith("--nfe"):
                             raise
                         error = reason
                         left_out.append(f"{method} at {budget} NFE: {reason}")

@@ -9,15 +9,22 @@ batch.json
     them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
     ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
     `flowsde.packing.Totals`, ``seconds`` and ``prompts_per_second``, compilation included.
+    ``failed`` lists the prompts without a result, each with its ``number`` in the list, from 1, its
+    ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
     green frame is exactly what was asked, by the held-out checker.
+
+A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is said at
+the end, the others are searched, and the exit code is 1. The same command tries those again that
+have not ended, the failed ones among them; with --total-nfe what they have spent stays spent.
 
 What is on disk of each prompt is in `flowsde.packing.folder`. In its result.json, ``seconds.total``
 is the time since the prompt before it ended: they share the device.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,8 +34,8 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowsde import presets
-from flowsde._checks import check_count
+from flowsde import _schema, _text, interrupts, presets
+from flowsde._failures import one_line
 from flowsde._files import write_json
 from flowsde._keys import from_seed
 from flowsde.asked import about, offered
@@ -39,13 +46,15 @@ from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import Cell, write_sheet
-from flowsde.search.job import Job, check_found, prepare
-from flowsde.search.result import COUNTERS
+from flowsde.presets import check_range
+from flowsde.search.job import Job, prepare
+from flowsde.search.result import COUNTERS, Result
 
 _BAR = (
     "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
 )
 _SIZE = 32
+_MOST = {"batch_size": 10_000, "slots": 100_000, "total_nfe": 2**31 - 1}
 _EVERY = 2.0
 """Seconds between two batch.json."""
 
@@ -73,20 +82,21 @@ class Batch(Task):
     overwrite: Flag = False
     """Begin anew in a folder that holds results."""
 
-    def run(self) -> None:
-        """Search, write and say what came out.
+    def run(self) -> int:
+        """Search, write and say what came out; the exit code.
 
         Raises:
           ValueError, TypeError: naming an option, before any work.
+          Failed: in the work.
         """
         sample = Sample(
             prompt=(), prompts_file=self.prompts_file,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Task)},
         )  # fmt: skip
         offer = offered(sample)
-        for name in ("batch_size", "slots", "total_nfe"):
+        for name, most in _MOST.items():
             if getattr(self, name) is not None:
-                check_count(presets.flag(name), getattr(self, name))
+                check_range(presets.flag(name), getattr(self, name), most)
         if self.total_nfe is not None:
             cost = offer.evaluations
             check_total(
@@ -95,19 +105,64 @@ class Batch(Task):
             )  # fmt: skip
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         folder.open(self.total_nfe, self.overwrite)
-        print(presets.describe(self.method, offer.settings, offer.named), flush=True)
+        print(
+            _text.shown(presets.describe(self.method, offer.settings, offer.named), 2000),
+            flush=True,
+        )
         done = len(offer.prompts) - len(folder.missing)
         if done:
             print(f"resume  {done} of {len(offer.prompts)} prompts are finished", flush=True)
-        runs = list(folder.before)
+        on = f"what has ended is in {_text.shown(self.out)}; the same command goes on"
+        with one_line("failed", on):
+            return self._search(offer, folder)
+
+    def _search(self, offer: Offer, folder: Folder) -> int:
+        """Find what is missing; the exit code."""
+        runs, failed = list(folder.before), _Failures(offer.prompts)
         if folder.missing:
-            runs.append(_search(self, offer, folder, runs))
-        values = _values(self, offer, folder, runs)
+            runs.append(_search(self, offer, folder, runs, failed))
+        values = _values(self, offer, folder, runs, failed)
         write_json(self.out / "batch.json", values)
         ended = [(i, one) for i, one in enumerate(folder.values) if one is not None]
         cells = [_cell(i, one, folder.folders[i] / "image.png") for i, one in ended]
-        write_sheet(self.out / "sheet.png", cells)
+        if cells:
+            _try_sheet(self.out / "sheet.png", cells)
         _say(values, self.out)
+        if failed.reasons:
+            title = f"flowsde batch: {len(failed.reasons)} prompts failed"
+            print(_text.listed(failed.lines(), title), file=sys.stderr)
+        return 1 if failed.reasons else 0
+
+
+class _Failures:
+    """Prompts that came to nothing, and why, by their place in the list."""
+
+    def __init__(self, prompts: list[str]):
+        self._prompts, self.reasons = prompts, dict[int, str]()
+
+    def lines(self) -> list[str]:
+        """One a prompt."""
+        return [
+            f"prompt {i + 1} of {len(self._prompts)}, '{_text.shown(self._prompts[i])}': {why}"
+            for i, why in sorted(self.reasons.items())
+        ]
+
+    def values(self) -> list[dict[str, Any]]:
+        """For batch.json."""
+        return [
+            {"number": i + 1, "prompt": self._prompts[i], "reason": why}
+            for i, why in sorted(self.reasons.items())
+        ]
+
+
+def _try_sheet(path: Path, cells: list[Cell]) -> None:
+    """The sheet, or why there is none."""
+    try:
+        write_sheet(path, cells)
+    except Exception as error:  # Pillow's are of many kinds.
+        said = _text.shown(f"{type(error).__name__}: {error}", 500)
+        print(f"flowsde batch: sheet.png could not be drawn: {said}", file=sys.stderr)
+        path.unlink(missing_ok=True)
 
 
 def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> tuple[Job, int]:
@@ -125,7 +180,7 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
 
 
 def _search(
-    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]]
+    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]], failed: _Failures
 ) -> dict[str, Any]:
     """Search for all that is missing under a bar; what there is to say of this run."""
     began = last = time.perf_counter()
@@ -155,56 +210,69 @@ def _search(
     def write() -> None:
         nonlocal written
         written = time.perf_counter()
-        values = _values(command, offer, folder, [*runs, this_run()])
+        values = _values(command, offer, folder, [*runs, this_run()], failed)
         write_json(command.out / "batch.json", values)
 
     write()
     with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:
         bar.set_postfix_str("compiling")
         try:
-            for finish in _endings(command, job, engine, folder, numbers):
+            for i, result, finish in _endings(command, job, engine, folder, numbers):
                 now = time.perf_counter()
-                finish(now - last)
-                last, ended = now, ended + 1
+                why = _unusable(job, result)
+                if why is None:
+                    finish(now - last)
+                    ended += 1
+                else:
+                    failed.reasons[i] = why
+                last = now
+                interrupts.check()
                 if now - written > _EVERY:
                     write()
                 bar.set_postfix_str(f"occupancy {engine.totals.occupancy:.2f}", refresh=False)
                 bar.update()
-        except Exception as error:
-            error.add_note(
-                f"flowsde batch: what has ended is in {command.out}; the same command goes on"
-            )
-            raise
         finally:
             engine.close()
     return this_run()
 
 
+def _unusable(job: Job, result: Result) -> str | None:
+    """Why a prompt's answer is none; None if it is one."""
+    if np.isneginf(np.float32(result.reward)):
+        return f"reward '{_text.shown(job.reward.name)}' was NaN or -inf for every candidate"
+    if not np.isfinite(np.asarray(result.image)).all():
+        return "the model's picture has numbers that are not finite"
+    return None
+
+
 def _endings(
     command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int]
-) -> Iterator[Callable[[float], None]]:
-    """Of each prompt that ends, the function of its seconds that writes it."""
+) -> Iterator[tuple[int, Result, Callable[[float], None]]]:
+    """Of each prompt that ends: its number, its result, the function of its seconds to write it."""
     if command.total_nfe is None:
         for number, result in engine.run(prompts_of(job)):
-            check_found(job, job.ids[[number]], result.reward)
             i = numbers[number]
-            yield partial(folder.end, i, result)
+            yield i, result, partial(folder.end, i, result)
         return
     for one in attempts(job, engine, command.total_nfe, folder.known()):
         folder.add(one.prompt, one.result)
         if one.outcome.reward >= job.target:
-            yield partial(folder.end_attempts, one.prompt)
+            yield one.prompt, one.result, partial(folder.end_attempts, one.prompt)
     for i in folder.missing:
-        check_found(job, job.ids[[i]], folder.best(i).reward)
-        yield partial(folder.end_attempts, i)
+        yield i, folder.best(i), partial(folder.end_attempts, i)
 
 
 def _values(
-    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]]
+    command: Batch,
+    offer: Offer,
+    folder: Folder,
+    runs: list[dict[str, Any]],
+    failed: _Failures,
 ) -> dict[str, Any]:
     """What batch.json says."""
     every = [one for one in folder.values if one is not None]
-    rewards = [one["reward"] for one in every if one["reward"] is not None]
+    read = _schema.maybe(_schema.number)
+    rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
     target = command.target_reward
     exact = [one["heldout"]["exact"] for one in every if "heldout" in one]
     computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
@@ -216,15 +284,17 @@ def _values(
         "finished": len(every),
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
         "exact": float(np.mean(exact)) if exact else None,
-        "reward": float(np.mean(rewards)) if rewards else None,
+        "reward": sum(rewards) / len(rewards) if rewards else None,
         **{name: sum(one[name] for one in every) for name in COUNTERS},
         "occupancy": charged / computed if computed else None,
+        "failed": failed.values(),
         "runs": runs,
     }
 
 
 def _cell(i: int, values: dict[str, Any], picture: Path) -> Cell:
-    reward, exact = values["reward"], values.get("heldout", {}).get("exact")
+    reward = _schema.maybe(_schema.number)(values["reward"], "reward")
+    exact = values.get("heldout", {}).get("exact")
     verdict = "" if exact is None else " exact" if exact else " not exact"
     label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
     return Cell(picture, label, values["prompt"], exact)
@@ -239,4 +309,4 @@ def _say(values: dict[str, Any], out: Path) -> None:
     full = (
         "" if values["occupancy"] is None else f", {values['occupancy']:.0%} of what was computed"
     )
-    print(f"spent   {spent}{full}\nfolder  {out}", flush=True)
+    print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde import interrupts
 from flowsde.packing.judges import Judge, OnDevice, OnHost, Worth
 from flowsde.packing.pool import Batch, Pool, Prompts, empty
 from flowsde.packing.steps import Kind, advance, nothing
@@ -115,6 +116,7 @@ class Engine:
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
+            interrupts.check()
             # A batch that is not full waits for those under way, which may bring more.
             least = jnp.int32(self._size if under_way else 1)
             pool, batch, best, packed = advance(

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from flowsde import pipelines, presets, prompts, report
+from flowsde._text import shown
 from flowsde.classifier_free import guide
 from flowsde.flow import Flow, VelocityFn
 from flowsde.grids import Grid
@@ -33,7 +34,8 @@ from flowsde.search.evaluate import decode
 _AT_ONCE = 4 * WHOLE
 """Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""
 _THUMBNAIL = 160
-_SLUG = 60
+_SLUG, _DIGEST = 60, 10
+"""Bytes of a prompt, and letters of its digest, in the name of a folder."""
 
 
 class Model(Protocol):
@@ -76,9 +78,12 @@ def _refuse(options: Converted, names: Sequence[str], what: str) -> None:
 def _pixels(size: str | None) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
     if found is None:
-        raise ValueError(f"--size must be HEIGHTxWIDTH or one number of pixels, got {size!r}")
+        raise ValueError(
+            f"--size must be HEIGHTxWIDTH or one number of pixels, of five digits at most, "
+            f"got '{shown(size)}'"
+        )
     height = int(found[1])
     return height, height if found[2] is None else int(found[2])
 
@@ -207,14 +212,16 @@ def _model(options: Converted, guidance: float | None) -> Model:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as the name of a folder, with a digest where letters do not say all of it."""
+    """A prompt as the name of a folder, with a digest unless the prompt can be read off it."""
     if not prompt.strip():
-        raise ValueError(f"PROMPT must have at least one word, got {prompt!r}")
-    plain = "-".join(prompt.split())
-    name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:_SLUG].strip("-")
-    if name == plain:
+        raise ValueError(f"PROMPT must have at least one word, got '{shown(prompt)}'")
+    name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
+    name = name.encode(errors="replace")[:_SLUG].decode(errors="ignore").strip("-")
+    # Letters beyond ASCII are spelt in several ways that file systems take for one.
+    says_all = name.isascii() and prompt == name.replace("-", " ")
+    if says_all and not re.search(f"-[0-9a-f]{{{_DIGEST}}}$", name):
         return name
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+    digest = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
     return f"{name}-{digest}" if name else digest
 
 
@@ -233,7 +240,10 @@ def _reward(command: Sample) -> tuple[str, rewards.Verifier]:
         if command.target_reward is not None:
             said = f"got {command.target_reward}"
             raise ValueError(f"--target-reward has no effect with --reward none, {said}")
-    verifier = rewards.verifier(name, command.converted.reward_model)
+    own = command.converted
+    if own.reward_timeout is not None:
+        presets.check_float("--reward-timeout", own.reward_timeout)
+    verifier = rewards.verifier(name, own.reward_model, own.reward_timeout)
     if not verifier.on_device and command.given.get("gradient_temperature"):
         raise ValueError(f"--gradient-temperature wants a JAX reward, got --reward {name}")
     return name, verifier

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._text import shown
 from flowsde.models.tokenize import clip_tokenizer
 from flowsde.pipelines.parts import configuration, read
 from flowsde.rewards import clip
@@ -132,12 +133,17 @@ class Aesthetic:
 
 
 class Host:
-    """A user's function."""
+    """A user's function.
+
+    Args:
+      name: MODULE:FUNCTION.
+      timeout: seconds that a call may take.
+    """
 
     reads_text, on_device = True, False
 
-    def __init__(self, name: str):
-        self._name, self._fn = name, _imported(name)
+    def __init__(self, name: str, timeout: float):
+        self._name, self._timeout, self._fn = name, timeout, _imported(name)
         self._prompts: list[str] = []
 
     def embed(self, prompts: Sequence[str]) -> list[Any]:
@@ -149,7 +155,7 @@ class Host:
         def judge(images: np.ndarray, cond: Condition) -> Any:
             return self._fn(images, [self._prompts[i] for i in cond.reward])
 
-        return host(judge, self._name)
+        return host(judge, self._name, timeout=self._timeout)
 
 
 def _imported(name: str) -> Callable[..., Any]:
@@ -159,21 +165,27 @@ def _imported(name: str) -> Callable[..., Any]:
         # As `python -m` does: a file of the folder in which the command is given.
         sys.path.insert(0, str(Path.cwd()))
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ValueError(f"--reward {name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        why = shown(f"{type(error).__name__}: {error}", 400)
+        raise ValueError(f"--reward {shown(name)} cannot be imported: {why}") from error
     finally:
-        sys.path[:] = before
+        # For what it imports when it is called; last, so that it stands before nothing of ours.
+        sys.path[:] = [*before, *[here for here in [str(Path.cwd())] if here not in before]]
     if not callable(found):
-        raise ValueError(f"--reward {name} must be a function, got {found!r}")
+        raise ValueError(f"--reward {shown(name)} must be a function, got {shown(found)}")
     return found
 
 
-def verifier(name: str, folders: Sequence[Path]) -> Verifier:
+_HOUR = 3600.0
+
+
+def verifier(name: str, folders: Sequence[Path], timeout: float | None = None) -> Verifier:
     """A reward by name.
 
     Args:
       name: as above.
       folders: of --reward-model, as many as it needs.
+      timeout: of --reward-timeout, seconds, for a function; an hour by default.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -181,8 +193,12 @@ def verifier(name: str, folders: Sequence[Path]) -> Verifier:
     known = {"none": 0, "clip": 1, "pick": 1, "aesthetic": 2}
     if ":" not in name and name not in known:
         raise ValueError(
-            f"--reward must be one of {', '.join(known)} or MODULE:FUNCTION, got {name!r}"
+            f"--reward must be one of {', '.join(known)} or MODULE:FUNCTION, got '{shown(name)}'"
         )
+    if timeout is not None and ":" not in name:
+        raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
+    if timeout is not None and timeout <= 0:
+        raise ValueError(f"--reward-timeout must be above 0, got {timeout}")
     needed = known.get(name, 0)
     if len(folders) != needed:
         what = ("no folder", "a converted CLIP", "a converted CLIP and then the head")[needed]
@@ -194,4 +210,4 @@ def verifier(name: str, folders: Sequence[Path]) -> Verifier:
         return Aesthetic(*folders)
     if name in known:
         return Cosine(folders[0], clip.clip_score if name == "clip" else clip.pick_score)
-    return Host(name)
+    return Host(name, _HOUR if timeout is None else timeout)

@@ -1,7 +1,6 @@
 """The reward protocol: names, costs, minibatches, and functions that run outside JAX."""
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
+from flowsde.rewards import threads
 
 
 class RewardError(RuntimeError):
@@ -72,7 +72,7 @@ class HostReward:
             rewards = np.asarray(self._call(*given))
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(f"reward {self.name!r} raised {_said(error)}") from error
         try:
             check_rewards(self.name, rewards, images.shape[0])
@@ -83,26 +83,17 @@ class HostReward:
     def _call(self, images: np.ndarray, cond: Any) -> Any:
         if self.timeout is None:
             return self.fn(images, cond)
-        outcome: list[Any] = []
-        failure: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                outcome.append(self.fn(images, cond))
-            except BaseException as error:
-                failure.append(error)
-
-        # A daemon: one that hangs must not keep the process alive.
-        thread = threading.Thread(target=work, name=f"reward {self.name}", daemon=True)
-        thread.start()
-        thread.join(self.timeout)
-        if failure:
-            raise failure[0]
-        if not outcome:
+        try:
+            return threads.call(f"reward {self.name}", self.timeout, self.fn, images, cond)
+        except threads.Late:
             raise RewardError(
                 f"reward {self.name!r} gave no answer within its timeout of {self.timeout:g} s"
-            )
-        return outcome[0]
+            ) from None
+        except threads.Busy:
+            raise RewardError(
+                f"reward {self.name!r} is not called again: {threads.MOST} calls that took longer "
+                f"than their timeout are still running; expected a new process"
+            ) from None
 
 
 def _writable(array: Any) -> Any:
@@ -148,7 +139,8 @@ def host(
         to write to; cond is a list of n objects where `reward_cond` of `flowsde.run` is text or the
         like.
       name, cost, minibatch: as for `device`.
-      timeout: seconds that one call may take; for ever by default.
+      timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
+        goes on in its thread (`flowsde.rewards.threads` says for how long, and how many).
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")
@@ -199,7 +191,7 @@ def as_reward(reward: Any) -> Reward:
     return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:

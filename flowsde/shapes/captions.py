@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowsde._text import shown
+
 NUMBERS = ("one", "two", "three", "four", "five")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 KINDS = ("circle", "square", "triangle")
@@ -42,8 +44,8 @@ class Group(NamedTuple):
 def _parse_group(words: Sequence[str], text: str) -> Group:
     if len(words) != 3:
         raise ValueError(
-            f"prompt {text!r}: each group needs three words, number colour shape, "
-            f"got {' '.join(words)!r}"
+            f"prompt '{shown(text)}': each group needs three words, number colour shape, "
+            f"got '{shown(' '.join(words))}'"
         )
     number, colour, kind = words
     for word, known, what in (
@@ -53,7 +55,8 @@ def _parse_group(words: Sequence[str], text: str) -> Group:
     ):
         if word not in known:
             raise ValueError(
-                f"prompt {text!r}: unknown {what} {word!r}, expected one of {', '.join(known)}"
+                f"prompt '{shown(text)}': unknown {what} '{shown(word)}', expected one of "
+                f"{', '.join(known)}"
             )
     return Group(_COUNTS[number], COLOURS.index(colour), _KINDS[kind])
 
@@ -70,10 +73,12 @@ def parse(text: str) -> tuple[Group, ...]:
         raise ValueError("prompt is empty, expected e.g. 'three red circles and two blue squares'")
     clauses = " ".join(words).split(f" {_JOIN} ")
     if len(clauses) > MAX_GROUPS:
-        raise ValueError(f"prompt {text!r}: got {len(clauses)} groups, expected 1 or {MAX_GROUPS}")
+        raise ValueError(
+            f"prompt '{shown(text)}': got {len(clauses)} groups, expected 1 or {MAX_GROUPS}"
+        )
     groups = tuple(_parse_group(clause.split(), text) for clause in clauses)
     if len({g[1:] for g in groups}) < len(groups):
-        raise ValueError(f"prompt {text!r}: both groups name the same colour and shape")
+        raise ValueError(f"prompt '{shown(text)}': both groups name the same colour and shape")
     return groups
 
 

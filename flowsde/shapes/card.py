@@ -7,7 +7,6 @@ the command that makes them again.
 
 import dataclasses
 import json
-import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,6 +19,8 @@ from matplotlib.figure import Figure
 
 import flowsde as fs
 from flowsde._files import replacing
+from flowsde._text import shown
+from flowsde.presets import check_float, check_range
 from flowsde.report import save_figure
 from flowsde.shapes import load_flow, weights
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, caption
@@ -116,7 +117,7 @@ class Train:
 
 def _network(name: str) -> Network:
     if name not in NETWORKS:
-        raise ValueError(f"TASK must be one of {', '.join(NETWORKS)}, got {name!r}")
+        raise ValueError(f"TASK must be one of {', '.join(NETWORKS)}, got '{shown(name)}'")
     return NETWORKS[name]
 
 
@@ -130,9 +131,11 @@ def _check(config: TrainConfig) -> None:
     for field in dataclasses.fields(config):
         value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
         least = 0 if field.name in ("seed", "warmup") else 1
-        if isinstance(field.default, int) and value < least:
-            raise ValueError(f"{flag} must be an integer of at least {least}, got {value}")
-        if isinstance(field.default, float) and not 0.0 < value < math.inf:
+        if isinstance(field.default, int):
+            # `seed + 1` is a seed as well.
+            most = {"seed": 2**32 - 2, "batch_size": 100_000}.get(field.name, 2**31 - 1)
+            check_range(flag, value, most, least)
+        elif check_float(flag, value) <= 0.0:
             raise ValueError(f"{flag} must be a finite number above 0, got {value}")
     if config.warmup >= config.steps:
         raise ValueError(f"--warmup must be below --steps = {config.steps}, got {config.warmup}")

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from optax.contrib import MuonDimensionNumbers, muon
 from tqdm import tqdm
 
+from flowsde import interrupts
 from flowsde._keys import from_seed
 from flowsde.shapes import data
 
@@ -181,6 +182,7 @@ def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = Non
     with closing(manager), ThreadPoolExecutor(1) as pool, progress:
         upcoming = pool.submit(batch, start)
         for k in range(start, config.steps):
+            interrupts.check()
             scenes, upcoming = upcoming.result(), pool.submit(batch, k + 1)
             state, loss = step(state, jnp.asarray(k), scenes)
             losses.append(loss)

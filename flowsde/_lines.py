@@ -1,0 +1,50 @@
+"""Lines of the command on the terminal: bounded, safe to print, and to copy into a shell."""
+
+import os
+import shlex
+import shutil
+import sys
+
+from flowsde._text import shown
+
+_LINE, _LINES, _MESSAGE = 1800, 20, 3900
+_LONGEST = 1500
+
+
+def complain(name: str, message: str, between: str = " ") -> None:
+    """Print a message of bounded length to stderr, in one line or as a list."""
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    said = [shown(line, _LINE) for line in lines[:_LINES]]
+    while len(said) > 1 and sum(map(len, said)) > _MESSAGE - 100:
+        said.pop()
+    more = len(lines) - len(said)
+    said += [f"... and {more} more lines"] if more else []
+    print(f"{name}: {between.join(said)}", file=sys.stderr)
+
+
+def _word(word: str) -> str:
+    """A word of a command to be copied into a shell, whatever is in it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    # As bash reads it.
+    return "$'" + "".join(map(_letter, word)) + "'"
+
+
+def _letter(letter: str) -> str:
+    if letter in "\\'":
+        return "\\" + letter
+    if letter.isprintable():
+        return letter
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
+
+
+def again_with(args: list[str]) -> str:
+    """The command that goes on with one that was interrupted."""
+    program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
+    # The others go on with what they find.
+    resumes = args[0] in ("sample", "compare") and "--resume" not in args
+    given = [word for word in args if args[0] != "batch" or word != "--overwrite"]
+    command = " ".join(map(_word, [*program, *given, *["--resume"] * resumes]))
+    if len(command) > _LONGEST:
+        return "the same command" + " with --resume" * resumes
+    return command

@@ -1,0 +1,84 @@
+"""Standard streams that may be lost: a command's work is in its files, and goes on.
+
+A pipe whose reader has gone, a full disk or a terminal that was closed end what is printed, not
+the work. A stream that was closed from the start is as /dev/null.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+class Stream:
+    """A text stream that is let go of when it cannot be written.
+
+    Attributes:
+      error: why it was let go of; None if it was not.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream, self.error = stream, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of other streams; letters that the stream has no code for are escaped."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            code = self._stream.encoding or "ascii"
+            return self.write(text.encode(code, "backslashreplace").decode(code))
+        except (OSError, ValueError) as error:
+            self._let_go(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of other streams."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._let_go(error)
+
+    def _let_go(self, error: Any) -> None:
+        nothing = open(os.devnull, "w", encoding="utf-8")
+        with suppress(OSError, ValueError):
+            # What is left in its buffer is written when the interpreter ends.
+            os.dup2(nothing.fileno(), self._stream.fileno())
+        self._stream, self.error = nothing, error
+
+    @property
+    def code(self) -> int:
+        """Exit code of a command that has done its work: that of SIGPIPE for a broken pipe."""
+        if self.error is None:
+            return 0
+        broken = getattr(self.error, "errno", None) == errno.EPIPE
+        return 128 + signal.SIGPIPE if broken else 1
+
+
+def keep_numbers() -> None:
+    """Open what is closed of the streams' numbers, lest a result's file gets one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+@contextmanager
+def guarded() -> Iterator[tuple[Stream, Stream]]:
+    """stdout and stderr in the block are such streams."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        out, err = (Stream(nothing if stream is None else stream) for stream in before)
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield out, err
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = before
