@@ -119,7 +119,10 @@ class Convert:
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
             raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
-        models = prepare_back(Path(self.source))
+        try:
+            models = prepare_back(Path(self.source))
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"SOURCE: {error}") from None
         for name, one in models.items():
             print(f"found   {name + ': ' if name else ''}{one.described}", flush=True)
         with _bar(sum(one.nbytes for one in models.values())) as bar:

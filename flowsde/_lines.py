@@ -22,6 +22,20 @@ def complain(name: str, message: str, between: str = " ") -> None:
     print(f"{name}: {between.join(said)}", file=sys.stderr)
 
 
+def of_path(args: list[str], error: OSError) -> str:
+    """What the system says of a file, with the argument that names it or a folder above it."""
+    if error.strerror is None:
+        return str(error)
+    path, name, before = str(error.filename), "", args[0] if args else ""
+    for word in args[1:]:
+        option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if value and f"{path}/".startswith(f"{value}/"):
+            name = option or (before if before.startswith("--") else "argument")
+        before = word
+    at = "" if error.filename is None else f" {shown(path)}"
+    return f"{name}{at}: {error.strerror}" if name else f"{error.strerror}{at}"
+
+
 def _word(word: str) -> str:
     """A word of a command to be copied into a shell, whatever is in it."""
     if word.isprintable():

@@ -49,7 +49,7 @@ from flowsde import _streams, compiled, interrupts, presets, report, unfinished
 from flowsde._failures import EXPECTED, Failed, failed, reason
 from flowsde._files import write_arrays, write_json
 from flowsde._keys import from_seed
-from flowsde._lines import again_with, complain
+from flowsde._lines import again_with, complain, of_path
 from flowsde._text import shown
 from flowsde.asked import about, offered
 from flowsde.offer import Ask, Offer
@@ -310,7 +310,7 @@ def _one_line(box: str) -> str:
 
 
 def _parse(argv: list[str]) -> Any:
-    """The command; SystemExit 0 after help, ValueError in one line for what tyro rejects."""
+    """The command; SystemExit after help, ValueError in one line for what tyro rejects."""
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     errors = io.StringIO()
     try:
@@ -364,7 +364,10 @@ def _do(args: list[str]) -> int:
                 interrupts.check()
                 return code
             jobs = prepare(command)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except OSError as error:
+            complain(name, of_path(args, error), between)
+            return 2
+        except (ValueError, TypeError, ImportError) as error:
             complain(name, str(error), between)
             return 2
         code = _run_all(jobs, command.resume, again_with(args))
@@ -407,19 +410,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         _streams.keep_numbers()
+    helped = False
     with _streams.guarded() as (out, _), interrupts.handling():
         if args == ["--version"]:
             print(f"flowsde {fs.__version__}")
             code = 0
         else:
-            code = _do(args)
+            try:
+                code = _do(args)
+            except SystemExit:
+                code, helped = 0, True
         out.flush()
         if out.error is not None and out.code == 1:
             complain(_name(args), f"stdout cannot be written: {reason(out.error)}")
     code = code or out.code
     if argv is None:
         _leave(code)
-    if code:
+    if code or helped:
         raise SystemExit(code)
 
 

@@ -149,8 +149,9 @@ def train(name: str, run: Path, config: TrainConfig) -> Path:
     Raises:
       ValueError: a setting is wrong, or `run` holds a run of another configuration.
     """
-    task = make_task(name)
+    _network(name)
     _check(config)
+    task = make_task(name)
     return _export(name, run, config, fit(task, config, run), config.steps)
 
 
