@@ -47,7 +47,8 @@ def one_line(said: str, way_on: str = "") -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """An exception in one line; of a reward's, where it was raised."""
-    text = " ".join(str(error).split())
+    # A command's prompts are each searched alone, under this id.
+    text = " ".join(str(error).split()).removesuffix(" of prompt ids [0]")
     if isinstance(error, OSError) and error.strerror:
         text = " ".join([error.strerror, *([f"({error.filename})"] if error.filename else [])])
     elif not isinstance(error, (*_FOR_GOOD, RewardError)):

@@ -20,8 +20,8 @@ class Stream:
       error: why it was let go of; None if it was not.
     """
 
-    def __init__(self, stream: Any):
-        self._stream, self.error = stream, None
+    def __init__(self, stream: Any, nothing: Any):
+        self._stream, self._nothing, self.error = stream or nothing, nothing, None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -45,11 +45,10 @@ class Stream:
             self._let_go(error)
 
     def _let_go(self, error: Any) -> None:
-        nothing = open(os.devnull, "w", encoding="utf-8")
         with suppress(OSError, ValueError):
             # What is left in its buffer is written when the interpreter ends.
-            os.dup2(nothing.fileno(), self._stream.fileno())
-        self._stream, self.error = nothing, error
+            os.dup2(self._nothing.fileno(), self._stream.fileno())
+        self._stream, self.error = self._nothing, error
 
     @property
     def code(self) -> int:
@@ -74,11 +73,9 @@ def guarded() -> Iterator[tuple[Stream, Stream]]:
     """stdout and stderr in the block are such streams."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nothing:
-        out, err = (Stream(nothing if stream is None else stream) for stream in before)
+        out, err = (Stream(stream, nothing) for stream in before)
         sys.stdout, sys.stderr = out, err
         try:
             yield out, err
         finally:
-            out.flush()
-            err.flush()
             sys.stdout, sys.stderr = before

@@ -411,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         _streams.keep_numbers()
     helped = False
-    with _streams.guarded() as (out, _), interrupts.handling():
+    with _streams.guarded() as (out, err), interrupts.handling():
         if args == ["--version"]:
             print(f"flowsde {fs.__version__}")
             code = 0
@@ -423,6 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.flush()
         if out.error is not None and out.code == 1:
             complain(_name(args), f"stdout cannot be written: {reason(out.error)}")
+        err.flush()
     code = code or out.code
     if argv is None:
         _leave(code)
