@@ -34,7 +34,7 @@ from flowsde.search.evaluate import decode
 _AT_ONCE = 4 * WHOLE
 """Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""
 _THUMBNAIL = 160
-_SLUG, _DIGEST = 60, 10
+_SLUG, _DIGEST = 56, 10
 """Bytes of a prompt, and letters of its digest, in the name of a folder."""
 
 
