@@ -43,6 +43,10 @@ TRAINING = (
 NAMED = re.compile(r"--?[a-z]|PROMPT|prompt|TASK|SOURCE|OUT|[Uu]nrecognized|argument|command|\.txt")
 
 
+def _number(draw: random.Random) -> str:
+    return draw.choice(NUMBERS[:10] if draw.random() < 0.5 else NUMBERS)
+
+
 def _files(tmp_path: Path) -> dict[str, str]:
     """Names of files and folders, good and bad."""
     made = {"good.txt": b"one red circle\ntwo blue squares\n", "bad.txt": b"one red dog\n",
@@ -60,9 +64,9 @@ def _options(draw: random.Random, places: dict[str, str]) -> Iterator[list[str]]
     while True:
         kind = draw.random()
         if kind < 0.4:
-            yield [f"--{draw.choice(INTEGERS)}", draw.choice(NUMBERS)]
+            yield [f"--{draw.choice(INTEGERS)}", _number(draw)]
         elif kind < 0.65:
-            yield [f"--{draw.choice(FLOATS)}={draw.choice(NUMBERS)}"]
+            yield [f"--{draw.choice(FLOATS)}={_number(draw)}"]
         elif kind < 0.9:
             name = draw.choice([n for n in CHOICES if n != "method"])
             yield [f"--{name}", draw.choice([*CHOICES[name], "x", CONTROL, "y" * 10_000])]
@@ -76,7 +80,7 @@ def _options(draw: random.Random, places: dict[str, str]) -> Iterator[list[str]]
 def _line(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:
     command = draw.choice(["sample"] * 4 + ["batch"] * 2 + ["compare"] * 2 + ["train", "convert"])
     options = _options(draw, places)
-    some = [word for _ in range(draw.choice([0, 1, 1, 2, 3, 5])) for word in next(options)]
+    some = [word for _ in range(draw.choice([0, 0, 1, 1, 2, 3])) for word in next(options)]
     method = ["--method", draw.choice(CHOICES["method"])] if draw.random() < 0.8 else []
     if command == "sample":
         prompts = draw.choices(PROMPTS, [9] + [1] * (len(PROMPTS) - 1), k=draw.choice([1, 1, 1, 2]))
@@ -84,7 +88,7 @@ def _line(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:
     if command == "batch":
         file = ["--prompts-file", draw.choice([places["good.txt"]] * 3 + [*places.values()])]
         name = draw.choice(["batch-size", "slots", "total-nfe"])
-        own = [f"--{name}", draw.choice(NUMBERS)] if draw.random() < 0.5 else []
+        own = [f"--{name}", _number(draw)] if draw.random() < 0.5 else []
         return [command, *file, *method, *some, *own, "--out", str(out)]
     if command == "compare":
         name = draw.choice(["prompts", "objects", "seeds", "nfe", "methods", "kernels"])
@@ -92,7 +96,7 @@ def _line(draw: random.Random, places: dict[str, str], out: Path) -> list[str]:
         return [command, *own, *some[: draw.choice([0, 2])], "--out", str(out)]
     if command == "train":
         task = draw.choice(["shapes", "scorer", "cat", CONTROL, "t" * 9999])
-        own = [f"--{draw.choice(TRAINING)}={draw.choice(NUMBERS)}" for _ in range(2)]
+        own = [f"--{draw.choice(TRAINING)}={_number(draw)}" for _ in range(2)]
         return [command, task, *own, "--out", str(out)]
     source = draw.choice([*places.values(), "owner/name", CONTROL, "s" * 9999])
     flags = draw.choice([[], ["--check"], ["--to-torch"], ["--dtype", draw.choice(NUMBERS)]])
@@ -141,7 +145,7 @@ def test_random_command_lines(
 ) -> None:
     draw, places = random.Random(14), _files(tmp_path)
     codes = [_check(capsys, _line(draw, places, tmp_path / f"out{i}")) for i in range(300)]
-    assert 40 < codes.count(0) < 200
+    assert 30 < codes.count(0) < 200
 
 
 @pytest.mark.parametrize(
