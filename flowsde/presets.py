@@ -163,19 +163,11 @@ def check(name: str, value: Any) -> None:
         known = ", ".join(CHOICES[name])
         raise ValueError(f"{flag(name)} must be one of {known}, got '{shown(value)}'")
     if name in _COUNTS:
-        check_range(flag(name), value, _MOST_NFE if name == "nfe" else _MOST_OTHERS)
+        check_count(flag(name), value, most=_MOST_NFE if name == "nfe" else _MOST_OTHERS)
     if name == "gradient_temperature":
         check_non_negative(flag(name), value)
     if isinstance(value, float):
         check_float(flag(name), value)
-
-
-def check_range(option: str, value: int, most: int, least: int = 1) -> int:
-    """An option's integer, if it is within its bounds."""
-    check_count(option, value, least)
-    if value > most:
-        raise ValueError(f"{option} must be at most {most}, got {shown(value)}")
-    return value
 
 
 def check_float(option: str, value: float) -> float:

@@ -304,7 +304,7 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
         ("--nfe 3 --methods rbf", "nfe leaves 2 evaluations"),
         ("--seeds 0", "--seeds must be an integer of at least 1"),
         ("--prompts 0", "--prompts must be an integer of at least 1"),
-        ("--objects 11", "--objects must be at most 10, got 11"),
+        ("--objects 11", "--objects must be an integer of at most 10, got 11"),
         ("--prompts-file nowhere.txt", "--prompts-file: cannot read nowhere.txt"),
         ("--methods bon --block 3", "--block has no effect on bon"),
     ],

@@ -25,6 +25,7 @@ import tyro
 
 import flowsde as fs
 from flowsde import _text, prompts
+from flowsde._checks import check_count
 from flowsde._failures import one_line
 from flowsde._files import replacing, write_json
 from flowsde.compare.figures import MEASURES, figure
@@ -33,7 +34,6 @@ from flowsde.compare.page import page
 from flowsde.compare.rows import Row, plan
 from flowsde.compare.summary import summarise
 from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
-from flowsde.presets import check_range
 from flowsde.report import try_to_draw
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
@@ -99,9 +99,9 @@ class Compare:
         if self.prompts_file is not None:
             texts = prompts.collect((), self.prompts_file)
         else:
-            check_range("--objects", self.objects, 10)
-            check_range("--prompts", self.prompts, _MOST_PROMPTS)
-        check_range("--seeds", self.seeds, _MOST_SEEDS)
+            check_count("--objects", self.objects, most=10)
+            check_count("--prompts", self.prompts, most=_MOST_PROMPTS)
+        check_count("--seeds", self.seeds, most=_MOST_SEEDS)
         many = self.prompts if self.prompts_file is None else len(texts)
         if many * self.seeds > _MOST_SEARCHES:
             raise ValueError(

@@ -35,6 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowsde import _schema, _text, interrupts, presets
+from flowsde._checks import check_count
 from flowsde._failures import one_line
 from flowsde._files import write_json
 from flowsde._keys import from_seed
@@ -46,7 +47,6 @@ from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import Cell, write_sheet
-from flowsde.presets import check_range
 from flowsde.search.job import Job, prepare
 from flowsde.search.result import COUNTERS, Result
 
@@ -96,7 +96,7 @@ class Batch(Task):
         offer = offered(sample)
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
-                check_range(presets.flag(name), getattr(self, name), most)
+                check_count(presets.flag(name), getattr(self, name), most=most)
         if self.total_nfe is not None:
             cost = offer.evaluations
             check_total(

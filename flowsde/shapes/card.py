@@ -18,9 +18,10 @@ import tyro
 from matplotlib.figure import Figure
 
 import flowsde as fs
+from flowsde._checks import check_count
 from flowsde._files import replacing
 from flowsde._text import shown
-from flowsde.presets import check_float, check_range
+from flowsde.presets import check_float
 from flowsde.report import save_figure
 from flowsde.shapes import load_flow, weights
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, caption
@@ -134,7 +135,7 @@ def _check(config: TrainConfig) -> None:
         if isinstance(field.default, int):
             # `seed + 1` is a seed as well.
             most = {"seed": 2**32 - 2, "batch_size": 100_000}.get(field.name, 2**31 - 1)
-            check_range(flag, value, most, least)
+            check_count(flag, value, least, most)
         elif check_float(flag, value) <= 0.0:
             raise ValueError(f"{flag} must be a finite number above 0, got {value}")
     if config.warmup >= config.steps:
