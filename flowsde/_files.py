@@ -1,8 +1,8 @@
 """Files that are whole or not there: written under a temporary name, flushed, then renamed.
 
 A rename alone survives the death of the process, not that of the machine: the data is flushed
-before it and the folder's entry after it. Temporary files lie in the folder's hidden one
-(`flowsde._own`) where there is one, which is emptied by the next process that holds its lock.
+before it and the folder's entry after it. Below a folder whose lock this process holds
+(`flowsde._own`), temporary files lie in its hidden one, which the next holder empties.
 
 JSON has no words for infinities and NaN. They are written as the strings "Infinity", "-Infinity"
 and "NaN", as in Protobuf's JSON mapping, and `flowsde._schema.number` reads them back.
@@ -24,7 +24,8 @@ HIDDEN = ".flowsde"
 """Name of the folder, inside one of the user's, that holds what is ours alone."""
 PREFIX = ".flowsde-tmp-"
 """Of the names of temporary files."""
-_TEMPORARY = "tmp"
+scratches: dict[Path, Path] = {}
+"""Where temporary files go, by the folder, for folders whose lock this process holds."""
 _MAX_JSON = 256 * 2**20
 
 
@@ -44,9 +45,7 @@ def flush(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name that becomes `path` if the block succeeds, and vanishes if it does not."""
-    scratch = path.parent / HIDDEN / _TEMPORARY
-    folder = scratch if scratch.is_dir() else path.parent
-    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=_scratch(path.parent))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -58,6 +57,17 @@ def replacing(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _scratch(folder: Path) -> Path:
+    """Where a file that will be renamed into a folder is written."""
+    absolute = folder.absolute()
+    for parent in (absolute, *absolute.parents):
+        scratch = scratches.get(parent)
+        # Files are not renamed from one file system to another.
+        if scratch is not None and scratch.stat().st_dev == folder.stat().st_dev:
+            return scratch
+    return folder
 
 
 def _umask() -> int:
@@ -106,10 +116,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Arrays by name, for `read_arrays` or `numpy.load`."""
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+    """Arrays by name, for `read_arrays` or `numpy.load`; TypeError if one holds Python objects."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{name} holds Python objects, expected numbers or texts")
+    save: Any = np.savez_compressed if compressed else np.savez
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        save(file, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -125,7 +139,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if isinstance(file, np.ndarray):
                 raise ValueError("it is one array, no NPZ file")
             with file:
-                return dict(file)
+                arrays = dict(file)
+        # NumPy gives the bytes of what is no array.
+        if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{odd[0][:60]!r} is no array")
+        return arrays
     except FileNotFoundError:
         raise
     except Exception as error:  # On a torn file NumPy and zipfile raise a dozen kinds of them.

@@ -11,19 +11,18 @@ of a process can be mistaken for another's; it is that of one machine, or of a n
 that supports it. Whoever holds it removes what a dead one left in tmp/.
 """
 
-import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flowsde import _files
 from flowsde._files import HIDDEN, PREFIX, replacing
 
-_TAG = "FLOWSDE.TAG"
-_LOCK = "lock"
-_TEMPORARY = "tmp"
+_TAG, _LOCK, _TEMPORARY = "FLOWSDE.TAG", "lock", "tmp"
 _LOOKS, _PAUSE = 20, 0.005
 """Times, seconds: a tenth of one, which only those wait whose folder has our name."""
 _SIGNATURE = "Signature: flowsde-d41f7c0a9e6b4c25"
@@ -116,18 +115,36 @@ def _is_empty(path: Path) -> bool:
 
 
 def release(folder: Path, hidden: Path | None = None) -> None:
-    """Remove the hidden folder, if there is one that is ours; where it is as of `claim`."""
+    """Remove the hidden folder, if there is one that is ours; where it is as of `claim`.
+
+    For the holder of its lock.
+    """
     hidden = hidden or folder / HIDDEN
-    if is_ours(hidden):
-        # First what nobody would miss, then the tag, which says so; the lock goes last: whoever has
-        # the next one makes what it needs.
-        for name in os.listdir(hidden):
-            if name not in (_TAG, _LOCK):
-                remove(hidden / name)
-        (hidden / _TAG).unlink()
-        (hidden / _LOCK).unlink(missing_ok=True)
-        with suppress(OSError):
-            hidden.rmdir()
+    if not is_ours(hidden):
+        return
+    # What is left is either ours still or as good as empty: first what nobody would miss, each at
+    # once, then the tag, which says so. The lock goes last: whoever has the next one makes what it
+    # needs.
+    for name in os.listdir(hidden):
+        if name not in (_TAG, _LOCK, _TEMPORARY):
+            discard(hidden / name)
+    remove(hidden / _TEMPORARY)
+    (hidden / _TAG).unlink()
+    (hidden / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):
+        hidden.rmdir()
+
+
+def discard(path: Path) -> None:
+    """Remove what lies in a hidden folder, at once or not at all; for the holder of its lock."""
+    if path.is_dir() and not path.is_symlink():
+        hidden = next(parent for parent in path.parents if is_ours(parent))
+        _mkdir(hidden / _TEMPORARY)
+        grave = Path(tempfile.mkdtemp(dir=hidden / _TEMPORARY))
+        os.replace(path, grave / "gone")
+        shutil.rmtree(grave)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -142,17 +159,45 @@ def remove(path: Path) -> None:
 def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
     """Hold a folder's lock in the block, which gets the hidden folder; where it is as of `claim`.
 
+    A hidden folder in which nothing was left is removed at the end.
+
     Raises:
       ValueError: another process holds it, or the hidden folder is not ours.
       OSError: it cannot be made.
     """
     while (handle := _lock(folder, hidden)) is None:
         pass
+    where = folder.absolute()
     try:
         path = claim(folder, hidden)
         for name in os.listdir(path / _TEMPORARY):
             remove(path / _TEMPORARY / name)
+        if hidden is None:
+            _files.scratches[where] = path / _TEMPORARY
         yield path
+        _files.scratches.pop(where, None)
+        if path.is_dir() and not set(os.listdir(path)) - {_TAG, _LOCK, _TEMPORARY}:
+            release(folder, hidden)
+    finally:
+        _files.scratches.pop(where, None)
+        os.close(handle)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process that died in `release` has left, if there is any."""
+    if (folder / HIDDEN).exists():
+        with suppress(ValueError, OSError), locked(folder):
+            pass
+
+
+def check_free(folder: Path) -> None:
+    """ValueError if another process holds a folder's lock; nothing is written."""
+    try:
+        handle = os.open(folder / HIDDEN / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        _take(handle, folder)
     finally:
         os.close(handle)
 
@@ -165,20 +210,26 @@ def _lock(folder: Path, hidden: Path | None) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(handle, folder)
         if _same(handle, path):
             return handle
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(
-            f"another flowsde process is writing to {folder}; expected it to end first, or another "
-            f"folder"
-        ) from None
     except BaseException:
         os.close(handle)
         raise
     os.close(handle)
     return None
+
+
+def _take(handle: int, folder: Path) -> None:
+    import fcntl  # Windows has none.
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another flowsde process is writing to {folder}; expected it to end first, or another "
+            f"folder"
+        ) from None
 
 
 def _same(handle: int, path: Path) -> bool:

@@ -12,6 +12,8 @@ Fields that a reader does not name are left as they are: later versions may writ
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 Reader = Callable[[Any, str], Any]
 
 _SHOWN = 60
@@ -20,7 +22,7 @@ _WORDS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("na
 
 def wrong(where: str, expected: str, got: Any) -> ValueError:
     """The error of a field."""
-    shown = repr(got)
+    shown = " ".join(repr(got).split())
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
     return ValueError(f"{where} must be {expected}, got {shown}")
@@ -131,5 +133,29 @@ def fields(optional: dict[str, Reader] | None = None, /, **required: Reader) -> 
             if name in own:
                 own[name] = of(own[name], f"{where}: {name}")
         return own
+
+    return read
+
+
+_KINDS = {str: "U", int: "iu", float: "f"}
+
+
+def array(dtype: Any, *shape: int | None) -> Reader:
+    """A NumPy array of a shape, in which None is any size; `int`, `float`, `str` of any width."""
+    name = dtype.__name__ if dtype in _KINDS else np.dtype(dtype).name
+    expected = f"{name} of shape {tuple('any' if n is None else n for n in shape)}"
+
+    def fits(value: np.ndarray) -> bool:
+        right = value.dtype.kind in _KINDS[dtype] if dtype in _KINDS else value.dtype == dtype
+        same = len(value.shape) == len(shape)
+        return (
+            right and same and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
+        )
+
+    def read(value: Any, where: str) -> np.ndarray:
+        if not isinstance(value, np.ndarray) or not fits(value):
+            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else value
+            raise wrong(where, expected, got)
+        return value
 
     return read
