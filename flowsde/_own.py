@@ -167,20 +167,21 @@ def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
     """
     while (handle := _lock(folder, hidden)) is None:
         pass
-    where = folder.absolute()
+    path, where = hidden or folder / HIDDEN, folder.absolute()
     try:
-        path = claim(folder, hidden)
+        claim(folder, hidden)
         for name in os.listdir(path / _TEMPORARY):
             remove(path / _TEMPORARY / name)
         if hidden is None:
             _files.scratches[where] = path / _TEMPORARY
         yield path
-        _files.scratches.pop(where, None)
-        if path.is_dir() and not set(os.listdir(path)) - {_TAG, _LOCK, _TEMPORARY}:
-            release(folder, hidden)
     finally:
-        _files.scratches.pop(where, None)
-        os.close(handle)
+        try:
+            _files.scratches.pop(where, None)
+            if path.is_dir() and not set(os.listdir(path)) - {_TAG, _LOCK, _TEMPORARY}:
+                release(folder, hidden)
+        finally:
+            os.close(handle)
 
 
 def tidy(folder: Path) -> None:

@@ -49,17 +49,18 @@ def test_six_kills_change_nothing(method, tmp_path):
     with np.load(unbroken / "done.npz") as saved:
         total = len(saved[".info.time"])
 
-    def saved_rounds():
-        return max([int(p.name) for p in (broken / "search").glob("*") if p.name.isdigit()] or [0])
+    def saves():
+        folder = broken / "search" / ".flowsde" / "search"
+        return max([int(path.stem) for path in folder.glob("*.npz")], default=-1)
 
     random = np.random.default_rng(len(method))
     for kill in range(6):
-        process, before = start(broken), saved_rounds()
+        process, before = start(broken), saves()
         wait(lambda kill=kill: len(begun(broken)) > kill)
         if kill % 2:  # at any moment, compilation included
             time.sleep(random.uniform(0.0, duration / 2))
         else:  # among the rounds and their saving
-            wait(lambda p=process, n=before: saved_rounds() > n or not p.is_alive())
+            wait(lambda p=process, n=before: saves() > n or not p.is_alive())
             time.sleep(random.uniform(0.0, 0.4))
         process.kill()
         process.join()
