@@ -45,7 +45,7 @@ import tyro
 from tqdm import tqdm
 
 import flowsde as fs
-from flowsde import _streams, compiled, interrupts, presets, report, unfinished
+from flowsde import _own, _streams, compiled, interrupts, presets, report, results, unfinished
 from flowsde._failures import EXPECTED, Failed, failed, reason
 from flowsde._files import write_arrays, write_json
 from flowsde._keys import from_seed
@@ -68,6 +68,7 @@ class Job(NamedTuple):
     search: Search
     flow: fs.Flow
     saved: unfinished.Saved | None
+    seen: list[tuple[str, int]]
     rounds: Iterator[Result]
     save_trajectory: bool
     offer: Offer
@@ -94,22 +95,13 @@ def _folders(command: Sample, offer: Offer) -> list[Path]:
     return [command.out if alone else command.out / slug for slug in slugs]
 
 
+_PICTURES, _TRAJECTORY = ("image.png", "path.png", "search.png"), "trajectory.npz"
+
+
 def _is_finished(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
     """Whether there is nothing to do; ValueError if there is what may not be overwritten."""
-    if command.resume:
-        done = unfinished.finished(folder)
-        if done is None:
-            return False
-        try:
-            unfinished.check_same(folder, "finished", about, done)
-        except ValueError:
-            if not command.overwrite:
-                raise
-            return False
-        return True
-    if (folder / "result.json").exists() and not command.overwrite:
-        raise ValueError(f"{folder} holds a finished result, expected another --out or --overwrite")
-    return False
+    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
+    return unfinished.is_done(folder, about, names, command.resume, command.overwrite)
 
 
 def _make(folder: Path) -> None:
@@ -146,22 +138,31 @@ def _jobs(
         return {}
     # As it runs: the runner divides the budget by what a candidate costs.
     as_run = offer.search.with_nfe(offer.search.nfe // offer.evaluations)
-    find = unfinished.find if command.resume else lambda *_: None
-    saved = [find(folder, about, as_run) for folder, about in asked]
+    saved, seen = [], []
+    for folder, own in asked:
+        seen.append(unfinished.seen(folder))
+        state, passed = unfinished.find(folder, own, as_run) if command.resume else (None, [])
+        for said in passed:
+            print(f"flowsde sample: {said}; going on from what was saved before", file=sys.stderr)
+        saved.append(state)
     loaded = offer.load([about["prompt"] for _, about in asked])
     key = from_seed(command.seed)
 
-    def job(folder: Path, about: dict[str, Any], saved: unfinished.Saved | None, ask: Ask) -> Job:
+    def job(
+        folder: Path, about: dict[str, Any], saved: unfinished.Saved | None, seen: Any, ask: Ask
+    ) -> Job:
         rounds = fs.iterate(
             key, loaded.flow, offer.search, ask.reward, cond=ask.cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
             resume=saved and saved.result,
         )  # fmt: skip
-        options = (offer.settings, as_run, loaded.flow, saved, rounds, command.save_trajectory)
-        return Job(folder, about, *options, offer)
+        options = (offer.settings, as_run, loaded.flow, saved, seen)
+        return Job(folder, about, *options, rounds, command.save_trajectory, offer)
 
-    every = zip(asked, saved, loaded.asks, strict=True)
-    return {folder: job(folder, about, state, ask) for (folder, about), state, ask in every}
+    every = zip(asked, saved, seen, loaded.asks, strict=True)
+    return {
+        folder: job(folder, own, state, found, ask) for (folder, own), state, found, ask in every
+    }
 
 
 _BAR = (
@@ -193,11 +194,11 @@ def _search(job: Job, keeper: unfinished.Keeper) -> Result:
 def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any]:
     """What a search found: the picture, result.json, and what that says."""
     folder, image, offer = job.folder, np.asarray(result.image), job.offer
-    (folder / "result.json").unlink(missing_ok=True)
+    (folder / results.RESULT).unlink(missing_ok=True)
     offer.save(folder / "image.png", image)
     if job.save_trajectory:
         particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
-        write_arrays(folder / "trajectory.npz", result.info._asdict() | particles)
+        write_arrays(folder / _TRAJECTORY, result.info._asdict() | particles)
     values = {
         **job.about,
         "reward": float(result.reward) if offer.judged else None,
@@ -208,7 +209,7 @@ def _write(job: Job, keeper: unfinished.Keeper, result: Result) -> dict[str, Any
         "verifier_calls": result.verifier_calls if offer.judged else 0,
         "seconds": keeper.seconds(),
     }
-    write_json(folder / "result.json", values)
+    write_json(folder / results.RESULT, values)
     interrupts.check()
     return values
 
@@ -231,11 +232,11 @@ def _draw(job: Job, keeper: unfinished.Keeper, result: Result) -> None:
         interrupts.check()
 
 
-def _begin(job: Job, resume: bool) -> unfinished.Keeper:
+def _begin(job: Job, hidden: Path, resume: bool) -> unfinished.Keeper:
     """Say what is run, and from where."""
     settings = presets.describe(job.about["method"], job.settings, job.offer.named)
     print(f"'{shown(job.prompt)}'\n{shown(settings, 2000)}")
-    keeper = unfinished.Keeper(job.folder, job.about, job.search, job.flow.evaluations, job.saved)
+    keeper = unfinished.Keeper(hidden, job.about, job.search, job.flow.evaluations, job.saved)
     if job.saved is not None:
         print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")
     elif resume:
@@ -244,27 +245,39 @@ def _begin(job: Job, resume: bool) -> unfinished.Keeper:
     return keeper
 
 
+def _ended(job: Job, keeper: unfinished.Keeper, error: BaseException, go_on: str) -> BaseException:
+    """What is raised for what ended a search: how far it was, and how to go on."""
+    at = f"at {keeper.nfe} of {job.settings.nfe} NFE"
+    try:
+        keeper.save()
+    except EXPECTED as second:
+        go_on += f"; its state could not be saved: {reason(second)}"
+    if isinstance(error, KeyboardInterrupt):
+        return interrupts.said_of(error, f"interrupted {at}; {go_on}")
+    if isinstance(error, EXPECTED):
+        return failed(f"'{shown(job.prompt)}': failed {at}", error, go_on)
+    error.add_note(f"flowsde sample: failed {at}; {go_on}")
+    return error
+
+
 def _run(job: Job, resume: bool, again: str) -> None:
     """Search, write the folder, and say what came out; `again` is the command to go on with."""
-    keeper = _begin(job, resume)
-    try:
-        result = _search(job, keeper)
-        values = _write(job, keeper, result)
-        _draw(job, keeper, result)
-    except BaseException as error:
-        at = f"at {keeper.nfe} of {job.settings.nfe} NFE"
-        go_on = f"go on with: {again}"
+    go_on = f"go on with: {again}"
+    with contextlib.ExitStack() as held:
         try:
-            keeper.save()
-        except EXPECTED as second:
-            go_on += f"; its state could not be saved: {reason(second)}"
-        if isinstance(error, KeyboardInterrupt):
-            raise interrupts.said_of(error, f"interrupted {at}; {go_on}") from None
-        if isinstance(error, EXPECTED):
-            raise failed(f"'{shown(job.prompt)}': failed {at}", error, go_on) from error
-        error.add_note(f"flowsde sample: failed {at}; {go_on}")
-        raise
-    unfinished.discard(job.folder)
+            hidden = held.enter_context(_own.locked(job.folder))
+            if unfinished.seen(job.folder) != job.seen:
+                raise ValueError(f"another process has been at work in {_path(job.folder)}")
+            keeper = _begin(job, hidden, resume)
+        except (OSError, ValueError) as error:
+            raise Failed(f"{reason(error)}; {go_on}") from error
+        try:
+            result = _search(job, keeper)
+            values = _write(job, keeper, result)
+            _draw(job, keeper, result)
+            _own.release(job.folder)
+        except BaseException as error:
+            raise _ended(job, keeper, error, go_on) from None
     for line in job.offer.said(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
@@ -285,6 +298,7 @@ def _run_all(jobs: list[tuple[Path, Job | None]], resume: bool, again: str) -> i
             print(f"prompt {i} of {len(jobs)}", flush=True)
         interrupts.check()
         if job is None:
+            _own.tidy(folder)
             print(f"flowsde sample: {_path(folder)} is finished", flush=True)
             continue
         try:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from flowsde._schema import array
 from flowsde.search import SMC, BestOfN, Complete, Particle, Result, Search, SoP
 
 FINISH = "finish"
@@ -133,13 +134,35 @@ class Trace:
         columns = zip(*self.shots, strict=True) if self.shots else [()] * len(Shot._fields)
         return {name: np.asarray(c) for name, c in zip(Shot._fields, columns, strict=True)}
 
-    def restore(self, arrays: dict[str, np.ndarray], rounds: int) -> None:
-        """Go on from `arrays` as they were after so many rounds."""
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from `arrays`, checked."""
         rows: Iterable[Any] = zip(*(arrays[name] for name in Shot._fields), strict=True)
         for line, at, time, reward, nfe, parent, x0 in rows:
-            if at >= rounds:
-                break
             self._last[str(line)] = len(self.shots)
             self.shots.append(
                 Shot(str(line), int(at), float(time), float(reward), int(nfe), int(parent), x0)
             )
+
+
+def check(
+    arrays: dict[str, Any], rounds: int, shape: tuple[int, ...], where: str
+) -> dict[str, np.ndarray]:
+    """`Trace.arrays` read back; ValueError naming the field that they cannot be.
+
+    Args:
+      arrays: by field.
+      rounds: that there have been.
+      shape: of an x0.
+      where: they come from.
+    """
+    n = np.shape(arrays["line"])[:1]
+    if n == (0,):
+        return {name: np.zeros(0) for name in Shot._fields}
+    readers = {name: array(np.int64, *n) for name in ("round", "nfe", "parent")}
+    readers |= {name: array(np.float64, *n) for name in ("time", "reward")}
+    readers |= {"line": array(str, None), "x0": array(np.float32, *n, *shape)}
+    own = {name: read(arrays[name], f"{where}: {name}") for name, read in readers.items()}
+    for name, most in (("round", rounds), ("parent", np.arange(*n))):
+        if not ((own[name] >= (-1 if name == "parent" else 0)) & (own[name] < most)).all():
+            raise ValueError(f"{where}: {name} leaves what there is, up to {np.max(most) - 1}")
+    return own

@@ -1,27 +1,24 @@
 """What a run keeps in its folder so that it can go on when it is interrupted.
 
-    unfinished.json   the settings, written at the start, and the seconds at each save
-    trace.npz         what was accepted so far (`flowsde.trace`)
-    search/           the state, by `flowsde.save_search`
+    OUT/.flowsde/unfinished.json   what the run is of; while it is there, results in OUT are this
+                                   run's, and not all that there will be
+    OUT/.flowsde/search/           states: of the search, what was accepted, seconds
 
-They are saved in this order, each whole or not at all. A kill between two leaves the first ones
-newer than the state, so that what they say of later rounds is left out on the way back. All are
-removed once there is a result.
+All is removed once there is a result. A state is one file, whole or not there (`flowsde._states`).
 """
 
-import json
-import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowsde._files import write_arrays, write_json
-from flowsde.checkpoint import restore_search, save_search
+from flowsde import _own, _states, checkpoint, results, trace
+from flowsde._files import HIDDEN, write_json
+from flowsde._schema import array, fields, mapping
+from flowsde._states import save as save_state
 from flowsde.search import Result, Search
-from flowsde.shapes import captions
-from flowsde.trace import Trace
 
 EVERY = 10.0
 """Seconds between saves."""
@@ -36,106 +33,133 @@ class Saved(NamedTuple):
     begins: list[int]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """JSON, None if there is no such file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+_MARK = "unfinished.json"
+_PARTICLE = "particle_"
+_ABOUT = fields(result=mapping, run=fields(**results.ABOUT))
 
 
-def _named(about: dict[str, Any]) -> dict[str, Any]:
-    """What a run is about, by option."""
-    named = {"--" + name.replace("_", "-"): value for name, value in about["settings"].items()}
-    prompt = about["prompt"]
-    if "model" not in about["settings"]:
-        prompt = captions.caption(captions.parse(prompt))
-    own = {"--method": about["method"], "--seed": about["seed"]}
-    return {"PROMPT": prompt} | own | named | {"version": about["version"]}
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds a run that has not ended."""
+    return _own.is_ours(folder / HIDDEN) and (folder / HIDDEN / _MARK).exists()
 
 
-def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """ValueError naming what differs between a run that is asked for and one that is there."""
-    ours, theirs = _named(wanted), _named(found)
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
-    # What another method brings along need not be said.
-    for first in ("PROMPT", "--method"):
-        differ = [first] if first in differ else differ
-    if differ:
-        got = ", ".join(f"{name} {theirs.get(name)}, not {ours[name]}" for name in differ)
-        raise ValueError(f"--resume: the {kind} run in {folder} is of {got}")
+def has_state(folder: Path) -> bool:
+    """Whether it can be gone on with, rather than begun anew."""
+    return is_there(folder) and bool(_states.paths(folder / HIDDEN / checkpoint.SEARCH))
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The result in a folder that holds one and nothing to go on with."""
-    return None if (folder / "unfinished.json").exists() else _read(folder / "result.json")
+def is_old(folder: Path) -> bool:
+    """Whether a folder holds a run that an earlier version has not ended."""
+    return (folder / _MARK).is_file() and not (folder / results.RESULT).exists()
 
 
-def find(folder: Path, about: dict[str, Any], search: Search) -> Saved | None:
-    """What was saved in a folder, None if nothing was yet.
+def is_done(
+    folder: Path, about: dict[str, Any], names: Sequence[str], resume: bool, overwrite: bool
+) -> bool:
+    """Whether a folder holds the result that is asked for.
+
+    Args:
+      folder: of the result.
+      about: what is asked for.
+      names: of the files that a run writes.
+      resume, overwrite: whether the user has given these options.
+
+    Raises:
+      ValueError: it holds what may not be overwritten, another process's run, or one to go on with
+        that is of other settings.
+    """
+    _own.check_free(folder)
+    going_on, there = is_there(folder), (folder / results.RESULT).exists()
+    if resume and going_on:
+        return False
+    if there and not resume and not overwrite:
+        raise ValueError(f"{folder} holds a finished result, expected another --out or --overwrite")
+    if there and resume:
+        try:
+            results.check_same(folder, "finished", about, results.read(folder) or {})
+            return True
+        except ValueError:
+            if not overwrite:
+                raise
+    if resume and is_old(folder):
+        raise ValueError(
+            f"--resume: the unfinished run in {folder} is of an earlier version of flowsde, which "
+            f"this one cannot go on with; expected another --out, or the command without --resume"
+        )
+    if has_state(folder) and not overwrite:
+        raise ValueError(
+            f"{folder} holds an unfinished run; expected --resume to go on with it, --overwrite to "
+            f"throw it away, or another --out"
+        )
+    if not going_on:
+        results.check_writable(folder, names, overwrite)
+    return False
+
+
+def seen(folder: Path) -> list[tuple[str, int]]:
+    """What tells whether another process has been at work in a folder."""
+    hidden = folder / HIDDEN
+    paths = [folder / results.RESULT, hidden / _MARK, *_states.paths(hidden / checkpoint.SEARCH)]
+    return [(str(path), path.stat().st_mtime_ns) for path in paths if path.exists()]
+
+
+def find(folder: Path, about: dict[str, Any], search: Search) -> tuple[Saved | None, list[str]]:
+    """What was saved in a folder, None if nothing was yet, and what is wrong with later states.
 
     Raises:
       ValueError: it is of other settings.
     """
-    found = _read(folder / "unfinished.json")
-    if found is None:
-        return None
-    check_same(folder, "unfinished", about, found)
-    try:
-        result = restore_search(folder / "search", search)
-    except FileNotFoundError:
-        return None
-    rounds = len(result.info.time)
-    with np.load(folder / "trace.npz") as file:
-        trace = dict(file)
-    seconds = [s for at, s in found["saves"] if at == rounds][-1]
-    return Saved(result, trace, seconds, [at for at in found["begins"] if at < rounds])
+    if not is_there(folder):
+        return None, []
 
+    def read(path: Path) -> Saved:
+        arrays, said = _states.load(path)
+        said = _ABOUT(said, str(path))
+        try:
+            results.check_same(folder, "unfinished", about, said["run"])
+        except ValueError as error:
+            raise _states.OtherRun(str(error)) from None
+        result = checkpoint.unpack(arrays, said["result"], search, path)
+        rounds = len(result.info.time)
+        columns = {name: arrays.get(_PARTICLE + name) for name in trace.Shot._fields}
+        accepted = trace.check(columns, rounds, np.shape(result.x0), str(path))
+        seconds = array(float)(arrays.get("seconds"), f"{path}: seconds")
+        begins = array(int, None)(arrays.get("begins"), f"{path}: begins")
+        return Saved(result, accepted, float(seconds), begins.tolist())
 
-def discard(folder: Path) -> None:
-    """Remove what was kept."""
-    for name in ("unfinished.json", "trace.npz"):
-        (folder / name).unlink(missing_ok=True)
-    if (folder / "search").exists():
-        shutil.rmtree(folder / "search")
+    return _states.newest(folder / HIDDEN / checkpoint.SEARCH, read)
 
 
 class Keeper:
     """Records a run and saves it now and then.
 
     Args:
-      folder: of the result.
+      hidden: the result's hidden folder, whose lock is held.
       about: with prompt, method, seed, settings and version.
       search: that is run.
       evaluations: of the model that a candidate costs.
-      saved: a run to go on with; else what the folder keeps of one is removed.
+      saved: a run to go on with; else what is kept of one is removed.
     """
 
     def __init__(
         self,
-        folder: Path,
+        hidden: Path,
         about: dict[str, Any],
         search: Search,
         evaluations: int,
         saved: Saved | None,
     ):
-        self._folder, self._about, self._search = folder, about, search
+        self._hidden, self._about, self._search = hidden, about, search
         self._started = self._last_save = time.perf_counter()
-        self.trace, self.result = Trace(search, evaluations), saved and saved.result
+        self.trace, self.result = trace.Trace(search, evaluations), saved and saved.result
         self._before, self._begins, self._rounds = 0.0, [0], 0
         if saved:
             self._rounds = len(saved.result.info.time)
-            self.trace.restore(saved.trace, self._rounds)
+            self.trace.restore(saved.trace)
             self._before, self._begins = saved.seconds, [*saved.begins, self._rounds]
         else:
-            discard(folder)
-        self._saves = [(self._rounds, self._before)]
-        write_json(folder / "unfinished.json", self._values())
-
-    def _values(self) -> dict[str, Any]:
-        return {**self._about, "begins": self._begins, "saves": self._saves}
+            _own.discard(hidden / checkpoint.SEARCH)
+        write_json(hidden / _MARK, about)
 
     @property
     def nfe(self) -> int:
@@ -144,7 +168,9 @@ class Keeper:
 
     def record(self, result: Result) -> None:
         """Take in a round's result."""
-        self.trace.record(result)
+        # A search that had ended when it was saved gives its last result once more.
+        if self.result is None or len(result.info.time) > len(self.result.info.time):
+            self.trace.record(result)
         self.result = result
         if time.perf_counter() - self._last_save >= EVERY:
             self.save()
@@ -153,11 +179,12 @@ class Keeper:
         """Save the last round recorded."""
         if self.result is None or len(self.result.info.time) == self._rounds:
             return
+        arrays, packed = checkpoint.pack(self._search, self.result)
+        arrays |= {_PARTICLE + name: a for name, a in self.trace.arrays().items()}
+        arrays |= {"seconds": np.asarray(self.total()), "begins": np.asarray(self._begins)}
+        about = {"result": packed, "run": self._about}
+        save_state(self._hidden / checkpoint.SEARCH, arrays, about)
         self._rounds = len(self.result.info.time)
-        self._saves.append((self._rounds, self.total()))
-        write_json(self._folder / "unfinished.json", self._values())
-        write_arrays(self._folder / "trace.npz", self.trace.arrays())
-        save_search(self._folder / "search", self._search, self.result)
         self._last_save = time.perf_counter()
 
     def total(self) -> float:

@@ -61,7 +61,7 @@ def _main(saves: int, args: list[str]) -> None:
 
         return save_and_die
 
-    unfinished.EVERY, unfinished.save_search = 0.0, deadly(unfinished.save_search)
+    unfinished.EVERY, unfinished.save_state = 0.0, deadly(unfinished.save_state)
     measure.write_arrays = deadly(measure.write_arrays)
     attempts.write_arrays = deadly(attempts.write_arrays)
     Folder.end = deadly(Folder.end)

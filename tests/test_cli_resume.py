@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import stand_in
+from refusing import refused
 
 import flowsde as fs
 from flowsde import cli, shapes, unfinished
 
 PROMPT = "two green triangles"
-KEPT = {"unfinished.json", "trace.npz", "search"}
+KEPT = {".flowsde"}
 OPTIONS = {
     "rbf": "--steps 3 --width 2 --nfe 17 --finish-steps 2",
     "smc": "--method smc --steps 3 --nfe 17 --finish heun --finish-steps 2",
@@ -78,6 +79,12 @@ def _same(folder: Path, other: Path) -> None:
     assert sheet == expected_sheet
 
 
+def _state(folder: Path) -> dict[str, Any]:
+    """The last that an unfinished run has saved."""
+    with np.load(sorted((folder / ".flowsde" / "search").iterdir())[-1]) as file:
+        return dict(file)
+
+
 @pytest.mark.parametrize("method", OPTIONS)
 def test_goes_on_after_ctrl_c(
     method: str,
@@ -101,16 +108,16 @@ def test_goes_on_after_ctrl_c(
             *_args(parts, method),
             "--resume",
         ]
-    saved = json.loads((parts / "unfinished.json").read_text())
+    saved = _state(parts)
     assert 0 < int(nfe) < 17
     cli.main([*_args(parts, method), "--resume"])
     assert f"at {nfe} of 17 NFE" in capsys.readouterr().out
     _same(parts, whole)
     result = json.loads((parts / "result.json").read_text())
-    assert result["seconds"]["total"] > saved["saves"][-1][1] > 0.0
+    assert result["seconds"]["total"] > saved["seconds"] > 0.0
     # Rounds that compile, the first and those after an interruption, are not the model's time.
     with np.load(parts / "trajectory.npz") as file:
-        seconds = np.delete(file["seconds"], saved["begins"] + [saved["saves"][-1][0]], 0)
+        seconds = np.delete(file["seconds"], [*saved["begins"], len(saved[".info.time"])], 0)
     assert result["seconds"]["model"] == pytest.approx(seconds[:, 0].sum(), abs=1e-3)
 
 
@@ -121,6 +128,7 @@ def test_a_signal_is_looked_at_after_the_round(
         _interrupt(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
         said = _stopped(capsys, *_args(tmp_path), code=143)
     assert "interrupted at 2 of 17 NFE; go on with: " in said
+    assert {p.name for p in tmp_path.iterdir()} == KEPT
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     cli.main([*_args(tmp_path), "--resume"])
     assert "at 2 of 17 NFE" in capsys.readouterr().out
@@ -147,14 +155,6 @@ def test_a_stop_before_the_first_round(
 def test_other_settings_do_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*args: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([*args, "--out", str(tmp_path), "--resume"])
-        assert stop.value.code == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
-
     ours = OPTIONS["rbf"].split()
     with monkeypatch.context() as patch:
         _interrupt(patch, 2)
@@ -168,7 +168,7 @@ def test_other_settings_do_not_go_on(
             (["two red triangles", *ours], f"is of PROMPT {PROMPT}, not two red triangles"),
             ([PROMPT, "--method", "ode"], "is of --method rbf, not ode"),
         ):  # fmt: skip
-            said = refused("sample", *args)
+            said = refused(capsys, "sample", *args, "--out", str(tmp_path), "--resume")
             assert f"--resume: the {kind} run in {tmp_path} {says}" in said
         if kind == "unfinished":
             cli.main([*_args(tmp_path), "--resume"])
@@ -178,15 +178,18 @@ def test_other_settings_do_not_go_on(
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
 
 
-def test_without_resume_it_starts_anew(
+def test_what_would_be_lost_is_said_before_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed in ("1", "0"):
-        with monkeypatch.context() as patch:
-            _interrupt(patch, 2)
-            said = _stopped(capsys, *_args(tmp_path), "--seed", seed)
-    kept = json.loads((tmp_path / "unfinished.json").read_text())
-    assert kept["seed"] == 0 and kept["begins"] == [0]
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 2)
+        _stopped(capsys, *_args(tmp_path), "--seed", "1")
+    said = refused(capsys, *_args(tmp_path))
+    assert "holds an unfinished run; expected --resume to go on with it, --overwrite" in said
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 2)
+        said = _stopped(capsys, *_args(tmp_path), "--overwrite")
+    assert list(_state(tmp_path)["begins"]) == [0]
     assert re.search(r"at \d+ of 17", said)
 
 
@@ -218,7 +221,7 @@ def test_prompts_that_are_finished_are_skipped(
 def test_it_saves_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
-        unfinished, "save_search", lambda folder, search, result: saved.append(result.nfe)
+        unfinished, "save_state", lambda _, arrays, __: saved.append(int(arrays[".nfe"]))
     )
     cli.main(_args(tmp_path / "seldom"))
     assert not saved
@@ -241,7 +244,7 @@ def test_what_is_newer_than_the_state_is_left_out(
         _interrupt(patch, 3)
         _stopped(capsys, *_args(parts))
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished, "save_search", die)
+        patch.setattr(unfinished, "save_state", die)
         _interrupt(patch, 3)
         _stopped(capsys, *_args(parts), "--resume")
     cli.main([*_args(parts), "--resume"])
