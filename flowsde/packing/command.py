@@ -34,7 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowsde import _schema, _text, interrupts, presets
+from flowsde import _own, _schema, _text, interrupts, presets
 from flowsde._checks import check_count
 from flowsde._failures import one_line
 from flowsde._files import write_json
@@ -104,11 +104,18 @@ class Batch(Task):
                 offer.search.with_nfe(offer.search.nfe // cost), cost, len(offer.prompts),
             )  # fmt: skip
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
-        folder.open(self.total_nfe, self.overwrite)
-        print(
-            _text.shown(presets.describe(self.method, offer.settings, offer.named), 2000),
-            flush=True,
-        )
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out: cannot make folder {self.out}: {error.strerror}") from None
+        with _own.locked(self.out) as hidden:
+            return self._run(offer, folder, hidden)
+
+    def _run(self, offer: Offer, folder: Folder, hidden: Path) -> int:
+        """Search in the folder whose lock is held; the exit code."""
+        folder.open(hidden, self.total_nfe, self.overwrite)
+        settings = presets.describe(self.method, offer.settings, offer.named)
+        print(_text.shown(settings, 2000), flush=True)
         done = len(offer.prompts) - len(folder.missing)
         if done:
             print(f"resume  {done} of {len(offer.prompts)} prompts are finished", flush=True)
@@ -127,6 +134,8 @@ class Batch(Task):
         cells = [_cell(i, one, folder.folders[i] / "image.png") for i, one in ended]
         if cells:
             _try_sheet(self.out / "sheet.png", cells)
+        if not folder.missing:
+            _own.release(self.out)
         _say(values, self.out)
         if failed.reasons:
             title = f"flowsde batch: {len(failed.reasons)} prompts failed"
