@@ -24,6 +24,7 @@ import flowsde as fs
 from flowsde import cli, compare, presets
 from flowsde._lines import again_with
 from flowsde.compare import summary
+from flowsde.compare.command import PARTS
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.page import page as make
 from flowsde.report import pixels
@@ -36,7 +37,7 @@ measuring = stand_in.measure
 
 ARGS = ["compare", "--nfe", "8", "14", "--prompts", "3", "--steps", "3"]
 RBF_TOO = ["--methods", "bon", "rbf", "--finish-steps", "2"]
-FILES = {"compare.json", "compare.csv", "compare.html", "parts"}
+FILES = {"compare.json", "compare.csv", "compare.html", ".flowsde"}
 PLOTS = {f"{name}.png" for name in MEASURES}
 
 
@@ -271,11 +272,11 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
     for line, row in zip(lines, rows, strict=True):
         assert line == {k: "" if v is None else str(v) for k, v in row.items()}
     # Going on measures nothing again, and more seeds only what is new.
-    parts = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts").iterdir()}
+    parts = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / PARTS).iterdir()}
     assert _compare(tmp_path / "out", "--resume", rbf=True) == found
     more = _compare(tmp_path / "out", "--resume", "--seeds", "3")
     assert [row["seeds"] for row in more["rows"]] == [3, 3]
-    there = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts").iterdir()}
+    there = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / PARTS).iterdir()}
     assert len(there) == len(parts) + 2 and parts.items() <= there.items()
 
 
@@ -287,7 +288,7 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
     command = [sys.executable, str(script), "3", *ARGS, "--methods", "bon", "--out", str(out)]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(list((out / "parts").glob("*.npz"))) == 3
+    assert len(list((out / PARTS).glob("*.npz"))) == 3
     assert not (out / "compare.json").exists()
     found = _compare(out, "--resume")
     for row in expected["rows"] + found["rows"]:
@@ -328,7 +329,7 @@ def test_results_are_not_overwritten(
     cli.main(["compare", *few, "--prompts", "1", "--out", str(tmp_path), "--overwrite"])
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["rows"][0]["prompts"] == 1 and found["rows"][0]["diversity"] is None
-    assert len(list((tmp_path / "parts").iterdir())) == 1
+    assert len(list((tmp_path / PARTS).iterdir())) == 1
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -9,7 +9,7 @@ compare.html
     One self-contained page: tables, plots, pictures.
 accuracy.png, given.png, rss.png, diversity.png
     The plots, TABLE-accuracy.png and so on when there is more than one table.
-parts/
+.flowsde/parts/
     What was measured, a file for each row, seed and batch of prompts; --resume goes on from these.
 """
 
@@ -24,10 +24,11 @@ from typing import Annotated, Any
 import tyro
 
 import flowsde as fs
-from flowsde import _text, prompts
+from flowsde import _own, _text, prompts, results
 from flowsde._checks import check_count
 from flowsde._failures import one_line
-from flowsde._files import replacing, write_json
+from flowsde._files import HIDDEN, read_json, replacing, write_json
+from flowsde._schema import fields, items, mapping, text
 from flowsde.compare.figures import MEASURES, figure
 from flowsde.compare.measure import Measured, Study, captions, measure
 from flowsde.compare.page import page
@@ -37,8 +38,10 @@ from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
 from flowsde.report import try_to_draw
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
-PARTS = "parts"
+PARTS = f"{HIDDEN}/parts"
 """Folder, below that of the results, of what was measured."""
+FILES = ("compare.json", "compare.csv", "compare.html")
+_READ = fields(title=text, version=text, prompts=items(text), rows=items(mapping))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,29 +114,52 @@ class Compare:
         if self.prompts_file is None:
             texts = captions(self.prompts, self.objects)
         study = Study(texts, self.seeds)
-        prepare(self.out, self.resume, self.overwrite)
-        for words in left_out:
-            print(f"without {_text.shown(words)}", flush=True)
-        with one_line("failed", "the same command with --resume goes on"):
-            report(self.out, "Methods compared", rows, study)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--out: cannot make folder {_text.shown(self.out)}: {error.strerror}"
+            ) from None
+        with _own.locked(self.out):
+            prepare(self.out, self.resume, self.overwrite)
+            for words in left_out:
+                print(f"without {_text.shown(words)}", flush=True)
+            with one_line("failed", "the same command with --resume goes on"):
+                report(self.out, "Methods compared", rows, study)
 
 
 def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
-    """ValueError if a folder holds what may not be touched."""
+    """Make room for parts; ValueError if a folder holds what may not be touched."""
+    _own.claim(folder)
     parts = folder / PARTS
-    old = [folder / "compare.json"] if (folder / "compare.json").exists() else []
-    old += sorted(parts.glob("*.npz"))
-    if old and not (resume or overwrite):
-        raise ValueError(f"{folder} holds results, expected another --out, --resume or --overwrite")
-    if overwrite:
-        for path in old:
-            path.unlink()
+    if not parts.exists():
+        names = [*FILES, *(f"{name}.png" for name in MEASURES)]
+        if resume and is_ours(folder / "compare.json"):
+            raise ValueError(
+                f"{folder} holds results of an earlier version of flowsde, with which this one "
+                f"cannot go on; expected another --out or --overwrite"
+            )
+        if is_ours(folder / "compare.json") and not overwrite:
+            raise _holds(folder)
+        results.check_writable(folder, names, overwrite)
+    elif overwrite:
+        _own.discard(parts)
+    elif not resume and any(parts.iterdir()):
+        raise _holds(folder)
+    parts.mkdir(exist_ok=True)
+
+
+def _holds(folder: Path) -> ValueError:
+    return ValueError(f"{folder} holds results, expected another --out, --resume or --overwrite")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a compare.json."""
     try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out: cannot make folder {_text.shown(folder)}: {error.strerror}"
-        ) from None
+        _READ(read_json(path), str(path))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
@@ -156,12 +182,12 @@ def _write(
 ) -> None:
     with replacing(folder / "compare.html") as temporary:
         temporary.write_text(page(title, study, rows, measured, table), encoding="utf-8")
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(table[0]))
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, fieldnames=list(table[0]))
     writer.writeheader()
     writer.writerows(table)
     with replacing(folder / "compare.csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+        temporary.write_text(lines.getvalue(), encoding="utf-8", newline="")
     values = {
         "title": title,
         "version": fs.__version__,

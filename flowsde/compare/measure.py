@@ -7,6 +7,7 @@ depends on, so that a part that is there need not be run again.
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -19,13 +20,15 @@ from tqdm import tqdm
 
 import flowsde as fs
 from flowsde import interrupts, presets, shapes
-from flowsde._files import write_arrays
+from flowsde._files import read_arrays, write_arrays
 from flowsde._keys import from_seed
+from flowsde._schema import array
 from flowsde.compare.rows import Row, labels
 from flowsde.report import pixels
+from flowsde.search.result import COUNTERS
 from flowsde.shapes import checker, weights
 from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
-from flowsde.shapes.data import sample_groups
+from flowsde.shapes.data import SIZE, sample_groups
 
 BATCH = 25
 """Prompts searched together, and candidates evaluated at once."""
@@ -211,16 +214,17 @@ def measure(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = _parts(rows, study, folder)
+    found = {part.path: _found(part) for of_row in parts.values() for part in of_row}
     names = dict(zip(rows, labels(rows), strict=True))
     cost = {part.path: len(part.ids) * (part.row.settings.nfe or 0)
             for of_row in parts.values() for part in of_row}  # fmt: skip
-    there = sum(n for path, n in cost.items() if path.exists())
+    there = sum(n for path, n in cost.items() if found[path] is not None)
     with tqdm(
         total=sum(cost.values()), initial=there, unit="NFE", unit_scale=True, disable=not progress,
         smoothing=0.05, dynamic_ncols=True,
     ) as bar:  # fmt: skip
         for family in _families(rows):
-            missing = [p for row in family for p in parts[row] if not p.path.exists()]
+            missing = [p for row in family for p in parts[row] if found[p.path] is None]
             if not missing:
                 continue
             bar.set_description(names[family[0]])
@@ -233,11 +237,13 @@ def measure(
                     # Compiles, and stops at the first reward: no time of a part holds that.
                     _search_part(part, study, search, flow, reward, float(_ANY))
                     compiled.add(len(part.ids))
-                write_arrays(part.path, _run(part, study, search, flow, reward))
+                values = _run(part, study, search, flow, reward)
+                write_arrays(part.path, values)
+                found[part.path] = values
                 bar.update(cost[part.path])
             # Programs of a family are not needed again.
             jax.clear_caches()
-    return {row: _read(of_row, study) for row, of_row in parts.items()}
+    return {row: _joined([found[p.path] for p in own], study) for row, own in parts.items()}
 
 
 def measured_already(rows: Sequence[Row], study: Study, folder: Path) -> list[Row]:
@@ -246,11 +252,33 @@ def measured_already(rows: Sequence[Row], study: Study, folder: Path) -> list[Ro
     return [row for row in rows if all(part.path.exists() for part in parts[row])]
 
 
-def _read(parts: list[Part], study: Study) -> Measured:
-    found = []
-    for part in parts:
-        with np.load(part.path) as file:
-            found.append(dict(file))
+def _found(part: Part) -> dict[str, np.ndarray] | None:
+    """What is on disk of a part; one that is damaged is measured again."""
+    n = len(part.ids)
+    readers = {name: array(int, n) for name in COUNTERS}
+    readers |= {
+        "images": array(np.uint8, n, SIZE, SIZE, 3),
+        "reward": array(np.float32, n),
+        "exact": array(np.bool_, n),
+        "rss": array(np.float64, n),
+        "objects": array(int, n),
+        "unclear": array(int, n),
+        "seconds": array(float),
+    }
+    try:
+        values = read_arrays(part.path)
+        return {
+            name: read(values.get(name), f"{part.path}: {name}") for name, read in readers.items()
+        }
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        print(f"flowsde compare: {error}; it is measured again", file=sys.stderr)
+        return None
+
+
+def _joined(found: Sequence[Any], study: Study) -> Measured:
+    """Parts of a row."""
 
     def over_seeds(name: str) -> np.ndarray:
         flat = np.concatenate([values[name] for values in found])
