@@ -5,15 +5,14 @@ and ``MODEL_CARD.md``. The last names the data, the recipe and the hash of the w
 the command that makes them again.
 """
 
+import contextlib
 import dataclasses
 import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tyro
 from matplotlib.figure import Figure
 
@@ -30,10 +29,18 @@ from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.scorer_task import scorer_task
-from flowsde.shapes.train import Params, Task, TrainConfig, fit, init_state
-
-CARD = "MODEL_CARD.md"
-LOSS = "loss.png"
+from flowsde.shapes.train import (
+    CARD,
+    LOG,
+    LOSS,
+    ROW,
+    Params,
+    Task,
+    TrainConfig,
+    fit,
+    latest,
+    run_config,
+)
 
 _WORLD = (
     f"Procedural {SIZE}x{SIZE} RGB scenes (`flowsde.shapes.data`): anti-aliased, non-touching "
@@ -169,28 +176,22 @@ def export(name: str, run: Path) -> Path:
 
 def read_config(name: str, run: Path) -> TrainConfig:
     """Configuration of the run in a folder; raises as `export`."""
-    path = run / "config.json"
-    if not path.exists():
+    values = run_config(run)
+    if values is None:
         raise FileNotFoundError(f"--out: no training run at {run}")
-    values = json.loads(path.read_text())
     found = values.pop("task")
     if found != name:
         raise ValueError(f"--out: {run} holds a run of {found!r}, expected one of {name!r}")
-    values.pop("uses", None)
+    del values["uses"]
     return TrainConfig(**values)
 
 
 def restore(task: Task, config: TrainConfig, run: Path) -> tuple[int, Params]:
     """Step and averaged weights of the last checkpoint; raises as `export`."""
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    folder = (run / "checkpoints").absolute()
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"--out: the run at {run} has no checkpoint yet")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, init_state(task, config))
-        state = manager.restore(step, args=ocp.args.StandardRestore(abstract))
-    return step, state.ema
+    found = latest(task, config, run)
+    if found is None:
+        raise ValueError(f"--out: the run at {run} has no checkpoint yet")
+    return found.step, found.state.ema
 
 
 def _export(name: str, run: Path, config: TrainConfig, params: Params, step: int) -> Path:
@@ -201,10 +202,14 @@ def _export(name: str, run: Path, config: TrainConfig, params: Params, step: int
 
 
 def read_log(run: Path, step: int) -> list[dict[str, float]]:
-    """Rows (step, loss, images_per_second) of a run up to a step."""
-    path = run / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if row["step"] <= step]
+    """Rows (step, loss, images_per_second) of a run up to a step, but for damaged lines."""
+    path = run / LOG
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(ROW(json.loads(line), f"{path}, line {number}"))
+    return [row for row in rows if row["step"] <= step]
 
 
 def loss_figure(title: str, rows: list[dict[str, float]]) -> Figure:
@@ -257,8 +262,7 @@ def write(name: str, run: Path, path: Path, config: TrainConfig, step: int) -> N
     early = f"interrupt it after its checkpoint at step {step:,}, then add `--export-only`"
     stopped = "" if step == config.steps else f"\nThe run was stopped early: {early}.\n"
     rates = [row["images_per_second"] for row in rows]
-    recorded = run / "config.json"
-    uses = json.loads(recorded.read_text()).get("uses") if recorded.exists() else None
+    uses = (run_config(run) or {}).get("uses")
     text = f"""# {name}: {network.title}
 
 {network.architecture}

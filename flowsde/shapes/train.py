@@ -4,6 +4,10 @@ The state after step k is a function of the configuration alone: batch k is
 scenes [k B, (k + 1) B) of the seed, and step k's noise key is folded in from k. A run that is
 killed and started again therefore continues bit for bit from its last checkpoint.
 
+    OUT/log.jsonl, sheet_*.png    what the run says of itself
+    OUT/.flowsde/config.json      of the run: while it is there, the files above are the run's
+    OUT/.flowsde/checkpoints/     its states, with the log so far (`flowsde._states`)
+
 Matrices of the transformer blocks are updated by Muon (Jordan et al., 2024), everything else by
 Adam; the learning rate warms up linearly and decays by a cosine; the weights that
 are kept are an exponential moving average.
@@ -11,10 +15,10 @@ are kept are an exponential moving average.
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from optax.contrib import MuonDimensionNumbers, muon
 from tqdm import tqdm
 
-from flowsde import interrupts
+from flowsde import _own, _states, interrupts
+from flowsde._files import HIDDEN, read_json, replacing, write_json
 from flowsde._keys import from_seed
+from flowsde._schema import array, fields, items, number, text, whole
 from flowsde.shapes import data
 
 Params = Any
@@ -157,21 +162,23 @@ def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = Non
       out: folder for checkpoints, ``log.jsonl`` (step, loss, images/s) and sample sheets.
 
     Raises:
-      ValueError: `out` holds a run of another configuration.
+      ValueError: `out` holds a run of another configuration, a log that is not of flowsde's, or
+        another process is writing to it.
     """
-    out = out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    _check_config(task, config, out / "config.json")
-    manager = ocp.CheckpointManager(
-        out / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
-    )
-    state, start = init_state(task, config, initial), manager.latest_step() or 0
-    if start:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        state = manager.restore(start, args=ocp.args.StandardRestore(abstract))
-    log = out / "log.jsonl"
-    kept = [line for line in _lines(log) if json.loads(line)["step"] <= start]
-    log.write_text("".join(kept))
+    with _own.locked(out) as hidden:
+        return _fit(task, config, out, hidden, initial)
+
+
+def _fit(
+    task: Task, config: TrainConfig, out: Path, hidden: Path, initial: Params | None
+) -> Params:
+    """`fit`, in a folder whose lock is held."""
+    last = _begin(task, config, out, hidden)
+    state, start = init_state(task, config, initial), 0
+    rows: list[Row] = []
+    if last is not None:
+        state, start, rows = last
+    _write_log(out, rows)
 
     step, losses, clock = make_step(task, config), [], time.perf_counter()
     progress = tqdm(total=config.steps, initial=start, unit="step", desc=task.name)
@@ -179,7 +186,7 @@ def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = Non
     def batch(k: int) -> Any:
         return task.batch(config.seed, k, config.batch_size)
 
-    with closing(manager), ThreadPoolExecutor(1) as pool, progress:
+    with ThreadPoolExecutor(1) as pool, progress:
         upcoming = pool.submit(batch, start)
         for k in range(start, config.steps):
             interrupts.check()
@@ -194,27 +201,108 @@ def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = Non
                     raise FloatingPointError(f"loss of {task.name} is {mean} at step {done}")
                 now = time.perf_counter()
                 rate = len(losses) * config.batch_size / (now - clock)
-                row = {"step": done, "loss": round(mean, 5), "images_per_second": round(rate, 1)}
-                with log.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                rows.append(
+                    {"step": done, "loss": round(mean, 5), "images_per_second": round(rate, 1)}
+                )
+                _write_log(out, rows)
                 progress.set_postfix(loss=f"{mean:.4f}", images_per_s=f"{rate:.0f}")
                 losses, clock = [], now
             if done % config.save_every == 0 or done == config.steps:
-                manager.save(done, args=ocp.args.StandardSave(state))
+                _save(hidden, task, config, Checkpoint(state, done, rows))
             if task.sheet and (done % config.sheet_every == 0 or done == config.steps):
                 task.sheet(state.ema, out / f"sheet_{done:06d}.png")
     return state.ema
 
 
-def _check_config(task: Task, config: TrainConfig, path: Path) -> None:
-    wanted = {"task": task.name, "uses": task.uses, **dataclasses.asdict(config)}
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            raise ValueError(f"{path.parent} holds another run: {found}, asked to train {wanted}")
-    else:
-        path.write_text(json.dumps(wanted, indent=1))
+LOG, CONFIG, _CHECKPOINTS = "log.jsonl", "config.json", "checkpoints"
+LOSS, CARD = "loss.png", "MODEL_CARD.md"
+Row = dict[str, Any]
+ROW = fields(step=whole(1), loss=number, images_per_second=number)
+_CONFIG = fields(
+    task=text,
+    uses=text,
+    **{
+        field.name: number if isinstance(field.default, float) else whole(0, 2**63 - 1)
+        for field in dataclasses.fields(TrainConfig)
+    },
+)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines(keepends=True) if path.exists() else []
+class Checkpoint(NamedTuple):
+    """Of a run: the state after a step, and the rows of its log by then."""
+
+    state: TrainState
+    step: int
+    rows: list[Row]
+
+
+def _wanted(task: Task, config: TrainConfig) -> dict[str, Any]:
+    return {"task": task.name, "uses": task.uses, **dataclasses.asdict(config)}
+
+
+def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoint | None:
+    """The checkpoint to go on from; ValueError if the folder is not this run's."""
+    wanted, found = _wanted(task, config), run_config(out)
+    if found not in (None, wanted):
+        raise ValueError(f"{out} holds another run: {found}, asked to train {wanted}")
+    if found is None and not (hidden / CONFIG).exists():
+        if (out / CONFIG).exists() and (out / _CHECKPOINTS).is_dir():
+            raise ValueError(
+                f"{out} holds a run of an earlier version of flowsde, with which this one cannot "
+                f"go on; expected another folder"
+            )
+        names = (LOG, LOSS, CARD, f"{task.name}.safetensors")
+        for path in (*(out / name for name in names), *out.glob("sheet_*.png")):
+            if path.exists():
+                raise ValueError(f"{path} is not of flowsde's; expected another folder")
+    write_json(hidden / CONFIG, wanted)
+    return latest(task, config, out)
+
+
+def _save(hidden: Path, task: Task, config: TrainConfig, own: Checkpoint) -> None:
+    leaves = jax.tree.leaves_with_path(own.state)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    about = {"config": _wanted(task, config), "step": own.step, "log": own.rows}
+    _states.save(hidden / _CHECKPOINTS, arrays, about)
+
+
+def latest(task: Task, config: TrainConfig, out: Path) -> Checkpoint | None:
+    """The last checkpoint of a run that can be read, None if there is none.
+
+    Those that are damaged are passed over, said on stderr.
+    """
+    like = jax.eval_shape(lambda: init_state(task, config))
+
+    def read(path: Path) -> Checkpoint:
+        arrays, about = _states.load(path)
+        about = fields(step=whole(1, config.steps), log=items(ROW))(about, str(path))
+
+        def leaf(at: Any, own: Any) -> jax.Array:
+            name = jax.tree_util.keystr(at)
+            where = f"{path}: {name}"
+            return jnp.asarray(array(own.dtype, *own.shape)(arrays.get(name), where))
+
+        return Checkpoint(jax.tree.map_with_path(leaf, like), about["step"], about["log"])
+
+    found, passed = _states.newest(out / HIDDEN / _CHECKPOINTS, read)
+    for said in passed:
+        print(f"flowsde train: {said}; going on from what was saved before", file=sys.stderr)
+    return found
+
+
+def run_config(out: Path) -> dict[str, Any] | None:
+    """What the run in a folder was begun with, None if there is none that can be read."""
+
+    def of_state(path: Path) -> dict[str, Any]:
+        return fields(config=_CONFIG)(_states.load(path)[1], str(path))["config"]
+
+    path = out / HIDDEN / CONFIG
+    try:
+        return _CONFIG(read_json(path), str(path))
+    except (FileNotFoundError, ValueError):
+        return _states.newest(out / HIDDEN / _CHECKPOINTS, of_state)[0]
+
+
+def _write_log(out: Path, rows: list[Row]) -> None:
+    with replacing(out / LOG) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,7 +6,6 @@ the network and its configuration as JSON. Weights are used as float32.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.flax import save as serialise
 
 from flowsde._checks import check_path
+from flowsde._files import replacing
 
 Params = Any
 FOLDER = Path(__file__).parent / "weights"
@@ -30,10 +30,9 @@ def save(path: Path, params: Params, name: str, config: dict[str, Any]) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = {".".join(key.key for key in keys): leaf for keys, leaf in leaves}
     tensors = {key: jnp.asarray(leaf, jnp.bfloat16) for key, leaf in flat.items()}
-    temporary = path.with_suffix(".tmp")
     metadata = {"name": name, "config": json.dumps(config)}
-    temporary.write_bytes(_sort_header(serialise(tensors, metadata)))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(_sort_header(serialise(tensors, metadata)))
 
 
 def _sort_header(file: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """A run that dies continues bit for bit, whatever is trained."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -84,9 +86,52 @@ def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"task": "scorer", "steps": 7}))
+    with pytest.raises(Killed):
+        fit(_mortal(_line(), last=0), CONFIG, tmp_path)
     with pytest.raises(ValueError, match="holds another run"):
-        fit(_scorer(), CONFIG, tmp_path)
+        fit(_line(), dataclasses.replace(CONFIG, steps=7), tmp_path)
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    for name in ("log.jsonl", "line.safetensors", "sheet_000500.png"):
+        own = tmp_path / name / "run"
+        own.mkdir(parents=True)
+        (own / name).write_text("mine\n" * 999)
+        with pytest.raises(ValueError, match=f"{name} is not of flowsde's"):
+            fit(_line(), CONFIG, own)
+        assert (own / name).read_text() == "mine\n" * 999
+        assert [path.name for path in own.iterdir()] == [name]
+    old = tmp_path / "old"
+    (old / "checkpoints").mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run of an earlier version"):
+        fit(_line(), CONFIG, old)
+
+
+@pytest.mark.parametrize(
+    "damage", ["log.jsonl", ".flowsde/config.json", ".flowsde/checkpoints/000000001.npz", "all"]
+)
+def test_torn_files_do_not_lock_a_run(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut in the middle, or emptied: the run goes on from what is whole."""
+    whole = fit(_line(), CONFIG, tmp_path / "whole")
+    out = tmp_path / "torn"
+    with pytest.raises(Killed):
+        fit(_mortal(_line(), last=5), CONFIG, out)
+    torn = [out / damage] if damage != "all" else [p for p in out.rglob("*") if p.is_file()]
+    for path in torn:
+        if path.name not in ("FLOWSDE.TAG", "lock"):
+            path.write_bytes(path.read_bytes()[: -path.stat().st_size // 2])
+    capsys.readouterr()
+    continued = fit(_line(), CONFIG, out)
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("flowsde train: ")]
+    assert len(lines) == {"all": 2, ".flowsde/checkpoints/000000001.npz": 1}.get(damage, 0)
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "torn")]
+    rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
+    assert [(r["step"], r["loss"]) for r in rows[0]] == [(r["step"], r["loss"]) for r in rows[1]]
 
 
 def test_adam_alone_updates_networks_without_blocks() -> None:
