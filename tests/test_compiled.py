@@ -1,8 +1,12 @@
 """Commands keep their programs in the user's cache folder; the library does not."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +102,78 @@ def test_without_a_folder_it_goes_on_and_says_so_once(
     assert unset == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flowsde: compiled programs are not kept: ") and "file" in line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda kept, own: kept.chmod(0o770), "may be written to by other users"),
+        (lambda kept, own: kept.chmod(0o707), "may be written to by other users"),
+        (lambda kept, own: (kept.rename(own), kept.symlink_to(own)), "compiled is a link"),
+        (
+            lambda kept, own: (kept.parent.rename(own), kept.parent.symlink_to(own)),
+            "flowsde is a link",
+        ),
+        (lambda kept, own: os.chown(kept, 65534, -1), "belongs to another user"),
+    ],
+)
+def test_a_folder_of_others_is_not_used(
+    spoil: Callable[[Path, Path], object],
+    says: str,
+    unset: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = tmp_path / "flowsde" / "compiled"
+    kept.mkdir(mode=0o700, parents=True)
+    try:
+        spoil(kept, tmp_path / "own")
+    except PermissionError:
+        pytest.skip("only root may give a folder away")
+    compiled.keep()
+    assert unset == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flowsde: compiled programs are not kept: ") and says in line
+
+
+def test_torn_programs_are_removed_and_compiled_again(
+    unset: dict[str, object], tmp_path: Path
+) -> None:
+    kept = tmp_path / "flowsde" / "compiled"
+    compiled.keep()
+    whole = {"zlib": zlib.compress(bytes(range(256)) * 99)}
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        whole["zstd"] = zstandard.ZstdCompressor().compress(bytes(range(256)) * 99)
+    for name, data in whole.items():
+        for cut in (0, 1, len(data) // 2, len(data) - 1, len(data)):
+            (kept / f"{name}-{cut}-cache").write_bytes(data[:cut])
+    time.sleep(0.05)  # longer than the clock of the file system ticks
+    compiled.keep()
+    assert _entries(kept) == {f"{name}-{len(data)}-cache" for name, data in whole.items()}
+    # Each is looked at once.
+    looked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_is_whole", lambda path: looked.append(path) or True)
+        compiled.keep()
+    assert not looked
+
+
+@pytest.mark.slow
+def test_a_disk_that_was_full_spoils_no_program_for_good(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    command = ["-m", "flowsde", "sample", "a red circle", *_FAST, "--out", "out", "--overwrite"]
+    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    assert _python(cache, *command, **fast).returncode == 0
+    kept = cache / "flowsde" / "compiled"
+    before = _entries(kept)
+    for path in kept.glob("*-cache"):
+        os.truncate(path, path.stat().st_size // 3)
+    again = _python(cache, *command, **fast)
+    assert again.returncode == 0 and "cache entry" not in again.stderr
+    assert _entries(kept) == before
+    assert all(compiled._is_whole(path) for path in kept.glob("*-cache"))
 
 
 def test_folder_is_where_the_system_has_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:
