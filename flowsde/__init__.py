@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flowsde.classifier_free import guide
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
-    from flowsde.packing import batch
+    from flowsde.packing.batch import batch
     from flowsde.predictions import (
         reparameterise,
         score_to_velocity,
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         x1_to_velocity,
         x1_to_x0,
     )
-    from flowsde.search import Result, iterate, run
+    from flowsde.search.result import Result
+    from flowsde.search.run import iterate, run
     from flowsde.sharding import ShardingRules
 
 __version__ = "0.1.0"
