@@ -41,7 +41,7 @@ from _files import save_json
 import flowsde as fs
 from flowsde import compare, presets, shapes
 from flowsde.compare.summary import interval
-from flowsde.presets import Settings
+from flowsde.settings import Settings
 from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 from flowsde.shapes.data import BACKGROUND, PALETTE

@@ -33,7 +33,7 @@ import tyro
 from _files import replace_file
 from matplotlib.figure import Figure
 
-from flowsde import compare, presets
+from flowsde import compare, presets, settings
 from flowsde.compare.command import PARTS, prepare, report
 from flowsde.compare.figures import figure
 
@@ -82,7 +82,7 @@ def grid() -> Rows:
     return [
         row
         for name in ("euler_maruyama", "ddim")
-        for spacing in presets.GRIDS
+        for spacing in settings.GRIDS
         for row in one("grid", kernel=name, grid=spacing)
     ]
 

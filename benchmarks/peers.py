@@ -56,7 +56,7 @@ from _torch_shapes import TorchScorer, TorchShapes, load, log_likelihood
 
 import flowsde as fs
 from flowsde import presets, shapes
-from flowsde.presets import Settings
+from flowsde.settings import Settings
 from flowsde.shapes import captions
 
 THREADS = 2

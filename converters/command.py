@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from flowsde import _text, interrupts
+from flowsde import _text, _threads, interrupts
 from flowsde._checks import check_path
 from flowsde.options import Flag, Int, shown
-from flowsde.rewards import threads
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.convert import Job, check_out, prepare, run
@@ -106,7 +105,7 @@ class Convert:
                 raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
             return path
         # In a thread, so that a signal need not wait for the end of a download.
-        return threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
+        return _threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
 
     def _back(self) -> None:
         given = {

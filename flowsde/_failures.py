@@ -7,6 +7,7 @@ from types import TracebackType
 
 import jax
 
+from flowsde._lines import Failed
 from flowsde._text import shown
 from flowsde.rewards.base import RewardError
 
@@ -15,16 +16,6 @@ _FOR_GOOD = (ValueError, FloatingPointError)
 EXPECTED = (*_FOR_GOOD, RewardError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 """What is said in one line. All else is a mistake of ours, with its traceback."""
 _REASON = 1000
-
-
-class Failed(RuntimeError):
-    """Work that had begun failed; the message says it all.
-
-    Attributes:
-      for_good: whether going on would end in the same way.
-    """
-
-    for_good: bool = False
 
 
 def failed(said: str, error: BaseException, way_on: str = "") -> Failed:

@@ -11,6 +11,16 @@ _LINE, _LINES, _MESSAGE = 1800, 20, 3900
 _LONGEST = 1500
 
 
+class Failed(RuntimeError):
+    """Work that had begun failed; the message says it all.
+
+    Attributes:
+      for_good: whether going on would end in the same way.
+    """
+
+    for_good: bool = False
+
+
 def complain(name: str, message: str, between: str = " ") -> None:
     """Print a message of bounded length to stderr, in one line or as a list."""
     lines = [" ".join(line.split()) for line in message.splitlines()]

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_count, check_positive, check_times
+from flowsde._arrays import check_times
+from flowsde._checks import check_count, check_positive
 from flowsde._keys import as_key
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant, Linear

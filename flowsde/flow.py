@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowsde._checks import check_count, check_output
+from flowsde._arrays import check_output
+from flowsde._checks import check_count
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.adapters import Options, Plain, adapt

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_positive, check_times
+from flowsde._arrays import check_times
+from flowsde._checks import check_positive
 from flowsde._static import Static
 
 _HALF_PI = math.pi / 2

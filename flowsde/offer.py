@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowsde.flow import Flow
-from flowsde.presets import Settings
 from flowsde.search import Search
+from flowsde.settings import Settings
 
 
 class Ask(NamedTuple):

@@ -10,7 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import _text
 from flowsde._checks import check_path
-from flowsde.presets import CHOICES, Settings, flag
+from flowsde.settings import CHOICES, Settings, flag
 
 
 def number(kind: type, name: str) -> PrimitiveConstructorSpec:

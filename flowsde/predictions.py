@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from flowsde._checks import check_output, check_times
+from flowsde._arrays import check_output, check_times
 from flowsde.interpolants import Interpolant, is_silent, match_time
 
 Prediction = Literal["velocity", "negative_velocity", "x0", "x1", "score"]

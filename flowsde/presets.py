@@ -7,7 +7,8 @@ checks the whole, drops what has no effect, and `build` makes the search.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,58 +18,9 @@ from flowsde._checks import check_count, check_non_negative
 from flowsde._text import shown
 from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
 from flowsde.search.finish import default_steps
-from flowsde.search.resampling import SCHEMES
-from flowsde.search.smc import POTENTIALS
+from flowsde.settings import CHOICES, Settings, flag
 
-INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")
-KERNELS = ("euler_maruyama", "ddim", "cps", "ode_euler")
-DIFFUSIONS = (
-    *("constant", "sigma", "linear", "square", "sin"),
-    *("clipping", "exp", "tan", "flow_grpo", "forward"),
-)
-GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 _SHIFT = 3.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of one run; after `resolve`, None means that the setting has no effect.
-
-    Attributes are those of `flowsde sample`. In a preset `nfe`, `diffusion_scale`, `steps` and
-    `finish_steps` may be None: one trajectory's worth, the coefficient's own default, a fifth of
-    the budget but at most 20, half the steps or none. A `gradient_temperature` of 0 is no guidance.
-    """
-
-    nfe: int | None = 500
-    interpolant: str = "linear"
-    kernel: str = "euler_maruyama"
-    eta: float | None = 1.0
-    data_variance: float | None = 0.0
-    diffusion: str | None = "square"
-    diffusion_scale: float | None = None
-    grid: str = "uniform"
-    steps: int | None = 20
-    reward: str = "likelihood"
-    chains: int | None = 2
-    seeds: int | None = 1
-    last: str | None = "exhaust"
-    allocation: str | None = "even"
-    temperature: float | None = 0.0
-    block: int | None = 2
-    potential: str | None = "difference"
-    scheme: str | None = "systematic"
-    threshold: float | None = 0.5
-    interval: int | None = 1
-    paths: int | None = 2
-    start: int | None = 2
-    forward: int | None = 2
-    backward: int | None = 4
-    finish: str | None = "complete"
-    finish_steps: int | None = None
-    guidance: float = 1.0
-    gradient_temperature: float | None = 0.0
-    width: int | None = 4
-
 
 MAKERS: dict[str, Callable[..., Search]] = {
     "ode": bon,
@@ -81,7 +33,6 @@ MAKERS: dict[str, Callable[..., Search]] = {
     "rbf": rbf,
 }
 """The search of each method; a trajectory is the best of one."""
-METHODS = tuple(MAKERS)
 
 # Trajectories have no budget of their own: they take the grid's steps.
 _ODE = Settings(nfe=None, kernel="ode_euler", steps=40)
@@ -120,22 +71,6 @@ PRESETS: dict[str, dict[str, Settings]] = {
     },
 }
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "preset": tuple(PRESETS),
-    "interpolant": INTERPOLANTS,
-    "kernel": KERNELS,
-    "diffusion": DIFFUSIONS,
-    "grid": GRIDS,
-    "reward": ("likelihood", "rss"),
-    "last": ("exhaust", "improve"),
-    "allocation": ("even", "reserve"),
-    "potential": POTENTIALS,
-    "scheme": tuple(SCHEMES),
-    "finish": ("complete", "heun", "mean"),
-}
-"""What each option that is a word can be."""
-
 _COUNTS = (
     *("nfe", "steps", "chains", "seeds", "block", "interval", "paths", "start", "forward"),
     *("backward", "finish_steps", "width"),
@@ -149,12 +84,6 @@ _TUNING = (
     "width",
 )
 """Settings of some methods' searches, which take them by these names."""
-
-
-def flag(name: str) -> str:
-    """How an option is written on the command line."""
-    # "seeds" alone would be mistaken for those of the random numbers.
-    return "--" + {"seeds": "chain-seeds"}.get(name, name.replace("_", "-"))
 
 
 def check(name: str, value: Any) -> None:
@@ -300,7 +229,21 @@ def resolve_from(
     s = dataclasses.replace(s, **nothing)
     assert s.steps is not None
     own = times(s.steps)
-    return _by_times(s, grid(s) if own is None else own)
+    with _naming_options(s):
+        return _by_times(s, grid(s) if own is None else own)
+
+
+@contextmanager
+def _naming_options(s: Settings) -> Iterator[None]:
+    """Arguments of kernels, grids and searches are options of nearly the same names."""
+    try:
+        yield
+    except ValueError as error:
+        first, _, rest = str(error).partition(" ")
+        name = {"scale": "diffusion_scale"}.get(first, first)
+        if name in vars(s):
+            raise ValueError(f"{flag(name)} {rest}") from error
+        raise
 
 
 def _kernel(s: Settings) -> kernels.Kernel:
@@ -331,26 +274,14 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
       s: of `resolve`.
       times: of a model's own in the place of those of `s.grid`.
     """
-    try:
-        return _build(method, s, times)
-    except ValueError as error:
-        # The arguments of searches are options of nearly the same names.
-        first, _, rest = str(error).partition(" ")
-        name = {"scale": "diffusion_scale"}.get(first, first)
-        if name in vars(s):
-            raise ValueError(f"{flag(name)} {rest}") from error
-        raise
-
-
-def _build(method: str, s: Settings, times: grids.Grid | None) -> Search:
-    kernel = _kernel(s)
     options = {name: getattr(s, name) for name in _parameters(method)}
     options = {name: value for name, value in options.items() if value is not None}
-    made = MAKERS[method](
-        nfe=s.nfe, kernel=kernel, grid=grid(s) if times is None else times, **options
-    )
-    # The runner divides the budget by what a candidate costs; is that enough?
-    made.with_nfe(made.nfe // evaluations(s))
+    with _naming_options(s):
+        made = MAKERS[method](
+            nfe=s.nfe, kernel=_kernel(s), grid=grid(s) if times is None else times, **options
+        )
+        # The runner divides the budget by what a candidate costs; is that enough?
+        made.with_nfe(made.nfe // evaluations(s))
     return made
 
 

@@ -16,8 +16,10 @@ from PIL import Image
 from refusing import refused
 
 import flowsde as fs
-from flowsde import cli, options, plots, presets, shapes
+from flowsde import cli, options, plots, presets, sampling, settings, shapes
 from flowsde.presets import PRESETS, resolve
+from flowsde.search.resampling import SCHEMES
+from flowsde.search.smc import POTENTIALS
 
 PROMPT = "three red circles and two blue squares"
 FILES = {"image.png", "path.png", "search.png", "result.json"}
@@ -94,7 +96,7 @@ SLOW = ("sde", "code", "sop")
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in presets.METHODS],
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in settings.METHODS],
 )
 def test_every_method(small: None, method: str, tmp_path: Path) -> None:
     options = [*SMALL[method].split(), "--steps", "3", "--save-trajectory"]
@@ -199,7 +201,7 @@ def test_an_answer_that_cannot_be_written_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "write_json", fail)
+        patch.setattr(sampling, "write_json", fail)
         with pytest.raises(SystemExit) as stop:
             cli.main(["sample", *RBF, "--out", str(tmp_path)])
     assert stop.value.code == 1
@@ -300,7 +302,6 @@ def test_wrong_values(
 @pytest.mark.parametrize(
     "args, names",
     [
-        ("", "sample"),
         ("smaple", "smaple"),
         ("train", "TASK must be one of"),
         ("train cat", "'cat'"),
@@ -375,9 +376,9 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert not stop.value.code
     text = capsys.readouterr().out
     for name in options.names():
-        assert name == "prompt" or presets.flag(name) in text
+        assert name == "prompt" or settings.flag(name) in text
     assert "None" not in text
-    for words in presets.CHOICES.values():
+    for words in settings.CHOICES.values():
         assert all(word in text for word in words)
 
 
@@ -397,7 +398,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_are_the_settings() -> None:
-    assert {f.name for f in dataclasses.fields(presets.Settings)} <= set(options.names())
+    assert {f.name for f in dataclasses.fields(settings.Settings)} <= set(options.names())
 
 
 @pytest.mark.parametrize("method", ["bon", "smc", "svdd", "code", "sop"])
@@ -456,7 +457,7 @@ def test_paper_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("method", presets.METHODS)
+@pytest.mark.parametrize("method", settings.METHODS)
 def test_every_preset_builds_and_explicit_options_win(preset: str, method: str) -> None:
     s = resolve(preset, method, {"interpolant": "cosine", "steps": 11, "grid": "shifted"})
     assert (s.interpolant, s.steps, s.grid) == ("cosine", 11, "shifted")
@@ -466,7 +467,7 @@ def test_every_preset_builds_and_explicit_options_win(preset: str, method: str) 
     assert (method in ("ode", "sde")) == (s.nfe == 11)
 
 
-@pytest.mark.parametrize("name", presets.DIFFUSIONS)
+@pytest.mark.parametrize("name", settings.DIFFUSIONS)
 def test_a_diffusion_brings_its_own_scale(name: str) -> None:
     s = resolve("paper", "rbf", {"diffusion": name})
     ours = presets.build("rbf", s)
@@ -493,3 +494,36 @@ def test_the_real_command(tmp_path: Path) -> None:
     assert result["nfe"] == 30 and result["reward"] <= 0.0
     again = subprocess.run([*args, *options], capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and not again.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["sample", "--help"]])
+def test_help_does_not_wait_for_jax(words: list[str]) -> None:
+    code = (
+        "import sys; from flowsde.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'jax', 'flax', 'matplotlib', 'orbax', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert ("--method" in found.stdout) == (words == ["sample", "--help"])
+    assert found.stderr == "" and "flowsde" in found.stdout
+
+
+def test_choices_are_what_there_is() -> None:
+    """They are listed apart from it, so that help does not wait for it."""
+    for name, words in settings.CHOICES.items():
+        there = {
+            "method": presets.MAKERS,
+            "preset": PRESETS,
+            "interpolant": fs.interpolants.__dict__,
+            "kernel": fs.kernels.__dict__,
+            "diffusion": fs.diffusion.__dict__,
+            "grid": fs.grids.__dict__,
+            "potential": POTENTIALS,
+            "scheme": SCHEMES,
+        }.get(name)
+        assert there is None or set(words) <= set(there), name
+        if name in ("method", "preset", "potential", "scheme"):
+            assert tuple(words) == tuple(there), name

@@ -15,7 +15,7 @@ import pytest
 import stand_in
 
 import flowsde as fs
-from flowsde import cli, plots, shapes
+from flowsde import cli, plots, sampling, shapes
 from flowsde._schema import number
 
 PROMPTS = ["two green triangles", "one red circle", "three blue squares"]
@@ -57,7 +57,7 @@ def _found(out: Path) -> list[Any]:
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures of searches, which take most of the time."""
-    monkeypatch.setattr(cli, "_draw", lambda *_: None)
+    monkeypatch.setattr(sampling, "_draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_a_stop_before_the_first_round(
         _interrupt(patch, 0)
         said = _stopped(capsys, *_args(tmp_path))
     assert "interrupted at 0 of 17 NFE; go on with: " in said
-    assert {p.name for p in tmp_path.iterdir()} == {"unfinished.json"}
+    assert {p.name for p in tmp_path.iterdir()} == KEPT
     cli.main([*_args(tmp_path), "--resume"])
     assert "nothing was saved" in capsys.readouterr().out
 

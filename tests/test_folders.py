@@ -12,7 +12,8 @@ import stand_in
 from refusing import refused
 
 import flowsde as fs
-from flowsde import _own, cli, shapes, unfinished
+from flowsde import _own, cli, sampling, shapes, unfinished
+from flowsde._lines import Failed
 
 SAMPLE = ["sample", "two green triangles", "--method", "ode", "--steps", "2"]
 BATCH = ["batch", "--method", "ode", "--steps", "2", "--prompts-file"]
@@ -127,11 +128,11 @@ def test_a_run_of_another_process_meanwhile_is_not_lost(
 ) -> None:
     """It ends between what this process has read and its turn."""
     args = [*SAMPLE, "--out", str(tmp_path)]
-    jobs = cli.prepare(cli._parse(args))
+    jobs = sampling.prepare(cli._parse(args))
     cli.main(args)
     before = _read(tmp_path)
-    with pytest.raises(cli.Stopped, match="another process has been at work in"):
-        cli._run_all(jobs, False, "again")
+    with pytest.raises(Failed, match="another process has been at work in"):
+        sampling.run_all(jobs, False, "again")
     assert _read(tmp_path) == before
 
 
@@ -168,7 +169,7 @@ def test_going_on_from_a_finished_search_records_nothing_twice(
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     cli.main(args("whole"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cli, "_write", die)
+        patch.setattr(sampling, "_write", die)
         cli.main(args("killed"))
     cli.main([*args("killed"), "--resume"])
     whole, killed = _read(tmp_path / "whole"), _read(tmp_path / "killed")

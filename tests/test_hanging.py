@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import flowsde as fs
-from flowsde.rewards import threads
+from flowsde import _threads
 
 COMMAND = """
 import sys, time
@@ -112,22 +112,22 @@ def test_calls_that_are_given_up_are_counted() -> None:
 
     reward = fs.rewards.host(hang, "hang", timeout=0.02)
     begun = threading.active_count()
-    for _ in range(threads.MOST):
+    for _ in range(_threads.MOST):
         with pytest.raises(fs.rewards.RewardError, match="no answer within its timeout"):
             reward(None, None)
     for _ in range(12):
         with pytest.raises(fs.rewards.RewardError, match="is not called again: 8 calls"):
             reward(None, None)
-    assert threading.active_count() - begun <= threads.MOST
+    assert threading.active_count() - begun <= _threads.MOST
     release.set()
-    for thread in threads.given_up():
+    for thread in _threads.given_up():
         thread.join()
     with pytest.raises(fs.rewards.RewardError, match="returned|no answer"):
         reward(fs.grids.uniform(3), None)
 
 
 def test_a_line_makes_one_call_after_the_other() -> None:
-    line, seen = threads.Line("line"), []
+    line, seen = _threads.Line("line"), []
 
     def work(i: int) -> int:
         time.sleep(0.01 * (3 - i))
@@ -137,12 +137,12 @@ def test_a_line_makes_one_call_after_the_other() -> None:
         return i
 
     calls = [line.submit(work, i) for i in range(3)]
-    assert threads.wait(calls[0]) == 0 and threads.wait(calls[2]) == 2 and seen == [0, 1, 2]
+    assert _threads.wait(calls[0]) == 0 and _threads.wait(calls[2]) == 2 and seen == [0, 1, 2]
     with pytest.raises(KeyError):
-        threads.wait(calls[1])
+        _threads.wait(calls[1])
     line.close()
-    with pytest.raises(threads.Late):
-        threads.wait(futures.Future(), 0.1)
+    with pytest.raises(_threads.Late):
+        _threads.wait(futures.Future(), 0.1)
 
 
 def test_an_exception_that_cannot_be_printed() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowsde import presets
-from flowsde.presets import PRESETS, Settings, flag
+from flowsde.presets import PRESETS
+from flowsde.settings import Settings, flag
 
 SINGLE = ("ode", "sde")
 """Methods that follow one trajectory."""

@@ -34,7 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowsde import _own, _schema, _text, interrupts, presets
+from flowsde import _own, _schema, _text, interrupts, presets, settings
 from flowsde._checks import check_count
 from flowsde._failures import one_line
 from flowsde._files import write_json
@@ -96,7 +96,7 @@ class Batch(Task):
         offer = offered(sample)
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
-                check_count(presets.flag(name), getattr(self, name), most=most)
+                check_count(settings.flag(name), getattr(self, name), most=most)
         if self.total_nfe is not None:
             cost = offer.evaluations
             check_total(

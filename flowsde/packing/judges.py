@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde import _threads
 from flowsde.conds import Cond, for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.packing.pool import Batch
 from flowsde.packing.steps import Kind, evaluate
-from flowsde.rewards import threads
 from flowsde.rewards.base import DeviceReward, HostReward
 from flowsde.search.base import Evaluation
 from flowsde.search.evaluate import evaluate_model
@@ -93,12 +93,12 @@ class OnHost:
         self._evaluate = partial(evaluate_and_decode, flow, kind=kind, minibatch=minibatch)
         self._reward, self._minibatch = reward, minibatch
         self._cond = jax.device_get(for_reward(cond))
-        self._thread = threads.Line(f"reward {reward.name}")
+        self._thread = _threads.Line(f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
         (evals, backward), at, images, finite = self._evaluate(batch)
         scored = self._thread.submit(self._score, at, images, finite, batch.prompt)
-        return lambda: (evals._replace(reward=jnp.asarray(threads.wait(scored))), backward)
+        return lambda: (evals._replace(reward=jnp.asarray(_threads.wait(scored))), backward)
 
     def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:
         rows = np.asarray(rows)

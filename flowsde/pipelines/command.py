@@ -28,8 +28,8 @@ from flowsde.pipelines.flux import LENGTH, FluxPipeline, check_length
 from flowsde.pipelines.parts import configuration, read
 from flowsde.pipelines.sit import FAMILY as SIT
 from flowsde.pipelines.sit import SiTPipeline
-from flowsde.presets import Settings, flag
 from flowsde.search.evaluate import decode
+from flowsde.settings import Settings, flag
 
 _AT_ONCE = 4 * WHOLE
 """Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""

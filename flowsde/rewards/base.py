@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde import _threads
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
-from flowsde.rewards import threads
 
 
 class RewardError(RuntimeError):
@@ -84,14 +84,14 @@ class HostReward:
         if self.timeout is None:
             return self.fn(images, cond)
         try:
-            return threads.call(f"reward {self.name}", self.timeout, self.fn, images, cond)
-        except threads.Late:
+            return _threads.call(f"reward {self.name}", self.timeout, self.fn, images, cond)
+        except _threads.Late:
             raise RewardError(
                 f"reward {self.name!r} gave no answer within its timeout of {self.timeout:g} s"
             ) from None
-        except threads.Busy:
+        except _threads.Busy:
             raise RewardError(
-                f"reward {self.name!r} is not called again: {threads.MOST} calls that took longer "
+                f"reward {self.name!r} is not called again: {_threads.MOST} calls that took longer "
                 f"than their timeout are still running; expected a new process"
             ) from None
 
@@ -140,7 +140,7 @@ def host(
         like.
       name, cost, minibatch: as for `device`.
       timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
-        goes on in its thread (`flowsde.rewards.threads` says for how long, and how many).
+        goes on in its thread (`flowsde._threads` says for how long, and how many).
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")

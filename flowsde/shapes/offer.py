@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsde import presets, prompts, report, shapes
+from flowsde import presets, prompts, report, settings, shapes
 from flowsde.classifier_free import guide
 from flowsde.flow import Flow
 from flowsde.offer import Ask, Loaded
@@ -22,7 +22,9 @@ class Embedded:
     def __init__(self, command: Sample):
         for name, value in vars(command.converted).items():
             if value != getattr(Converted, name):
-                raise ValueError(f"{presets.flag(name)} has no effect without --model, got {value}")
+                raise ValueError(
+                    f"{settings.flag(name)} has no effect without --model, got {value}"
+                )
         self.named: dict[str, Any] = {}
         self.prompts = prompts.collect(command.prompt, command.prompts_file)
         self.settings = presets.resolve(command.preset, command.method, command.given)
