@@ -19,6 +19,8 @@ def offered(command: Sample) -> Offer:
         # Imported here: the embedded model does without the ports.
         from flowsde.pipelines.command import Offered
 
+        if command.weights:
+            raise ValueError("--weights has no effect with --model, whose are converted")
         offer = Offered(command)
     if not 0 <= command.seed < 2**32:
         raise ValueError(

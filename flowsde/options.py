@@ -42,6 +42,9 @@ def shown(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
+Weights = Annotated[tuple[Path, ...], shown("PATH"), tyro.conf.UseAppendAction]
+
+
 def word(name: str) -> Any:
     """An option that is one of the choices of a setting."""
     return shown("{" + ",".join(CHOICES[name]) + "}")
@@ -161,6 +164,9 @@ class Task:
     """Stop as soon as a reward is this high."""
     seed: Annotated[int, number(int, "an integer")] = 0
     """Of all random numbers."""
+    weights: Weights = ()
+    """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, in the place
+    of the packaged ones: a file, or the folder of a run. Given twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()

@@ -43,9 +43,9 @@ FLOW = fs.Flow.from_callable(_velocity, jnp.float32(0.01), (32, 32, 3))
 
 def use(setattr: Any) -> None:
     """Put them in the place of the embedded ones."""
-    setattr(shapes, "load_flow", lambda: FLOW)
+    setattr(shapes, "load_flow", lambda *_: FLOW)
     rewards = {"likelihood": _reward, "rss": _uneven_reward}
-    setattr(shapes, "load_reward", rewards.__getitem__)
+    setattr(shapes, "load_reward", lambda name, *_: rewards[name])
 
 
 def _main(saves: int, args: list[str]) -> None:

@@ -147,7 +147,7 @@ def test_seeds_and_overwriting(
 ) -> None:
     first = _sample(tmp_path, *RBF)
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+        patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         capsys.readouterr()
         said = refused(capsys, "sample", *RBF, "--out", str(tmp_path))
     assert "--overwrite" in said and str(tmp_path) in said

@@ -129,7 +129,7 @@ def test_other_settings_are_refused_or_replace(
     cli.main(["batch", *ode])
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+        patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         said = refused(capsys, "batch", *ode, "--seed", "1")
         assert "--seed 0, not 1; expected another --out or --overwrite" in said
         said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")

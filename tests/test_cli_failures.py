@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.use(monkeypatch.setattr)
     HOST["act"] = lambda rewards, cond: rewards
     reward = fs.rewards.host(_judge, "judge")
-    monkeypatch.setattr(shapes, "load_reward", lambda name: reward)
+    monkeypatch.setattr(shapes, "load_reward", lambda *_: reward)
 
 
 def _run(args: list[str]) -> int:
@@ -230,7 +230,7 @@ def test_a_model_that_gives_nan(
         return x * jnp.float32(jnp.nan)
 
     flow = fs.Flow.from_callable(nan, jnp.float32(0.01), (32, 32, 3))
-    monkeypatch.setattr(shapes, "load_flow", lambda: flow)
+    monkeypatch.setattr(shapes, "load_flow", lambda *_: flow)
     if not notices:
         HOST["act"] = lambda rewards, cond: np.zeros_like(rewards)
     ode = ["--method", "ode", "--steps", "2"]

@@ -134,7 +134,7 @@ def test_a_signal_is_looked_at_after_the_round(
     assert "at 2 of 17 NFE" in capsys.readouterr().out
     # What is finished stays as it is, and nothing is loaded for it.
     before = (tmp_path / "result.json").stat().st_mtime_ns
-    monkeypatch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
     cli.main([*_args(tmp_path), "--resume"])
     assert f"{tmp_path} is finished" in capsys.readouterr().out
     assert (tmp_path / "result.json").stat().st_mtime_ns == before

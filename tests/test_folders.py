@@ -94,7 +94,7 @@ def test_files_with_the_names_of_results_are_refused(
     (out / name).write_text("mine")
     args = _commands(tmp_path, out)[command]
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "load_flow", lambda: pytest.fail("the model was loaded"))
+        patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         said = refused(capsys, *args)
     assert f"{out / name} is there, and no result of flowsde's" in said
     assert _read(out) == {name: b"mine"}

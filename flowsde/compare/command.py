@@ -34,8 +34,9 @@ from flowsde.compare.measure import Measured, Study, captions, measure
 from flowsde.compare.page import page
 from flowsde.compare.rows import Row, plan
 from flowsde.compare.summary import summarise
-from flowsde.options import Flag, Trajectory, Tuning, given, number, shown, word
+from flowsde.options import Flag, Trajectory, Tuning, Weights, given, number, shown, word
 from flowsde.report import try_to_draw
+from flowsde.shapes import weights
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
 PARTS = f"{HIDDEN}/parts"
@@ -75,6 +76,9 @@ class Compare:
     """Of all settings that are not given: what measures best (the default), or the RBF paper's."""
     reward: Annotated[str | None, word("reward")] = None
     """What the searches see."""
+    weights: Weights = ()
+    """Weights that flowsde train wrote, of the flow or of the scorer, in the place of the packaged
+    ones: a file, or the folder of a run. Given twice for both."""
     out: Annotated[Path, shown("DIR")] = Path("flowsde-compare")
     """Folder of the results, flowsde-compare by default."""
     resume: Flag = False
@@ -113,7 +117,7 @@ class Compare:
             )
         if self.prompts_file is None:
             texts = captions(self.prompts, self.objects)
-        study = Study(texts, self.seeds)
+        study = Study(texts, self.seeds, weights.chosen("--weights", self.weights))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

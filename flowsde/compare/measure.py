@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +57,17 @@ def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What every row is measured on: prompts, which also number their random keys, and seeds."""
+    """What every row is measured on: prompts, which also number their random keys, and seeds.
+
+    Attributes:
+      prompts: captions.
+      seeds: searches for each.
+      networks: the file of the weights of each network; the packaged ones by default.
+    """
 
     prompts: Sequence[str]
     seeds: int
+    networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
 
     @cached_property
     def wanted(self) -> np.ndarray:
@@ -115,7 +122,7 @@ class Part(NamedTuple):
 
 def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Part]]:
     """Parts of every row, seeds in turn, batches of prompts within each."""
-    networks = [weights.sha256(weights.FOLDER / f"{n}.safetensors") for n in ("shapes", "scorer")]
+    networks = [weights.sha256(study.networks[name]) for name in weights.NAMES]
 
     def part(row: Row, seed: int, ids: np.ndarray) -> Part:
         about = {
@@ -176,8 +183,8 @@ def _search_part(
     return np.asarray(result.image), result
 
 
-def _flow(row: Row) -> fs.Flow:
-    flow = shapes.load_flow()
+def _flow(row: Row, path: Path) -> fs.Flow:
+    flow = shapes.load_flow(path)
     if presets.evaluations(row.settings) > 1:
         flow = fs.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
     return flow
@@ -228,8 +235,8 @@ def measure(
             if not missing:
                 continue
             bar.set_description(names[family[0]])
-            flow, search = _flow(family[0]), _search(family)
-            reward = shapes.load_reward(family[0].settings.reward)
+            flow, search = _flow(family[0], study.networks["shapes"]), _search(family)
+            reward = shapes.load_reward(family[0].settings.reward, study.networks["scorer"])
             compiled: set[int] = set()
             for part in missing:
                 interrupts.check()

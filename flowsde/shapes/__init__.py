@@ -8,8 +8,10 @@
 `checker` judges pictures independently of the reward; no search should see it.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,14 +33,28 @@ def encode(prompt: str) -> np.ndarray:
     return tokenize(parse(prompt))
 
 
+def _read(path: Path, name: str, kind: Callable[..., Any], like: Callable[[Any], Any]) -> Any:
+    """Parameters and configuration of a network; ValueError if they are not of one model."""
+    params, config = weights.load(path, name)
+    try:
+        own = kind(**config)
+        wanted = like(own)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no configuration of {name}: {error}") from None
+    weights.check(path, params, wanted)
+    return params, own
+
+
 @cache
-def _graphdef(config: ModelConfig) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))[0]
+def _split(config: ModelConfig) -> tuple[nnx.GraphDef, Any]:
+    """What merges with parameters, and their shapes."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
 
 
 @cache
 def _velocity_fn(config: ModelConfig):
-    graphdef = _graphdef(config)
+    graphdef, _ = _split(config)
 
     def velocity(params, x, t, cond):
         return nnx.merge(graphdef, params)(x, t, cond)
@@ -52,9 +68,10 @@ def load_flow(path: Path | None = None) -> Flow:
     Args:
       path: weights written by ``flowsde train shapes``; the packaged ones by default.
     """
-    params, config = weights.load(path or weights.FOLDER / "shapes.safetensors", "shapes")
-    shape = (SIZE, SIZE, 3)
-    return Flow.from_callable(_velocity_fn(ModelConfig(**config)), params, shape)
+    params, config = _read(
+        path or weights.packaged("shapes"), "shapes", ModelConfig, lambda own: _split(own)[1]
+    )
+    return Flow.from_callable(_velocity_fn(config), params, (SIZE, SIZE, 3))
 
 
 @cache
@@ -72,6 +89,7 @@ def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tr
     """
     if measure not in _MEASURES:
         raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, got {measure!r}")
-    params, config = weights.load(path or weights.FOLDER / "scorer.safetensors", "scorer")
-    fn = _reward_fn(scorer.ScorerConfig(**config), measure)
-    return jax.tree_util.Partial(fn, params)
+    params, config = _read(
+        path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.shapes
+    )
+    return jax.tree_util.Partial(_reward_fn(config, measure), params)

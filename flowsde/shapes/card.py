@@ -66,7 +66,7 @@ class Network(NamedTuple):
 
 
 def _scorer_task(sizes: ScorerConfig) -> Task:
-    path = weights.FOLDER / "shapes.safetensors"
+    path = weights.packaged("shapes")
     return scorer_task(sizes, load_flow(), f"{path.name} {weights.sha256(path)}")
 
 

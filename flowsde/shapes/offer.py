@@ -11,7 +11,7 @@ from flowsde.classifier_free import guide
 from flowsde.flow import Flow
 from flowsde.offer import Ask, Loaded
 from flowsde.options import Converted, Sample
-from flowsde.shapes import captions
+from flowsde.shapes import captions, weights
 
 
 class Embedded:
@@ -25,7 +25,10 @@ class Embedded:
                 raise ValueError(
                     f"{settings.flag(name)} has no effect without --model, got {value}"
                 )
-        self.named: dict[str, Any] = {}
+        self._files = weights.chosen("--weights", command.weights)
+        given = {n: file for n, file in self._files.items() if file != weights.packaged(n)}
+        digests = [f"{name} {weights.sha256(file)}" for name, file in given.items()]
+        self.named: dict[str, Any] = {"weights": digests} if digests else {}
         self.prompts = prompts.collect(command.prompt, command.prompts_file)
         self.settings = presets.resolve(command.preset, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
@@ -35,7 +38,8 @@ class Embedded:
         return prompts.slug(prompt)
 
     def load(self, prompts: Sequence[str]) -> Loaded:
-        flow, reward = shapes.load_flow(), shapes.load_reward(self.settings.reward)
+        flow = shapes.load_flow(self._files["shapes"])
+        reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
         if self.evaluations > 1:
             nothing = np.zeros(captions.MAX_TOKENS, np.int32)
             flow = guide(flow, self.settings.guidance, nothing)

@@ -155,6 +155,13 @@ def init(config: ScorerConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(CountScorer(config, rngs=nnx.Rngs(key))))
 
 
+def shapes(config: ScorerConfig) -> Any:
+    """Shapes of the parameters, as `init` makes them."""
+    return nnx.to_pure_dict(
+        nnx.state(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
+    )
+
+
 def graph(config: ScorerConfig) -> nnx.GraphDef[CountScorer]:
     """What `nnx.merge` needs besides the parameters."""
     return nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))[0]

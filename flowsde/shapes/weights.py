@@ -6,17 +6,20 @@ the network and its configuration as JSON. Weights are used as float32.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import save as serialise
 
 from flowsde._checks import check_path
 from flowsde._files import replacing
+from flowsde._schema import mapping
+from flowsde._text import shown
 
 Params = Any
 FOLDER = Path(__file__).parent / "weights"
@@ -43,21 +46,70 @@ def _sort_header(file: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + file[end:]
 
 
+NAMES = ("shapes", "scorer")
+"""Of the networks: the flow, and its given reward."""
+
+
+def packaged(name: str) -> Path:
+    """The file of the weights that come with the package."""
+    return FOLDER / f"{name}.safetensors"
+
+
+def chosen(option: str, paths: Sequence[Path]) -> dict[str, Path]:
+    """The file of each network: the packaged ones but for those that are given.
+
+    Args:
+      option: names the paths in errors.
+      paths: files that ``flowsde train`` wrote, or folders of its runs.
+
+    Raises:
+      ValueError: a path holds no weights of a network, or two hold those of one.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        inside = [path / packaged(name).name for name in NAMES] if path.is_dir() else [path]
+        files = [file for file in inside if file.is_file()]
+        if not files:
+            raise ValueError(
+                f"{option} must be a file that flowsde train wrote, or the folder of a run that "
+                f"ended, got {shown(path)}"
+            )
+        for file in files:
+            name = _metadata(file).get("name")
+            if name not in NAMES:
+                raise ValueError(f"{option}: {shown(file)} was not written by flowsde train")
+            if name in found:
+                raise ValueError(
+                    f"{option}: both {shown(found[name])} and {shown(file)} hold weights of {name}"
+                )
+            found[name] = file
+    return {name: packaged(name) for name in NAMES} | found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """ValueError naming the file if it is no safetensors."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{shown(path)} cannot be read: {error}") from None
+
+
 def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
     """Parameters, float32 in nested dicts, and configuration of the network `name`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file holds another network.
+      ValueError: the file is damaged, or holds another network.
     """
     path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no weights of {name!r} at {path}")
+    metadata = _metadata(path)
+    if metadata.get("name") != name:
+        raise ValueError(f"{path} holds {metadata.get('name')!r}, expected weights of {name!r}")
     params: dict[str, Any] = {}
     with safe_open(path, framework="flax") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("name") != name:
-            raise ValueError(f"{path} holds {metadata.get('name')!r}, expected weights of {name!r}")
         for key in file.keys():
             *parents, leaf = key.split(".")
             node = params
@@ -65,7 +117,30 @@ def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
                 node = node.setdefault(parent, {})
             # Converted by NumPy: JAX would compile a conversion for every shape.
             node[leaf] = jnp.asarray(np.asarray(file.get_tensor(key)).astype(np.float32))
-    return params, json.loads(metadata["config"])
+    try:
+        config = mapping(json.loads(metadata["config"]), f"{path}: config")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has no configuration that can be read: {error}") from None
+    return params, config
+
+
+def check(path: Path, params: Params, like: Any) -> None:
+    """ValueError unless parameters have the names and shapes of a model's state.
+
+    Args:
+      path: for the error.
+      params: of `load`.
+      like: arrays or their shapes, in nested dicts.
+    """
+    wanted, found = (
+        {jax.tree_util.keystr(at): leaf.shape for at, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (like, params)
+    )
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{path}: {name} has shape {found.get(name)}, expected {wanted.get(name)}"
+            )
 
 
 def count(params: Params) -> int:

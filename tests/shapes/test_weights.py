@@ -1,7 +1,11 @@
 """Weights files: the packaged ones, writing and reading; and runs of `flowsde train`."""
 
+import dataclasses
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -9,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from refusing import refused
 
-from flowsde import cli, shapes
+import flowsde as fs
+from flowsde import cli, presets, shapes
+from flowsde.report import pixels
 from flowsde.shapes import card, weights
+from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.train import TrainConfig
@@ -107,3 +115,60 @@ def test_training_exports_and_resumes(
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "another run" in err
+
+
+def _write_shapes(folder: Path, **changed: Any) -> Path:
+    """Weights of a small flow that was not trained."""
+    config = SIZES["shapes"]
+    params = flow_task(config).init(jax.random.key(3))
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    path = folder / "shapes.safetensors"
+    weights.save(path, params, "shapes", dataclasses.asdict(config) | changed)
+    return path
+
+
+@pytest.mark.slow
+def test_the_command_takes_trained_weights(tmp_path: Path) -> None:
+    """Those of the file that is given, and of the network that they are of."""
+    path, out = _write_shapes(tmp_path), tmp_path / "out"
+    words = ["one red circle", "--method", "ode", "--steps", "2", "--out", str(out)]
+    # A run's folder stands for the files in it.
+    cli.main(["sample", *words, "--weights", str(tmp_path)])
+    found = json.loads((out / "result.json").read_text())
+    assert found["settings"]["weights"] == [f"shapes {weights.sha256(path)}"]
+
+    search = presets.build("ode", presets.resolve("recommended", "ode", {"steps": 2}))
+    cond = shapes.encode("one red circle")
+    result = fs.run(
+        jax.random.key(0), shapes.load_flow(path), search, shapes.load_reward(), cond=cond
+    )
+    with Image.open(out / "image.png") as image:
+        written = np.asarray(image)[::8, ::8].astype(int)
+    assert np.abs(written - pixels(np.asarray(result.image)).astype(int)).max() <= 1
+    np.testing.assert_allclose(found["reward"], result.reward, rtol=1e-4)
+
+
+def test_weights_that_cannot_be_used_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, empty = (tmp_path / name for name in ("one", "other", "empty"))
+    for folder in (one, other, empty):
+        folder.mkdir()
+    first, second = _write_shapes(one), _write_shapes(other, depth=7)
+    (tmp_path / "text").write_text("no weights")
+    weights.save(tmp_path / "else", PARAMS, "else", {})
+
+    def said(*paths: Path, more: Sequence[str] = ()) -> str:
+        words = [word for path in paths for word in ("--weights", str(path))]
+        args = ["sample", "one red circle", "--out", str(tmp_path / "out"), *words, *more]
+        return refused(capsys, *args)
+
+    assert "both" in said(first, other) and "hold weights of shapes" in said(first, other)
+    assert "folder of a run that ended" in said(empty)
+    assert "folder of a run that ended" in said(tmp_path / "nowhere")
+    assert f"{tmp_path / 'text'} cannot be read" in said(tmp_path / "text")
+    assert "was not written by flowsde train" in said(tmp_path / "else")
+    assert "--weights has no effect with --model" in said(first, more=["--model", str(one)])
+    # A configuration that is another model's.
+    assert "has shape" in said(second)
+    assert not (tmp_path / "out" / "result.json").exists()
