@@ -14,7 +14,8 @@ from flowsde.packing.budget import check_total, shared
 from flowsde.packing.engine import Engine, Totals
 from flowsde.packing.pool import Prompts
 from flowsde.search.base import Search
-from flowsde.search.job import Job, check_found, check_ids, prepare
+from flowsde.search.found import check_found
+from flowsde.search.job import Job, check_ids, prepare
 from flowsde.search.result import Result
 
 

@@ -47,6 +47,7 @@ from flowsde.packing.budget import attempts, check_total
 from flowsde.packing.engine import Engine
 from flowsde.packing.folder import Folder
 from flowsde.packing.sheet import Cell, write_sheet
+from flowsde.search.found import blame
 from flowsde.search.job import Job, prepare
 from flowsde.search.result import COUNTERS, Result
 
@@ -248,7 +249,9 @@ def _search(
 def _unusable(job: Job, result: Result) -> str | None:
     """Why a prompt's answer is none; None if it is one."""
     if np.isneginf(np.float32(result.reward)):
-        return f"reward '{_text.shown(job.reward.name)}' was NaN or -inf for every candidate"
+        # What is kept of attempts is no x0.
+        answers = None if result.x0 is None else (result.x0, result.image)
+        return _text.shown(blame(job, np.ones(1, bool), answers), 500)
     if not np.isfinite(np.asarray(result.image)).all():
         return "the model's picture has numbers that are not finite"
     return None

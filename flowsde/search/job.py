@@ -2,7 +2,6 @@
 
 import math
 import reprlib
-import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -78,30 +77,14 @@ def prepare(
     """Check all; arguments as for `flowsde.run`."""
     _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
     key = as_key(key)
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
-    if not isinstance(search, Search):
-        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
-    check_flow(flow)
-    check_static("search", search)
-    if invalid not in ("error", "warn"):
-        raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
-    if resume is not None and not isinstance(resume, Result):
-        raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
+    _check_kinds(flow, search, invalid, resume)
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(flow, cond)
-    budgets = _budgets(search, ids.size, nfe) // flow.evaluations
-    if flow.evaluations != 1:
-        # The search counts candidates, the budget is in passes of the model.
-        search = search.with_nfe(search.nfe // flow.evaluations)
-    for budget in np.unique(budgets):
-        search.with_nfe(int(budget))  # or raises
-    verifier = as_reward(reward)
-    if isinstance(verifier, DeviceReward):
-        check_static("reward", verifier.fn)
+    search, budgets = _in_candidates(flow, search, ids.size, nfe)
+    verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
     warn_if_written_anew(
         4, flow=flow.velocity_fn, interpolant=flow.interpolant, decode=flow.decode, search=search,
@@ -110,11 +93,6 @@ def prepare(
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
-    if search.guided and isinstance(verifier, HostReward):
-        raise TypeError(
-            f"reward {verifier.name!r} runs outside JAX and has no gradient, which the search's "
-            f"guided kernel wants; expected a JAX function"
-        )
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     layout = ALONE
     if mesh is not None:
@@ -145,6 +123,42 @@ def prepare(
     with layout.around_model():
         _trace(job)
     return job
+
+
+def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
+    """TypeError or ValueError for arguments that are something else."""
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_flow(flow)
+    check_static("search", search)
+    if invalid not in ("error", "warn"):
+        raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
+    if resume is not None and not isinstance(resume, Result):
+        raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
+
+
+def _in_candidates(flow: Flow, search: Search, prompts: int, nfe: Any) -> tuple[Search, np.ndarray]:
+    """The search and each prompt's budget, in candidates; given in passes of the model."""
+    budgets = _budgets(search, prompts, nfe) // flow.evaluations
+    if flow.evaluations != 1:
+        search = search.with_nfe(search.nfe // flow.evaluations)
+    for budget in np.unique(budgets):
+        search.with_nfe(int(budget))  # or raises
+    return search, budgets
+
+
+def _check_reward(search: Search, reward: Reward) -> Reward:
+    """The reward, if the search can use it."""
+    if isinstance(reward, DeviceReward):
+        check_static("reward", reward.fn)
+    elif search.guided:
+        raise TypeError(
+            f"reward {reward.name!r} runs outside JAX and has no gradient, which the search's "
+            f"guided kernel wants; expected a JAX function"
+        )
+    return reward
 
 
 def check_ids(prompt_ids: Any) -> np.ndarray:
@@ -188,43 +202,6 @@ def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None
     at = jnp.where(live, places, 0)
     filled = jax.tree.map(lambda a: a[at], each)
     return layout.put((filled, live), layout.by_prompt)
-
-
-def check_found(job: Job, ids: np.ndarray, rewards: Any, answers: Any = None) -> None:
-    """Raise or warn, as the job asks, about prompts that never had a reward.
-
-    Args:
-      job: to which they belong.
-      ids: of the prompts that have ended, [n].
-      rewards: of their answers, [n]; of one also [].
-      answers: (x0, images) of them, with the same axes, which tell what is to blame.
-    """
-    hopeless = np.isneginf(np.atleast_1d(rewards))
-    if not hopeless.any():
-        return
-    message = f"{_blame(job, hopeless, answers)} of prompt ids {ids[hopeless].tolist()}"
-    if job.invalid == "error":
-        raise ValueError(message)
-    # Two functions lie between this and the user's line.
-    warnings.warn(message, stacklevel=4)
-
-
-def _blame(job: Job, hopeless: np.ndarray, answers: Any) -> str:
-    """Why some prompts have no reward: the first of model, decoder and reward that failed."""
-    if answers is not None:
-        x0, images = (np.asarray(a).reshape(hopeless.size, -1)[hopeless] for a in fetch(answers))
-        if bad := int((~np.isfinite(x0)).sum()):
-            return (
-                f"velocity_fn is not finite: {bad} of {x0.size} values of x0 are NaN or infinite "
-                f"(weights that are, a float16 model that overflows, or too large a guidance "
-                f"scale or step?), in the answer"
-            )
-        if bad := int((~np.isfinite(images)).sum()):
-            return (
-                f"decode is not finite: {bad} of {images.size} values of the image are NaN or "
-                f"infinite, and those of x0 are not, in the answer"
-            )
-    return f"reward {job.reward.name!r} was NaN or -inf for every candidate"
 
 
 def _on_mesh(

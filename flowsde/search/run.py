@@ -32,7 +32,8 @@ from flowsde.rewards.base import HostReward, RewardError
 from flowsde.search import programs
 from flowsde.search.base import Candidates, Info, Particle, Search
 from flowsde.search.evaluate import evaluate_on_host
-from flowsde.search.job import Job, check_found, check_resume, prepare
+from flowsde.search.found import check_found
+from flowsde.search.job import Job, check_resume, prepare
 from flowsde.search.layout import fetch
 from flowsde.search.result import Carry, Result, head, longer, with_numbers
 from flowsde.sharding import ShardingRules

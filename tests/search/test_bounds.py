@@ -21,8 +21,12 @@ BON = fs.search.bon(nfe=30, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID, widt
 LARGE = 2**31 - 1
 
 
+def velocity(params, x, t, cond):
+    return params * x
+
+
 def flow_of(*shape):
-    return fs.Flow.from_callable(lambda params, x, t, cond: params * x, jnp.float32(0.5), shape)
+    return fs.Flow.from_callable(velocity, jnp.float32(0.5), shape)
 
 
 def first(images, cond):
