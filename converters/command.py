@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -88,7 +88,10 @@ class Convert:
     def _prepared(self) -> Job:
         if self.classes is not None and self.classes < 1:
             raise ValueError(f"--classes must be at least 1, got {self.classes}")
-        settings = {} if self.classes is None else {"num_classes": self.classes}
+        settings: dict[str, Any] = {} if self.classes is None else {"num_classes": self.classes}
+        if self.family == sit.FAMILY.name:
+            # What else has its keys predicts something else.
+            settings["prediction"] = "velocity"
         job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:

@@ -96,12 +96,12 @@ def prepare(
             checkpoint = dataclasses.replace(checkpoint, config=config)
         one = {"": plan(checkpoint, family, dtype, entry)}
         return Job(source, one, tokenizer=_tokenizer(source))
+    if family is not None:
+        raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if settings:
         raise ValueError(
             f"{', '.join(settings)}: settings are of a single model, and {source} is a pipeline"
         )
-    if family is not None:
-        raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if entry is not None:
         raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
     _check_class(source)

@@ -1,22 +1,51 @@
 """SiT: the published checkpoints, whose keys are the original code's."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowsde.flow import Flow
 from flowsde.models.sit import SIZES, SiT, SiTConfig
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Family, Found
+from flowsde_converters.ignored import Read
 from flowsde_converters.moves import CONV, Reshape
 from flowsde_converters.rows import linear
 from flowsde_converters.tables import Checkpoint, Row, Table
 
 _IMAGENET = 1000
-_LIKE_DIT = "a DiT has the same keys and shapes: only a SiT, which gives a velocity, is run rightly"
+_LIKE_DIT = "a DiT has the same keys and shapes; its values tell it apart when they are read"
+_LIKE_DIT_WITHOUT = (
+    "a DiT has the same keys and shapes: only a SiT, which gives a velocity, is run rightly"
+)
 _HEADS = {width: heads for width, _, heads in SIZES.values()}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoVariance:
+    """The last layer's second half of channels: a DiT's variance, and of no use to a SiT.
+
+    A SiT's loss does not see it, so that it stays at the zeros that training begins with.
+    """
+
+    channels: int
+    pattern: str = r"final_layer\.linear\.(weight|bias)"
+
+    def problem(self, key: str, tensors: Mapping[str, Any], read: Read) -> str | None:
+        held = np.asarray(read(key)).astype(np.float32)
+        rows = held.reshape(-1, 2 * self.channels, *held.shape[1:])
+        if not rows[:, self.channels :].any():
+            return None
+        return (
+            f"{key} has values for a variance, which training leaves at 0 in a SiT: a DiT has the "
+            "same keys, predicts noise, and is not supported; give --family sit if it is a SiT "
+            "after all"
+        )
 
 
 def table(config: SiTConfig, layout: str) -> Table:
@@ -79,8 +108,13 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
         **_classes(labels[0], beside.get("num_classes", beside.get("classes"))),
         learn_sigma=_learns_sigma(out[0], patch**2 * channels),
     )
-    notes = () if beside.get("prediction") else (_LIKE_DIT,)
-    return Found(config, "original", table(config, "original"), notes)
+    own = table(config, "original")
+    if beside.get("prediction"):
+        return Found(config, "original", own)
+    if not config.learn_sigma:
+        return Found(config, "original", own, (_LIKE_DIT_WITHOUT,))
+    own = dataclasses.replace(own, ignored=(*own.ignored, NoVariance(channels)))
+    return Found(config, "original", own, (_LIKE_DIT,))
 
 
 def check_names(paths: Iterable[Path]) -> None:

@@ -39,7 +39,9 @@ def test_a_training_checkpoint_of_sit_makes_a_flow(tmp_path):
     held = {"model": other, "ema": state, "opt": {}, "args": argparse.Namespace(model="SiT-S/2")}
     torch.save(held, tmp_path / "sit.pt")
 
-    job = convert.prepare(tmp_path / "sit.pt", settings={"num_classes": 3})
+    job = convert.prepare(
+        tmp_path / "sit.pt", settings={"num_classes": 3, "prediction": "velocity"}
+    )
     found = job.plans[""]
     assert (found.family.name, found.found.config) == ("sit", config)
     assert found.checkpoint.notes == ("sit.pt: 'ema' of model, ema, opt, args",)

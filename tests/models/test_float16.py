@@ -188,7 +188,8 @@ def test_sit(tmp_path):
         {key: torch.from_numpy(a.astype(np.float16)).contiguous() for key, a in tensors.items()},
         tmp_path / "in" / "model.safetensors",
     )
-    convert.run(convert.prepare(tmp_path / "in"), tmp_path / "out")
+    job = convert.prepare(tmp_path / "in", settings={"prediction": "velocity"})
+    convert.run(job, tmp_path / "out")
     x, t, labels = normal(2, 4, 4, 4), np.asarray([0.2, 0.9], np.float32), np.asarray([3, 1000])
     call = lambda model, *args: model(*args)  # noqa: E731
     ours = ran(tmp_path / "out", call, x, t, labels)

@@ -87,7 +87,8 @@ def checkpoint(sigma, seed=0, width=16, depth=2, tokens=16):
 
 
 def ported(tensors, numerics=FLOAT32):
-    config, _, table = FAMILY.recognise(tensors, {"heads": HEADS, "num_classes": CLASSES})[:3]
+    beside = {"heads": HEADS, "num_classes": CLASSES, "prediction": "velocity"}
+    config, _, table = FAMILY.recognise(tensors, beside)[:3]
     model = abstract(FAMILY, config, numerics)
     return with_parameters(model, convert(table, tensors, parameters(model)))
 

@@ -193,7 +193,9 @@ def sit_model(folder: Path, config: SiTConfig = SIT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
     save_file(tensors, folder / "sit.safetensors")
-    (folder / "config.json").write_text(json.dumps({"num_classes": config.classes}))
+    (folder / "config.json").write_text(
+        json.dumps({"num_classes": config.classes, "prediction": "velocity"})
+    )
     return converted(folder / "sit.safetensors", folder / "out")
 
 
