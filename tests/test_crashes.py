@@ -126,7 +126,8 @@ def test_finds_the_disk_full_at_every_write_and_goes_on(
                 command(out)
         except SystemExit as stop:
             failed += 1
-            assert stop.code == 2
+            # Before any work, or in it.
+            assert stop.code in (1, 2)
             said = capsys.readouterr().err.splitlines()[-1]
             assert said.startswith("flowsde ") and "No space left on device" in said
         command(out, "--resume")

@@ -172,7 +172,7 @@ def _imported(name: str) -> Callable[..., Any]:
         # For what it imports when it is called; last, so that it stands before nothing of ours.
         sys.path[:] = [*before, *[here for here in [str(Path.cwd())] if here not in before]]
     if not callable(found):
-        raise ValueError(f"--reward {shown(name)} must be a function, got {shown(found)}")
+        raise ValueError(f"--reward {shown(name)} must be a function, got '{shown(found)}'")
     return found
 
 

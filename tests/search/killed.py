@@ -1,5 +1,7 @@
 """A search in a process of its own that saves every round, for `test_resume` to kill."""
 
+import time
+
 import jax
 import numpy as np
 from problems import GRID, SDE, VP, flow, host_reward, problems, reward
@@ -55,4 +57,6 @@ def main(method, folder):
         file.write(f"{begun}\n")
     for result in rounds(method, saved):
         fs.save_search(folder / "search", search, result)
+        # Long enough for a kill to come in the middle.
+        time.sleep(0.05)
     np.savez(folder / "done.npz", **leaves(result))
