@@ -40,7 +40,7 @@ def _interrupted(command: Callable[..., None], out: Path, where: str) -> None:
     ("command", "where", "times"),
     [
         (_sample, None, 15),
-        (_sample, "flowsde.cli._write", 40),
+        (_sample, "flowsde.sampling._write", 40),
         (_batch, None, 15),
         (_shared, "flowsde.packing.folder.Folder.end_attempts", 30),
         (_compare, None, 20),
