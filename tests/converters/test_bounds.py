@@ -232,6 +232,21 @@ class TestTorch:
         self.torch.save({key: self.torch.zeros(1)}, tmp_path / "a.pt")
         self.refused(tmp_path / "a.pt", "a tuple is a Tensor, expected tensors by key")
 
+    @pytest.mark.parametrize("twice", [b"2", b"q\x01h\x01", b"\x94h\x01"])
+    def test_tuples_in_tuples_are_not_hashed(self, tmp_path, twice):
+        """Forty are 2**40 steps, in a hundred bytes: as a key, they would never be found."""
+        path = tmp_path / "a.pt"
+        self.torch.save({"a": self.torch.zeros(1)}, path)
+        with zipfile.ZipFile(path) as file:
+            parts = {name: file.read(name) for name in file.namelist()}
+        pickled = next(name for name in parts if name.endswith("data.pkl"))
+        # In a dict a tuple that is doubled again and again: by DUP, or from the memo.
+        first = {b"\x94h\x01": b"\x80\x04}\x94)"}.get(twice, b"\x80\x02})")
+        levels = [twice.replace(b"\x01", bytes([i])) + b"\x86" for i in range(1, 41)]
+        data = first + b"".join(levels) + b"Ns."
+        zipped(path, parts | {pickled: data})
+        self.refused(path, "tuples in tuples beyond all use")
+
     @pytest.mark.parametrize("data", [b"\x80\x02.", b"\x80\x020.", b"\x80\x02h\x01."])
     def test_broken_pickles_end_in_a_line(self, tmp_path, data):
         """An empty stack is an IndexError, in Python's words."""
