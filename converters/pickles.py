@@ -107,7 +107,8 @@ def _is_bounded(pickled: BinaryIO) -> bool:
     """
     stack: list[int | None] = []  # Steps that each takes; None is a mark.
     memo: dict[int, int] = {}
-    for op, arg, _ in pickletools.genops(pickled):
+    for op, argument, _ in pickletools.genops(pickled):
+        arg: Any = argument
         if op.name == "MARK":
             stack.append(None)
         elif op.name == "DUP":
