@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowsde._checks import check_count
 from flowsde._keys import as_key
 from flowsde.models.layers import Numerics, attention
 from flowsde.models.pixels import convolution, convolve_doubled, group_norm
@@ -50,6 +51,8 @@ class AutoencoderKLConfig:
     def __post_init__(self) -> None:
         # JSON gives a list.
         object.__setattr__(self, "widths", tuple(self.widths))
+        for name, most in (("blocks", 2**6), ("groups", 2**14)):
+            check_count(name, getattr(self, name), most=most)
         if not self.widths or any(width % self.groups for width in self.widths):
             raise ValueError(f"groups must divide widths, got {self.groups} and {self.widths}")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flowsde._checks import check_count
 from flowsde.models.layers import FLOAT32, Numerics, attention, outputs, parameter, scan, stack
 from flowsde.models.modulation import (
     SINUSOIDS,
@@ -26,6 +27,10 @@ from flowsde.models.packing import pack, unpack
 SIZES = {"S/2": (384, 12, 6), "B/2": (768, 12, 12), "L/2": (1024, 24, 16), "XL/2": (1152, 28, 16)}
 """Width, depth and heads of the published models."""
 GUIDED_CHANNELS = 3
+
+_MOST = {"width": 2**14, "depth": 2**10, "heads": 2**10, "size": 2**10, "patch": 2**10,
+         "channels": 2**10, "classes": 2**24}  # fmt: skip
+"""Ten times the published sizes and more: positions are computed before any weight is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,8 @@ class SiTConfig:
     learn_sigma: bool = True
 
     def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            check_count(name, getattr(self, name), most=most)
         if self.width % self.heads or self.width % 4:
             raise ValueError(
                 f"width must be a multiple of 4 and of heads, got width {self.width} and "

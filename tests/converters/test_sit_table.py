@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from flowsde.models.autoencoder_kl import AutoencoderKLConfig
 from flowsde.models.sit import SIZES, SiTConfig
 from flowsde_converters.detect import abstract
 from flowsde_converters.paths import parameters
@@ -167,3 +168,15 @@ def test_a_dit_is_refused_where_its_files_say_it():
     ):
         with pytest.raises(ValueError, match=says):
             FAMILY.recognise(tensors, beside)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"size": 2**31 - 2}, {"width": 2**20}, {"heads": 0}, {"patch": 0}, {"depth": 2**30}]
+)
+def test_a_configuration_of_a_few_bytes_takes_no_memory(wrong):
+    """Positions are computed, and blocks laid out, before any weight is looked at."""
+    ((name, _),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at"):
+        SiTConfig(**wrong)
+    with pytest.raises(ValueError, match="blocks must be an integer of at most"):
+        AutoencoderKLConfig(blocks=2**31 - 1)
