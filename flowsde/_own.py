@@ -25,6 +25,8 @@ from flowsde._files import HIDDEN, PREFIX, replacing
 _TAG, _LOCK, _TEMPORARY = "FLOWSDE.TAG", "lock", "tmp"
 _LOOKS, _PAUSE = 20, 0.005
 """Times, seconds: a tenth of one, which only those wait whose folder has our name."""
+_TRIES = 1000
+"""Each is lost to another process that has just ended."""
 _SIGNATURE = "Signature: flowsde-d41f7c0a9e6b4c25"
 _TEXT = f"""{_SIGNATURE}
 Made by flowsde, which removes this folder once it is of no more use. Nothing here is a result.
@@ -165,8 +167,7 @@ def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
       ValueError: another process holds it, or the hidden folder is not ours.
       OSError: it cannot be made.
     """
-    while (handle := _lock(folder, hidden)) is None:
-        pass
+    handle = _acquire(folder, hidden)
     path, where = hidden or folder / HIDDEN, folder.absolute()
     try:
         claim(folder, hidden)
@@ -201,6 +202,17 @@ def check_free(folder: Path) -> None:
         _take(handle, folder)
     finally:
         os.close(handle)
+
+
+def _acquire(folder: Path, hidden: Path | None) -> int:
+    """The lock, as an open file."""
+    for _ in range(_TRIES):
+        if (handle := _lock(folder, hidden)) is not None:
+            return handle
+    raise ValueError(
+        f"the lock of {folder}, {(hidden or folder / HIDDEN) / _LOCK}, comes and goes, or is a "
+        f"link to nothing; expected another folder"
+    )
 
 
 def _lock(folder: Path, hidden: Path | None) -> int | None:

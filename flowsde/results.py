@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowsde import _schema
 from flowsde._files import read_json, speakable
-from flowsde._schema import fields, flag, items, mapping, maybe, number, text, whole
+from flowsde._schema import fields, items, mapping, maybe, number, text, whole
+from flowsde.settings import flag
 from flowsde.shapes import captions
 
 RESULT = "result.json"
@@ -22,7 +24,7 @@ ABOUT = {
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "heldout": fields(exact=flag, rss=number),
+        "heldout": fields(exact=_schema.flag, rss=number),
     },
     **ABOUT,
     reward=maybe(number),
@@ -65,7 +67,7 @@ def check_writable(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 def _named(about: dict[str, Any]) -> dict[str, Any]:
     """What a run is about, by option, as JSON gives it back."""
     about = speakable(about)
-    named = {"--" + name.replace("_", "-"): value for name, value in about["settings"].items()}
+    named = {flag(name): value for name, value in about["settings"].items()}
     prompt = about["prompt"]
     if "model" not in about["settings"]:
         try:

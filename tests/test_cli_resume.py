@@ -165,6 +165,8 @@ def test_other_settings_do_not_go_on(
             ([PROMPT, *ours, "--nfe", "19", "--last", "improve"],
              "is of --nfe 17, not 19, --last exhaust, not improve"),
             ([PROMPT, *ours, "--target-reward=-1"], "is of --target-reward None, not -1.0"),
+            # The option's name, which is not the setting's.
+            ([PROMPT, *ours, "--chain-seeds", "2"], "is of --chain-seeds 1, not 2"),
             (["two red triangles", *ours], f"is of PROMPT {PROMPT}, not two red triangles"),
             ([PROMPT, "--method", "ode"], "is of --method rbf, not ode"),
         ):  # fmt: skip

@@ -135,6 +135,14 @@ def test_one_writer(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_cannot_be_made_is_not_waited_for(tmp_path: Path) -> None:
+    hidden = _own.claim(tmp_path)
+    (hidden / "lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(ValueError, match="is a link to nothing"), _own.locked(tmp_path):
+        pass
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_fields_are_named() -> None:
     read = _schema.fields(
         {"note": _schema.text},
