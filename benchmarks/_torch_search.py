@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from _torch_shapes import TorchScorer, TorchShapes, log_likelihood
 
-from flowsde.settings import Settings
+from flowsde.cli.settings import Settings
 
 SHAPE = (3, 32, 32)
 _BETA_MIN, _BETA_MAX = 0.1, 20.0

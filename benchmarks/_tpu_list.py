@@ -6,9 +6,9 @@ from functools import partial
 
 from _tpu_programs import Place, Program, ask_tell, clip_text, decoder, flux, sit, t5, text_tokens
 
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig, sd_vae
-from flowsde.models.flux import FluxConfig
-from flowsde.models.sit import SiTConfig
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
+from flowsde.models.flux.model import FluxConfig
+from flowsde.models.sit.model import SiTConfig
 from flowsde.sharding import ShardingRules
 
 CHIPS = 8

@@ -16,17 +16,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 import flowsde as fs
-from flowsde.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from flowsde.models.clip import CLIPBlock, CLIPText, CLIPTextConfig
-from flowsde.models.flux import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
-from flowsde.models.layers import Implementation, Numerics, logical_axes
-from flowsde.models.sit import Block, SiT, SiTConfig
-from flowsde.models.splash import LANES, LONG, filled
-from flowsde.models.t5 import T5Block, T5Config, T5Encoder
-from flowsde.search.base import Candidates, Evaluation, Search
-from flowsde.search.evaluate import Computed, evaluate_model
-from flowsde.search.layout import Layout
-from flowsde.search.programs import start, turn
+from flowsde.models.autoencoder_kl.model import AutoencoderKL, AutoencoderKLConfig
+from flowsde.models.clip.model import CLIPBlock, CLIPText, CLIPTextConfig
+from flowsde.models.common.layers import Implementation, Numerics, logical_axes
+from flowsde.models.common.splash import LANES, LONG, filled
+from flowsde.models.flux.model import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
+from flowsde.models.sit.model import Block, SiT, SiTConfig
+from flowsde.models.t5.model import T5Block, T5Config, T5Encoder
+from flowsde.runner.evaluate import Computed, evaluate_model
+from flowsde.runner.mesh import Layout
+from flowsde.runner.rounds import start, turn
+from flowsde.search.protocol import Candidates, Evaluation, Search
 from flowsde.sharding import ShardingRules
 
 NFE = 500

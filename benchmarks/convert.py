@@ -41,9 +41,9 @@ from _files import save_json
 from flax import nnx
 
 import flowsde as fs
-from flowsde.models.layers import Numerics, stack
+from flowsde.models.common.layers import Numerics, stack
 from flowsde_converters import convert, detect
-from flowsde_converters.family import Family, Found
+from flowsde_converters.family import Convertible, Found
 from flowsde_converters.moves import LINEAR
 from flowsde_converters.safetensors_file import SafetensorsWriter
 from flowsde_converters.tables import Row, Table
@@ -122,7 +122,7 @@ def recognise(tensors: Mapping[str, Any], config: Any) -> Found | None:
     return Found(made, "original", table(made, "original"))
 
 
-FAMILY = Family("stand-in", recognise, Config, Blocks, table)
+FAMILY = Convertible(name="stand-in", config=Config, build=Blocks, recognise=recognise, table=table)
 
 
 def generate(folder: pathlib.Path, config: Config) -> None:

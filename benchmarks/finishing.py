@@ -6,7 +6,7 @@ RBF with the recommended settings draws 100 captions, finishing included in its 
 different ways:
 
 - former: half as many Euler steps as the grid has, evenly towards 0, whatever the picture is worth;
-- completed: the same number of steps, down to `flowsde.search.finish.END`;
+- completed: the same number of steps, down to `flowsde.search.complete.END`;
 - better: the better, by reward, of that and of the posterior mean that it starts from;
 - start: that posterior mean;
 - mean: the posterior mean at the end of a search with the whole budget.
@@ -39,9 +39,10 @@ import tyro
 from _files import save_json
 
 import flowsde as fs
-from flowsde import compare, presets, shapes
-from flowsde.compare.summary import interval
-from flowsde.settings import Settings
+from flowsde import shapes
+from flowsde.cli import compare, presets
+from flowsde.cli.compare.summary import interval
+from flowsde.cli.settings import Settings
 from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 from flowsde.shapes.data import BACKGROUND, PALETTE

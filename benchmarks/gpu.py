@@ -46,9 +46,9 @@ from _flops import flops
 from flax import nnx
 
 import flowsde as fs
-from flowsde.models.flux import Flux, FluxCond, FluxConfig
-from flowsde.models.layers import Implementation, Numerics
-from flowsde.models.sit import SiT, SiTConfig
+from flowsde.models.common.layers import Implementation, Numerics
+from flowsde.models.flux.model import Flux, FluxCond, FluxConfig
+from flowsde.models.sit.model import SiT, SiTConfig
 
 TARGETS = {"flux_share": 0.6, "search": 1.03}
 BATCHES = (1, 2, 4, 8, 16)

@@ -42,7 +42,7 @@ import tyro
 from _files import replace_file
 
 import flowsde as fs
-from flowsde.search.finish import END
+from flowsde.search.complete import END
 
 DIMENSION, COMPONENTS, VARIANCE = 8, 16, 0.09
 HEIGHTS = [1.0, 0.8, 0.8, 0.6, 0.6]

@@ -44,10 +44,11 @@ import tyro
 from _files import save_json
 
 import flowsde as fs
-from flowsde import presets, shapes
-from flowsde.compare.measure import captions
-from flowsde.compare.summary import interval
-from flowsde.packing import Totals
+from flowsde import shapes
+from flowsde.cli import presets
+from flowsde.cli.compare.measure import captions
+from flowsde.cli.compare.summary import interval
+from flowsde.runner.packed.engine import Totals
 from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 

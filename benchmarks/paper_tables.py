@@ -33,9 +33,9 @@ import tyro
 from _files import replace_file
 from matplotlib.figure import Figure
 
-from flowsde import compare, presets, settings
-from flowsde.compare.command import PARTS, prepare, report
-from flowsde.compare.figures import figure
+from flowsde.cli import compare, presets, settings
+from flowsde.cli.compare.command import PARTS, prepare, report
+from flowsde.cli.compare.figures import figure
 
 BUDGETS = (50, 100, 300, 500)
 METHODS = ("ode", "bon", "sop", "smc", "code", "svdd", "rbf")

@@ -55,8 +55,9 @@ from _torch_search import METHODS, Generated, Problem
 from _torch_shapes import TorchScorer, TorchShapes, load, log_likelihood
 
 import flowsde as fs
-from flowsde import presets, shapes
-from flowsde.settings import Settings
+from flowsde import shapes
+from flowsde.cli import presets
+from flowsde.cli.settings import Settings
 from flowsde.shapes import captions
 
 THREADS = 2

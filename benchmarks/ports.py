@@ -49,8 +49,9 @@ from _files import save_json
 from flax import nnx
 
 import flowsde as fs
-from flowsde_converters.detect import abstract, families
-from flowsde_converters.paths import parameters, with_parameters
+from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.family import abstract
+from flowsde_converters.detect import families
 from flowsde_converters.tables import convert
 
 BATCH = 4

@@ -45,11 +45,11 @@ from flax import nnx
 
 import flowsde as fs
 from flowsde import shapes
-from flowsde.models.flux import Flux, FluxCond, FluxConfig
-from flowsde.models.sit import SiT, SiTConfig
-from flowsde.search import programs
-from flowsde.search.job import prepare
-from flowsde.search.run import _begin
+from flowsde.models.flux.model import Flux, FluxCond, FluxConfig
+from flowsde.models.sit.model import SiT, SiTConfig
+from flowsde.runner import rounds
+from flowsde.runner.arguments import prepare
+from flowsde.runner.run import _begin
 from flowsde.sharding import axes_of
 
 DEVICES = (1, 2, 4, 8)
@@ -100,7 +100,7 @@ def search_round(sizes: Sizes, prompts: int) -> Any:
         prompt_ids=np.arange(prompts), chunk_size=None, target_reward=None, nfe=None,
         invalid="error", resume=None, mesh=mesh_of(sizes), rules=None,
     )  # fmt: skip
-    one = jax.jit(programs._round, static_argnames=("search", "sizes", "layout"))
+    one = jax.jit(rounds._round, static_argnames=("search", "sizes", "layout"))
     return one.lower(
         _begin(job), job.flow, search, job.reward, job.cond, job.sizes, job.layout
     ).compile()

@@ -51,9 +51,9 @@ import tyro
 from _files import save_json
 
 import flowsde as fs
-from flowsde.search.job import prepare
-from flowsde.search.programs import run_rounds
-from flowsde.search.run import _begin
+from flowsde.runner.arguments import prepare
+from flowsde.runner.rounds import run_rounds
+from flowsde.runner.run import _begin
 
 SIDE, LARGE = 32, 64
 PATCHES, WIDTH = 8, 192

@@ -7,22 +7,14 @@ wrong options without waiting for JAX.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flowsde._version import __version__
+
 if TYPE_CHECKING:
-    from flowsde import (
-        analytic,
-        diffusion,
-        distributed,
-        grids,
-        interpolants,
-        kernels,
-        rewards,
-        search,
-    )
-    from flowsde.checkpoint import load, restore_search, save_search
+    from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
     from flowsde.classifier_free import guide
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
-    from flowsde.packing.batch import batch
+    from flowsde.models.load import load
     from flowsde.predictions import (
         reparameterise,
         score_to_velocity,
@@ -38,28 +30,31 @@ if TYPE_CHECKING:
         x1_to_velocity,
         x1_to_x0,
     )
-    from flowsde.search.result import Result
-    from flowsde.search.run import iterate, run
+    from flowsde.runner import distributed
+    from flowsde.runner.packed.batch import batch
+    from flowsde.runner.result import Result
+    from flowsde.runner.run import iterate, run
+    from flowsde.runner.saved import restore_search, save_search
     from flowsde.sharding import ShardingRules
 
-__version__ = "0.1.0"
-
-_MODULES = (
-    *("analytic", "diffusion", "distributed", "grids", "interpolants", "kernels", "rewards"),
-    "search",
-)
+_MODULES = {
+    name: name
+    for name in ("analytic", "diffusion", "grids", "interpolants", "kernels", "rewards", "search")
+} | {"distributed": "runner.distributed"}
 _NAMES = {
-    "checkpoint": ("load", "restore_search", "save_search"),
     "classifier_free": ("guide",),
     "flow": ("Flow", "sample"),
     "interpolants": ("match_time",),
-    "packing": ("batch",),
     "predictions": (
         "reparameterise",
         *(f"{a}_to_{b}" for a in ("score", "velocity", "x0", "x1")
           for b in ("score", "velocity", "x0", "x1") if a != b),
     ),
-    "search": ("Result", "iterate", "run"),
+    "models.load": ("load",),
+    "runner.packed.batch": ("batch",),
+    "runner.result": ("Result",),
+    "runner.run": ("iterate", "run"),
+    "runner.saved": ("restore_search", "save_search"),
     "sharding": ("ShardingRules",),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
@@ -68,6 +63,7 @@ __all__ = [
     "Flow",
     "Result",
     "ShardingRules",
+    "__version__",
     "analytic",
     "batch",
     "diffusion",
@@ -103,7 +99,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"flowsde.{name}")
+        return import_module(f"flowsde.{_MODULES[name]}")
     if name in _HOMES:
         value = getattr(import_module(f"flowsde.{_HOMES[name]}"), name)
         globals()[name] = value

@@ -1,6 +1,6 @@
 """``python -m flowsde``."""
 
-from flowsde.cli import main
+from flowsde.cli.main import main
 
 if __name__ == "__main__":
     main()

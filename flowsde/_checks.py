@@ -12,6 +12,7 @@ import numpy as np
 
 MOST = 2**31 - 1
 """What int32 holds: counts in compiled programs are no larger."""
+_LEAST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 # pathlib turns two slashes into one, so that "gs://bucket" would be a folder "gs:" here.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -79,3 +80,14 @@ def _digits(number: Any) -> str:
     if isinstance(number, int) and number.bit_length() > 256:
         return f"an integer of {number.bit_length()} bits"
     return repr(number)
+
+
+def check_float(option: str, value: float) -> float:
+    """An option's number, if it is one of float32, in which all is computed."""
+    if not math.isfinite(value):
+        raise ValueError(f"{option} must be a finite number, got {value}")
+    if value and not _LEAST <= abs(value) <= _LARGEST:
+        raise ValueError(
+            f"{option} must be 0 or between {_LEAST:.3g} and {_LARGEST:.3g} in size, got {value}"
+        )
+    return value

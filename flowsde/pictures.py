@@ -1,9 +1,16 @@
-"""Images as pixels, and as the PNG that a notebook shows."""
+"""Images as pixels and as PNG, for notebooks and files."""
 
 import io
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from flowsde._files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
@@ -35,3 +42,9 @@ def png(images: np.ndarray, least: int = 256) -> bytes:
         file, "png"
     )
     return file.getvalue()
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    """A figure as PNG."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -2,8 +2,8 @@
 
 "prompt" and "particle" lead the states and the candidates of searches; "token" is a place in a
 transformer's sequence; "embed", "heads", "mlp", "vocab" and "layer" are axes of parameters, see
-`flowsde.models.layers`. The default rules are data parallel over prompts and particles, and tensor
-parallel over "model":
+`flowsde.models.common.layers`. The default rules are data parallel over prompts and particles, and
+tensor parallel over "model":
 
     mesh = jax.make_mesh((2, 1, 4), ("prompt", "particle", "model"), (AxisType.Auto,) * 3)
     ShardingRules().spec("embed", "mlp")                    # PartitionSpec(None, "model")

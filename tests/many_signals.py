@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import stand_in
 
-from flowsde import cli
+from flowsde.cli import main as cli
 
 SENDER = """
 import os, sys, time

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowsde import cli
+from flowsde.cli import main as cli
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:

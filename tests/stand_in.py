@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 
 import flowsde as fs
-from flowsde import cli, shapes, unfinished
-from flowsde.packing.folder import Folder
+from flowsde import shapes
+from flowsde.cli import main as cli
+from flowsde.cli import resume
+from flowsde.cli.batch_folder import Folder
 
 # The package's name `measure` is its function.
-measure: Any = import_module("flowsde.compare.measure")
-attempts: Any = import_module("flowsde.packing.folder")
+measure: Any = import_module("flowsde.cli.compare.measure")
+attempts: Any = import_module("flowsde.cli.batch_folder")
 
 
 def _velocity(params: jax.Array, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
@@ -61,7 +63,7 @@ def _main(saves: int, args: list[str]) -> None:
 
         return save_and_die
 
-    unfinished.EVERY, unfinished.save_state = 0.0, deadly(unfinished.save_state)
+    resume.EVERY, resume.save_state = 0.0, deadly(resume.save_state)
     measure.write_arrays = deadly(measure.write_arrays)
     attempts.write_arrays = deadly(attempts.write_arrays)
     Folder.end = deadly(Folder.end)

@@ -16,8 +16,10 @@ from PIL import Image
 from refusing import refused
 
 import flowsde as fs
-from flowsde import cli, options, plots, presets, sampling, settings, shapes
-from flowsde.presets import PRESETS, resolve
+from flowsde import shapes
+from flowsde.cli import main as cli
+from flowsde.cli import options, plots, presets, sample, settings
+from flowsde.cli.presets import PRESETS, resolve
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
 
@@ -201,7 +203,7 @@ def test_an_answer_that_cannot_be_written_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "write_json", fail)
+        patch.setattr(sample, "write_json", fail)
         with pytest.raises(SystemExit) as stop:
             cli.main(["sample", *RBF, "--out", str(tmp_path)])
     assert stop.value.code == 1
@@ -499,7 +501,7 @@ def test_the_real_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["sample", "--help"]])
 def test_help_does_not_wait_for_jax(words: list[str]) -> None:
     code = (
-        "import sys; from flowsde.cli import main\n"
+        "import sys; from flowsde.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'jax', 'flax', 'matplotlib', 'orbax', 'torch'} & set(sys.modules)\n"

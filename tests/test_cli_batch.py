@@ -12,7 +12,8 @@ import stand_in
 from PIL import Image
 from refusing import refused
 
-from flowsde import cli, shapes
+from flowsde import shapes
+from flowsde.cli import main as cli
 
 PROMPTS = [
     "two green triangles",
@@ -157,7 +158,7 @@ def test_an_interruption_says_how_to_go_on(
 
     args = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "out"), *RBF]
     with monkeypatch.context() as patch:
-        patch.setattr("flowsde.packing.folder.Folder.end", stop)
+        patch.setattr("flowsde.cli.batch_folder.Folder.end", stop)
         with pytest.raises(SystemExit) as stopped:
             cli.main([*args, "--overwrite"])
     assert stopped.value.code == 130

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import stand_in
 
-from flowsde import cli, sampling
-from flowsde.compare import command as comparing
-from flowsde.packing.command import Batch
-from flowsde.settings import CHOICES
+from flowsde.cli import main as cli
+from flowsde.cli import sample
+from flowsde.cli.batch import Batch
+from flowsde.cli.compare import command as comparing
+from flowsde.cli.settings import CHOICES
 from flowsde.shapes import card
 from flowsde_converters import hub
 
@@ -111,7 +112,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(source: str, revision: str | None = None) -> Path:
         raise ValueError(f"SOURCE {source} is no path here")
 
-    monkeypatch.setattr(sampling, "run_all", lambda *_: 0)
+    monkeypatch.setattr(sample, "run_all", lambda *_: 0)
     monkeypatch.setattr(Batch, "_search", lambda *_: 0)
     monkeypatch.setattr(comparing, "report", lambda *_: None)
     monkeypatch.setattr(card, "make_task", lambda name: None)

@@ -16,7 +16,9 @@ import stand_in
 from refusing import refused
 
 import flowsde as fs
-from flowsde import cli, shapes, unfinished
+from flowsde import shapes
+from flowsde.cli import main as cli
+from flowsde.cli import resume
 
 PROMPT = "two green triangles"
 KEPT = {".flowsde"}
@@ -223,11 +225,11 @@ def test_prompts_that_are_finished_are_skipped(
 def test_it_saves_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
-        unfinished, "save_state", lambda _, arrays, __: saved.append(int(arrays[".nfe"]))
+        resume, "save_state", lambda _, arrays, __: saved.append(int(arrays[".nfe"]))
     )
     cli.main(_args(tmp_path / "seldom"))
     assert not saved
-    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    monkeypatch.setattr(resume, "EVERY", 0.0)
     cli.main(_args(tmp_path / "often"))
     assert saved == sorted(set(saved)) and saved[-1] == 17 and len(saved) > 5
 
@@ -246,7 +248,7 @@ def test_what_is_newer_than_the_state_is_left_out(
         _interrupt(patch, 3)
         _stopped(capsys, *_args(parts))
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished, "save_state", die)
+        patch.setattr(resume, "save_state", die)
         _interrupt(patch, 3)
         _stopped(capsys, *_args(parts), "--resume")
     cli.main([*_args(parts), "--resume"])

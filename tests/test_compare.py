@@ -21,14 +21,15 @@ from PIL import Image
 from refusing import refused
 
 import flowsde as fs
-from flowsde import cli, compare, presets
-from flowsde._lines import again_with
-from flowsde.compare import summary
-from flowsde.compare.command import PARTS
-from flowsde.compare.figures import MEASURES, figure
-from flowsde.compare.page import page as make
-from flowsde.report import pixels
-from flowsde.search import programs
+from flowsde.cli import compare, presets
+from flowsde.cli import main as cli
+from flowsde.cli.compare import summary
+from flowsde.cli.compare.command import PARTS
+from flowsde.cli.compare.figures import MEASURES, figure
+from flowsde.cli.compare.page import page as make
+from flowsde.cli.lines import again_with
+from flowsde.cli.pictures import pixels
+from flowsde.runner import rounds
 from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 from flowsde.shapes.data import HELD_OUT
@@ -237,9 +238,9 @@ def test_seconds_hold_no_compilation(
     measured = measuring._run
 
     def run(*args: Any) -> dict[str, Any]:
-        before = programs.run_rounds._cache_size()
+        before = rounds.run_rounds._cache_size()
         found = measured(*args)
-        compiled.append(programs.run_rounds._cache_size() - before)
+        compiled.append(rounds.run_rounds._cache_size() - before)
         return found
 
     monkeypatch.setattr(measuring, "_run", run)

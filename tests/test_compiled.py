@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowsde import compiled
+from flowsde.cli import compile_cache
 
 _FAST = ["--method", "ode", "--steps", "2"]
 
@@ -57,14 +57,14 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
         def update(self, name: str, value: object) -> None:
             updated[name] = value
 
-    monkeypatch.setattr(compiled.jax, "config", Config())
+    monkeypatch.setattr(compile_cache.jax, "config", Config())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     return updated
 
 
 def test_short_programs_are_kept_too(unset: dict[str, object], tmp_path: Path) -> None:
-    compiled.keep()
+    compile_cache.keep()
     wanted = {
         "jax_compilation_cache_dir": str(tmp_path / "flowsde" / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -77,15 +77,15 @@ def test_settings_of_jax_come_first(
     unset: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2")
-    compiled.keep()
+    compile_cache.keep()
     assert unset.keys() == {"jax_compilation_cache_dir"}
     unset.clear()
-    monkeypatch.setattr(compiled.jax.config, "jax_compilation_cache_dir", "elsewhere")
-    compiled.keep()
-    monkeypatch.setattr(compiled.jax.config, "jax_compilation_cache_dir", None)
-    monkeypatch.setattr(compiled.jax.config, "jax_enable_compilation_cache", False)
+    monkeypatch.setattr(compile_cache.jax.config, "jax_compilation_cache_dir", "elsewhere")
+    compile_cache.keep()
+    monkeypatch.setattr(compile_cache.jax.config, "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(compile_cache.jax.config, "jax_enable_compilation_cache", False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "unused"))
-    compiled.keep()
+    compile_cache.keep()
     assert unset == {}
     assert not (tmp_path / "unused").exists()
 
@@ -98,7 +98,7 @@ def test_without_a_folder_it_goes_on_and_says_so_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compiled.keep()
+    compile_cache.keep()
     assert unset == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flowsde: compiled programs are not kept: ") and "file" in line
@@ -130,7 +130,7 @@ def test_a_folder_of_others_is_not_used(
         spoil(kept, tmp_path / "own")
     except PermissionError:
         pytest.skip("only root may give a folder away")
-    compiled.keep()
+    compile_cache.keep()
     assert unset == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flowsde: compiled programs are not kept: ") and says in line
@@ -140,7 +140,7 @@ def test_torn_programs_are_removed_and_compiled_again(
     unset: dict[str, object], tmp_path: Path
 ) -> None:
     kept = tmp_path / "flowsde" / "compiled"
-    compiled.keep()
+    compile_cache.keep()
     whole = {"zlib": zlib.compress(bytes(range(256)) * 99)}
     with contextlib.suppress(ImportError):
         import zstandard
@@ -150,13 +150,13 @@ def test_torn_programs_are_removed_and_compiled_again(
         for cut in (0, 1, len(data) // 2, len(data) - 1, len(data)):
             (kept / f"{name}-{cut}-cache").write_bytes(data[:cut])
     time.sleep(0.05)  # longer than the clock of the file system ticks
-    compiled.keep()
+    compile_cache.keep()
     assert _entries(kept) == {f"{name}-{len(data)}-cache" for name, data in whole.items()}
     # Each is looked at once.
     looked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_is_whole", lambda path: looked.append(path) or True)
-        compiled.keep()
+        patch.setattr(compile_cache, "_is_whole", lambda path: looked.append(path) or True)
+        compile_cache.keep()
     assert not looked
 
 
@@ -173,11 +173,11 @@ def test_a_disk_that_was_full_spoils_no_program_for_good(tmp_path: Path) -> None
     again = _python(cache, *command, **fast)
     assert again.returncode == 0 and "cache entry" not in again.stderr
     assert _entries(kept) == before
-    assert all(compiled._is_whole(path) for path in kept.glob("*-cache"))
+    assert all(compile_cache._is_whole(path) for path in kept.glob("*-cache"))
 
 
 def test_folder_is_where_the_system_has_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(compile_cache.Path, "home", lambda: Path("/home/me"))
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     for given in (None, "", "relative"):
         if given is None:
@@ -190,7 +190,7 @@ def test_folder_is_where_the_system_has_its_caches(monkeypatch: pytest.MonkeyPat
             ("win32", "AppData/Local"),
         ):
             monkeypatch.setattr(sys, "platform", platform)
-            assert compiled.folder() == Path("/home/me") / where / "flowsde" / "compiled"
+            assert compile_cache.folder() == Path("/home/me") / where / "flowsde" / "compiled"
 
 
 def test_importing_the_library_is_light_and_keeps_nothing(tmp_path: Path) -> None:

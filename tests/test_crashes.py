@@ -11,7 +11,8 @@ import pytest
 import stand_in
 from injection import Died, disk
 
-from flowsde import cli, plots, report, unfinished
+from flowsde.cli import main as cli
+from flowsde.cli import pictures, plots, resume
 
 SAMPLE = "--method bon --steps 1 --nfe 3 --width 1 --save-trajectory".split()
 BATCH = "--method bon --steps 1 --nfe 2 --width 1 --batch-size 2".split()
@@ -31,12 +32,12 @@ class _Figure:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.use(monkeypatch.setattr)
-    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    monkeypatch.setattr(resume, "EVERY", 0.0)
     # Three quarters of a run: reading the words of a command, looking at pictures, and drawing.
     parse = functools.cache(lambda args, parse=cli._parse: parse(list(args)))
     monkeypatch.setattr(cli, "_parse", lambda args: parse(tuple(args)))
     seen = {"exact": False, "rss": 1.0, "counts": {}, "unclear": 0}
-    monkeypatch.setattr(report, "judge", lambda *_: seen)
+    monkeypatch.setattr(pictures, "judge", lambda *_: seen)
     monkeypatch.setattr(plots, "path_figure", lambda title, trace, *_: _Figure(title, trace.shots))
     monkeypatch.setattr(plots, "search_figure", lambda title, *_: _Figure(title))
 

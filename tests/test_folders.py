@@ -12,8 +12,10 @@ import stand_in
 from refusing import refused
 
 import flowsde as fs
-from flowsde import _own, cli, sampling, shapes, unfinished
-from flowsde._lines import Failed
+from flowsde import _own, shapes
+from flowsde.cli import main as cli
+from flowsde.cli import resume, sample
+from flowsde.cli.lines import Failed
 
 SAMPLE = ["sample", "two green triangles", "--method", "ode", "--steps", "2"]
 BATCH = ["batch", "--method", "ode", "--steps", "2", "--prompts-file"]
@@ -128,11 +130,11 @@ def test_a_run_of_another_process_meanwhile_is_not_lost(
 ) -> None:
     """It ends between what this process has read and its turn."""
     args = [*SAMPLE, "--out", str(tmp_path)]
-    jobs = sampling.prepare(cli._parse(args))
+    jobs = sample.prepare(cli._parse(args))
     cli.main(args)
     before = _read(tmp_path)
     with pytest.raises(Failed, match="another process has been at work in"):
-        sampling.run_all(jobs, False, "again")
+        sample.run_all(jobs, False, "again")
     assert _read(tmp_path) == before
 
 
@@ -166,10 +168,10 @@ def test_going_on_from_a_finished_search_records_nothing_twice(
         "sample", "two green triangles", "--method", "rbf", "--steps", "3", "--nfe", "17",
         "--finish-steps", "2", "--save-trajectory", "--out", str(tmp_path / name),
     ]  # fmt: skip
-    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    monkeypatch.setattr(resume, "EVERY", 0.0)
     cli.main(args("whole"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sampling, "_write", die)
+        patch.setattr(sample, "_write", die)
         cli.main(args("killed"))
     cli.main([*args("killed"), "--resume"])
     whole, killed = _read(tmp_path / "whole"), _read(tmp_path / "killed")

@@ -20,7 +20,8 @@ sys.path.insert(0, TESTS)
 import jax, jax.numpy as jnp, numpy as np
 import stand_in
 import flowsde as fs
-from flowsde import cli, shapes
+from flowsde import shapes
+from flowsde.cli import main as cli
 stand_in.use(setattr)
 step = jax.jit(lambda x: jnp.sin(x @ x))
 

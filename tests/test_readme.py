@@ -67,7 +67,7 @@ def test_own_models_and_rewards_take_eight_lines():
 
 
 def test_commands_are_understood():
-    from flowsde import cli
+    from flowsde.cli import main as cli
 
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import flowsde as fs
-from flowsde import plots, report
-from flowsde.shapes import captions, data
-from flowsde.trace import Trace
+from flowsde.cli import pictures, plots
+from flowsde.cli.lineage import Trace
+from flowsde.shapes import captions, data, verdict
 
 SHAPE = (8, 8, 3)
 
@@ -49,7 +49,7 @@ def _draw(search: fs.search.Search, trace: Trace, result: fs.Result) -> list[Fig
     framed = [axes for axes in sheet.axes if axes.spines["left"].get_visible()]
     assert len(framed) == 1
     image = np.asarray(framed[0].images[0].get_array())
-    np.testing.assert_array_equal(image, report.pixels(np.asarray(result.image)))
+    np.testing.assert_array_equal(image, pictures.pixels(np.asarray(result.image)))
     return [sheet, panels]
 
 
@@ -197,20 +197,20 @@ def test_a_failed_figure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Figure, "savefig", partly)
     with pytest.raises(OSError):
-        report.save_figure(tmp_path / "path.png", Figure())
+        pictures.save_figure(tmp_path / "path.png", Figure())
     assert not list(tmp_path.iterdir())
 
 
 def test_the_checker_judges() -> None:
     prompt = "three red circles and two blue squares"
     image = data.scenes(3, [0], groups=[captions.parse(prompt)]).images[0]
-    right, wrong = report.judge(prompt, image), report.judge("two red circles", image)
+    right, wrong = verdict.judge(prompt, image), verdict.judge("two red circles", image)
     assert right == {
         "exact": True,
         "rss": 0.0,
         "counts": {"red circle": 3, "blue square": 2},
         "unclear": 0,
     }
-    assert report.describe(right) == "3 red circles, 2 blue squares (exactly what was asked)"
+    assert verdict.describe(right) == "3 red circles, 2 blue squares (exactly what was asked)"
     assert not wrong["exact"] and wrong["rss"] == 1.0 + 4.0
     assert json.loads(json.dumps(right)) == right

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowsde.packing.sheet import Cell, write_sheet
+from flowsde.cli.sheet import Cell, write_sheet
 
 
 def _sheet(tmp_path: Path, prompt: str, exact: bool | None, label: str = "1: 0.5") -> np.ndarray:

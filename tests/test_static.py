@@ -14,7 +14,7 @@ import pytest
 import flowsde as fs
 from flowsde.search.bon import BestOfN
 
-programs = importlib.import_module("flowsde.search.programs")
+programs = importlib.import_module("flowsde.runner.rounds")
 _sample = importlib.import_module("flowsde.flow")._sample
 
 KEY = jax.random.key(0)

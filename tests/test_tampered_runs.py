@@ -14,8 +14,8 @@ from tampering import tamper
 from test_crashes import _batch, _sample, _shared, _tree, small
 
 import flowsde as fs
-from flowsde import cli
-from flowsde.compare import command as comparing
+from flowsde.cli import main as cli
+from flowsde.cli.compare import command as comparing
 from flowsde.shapes.train import Task, TrainConfig, fit
 
 assert small
@@ -40,9 +40,9 @@ def _interrupted(command: Callable[..., None], out: Path, where: str) -> None:
     ("command", "where", "times"),
     [
         (_sample, None, 15),
-        (_sample, "flowsde.sampling._write", 40),
+        (_sample, "flowsde.cli.sample._write", 40),
         (_batch, None, 15),
-        (_shared, "flowsde.packing.folder.Folder.end_attempts", 30),
+        (_shared, "flowsde.cli.batch_folder.Folder.end_attempts", 30),
         (_compare, None, 20),
     ],
     ids=["sample", "unfinished sample", "batch", "unfinished batch", "compare"],

@@ -1,1 +1,5 @@
-"""Flax (NNX) ports of published models: one file an architecture."""
+"""Ports of published models: one folder a family, what they share in `common`.
+
+`registry` lists the families, `converted` reads the folders that `flowsde convert` writes, and
+`load` is what users call.
+"""

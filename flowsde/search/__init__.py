@@ -1,17 +1,14 @@
 """Searches: policies for which particle to extend next; one file a method.
 
-`base` holds the protocol, `finish` what is done with the best particle, `resampling` the schemes of
-`smc`. The runner is `run`; it checks its arguments in `job`, evaluates by `evaluate`, and gives
-`result`.
+`protocol` says what a search is, `complete` is what is done with the best particle, `resampling`
+has the schemes of `smc`. A search imports mathematics alone: `flowsde.runner` carries it out.
 """
 
-from flowsde.search.base import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
-from flowsde.search.finish import Complete
+from flowsde.search.complete import Complete
+from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.rbf import RBF, rbf
-from flowsde.search.result import Result
-from flowsde.search.run import iterate, run
 from flowsde.search.smc import SMC, smc
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
@@ -26,14 +23,11 @@ __all__ = [
     "Evaluation",
     "Info",
     "Particle",
-    "Result",
     "Search",
     "SoP",
     "bon",
     "code",
-    "iterate",
     "rbf",
-    "run",
     "smc",
     "sop",
     "svdd",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
-from flowsde.search.base import (
+from flowsde.search.protocol import (
     Candidates,
     Evaluation,
     GridSearch,

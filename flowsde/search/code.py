@@ -16,7 +16,8 @@ import numpy as np
 
 from flowsde._checks import check_count, check_non_negative
 from flowsde.kernels import Kernel
-from flowsde.search.base import (
+from flowsde.search.complete import Finish, finished
+from flowsde.search.protocol import (
     Candidates,
     Evaluation,
     GridSearch,
@@ -32,7 +33,6 @@ from flowsde.search.base import (
     take,
     where,
 )
-from flowsde.search.finish import Finish, finished
 
 _SELECT = np.iinfo(np.int32).max
 """In place of a draw's number, the key of a stage's selection."""

@@ -27,7 +27,8 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.kernels import Kernel
-from flowsde.search.base import (
+from flowsde.search.complete import Finish, finished
+from flowsde.search.protocol import (
     Candidates,
     Evaluation,
     GridSearch,
@@ -43,7 +44,6 @@ from flowsde.search.base import (
     take,
     where,
 )
-from flowsde.search.finish import Finish, finished
 
 _NEVER = np.iinfo(np.int32).max
 

@@ -29,7 +29,8 @@ import numpy as np
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
-from flowsde.search.base import (
+from flowsde.search.complete import Finish, finished
+from flowsde.search.protocol import (
     Candidates,
     Evaluation,
     GridSearch,
@@ -43,7 +44,6 @@ from flowsde.search.base import (
     take,
     where,
 )
-from flowsde.search.finish import Finish, finished
 from flowsde.search.resampling import SCHEMES
 
 POTENTIALS = ("difference", "max", "sum", "final")

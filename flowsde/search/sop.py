@@ -18,7 +18,8 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
-from flowsde.search.base import (
+from flowsde.search.complete import Finish, finished
+from flowsde.search.protocol import (
     Candidates,
     Evaluation,
     GridSearch,
@@ -32,7 +33,6 @@ from flowsde.search.base import (
     take,
     where,
 )
-from flowsde.search.finish import Finish, finished
 
 
 class SoPState(NamedTuple):

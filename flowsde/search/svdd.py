@@ -6,9 +6,9 @@ The value of a child is the reward of its posterior mean. This is CoDe with bloc
 from typing import Any
 
 from flowsde.kernels import Kernel
-from flowsde.search.base import Search
 from flowsde.search.code import code
-from flowsde.search.finish import Finish
+from flowsde.search.complete import Finish
+from flowsde.search.protocol import Search
 
 
 def svdd(

@@ -7,8 +7,8 @@ from _flops import flops
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flowsde.models.layers import Numerics
-from flowsde.models.sit import SiT, SiTConfig
+from flowsde.models.common.layers import Numerics
+from flowsde.models.sit.model import SiT, SiTConfig
 
 
 def test_a_product_counts_two_for_each_pair():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import flowsde as fs
-from flowsde import presets, shapes
-from flowsde.search.base import fold
+from flowsde import shapes
+from flowsde.cli import presets
+from flowsde.search.protocol import fold
 from flowsde.shapes import captions
 from flowsde_converters.tables import convert, unconvert
 

@@ -15,8 +15,8 @@ from _tpu_list import DATA, FULLY, Uses, entries
 from _tpu_programs import Attention, Place, ask_tell, flux, sit
 from jax.sharding import AxisType, Mesh
 
-from flowsde.models.flux import FluxConfig
-from flowsde.models.sit import SiTConfig
+from flowsde.models.flux.model import FluxConfig
+from flowsde.models.sit.model import SiTConfig
 
 CHIP = Chip(
     name="round", topology="", flops=1e12, hbm=8e9, bandwidth=1e11, link=1e9, source="made up"

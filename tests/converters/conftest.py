@@ -4,6 +4,7 @@ import pytest
 import toy
 from safetensors.numpy import save_file
 
+from flowsde.models import registry
 from flowsde_converters import detect
 
 
@@ -11,7 +12,8 @@ from flowsde_converters import detect
 def families(monkeypatch):
     """Only the small family is known."""
     known = {"toy": toy.FAMILY}
-    monkeypatch.setattr(detect, "families", lambda: known)
+    for module in (detect, registry):
+        monkeypatch.setattr(module, "families", lambda: known)
     return known
 
 

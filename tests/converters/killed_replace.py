@@ -8,15 +8,14 @@ import os
 import sys
 from pathlib import Path
 
-from flowsde import _files
-from flowsde_converters import replace
+from flowsde import _files, _replace
 
 CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir")
 
 
 def put(out: Path, text: str, folder: bool) -> None:
     """Write `out`, a file or a folder."""
-    with replace.replacing_out(out, lambda _: None) as new:
+    with _replace.replacing_out(out, lambda _: None) as new:
         if folder:
             new.mkdir()
             (new / "deep").mkdir()
@@ -25,7 +24,7 @@ def put(out: Path, text: str, folder: bool) -> None:
 
 def held(out: Path) -> str | None:
     """What a reader finds."""
-    replace.settle(out)
+    _replace.settle(out)
     if not out.exists():
         return None
     return (out / "deep" / "a" if out.is_dir() else out).read_text()
@@ -51,7 +50,7 @@ def dying(at: int, after: bool) -> None:
 
     for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name)))
-    for module in (_files, replace):
+    for module in (_files, _replace):
         module.flush = wrapped(module.flush)
 
 

@@ -7,10 +7,10 @@ from inspect import signature
 import numpy as np
 import pytest
 
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig, sd_vae
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
 from flowsde_converters.autoencoder_kl import FAMILY, LAYOUTS
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
 torch = pytest.importorskip("torch")

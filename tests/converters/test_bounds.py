@@ -14,16 +14,16 @@ from safetensors.numpy import save_file
 from test_command import refused
 from test_files import entry, raw
 
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig
-from flowsde.models.clip import CLIPTextConfig, CLIPVisionConfig
-from flowsde.models.flux import FluxConfig
-from flowsde.models.sit import SiTConfig
-from flowsde.models.t5 import T5Config
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
+from flowsde.models.clip.model import CLIPTextConfig, CLIPVisionConfig
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
+from flowsde.models.flux.model import FluxConfig
+from flowsde.models.sit.model import SiTConfig
+from flowsde.models.t5.model import T5Config
 from flowsde_converters import autoencoder_kl, clip, convert, flux, pickles, sit, t5
 from flowsde_converters.depth import depth
-from flowsde_converters.detect import abstract
 from flowsde_converters.files import open_checkpoint, read_json
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import unconvert
 
 FAR = 99_999_999

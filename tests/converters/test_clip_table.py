@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
 from flowsde_converters import clip
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
 torch = pytest.importorskip("torch")

@@ -5,10 +5,11 @@ import pytest
 import toy
 from safetensors.numpy import load_file, save_file
 
-from flowsde import cli
-from flowsde.models.sit import SiTConfig
-from flowsde_converters import detect, sit
-from flowsde_converters.paths import parameters
+from flowsde.cli import main as cli
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SiTConfig
+from flowsde_converters import sit
 from flowsde_converters.tables import unconvert
 
 
@@ -87,7 +88,7 @@ def test_wrong_values_are_refused(source, tmp_path, tmp_path_factory, capsys, ar
 
 def test_classes_of_a_sit_and_files_called_dit(tmp_path, capsys):
     config = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3, unlabelled=False)
-    params = parameters(detect.abstract(sit.FAMILY, config))
+    params = parameters(abstract(sit.FAMILY, config))
     zeros = {path: np.zeros(p.shape, np.float16) for path, p in params.items()}
     tensors = unconvert(sit.table(config, "original"), zeros)
     tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}

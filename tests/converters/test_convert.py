@@ -15,14 +15,15 @@ import pytest
 import toy
 from safetensors.numpy import load_file, save_file
 
-from flowsde_converters import arrays, convert, detect, stream
-from flowsde_converters.arrays import Parameter
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted import arrays
+from flowsde.models.converted.arrays import Parameter
+from flowsde.models.converted.configs import from_json
+from flowsde.models.converted.store import flat
+from flowsde_converters import convert, detect, stream
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.configs import from_json
 from flowsde_converters.files import open_checkpoint
-from flowsde_converters.paths import parameters
 from flowsde_converters.safetensors_file import SafetensorsFile, SafetensorsWriter
-from flowsde_converters.store import flat
 from flowsde_converters.tables import convert as in_memory
 
 

@@ -9,9 +9,9 @@ import toy
 from safetensors.numpy import save_file
 from test_convert import names, pipeline  # noqa: F401
 
+from flowsde.models.converted.store import sealed
 from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.store import sealed
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from flowsde.models.flux import FluxConfig
-from flowsde_converters.detect import abstract
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
+from flowsde.models.flux.model import FluxConfig
 from flowsde_converters.flux import FAMILY
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
 # Billions of parameters; keys of the original layout and of diffusers'.

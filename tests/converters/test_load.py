@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from test_convert import converted, expected, pipeline  # noqa: F401
 
 import flowsde as fs
-from flowsde.models.layers import Numerics
+from flowsde.models.common.layers import Numerics
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted.store import sealed
 from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.paths import parameters
-from flowsde_converters.store import sealed
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import toy
 from safetensors.numpy import load_file, save
 from test_convert import expected
 
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted.load import load_model
 from flowsde_converters import convert
-from flowsde_converters.load import load_model
-from flowsde_converters.paths import parameters
 
 SAYS = re.compile(
     r"truncated|not JSON|expected|cannot be|does not fit|missing|unexpected|NaN|more than|times"

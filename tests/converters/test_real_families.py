@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import flowsde as fs
-from flowsde.models.sit import SiTConfig
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import convert, sit
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.detect import abstract, families, plan
+from flowsde_converters.detect import families, plan
 from flowsde_converters.files import open_checkpoint
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert as in_memory
 from flowsde_converters.tables import unconvert
 

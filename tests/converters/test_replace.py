@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from test_convert import converted, expected, left
 
 import flowsde as fs
-from flowsde import _own
-from flowsde_converters import convert, replace
+from flowsde import _own, _replace
+from flowsde.models.common.paths import parameters
+from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.paths import parameters
 
 
 def test_killed_at_any_call(tmp_path):
@@ -79,7 +79,7 @@ def test_readers_find_what_was_killed_between_the_renames(source, tmp_path):
         out.rename(hidden / "old")
         (hidden / "tmp" / "new").mkdir()
         if read.__code__.co_names[0] == "convert":
-            replace.settle(out)
+            _replace.settle(out)
         read()
         assert {p.name for p in tmp_path.iterdir()} - {"back.safetensors"} == {
             "model.safetensors", "out",

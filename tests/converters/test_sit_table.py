@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig
-from flowsde.models.sit import SIZES, SiTConfig
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SIZES, SiTConfig
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert, unconvert
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from flowsde.models.common.paths import parameters
+from flowsde.models.family import abstract
 from flowsde_converters import t5
 from flowsde_converters.convert import prepare, run
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import convert, unconvert
 
 torch = pytest.importorskip("torch")

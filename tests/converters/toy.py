@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 import flowsde as fs
-from flowsde.models.layers import Numerics, scan, stack
+from flowsde.models.common.layers import Numerics, scan, stack
 from flowsde_converters.depth import depth
-from flowsde_converters.family import Family, Found
+from flowsde_converters.family import Convertible, Found
 from flowsde_converters.ignored import Unused
 from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, SwapHalves
 from flowsde_converters.tables import Row, Table
@@ -71,7 +71,7 @@ def table(config: Config, layout: str) -> Table:
     )
 
 
-FAMILY = Family("toy", recognise, Config, Toy, table)
+FAMILY = Convertible(name="toy", config=Config, build=Toy, recognise=recognise, table=table)
 FLOW = dataclasses.replace(
     FAMILY, name="toyflow", flow=lambda model, config: fs.Flow.from_nnx(model, (config.width,))
 )

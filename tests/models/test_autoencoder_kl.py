@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig, sd_vae
-from flowsde.models.layers import Numerics, logical_axes
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
+from flowsde.models.common.layers import Numerics, logical_axes
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
 
+from flowsde.models.common.paths import parameters  # noqa: E402
 from flowsde_converters import autoencoder_kl  # noqa: E402
-from flowsde_converters.paths import parameters  # noqa: E402
 
 FLUX = {
     "block_out_channels": (8, 16), "latent_channels": 16, "norm_num_groups": 4,

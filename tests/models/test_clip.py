@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowsde.models.clip import (
-    CLIP,
-    CLIPConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-)
-from flowsde.models.layers import Numerics, logical_axes
+from flowsde.models.clip.model import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from flowsde.models.common.layers import Numerics, logical_axes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowsde.models.layers import Numerics
-from flowsde.models.packing import grid_ids
-from flowsde.models.sit import SiTConfig
+from flowsde.models.common.layers import Numerics
+from flowsde.models.common.patches import grid_ids
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted.load import load_module
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import convert, sit
-from flowsde_converters.detect import abstract
-from flowsde_converters.load import load_module
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import unconvert
 
 torch = pytest.importorskip("torch")

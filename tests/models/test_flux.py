@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 import flowsde as fs
-from flowsde.models.flux import Flux, FluxCond, FluxConfig
-from flowsde.models.layers import FLOAT32, Numerics, logical_axes
-from flowsde.models.packing import grid_ids, pack, unpack
-from flowsde.models.rope import angles
-from flowsde_converters.detect import abstract
+from flowsde.models.common.layers import FLOAT32, Numerics, logical_axes
+from flowsde.models.common.patches import grid_ids, pack, unpack
+from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.common.rope import angles
+from flowsde.models.family import abstract
+from flowsde.models.flux.model import Flux, FluxCond, FluxConfig
 from flowsde_converters.flux import FAMILY
-from flowsde_converters.paths import parameters, with_parameters
 from flowsde_converters.tables import convert
 
 torch = pytest.importorskip("torch")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowsde.models.packing import grid_ids, pack, unpack
+from flowsde.models.common.patches import grid_ids, pack, unpack
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowsde.models.layers import FLOAT32, Numerics, logical_axes
-from flowsde.models.sit import SiT, SiTConfig, guided_velocity, sincos_positions
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters, with_parameters
+from flowsde.models.common.layers import FLOAT32, Numerics, logical_axes
+from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SiT, SiTConfig, guided_velocity, sincos_positions
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert
 

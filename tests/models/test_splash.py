@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from flowsde.models import layers
-from flowsde.models.layers import Numerics, attention
-from flowsde.models.splash import LANES, block_of, filled, splash_attention
+from flowsde.models.common import layers
+from flowsde.models.common.layers import Numerics, attention
+from flowsde.models.common.splash import LANES, block_of, filled, splash_attention
 from flowsde.sharding import ShardingRules
 
 

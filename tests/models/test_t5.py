@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowsde.models.layers import Numerics, logical_axes
-from flowsde.models.t5 import T5, T5Config, relative_buckets
+from flowsde.models.common.layers import Numerics, logical_axes
+from flowsde.models.t5.model import T5, T5Config, relative_buckets
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

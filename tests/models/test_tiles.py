@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowsde.models.tiles import decode_in_tiles
+from flowsde.models.autoencoder_kl.tiles import decode_in_tiles
 
 FACTOR = 2
 

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
-from flowsde.models.clip import CLIPTextConfig
-from flowsde.models.tokenize import clip_tokenizer, t5_tokenizer
+from flowsde.models.clip.model import CLIPTextConfig
+from flowsde.models.common.tokenizers import clip_tokenizer, t5_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SENTENCES = [

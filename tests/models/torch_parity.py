@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from flowsde.models.layers import Numerics
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters, with_parameters
+from flowsde.models.common.layers import Numerics
+from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.family import abstract
 from flowsde_converters.tables import convert, unconvert
 
 

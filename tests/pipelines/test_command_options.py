@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowsde.pipelines import rewards
-from flowsde.pipelines.command import slug
+from flowsde.cli.sources import rewards
+from flowsde.cli.sources.published import slug
 
 ODD = [
     *("two cats", "two-cats", "Two cats", "two  cats", " two cats", "two cats.", "two_cats"),

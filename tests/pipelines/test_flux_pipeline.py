@@ -10,10 +10,11 @@ import pytest
 import tiny
 
 import flowsde as fs
-from flowsde import cli
+from flowsde.cli import main as cli
+from flowsde.cli.sources import published as offered
 from flowsde.flow import initial_noise
-from flowsde.pipelines import command as offered
-from flowsde.pipelines import decoder, schedule
+from flowsde.models.autoencoder_kl import decoder
+from flowsde.models.flux import schedule
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -11,11 +11,12 @@ import tiny
 from PIL import Image
 
 import flowsde as fs
-from flowsde import cli
-from flowsde.models.tokenize import clip_tokenizer
-from flowsde.pipelines import command as offered
-from flowsde.pipelines import parts, rewards
-from flowsde.rewards.clip import clip_score, text_embeddings
+from flowsde.cli import main as cli
+from flowsde.cli.sources import published as offered
+from flowsde.cli.sources import rewards
+from flowsde.models.clip.rewards import clip_score, text_embeddings
+from flowsde.models.common.tokenizers import clip_tokenizer
+from flowsde.models.converted import parts
 
 pytest.importorskip("diffusers")
 PROMPT, OTHER = tiny.PROMPTS

@@ -11,9 +11,9 @@ import tiny
 from flax import nnx
 
 import flowsde as fs
-from flowsde import cli
-from flowsde.models.sit import SiT, guided_velocity
-from flowsde.pipelines.sit import SiTPipeline
+from flowsde.cli import main as cli
+from flowsde.models.sit.model import SiT, guided_velocity
+from flowsde.models.sit.pipeline import SiTPipeline
 
 torch = pytest.importorskip("torch")
 

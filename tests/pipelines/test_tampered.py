@@ -17,18 +17,20 @@ from safetensors.numpy import save_file
 
 import flowsde as fs
 from flowsde._files import speakable
-from flowsde.models.aesthetic import AestheticConfig
-from flowsde.models.autoencoder_kl import AutoencoderKLConfig
-from flowsde.models.clip import CLIPTextConfig
-from flowsde.models.flux import FluxConfig
-from flowsde.models.t5 import T5Config
-from flowsde_converters import convert, store
+from flowsde.models.aesthetic.model import AestheticConfig
+from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
+from flowsde.models.clip.model import CLIPTextConfig
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted import store
+from flowsde.models.converted.load import load_module
+from flowsde.models.family import abstract
+from flowsde.models.flux.model import FluxConfig
+from flowsde.models.t5.model import T5Config
+from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.detect import Plan, abstract, family_named
+from flowsde_converters.detect import Plan, family_named
 from flowsde_converters.family import Found
 from flowsde_converters.files import open_checkpoint
-from flowsde_converters.load import load_module
-from flowsde_converters.paths import parameters
 from flowsde_converters.tables import unconvert
 
 TIMES = int(os.environ.get("FLOWSDE_TAMPERED", "100"))

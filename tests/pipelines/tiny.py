@@ -10,10 +10,11 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from flowsde.models.sit import SiTConfig
-from flowsde_converters import convert, sit, store
-from flowsde_converters.detect import abstract
-from flowsde_converters.paths import parameters
+from flowsde.models.common.paths import parameters
+from flowsde.models.converted import store
+from flowsde.models.family import abstract
+from flowsde.models.sit.model import SiTConfig
+from flowsde_converters import convert, sit
 from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -22,7 +22,7 @@ from problems import (
 )
 
 import flowsde as fs
-from flowsde.packing import steps
+from flowsde.runner.packed import steps
 
 KEY = jax.random.key(21)
 ODE = fs.kernels.ode_euler(VP)

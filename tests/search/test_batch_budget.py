@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from problems import GRID, SDE, SMOOTH, flow, problems, reward, row
 
 import flowsde as fs
-from flowsde.packing.budget import Outcome, least_nfe, next_budgets
+from flowsde.runner.packed.budget import Outcome, least_nfe, next_budgets
 
 KEY = jax.random.key(5)
 SEARCH = fs.search.rbf(kernel=SDE, nfe=60, grid=GRID, finish_steps=4)

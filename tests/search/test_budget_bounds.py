@@ -11,7 +11,7 @@ import pytest
 import flowsde as fs
 from flowsde._checks import check_count
 
-programs = importlib.import_module("flowsde.search.programs")
+programs = importlib.import_module("flowsde.runner.rounds")
 
 KEY = jax.random.key(0)
 LINEAR = fs.interpolants.linear()
@@ -116,7 +116,7 @@ def test_rounds_that_do_not_fit_into_one_log(monkeypatch):
     go = partial(fs.run, KEY, flow_of(2), search, first)
     whole = go()
     monkeypatch.setattr(programs, "ROUNDS", 4)
-    monkeypatch.setattr(importlib.import_module("flowsde.search.run"), "_ROOM", 4)
+    monkeypatch.setattr(importlib.import_module("flowsde.runner.run"), "_ROOM", 4)
     programs.run_rounds.clear_cache()
     parts = go()
     *_, last = fs.iterate(KEY, flow_of(2), search, first)

@@ -23,8 +23,8 @@ from problems import (
 
 import flowsde as fs
 
-programs = importlib.import_module("flowsde.search.programs")
-evaluate = importlib.import_module("flowsde.search.evaluate")
+programs = importlib.import_module("flowsde.runner.rounds")
+evaluate = importlib.import_module("flowsde.runner.evaluate")
 
 KEY = jax.random.key(6)
 ODE = fs.kernels.ode_euler(VP)

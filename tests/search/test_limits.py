@@ -10,7 +10,7 @@ import pytest
 from problems import GRID, SDE, batch, flow, reward, row
 
 import flowsde as fs
-from flowsde.search.base import fold
+from flowsde.search.protocol import fold
 
 KEY = jax.random.key(4)
 STEPS = len(GRID) - 1

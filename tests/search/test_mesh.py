@@ -16,12 +16,12 @@ from problems import batch, decode, host_reward, reward, row
 from test_every_method import METHODS, assert_same
 
 import flowsde as fs
-from flowsde.models.layers import FLOAT32
-from flowsde.search.job import prepare
+from flowsde.models.common.layers import FLOAT32
+from flowsde.runner.arguments import prepare
 from flowsde.sharding import place
 
-runner = importlib.import_module("flowsde.search.run")
-programs = importlib.import_module("flowsde.search.programs")
+runner = importlib.import_module("flowsde.runner.run")
+programs = importlib.import_module("flowsde.runner.rounds")
 
 KEY = jax.random.key(6)
 PROMPTS = 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowsde.search.resampling import SCHEMES
-from flowsde.search.resampling.inverse import inverse_cdf
+from flowsde.search.resampling import inverse_cdf
 
 N = 12
 RUNS = 20_000

@@ -10,8 +10,8 @@ from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, ro
 
 import flowsde as fs
 
-programs = importlib.import_module("flowsde.search.programs")
-evaluate = importlib.import_module("flowsde.search.evaluate")
+programs = importlib.import_module("flowsde.runner.rounds")
+evaluate = importlib.import_module("flowsde.runner.evaluate")
 
 KEY = jax.random.key(6)
 SEARCH = fs.search.rbf(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import flowsde as fs
-from flowsde.search.base import Evaluation
+from flowsde.search.protocol import Evaluation
 from flowsde.search.smc import POTENTIALS
 
 KEY = jax.random.key(5)

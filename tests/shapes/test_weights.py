@@ -16,8 +16,10 @@ from PIL import Image
 from refusing import refused
 
 import flowsde as fs
-from flowsde import cli, presets, shapes
-from flowsde.report import pixels
+from flowsde import shapes
+from flowsde.cli import main as cli
+from flowsde.cli import presets
+from flowsde.cli.pictures import pixels
 from flowsde.shapes import card, weights
 from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig

@@ -1,0 +1,228 @@
+"""A checkpoint or a pipeline's folder, converted whole or not at all (`replace`)."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flowsde as fs
+from flowsde import _schema
+from flowsde._replace import replacing_out
+from flowsde._text import names, shown
+from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, strangers, write_config
+from flowsde.models.pipelines import PIPELINES
+from flowsde_converters.copies import contained, copy_file, copy_tree
+from flowsde_converters.detect import Plan, plan
+from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
+from flowsde_converters.stream import Advance
+from flowsde_converters.tables import listed, nbytes
+from flowsde_converters.write import write
+
+TOKENIZER = "tokenizer"
+"""Folder, in that of a single model, of the files that say how it splits texts."""
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+_TOKENIZERS = (*_VOCABULARIES, "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be converted.
+
+    Attributes:
+      source: file or folder.
+      plans: by name of the sub-folder, or only "" for a single model.
+      copied: sub-folders without weights, which are copied as they are.
+      tokenizer: files beside a single model's weights, copied to a folder of that name.
+    """
+
+    source: Path
+    plans: dict[str, Plan]
+    copied: tuple[str, ...] = ()
+    tokenizer: tuple[str, ...] = ()
+
+    @property
+    def to_read(self) -> int:
+        """Bytes of tensors."""
+        return sum(
+            one.checkpoint.tensors[k].nbytes for one in self.plans.values() for k in one.used
+        )
+
+    @property
+    def to_write(self) -> int:
+        """Bytes of parameters."""
+        return sum(nbytes(like) for one in self.plans.values() for like in one.model.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest parameter."""
+        return max(nbytes(like) for one in self.plans.values() for like in one.model.values())
+
+
+def prepare(
+    source: Path,
+    family: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    entry: str | None = None,
+) -> Job:
+    """Look at everything but the values.
+
+    Args:
+      source: file or folder.
+      family: that a single model must be of; found out by default.
+      dtype: of the parameters; as in the checkpoint by default.
+      settings: of a single model, in the place of those in the config.json beside it.
+      entry: of a single model's file, whose weights are taken; found out by default.
+
+    Raises:
+      ValueError: listing everything that is wrong.
+      ImportError: PyTorch's own files without torch.
+      OSError: the files cannot be read.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
+    if not (source / INDEX).is_file():
+        checkpoint = _opened(source, source)
+        if settings:
+            config = {**(checkpoint.config or {}), **settings}
+            checkpoint = dataclasses.replace(checkpoint, config=config)
+        one = {"": plan(checkpoint, family, dtype, entry)}
+        return Job(source, one, tokenizer=_tokenizer(source))
+    if family is not None:
+        raise ValueError(f"--family is for a single model, and {source} is a pipeline")
+    if settings:
+        raise ValueError(
+            f"{', '.join(settings)}: settings are of a single model, and {source} is a pipeline"
+        )
+    if entry is not None:
+        raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
+    _check_class(source)
+    models, copied, problems = _parts(source)
+    plans: dict[str, Plan] = {}
+    for name in models:
+        try:
+            plans[name] = plan(_opened(source / name, source), None, dtype)
+        except ValueError as error:
+            problems += [f"{name}: {line}" for line in str(error).splitlines()]
+    if not models and not problems:
+        problems.append(f"none of {', '.join(copied)} holds weights")
+    if problems:
+        raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
+    return Job(source, plans, tuple(copied))
+
+
+def _opened(path: Path, source: Path) -> Checkpoint:
+    """Of a file, or of a folder in the source, whose links must stay in that."""
+    if path.is_dir():
+        contained(path / CONFIG, source)
+    checkpoint = open_checkpoint(path)
+    if path.is_dir():
+        for one in checkpoint.paths:
+            contained(one, source)
+    return checkpoint
+
+
+def _check_class(source: Path) -> None:
+    """ValueError for relatives of a pipeline that share its parts and make something else of them,
+    such as FluxKontextPipeline."""
+    kind = read_json(source / INDEX).get("_class_name")
+    if isinstance(kind, str) and kind.startswith("Flux") and kind not in PIPELINES:
+        raise ValueError(
+            f"{source} is a {shown(kind)}, expected a {' or a '.join(PIPELINES)}; its models, as "
+            f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
+        )
+
+
+def _tokenizer(source: Path) -> tuple[str, ...]:
+    """Names of a tokenizer's files in a folder; none where there is no vocabulary."""
+    if not any((source / name).is_file() for name in _VOCABULARIES):
+        return ()
+    return tuple(name for name in _TOKENIZERS if (source / name).is_file())
+
+
+def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of a pipeline's models, of what is copied, and what is wrong."""
+    models: list[str] = []
+    copied: list[str] = []
+    problems: list[str] = []
+    for name, kind in read_json(source / INDEX).items():
+        # Other entries are settings, and parts that this pipeline does without.
+        if name.startswith("_") or not isinstance(kind, list) or None in kind:
+            continue
+        try:
+            contained(source / _schema.name(name, "the part"), source)
+        except ValueError as error:
+            problems.append(f"{INDEX} names a part outside of the folder: {error}")
+            continue
+        if not (source / name).is_dir():
+            problems.append(f"{INDEX} names the part {name}, which is missing")
+        else:
+            (models if has_weights(source / name) else copied).append(name)
+    return models, copied, problems
+
+
+def check_out(source: Path, out: Path, overwrite: bool) -> None:
+    """ValueError unless `out` can be written."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"OUT {out} holds SOURCE {source}, expected a new folder")
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"OUT {out} exists, expected another one or --overwrite")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if kind_of(out) is None:
+        raise ValueError(f"--overwrite: OUT {out} was not written by a conversion, and is left")
+    others = strangers(out)
+    if others:
+        raise ValueError(
+            f"--overwrite: OUT {out} holds {names(others)}, which no conversion wrote, and is left"
+        )
+
+
+def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda _: None) -> None:
+    """Convert.
+
+    Args:
+      job: of `prepare`.
+      out: new folder.
+      overwrite: whether it may take the place of an older conversion.
+      advance: told of bytes of tensors that were read, and of parameters that were verified.
+
+    Raises:
+      ValueError: `out` is there, written to by another process or too large for the disk, or values
+        are not finite; nothing is left behind.
+      OSError: the disk.
+    """
+
+    def check(place: Path) -> None:
+        check_out(job.source, place, overwrite)
+        check_space(place, job.to_write)
+
+    with replacing_out(out, check) as folder:
+        folder.mkdir()
+        if job.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for name in job.tokenizer:
+                copy_file(job.source / name, job.source, folder / TOKENIZER / name)
+        for name, one in job.plans.items():
+            (folder / name).mkdir(exist_ok=True)
+            try:
+                write(one, folder / name, advance)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        if "" in job.plans:
+            return
+        for name in job.copied:
+            copy_tree(job.source / name, job.source, folder / name)
+        copy_file(job.source / INDEX, job.source, folder / INDEX)
+        about = {"format": PIPELINE, "version": fs.__version__}
+        write_config(folder, {**about, "models": list(job.plans), "copied": list(job.copied)})
+
+
+def check_space(out: Path, needed: int) -> None:
+    """ValueError if the disk of `out`, whose parents are made, has less than `needed` bytes."""
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ValueError(f"OUT {out} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")

@@ -1,0 +1,155 @@
+"""T5 v1.1 and Flan-T5 of `transformers`: the encoder alone, and both halves.
+
+Shapes give all sizes; `config.json`, where there is one, the few settings that are not sizes. The
+token table is `shared.weight`, of which files often have copies; in some there is only
+`encoder.embed_tokens.weight` (layout "transformers-unshared"). A head that is in the file is used,
+whatever `tie_word_embeddings` says: so `transformers` 5 does.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flowsde.models import t5
+from flowsde.models.t5.model import START, T5Config
+from flowsde_converters.depth import depth
+from flowsde_converters.family import Found, convertible
+from flowsde_converters.ignored import Copy, Unused
+from flowsde_converters.moves import LINEAR
+from flowsde_converters.tables import Checkpoint, Row, Table
+
+_TOKENS = {
+    "transformers": "shared.weight",
+    "transformers-unshared": "encoder.embed_tokens.weight",
+}
+"""The token table's key in each layout, the first one that a file has."""
+_HEAD = "lm_head.weight"
+_SELF = "layer.0.SelfAttention"
+
+
+def _attention(keys: str, target: str) -> tuple[Row, ...]:
+    names = {"q": "query", "k": "key", "v": "value", "o": "out"}
+    return tuple(
+        Row(f"{keys}.{key}.weight", f"{target}.{name}.kernel", LINEAR)
+        for key, name in names.items()
+    )
+
+
+def _stack(name: str, cross: bool) -> tuple[Row, ...]:
+    keys, target = f"{name}.block.{{i}}.", f"{name}.blocks."
+    gated = f"layer.{2 if cross else 1}"
+    names = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    rows = [
+        Row(f"{name}.block.0.{_SELF}.relative_attention_bias.weight", f"{name}.relative"),
+        Row(f"{keys}layer.0.layer_norm.weight", f"{target}norm.scale"),
+        *_attention(f"{keys}{_SELF}", f"{target}attention"),
+        Row(f"{keys}{gated}.layer_norm.weight", f"{target}mlp_norm.scale"),
+        *(
+            Row(f"{keys}{gated}.DenseReluDense.{key}.weight", f"{target}{to}.kernel", LINEAR)
+            for key, to in names.items()
+        ),
+        Row(f"{name}.final_layer_norm.weight", f"{name}.norm.scale"),
+    ]
+    if cross:
+        rows.append(Row(f"{keys}layer.1.layer_norm.weight", f"{target}cross_norm.scale"))
+        rows.extend(_attention(f"{keys}layer.1.EncDecAttention", f"{target}cross"))
+    return tuple(rows)
+
+
+def _encoder_table(config: T5Config, layout: str) -> Table:
+    tokens = _tokens(layout)
+    rows = (Row(tokens, "tokens"), *_stack("encoder", cross=False))
+    return Table(rows, _copies(tokens, "encoder"))
+
+
+def _table(config: T5Config, layout: str) -> Table:
+    encoder, tokens = _encoder_table(config, layout), _tokens(layout)
+    head = () if config.tied_head else (Row(_HEAD, "head.kernel", LINEAR),)
+    return Table(
+        (*encoder.rows, *_stack("decoder", cross=True), *head),
+        (
+            *encoder.ignored,
+            *_copies(tokens, "decoder"),
+            # In early files: attention to the encoder's tokens has no positions.
+            Unused(
+                r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+            ),
+        ),
+    )
+
+
+def _copies(tokens: str, stack: str) -> tuple[Copy, ...]:
+    """The table of a stack, unless it is the only one."""
+    key = f"{stack}.embed_tokens.weight"
+    return () if key == tokens else (Copy(re.escape(key), tokens),)
+
+
+def _tokens(layout: str) -> str:
+    if layout not in _TOKENS:
+        raise ValueError(f"layout must be {' or '.join(_TOKENS)}, got {layout!r}")
+    return _TOKENS[layout]
+
+
+def _layout(tensors: Checkpoint) -> str | None:
+    bias = f"encoder.block.0.{_SELF}.relative_attention_bias.weight"
+    there = [layout for layout, key in _TOKENS.items() if key in tensors]
+    return there[0] if there and bias in tensors else None
+
+
+def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Config:
+    first = "encoder.block.0.layer."
+    kind = json.get("feed_forward_proj", "gated-gelu")
+    if kind != "gated-gelu" or f"{first}1.DenseReluDense.wi_0.weight" not in tensors:
+        raise ValueError(
+            "T5 is supported from v1.1 on, with gated-gelu feed-forward layers; "
+            f"got {kind if kind != 'gated-gelu' else 'layers without a gate'}"
+        )
+    if f"encoder.block.1.{_SELF}.relative_attention_bias.weight" in tensors:
+        raise ValueError("got relative positions in every block (UMT5), expected in the first only")
+    vocab, width = tensors[_TOKENS[layout]].shape
+    buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
+    decoder_depth = depth(tensors, "decoder.block.")
+    if decoder_depth and json.get("decoder_start_token_id") not in (None, START):
+        start = json["decoder_start_token_id"]
+        raise ValueError(f"decoder_start_token_id in config.json must be {START}, got {start!r}")
+    return T5Config(
+        vocab=vocab,
+        width=width,
+        depth=depth(tensors, "encoder.block."),
+        decoder_depth=decoder_depth,
+        heads=heads,
+        head=tensors[f"{first}0.SelfAttention.q.weight"].shape[0] // heads,
+        mlp=tensors[f"{first}1.DenseReluDense.wi_0.weight"].shape[0],
+        buckets=buckets,
+        max_distance=json.get("relative_attention_max_distance", 128),
+        epsilon=json.get("layer_norm_epsilon", 1e-6),
+        **(_head(tensors, json) if decoder_depth else {}),
+    )
+
+
+def _head(tensors: Checkpoint, json: Mapping[str, Any]) -> dict[str, bool]:
+    """Where logits come from, and whether features are scaled for them."""
+    tied = json.get("tie_word_embeddings") is not False if json else _HEAD not in tensors
+    # `transformers` 5 writes whether they are scaled, and calls every head tied.
+    scaled = json.get("scale_decoder_outputs", tied)
+    return {"tied_head": tied and _HEAD not in tensors, "scaled": bool(scaled)}
+
+
+def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    layout = _layout(tensors)
+    if layout is None or depth(tensors, "decoder.block."):
+        return None
+    config = _config(tensors, json or {}, layout)
+    return Found(config, layout, _encoder_table(config, layout))
+
+
+def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    layout = _layout(tensors)
+    if layout is None or not depth(tensors, "decoder.block."):
+        return None
+    config = _config(tensors, json or {}, layout)
+    return Found(config, layout, _table(config, layout))
+
+
+ENCODER = convertible(t5.ENCODER, _recognise_encoder, _encoder_table)
+FAMILY = convertible(t5.FAMILY, _recognise, _table)

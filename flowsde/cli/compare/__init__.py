@@ -1,0 +1,26 @@
+"""Methods against each other on the embedded model: many captions, held-out judge, intervals.
+
+    rows, _ = compare.plan(["bon", "rbf"], nfe=[50, 100])
+    study = compare.Study(compare.captions(25), seeds=2)
+    measured = compare.measure(rows, study, folder)
+    table = compare.summarise(rows, measured)
+
+`flowsde compare` is this with files, plots and a page. What has been measured is kept in the folder
+part by part, so that a run that was stopped, or that is given more rows, goes on from there.
+"""
+
+from flowsde.cli.compare.measure import Measured, Study, captions, measure, measured_already
+from flowsde.cli.compare.rows import Row, labels, plan
+from flowsde.cli.compare.summary import summarise
+
+__all__ = [
+    "Measured",
+    "Row",
+    "Study",
+    "captions",
+    "labels",
+    "measure",
+    "measured_already",
+    "plan",
+    "summarise",
+]

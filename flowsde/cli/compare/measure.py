@@ -1,0 +1,297 @@
+"""Running the rows: prompts packed together, every part kept on disk.
+
+A part is one row, one seed, and one batch of prompts. Its file is named by a hash of all that it
+depends on, so that a part that is there need not be run again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import flowsde as fs
+from flowsde import interrupts, shapes
+from flowsde._files import read_arrays, write_arrays
+from flowsde._keys import from_seed
+from flowsde._schema import array
+from flowsde.cli import presets
+from flowsde.cli.compare.rows import Row, labels
+from flowsde.cli.pictures import pixels
+from flowsde.runner.result import COUNTERS
+from flowsde.shapes import checker, weights
+from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
+from flowsde.shapes.data import SIZE, sample_groups
+
+BATCH = 25
+"""Prompts searched together, and candidates evaluated at once."""
+_ANY = np.finfo(np.float32).min
+"""A target that every reward reaches."""
+
+
+def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
+    """n random captions; every fifth names a (count, colour, shape) that training never showed.
+
+    Args:
+      n: how many.
+      objects: least number of objects in each, at most 10.
+      seed: of the captions.
+    """
+
+    def draw(i: int) -> str:
+        rng = np.random.default_rng((seed, i))
+        while True:
+            groups = sample_groups(rng, held_out=i % 5 == 4)
+            if sum(group.count for group in groups) >= objects:
+                return caption(groups)
+
+    return [draw(i) for i in range(n)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What every row is measured on: prompts, which also number their random keys, and seeds.
+
+    Attributes:
+      prompts: captions.
+      seeds: searches for each.
+      networks: the file of the weights of each network; the packaged ones by default.
+    """
+
+    prompts: Sequence[str]
+    seeds: int
+    networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """Objects asked for, int32 [P, colours, kinds]."""
+        return np.stack([counts(parse(prompt)) for prompt in self.prompts])
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Conditions, int32 [P, 8]."""
+        return np.stack([tokenize(parse(prompt)) for prompt in self.prompts])
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Numbers of the prompts that are searched together."""
+        ids = np.arange(len(self.prompts))
+        return [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
+
+
+class Measured(NamedTuple):
+    """Of one row; arrays over prompts and seeds [P, M].
+
+    Attributes:
+      images: uint8 [P, M, 32, 32, 3].
+      reward: the given one.
+      exact, rss: what the held-out checker says.
+      objects, unclear: clean objects that it sees, and regions that are none.
+      nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
+      seconds: a prompt's, compilation left out.
+    """
+
+    images: np.ndarray
+    reward: np.ndarray
+    exact: np.ndarray
+    rss: np.ndarray
+    objects: np.ndarray
+    unclear: np.ndarray
+    nfe: np.ndarray
+    evaluations: np.ndarray
+    backward_passes: np.ndarray
+    verifier_calls: np.ndarray
+    seconds: float
+
+
+class Part(NamedTuple):
+    """One row, seed and batch of prompts, and the file of what was measured."""
+
+    row: Row
+    seed: int
+    ids: np.ndarray
+    path: Path
+
+
+def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Part]]:
+    """Parts of every row, seeds in turn, batches of prompts within each."""
+    networks = [weights.sha256(study.networks[name]) for name in weights.NAMES]
+
+    def part(row: Row, seed: int, ids: np.ndarray) -> Part:
+        about = {
+            "method": row.method,
+            "settings": dataclasses.asdict(row.settings),
+            "seed": seed,
+            "prompts": {int(i): study.prompts[i] for i in ids},
+            "networks": networks,
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        return Part(row, seed, ids, folder / f"{row.method}-{row.settings.nfe}-{digest}.npz")
+
+    return {
+        row: [part(row, seed, ids) for seed in range(study.seeds) for ids in study.batches]
+        for row in rows
+    }
+
+
+def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> dict[str, Any]:
+    """What there is to say of a part, by name."""
+    began = time.perf_counter()
+    images, result = _search_part(part, study, search, flow, reward)
+    seconds = time.perf_counter() - began
+    if not np.isfinite(images).all():
+        raise FloatingPointError(f"{part.row.method}'s pictures have numbers that are not finite")
+    wanted, found = study.wanted[part.ids], checker.detect(images)
+    return {
+        "images": pixels(images),
+        "reward": np.asarray(result.reward),
+        "exact": checker.exact(images, wanted),
+        "rss": checker.rss(images, wanted),
+        "objects": found.counts.sum((1, 2)),
+        "unclear": found.unclear,
+        "nfe": np.asarray(result.nfe),
+        "evaluations": np.asarray(result.evaluations),
+        "backward_passes": np.asarray(result.backward_passes),
+        "verifier_calls": np.asarray(result.verifier_calls),
+        "seconds": np.asarray(seconds / len(part.ids)),
+    }
+
+
+def _search_part(
+    part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, target: float | None = None
+) -> tuple[np.ndarray, fs.Result]:
+    """The pictures of a part's prompts, and all else."""
+    result = fs.run(
+        from_seed(part.seed),
+        flow,
+        search,
+        reward,
+        cond=study.tokens[part.ids],
+        prompt_ids=part.ids,
+        chunk_size=min(BATCH, len(study.prompts)),
+        target_reward=target,
+        nfe=part.row.settings.nfe,
+        invalid="warn",
+    )
+    return np.asarray(result.image), result
+
+
+def _flow(row: Row, path: Path) -> fs.Flow:
+    flow = shapes.load_flow(path)
+    if presets.evaluations(row.settings) > 1:
+        flow = fs.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
+    return flow
+
+
+def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows that differ in nothing but their budget, in the order of the first of each."""
+    families: dict[Any, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    yield from families.values()
+
+
+def _search(family: list[Row]) -> fs.search.Search:
+    """The search of a family, with room for its largest budget."""
+    largest = max(family, key=lambda row: row.settings.nfe or 0)
+    settings = largest.settings
+    if settings.width is not None:
+        # Prompts side by side fill the chunks; width changes no answer.
+        settings = dataclasses.replace(settings, width=1)
+    return presets.build(largest.method, settings)
+
+
+def measure(
+    rows: Sequence[Row], study: Study, folder: Path, progress: bool = True
+) -> dict[Row, Measured]:
+    """Run all parts that are not in the folder yet, and read them all.
+
+    Args:
+      rows: what to compare.
+      study: prompts and seeds.
+      folder: of the parts; made if need be.
+      progress: whether to show a bar, in model evaluations.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = _parts(rows, study, folder)
+    found = {part.path: _found(part) for of_row in parts.values() for part in of_row}
+    names = dict(zip(rows, labels(rows), strict=True))
+    cost = {part.path: len(part.ids) * (part.row.settings.nfe or 0)
+            for of_row in parts.values() for part in of_row}  # fmt: skip
+    there = sum(n for path, n in cost.items() if found[path] is not None)
+    with tqdm(
+        total=sum(cost.values()), initial=there, unit="NFE", unit_scale=True, disable=not progress,
+        smoothing=0.05, dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        for family in _families(rows):
+            missing = [p for row in family for p in parts[row] if found[p.path] is None]
+            if not missing:
+                continue
+            bar.set_description(names[family[0]])
+            flow, search = _flow(family[0], study.networks["shapes"]), _search(family)
+            reward = shapes.load_reward(family[0].settings.reward, study.networks["scorer"])
+            compiled: set[int] = set()
+            for part in missing:
+                interrupts.check()
+                if len(part.ids) not in compiled:
+                    # Compiles, and stops at the first reward: no time of a part holds that.
+                    _search_part(part, study, search, flow, reward, float(_ANY))
+                    compiled.add(len(part.ids))
+                values = _run(part, study, search, flow, reward)
+                write_arrays(part.path, values)
+                found[part.path] = values
+                bar.update(cost[part.path])
+            # Programs of a family are not needed again.
+            jax.clear_caches()
+    return {row: _joined([found[p.path] for p in own], study) for row, own in parts.items()}
+
+
+def measured_already(rows: Sequence[Row], study: Study, folder: Path) -> list[Row]:
+    """The rows of which every part is in the folder."""
+    parts = _parts(rows, study, folder)
+    return [row for row in rows if all(part.path.exists() for part in parts[row])]
+
+
+def _found(part: Part) -> dict[str, np.ndarray] | None:
+    """What is on disk of a part; one that is damaged is measured again."""
+    n = len(part.ids)
+    readers = {name: array(int, n) for name in COUNTERS}
+    readers |= {
+        "images": array(np.uint8, n, SIZE, SIZE, 3),
+        "reward": array(np.float32, n),
+        "exact": array(np.bool_, n),
+        "rss": array(np.float64, n),
+        "objects": array(int, n),
+        "unclear": array(int, n),
+        "seconds": array(float),
+    }
+    try:
+        values = read_arrays(part.path)
+        return {
+            name: read(values.get(name), f"{part.path}: {name}") for name, read in readers.items()
+        }
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        print(f"flowsde compare: {error}; it is measured again", file=sys.stderr)
+        return None
+
+
+def _joined(found: Sequence[Any], study: Study) -> Measured:
+    """Parts of a row."""
+
+    def over_seeds(name: str) -> np.ndarray:
+        flat = np.concatenate([values[name] for values in found])
+        return np.swapaxes(flat.reshape(study.seeds, len(study.prompts), *flat.shape[1:]), 0, 1)
+
+    seconds = float(np.median([values["seconds"] for values in found]))
+    arrays = {name: over_seeds(name) for name in Measured._fields if name != "seconds"}
+    return Measured(**arrays, seconds=seconds)

@@ -1,0 +1,139 @@
+"""What is compared: a row is a method with all its settings."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flowsde.cli import presets
+from flowsde.cli.presets import PRESETS
+from flowsde.cli.settings import Settings, flag
+
+SINGLE = ("ode", "sde")
+"""Methods that follow one trajectory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method, its settings as `presets.resolve` gives them, and the table that it is for."""
+
+    method: str
+    settings: Settings
+    table: str = "methods"
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one trajectory, whose budget is its own."""
+        return self.method in SINGLE
+
+    @property
+    def family(self) -> tuple[str, Settings]:
+        """The row but for its budget: rows of one family share a compiled program."""
+        return self.method, dataclasses.replace(self.settings, nfe=None)
+
+
+class Plan(NamedTuple):
+    """Rows, and in words those whose budget is too small for their method."""
+
+    rows: list[Row]
+    left_out: list[str]
+
+
+def _follows_ode(preset: str, method: str) -> bool:
+    return PRESETS[preset][method].kernel == "ode_euler"
+
+
+def plan(
+    methods: Sequence[str],
+    *,
+    nfe: Sequence[int],
+    interpolants: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+    preset: str = "recommended",
+    given: Mapping[str, Any] | None = None,
+    table: str = "methods",
+) -> Plan:
+    """Rows of every method x interpolant x kernel x budget.
+
+    A method whose preset follows the ODE (ode, bon, sop) has one row for all interpolants and
+    kernels: the ODE's path is the same under each. A single trajectory (ode, sde) has one row, of
+    its own budget. Budgets that are too small for a method are left out, unless all are.
+
+    Args:
+      methods, interpolants, kernels, preset: by name; those of the preset when empty.
+      nfe: budgets.
+      given: further fields of `Settings`, used by the rows in which they have an effect.
+      table: of the rows.
+
+    Raises:
+      ValueError: naming an option that is wrong, or that has an effect in no row.
+    """
+    for name, values in (("methods", methods), ("nfe", nfe)):
+        if not values:
+            raise ValueError(f"{flag(name)} is empty, expected at least one")
+    for name, words in (("method", methods), ("interpolant", interpolants), ("kernel", kernels)):
+        for word in words:
+            presets.check(name, word)
+    presets.check("preset", preset)
+    rows: list[Row] = []
+    left_out: list[str] = []
+    effective: set[str] = set()
+    for method in methods:
+        moves = not _follows_ode(preset, method)
+        budgets: Iterable[int | None] = [None] if method in SINGLE else nfe
+        choices: list[Sequence[Any]]
+        choices = [values if moves and values else [None] for values in (interpolants, kernels)]
+        for interpolant in choices[0]:
+            for kernel in choices[1]:
+                own = {"interpolant": interpolant, "kernel": kernel, **(given or {})}
+                own = {name: value for name, value in own.items() if value is not None}
+                unused = presets.unused(preset, method, own)
+                own = {name: value for name, value in own.items() if name not in unused}
+                effective |= set(own)
+                fitting, error = [], None
+                for budget in budgets:
+                    more = {} if budget is None else {"nfe": budget}
+                    settings = presets.resolve(preset, method, own | more)
+                    try:
+                        presets.build(method, settings)
+                    except ValueError as reason:
+                        if not str(reason).startswith("--nfe"):
+                            raise
+                        error = reason
+                        left_out.append(f"{method} at {budget} NFE: {reason}")
+                    else:
+                        fitting.append(Row(method, settings, table))
+                if not fitting and error is not None:
+                    raise error
+                rows += fitting
+    wanted = {"interpolant": interpolants, "kernel": kernels, **(given or {})}
+    for name, value in wanted.items():
+        if value not in ((), [], None) and name not in effective:
+            raise ValueError(f"{flag(name)} has no effect on {', '.join(methods)}, got {value!r}")
+    return Plan(list(dict.fromkeys(rows)), list(dict.fromkeys(left_out)))
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What distinguishes each row but for its budget: method, interpolant, kernel, and the rest.
+
+    Of the other settings those are named that vary among the rows of a method in a table, beyond
+    what follows from their budgets.
+    """
+    values = collections.defaultdict[tuple[Any, ...], set[Any]](set)
+    for row in rows:
+        for name, value in vars(row.settings).items():
+            values[row.table, row.method, name, row.settings.nfe].add(value)
+    varying = {key[:3] for key, found in values.items() if len(found) > 1}
+    names = []
+    for row in rows:
+        parts = [row.method]
+        for name, value in vars(row.settings).items():
+            if name == "nfe" or value is None:
+                continue
+            if name in ("interpolant", "kernel"):
+                parts += [value] if row.settings.kernel != "ode_euler" else []
+            elif (row.table, row.method, name) in varying:
+                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                parts.append(f"{name.replace('_', ' ')} {shown}")
+        names.append(" ".join(parts))
+    return names

@@ -1,0 +1,176 @@
+"""`flowsde convert`: the options, and what it says."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from flowsde import _text, _threads, interrupts
+from flowsde._checks import check_path
+from flowsde._replace import settle, target
+from flowsde.cli.options import Flag, Int, shown
+from flowsde_converters import hub, sit
+from flowsde_converters.back import prepare_back, run_back
+from flowsde_converters.convert import Job, check_out, prepare, run
+from flowsde_converters.detect import Plan
+
+_IGNORED_SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert a PyTorch checkpoint to a folder that flowsde.load reads.
+
+    What the checkpoint is, is found out from its files and printed. Every key must have its place
+    and every parameter its tensor, of the right shape, dtype and finite values, or nothing is
+    written; what was written is read back and compared. A pipeline's folder (model_index.json) is
+    converted model by model, its tokenizers are copied.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, shown("SOURCE")]
+    """A file (.safetensors, .sft, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is
+    fetched from the Hugging Face hub: owner/name, or owner/name/file."""
+    out: Annotated[Path | None, tyro.conf.Positional, shown("OUT")] = None
+    """New folder; it appears when the conversion is complete."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, shown("{float32,bfloat16,float16}")
+    ] = None
+    """Of the weights that are written; by default as they are. Models are run in bfloat16 where
+    their weights are, in float32 where they are float32 or float16."""
+    family: Annotated[str | None, shown("NAME")] = None
+    """Refuse a checkpoint of any other family, or choose where it fits several."""
+    classes: Int = None
+    """SiT: number of labels, where it is not ImageNet's 1,000: a table of one row more has a label
+    for none, a table of as many has not, and such a model cannot be guided."""
+    entry: Annotated[str | None, shown("NAME")] = None
+    """Of a training run's file the entry with the weights, "ema" or "state.ema", or "." for those
+    in no entry; found out by default, averaged weights first."""
+    revision: Annotated[str | None, shown("REV")] = None
+    """Branch, tag or commit on the hub."""
+    check: Flag = False
+    """Look at the files, keys and shapes, and say what is found; write nothing (no OUT needed)."""
+    to_torch: Flag = False
+    """The other way: SOURCE is a converted folder, OUT a new .safetensors file with the original
+    keys and bits, or a new folder with that file and its config.json."""
+    overwrite: Flag = False
+    """Replace an older conversion."""
+
+    def run(self) -> None:
+        """Convert, and say what was found and written.
+
+        Raises:
+          ValueError, ImportError, OSError: naming what is wrong; nothing is left behind.
+        """
+        if self.out is None and not self.check:
+            raise ValueError("OUT is missing, expected a new folder, or --check")
+        check_path("SOURCE", self.source)
+        if self.to_torch:
+            return self._back()
+        if self.out is not None:
+            settle(self.out)
+            check_out(Path(self.source), target(self.out), self.overwrite)
+        job = self._prepared()
+        print("\n".join(described(job)), flush=True)
+        if self.check:
+            print("check   all keys and shapes fit; values were not read, nothing was written")
+            return
+        assert self.out is not None
+        with _bar(job.to_read + job.to_write) as bar:
+            run(job, self.out, self.overwrite, _advance(bar))
+        print(
+            f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
+        )
+
+    def _prepared(self) -> Job:
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"--classes must be at least 1, got {self.classes}")
+        settings: dict[str, Any] = {} if self.classes is None else {"num_classes": self.classes}
+        if self.family == sit.FAMILY.name:
+            # What else has its keys predicts something else.
+            settings["prediction"] = "velocity"
+        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
+        for one in job.plans.values():
+            if self.classes is not None and one.family.name != sit.FAMILY.name:
+                raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
+            if self.family is None and one.family.name == sit.FAMILY.name:
+                sit.check_names(one.checkpoint.paths)
+        return job
+
+    def _fetched(self) -> Path:
+        """Where the source is on this machine."""
+        path = Path(self.source)
+        if path.exists():
+            if self.revision is not None:
+                raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
+            return path
+        # In a thread, so that a signal need not wait for the end of a download.
+        return _threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
+
+    def _back(self) -> None:
+        given = {
+            "--dtype": self.dtype,
+            "--family": self.family,
+            "--entry": self.entry,
+            "--revision": self.revision,
+            "--classes": self.classes,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong or self.check or self.out is None:
+            raise ValueError(f"--to-torch takes SOURCE and OUT, not {(wrong or ['--check'])[0]}")
+        try:
+            models = prepare_back(Path(self.source))
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"SOURCE: {error}") from None
+        for name, one in models.items():
+            print(f"found   {name + ': ' if name else ''}{one.described}", flush=True)
+        with _bar(sum(one.nbytes for one in models.values())) as bar:
+            run_back(Path(self.source), models, self.out, self.overwrite, _advance(bar))
+        print(f"wrote   {self.out}", flush=True)
+
+
+def _bar(total: int) -> tqdm:
+    return tqdm(total=total, unit="B", unit_scale=True, mininterval=0.3, ascii=None)
+
+
+def _advance(bar: tqdm) -> Callable[[int], None]:
+    """Told of bytes after every tensor, where signals are looked at."""
+
+    def advance(nbytes: int) -> None:
+        interrupts.check()
+        bar.update(nbytes)
+
+    return advance
+
+
+def described(job: Job) -> list[str]:
+    """What was found, line by line."""
+    lines = []
+    for name, one in job.plans.items():
+        lines += _described(one, f"{name}: " if name else "")
+    files = [f"tokenizer: {', '.join(job.tokenizer)}"] if job.tokenizer else []
+    return lines + [f"copies  {name}" for name in (*job.copied, *files)]
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else str(count)
+
+
+def _described(one: Plan, prefix: str) -> list[str]:
+    held, dtypes = one.checkpoint, {like.dtype.name for like in one.model.values()}
+    source = sorted({held.tensors[key].dtype.name for key in one.used})
+    lines = [
+        f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
+        f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
+        f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
+        "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
+        *(f"takes   {note}" for note in held.notes),
+        *(f"note    {note}" for note in one.found.notes),
+    ]
+    if one.ignored:
+        ignored = _text.names(one.ignored, _IGNORED_SHOWN)
+        lines.append(f"ignores {ignored}: the model has no use for them")
+    return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

@@ -1,0 +1,284 @@
+"""Pictures of a search: what was accepted, the reward against evaluations, where they went."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowsde.cli.lineage import FINISH, Shot, Trace
+from flowsde.pictures import pixels
+from flowsde.runner.result import Result
+from flowsde.search import RBF, BestOfN, Complete, Search
+
+_COLUMNS = 10
+_SAMPLES = 50
+_LINES = 4
+_TILE = 1.0
+_COLOURS = ("#3b6ea8", "#d08a3c", "#5a9b6b", "#a8577e")
+_FINISH = "#8a8a8a"
+_ANSWER = "#d62728"
+
+
+def _by_reward(shot: Shot) -> float:
+    return float(np.nan_to_num(shot.reward, nan=-np.inf))
+
+
+def shown(trace: Trace, result: Result) -> tuple[dict[str, list[Shot | None]], str]:
+    """Rows for a sheet of what was accepted, and what they are, in words.
+
+    Every line is traced back from its end, up to where it parts from one before it: None stands
+    for what they share. Of more than four lines the best four are shown. All samples of Best-of-N
+    are one row, of more than fifty the best fifty. An answer that no line accepted has a row of
+    its own.
+    """
+    ends = {shot.line: shot for shot in trace.shots}
+    finish = ends.pop(FINISH, None)
+    lines: dict[str, list[Shot | None]] = {}
+    what = "what was accepted, in order"
+    if any(name.startswith("sample ") for name in ends):
+        samples = sorted(ends.values(), key=_by_reward)[-_SAMPLES:]
+        lines["samples"] = [*sorted(samples, key=lambda shot: shot.nfe)]
+        what = "samples in order"
+        if len(ends) > _SAMPLES:
+            what = f"the best {_SAMPLES} of {len(ends)} {what}"
+    else:
+        kept = list(ends.values())
+        if len(kept) > _LINES:
+            kept = sorted(kept, key=_by_reward, reverse=True)[:_LINES]
+            kind = kept[0].line.split()[0]
+            what = f"the best {_LINES} of {len(ends)} {kind}s"
+        seen: set[int] = set()
+        for end in kept:
+            line = trace.lineage(end)
+            lines[end.line] = [None if id(shot) in seen else shot for shot in line]
+            seen |= {id(shot) for shot in line}
+        if None in [shot for line in lines.values() for shot in line[:1]]:
+            what += ", each traced back to where it parts from one above"
+    if finish is not None:
+        lines[FINISH] = [shot for shot in trace.shots if shot.line == FINISH]
+    if not any(_is_answer(shot, result) for shots in lines.values() for shot in shots if shot):
+        answer = (len(result.info.time) - 1, float(result.t), float(result.reward))
+        lines["answer"] = [Shot("answer", *answer, result.nfe, -1, np.asarray(result.x0))]
+    return lines, what
+
+
+def _is_answer(shot: Shot, result: Result) -> bool:
+    return (shot.time, shot.reward) == (float(result.t), float(result.reward))
+
+
+def _rows(lines: dict[str, list[Shot | None]]) -> list[tuple[str, list[Shot | None]]]:
+    """Lines broken into rows of the sheet, each with its label; none that is empty."""
+    rows = []
+    for name, shots in lines.items():
+        parts = [shots[i : i + _COLUMNS] for i in range(0, len(shots), _COLUMNS)]
+        parts = [part for part in parts if any(part)]
+        rows += [(name if i == 0 else "", part) for i, part in enumerate(parts)]
+    return rows
+
+
+def _number(value: float) -> str:
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return text.replace("-", "−")
+
+
+def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any], Any]) -> Figure:
+    """Sheet of the accepted posterior means with time and reward; the answer is framed."""
+    lines, what = shown(trace, result)
+    rows = _rows(lines)
+    left, top, cell = 0.95, 0.62, _TILE + 0.36
+    width = max(left + max(len(shots) for _, shots in rows) * (_TILE + 0.08) + 0.1, 6.0)
+    height = top + len(rows) * cell
+    figure = Figure(figsize=(width, height))
+    figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold",
+                parse_math=False)  # fmt: skip
+    note = f"{what}; time and reward below each, the answer framed"
+    figure.text(0.1 / width, 1 - 0.38 / height, note, va="top", fontsize=8, color="0.4")
+    x0 = np.stack([shot.x0 for _, shots in rows for shot in shots if shot])
+    images = iter(np.asarray(decode(x0)))
+    for i, (name, shots) in enumerate(rows):
+        y = height - top - i * cell - _TILE
+        figure.text(0.1 / width, (y + _TILE / 2) / height, name, va="center", fontsize=9)
+        for j, shot in enumerate(shots):
+            if shot is None:
+                continue
+            x = left + j * (_TILE + 0.08)
+            axes = figure.add_axes((x / width, y / height, _TILE / width, _TILE / height))
+            axes.imshow(pixels(next(images)), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            caption = f"t {shot.time:.3f}"
+            caption += "" if np.isnan(shot.reward) else f" · {_number(shot.reward)}"
+            axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
+            for spine in axes.spines.values():
+                spine.set(visible=_is_answer(shot, result), color=_ANSWER, linewidth=2.5)
+    return figure
+
+
+class Spending(NamedTuple):
+    """Evaluations charged: at each time [n] by each chain [n, chains], and by finishing."""
+
+    times: np.ndarray
+    budget: np.ndarray
+    finishing: int
+
+
+def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
+    """Where the budget went, from all rounds of a result.
+
+    Args:
+      search: that was run.
+      result: its last.
+      evaluations: of the model that a candidate costs.
+
+    Returns:
+      `Spending`; methods without chains, or with more than four, count as one.
+    """
+    finishing, inner = 0, search
+    if isinstance(search, Complete):
+        finishing, inner = int(result.state.step), search.inner
+    chains = getattr(inner, "chains", 1)
+    chains = chains if chains <= _LINES else 1
+    rows = slice(0, len(result.info.time) - finishing)
+    counted = np.asarray(result.info.counted)[rows]
+    time = np.asarray(result.info.time)[rows]
+    # Candidates are in order of their chain.
+    chain = np.broadcast_to(np.arange(counted.shape[1]) * chains // counted.shape[1], counted.shape)
+    times, index = np.unique(time[counted], return_inverse=True)
+    budget = np.zeros((len(times), chains), np.int64)
+    np.add.at(budget, (index, chain[counted]), evaluations)
+    return Spending(times[::-1], budget[::-1], finishing * evaluations)
+
+
+def progress(search: Search, result: Result, evaluations: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Charged evaluations and the reward of the best by then, nan before there is one.
+
+    A wave of Best-of-N is read in the order of its samples, as if they had been drawn one by one.
+    """
+    info = result.info
+    if isinstance(search, BestOfN):
+        last = (
+            np.asarray(info.counted)
+            & (np.arange(len(info.time)) % search.steps == search.steps - 1)[:, None]
+        )
+        rewards = np.asarray(info.reward, np.float64)[last]
+        nfe = (np.arange(len(rewards)) + 1) * search.steps
+        best = np.maximum.accumulate(rewards)
+    else:
+        nfe, best = np.cumsum(info.charged), np.asarray(info.best_reward, np.float64)
+    return nfe * evaluations, np.where(np.isfinite(best), best, np.nan)
+
+
+def found_at(search: Search, result: Result, evaluations: int = 1) -> int:
+    """Evaluations charged by the round in which the answer was found; since then none was better.
+
+    Args:
+      search, result, evaluations: as in `progress`.
+    """
+    nfe, best = progress(search, result, evaluations)
+    others = np.flatnonzero(best != best[-1])
+    return int(nfe[others[-1] + 1 if others.size and others[-1] + 1 < len(nfe) else 0])
+
+
+def _steps_begin(result: Result, rounds: int, evaluations: int) -> np.ndarray:
+    """Evaluations charged before each first arrival at a lower time."""
+    before = np.cumsum(result.info.charged)[:rounds] - np.asarray(result.info.charged)[:rounds]
+    time = np.where(result.info.counted, result.info.time, np.inf)[:rounds].min(1)
+    reached = np.minimum.accumulate(time)
+    return before[np.flatnonzero(np.diff(reached, prepend=np.inf) < 0)] * evaluations
+
+
+def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -> None:
+    nfe, best = progress(search, result, evaluations)
+    spent = spending(search, result, evaluations)
+    final, total = float(result.reward), int(nfe[-1])
+    axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
+    if not isinstance(search, BestOfN):
+        begins = _steps_begin(result, len(nfe) - spent.finishing // evaluations, evaluations)
+        for x in begins[1:]:
+            axes.axvline(x, color="0.85", linewidth=0.8, zorder=0)
+        start, end = begins[-1], total - spent.finishing
+        before, after = (best[nfe <= x][-1] if x else np.nan for x in (start, end))
+        moved = "" if np.isnan(before) else f": {_number(before)} → {_number(after)}"
+        _name_span(axes, start, end, f"last step{moved}", "left", _COLOURS[0])
+    if spent.finishing:
+        _name_span(axes, total - spent.finishing, total, "finish", "right", _FINISH)
+    found = found_at(search, result, evaluations)
+    if np.isfinite(final):
+        axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
+        left = found > total / 2
+        axes.annotate(f"answer {_number(final)}\nfound at {found} of {total}", (found, final),
+                      (-8 if left else 8, -8), textcoords="offset points", va="top",
+                      ha="right" if left else "left", color=_ANSWER, fontsize=9)  # fmt: skip
+    else:
+        axes.text(0.98, 0.95, _number(final), transform=axes.transAxes, ha="right", va="top",
+                  color=_ANSWER, fontsize=9)  # fmt: skip
+    if np.nanmin(best, initial=0.0) < -20.0:
+        axes.set_yscale("symlog", linthresh=1.0)
+    axes.set(xlim=(0, max(total, 1) * 1.02), xlabel="evaluations (NFE)", ylabel="reward")
+    axes.margins(y=0.15)
+    said = "reward of the best so far"
+    said += "" if isinstance(search, BestOfN) else " at the last time reached"
+    axes.set_title(said, loc="left", fontsize=10, pad=16)
+
+
+def _name_span(axes: Axes, start: float, end: float, name: str, side: str, colour: str) -> None:
+    """Shade evaluations start to end, with a name above that side of them."""
+    axes.axvspan(start, end, color=colour, alpha=0.12, linewidth=0)
+    at = start if side == "left" else end
+    axes.text(at, 1.01, name, transform=axes.get_xaxis_transform(), ha=side, va="bottom",
+              fontsize=8, color="0.4")  # fmt: skip
+
+
+def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
+    x, base = np.arange(len(spent.times)), np.zeros(len(spent.times))
+    for chain, budget in enumerate(spent.budget.T):
+        label = f"chain {chain + 1}" if spent.budget.shape[1] > 1 else None
+        axes.bar(x, budget, bottom=base, label=label, color=_COLOURS[chain])
+        base = base + budget
+    labels = [f"{t:.2f}" for t in spent.times]
+    if spent.finishing:
+        x = np.append(x, len(x))
+        base = np.append(base, spent.finishing)
+        labels.append("finish")
+        axes.bar(x[-1], spent.finishing, color=_FINISH)
+    for at, height in zip(x.tolist(), base.tolist(), strict=True):
+        axes.text(at, height, f"{height:.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
+    every = -(-len(spent.times) // 10)
+    kept = [i for i in x if (i % every == 0 and i < len(x) - every) or i == x[-1]]
+    axes.set_xticks(kept, [labels[i] for i in kept], rotation=45, ha="right", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step, by its time", ylabel="evaluations (NFE)")
+    axes.margins(y=0.1)
+    axes.set_title(title, loc="left", fontsize=10, pad=16)
+    if spent.budget.shape[1] > 1:
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _how_spent(search: Search) -> str:
+    """The right panel's title."""
+    inner = search.inner if isinstance(search, Complete) else search
+    said = "evaluations spent at each step"
+    if isinstance(inner, RBF) and inner.last == "exhaust" and inner.steps > 1:
+        said += ": the last has all that is left"
+    return said
+
+
+def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:
+    """Where the answer was found, and the evaluations that each step had.
+
+    The left panel's curve falls where a step begins: rewards of posterior means of different times
+    are not compared, and a later time has the answer.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
+    left, right = figure.subplots(1, 2)
+    _plot_reward(left, search, result, evaluations)
+    _plot_spending(right, spending(search, result, evaluations), _how_spent(search))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    return figure

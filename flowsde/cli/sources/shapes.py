@@ -1,0 +1,62 @@
+"""The embedded model, as `flowsde sample` offers it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowsde import shapes
+from flowsde.classifier_free import guide
+from flowsde.cli import pictures, presets, prompts, settings
+from flowsde.cli.options import Converted, Sample
+from flowsde.cli.sources.base import Ask, Loaded
+from flowsde.flow import Flow
+from flowsde.shapes import captions, verdict, weights
+
+
+class Embedded:
+    """An `Offer`; ValueError or TypeError naming an option that is wrong."""
+
+    judged = True
+
+    def __init__(self, command: Sample):
+        for name, value in vars(command.converted).items():
+            if value != getattr(Converted, name):
+                raise ValueError(
+                    f"{settings.flag(name)} has no effect without --model, got {value}"
+                )
+        self._files = weights.chosen("--weights", command.weights)
+        given = {n: file for n, file in self._files.items() if file != weights.packaged(n)}
+        digests = [f"{name} {weights.sha256(file)}" for name, file in given.items()]
+        self.named: dict[str, Any] = {"weights": digests} if digests else {}
+        self.prompts = prompts.collect(command.prompt, command.prompts_file)
+        self.settings = presets.resolve(command.preset, command.method, command.given)
+        self.search = presets.build(command.method, self.settings)
+        self.evaluations = presets.evaluations(self.settings)
+
+    def slug(self, prompt: str) -> str:
+        return prompts.slug(prompt)
+
+    def load(self, prompts: Sequence[str]) -> Loaded:
+        flow = shapes.load_flow(self._files["shapes"])
+        reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
+        if self.evaluations > 1:
+            nothing = np.zeros(captions.MAX_TOKENS, np.int32)
+            flow = guide(flow, self.settings.guidance, nothing)
+        return Loaded(flow, [Ask(shapes.encode(prompt), reward) for prompt in prompts])
+
+    def save(self, path: Path, image: np.ndarray) -> None:
+        pictures.save_image(path, image)
+
+    def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
+        return flow.decode
+
+    def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
+        return {"heldout": verdict.judge(prompt, image)}
+
+    def said(self, values: dict[str, Any]) -> list[str]:
+        return [
+            f"asked   {captions.caption(captions.parse(values['prompt']))}",
+            f"seen    {verdict.describe(values['heldout'])}, says the held-out checker",
+        ]

@@ -1,0 +1,33 @@
+"""`flowsde train`."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flowsde.shapes.runs import export, train
+from flowsde.shapes.train import CARD, TrainConfig
+
+_DEFAULTS = TrainConfig()
+_TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an embedded network, or continue the run in --out; export weights and card."""
+
+    task: Annotated[str, tyro.conf.Positional, _TASK] = ""
+    """The text-to-image flow, or the scorer that is its given reward."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of the run; by default runs/TASK."""
+    export_only: bool = False
+    """Do not train: export the last checkpoint of the run, with its own configuration."""
+    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = _DEFAULTS
+
+    def run(self) -> None:
+        """Do it."""
+        folder = Path("runs") / self.task if self.out is None else self.out
+        make = export if self.export_only else partial(train, config=self.config)
+        print(f"weights {make(self.task, folder)}\ncard    {folder / CARD}", flush=True)

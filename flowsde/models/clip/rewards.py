@@ -1,0 +1,165 @@
+"""Rewards by CLIP: CLIPScore, PickScore and LAION's aesthetic score.
+
+With e(x) an image's embedding and e(c) a prompt's, both of length one,
+
+    CLIPScore   scale e(x) . e(c)               Hessel et al., 2021 (arXiv 2104.08718), ViT-L/14
+    PickScore   exp(logit_scale) e(x) . e(c)    Kirstain et al., 2023 (arXiv 2305.01569), ViT-H/14
+    aesthetic   head(e(x))                      Schuhmann, 2022, ViT-L/14
+
+A prompt's embedding does not change in a search: it is made once, by `text_embeddings`, and given
+in `cond`, so that a reward holds the image tower alone. Images are of any size, in [-1, 1], and
+made ready as these models' own preprocessing does; gradients pass through it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowsde.models.aesthetic.model import AestheticHead
+from flowsde.models.clip.model import CLIP, CLIPVision
+from flowsde.rewards import DeviceReward, device
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Of each colour in [0, 1], over CLIP's training images."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of each colour."""
+
+Select = Callable[[Any], jax.Array]
+"""cond -> prompts' embeddings [n, projection]."""
+
+
+def identity(cond: Any) -> jax.Array:
+    """For a cond that is the embeddings."""
+    return cond
+
+
+def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
+    """Images as CLIP was trained on them.
+
+    The short side is resized to `size` (bicubic, antialiased), the middle square cut out and each
+    colour standardised. Values beyond [-1, 1] are clipped, as a display would, before and after
+    each resizing; unlike the public preprocessing, nothing is rounded to 8 bits.
+
+    Args:
+      images: [n, height, width, 3] in [-1, 1].
+      size: pixels a side.
+
+    Returns:
+      float32 [n, size, size, 3].
+
+    Raises:
+      ValueError: images of another shape.
+    """
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"images must have shape [n, height, width, 3], got {list(images.shape)}")
+    n, height, width, _ = images.shape
+    short = min(height, width)
+    rows, columns = size * height // short, size * width // short
+    x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+    # One axis after the other: what overshoots is clipped in between, as in 8 bits.
+    for shape in ((n, height, columns, 3), (n, rows, columns, 3)):
+        if shape != x.shape:
+            x = jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), -1.0, 1.0)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    x = x[:, top : top + size, left : left + size]
+    mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (MEAN, STD))
+    return (0.5 * (x + 1.0) - mean) / std
+
+
+def text_embeddings(model: CLIP, tokens: jax.Array) -> jax.Array:
+    """Embeddings of length one, float32 [n, projection], of prompts' tokens [n, length]."""
+    return _unit(model.text_features(tokens))
+
+
+def image_embeddings(vision: CLIPVision, images: jax.Array) -> jax.Array:
+    """Embeddings of length one, float32 [n, projection], of images [n, h, w, 3] in [-1, 1].
+
+    Raises:
+      ValueError: a tower without a projection.
+    """
+    embedding = vision(clip_pixels(images, vision.config.image)).embedding
+    if embedding is None:
+        raise ValueError("the image tower must have a projection, got one without")
+    return _unit(embedding)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cosine:
+    graph: Any
+    select: Select
+
+    def __call__(self, params: Any, images: jax.Array, cond: Any) -> jax.Array:
+        state, scale = params
+        embedding = image_embeddings(nnx.merge(self.graph, state), images)
+        wanted = self.select(cond).astype(jnp.float32)
+        if wanted.shape != embedding.shape:
+            raise ValueError(
+                f"the prompts' embeddings must have shape {list(embedding.shape)}, "
+                f"got {list(wanted.shape)}"
+            )
+        return scale * jnp.sum(embedding * wanted, axis=-1)
+
+
+def _cosine(vision: CLIPVision, scale: jax.Array, select: Select, name: str) -> DeviceReward:
+    graph, state = nnx.split(vision)
+    return device(jax.tree_util.Partial(_Cosine(graph, select), (state, scale)), name=name)
+
+
+def clip_score(model: CLIP, *, scale: float = 1.0, select: Select = identity) -> DeviceReward:
+    """`scale` times the cosine of image and prompt.
+
+    Args:
+      model: whose image tower is used.
+      scale: 1 for the cosine itself; 2.5 and 100 are also in use.
+      select: takes the prompts' embeddings, made by `text_embeddings`, out of cond.
+
+    Raises:
+      ValueError: a scale that is not positive and finite.
+    """
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    return _cosine(model.vision, jnp.float32(scale), select, "clip_score")
+
+
+def pick_score(model: CLIP, *, select: Select = identity) -> DeviceReward:
+    """The cosine of image and prompt times exp(logit_scale), about 100, of the model.
+
+    Args:
+      model: PickScore's fine-tuned ViT-H/14.
+      select: takes the prompts' embeddings, made by `text_embeddings`, out of cond.
+    """
+    return _cosine(model.vision, jnp.exp(model.logit_scale.get_value()), select, "pick_score")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Aesthetic:
+    vision: Any
+    head: Any
+
+    def __call__(self, params: Any, images: jax.Array, cond: Any) -> jax.Array:
+        vision, head = params
+        embedding = image_embeddings(nnx.merge(self.vision, vision), images)
+        return nnx.merge(self.head, head)(embedding).astype(jnp.float32)
+
+
+def aesthetic(vision: CLIPVision, head: AestheticHead) -> DeviceReward:
+    """LAION's aesthetic score, about 1 to 10; cond is not looked at.
+
+    Args:
+      vision: ViT-L/14 with its projection.
+      head: on its embedding.
+    """
+    graph, state = nnx.split(vision)
+    head_graph, head_state = nnx.split(head)
+    fn = jax.tree_util.Partial(_Aesthetic(graph, head_graph), (state, head_state))
+    return device(fn, name="aesthetic")

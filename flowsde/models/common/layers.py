@@ -1,0 +1,184 @@
+"""What the ports share: numerics, layers with named axes, blocks stacked for a scan, attention.
+
+Weights and activations have dtypes of their own; norms and time are always float32. Each
+parameter carries the logical names of its axes as metadata, which `logical_axes` reads: a
+sharding rule maps them to the axes of a mesh. Names: "embed" (features of the residual
+stream), "heads" (heads x features of one), "mlp", "vocab", "layer" (of stacked blocks), None.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from flowsde.models.common.splash import LONG, splash_attention
+from flowsde.sharding import Axes, ShardingRules, axes_of
+
+Implementation = Literal["xla", "cudnn", "splash"] | None
+M = TypeVar("M", bound=nnx.Module)
+
+ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+"""What ports compute in."""
+
+_kernel_init = nnx.initializers.lecun_normal()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How a port computes.
+
+    Attributes:
+      dtype: of activations, float32 or bfloat16. Not float16: those of T5 and FLUX pass 65,504,
+        the largest value that it has, and libraries that use it clip them.
+      param_dtype: of weights, float16 as well.
+      attention: "splash" is `flowsde.models.common.splash`, which has no scores to add to and takes
+        no masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
+        None is "splash" for long texts on TPUs, and elsewhere JAX's choice.
+      rules: where that kernel runs under a mesh, which `jax.set_mesh` makes known.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attention: Implementation = None
+    rules: ShardingRules = ShardingRules()
+
+    def __post_init__(self) -> None:
+        if jnp.dtype(self.dtype) not in ACTIVATIONS:
+            raise ValueError(
+                f"dtype of activations must be float32 or bfloat16, got {jnp.dtype(self.dtype)}; "
+                "weights may have another, param_dtype"
+            )
+
+    @classmethod
+    def of_weights(cls, dtype: DTypeLike) -> "Numerics":
+        """How weights are run by default: bfloat16 in bfloat16, all others in float32."""
+        wide = jnp.dtype(dtype) not in ACTIVATIONS
+        return cls(dtype=jnp.float32 if wide else dtype, param_dtype=dtype)
+
+    def linear(
+        self, features: int, to: int, axes: Axes, *, bias: bool = True, rngs: nnx.Rngs
+    ) -> nnx.Linear:
+        """A linear layer with kernel [features, to] of the named axes."""
+        return nnx.Linear(
+            features,
+            to,
+            use_bias=bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nnx.with_metadata(_kernel_init, axes=axes),
+            bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=axes[1:]),
+            rngs=rngs,
+        )
+
+
+FLOAT32 = Numerics()
+"""Float32 throughout."""
+
+
+def parameter(
+    shape: tuple[int, ...], axes: Axes, numerics: Numerics, rngs: nnx.Rngs, scale: float = 0.02
+) -> nnx.Param:
+    """A free parameter, normal with standard deviation `scale`."""
+    value = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value.astype(numerics.param_dtype), axes=axes)
+
+
+def stack(build: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
+    """`depth` modules with independent weights, each leaf with a leading axis of them."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def all_of(rngs: nnx.Rngs) -> M:
+        return build(rngs)
+
+    return all_of(rngs)
+
+
+def scan(stacked: nnx.Module, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """``carry = step(block, carry)`` for each of the stacked blocks, compiled once."""
+    graph, state = nnx.split(stacked)
+
+    def body(carry: Any, block: nnx.State) -> tuple[Any, None]:
+        return step(nnx.merge(graph, block), carry), None
+
+    return jax.lax.scan(body, carry, state)[0]
+
+
+def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """A linear layer's features of x [n, tokens, features], in groups of these sizes.
+
+    A product for each: where weights are divided among devices, groups of one product would have
+    to be exchanged, and on a TPU each would be copied.
+    """
+    kernel, bias = weights(layer, x)
+    ends = np.cumsum(sizes)
+    return [
+        x @ kernel[:, end - size : end] + bias[None, None, end - size : end]
+        for size, end in zip(sizes, ends.tolist(), strict=True)
+    ]
+
+
+def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias in the dtype of x."""
+    assert layer.bias is not None
+    return layer.kernel.get_value().astype(x.dtype), layer.bias.get_value().astype(x.dtype)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    numerics: Numerics,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of q [n, queries, heads, d] over k, v [n, keys, heads, d].
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      numerics: whose implementation is used.
+      bias: added to the scaled scores, [n or 1, heads, queries, keys].
+      mask: True where a query may look, [n or 1, heads or 1, queries, keys].
+      causal: whether queries see no later keys.
+      scale: of the scores; 1 / sqrt(d) by default.
+
+    Returns:
+      [n, queries, heads x d].
+    """
+    name = numerics.attention
+    if name is None and jax.default_backend() == "tpu" and k.shape[1] >= LONG:
+        name = "splash"
+    if name == "splash":
+        if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):
+            seen = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
+            y = splash_attention(
+                q, k, v, seen=seen, causal=causal, scale=scale, rules=numerics.rules
+            )
+            return y.reshape(*y.shape[:2], -1)
+        name = "xla"
+    # JAX's own code adds bfloat16 to float32, which a strict promotion mode would not let pass.
+    with jax.numpy_dtype_promotion("standard"):
+        y = jax.nn.dot_product_attention(
+            q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=name
+        )
+    return y.reshape(*y.shape[:2], -1)
+
+
+def logical_axes(model: nnx.Module) -> nnx.State:
+    """Names of the axes of each parameter, as a pytree of tuples beside `nnx.state(model)`.
+
+    Stacked blocks have one more in front, "layer"; a parameter without names has only None.
+    """
+
+    params = nnx.state(model, nnx.Param)
+    return nnx.map_state(lambda path, param: param.replace(axes_of(param)), params)

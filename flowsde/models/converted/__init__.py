@@ -1,0 +1,1 @@
+"""Converted models on disk, and how they are read."""

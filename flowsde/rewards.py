@@ -1,0 +1,238 @@
+"""Rewards: ``reward(images, cond) -> [n]``, higher is better.
+
+A plain JAX function is a reward. One with parameters is a
+``jax.tree_util.Partial(fn, params)``, so that they are arguments of the compiled search and not
+constants in it. `device` gives one a name, a cost and a minibatch; `host` marks a function that
+runs outside JAX.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde import _threads
+from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde.conds import Cond, is_array, stacked
+from flowsde.modules import as_partial
+
+
+class RewardError(RuntimeError):
+    """A reward outside JAX raised, took too long, or returned something else than n floats.
+
+    Attributes:
+      round: in which it did, counted from 0.
+      result: `flowsde.Result` before that round; pass it on as ``resume`` to go on from there, or
+        keep it with `flowsde.save_search`.
+    """
+
+    round: int = 0
+    result: Any = None
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("fn",),
+    meta_fields=("name", "cost", "minibatch"),
+)
+@dataclasses.dataclass(frozen=True)
+class DeviceReward:
+    """A JAX function ``fn(images, cond) -> [n]`` with a name; build it with `device`."""
+
+    fn: Callable[[jax.Array, Any], jax.Array]
+    name: str
+    cost: float
+    minibatch: int | None
+
+    def __call__(self, images: jax.Array, cond: Any) -> jax.Array:
+        """Rewards [n]; raises if the function returns anything else."""
+        rewards = self.fn(images, cond)
+        check_rewards(self.name, rewards, images.shape[0])
+        return rewards
+
+
+@dataclasses.dataclass(frozen=True)
+class HostReward:
+    """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out; see `host`."""
+
+    fn: Callable[[np.ndarray, Any], Any]
+    name: str
+    cost: float
+    minibatch: int | None
+    timeout: float | None
+
+    def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
+        """Rewards float32 [n].
+
+        Raises:
+          RewardError: the function raised, took longer than the timeout, or returned anything
+            but n floats.
+        """
+        try:
+            # Writable, which is all that PyTorch takes.
+            given = jax.tree.map(_writable, (images, cond))
+            rewards = np.asarray(self._call(*given))
+        except RewardError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"reward {self.name!r} raised {_said(error)}") from error
+        try:
+            check_rewards(self.name, rewards, images.shape[0])
+        except ValueError as error:
+            raise RewardError(str(error)) from None
+        return as_float32(rewards, np)
+
+    def _call(self, images: np.ndarray, cond: Any) -> Any:
+        if self.timeout is None:
+            return self.fn(images, cond)
+        try:
+            return _threads.call(f"reward {self.name}", self.timeout, self.fn, images, cond)
+        except _threads.Late:
+            raise RewardError(
+                f"reward {self.name!r} gave no answer within its timeout of {self.timeout:g} s"
+            ) from None
+        except _threads.Busy:
+            raise RewardError(
+                f"reward {self.name!r} is not called again: {_threads.MOST} calls that took longer "
+                f"than their timeout are still running; expected a new process"
+            ) from None
+
+
+def _writable(array: Any) -> Any:
+    return np.require(array, requirements="W") if isinstance(array, np.ndarray) else array
+
+
+Reward = DeviceReward | HostReward
+
+
+def device(
+    fn: Callable[..., jax.Array],
+    *,
+    name: str | None = None,
+    cost: float = 0.0,
+    minibatch: int | None = None,
+) -> DeviceReward:
+    """A JAX reward with a name, a cost and a minibatch; a plain function is one without.
+
+    Args:
+      fn: ``fn(images, cond) -> [n]``; with parameters, ``jax.tree_util.Partial(fn, params)``.
+      name: for messages; the function's own by default.
+      cost: of one reward, in model evaluations; reported as `Result.verifier_cost`.
+      minibatch: images judged at once; as many as the model evaluates at once by default.
+    """
+    partial_fn = as_partial("reward", fn)
+    check_non_negative("cost", cost)
+    size = None if minibatch is None else check_count("minibatch", minibatch)
+    return DeviceReward(partial_fn, _name(fn) if name is None else name, float(cost), size)
+
+
+def host(
+    fn: Callable[[np.ndarray, Any], Any],
+    name: str | None = None,
+    *,
+    cost: float = 0.0,
+    minibatch: int | None = None,
+    timeout: float | None = None,
+) -> HostReward:
+    """Mark a reward that runs outside JAX: PyTorch, an HTTP service, a human.
+
+    Args:
+      fn: ``fn(images, cond) -> n floats`` on NumPy arrays with a leading axis n, which are its own
+        to write to; cond is a list of n objects where `reward_cond` of `flowsde.run` is text or the
+        like.
+      name, cost, minibatch: as for `device`.
+      timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
+        goes on in its thread (`flowsde._threads` says for how long, and how many).
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")
+    check_non_negative("cost", cost)
+    if timeout is not None:
+        check_positive("timeout", timeout)
+    size = None if minibatch is None else check_count("minibatch", minibatch)
+    return HostReward(fn, _name(fn) if name is None else name, float(cost), size, timeout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfObjects:
+    """A host reward's function that is told objects, of which cond holds the numbers."""
+
+    fn: Callable[[np.ndarray, list[Any]], Any]
+    objects: list[Any]
+
+    def __call__(self, images: np.ndarray, numbers: np.ndarray) -> Any:
+        return self.fn(images, [self.objects[i] for i in numbers])
+
+
+def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward, Cond]:
+    """A reward and what it is told of n prompts, with a leading axis of them.
+
+    Args:
+      reward: that takes objects if it runs outside JAX.
+      reward_cond: of a single prompt without its axis; or a list of those of n prompts.
+
+    Raises:
+      ValueError, TypeError: there are not n, or a JAX function is given no arrays.
+    """
+    if single:
+        reward_cond = [reward_cond]
+    if not isinstance(reward_cond, list):
+        return reward, reward_cond
+    if len(reward_cond) != n:
+        raise ValueError(
+            f"reward_cond is a list of {len(reward_cond)}, expected one of each of {n} prompts"
+        )
+    if isinstance(reward, HostReward) and not all(map(is_array, jax.tree.leaves(reward_cond))):
+        objects = dataclasses.replace(reward, fn=_OfObjects(reward.fn, reward_cond))
+        return objects, np.arange(n, dtype=np.int32)
+    return reward, stacked("reward_cond", reward_cond)
+
+
+def as_reward(reward: Any) -> Reward:
+    """A plain function as a `DeviceReward`; others as they are."""
+    return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__  # its own message fails
+
+
+def as_float32(rewards: Any, numpy: Any) -> Any:
+    """Rewards of any floating dtype: what is too large for float32, and +inf, is the largest.
+
+    So a reward that is a number stays one, rewards differ by numbers, and none is as good as no
+    target. NaN and -inf stay.
+
+    Args:
+      rewards: [n].
+      numpy: `numpy` or `jax.numpy`.
+    """
+    most = float(np.finfo(np.float32).max)
+    with np.errstate(all="ignore"):
+        if rewards.dtype.itemsize < 8:
+            rewards = rewards.astype(np.float32)
+        clipped = numpy.clip(rewards, -most, most).astype(np.float32)
+    return numpy.where(numpy.isneginf(rewards), -np.inf, clipped)
+
+
+def _name(fn: Any) -> str:
+    inner = getattr(fn, "func", fn)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def check_rewards(name: str, rewards: Any, n: int) -> None:
+    """Raise unless `rewards` are n floating-point numbers."""
+    if not hasattr(rewards, "shape") or not hasattr(rewards, "dtype"):
+        raise TypeError(f"reward {name!r} returned {rewards!r}, expected an array of shape ({n},)")
+    if rewards.shape != (n,) or not jnp.issubdtype(rewards.dtype, jnp.floating):
+        raise ValueError(
+            f"reward {name!r} returned shape {rewards.shape} and dtype {rewards.dtype}, "
+            f"expected shape ({n},) and a floating dtype"
+        )

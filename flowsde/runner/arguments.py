@@ -1,0 +1,352 @@
+"""The arguments of a run, checked before any work."""
+
+import math
+import reprlib
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from flowsde._checks import MOST, check_count, check_integers
+from flowsde._keys import as_key
+from flowsde._static import check_static
+from flowsde.classifier_free import with_own_nulls
+from flowsde.conds import Cond, Told, as_arrays, check_cond
+from flowsde.flow import Flow, check_flow
+from flowsde.fresh import warn_if_written_anew
+from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.runner.evaluate import Sizes, means, of_prompts, verify
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, fetch, gather, memory
+from flowsde.runner.result import Carry, Result, carry_of
+from flowsde.search.protocol import Search
+from flowsde.sharding import ShardingRules, automatic, place
+
+
+class Job(NamedTuple):
+    """Checked arguments of a run.
+
+    On a mesh there may be more keys, cond and budgets than `ids`: those that are not `live`.
+    """
+
+    keys: jax.Array
+    flow: Flow
+    search: Search
+    reward: Reward
+    cond: Cond
+    target: jax.Array
+    nfe: jax.Array
+    sizes: Sizes
+    ids: np.ndarray
+    single: bool
+    invalid: str
+    resume: Result | None
+    layout: Layout
+    live: jax.Array | None
+
+    def trim(self, tree: Any, axis: int = 0) -> Any:
+        """What concerns the job's own prompts; of a single one, without their axis."""
+        if self.layout.mesh is None:
+            return tree
+        lead = (slice(None),) * axis
+        if self.single:
+            return jax.tree.map(lambda a: a[*lead, 0], tree)
+        n = self.ids.size
+        return jax.tree.map(lambda a: a if a.shape[axis] == n else a[*lead, :n], tree)
+
+
+def prepare(
+    key: jax.Array,
+    flow: Flow,
+    search: Search,
+    reward: Any,
+    *,
+    cond: Cond,
+    reward_cond: Any = None,
+    prompt_ids: Any,
+    chunk_size: int | None,
+    target_reward: float | None,
+    nfe: Any,
+    invalid: Literal["error", "warn"],
+    resume: Result | None,
+    mesh: Any = None,
+    rules: ShardingRules | None = None,
+) -> Job:
+    """Check all; arguments as for `flowsde.run`."""
+    _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
+    key = as_key(key)
+    _check_kinds(flow, search, invalid, resume)
+    target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
+    single = prompt_ids is None
+    ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
+    cond = _checked("cond", cond, ids.size, single)
+    flow, cond = with_own_nulls(flow, cond)
+    search, budgets = _in_candidates(flow, search, ids.size, nfe)
+    verifier = _check_reward(search, as_reward(reward))
+    compiled = None if isinstance(verifier, HostReward) else verifier
+    warn_if_written_anew(
+        4, flow=flow.velocity_fn, interpolant=flow.interpolant, decode=flow.decode, search=search,
+        reward=compiled,
+    )  # fmt: skip
+    if reward_cond is not None:
+        verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
+        cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
+    layout = ALONE
+    if mesh is not None:
+        layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
+    elif rules is not None:
+        raise ValueError("rules say how to split over a mesh, expected a mesh with them")
+    (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
+    rows = -(-keys.size // layout.prompts) * search.n_candidates
+    rows = -(-rows // layout.particles)
+    sizes = _sizes(rows, chunk_size, verifier.minibatch)
+    _check_size(search, flow, layout, sizes.model * layout.groups if sizes.model < rows else 0)
+    job = Job(
+        keys=keys,
+        flow=flow,
+        search=search,
+        reward=verifier,
+        cond=cond,
+        target=layout.put(jnp.asarray(target), EVERYWHERE),
+        nfe=numbers,
+        sizes=sizes,
+        ids=ids,
+        single=single,
+        invalid=invalid,
+        resume=resume,
+        layout=layout,
+        live=live,
+    )
+    with layout.around_model():
+        _trace(job)
+    return job
+
+
+def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
+    """TypeError or ValueError for arguments that are something else."""
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_flow(flow)
+    check_static("search", search)
+    if invalid not in ("error", "warn"):
+        raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
+    if resume is not None and not isinstance(resume, Result):
+        raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
+
+
+def _in_candidates(flow: Flow, search: Search, prompts: int, nfe: Any) -> tuple[Search, np.ndarray]:
+    """The search and each prompt's budget, in candidates; given in passes of the model."""
+    budgets = _budgets(search, prompts, nfe) // flow.evaluations
+    if flow.evaluations != 1:
+        search = search.with_nfe(search.nfe // flow.evaluations)
+    for budget in np.unique(budgets):
+        search.with_nfe(int(budget))  # or raises
+    return search, budgets
+
+
+def _check_reward(search: Search, reward: Reward) -> Reward:
+    """The reward, if the search can use it."""
+    if isinstance(reward, DeviceReward):
+        check_static("reward", reward.fn)
+    elif search.guided:
+        raise TypeError(
+            f"reward {reward.name!r} runs outside JAX and has no gradient, which the search's "
+            f"guided kernel wants; expected a JAX function"
+        )
+    return reward
+
+
+def check_ids(prompt_ids: Any) -> np.ndarray:
+    """Prompt ids, int64 [P]: those that a key folds in without wrapping."""
+    ids = np.asarray(prompt_ids)
+    if ids.ndim != 1 or ids.size == 0:
+        raise ValueError(
+            f"prompt_ids must be at least one integer in a row, got {reprlib.repr(prompt_ids)}"
+        )
+    return check_integers("prompt_ids", prompt_ids, 0, 2**32 - 1)
+
+
+def _check_not_traced(arguments: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise TypeError(
+            "a search compiles programs of its own and cannot be run inside jax.jit, vmap or grad; "
+            "call it directly, for many prompts together with prompt_ids"
+        )
+
+
+def _checked(name: str, cond: Cond, n: int, single: bool) -> Cond:
+    """Arrays with a leading axis of n prompts."""
+    cond = as_arrays(name, cond)
+    if single:
+        cond = jax.tree.map(lambda a: a[None], cond)
+    check_cond(cond, n, "len(prompt_ids)", name)
+    return cond
+
+
+def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:
+    """Arrays of n prompts on the mesh, with as many more as parts of it come out even with.
+
+    Returns:
+      The arrays, in which what is more is the first prompt again; and which are not, bool.
+      Without a mesh, the arrays and None.
+    """
+    if layout.mesh is None:
+        return each, None
+    places = jnp.arange(-(-n // layout.prompts) * layout.prompts, dtype=jnp.int32)
+    live = places < n
+    at = jnp.where(live, places, 0)
+    filled = jax.tree.map(lambda a: a[at], each)
+    return layout.put((filled, live), layout.by_prompt)
+
+
+def _on_mesh(
+    mesh: Mesh, rules: ShardingRules | None, flow: Flow, reward: Reward
+) -> tuple[Layout, Flow, Reward]:
+    """How the run lies on a mesh, with the parameters of the model and the reward there."""
+    if not isinstance(rules, ShardingRules | None):
+        raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
+    rules = (rules or ShardingRules()).on(mesh)
+    layout = Layout(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+    if both := set(layout.prompt) & set(layout.particle):
+        raise ValueError(
+            f"rules split both prompts and particles over mesh axis {both.pop()!r}, expected "
+            f"different ones"
+        )
+    flow = place(flow, mesh, rules)
+    if isinstance(reward, HostReward):
+        if jax.process_count() > 1:
+            raise ValueError(f"reward {reward.name!r} runs outside JAX, expected a single process")
+    else:
+        reward = place(reward, mesh, rules)
+    used = {*layout.prompt, *layout.particle}
+    for leaf in jax.tree.leaves((flow, reward if isinstance(reward, DeviceReward) else None)):
+        for axes in leaf.sharding.spec:
+            used |= {axes} if isinstance(axes, str) else set(axes or ())
+    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
+    if idle:
+        raise ValueError(
+            f"mesh axis {idle[0]!r} of {mesh.shape[idle[0]]} devices splits neither prompts, nor "
+            f"particles, nor any parameter: its devices would all do the same"
+        )
+    return layout, flow, reward
+
+
+def _check_target(target_reward: Any) -> np.float32:
+    try:
+        target = np.asarray(target_reward, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"target_reward must be a number, got {target_reward!r}") from None
+    # Every reward reaches -inf, that of a NaN too.
+    if np.ndim(target) != 0 or not target > -np.inf:
+        raise ValueError(f"target_reward must be one number above -inf, got {target_reward!r}")
+    return np.float32(np.inf) if np.isposinf(target) else as_float32(target, np)[()]
+
+
+def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
+    """Model evaluations of each prompt, int32 [prompts]."""
+    given = np.asarray(search.nfe if nfe is None else nfe)
+    if given.dtype.kind not in "iuO" or given.shape not in ((), (prompts,)):
+        raise ValueError(
+            f"nfe must be an integer or one for each of {prompts} prompts, got {nfe!r}"
+        )
+    given = check_integers("nfe", given, 1, MOST)
+    if given.max() > search.nfe:
+        raise ValueError(f"nfe must be at most that of the search, {search.nfe}, got {given.max()}")
+    return np.broadcast_to(given, (prompts,)).astype(np.int32)
+
+
+def _check_size(search: Search, flow: Flow, layout: Layout, padding: int) -> None:
+    """ValueError if a round has more candidates than fit, or all rounds more than are counted.
+
+    Args:
+      padding: rows of a round that may be computed for a prompt besides its candidates.
+    """
+    width = search.n_candidates
+    # x, x0 and x1 of every one, at least.
+    needed = 12 * -(-width // layout.particles) * math.prod(flow.shape)
+    there = memory(layout.mesh)
+    if needed > there:
+        raise ValueError(
+            f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
+            f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
+        )
+    most = flow.evaluations * search.max_rounds * (width + padding)
+    if most > MOST:
+        raise ValueError(
+            f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "
+            f"more than {MOST} are counted: nfe, the width or chunk_size is too large"
+        )
+
+
+def _sizes(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:
+    model = most if chunk_size is None else min(most, check_count("chunk_size", chunk_size))
+    return Sizes(model, model if minibatch is None else min(most, minibatch))
+
+
+def _trace(job: Job) -> None:
+    """Trace the model and the reward on shapes alone: their errors come before any work."""
+
+    def shapes(n: int) -> tuple[Any, Any, Any]:
+        n *= job.layout.groups
+        own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.cond)
+        x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
+        return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
+
+    x, t, cond = shapes(job.sizes.model)
+    means.eval_shape(job.flow, x, t, cond, interpolant=job.search.interpolant)
+    if not isinstance(job.reward, HostReward):
+        # A guided search takes rewards with the model's chunks as well.
+        for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
+            x, _, cond = shapes(n)
+            verify.eval_shape(job.flow, job.reward, x, cond)
+
+
+def _identity(state: Any) -> tuple[Any, ...]:
+    """Key, target and budget that a state was begun with."""
+    while hasattr(state, "inner"):
+        state = state.inner
+    return jax.random.key_data(state.key), state.target, state.nfe
+
+
+def check_resume(job: Job, fresh: Carry) -> Carry:
+    """Carry to go on from; ValueError unless they are of this very job.
+
+    Args:
+      job: with `resume`.
+      fresh: what the job would begin with.
+    """
+    assert job.resume is not None
+    own = job.trim(fresh)._replace(live=None)
+    carry = carry_of(job.resume)
+    like, found = jax.tree.structure(own), jax.tree.structure(carry)
+    if str(like) != str(found) or any(
+        a.shape != b.shape or a.dtype != b.dtype
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
+    ):
+        raise ValueError(
+            "resume is of another search, or of other prompts or shapes, than this run's"
+        )
+    names = ("key or prompt_ids", "target_reward", "nfe")
+    for name, wanted, got in zip(
+        names, *fetch((_identity(own.state), _identity(carry.state))), strict=True
+    ):
+        if not np.array_equal(wanted, got):
+            raise ValueError(f"resume was begun with another {name} than this run's")
+    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
+
+
+def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
+    """A carry of the job's own prompts, on the mesh with its padding, which is as at the start."""
+
+    def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
+        own = own[None] if job.single else own
+        if len(own) < len(begun):
+            own = jnp.concatenate(gather([own, begun[len(own) :]]))
+        return job.layout.put(own, job.layout.by_prompt)
+
+    return jax.tree.map(pad, carry._replace(live=job.live), fresh)

@@ -1,0 +1,313 @@
+"""What candidates are worth: flow -> x0 -> decode -> reward, in chunks of one compiled shape.
+
+First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
+size. A guided search's rows that want a gradient get both at once, by differentiating through
+reward, decoder and model.
+
+Candidates [P, w] of P prompts, or [w] of a single one, are evaluated as rows [m]. On a mesh, each
+group of devices picks the next chunk of its own rows, and the model sees those of all together.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde.conds import Cond, for_model, for_reward
+from flowsde.flow import Flow, finite_rows
+from flowsde.interpolants import Interpolant
+from flowsde.predictions import expand
+from flowsde.rewards import DeviceReward, HostReward, as_float32
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
+from flowsde.search.protocol import Candidates, Evaluation
+
+
+class Sizes(NamedTuple):
+    """Rows of a group computed at once: by the model and by the reward. Static."""
+
+    model: int
+    reward: int
+
+
+class Computed(NamedTuple):
+    """What was computed for each row, int32 [m]: passes forward, of those differentiated."""
+
+    forward: jax.Array
+    backward: jax.Array
+
+
+class Rows(NamedTuple):
+    """Candidates with one leading axis, [m]; `prompt` is the number of each one's prompt, int32."""
+
+    x: jax.Array
+    t: jax.Array
+    wants_reward: jax.Array
+    wants_gradient: jax.Array
+    valid: jax.Array
+    prompt: jax.Array
+
+
+def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
+    """Cond [P, ...] of rows that belong to `prompts` [n], which count on from those before P."""
+    return jax.tree.map(lambda a: a[prompts % a.shape[0]], cond)
+
+
+def split(asked: Candidates, layout: Layout) -> Rows:
+    """The rows of candidates [P, w], or [w] of a single prompt."""
+
+    def own(asked: Candidates) -> Rows:
+        lead = asked.t.shape
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
+        m, width = flat.t.shape[0], lead[-1]
+        prompt = layout.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
+        rows = layout.own(Rows(**flat._asdict(), prompt=prompt))
+        return rows._replace(valid=rows.valid & ~layout.repeated(m))
+
+    return layout.local(own, layout.by_prompt, layout.by_row)(asked)
+
+
+def join(rows: Any, lead: tuple[int, ...], layout: Layout) -> Any:
+    """Arrays of rows as of candidates [*lead]; within `Layout.local`."""
+    m = math.prod(lead)
+    rows = layout.joined(rows) if layout.particles > 1 else rows
+    return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), rows)
+
+
+def join_counts(computed: Computed, lead: tuple[int, ...], layout: Layout) -> Computed:
+    """`join`, with what was computed only to come out even put down to the last row."""
+    m = math.prod(lead)
+    if layout.particles > 1:
+        computed = layout.joined(computed)
+        computed = jax.tree.map(lambda a: a.at[m - 1].add(jnp.sum(a[m:])), computed)
+    return jax.tree.map(lambda a: a[:m].reshape(lead), computed)
+
+
+# Compiled on their own so that model and reward are traced once a shape: the check before a run
+# and the run itself share the trace.
+@partial(jax.jit, static_argnames=("interpolant",))
+def means(
+    flow: Flow, x: jax.Array, t: jax.Array, cond: Cond, *, interpolant: Interpolant
+) -> tuple[jax.Array, jax.Array]:
+    """(x0, x1) of rows."""
+    return flow.means(x, t, for_model(cond), interpolant)
+
+
+@jax.jit
+def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> jax.Array:
+    """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
+    images = flow.decode(x0)
+    rewards = as_float32(reward(images, for_reward(cond)), jnp)
+    # Images may be integers, in which what was not finite no longer shows.
+    return jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
+
+
+decode = jax.jit(lambda flow, x0: flow.decode(x0))
+
+
+@jax.jit
+def _decode_and_check(flow: Flow, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images of rows, and which of them are finite, bool [n]."""
+    images = flow.decode(x0)
+    return images, finite_rows(x0) & finite_rows(images)
+
+
+def _clean(rewards: jax.Array, wanted: jax.Array) -> jax.Array:
+    """NaN counts as -inf, and so does what was not asked for."""
+    return jnp.where(wanted & ~jnp.isnan(rewards), rewards, -jnp.inf)
+
+
+def _model(
+    flow: Flow, reward: Any, interpolant: Interpolant, guided: bool, x, t, cond, wants_gradient
+) -> tuple[Evaluation, jax.Array]:
+    """Means of rows, reward and gradient where wanted; and whether they were differentiated."""
+    nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
+
+    def forward() -> Evaluation:
+        x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
+        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if guided else None)
+
+    if not guided:
+        return forward(), jnp.zeros(t.shape, jnp.bool)
+
+    def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
+        rewards = verify(flow, reward, x0, cond)
+        # Rows do not depend on each other, so the sum's gradient holds that of each.
+        return jnp.sum(jnp.where(wants_gradient, rewards, 0.0)), (x0, x1, rewards)
+
+    def backward() -> Evaluation:
+        gradient, (x0, x1, rewards) = jax.grad(total, has_aux=True)(x)
+        usable = jnp.isfinite(gradient) & expand(jnp.isfinite(rewards) & wants_gradient, x)
+        gradient = jnp.where(usable, gradient, 0.0)
+        return Evaluation(x0, x1, _clean(rewards, wants_gradient), gradient)
+
+    some = jnp.any(wants_gradient)
+    return jax.lax.cond(some, backward, forward), jnp.full(t.shape, some)
+
+
+def _in_chunks(
+    f: Callable[[jax.Array], Any],
+    wanted: jax.Array,
+    last: jax.Array,
+    size: int,
+    empty: Any,
+    layout: Layout,
+) -> tuple[Any, jax.Array]:
+    """``f(at)`` for the rows of each group that are wanted, in as many whole chunks as they need.
+
+    Args:
+      f: of the places of rows in their group, `size` of each.
+      wanted: bool [m].
+      last: int32 [m], the greater the later; rows that are not wanted come last.
+      size: rows of a group at once.
+      empty: what rows that are not computed are given.
+      layout: of the groups.
+
+    Returns:
+      `empty`, with f's values in the rows computed; and how often each was, int32 [m].
+    """
+
+    def plan(wanted: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        order = jnp.argsort(last, stable=True).astype(jnp.int32)
+        return order, jnp.sum(wanted, dtype=jnp.int32)[None]
+
+    def places(order: jax.Array, i: jax.Array) -> jax.Array:
+        return order[jnp.minimum(i * size + jnp.arange(size, dtype=jnp.int32), order.size - 1)]
+
+    def put(buffers: Any, computed: jax.Array, at: jax.Array, new: Any) -> tuple[Any, jax.Array]:
+        buffers = jax.tree.map(lambda buffer, rows: buffer.at[at].set(rows), buffers, new)
+        return buffers, computed.at[at].add(1)
+
+    order, counts = layout.rowwise(plan)(wanted, last)
+    n = jnp.max(counts)
+    next_places = layout.local(places, (layout.by_row, EVERYWHERE), layout.by_row)
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, buffers, computed = carry
+        at = next_places(order, i)
+        return i + 1, *layout.rowwise(put)(buffers, computed, at, f(at))
+
+    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(wanted.shape, jnp.int32))
+    _, values, computed = jax.lax.while_loop(lambda carry: carry[0] * size < n, body, start)
+    return values, computed
+
+
+def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
+    """``(at, prompt, arrays) -> arrays, cond`` of some rows of each group; of all for None."""
+
+    def pick(at: Any, prompt: jax.Array, arrays: Any, cond: Cond) -> tuple[Any, Cond]:
+        if at is not None:
+            prompt, arrays = jax.tree.map(lambda a: a[at], (prompt, arrays))
+        return arrays, of_prompts(cond, prompt)
+
+    ins = (layout.by_row, layout.by_row, layout.by_row, layout.by_prompt)
+    local = layout.local(pick, ins, layout.by_row)
+    return lambda at, prompt, arrays: local(at, prompt, arrays, cond)
+
+
+def evaluate_model(
+    flow: Flow,
+    reward: Any,
+    asked: Candidates,
+    cond: Cond,
+    search: Any,
+    size: int,
+    layout: Layout = ALONE,
+) -> tuple[Evaluation, Computed]:
+    """Evaluate the rows of candidates; rewards only with gradients.
+
+    Of the search, its `interpolant` and whether it is `guided` are used.
+
+    Returns:
+      Leaves [m, ...].
+    """
+    rows, pick = split(asked, layout), _picker(layout, cond)
+    m = rows.t.shape[0]
+    wants_gradient = rows.valid & rows.wants_gradient
+    model = partial(_model, flow, reward, search.interpolant, search.guided)
+
+    def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
+        (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
+        with layout.around_model():
+            return model(x, t, own, wanted)
+
+    if size == m // layout.groups:
+        values, forward = chunk(None), jnp.ones(m, jnp.int32)
+    else:
+        zeros = jnp.zeros_like(rows.x)
+        empty = Evaluation(
+            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if search.guided else None
+        )
+        # Valid ones first, and of those the ones to be differentiated.
+        last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
+        values, forward = _in_chunks(
+            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), layout
+        )
+    evals, differentiated = values
+    return evals, Computed(forward, forward * differentiated.astype(jnp.int32))
+
+
+def _wanted(rows: Rows) -> jax.Array:
+    """Rows that still want a reward after `evaluate_model`."""
+    return rows.valid & rows.wants_reward & ~rows.wants_gradient
+
+
+def evaluate_reward(
+    flow: Flow,
+    reward: DeviceReward,
+    asked: Candidates,
+    evals: Evaluation,
+    cond: Cond,
+    size: int,
+    layout: Layout = ALONE,
+) -> Evaluation:
+    """Add the rewards that are still wanted, to rows of `evaluate_model`."""
+    rows, pick = split(asked, layout), _picker(layout, cond)
+    wanted = _wanted(rows)
+    m = wanted.shape[0]
+    nothing = jnp.full(m, -jnp.inf, jnp.float32)
+
+    def chunk(at: jax.Array | None) -> jax.Array:
+        x0, own = pick(at, rows.prompt, evals.x0)
+        with layout.around_model():
+            return verify(flow, reward, x0, own)
+
+    if size == m // layout.groups:
+        rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
+    else:
+        last = (~wanted).astype(jnp.int32)
+        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, layout)
+    return evals._replace(reward=jnp.where(wanted, _clean(rewards, wanted), evals.reward))
+
+
+@partial(jax.jit, static_argnames=("layout",))
+def _what_is_wanted(asked: Candidates, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    rows = split(asked, layout)
+    return _wanted(rows), rows.prompt
+
+
+def evaluate_on_host(
+    flow: Flow,
+    reward: HostReward,
+    asked: Candidates,
+    evals: Evaluation,
+    cond: Cond,
+    size: int,
+    layout: Layout = ALONE,
+) -> Evaluation:
+    """`evaluate_reward` through NumPy."""
+    wanted, prompt = jax.device_get(_what_is_wanted(asked, layout))
+    told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
+    for start in range(0, at_all.size, size):
+        at = at_all[start : start + size]
+        # Filled up with further rows to the one compiled shape.
+        decoded = _decode_and_check(flow, evals.x0[np.resize(at, size)])
+        images, finite = (np.asarray(a)[: at.size] for a in decoded)
+        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(cond))
+        rewards = reward(images, own)
+        told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
+    return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))

@@ -1,0 +1,190 @@
+"""The loop around the compiled steps: what is under way, what has ended, what was computed."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde import interrupts
+from flowsde.rewards import HostReward
+from flowsde.runner.arguments import Job
+from flowsde.runner.evaluate import decode
+from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
+from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
+from flowsde.runner.packed.steps import Kind, advance, nothing
+from flowsde.runner.packed.widths import chains, widen, width_for, with_width
+from flowsde.runner.result import COUNTERS, Result
+from flowsde.search.protocol import Particle
+
+
+class Totals(NamedTuple):
+    """What the device has computed, of all prompts; in model evaluations but for the first two.
+
+    A row of a batch is a prompt's, or padding. What the rows of prompts that have not finished are
+    worth is known when they have: then ``evaluations == nfe + surplus + padding``.
+
+    Attributes:
+      prompts: searches that have finished.
+      batches: of B rows each.
+      evaluations: all rows of all batches.
+      nfe: charged to the prompts that have finished.
+      surplus: computed for them and not charged, of RBF's waves.
+      padding: rows that were nobody's.
+      backward_passes, verifier_calls: of the prompts that have finished, as in `Result`.
+      widths: of RBF's waves, in the order in which they were used; empty for other methods.
+    """
+
+    prompts: int = 0
+    batches: int = 0
+    evaluations: int = 0
+    nfe: int = 0
+    surplus: int = 0
+    padding: int = 0
+    backward_passes: int = 0
+    verifier_calls: int = 0
+    widths: tuple[int, ...] = ()
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the rows that were charged; 1 before the first."""
+        return self.nfe / self.evaluations if self.evaluations else 1.0
+
+
+@jax.jit
+def _row(best: Particle, slot: jax.Array) -> Particle:
+    return jax.tree.map(lambda a: a[slot], best)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+class _UnderWay(NamedTuple):
+    batch: Batch
+    wait: Callable[[], Worth]
+
+
+class Engine:
+    """Runs lists of a job's prompts; `totals` is of all of them.
+
+    Args:
+      job: checked arguments, with all prompts.
+      size: of a batch.
+      slots: prompts under way at once, at most.
+    """
+
+    def __init__(self, job: Job, size: int, slots: int | None):
+        self.totals = Totals()
+        self._job, self._size = job, size
+        # One draw at a time computes no surplus.
+        self._search = with_width(job.search, 1)
+        self._slots = slots
+        minibatch = min(size, job.reward.minibatch or size)
+        args = (Kind(job.search.interpolant, job.search.guided), minibatch)
+        self._judge: Judge = (
+            OnHost(job.flow, job.reward, *args, job.cond)
+            if isinstance(job.reward, HostReward)
+            else OnDevice(job.flow, job.reward, *args)
+        )
+
+    def close(self) -> None:
+        """End the reward's thread."""
+        self._judge.close()
+
+    def _slots_for(self, prompts: int) -> int:
+        """As many as keep two batches' candidates in the pool, one candidate a slot at least."""
+        # Of fewer prompts than the job's, a power of two: few shapes to compile.
+        most = min(self._job.ids.size, _power_of_two(prompts))
+        if self._slots is not None:
+            return min(self._slots, most)
+        batches, search = self._judge.depth, self._search
+        wanted = -(-2 * batches * self._size * search.max_rounds // search.nfe)
+        return min(most, batches * self._size, max(wanted, 2))
+
+    def run(self, prompts: Prompts) -> Iterator[tuple[int, Result]]:
+        """(number, result) of each prompt of a list, as it ends."""
+        job, n = self._job, int(prompts.length)
+        slots = self._slots_for(n)
+        width = width_for(self._search, min(slots, n), 0, self._size)
+        search = with_width(self._search, width)
+        pool = empty(prompts, job.flow, search, slots, job.target)
+        none = nothing(job.flow, search, prompts, self._size)
+        under_way: deque[_UnderWay] = deque()
+        back, active = none, n
+        while active:
+            interrupts.check()
+            # A batch that is not full waits for those under way, which may bring more.
+            least = jnp.int32(self._size if under_way else 1)
+            pool, batch, best, packed = advance(
+                pool, *back, prompts, job.flow, job.target, least, search=search
+            )
+            report = packed.unpack()
+            if report.sent:
+                self._count(int(report.sent), width)
+                under_way.append(_UnderWay(batch, self._judge.begin(batch)))
+            active = int(report.active)
+            yield from self._ended(report, best)
+            draw, left = int(report.searching), int(report.left)
+            wider = width_for(self._search, draw, active - draw, self._size)
+            if left == 0 and wider > width:
+                pool, under_way = self._widen(pool, under_way, active, width, wider)
+                width, search = wider, with_width(self._search, wider)
+            back = none
+            if under_way and not (report.sent and len(under_way) < self._judge.depth):
+                first = under_way.popleft()
+                back = (first.batch, *first.wait())
+
+    def _widen(
+        self, pool: Pool, under_way: deque[_UnderWay], active: int, width: int, wider: int
+    ) -> tuple[Pool, deque[_UnderWay]]:
+        rows = chains(self._search)
+        assert rows is not None
+        places = [one.batch.place for one in under_way]
+        slots = min(pool.prompt.size, _power_of_two(active))
+        pool, places = widen(pool, places, slots, rows, width, wider)
+        moved = [
+            one._replace(batch=one.batch._replace(place=place))
+            for one, place in zip(under_way, places, strict=True)
+        ]
+        return pool, deque(moved)
+
+    def _count(self, sent: int, width: int) -> None:
+        """A batch of so many candidates."""
+        cost, t = self._job.flow.evaluations, self.totals
+        is_new = chains(self._search) is not None and width not in t.widths
+        self.totals = t._replace(
+            batches=t.batches + 1,
+            evaluations=t.evaluations + cost * self._size,
+            padding=t.padding + cost * (self._size - sent),
+            widths=(*t.widths, width) if is_new else t.widths,
+        )
+
+    def _ended(self, report: Any, best: Particle) -> Iterator[tuple[int, Result]]:
+        """Results of the prompts that ended in a step."""
+        for slot in np.flatnonzero(report.finished >= 0):
+            particle = _row(best, jnp.int32(slot))
+            own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
+            result = Result(
+                image=decode(self._job.flow, particle.x0[None])[0],
+                x0=particle.x0,
+                x=particle.x,
+                t=particle.t,
+                reward=particle.reward,
+                **own,
+                verifier_cost=self._job.reward.cost * own["verifier_calls"],
+                info=None,
+                state=None,
+            )
+            t = self.totals
+            self.totals = t._replace(
+                prompts=t.prompts + 1,
+                nfe=t.nfe + result.nfe,
+                surplus=t.surplus + result.evaluations - result.nfe,
+                backward_passes=t.backward_passes + result.backward_passes,
+                verifier_calls=t.verifier_calls + result.verifier_calls,
+            )
+            yield int(report.finished[slot]), result

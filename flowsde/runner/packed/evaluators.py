@@ -1,0 +1,118 @@
+"""Who evaluates a batch: the device alone, or the device and a reward outside JAX.
+
+The latter scores one batch in a thread while the device computes the next.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde import _threads
+from flowsde.conds import Cond, for_reward
+from flowsde.flow import Flow, finite_rows
+from flowsde.rewards import DeviceReward, HostReward
+from flowsde.runner.evaluate import evaluate_model
+from flowsde.runner.packed.pool import Batch
+from flowsde.runner.packed.steps import Kind, evaluate
+from flowsde.search.protocol import Evaluation
+
+Worth = tuple[Evaluation, jax.Array]
+"""What a batch is worth, and which passes were differentiated; [B]."""
+
+
+class Judge(Protocol):
+    """Attributes: depth, how many batches it takes before the first must be waited for."""
+
+    depth: int
+
+    def begin(self, batch: Batch) -> Callable[[], Worth]:
+        """Begin to evaluate; the function waits for the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class OnDevice:
+    """Flow and reward in one program."""
+
+    depth = 1
+
+    def __init__(self, flow: Flow, reward: DeviceReward, kind: Kind, minibatch: int):
+        self._evaluate = partial(evaluate, flow, reward, kind=kind, minibatch=minibatch)
+
+    def begin(self, batch: Batch) -> Callable[[], Worth]:
+        worth = self._evaluate(batch)
+        return lambda: worth
+
+    def close(self) -> None:
+        pass
+
+
+@partial(jax.jit, static_argnames=("kind", "minibatch"))
+def evaluate_and_decode(
+    flow: Flow, batch: Batch, kind: Kind, minibatch: int
+) -> tuple[Worth, jax.Array, jax.Array, jax.Array]:
+    """A batch's means; rows with those that want a reward first, their images in that order, and
+    which of these are finite.
+
+    Images are decoded in the same program, as a later one would wait for the next batch.
+    """
+    evals, computed = evaluate_model(flow, None, batch.asked, batch.cond, kind, batch.place.size)
+    wanted = (batch.asked.valid & batch.asked.wants_reward)[:, 0]
+    order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
+    pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
+    x0 = evals.x0
+    like = jax.eval_shape(flow.decode, x0[:minibatch])
+
+    def decode(at: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            jnp.any(wanted[at]),
+            lambda: flow.decode(x0[at]),
+            lambda: jnp.zeros(like.shape, like.dtype),
+        )
+
+    images = jax.lax.map(decode, pieces)
+    images = images.reshape(-1, *images.shape[2:])[: order.size]
+    at = jnp.where(wanted[order], order, -1)
+    finite = finite_rows(x0)[order] & finite_rows(images)
+    return (evals, computed.backward), at, images, finite
+
+
+class OnHost:
+    """The reward of one batch after the other in a thread of its own."""
+
+    depth = 2
+
+    def __init__(self, flow: Flow, reward: HostReward, kind: Kind, minibatch: int, cond: Cond):
+        self._evaluate = partial(evaluate_and_decode, flow, kind=kind, minibatch=minibatch)
+        self._reward, self._minibatch = reward, minibatch
+        self._cond = jax.device_get(for_reward(cond))
+        self._thread = _threads.Line(f"reward {reward.name}")
+
+    def begin(self, batch: Batch) -> Callable[[], Worth]:
+        (evals, backward), at, images, finite = self._evaluate(batch)
+        scored = self._thread.submit(self._score, at, images, finite, batch.prompt)
+        return lambda: (evals._replace(reward=jnp.asarray(_threads.wait(scored))), backward)
+
+    def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:
+        rows = np.asarray(rows)
+        told, wanted = np.full(rows.size, -np.inf, np.float32), rows[rows >= 0]
+        if wanted.size == 0:
+            return told
+        images, finite = (np.asarray(a)[: wanted.size] for a in (images, finite))
+        prompts = np.asarray(prompts)[wanted]
+        for start in range(0, wanted.size, self._minibatch):
+            some = slice(start, start + self._minibatch)
+            own = jax.tree.map(lambda a, some=some: a[prompts[some]], self._cond)
+            rewards = self._reward(images[some], own)
+            told[wanted[some]] = np.where(finite[some] & ~np.isnan(rewards), rewards, -np.inf)
+        return told
+
+    def close(self) -> None:
+        self._thread.close()

@@ -1,0 +1,102 @@
+"""Slots, and the pool of their candidates that wait to be evaluated.
+
+A slot holds one prompt's search: its state, what it asks for, and what has been evaluated of that.
+Slots advance independently. Everything has a leading axis of S slots; candidates have w columns.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowsde.conds import Cond
+from flowsde.flow import Flow
+from flowsde.runner.result import Carry
+from flowsde.runner.rounds import start
+from flowsde.search.protocol import Candidates, Evaluation, Search
+
+
+class Prompts(NamedTuple):
+    """The list: every leaf but `length` has a leading axis of P.
+
+    Attributes:
+      keys: of each prompt.
+      nfe: int32, budget of each in candidates.
+      cond: of each.
+      order: int32, numbers of the prompts, in which slots take them.
+      length: int32, how many of `order` there are to take.
+    """
+
+    keys: jax.Array
+    nfe: jax.Array
+    cond: Cond
+    order: jax.Array
+    length: jax.Array
+
+
+class Pool(NamedTuple):
+    """S slots.
+
+    Attributes:
+      carry: states and counters.
+      prompt: int32 [S], number of the prompt; -1 in a free slot.
+      asked: candidates [S, w] of this round.
+      evals: of those that are back.
+      backward: int32 [S, w], passes that were differentiated.
+      waiting: bool [S, w], to be evaluated.
+      due: bool [S, w], not back yet, waiting or in a batch that is under way.
+      taken: int32, how many prompts of the list have been begun.
+    """
+
+    carry: Carry
+    prompt: jax.Array
+    asked: Candidates
+    evals: Evaluation
+    backward: jax.Array
+    waiting: jax.Array
+    due: jax.Array
+    taken: jax.Array
+
+
+class Batch(NamedTuple):
+    """B candidates of any slots, evaluated together.
+
+    Attributes:
+      place: int32 [B], slot * w + column; S * w where there is none.
+      asked: [B, 1], as one candidate of each of B prompts.
+      prompt: int32 [B], numbers of the prompts.
+      cond: [B, ...], theirs.
+    """
+
+    place: jax.Array
+    asked: Candidates
+    prompt: jax.Array
+    cond: Cond
+
+
+@partial(jax.jit, static_argnames=("search", "slots"))
+def empty(prompts: Prompts, flow: Flow, search: Search, slots: int, target: jax.Array) -> Pool:
+    """S free slots of as many columns as the search has candidates."""
+    first = jnp.zeros(slots, jnp.int32)
+    carry = start(
+        prompts.keys[first], prompts.nfe[first], search=search, shape=flow.shape, target=target
+    )
+    shape = (slots, search.n_candidates)
+    x, number = jnp.zeros(shape + flow.shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+    no = jnp.zeros(shape, jnp.bool)
+    return Pool(
+        carry=carry,
+        prompt=jnp.full(slots, -1, jnp.int32),
+        asked=Candidates(x, number, no, no, no),
+        evals=Evaluation(x, x, number, x if search.guided else None),
+        backward=jnp.zeros(shape, jnp.int32),
+        waiting=no,
+        due=no,
+        taken=jnp.zeros((), jnp.int32),
+    )
+
+
+def flat(tree: Any) -> Any:
+    """Leaves [S, w, ...] as [S w, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)

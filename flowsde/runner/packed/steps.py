@@ -1,0 +1,209 @@
+"""A step of all slots, in two compiled programs.
+
+`advance` takes in what a batch was worth, tells the slots that have all their candidates back,
+gives the slots of finished prompts to the next ones of the list, asks, and selects the next batch;
+`evaluate` computes one. The state stays on the device: the host hears a few numbers.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowsde.flow import Flow
+from flowsde.interpolants import Interpolant
+from flowsde.rewards import DeviceReward
+from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
+from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
+from flowsde.runner.packed.widths import searching
+from flowsde.runner.result import COUNTERS, Packed
+from flowsde.runner.rounds import counted, start
+from flowsde.search.protocol import Candidates, Evaluation, Particle, Search, where
+
+
+class Report(NamedTuple):
+    """What the host hears of a step.
+
+    Attributes:
+      finished: int32 [S], number of the prompt that ended in each slot, -1 for none.
+      counts: int32 [S, 4], its counters, as in `Carry`.
+      sent: int32, candidates in the next batch.
+      active: int32, prompts under way.
+      searching: int32, those of them that draw waves.
+      left: int32, prompts that have not begun.
+    """
+
+    finished: jax.Array
+    counts: jax.Array
+    sent: jax.Array
+    active: jax.Array
+    searching: jax.Array
+    left: jax.Array
+
+
+def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -> Pool:
+    """Write what a batch was worth to where its candidates are."""
+
+    def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        whole = buffer.reshape(-1, *buffer.shape[2:])
+        return whole.at[batch.place].set(new, mode="drop").reshape(buffer.shape)
+
+    back = jnp.zeros_like(backward, jnp.bool)
+    return pool._replace(
+        evals=jax.tree.map(write, pool.evals, evals),
+        backward=write(pool.backward, backward),
+        due=write(pool.due, back),
+    )
+
+
+def _tell(pool: Pool, flow: Flow, search: Search, ready: jax.Array) -> Pool:
+    """Tell the slots that are ready, and count."""
+    carry, asked = pool.carry, pool.asked
+    state, info = jax.vmap(search.tell)(carry.state, asked, pool.evals)
+    computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
+    told, _ = counted(carry, state, info, asked, computed, flow.evaluations)
+    return pool._replace(carry=where(ready, told, carry))
+
+
+def _fill(
+    pool: Pool, prompts: Prompts, flow: Flow, search: Search, target: jax.Array, free: jax.Array
+) -> tuple[Pool, jax.Array]:
+    """Give free slots to the next prompts; says which have begun one."""
+    turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
+    begins = free & (turn < prompts.length)
+    prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
+    fresh = start(
+        prompts.keys[prompt], prompts.nfe[prompt], search=search, shape=flow.shape, target=target
+    )
+    return pool._replace(
+        carry=where(begins, fresh, pool.carry),
+        prompt=jnp.where(begins, prompt, jnp.where(free, -1, pool.prompt)),
+        taken=pool.taken + jnp.sum(begins, dtype=jnp.int32),
+    ), begins
+
+
+def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
+    """New candidates of the slots that ask."""
+    state, asked = jax.vmap(search.ask)(pool.carry.state)
+    mine = asks[:, None]
+    return pool._replace(
+        carry=pool.carry._replace(state=where(asks, state, pool.carry.state)),
+        asked=where(asks, asked, pool.asked),
+        waiting=jnp.where(mine, asked.valid, pool.waiting),
+        due=jnp.where(mine, asked.valid, pool.due),
+    )
+
+
+def _select(
+    pool: Pool, prompts: Prompts, flow: Flow, size: int, least: jax.Array
+) -> tuple[Pool, Batch, jax.Array]:
+    """The next batch, of prompts with the most budget left: so all end at about the same time.
+
+    None if fewer than `least` candidates wait.
+    """
+    number = jnp.maximum(pool.prompt, 0)
+    spent = pool.carry.nfe // flow.evaluations
+    columns = pool.waiting.shape[1]
+    waiting = pool.waiting.reshape(-1)
+    left = jnp.repeat(prompts.nfe[number] - spent, columns)
+    order = jnp.lexsort((-left, ~waiting)).astype(jnp.int32)
+    at = jnp.pad(order, (0, max(0, size - order.size)))[:size]
+    n = jnp.sum(waiting, dtype=jnp.int32)
+    sent = jnp.where(n >= least, jnp.minimum(n, size), 0)
+    is_one = jnp.arange(size, dtype=jnp.int32) < sent
+    place = jnp.where(is_one, at, waiting.size)
+    asked: Candidates = jax.tree.map(lambda a: a[at][:, None], flat(pool.asked))
+    some = is_one[:, None]
+    asked = asked._replace(
+        wants_reward=asked.wants_reward & some,
+        wants_gradient=asked.wants_gradient & some,
+        valid=asked.valid & some,
+    )
+    prompt = number[at // columns]
+    batch = Batch(place, asked, prompt, of_prompts(prompts.cond, prompt))
+    waiting = waiting.at[place].set(False, mode="drop").reshape(pool.waiting.shape)
+    return pool._replace(waiting=waiting), batch, sent
+
+
+@partial(jax.jit, static_argnames=("search",), donate_argnames=("pool",))
+def advance(
+    pool: Pool,
+    batch: Batch,
+    evals: Evaluation,
+    backward: jax.Array,
+    prompts: Prompts,
+    flow: Flow,
+    target: jax.Array,
+    least: jax.Array,
+    search: Search,
+) -> tuple[Pool, Batch, Particle, Packed]:
+    """All that happens between two batches.
+
+    Args:
+      pool: of the search's columns.
+      batch: that is back, of B places.
+      evals, backward: what it was worth [B].
+      prompts, flow, target: of the run.
+      least: candidates that are worth sending.
+      search: asks and is told.
+
+    Returns:
+      The pool, the next batch, the best particle of each slot before it was given to another
+      prompt, and a `Report`.
+    """
+    pool = _take_in(pool, batch, evals, backward)
+    ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
+    pool = _tell(pool, flow, search, ready)
+    finished = ready & jax.vmap(search.done)(pool.carry.state)
+    best = jax.vmap(search.best)(pool.carry.state)
+    ended = jnp.where(finished, pool.prompt, -1)
+    counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
+    pool, begins = _fill(pool, prompts, flow, search, target, finished | (pool.prompt < 0))
+    pool = _ask(pool, search, begins | (ready & ~finished))
+    pool, following, sent = _select(pool, prompts, flow, batch.place.size, least)
+    active = pool.prompt >= 0
+    draws = active & jax.vmap(partial(searching, search))(pool.carry.state)
+    report = Report(
+        finished=ended,
+        counts=counts,
+        sent=sent,
+        active=jnp.sum(active, dtype=jnp.int32),
+        searching=jnp.sum(draws, dtype=jnp.int32),
+        left=prompts.length - pool.taken,
+    )
+    return pool, following, best, Packed.of(report)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What evaluating depends on of a search: those that share it share the compiled program."""
+
+    interpolant: Interpolant
+    guided: bool
+
+
+@partial(jax.jit, static_argnames=("kind", "minibatch"))
+def evaluate(
+    flow: Flow, reward: DeviceReward, batch: Batch, kind: Kind, minibatch: int
+) -> tuple[Evaluation, jax.Array]:
+    """A batch's evaluation [B], and which passes were differentiated."""
+    evals, computed = evaluate_model(flow, reward, batch.asked, batch.cond, kind, batch.place.size)
+    evals = evaluate_reward(flow, reward, batch.asked, evals, batch.cond, minibatch)
+    return evals, computed.backward
+
+
+def nothing(flow: Flow, search: Search, prompts: Prompts, size: int) -> Any:
+    """(batch, evals, backward) with which the first step begins: no candidates."""
+    zeros = jnp.zeros((size, 1), jnp.float32)
+    x, no = jnp.zeros((size, 1, *flow.shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
+    number = jnp.zeros(size, jnp.int32)
+    batch = Batch(
+        place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
+        asked=Candidates(x, zeros, no, no, no),
+        prompt=number,
+        cond=of_prompts(prompts.cond, number),
+    )
+    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if search.guided else None)
+    return batch, evals, number

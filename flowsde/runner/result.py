@@ -1,0 +1,161 @@
+"""What a run gives back, and what it carries from round to round."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde.pictures import png
+from flowsde.search.protocol import Info
+
+
+class Result(NamedTuple):
+    """What a search found; leading axis P for several prompts, none for one.
+
+    Attributes:
+      image: what the reward saw of the best particle, the decoded x0.
+      x0: its posterior mean, float32 [*flow.shape].
+      x, t: the particle, float32 [*flow.shape] and [], in the search's interpolant; evaluating
+        the flow there gives x0, and the reward of its decoding is `reward`.
+      reward: float32 [].
+      nfe: model evaluations charged; never above the budget.
+      evaluations: model evaluations computed, surplus and padding included.
+      backward_passes: those of them that were differentiated for gradients of the reward.
+      verifier_calls: rewards asked for, those with a gradient included.
+      verifier_cost: what they cost in model evaluations, by the reward's own word.
+      info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
+      state: of the search, after the last round; None from `flowsde.batch`.
+    """
+
+    image: Any
+    x0: Any
+    x: Any
+    t: Any
+    reward: Any
+    nfe: Any
+    evaluations: Any
+    backward_passes: Any
+    verifier_calls: Any
+    verifier_cost: Any
+    info: Any
+    state: Any
+
+    def __repr__(self) -> str:
+        numbers = ("reward", "nfe", "evaluations", "verifier_calls")
+        parts = [f"{name}={_short(getattr(self, name))}" for name in numbers]
+        parts += [f"{name}={_shape(getattr(self, name))}" for name in ("image", "x0")]
+        return f"Result({', '.join(parts)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, or those of all prompts, if they are pictures."""
+        lead, shape = np.ndim(self.reward), np.shape(self.image)
+        if len(shape) != 3 + lead or shape[-1] != 3 or not _is_here(self.image):
+            return None
+        return png(np.asarray(self.image).reshape(-1, *shape[-3:]))
+
+
+def _is_here(array: Any) -> bool:
+    """Whether this process has all of it."""
+    return getattr(array, "is_fully_addressable", True)
+
+
+def _short(values: Any) -> str:
+    """A number, or the first of several."""
+    if not _is_here(values):
+        return _shape(values)
+    numbers = np.asarray(values)
+    if numbers.ndim == 0:
+        return f"{numbers[()]:.4g}" if numbers.dtype.kind == "f" else str(numbers)
+    return np.array2string(numbers, precision=4, separator=", ", threshold=8, edgeitems=3)
+
+
+def _shape(array: Any) -> str:
+    return f"{getattr(array, 'dtype', '?')}{list(np.shape(array))}"
+
+
+class Carry(NamedTuple):
+    """State and counters of P prompts, with a leading axis of them; of a single one, without.
+
+    On a mesh, prompts that are there only to come out even are not `live`, bool [P].
+    """
+
+    state: Any
+    nfe: jax.Array
+    evaluations: jax.Array
+    backward_passes: jax.Array
+    verifier_calls: jax.Array
+    live: jax.Array | None = None
+
+    @property
+    def counts(self) -> tuple[jax.Array, ...]:
+        """In the order of `COUNTERS`."""
+        return self.nfe, self.evaluations, self.backward_passes, self.verifier_calls
+
+
+COUNTERS = ("nfe", "evaluations", "backward_passes", "verifier_calls")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("bits",), meta_fields=("like", "structure"))
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A pytree of small arrays as one, so that they take one transfer to the host.
+
+    Attributes:
+      bits: int32 [n].
+      like: shapes and dtypes (float32, int32 or bool) of the leaves.
+      structure: of the tree.
+    """
+
+    bits: jax.Array
+    like: tuple[jax.ShapeDtypeStruct, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> "Packed":
+        """Pack, in a compiled program."""
+        leaves, structure = jax.tree.flatten(tree)
+        numbers = [a.astype(jnp.int32) if a.dtype == jnp.bool else a for a in leaves]
+        bits = [jax.lax.bitcast_convert_type(a, jnp.int32).reshape(-1) for a in numbers]
+        like = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+        return cls(jnp.concatenate(bits), like, structure)
+
+    def shapes(self) -> Any:
+        """The tree's shapes and dtypes."""
+        return self.structure.unflatten(self.like)
+
+    def unpack(self) -> Any:
+        """The tree, NumPy."""
+        ends = np.cumsum([math.prod(a.shape) for a in self.like])
+        pieces = np.split(np.asarray(self.bits), ends[:-1])
+        leaves = [
+            (bits.astype(bool) if a.dtype == bool else bits.view(a.dtype)).reshape(a.shape)
+            for bits, a in zip(pieces, self.like, strict=True)
+        ]
+        return self.structure.unflatten(leaves)
+
+
+def carry_of(result: Result) -> Carry:
+    """What a run goes on from."""
+    return Carry(
+        result.state, *(jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
+    )
+
+
+def with_numbers(result: Result) -> Result:
+    """Counters of a single prompt as Python numbers."""
+    counters: dict[str, Any] = {name: int(getattr(result, name)) for name in COUNTERS}
+    return result._replace(**counters, verifier_cost=float(result.verifier_cost))
+
+
+def longer(log: Info, rows: int) -> Info:
+    """A log with room for further rounds."""
+    return jax.tree.map(lambda a: np.concatenate([a, np.zeros((rows, *a.shape[1:]), a.dtype)]), log)
+
+
+def head(log: Info, rounds: int) -> Info:
+    """The first rounds of a log."""
+    return jax.tree.map(lambda a: a[:rounds], log)

@@ -1,0 +1,323 @@
+"""The runner: evaluates candidates of one or many prompts, and counts.
+
+`run` puts a whole search into one compiled program; `iterate` is a generator around the same
+compiled parts, yielding a `Result` after each round. Both give the same answer for the same key,
+and both go on from a `Result` of `iterate`, in this process or restored from disk.
+
+A round asks every prompt's search for its candidates, flattens [prompts, width], evaluates
+flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All counting is done here:
+
+- `nfe`, what the method is charged: the candidates it would evaluate one at a time;
+- `evaluations`, what the model computed for them: surplus of wide waves and padding of
+  chunks included, exactly the rows a counting model sees; `backward_passes`, those of them that
+  were differentiated;
+- `verifier_calls`, the valid candidates that wanted a reward.
+
+All but the last are in passes of the model: a guided flow costs two a candidate.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from flowsde.conds import Cond
+from flowsde.flow import Flow
+from flowsde.rewards import HostReward, RewardError
+from flowsde.runner import rounds
+from flowsde.runner.arguments import Job, check_resume, prepare
+from flowsde.runner.evaluate import evaluate_on_host
+from flowsde.runner.found import check_found
+from flowsde.runner.mesh import fetch
+from flowsde.runner.result import Carry, Result, head, longer, with_numbers
+from flowsde.search.protocol import Candidates, Info, Particle, Search
+from flowsde.sharding import ShardingRules
+
+
+def run(
+    key: jax.Array,
+    flow: Flow,
+    search: Search,
+    reward: Any,
+    *,
+    cond: Cond = None,
+    reward_cond: Any = None,
+    prompt_ids: Any = None,
+    chunk_size: int | None = None,
+    target_reward: float | None = None,
+    nfe: Any = None,
+    invalid: Literal["error", "warn"] = "error",
+    resume: Result | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> Result:
+    """Run a search to its end.
+
+    Args:
+      key: a JAX random key. Draws depend on (key, prompt id, chain, step, draw) alone. Those of
+        another implementation than threefry, whose batched draws would depend on their neighbours,
+        are turned into one: "rbg" of a seed gives what threefry of that seed does.
+      flow: the model.
+      search: from `flowsde.search`.
+      reward: ``reward(images, cond) -> [n]``, higher is better; or one of `flowsde.rewards`.
+        What is too large for float32, and +inf, counts as the largest float32.
+      cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
+      reward_cond: what the reward is told instead of `cond`, arrays as there. A reward outside JAX
+        may be told any object, a prompt's text for one, or a list of P with `prompt_ids`: it gets a
+        list of those of its images.
+      prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
+        and not on the others. None runs one prompt, whose id is 0.
+      chunk_size: candidates evaluated at once; all of a round by default.
+      target_reward: stop when a reward reaches it; None, as +inf, is never reached.
+      nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
+        one compiled program serves them all. No more evaluations than int32 counts, surplus and
+        padding included.
+      invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
+        that of a picture that is not finite always is: raise, or warn and return the first.
+      resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
+      mesh: of devices that share the work, with some of the axes "prompt", "particle" and "model"
+        or what the rules name. Prompts are split over the first, the rows of a round over the
+        first two, and parameters by the logical names of their axes; `chunk_size` is of one part.
+        Prompts that do not come out even are filled up with some that are charged nothing.
+      rules: of the mesh, `ShardingRules()` by default.
+
+    Returns:
+      A `Result`.
+
+    Raises:
+      ValueError, TypeError: naming the argument, before any work; or naming the reward.
+      RewardError: a reward outside JAX failed; it names the reward and the round, and its
+        `result` can be resumed.
+    """
+    job = prepare(
+        key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=prompt_ids,
+        chunk_size=chunk_size, target_reward=target_reward, nfe=nfe, invalid=invalid,
+        resume=resume, mesh=mesh, rules=rules,
+    )  # fmt: skip
+    if isinstance(job.reward, HostReward):
+        return deque(_iterate(job), maxlen=1).pop()
+    carry = _begin(job)
+    if resume is not None:
+        # The program takes over the arrays that it is given; the user's stay.
+        carry = jax.tree.map(jnp.copy, carry)
+    logs = [] if resume is None else [resume.info._replace(seconds=None)]
+    done = False
+    while not done:
+        carry, *heard = rounds.run_rounds(
+            carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
+        )
+        log, n, done, counts = fetch((*heard, carry.counts))
+        logs.append(job.trim(head(log, int(n)), axis=1))
+    log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
+    return _result(job, carry, counts, log)
+
+
+def iterate(
+    key: jax.Array,
+    flow: Flow,
+    search: Search,
+    reward: Any,
+    *,
+    cond: Cond = None,
+    reward_cond: Any = None,
+    prompt_ids: Any = None,
+    chunk_size: int | None = None,
+    target_reward: float | None = None,
+    nfe: Any = None,
+    invalid: Literal["error", "warn"] = "error",
+    resume: Result | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> Iterator[Result]:
+    """`run`, round by round: yields a `Result` after each, whose last equals that of `run`.
+
+    For progress bars, host rewards, stopping early and saving: any of the results can be
+    resumed, see `flowsde.save_search`. Arguments as for `run`; they are checked at the call, not
+    at the first round.
+    """
+    return _iterate(
+        prepare(
+            key,
+            flow,
+            search,
+            reward,
+            cond=cond,
+            reward_cond=reward_cond,
+            prompt_ids=prompt_ids,
+            chunk_size=chunk_size,
+            target_reward=target_reward,
+            nfe=nfe,
+            invalid=invalid,
+            resume=resume,
+            mesh=mesh,
+            rules=rules,
+        )
+    )
+
+
+def _begin(job: Job) -> Carry:
+    """Carry before the first round of a job, or the one to resume from."""
+    carry = rounds.start(
+        job.keys,
+        job.nfe,
+        search=job.search,
+        shape=job.flow.shape,
+        target=job.target,
+        single=job.single and job.layout.mesh is None,
+        live=job.live,
+        layout=job.layout,
+    )
+    return carry if job.resume is None else check_resume(job, carry)
+
+
+def _log_of(job: Job, carry: Carry) -> Info:
+    """The rounds before the first of `iterate`, NumPy [rounds, ...]."""
+    if job.resume is not None:
+        log = job.resume.info
+        # `run` gives none.
+        seconds = np.full((len(log.time), 3), np.nan, np.float32)
+        return log if log.seconds is not None else log._replace(seconds=seconds)
+
+    # Shapes through the compiled parts, whose traces are kept from call to call.
+    asked = rounds.first_ask.eval_shape(carry, search=job.search, layout=job.layout)
+    evals, computed = rounds.model_step.eval_shape(
+        job.flow,
+        job.reward if job.search.guided else None,
+        asked,
+        job.cond,
+        search=job.search,
+        size=job.sizes.model,
+        layout=job.layout,
+    )
+    *_, told = rounds.turn.eval_shape(
+        carry,
+        job.flow,
+        search=job.search,
+        asked=asked,
+        evals=evals,
+        computed=computed,
+        layout=job.layout,
+    )
+    info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
+    return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
+
+
+_ROOM = 256
+"""Rounds that a log has room for at first."""
+
+
+class _Clock:
+    """Seconds since it was last asked, once all work on some arrays is done."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self, arrays: Any) -> float:
+        jax.block_until_ready(arrays)
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candidates, rounds.Told]:
+    """A round in programs of its own, so that each can be timed.
+
+    The model is waited for before anything follows: a host that is slow to notice its end would
+    count what follows as the model's. The reward and what comes after it are under way together.
+    """
+    clock = _Clock()
+    evals, computed = rounds.model_step(
+        job.flow,
+        job.reward if job.search.guided else None,
+        asked,
+        job.cond,
+        search=job.search,
+        size=job.sizes.model,
+        layout=job.layout,
+    )
+    model = clock.lap(evals)
+    hosted = isinstance(job.reward, HostReward)
+    verify: Any = evaluate_on_host if hosted else rounds.reward_step
+    evals = verify(
+        job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward, layout=job.layout
+    )
+    carry, following, packed = rounds.turn(
+        carry,
+        job.flow,
+        search=job.search,
+        asked=asked,
+        evals=evals,
+        computed=computed,
+        layout=job.layout,
+    )
+    verifier = clock.lap(evals)
+    told = fetch(packed).unpack()
+    seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
+    info = job.trim(told.info)._replace(seconds=seconds)
+    return carry, following, told._replace(info=info)
+
+
+def _iterate(job: Job) -> Iterator[Result]:
+    carry = _begin(job)
+    log = _log_of(job, carry)
+    counts, n, answer = fetch(carry.counts), len(log.time), None
+    done = bool(fetch(rounds.all_done(carry, search=job.search, layout=job.layout)))
+    if done:
+        yield _result(job, carry, counts, log)
+        return
+    asked = rounds.first_ask(carry, search=job.search, layout=job.layout)
+    while not done:
+        try:
+            carry, asked, told = _one_round(job, carry, asked)
+        except RewardError as error:
+            failure = RewardError(f"{error}, in round {n}")
+            failure.round = n
+            failure.result = _result(job, carry, counts, head(log, n), answer, final=False)
+            raise failure from error.__cause__
+        if n == len(log.time):
+            # Twice as long: room for all that a budget might take may be more than there is.
+            log = longer(log, min(max(n, _ROOM), job.search.max_rounds - n))
+        for all_rows, row in zip(log, told.info, strict=True):
+            all_rows[n] = row
+        n += 1
+        counts, done = told.counts, bool(told.done)
+        if told.changed or answer is None:
+            answer = rounds.answer(carry, job.flow, search=job.search, layout=job.layout)
+        yield _result(job, carry, counts, head(log, n), answer, final=done)
+
+
+def _result(
+    job: Job,
+    carry: Carry,
+    counts: Any,
+    log: Info,
+    answer: tuple[Particle, Any] | None = None,
+    final: bool = True,
+) -> Result:
+    """What has been found, from `carry`; its counters and answer if they are there already."""
+    if answer is None:
+        answer = rounds.answer(carry, job.flow, search=job.search, layout=job.layout)
+    best, image = job.trim(answer)
+    nfe, evaluations, backward_passes, verifier_calls = job.trim(counts)
+    cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
+    result = Result(
+        image=image,
+        x0=best.x0,
+        x=best.x,
+        t=best.t,
+        reward=best.reward,
+        nfe=nfe,
+        evaluations=evaluations,
+        backward_passes=backward_passes,
+        verifier_calls=verifier_calls,
+        verifier_cost=cost,
+        info=log,
+        state=job.trim(carry.state),
+    )
+    if final:
+        check_found(job, job.ids, fetch(best.reward), (best.x0, image))
+    return with_numbers(result) if job.single else result

@@ -1,0 +1,215 @@
+"""A search on disk, as a `Result` of `iterate`.
+
+It is saved to FOLDER/.flowsde/search/, as in `flowsde._states`: the last two saves, each a
+file that is whole or not there, so that a process killed at any moment leaves one to go on from.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde import _own, _states
+from flowsde._checks import check_path
+from flowsde._files import HIDDEN
+from flowsde._schema import array, fields, maybe, table, text, whole, wrong
+from flowsde.runner.mesh import gather
+from flowsde.runner.result import COUNTERS, Result
+from flowsde.search import Info, Search
+
+SEARCH = "search"
+"""Of the folder of states, inside the hidden one."""
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by their path."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def save_search(folder: str | Path, search: Search, result: Result) -> None:
+    """Save a result of `iterate`, so that the search can go on from it.
+
+    In a job of several processes all of them call it, and one writes.
+
+    Args:
+      folder: made if it is not there. In its folder `.flowsde`, which is all that is written to, it
+        holds the last two saves.
+      search: that is being run.
+      result: after any round.
+
+    Raises:
+      ValueError: another process is writing to the folder, or its `.flowsde` is not flowsde's.
+    """
+    folder = check_path("folder", folder)
+    if result.state is None:
+        raise ValueError("result has no state to go on from, expected one of run or iterate")
+    arrays, about = pack(search, result)
+    if jax.process_index() == 0:
+        with _own.locked(folder) as hidden:
+            _states.save(hidden / SEARCH, arrays, about)
+
+
+def restore_search(folder: str | Path, search: Search) -> Result:
+    """The last result saved in a folder, to be passed on as ``resume``.
+
+    One that is damaged is passed over with a warning for the one before it.
+
+    Args:
+      folder: of `save_search`.
+      search: that was being run; only the same can go on.
+
+    Raises:
+      FileNotFoundError: the folder holds no saved search.
+      ValueError: it holds one of another search or an earlier version, or none that can be read.
+    """
+    folder = check_path("folder", folder)
+    own = folder / HIDDEN / SEARCH
+    result, passed = _states.newest(own, lambda path: unpack(*_states.load(path), search, path))
+    if result is None and passed:
+        raise ValueError(passed[0])
+    if result is None and any(one.is_dir() for one in folder.glob("[0-9]*/arrays")):
+        raise ValueError(
+            f"{folder} holds a search saved by an earlier version of flowsde, which this one "
+            f"cannot go on from"
+        )
+    if result is None:
+        raise FileNotFoundError(f"{folder} holds no saved search")
+    for said in passed:
+        warnings.warn(f"{said}; going on from the save before it", stacklevel=2)
+    return result
+
+
+def pack(search: Search, result: Result) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a result by the path of the leaf, and how to read them."""
+    arrays, keys, dtypes = {}, {}, {}
+    for name, leaf in _flat(gather(result)).items():
+        if _is_key(leaf):
+            keys[name] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        own = np.asarray(leaf)
+        if own.dtype.kind == "V":
+            # NumPy's files have no word for bfloat16.
+            dtypes[name] = own.dtype.name
+            own = own.view(f"u{own.itemsize}")
+        arrays[name] = own
+    prompts = None if np.ndim(result.nfe) == 0 else int(np.size(result.nfe))
+    about = {"search": repr(search), "prompts": prompts, "keys": keys, "dtypes": dtypes}
+    return arrays, about
+
+
+_ABOUT = fields(search=text, prompts=maybe(whole(1)), keys=table(text), dtypes=table(text))
+
+
+def unpack(
+    arrays: dict[str, np.ndarray], about: dict[str, Any], search: Search, path: Path
+) -> Result:
+    """What `pack` packed; ValueError naming the file and the field."""
+    about = _ABOUT(about, str(path))
+    if about["search"] != repr(search):
+        raise _states.OtherRun(f"{path} holds a search of other settings: {about['search']}")
+    leaves: dict[str, Any] = dict(arrays)
+    try:
+        for name, dtype in about["dtypes"].items():
+            leaves[name] = arrays[name].view(jnp.dtype(dtype))
+        for name, implementation in about["keys"].items():
+            leaves[name] = jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=implementation)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name[:60]} cannot be read: {error}") from None
+    return _rebuild(leaves, search, about["prompts"], path)
+
+
+def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: Path) -> Result:
+    """A result from its leaves by path: the search says what its state looks like."""
+    lead = () if prompts is None else (prompts,)
+
+    def read(name: str, dtype: Any, *shape: int | None) -> Any:
+        if name not in leaves:
+            raise ValueError(f"{path} lacks the field {name}")
+        return array(dtype, *shape)(np.asarray(leaves[name]), f"{path}: {name}")
+
+    def any_shape(name: str) -> Any:
+        ndim = np.ndim(leaves.get(name, 0.0))
+        return (*lead, *[None] * (ndim - len(lead)))
+
+    x = read(".x", np.float32, *any_shape(".x"))
+    shape = x.shape[len(lead) :]
+    state = jax.eval_shape(
+        lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(0))
+    )
+
+    def leaf(at: Any, like: Any) -> jax.Array:
+        name = f".state{jax.tree_util.keystr(at)}"
+        if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jnp.asarray(read(name, like.dtype, *lead, *like.shape))
+        found: Any = leaves.get(name)
+        if not _is_key(found) or found.shape != (*lead, *like.shape):
+            raise wrong(f"{path}: {name}", f"keys of shape {(*lead, *like.shape)}", found)
+        return found
+
+    image = leaves.get(".image")
+    if image is None or image.shape[: len(lead)] != lead:
+        raise wrong(f"{path}: .image", f"pictures of {prompts or 1} prompts", image)
+    own = {
+        "image": image,
+        "x": x,
+        "x0": read(".x0", np.float32, *x.shape),
+        "t": read(".t", np.float32, *lead),
+        "reward": read(".reward", np.float32, *lead),
+    }
+    return Result(
+        **own,
+        **_counted(leaves, lead, path),
+        info=_log(leaves, lead, path),
+        state=jax.tree.map_with_path(leaf, state),
+    )
+
+
+def _counted(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> dict[str, Any]:
+    """Counters and what verifying cost; of one prompt as Python's numbers."""
+    counted = {}
+    for name in (*COUNTERS, "verifier_cost"):
+        found = np.asarray(leaves.get(f".{name}"))
+        kinds = "iuf" if name == "verifier_cost" else "iu"
+        if found.shape != lead or found.dtype.kind not in kinds or not (
+            (found >= 0) & (found < 2**31)
+        ).all():  # fmt: skip
+            expected = f"numbers of shape {lead} from 0 to 2**31 - 1"
+            raise wrong(f"{path}: .{name}", expected, leaves.get(f".{name}"))
+        counted[name] = found if lead else found.item()
+    return counted
+
+
+_LOGGED = {
+    name: np.bool_ if name in ("counted", "accepted") else np.float32 for name in Info._fields
+} | dict.fromkeys(("ancestors", "charged", *COUNTERS[1:]), np.int32)
+_WIDE = (("time", "reward", "counted", "accepted"), ("ancestors", "path_time", "path_reward"))
+"""Fields of `Info` with an axis of candidates, and those with one of paths."""
+
+
+def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:
+    """The rounds so far."""
+
+    def read(name: str, *shape: int | None) -> np.ndarray:
+        found = leaves.get(f".info.{name}")
+        return array(_LOGGED[name], *shape)(
+            None if found is None else np.asarray(found), f"{path}: .info.{name}"
+        )
+
+    rounds = len(read("charged", None, *lead))
+    log: dict[str, Any] = {}
+    for names in _WIDE:
+        width = read(names[0], rounds, *lead, None).shape[-1]
+        log |= {name: read(name, rounds, *lead, width) for name in names}
+    for name in Info._fields:
+        if name == "seconds":
+            log[name] = read(name, rounds, 3) if ".info.seconds" in leaves else None
+        elif name not in log:
+            log[name] = read(name, rounds, *lead)
+    return Info(**log)

@@ -1,0 +1,242 @@
+"""Finishing: follow the ODE from the best particle down to t = 0, inside the budget.
+
+A search over posterior means ends at some t > 0, where the mean of an undistilled model is still
+blurred. `Complete` wraps a search and spends its last evaluations on completing the best
+particle's trajectory. The final image is scored, and returned unless the reward of the mean that it
+started from is higher.
+
+The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
+same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
+a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
+two. Times are evenly spaced in linear time down to `END`, where the posterior mean is the image:
+further down the mean is sharp already, and models that were rarely asked for such times add speckle
+(benchmarks/finishing.py). From below `END`, times are spaced evenly towards 0.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from flowsde._checks import check_count
+from flowsde._static import Static
+from flowsde.grids import Grid, as_grid
+from flowsde.interpolants import Interpolant, Linear
+from flowsde.kernels import Kernel, ddim
+from flowsde.search.protocol import (
+    Candidates,
+    Evaluation,
+    Info,
+    Particle,
+    Search,
+    any_prompt,
+    check_kernel,
+    evaluated,
+    take,
+    where,
+)
+
+_LINE = Linear()
+END = 0.07
+"""Linear time at which finishing ends."""
+
+
+class CompleteState(NamedTuple):
+    """State of `Complete`.
+
+    Attributes:
+      inner: the inner search's.
+      step: int32, evaluations of finishing so far.
+      particle: the last one evaluated.
+      base: the one before a Heun step's predictor; None without.
+    """
+
+    inner: Any
+    step: jax.Array
+    particle: Particle
+    base: Particle | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Complete(Static):
+    """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
+
+    inner: Search
+    steps: int
+    order: int = 1
+
+    @property
+    def nfe(self) -> int:
+        return self.inner.nfe + self.steps
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.inner.interpolant
+
+    @property
+    def guided(self) -> bool:
+        return self.inner.guided
+
+    @property
+    def n_candidates(self) -> int:
+        return self.inner.n_candidates
+
+    @property
+    def max_rounds(self) -> int:
+        return self.inner.max_rounds + self.steps
+
+    def with_nfe(self, nfe: int) -> "Complete":
+        return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
+
+    def init(self, key, shape, target_reward, nfe) -> CompleteState:
+        inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
+        best = self.inner.best(inner)
+        base = best if self.order == 2 else None
+        return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
+
+    def _finishing(self, state: CompleteState) -> jax.Array:
+        return self.inner.done(state.inner)
+
+    def _next(self, state: CompleteState, start: Particle) -> tuple[Particle, jax.Array, jax.Array]:
+        """(particle that the step is from, x to evaluate, its time)."""
+        p = self.interpolant
+        particle = where(state.step == 0, start, state.particle)
+        n = self.steps // self.order
+        first = _LINE.time(p.angle(start.t))
+        last = jnp.where(first > END, END, first / (n + 1))
+        done = (state.step // self.order + 1).astype(jnp.float32) / n
+        line_t = first + (last - first) * done
+        t = p.time(_LINE.angle(line_t))
+        base = particle
+        if state.base is not None:
+            base = where(state.step % 2 == 0, particle, state.base)
+        euler = ddim(p, eta=0.0)
+        x = euler(jax.random.key(0), base.x, base.x0, base.x1, base.t, t)
+        if state.base is not None:
+            turn = (particle.x1 - particle.x0) - (base.x1 - base.x0)
+            scale = p.radius(t) / _LINE.radius(line_t)
+            step = line_t - _LINE.time(p.angle(base.t))
+            x = jnp.where(state.step % 2 == 0, x, x + 0.5 * scale * step * turn)
+        return base, x, t
+
+    def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
+        inner, asked = self.inner.ask(state.inner)
+        finishing = self._finishing(state)
+
+        def finish(asked: Candidates) -> tuple[Any, Candidates]:
+            base, x, t = self._next(state, self.inner.best(inner))
+            row = jnp.arange(self.n_candidates)
+            more = (row == 0) & (state.step < self.steps)
+            own = Candidates(
+                x=asked.x.at[0].set(x),
+                t=jnp.full(row.shape, t),
+                wants_reward=more & (state.step == self.steps - 1),
+                wants_gradient=jnp.zeros_like(more),
+                valid=more,
+            )
+            kept = None if state.base is None else base
+            return kept, where(jnp.full(row.shape, finishing), own, asked)
+
+        # Apart from the drawing of `asked`, so that no second array of all candidates is made.
+        base, chosen = jax.lax.cond(
+            any_prompt(finishing), finish, lambda asked: (state.base, asked), asked
+        )
+        return state._replace(inner=inner, base=base), chosen
+
+    def tell(
+        self, state: CompleteState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[CompleteState, Info]:
+        finishing = self._finishing(state)
+        hidden = candidates._replace(valid=candidates.valid & ~finishing)
+        told, info = self.inner.tell(state.inner, hidden, evals)
+        particles = evaluated(candidates, evals)
+        moved, active = take((particles, candidates.valid), jnp.zeros((), jnp.int32))
+        active &= finishing
+        new = state._replace(
+            inner=where(finishing, state.inner, told),
+            step=state.step + active.astype(jnp.int32),
+            particle=where(active, moved, state.particle),
+        )
+        own = Info(
+            time=candidates.t,
+            reward=particles.reward,
+            counted=candidates.valid,
+            accepted=candidates.valid,
+            ancestors=jnp.where(active, 0, -jnp.ones_like(info.ancestors)),
+            ess=jnp.ones((), jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=self.best(new).reward,
+            path_time=jnp.broadcast_to(moved.t, info.path_time.shape),
+            path_reward=jnp.broadcast_to(moved.reward, info.path_reward.shape),
+        )
+        return new, jax.tree.map(lambda a, b: jnp.where(finishing, a, b), own, info)
+
+    def done(self, state: CompleteState) -> jax.Array:
+        return self._finishing(state) & (state.step >= self.steps)
+
+    def best(self, state: CompleteState) -> Particle:
+        """The better of the completed particle, once there is one, and the inner search's best."""
+        start = self.inner.best(state.inner)
+        completed = self.done(state) & (state.particle.reward > -jnp.inf)
+        return where(completed & (state.particle.reward >= start.reward), state.particle, start)
+
+    def path(self, state: CompleteState) -> Particle:
+        inner = self.inner.path(state.inner)
+        own = jax.tree.map(lambda a, b: jnp.broadcast_to(a[None], b.shape), state.particle, inner)
+        return where(jnp.full(inner.t.shape, state.step > 0), own, inner)
+
+
+Finish = Literal["complete", "heun", "mean"]
+_ORDERS = {"complete": 1, "heun": 2}
+"""Evaluations a step."""
+
+
+def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[float]) -> int:
+    """Evaluations that finishing takes unless told otherwise: half as many as the grid has steps.
+
+    0 if the search's last time is below twice `END`: there is next to nothing to finish.
+    """
+    with jax.ensure_compile_time_eval():
+        start = float(_LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
+    order = _ORDERS[finish]
+    steps = max((len(grid) - 1) // 2 // order, 1)
+    return steps * order if start >= 2.0 * END else 0
+
+
+def _check(finish: str, finish_steps: int | None) -> None:
+    if finish not in get_args(Finish):
+        raise ValueError(f"finish must be 'complete', 'heun' or 'mean', got {finish!r}")
+    if finish == "mean" or finish_steps is None:
+        return
+    order = _ORDERS[finish]
+    if check_count("finish_steps", finish_steps) % order:
+        raise ValueError(
+            f"finish_steps must be even for finish 'heun', whose steps take two evaluations, "
+            f"got {finish_steps}"
+        )
+
+
+def finished(
+    make: Callable[..., Search],
+    nfe: int,
+    finish: str,
+    finish_steps: int | None,
+    *,
+    kernel: Kernel,
+    grid: Any,
+    **options: Any,
+) -> Search:
+    """``make(nfe=budget, …)`` completed within `nfe`, or alone where there is nothing to finish.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    kernel, times = check_kernel(kernel), as_grid("grid", grid)
+    _check(finish, finish_steps)
+    steps = 0
+    if finish != "mean":
+        steps = finish_steps or default_steps(finish, kernel.interpolant, times)
+    search = make(nfe=check_count("nfe", nfe) - steps, kernel=kernel, grid=times, **options)
+    return Complete(search, steps, _ORDERS[finish]) if steps else search
