@@ -8,6 +8,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import killed_convert
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -340,7 +341,7 @@ def test_an_interruption_leaves_nothing(source, tmp_path):
 
 def test_a_killed_conversion_leaves_no_out(source, tmp_path):
     out = tmp_path / "out"
-    script = Path(__file__).with_name("killed_convert.py")
+    script = Path(killed_convert.__file__)
     ran = subprocess.run([sys.executable, script, source, out], capture_output=True, text=True)
     assert ran.returncode == -9, ran.stderr
     assert left(tmp_path) == {".out.flowsde"}

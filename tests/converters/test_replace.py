@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import killed_convert
+import killed_replace
 import pytest
 import toy
 from safetensors.numpy import save_file
@@ -23,7 +25,7 @@ from flowsde_converters.back import prepare_back, run_back
 def test_killed_at_any_call(tmp_path):
     """At every rename, flush and removal: a reader finds the old or the new, never less; the next
     writer comes through and leaves nothing of the dead one's."""
-    script = Path(__file__).with_name("killed_replace.py")
+    script = Path(killed_replace.__file__)
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", script, tmp_path],
         capture_output=True, text=True, timeout=120,
@@ -45,7 +47,7 @@ def test_killed_at_any_call(tmp_path):
 
 def test_process_ids_may_repeat(source, tmp_path, monkeypatch):
     """As in a container, where every process is the first."""
-    script = Path(__file__).with_name("killed_convert.py")
+    script = Path(killed_convert.__file__)
     ran = subprocess.run(
         [sys.executable, script, source, tmp_path / "out"], capture_output=True, text=True
     )
@@ -160,7 +162,7 @@ def test_two_at_once_that_come_and_go(tmp_path):
     )
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", write, tmp_path / "out", Path(__file__).parent],
+            [sys.executable, "-c", write, tmp_path / "out", Path(killed_replace.__file__).parent],
             stderr=subprocess.PIPE, text=True,
         )
         for _ in range(2)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from methods import METHODS, PROMPTS, assert_same
 from problems import (
     GRID,
-    SDE,
     VP,
     batch,
     by_sign,
@@ -27,23 +27,6 @@ programs = importlib.import_module("flowsde.runner.rounds")
 evaluate = importlib.import_module("flowsde.runner.evaluate")
 
 KEY = jax.random.key(6)
-ODE = fs.kernels.ode_euler(VP)
-GUIDED = fs.kernels.guided(SDE, temperature=2.0)
-PROMPTS = 8
-OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
-
-METHODS = {
-    "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
-    "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
-    "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
-    "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
-    "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
-    "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
-    "guided rbf, improve, heun": fs.search.rbf(
-        kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
-    ),
-    "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
-}
 
 
 @pytest.fixture(scope="module", params=METHODS.values(), ids=METHODS)
@@ -66,19 +49,6 @@ def alone(search, i):
     return fs.run(
         KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1]
     )
-
-
-def assert_same(one, other, size):
-    """The same draws and decisions exactly; values to float32 rounding of sums."""
-    counts = ("nfe", "verifier_calls", "t")
-    for name in counts:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    np.testing.assert_allclose(one.x, other.x, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(one.image, other.image, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(one.reward / size, other.reward / size, rtol=1e-5, atol=1e-5)
-    for name in ("time", "counted", "accepted", "ancestors", "charged", "path_time"):
-        a, b = getattr(one.info, name), getattr(other.info, name)
-        np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowsde.search.resampling import SCHEMES
-from flowsde.search.resampling import inverse_cdf
+from flowsde.search.resampling import SCHEMES, inverse_cdf
 
 N = 12
 RUNS = 20_000

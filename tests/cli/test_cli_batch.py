@@ -94,7 +94,7 @@ def test_killed_and_resumed(
     whole = _batch(file, tmp_path / "whole", *more)
     out = tmp_path / "killed"
     command = ["batch", "--prompts-file", str(file), "--out", str(out), *RBF, *more]
-    script = str(Path(__file__).with_name("stand_in.py"))
+    script = str(Path(stand_in.__file__))
     for done in kills:
         found = subprocess.run([sys.executable, script, str(done), *command], capture_output=True)
         assert found.returncode == -9, found.stderr.decode()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in
 
 import flowsde as fs
 from flowsde import _threads
@@ -41,7 +42,7 @@ cli.main()
 
 
 def _start(args: list[str], timeout: float, in_jax: bool = False) -> subprocess.Popen[str]:
-    values = {"TESTS": str(Path(__file__).parent), "TIMEOUT": timeout, "IN_JAX": in_jax}
+    values = {"TESTS": str(Path(stand_in.__file__).parent), "TIMEOUT": timeout, "IN_JAX": in_jax}
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + COMMAND
     return subprocess.Popen(
         [sys.executable, "-c", script, *args],

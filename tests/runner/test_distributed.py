@@ -16,7 +16,7 @@ from problems import batch, flow, reward
 
 import flowsde as fs
 
-HERE = Path(__file__).parent
+HERE = Path(two_processes.__file__).parent
 KEY = jax.random.key(two_processes.SEED)
 LOST_AFTER = 4
 

@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from methods import METHODS, assert_same
 from problems import batch, decode, host_reward, reward, row
-from test_every_method import METHODS, assert_same
 
 import flowsde as fs
 from flowsde.models.common.layers import FLOAT32
