@@ -16,7 +16,7 @@ one row of one table:
 - twenty: 20 steps where the recommended settings have fewer;
 - gradient: guided by the gradient of the scorer, at 100 NFE.
 
-JSON keys: prompts, seeds, and ``rows``, each as in `flowsde.compare.summarise`: table,
+JSON keys: prompts, seeds, and ``rows``, each as in `flowsde.cli.compare.summarise`: table,
 label, method, interpolant, kernel, nfe, given, accuracy, accuracy_low, accuracy_high, rss,
 diversity, seconds, prompts, seeds and more. Seconds are of a machine that may have had other work.
 Beside the JSON go two pictures: NAME_accuracy.png, and NAME_pictures.png of the first captions.

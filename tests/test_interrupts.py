@@ -79,8 +79,10 @@ def test_in_another_thread_nothing_is_handled() -> None:
 
 # The main thread is in C, as when XLA compiles: no handler of Python's runs.
 BUSY = """
-import ctypes
+import ctypes, signal
 from flowsde import interrupts
+# Whoever started the tests may have had it ignored, as nohup does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with interrupts.handling():
     print("ready", flush=True)
     wait = ctypes.CDLL(None).usleep

@@ -14,7 +14,7 @@ from flowsde.cli import sample
 from flowsde.cli.batch import Batch
 from flowsde.cli.compare import command as comparing
 from flowsde.cli.settings import CHOICES
-from flowsde.shapes import card
+from flowsde.shapes import runs
 from flowsde_converters import hub
 
 CONTROL = "\x1b]0;owned\x07"
@@ -115,9 +115,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "run_all", lambda *_: 0)
     monkeypatch.setattr(Batch, "_search", lambda *_: 0)
     monkeypatch.setattr(comparing, "report", lambda *_: None)
-    monkeypatch.setattr(card, "make_task", lambda name: None)
-    monkeypatch.setattr(card, "fit", lambda *_: None)
-    monkeypatch.setattr(card, "_export", lambda *_: Path("weights"))
+    monkeypatch.setattr(runs, "make_task", lambda name: None)
+    monkeypatch.setattr(runs, "fit", lambda *_: None)
+    monkeypatch.setattr(runs, "_export", lambda *_: Path("weights"))
     monkeypatch.setattr(hub, "fetch", offline)
 
 

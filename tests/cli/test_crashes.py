@@ -12,7 +12,8 @@ import stand_in
 from injection import Died, disk
 
 from flowsde.cli import main as cli
-from flowsde.cli import pictures, plots, resume
+from flowsde.cli import plots, resume
+from flowsde.shapes import verdict
 
 SAMPLE = "--method bon --steps 1 --nfe 3 --width 1 --save-trajectory".split()
 BATCH = "--method bon --steps 1 --nfe 2 --width 1 --batch-size 2".split()
@@ -37,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     parse = functools.cache(lambda args, parse=cli._parse: parse(list(args)))
     monkeypatch.setattr(cli, "_parse", lambda args: parse(tuple(args)))
     seen = {"exact": False, "rss": 1.0, "counts": {}, "unclear": 0}
-    monkeypatch.setattr(pictures, "judge", lambda *_: seen)
+    monkeypatch.setattr(verdict, "judge", lambda *_: seen)
     monkeypatch.setattr(plots, "path_figure", lambda title, trace, *_: _Figure(title, trace.shots))
     monkeypatch.setattr(plots, "search_figure", lambda title, *_: _Figure(title))
 
