@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowsde._version import __version__
 
 if TYPE_CHECKING:
-    from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
+    from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search, shapes
     from flowsde.classifier_free import guide
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     name: name
-    for name in ("analytic", "diffusion", "grids", "interpolants", "kernels", "rewards", "search")
+    for name in (
+        *("analytic", "diffusion", "grids", "interpolants", "kernels", "rewards", "search"),
+        "shapes",
+    )
 } | {"distributed": "runner.distributed"}
 _NAMES = {
     "classifier_free": ("guide",),
@@ -85,6 +88,7 @@ __all__ = [
     "score_to_x0",
     "score_to_x1",
     "search",
+    "shapes",
     "velocity_to_score",
     "velocity_to_x0",
     "velocity_to_x1",
@@ -108,4 +112,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted(__all__)

@@ -31,6 +31,8 @@ from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.predictions import expand
 
+__all__ = ["GaussianMixture", "gaussian", "mixture"]
+
 
 @partial(
     jax.tree_util.register_dataclass,

@@ -24,6 +24,19 @@ from flowsde._checks import check_non_negative, check_positive
 from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 
+__all__ = [
+    "clipping",
+    "constant",
+    "exp",
+    "flow_grpo",
+    "forward",
+    "linear",
+    "sigma",
+    "sin",
+    "square",
+    "tan",
+]
+
 Diffusion = Callable[[Interpolant, jax.Array], jax.Array]
 
 _HALF_PI = math.pi / 2

@@ -7,6 +7,8 @@ import numpy as np
 
 from flowsde._checks import check_count, check_positive
 
+__all__ = ["cosine", "flux", "quadratic", "shifted", "uniform"]
+
 Grid = np.ndarray
 MOST_STEPS = 2**20
 """Of a grid: a step is at least one evaluation of a model."""

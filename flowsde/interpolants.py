@@ -30,6 +30,23 @@ from flowsde._arrays import check_times
 from flowsde._checks import check_positive
 from flowsde._static import Static
 
+__all__ = [
+    "VP",
+    "Cosine",
+    "FromFunctions",
+    "Interpolant",
+    "Linear",
+    "LinearVP",
+    "Polynomial",
+    "cosine",
+    "from_functions",
+    "linear",
+    "linear_vp",
+    "match_time",
+    "polynomial",
+    "vp",
+]
+
 _HALF_PI = math.pi / 2
 
 

@@ -20,6 +20,8 @@ from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
 
+__all__ = ["DeviceReward", "HostReward", "RewardError", "device", "host"]
+
 
 class RewardError(RuntimeError):
     """A reward outside JAX raised, took too long, or returned something else than n floats.

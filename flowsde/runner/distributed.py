@@ -27,6 +27,8 @@ import numpy as np
 
 from flowsde.runner.result import Result
 
+__all__ = ["job", "own_prompts"]
+
 FAILED = 1
 """Exit status of a process that raised."""
 _HINT = (

@@ -1,0 +1,62 @@
+"""The public names: a change of this list is a decision."""
+
+import importlib
+import inspect
+
+import pytest
+
+import flowsde as fs
+
+NAMES = {
+    "flowsde": """
+        Flow Result ShardingRules __version__ analytic batch diffusion distributed grids guide
+        interpolants iterate kernels load match_time reparameterise restore_search rewards run
+        sample save_search score_to_velocity score_to_x0 score_to_x1 search shapes
+        velocity_to_score velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1
+        x1_to_score x1_to_velocity x1_to_x0
+    """,
+    "flowsde.analytic": "GaussianMixture gaussian mixture",
+    "flowsde.diffusion": "clipping constant exp flow_grpo forward linear sigma sin square tan",
+    "flowsde.distributed": "job own_prompts",
+    "flowsde.grids": "cosine flux quadratic shifted uniform",
+    "flowsde.interpolants": """
+        Cosine FromFunctions Interpolant Linear LinearVP Polynomial VP cosine from_functions
+        linear linear_vp match_time polynomial vp
+    """,
+    "flowsde.kernels": """
+        CPS DDIM EulerMaruyama Guided Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
+        euler_maruyama guided ode_euler ode_heun renoise sde_heun
+    """,
+    "flowsde.rewards": "DeviceReward HostReward RewardError device host",
+    "flowsde.search": """
+        BestOfN Candidates CoDe Complete Evaluation Info Particle RBF SMC Search SoP bon code rbf
+        smc sop svdd
+    """,
+    "flowsde.shapes": "encode load_flow load_reward",
+}
+
+
+def public(module):
+    """What `__all__` names, else what the module defines itself without an underscore."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_names(name):
+    module = fs if name == "flowsde" else getattr(fs, name.partition(".")[2])
+    assert public(module) == set(NAMES[name].split())
+
+
+def test_what_is_public_says_what_it_is():
+    for name in NAMES:
+        module = fs if name == "flowsde" else getattr(fs, name.partition(".")[2])
+        for each in public(module) - {"__version__"}:
+            assert inspect.getdoc(getattr(module, each)), f"{name}.{each}"
+    assert importlib.import_module("flowsde.kernels") is fs.kernels
+    assert dir(fs) == sorted(fs.__all__)
