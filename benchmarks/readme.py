@@ -1,4 +1,4 @@
-"""Write the README's tables from the result files, or check that they are up to date.
+"""Write the tables of README and docs from the result files, or check that they are up to date.
 
 python benchmarks/readme.py [--check]
 """
@@ -13,6 +13,7 @@ from _files import replace_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -46,6 +47,28 @@ def _scaling(name: str) -> str:
             mark = "**" if n in own and own[n]["accuracy"] == best[n] else ""
             cells.append(f"{mark}{_share(own[n])}{mark}" if n in own else "–")
         lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def headline() -> str:
+    """The README's: one row a method, under VP where it has several."""
+    names = {"bon": "Best-of-N", "smc vp ddim": "SMC", "svdd vp ddim": "SVDD"}
+    names["rbf vp ddim"] = "Rollover Budget Forcing"
+    rows = _paper_tables("methods")
+    (ode,) = [row for row in rows if row["method"] == "ode"]
+    budgets = (50, 100, 500)
+    lines = [
+        f"| | {' | '.join(f'{n} evaluations' for n in budgets)} |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    for label, name in names.items():
+        own = {row["nfe"]: row for row in rows if row["label"] == label}
+        lines.append(f"| {name} | {' | '.join(_share(own[n]) for n in budgets)} |")
+    lines += [
+        "",
+        f"{ode['prompts']} captions × {ode['seeds']} seeds, 95% intervals; one ODE trajectory of "
+        f"{ode['nfe']} evaluations: {_share(ode)}.",
+    ]
     return "\n".join(lines)
 
 
@@ -341,6 +364,7 @@ def cold_start() -> str:
 
 
 TABLES = {
+    "headline": headline,
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,
     "peers": peers,
@@ -357,30 +381,32 @@ TABLES = {
 }
 
 
-def fill(text: str) -> str:
-    """The README with every marked block written anew."""
-    for name, table in TABLES.items():
+def fill(text: str) -> tuple[str, set[str]]:
+    """A page with every marked block written anew, and the names of these."""
+    found = set(re.findall(r"<!-- begin (\w+) -->", text))
+    for name in found:
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        found = pattern.search(text)
-        if found is None:
-            raise SystemExit(f"README.md has no block {begin} … {end}")
-        block = f"{begin}\n{table()}\n{end}"
-        start, stop = found.span()
-        text = text[:start] + block + text[stop:]
-    return text
+        before, _, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if name not in TABLES or not closed:
+            raise SystemExit(f"{begin} … {end} is no table of {', '.join(TABLES)}")
+        text = f"{before}{begin}\n{TABLES[name]()}\n{end}{after}"
+    return text, found
 
 
 def main() -> None:
     """Write or check."""
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = fill(old)
-    if "--check" in sys.argv[1:]:
+    check, filled = "--check" in sys.argv[1:], set()
+    for path in PAGES:
+        old = path.read_text()
+        new, found = fill(old)
+        filled |= found
+        if check and new != old:
+            raise SystemExit(f"{path.name} is out of date: run python benchmarks/readme.py")
         if new != old:
-            raise SystemExit("README.md is out of date: run python benchmarks/readme.py")
-        return
-    replace_file(path, lambda temporary: temporary.write_text(new))
+            replace_file(path, lambda temporary, new=new: temporary.write_text(new))
+    if missing := TABLES.keys() - filled:
+        raise SystemExit(f"no page has the tables {', '.join(sorted(missing))}")
 
 
 if __name__ == "__main__":

@@ -8,45 +8,51 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+}
+README = PAGES["README.md"]
+# What docs/extending.md adds to a copy of the package has a test of its own.
+RUN = [name for name in PAGES if name != "docs/extending.md"]
+EXAMPLES = {
+    f"{name} {number}": code
+    for name in RUN
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL))
+}
+FIRST = "README.md 0"
+HEADER = "\n".join(re.findall(r"^(?:import|from) .*$", EXAMPLES[FIRST], re.MULTILINE))
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) >= 2
-
-
-HEADER = "\n".join(re.findall(r"^(?:import|from) .*$", EXAMPLES[0], re.MULTILINE))
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 180
+    assert len([name for name in EXAMPLES if name.startswith("README.md")]) == 3
 
 
 def run(code, names, block="imports"):
-    exec(compile(code, f"README.md, block {block}", "exec"), names)
+    exec(compile(code, block, "exec"), names)
     return names
 
 
 @pytest.mark.slow
-def test_examples_run_in_order(capsys):
-    """As a reader would, in one session; each says something."""
-    names, printed = {}, []
-    for number, code in enumerate(EXAMPLES):
-        run(code, names, number)
-        printed.append(capsys.readouterr().out.strip())
-        assert printed[-1], code
-    assert "for 60 evaluations of 60" in printed[0] and "for 60 evaluations of 60`" in README
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_every_example_runs_alone(number, capsys):
-    """After the imports of the first."""
-    run(EXAMPLES[number], run(HEADER, {}), number)
-    assert capsys.readouterr().out.strip()
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_runs(name, capsys):
+    """Alone, after the imports of the first, and says something."""
+    run(EXAMPLES[name], run(HEADER, {}), name)
+    printed = capsys.readouterr().out.strip()
+    assert printed
+    if name == FIRST:
+        assert f"It prints `{printed}`." in README
 
 
 def test_examples_use_what_they_define():
     """Names that a block binds at its top and never looks at."""
-    for code in EXAMPLES:
-        if code == EXAMPLES[0]:
+    for name, code in EXAMPLES.items():
+        if name in (FIRST, "docs/guide.md 0"):
             continue
         bound, read = set(), set()
         for node in ast.walk(ast.parse(code)):
@@ -61,7 +67,7 @@ def test_examples_use_what_they_define():
 def test_own_models_and_rewards_take_eight_lines():
     """Beside imports, with a line or two that use them."""
     for name in ("from_linen", "from_nnx", "velocity, {", "brightness,", "rewards.host(judge"):
-        (code,) = [example for example in EXAMPLES if name in example]
+        (code,) = [e for key, e in EXAMPLES.items() if name in e and key.startswith("docs/guide")]
         lines = [line for line in code.splitlines() if line.strip()]
         assert len([line for line in lines if not line.startswith(("import", "from"))]) <= 8, name
 
@@ -69,7 +75,7 @@ def test_own_models_and_rewards_take_eight_lines():
 def test_commands_are_understood():
     from flowsde.cli import main as cli
 
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     commands = re.findall(r"flowsde ((?:sample|batch|compare|train|convert).*)", "\n".join(lines))
     assert len(commands) >= 2
@@ -84,12 +90,15 @@ def test_tables_are_those_of_the_result_files():
 
 
 def test_links_to_files_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+            assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
 
 
 def test_names_in_the_tables_exist():
     import flowsde as fs
 
-    for name in re.findall(r"^\| [^|]+ \| `(\w+)`", README, re.MULTILINE):
+    for name in re.findall(
+        r"^\| [^|]+ \| `(\w+)`", README + PAGES["docs/mathematics.md"], re.MULTILINE
+    ):
         assert hasattr(fs.search, name) or hasattr(fs.kernels, name), name

@@ -8,7 +8,8 @@ batch.json
     prompts that have ended; ``occupancy``, the share of all rows computed that were charged to
     them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
     ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
-    `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation included.
+    `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
+    included.
     ``failed`` lists the prompts without a result, each with its ``number`` in the list, from 1, its
     ``prompt`` and the ``reason``.
 sheet.png
