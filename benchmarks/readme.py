@@ -6,6 +6,7 @@ python benchmarks/readme.py [--check]
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,7 @@ def main() -> None:
         if check and new != old:
             raise SystemExit(f"{path.name} is out of date: run python benchmarks/readme.py")
         if new != old:
-            replace_file(path, lambda temporary, new=new: temporary.write_text(new))
+            replace_file(path, partial(Path.write_text, data=new))
     if missing := TABLES.keys() - filled:
         raise SystemExit(f"no page has the tables {', '.join(sorted(missing))}")
 
