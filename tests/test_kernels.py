@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -472,11 +473,10 @@ def test_keys():
 
 def test_kernels_are_static_arguments():
     """Equal by value, so that two of the same settings share one compiled program."""
-    traces = []
 
     @partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=2)
     def move(kernel, x):
-        traces.append(kernel)
         return kernel(KEY, x, x, x, 0.5, 0.4)
 
     x = jnp.ones(3)
@@ -484,7 +484,6 @@ def test_kernels_are_static_arguments():
         move(kernels.euler_maruyama(fs.interpolants.vp(), diffusion.square(3.0)), x)
         move(kernels.ddim(LINEAR, 1), x)
         move(kernels.ddim(fs.interpolants.linear(), 1.0), x)
-    assert len(traces) == 2
     assert len({*all_kernels(LINEAR)}) == len([*all_kernels(LINEAR)])
     assert hash(kernels.cps(LINEAR, 0.5)) == hash(kernels.cps(LINEAR, 0.5))
     assert kernels.cps(LINEAR, 0.5) != kernels.ddim(LINEAR, 0.5)
@@ -546,6 +545,19 @@ def test_a_kernel_moves_one_particle():
         STOCHASTIC[0].log_prob(x, x, x, x, batch, 0.4)
     with pytest.raises(ValueError, match="s has shape"):
         kernels.ode_heun(LINEAR).correct(x, x, x, x, x, x, 0.5, batch)
+
+
+def test_the_means_are_of_the_same_particle():
+    """What would broadcast to another shape is no particle's."""
+    x = jnp.ones((4, 2))
+    for kernel in STOCHASTIC:
+        for x0, x1 in ((x[0], x), (x, x[:, :1]), (jnp.float32(0.0), x)):
+            with pytest.raises(AssertionError, match="x, x0 and x1 are of one particle"):
+                kernel(KEY, x, x0, x1, 0.5, 0.4)
+        with pytest.raises(AssertionError, match="x, x0 and x1 are of one particle"):
+            kernel.log_prob(x[0], x, x, x, 0.5, 0.4)
+        with pytest.raises(AssertionError, match="x, x0 and x1 are of one particle"):
+            kernel(KEY, x, jnp.ones((4, 2), int), x, 0.5, 0.4)
 
 
 # Noise

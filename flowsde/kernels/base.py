@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -54,6 +55,7 @@ class Kernel(Static, abc.ABC):
         s: jax.Array,
     ) -> jax.Array:
         """Draw x_s, before `correct`."""
+        check_particle(x, x0, x1)
         t, s = as_time("t", t, x), as_time("s", s, x)
         mean, std = self.moments(x, x0, x1, t, s)
         if not self.stochastic:
@@ -106,6 +108,7 @@ class Kernel(Static, abc.ABC):
             raise ValueError(f"{self} is deterministic and has no density")
         if self.evaluations > 1:
             raise ValueError(f"{self} corrects its noisy point and has no density in closed form")
+        check_particle(x, x0, x1, x_s)
         mean, std = self.moments(x, x0, x1, as_time("t", t, x), as_time("s", s, x))
         point = std == 0.0
         safe = jnp.where(point, 1.0, std)
@@ -121,6 +124,16 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     shape they take twice as long on a CPU, and five times as long to compile.
     """
     return jax.random.normal(as_key(key), (math.prod(shape),), dtype).reshape(shape)
+
+
+def check_particle(*arrays: jax.Array) -> None:
+    """AssertionError unless x, x0 and x1, and what comes with them, have one shape and dtype.
+
+    Others would broadcast, silently, to the mean of another particle.
+    """
+    of = "a kernel's x, x0 and x1 are of one particle"
+    chex.assert_equal_shape(arrays, custom_message=of)
+    chex.assert_type(arrays, float, custom_message=of)
 
 
 def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ differ in the variance of the numbers of copies (Douc and Cappé, 2005, arXiv cs
 Chopin and Whiteley, 2019, arXiv 1708.01207).
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,7 @@ def multinomial(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Arr
 
     Independent draws (Gordon, Salmond and Smith, 1993).
     """
+    chex.assert_rank(log_weights, 1)
     u = jax.random.uniform(key, log_weights.shape, jnp.float32)
     return inverse_cdf(jax.nn.softmax(log_weights), u)
 
@@ -45,6 +47,7 @@ def stratified(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Arra
 
     One draw from each nth of the total weight (Kitagawa, 1996).
     """
+    chex.assert_rank(log_weights, 1)
     point = jnp.arange(log_weights.shape[0], dtype=jnp.float32)
     u = jax.random.uniform(key, point.shape, jnp.float32)
     return inverse_cdf(jax.nn.softmax(log_weights), (point + u) / jnp.float32(n))
@@ -55,6 +58,7 @@ def systematic(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Arra
 
     Evenly spaced points from one random start (Carpenter et al., 1999).
     """
+    chex.assert_rank(log_weights, 1)
     point = jnp.arange(log_weights.shape[0], dtype=jnp.float32)
     u = jax.random.uniform(key, (), jnp.float32)
     return inverse_cdf(jax.nn.softmax(log_weights), (point + u) / jnp.float32(n))
@@ -65,6 +69,7 @@ def residual(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
 
     The whole parts of n w for certain, the rest drawn (Liu and Chen, 1998).
     """
+    chex.assert_rank(log_weights, 1)
     room = log_weights.shape[0]
     expected = jnp.float32(n) * jax.nn.softmax(log_weights)
     whole = jnp.floor(expected)
@@ -84,6 +89,7 @@ def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
     Fractional parts meet in pairs: mass moves from one to the other, either way with the
     probability that keeps both means, until one of them is whole; the other meets the next.
     """
+    chex.assert_rank(log_weights, 1)
     room = log_weights.shape[0]
     expected = jnp.float32(n) * jax.nn.softmax(log_weights)
     whole = jnp.floor(expected)
