@@ -159,6 +159,17 @@ def _recognise(
         raise ValueError(_unknown(checkpoint, known, entry))
     averaged = [part for part in parts if entries.is_averaged(part) and _has_arrays(parts[part])]
     averaged += [part for part in checkpoint.unnamed if entries.is_averaged(part)]
+    averaged += [
+        part
+        for part in entries.kept_by_optimisers(owners)
+        if any(of == part and checkpoint.tensors[key].shape for key, of in owners.items())
+    ]
+    # One flat tensor of all of them.
+    averaged += [
+        key
+        for key, tensor in checkpoint.tensors.items()
+        if "." not in key and tensor.shape and entries.is_averaged(key)
+    ]
     if entry is None and averaged:
         fit = [part for part in found if entries.is_averaged(part)]
         if not fit:

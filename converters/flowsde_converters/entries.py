@@ -71,6 +71,13 @@ def candidates(owners: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: keys for name, keys in found.items() if not _is_optimiser(name)}
 
 
+def kept_by_optimisers(owners: Mapping[str, str]) -> list[str]:
+    """Entries of an optimiser's that say that they are averaged weights: some keep these."""
+    return [
+        name for name in dict.fromkeys(owners.values()) if _is_optimiser(name) and is_averaged(name)
+    ]
+
+
 def under(entry: str, owners: Mapping[str, str]) -> dict[str, str]:
     """The keys that begin with the name of an entry, and the entries in it that they are of; of
     `TOP`, those of no entry."""

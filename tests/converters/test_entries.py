@@ -122,6 +122,26 @@ def test_an_average_that_cannot_be_read_is_not_passed_over(families, tmp_path):
     assert_weights(planned(tmp_path, held, "model"), RAW)
     with pytest.raises(ValueError, match=r"averaged weights in ema .*--entry.*model"):
         planned(tmp_path, {"model": tensors(RAW), "ema": {"x": torch.ones(2)}})
+    for average in (
+        {0.9999: tensors(AVERAGED)},
+        {9999: tensors(AVERAGED)},
+        [tensors(AVERAGED), tensors(AVERAGED)],
+        (tensors(AVERAGED),),
+        {"stds": [0.05, 0.1], "emas": [tensors(AVERAGED), tensors(AVERAGED)]},
+        torch.ones(7),
+    ):
+        held = {"model": tensors(RAW), "ema": average}
+        with pytest.raises(ValueError, match=r"averaged weights in ema.*--entry.*model"):
+            planned(tmp_path, held)
+        assert_weights(planned(tmp_path, held, "model"), RAW)
+    for held in (
+        {"model": tensors(RAW), ("ema", 0.99): tensors(AVERAGED)},
+        {"model": tensors(RAW), "optimizer": {"ema": tensors(AVERAGED)}},
+        {"model": tensors(RAW), "optimizer_ema": tensors(AVERAGED)},
+        {"model": tensors(RAW), "optimizer": {"opt": {"state": STATE}, "ema": [torch.ones(2)]}},
+    ):
+        with pytest.raises(ValueError, match=r"averaged weights in \S*ema.*--entry.*model"):
+            planned(tmp_path, held)
     # Counts of a helper are no weights.
     counts = {"decay": torch.ones(()), "updates": torch.ones(())}
     assert_weights(planned(tmp_path, {"model": tensors(RAW), "ema": counts}), RAW)

@@ -219,12 +219,19 @@ def test_a_part_of_another_family_or_schedule_is_refused(folders, tmp_path):
         ({"shift": None}, "shift must be positive and finite, got None"),
         ({"shift": 0}, "shift must be positive and finite, got 0"),
         ({"base_shift": "low"}, "base_shift must be finite, got 'low'"),
-        ({"max_image_seq_len": 256}, "must differ, got 256"),
+        ({"max_image_seq_len": 256}, "must be below max_image_seq_len, got 256 and 256"),
+        ({"base_image_seq_len": 4096, "max_image_seq_len": 256}, "got 4096 and 256"),
+        ({"use_dynamic_shifting": "false"}, "use_dynamic_shifting must be true or false"),
+        ({"shift": 10**400}, "shift must be positive and finite"),
         ({"num_train_timesteps": 500}, "num_train_timesteps 500, expected times"),
         ({"stochastic_sampling": True}, "stochastic_sampling True, expected times"),
     ):
         path.write_text(json.dumps(says | change))
         with pytest.raises(ValueError, match=wanted):
+            fs.load(out, verify=False)
+    for text, wanted in (("[]", "must be an object"), ("{", "cannot be read"), ("null", "object")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"scheduler_config.json.* {wanted}"):
             fs.load(out, verify=False)
     path.write_text(json.dumps(says))
     shutil.rmtree(out / "vae")

@@ -9,11 +9,11 @@ with shifted times take the 28 of the pipeline in `diffusers`.
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
-from flowsde import grids
+from flowsde import _schema, grids
+from flowsde._files import read_json
 
 _NAME = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -62,13 +62,13 @@ def read(folder: Path) -> Schedule:
     """The schedule of a `scheduler` folder.
 
     Raises:
-      ValueError: there is none, it is of another class, or it spaces times in a way that is not
-        known here.
+      ValueError: there is none, it is of another class, a field is of the wrong kind, or it spaces
+        times in a way that is not known here.
     """
     path = folder / _NAME
     if not path.is_file():
         raise ValueError(f"{folder} must hold {_NAME}, as a FLUX pipeline does")
-    says = json.loads(path.read_text())
+    says = _schema.mapping(read_json(path), str(path))
     kind = says.get("_class_name", _CLASS)
     if kind != _CLASS:
         raise ValueError(f"{path} is of a {kind}, expected {_CLASS}, whose times are known here")
@@ -82,16 +82,20 @@ def read(folder: Path) -> Schedule:
     positive = ("shift", "base_image_seq_len", "max_image_seq_len")
     for name in (*positive, "base_shift", "max_shift"):
         value = says.get(name, 1.0)
-        number = type(value) in (int, float) and math.isfinite(value)
+        # An integer may be of any size, and isfinite knows floats only.
+        number = type(value) in (int, float) and abs(value) < 2.0**31 and math.isfinite(value)
         if not number or (name in positive and value <= 0):
             kind = "positive and finite" if name in positive else "finite"
             raise ValueError(f"{path}: {name} must be {kind}, got {value!r}")
-    low, high = (says.get(f"{end}_image_seq_len") for end in ("base", "max"))
-    if low is not None and low == high:
-        raise ValueError(f"{path}: base_image_seq_len and max_image_seq_len must differ, got {low}")
+    low, high = says.get("base_image_seq_len", 256), says.get("max_image_seq_len", 4096)
+    if low >= high:
+        raise ValueError(
+            f"{path}: base_image_seq_len must be below max_image_seq_len, got {low} and {high}"
+        )
+    dynamic = says.get("use_dynamic_shifting", False)
     return Schedule(
-        dynamic=says.get("use_dynamic_shifting", False),
+        dynamic=_schema.flag(dynamic, f"{path}: use_dynamic_shifting"),
         shift=says.get("shift", 1.0),
-        low=(says.get("base_image_seq_len", 256), says.get("base_shift", 0.5)),
-        high=(says.get("max_image_seq_len", 4096), says.get("max_shift", 1.15)),
+        low=(low, says.get("base_shift", 0.5)),
+        high=(high, says.get("max_shift", 1.15)),
     )
