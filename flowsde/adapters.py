@@ -21,6 +21,7 @@ from typing import Any, TypedDict
 
 import jax
 
+from flowsde._explain import name_of
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import (
     PREDICTIONS,
@@ -214,6 +215,10 @@ class Plain:
 
     fn: Callable[..., Any]
 
+    @property
+    def __name__(self) -> str:
+        return name_of(self.fn)
+
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
 
@@ -236,6 +241,10 @@ class Adapted:
     time: tuple[float, float]
     prediction: str
     interpolant: Interpolant
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.model)
 
     def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
         t = informative_time(self.prediction, self.interpolant, t)

@@ -8,7 +8,7 @@ functions as an argument.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -19,6 +19,7 @@ from flax import nnx
 
 from flowsde._arrays import check_output
 from flowsde._checks import check_count
+from flowsde._explain import name_of, noted, shapes, without_cond
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.adapters import Options, Plain, adapt
@@ -171,9 +172,18 @@ class Flow:
         """
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
-        velocity = self.velocity_fn(self.params, point, t, cond)
-        check_output("velocity_fn", velocity, x)
+        with noted(partial(self._note, point, t, cond)):
+            velocity = self.velocity_fn(self.params, point, t, cond)
+            check_output(f"model {name_of(self.velocity_fn)}", velocity, x)
         return means_from_velocity(self.interpolant, point, t, velocity.astype(jnp.float32))
+
+    def _note(self, x: jax.Array, t: jax.Array, cond: Cond, error: Exception) -> str:
+        """What the model was called with, by the names that `Flow.from_callable` gives them."""
+        why = ", as none was given" if without_cond(error, cond) else ""
+        return (
+            f"model {name_of(self.velocity_fn)} is called with (x, t, cond): x is {shapes(x)}, t "
+            f"is {shapes(t)}, cond is {shapes(cond)}{why}; the flow was given shape={self.shape}"
+        )
 
 
 def _identity(x: jax.Array) -> jax.Array:
@@ -181,8 +191,8 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 def _check_shape(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, int):
-        raise TypeError(f"shape must be a tuple of one particle's axes, got {shape}")
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise TypeError(f"shape must be a tuple of one particle's axes, got {shape!r}")
     return tuple(check_count("shape", size) for size in shape)
 
 
@@ -239,6 +249,8 @@ def sample(
       ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
         transformations, where there are no values to see.
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     key = as_key(key)
     n = check_count("n", n)
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))

@@ -272,5 +272,5 @@ def test_a_wrong_prediction_is_named():
         with pytest.raises(error, match=message):
             flow.means(x, t, None, LINEAR)
     flow = fs.Flow.from_callable(lambda params, x, t, cond: (x,), None, (2,))
-    with pytest.raises(TypeError, match="velocity_fn returned tuple, expected an array"):
+    with pytest.raises(TypeError, match="model <lambda> returned tuple, expected an array"):
         flow.means(x, t, None, LINEAR)
