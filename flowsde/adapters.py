@@ -17,7 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 
@@ -197,18 +197,6 @@ def _check_time(time: Any) -> tuple[float, float]:
     return data, noise
 
 
-class Options(TypedDict, total=False):
-    """Of `Flow.from_callable`, `Flow.from_linen` and `Flow.from_nnx`; described at the first."""
-
-    interpolant: Interpolant | None
-    decode: Callable[[jax.Array], jax.Array] | None
-    prediction: Prediction
-    time: tuple[float, float]
-    call: str | None
-    kwargs: Mapping[str, Any] | None
-    per_example: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class Plain:
     """A function that takes params, if it does, where `call` says."""
@@ -270,11 +258,11 @@ def adapt(
     names: tuple[str, ...],
     interpolant: Interpolant,
     *,
-    prediction: Prediction = "velocity",
-    time: tuple[float, float] = (0.0, 1.0),
-    call: str | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    per_example: bool = False,
+    prediction: Prediction,
+    time: tuple[float, float],
+    call: str | None,
+    kwargs: Mapping[str, Any] | None,
+    per_example: bool,
 ) -> Adapted:
     """A model's velocity; options as for `Flow.from_callable`.
 

@@ -169,8 +169,8 @@ def host(
         like.
       name, cost, minibatch: as for `device`.
       timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
-        goes on in a thread of its own, in which it gets a `SystemExit` when the process ends.
-        Eight such calls may be running at once; with more, the next reward is an error.
+        goes on in a thread of its own, and may hold up the end of the process by five seconds.
+        While eight such calls are running, the next reward is an error.
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
