@@ -66,6 +66,17 @@ def outside_jax(error: Exception) -> bool:
     return isinstance(error, kinds) or "Tracer" in str(error)
 
 
+def model_note(
+    name: str, shape: tuple[int, ...], x: Any, t: Any, cond: Any, error: Exception
+) -> str:
+    """What a model of a flow of this shape was called with, before its own names and order."""
+    why = ", as none was given" if without_cond(error, cond) else ""
+    return (
+        f"model {name} is called with (x, t, cond): x is {shapes(x)}, t is {shapes(t)}, cond is "
+        f"{shapes(cond)}{why}; the flow was given shape={shape}"
+    )
+
+
 def decoded(decode: Callable[[jax.Array], Any], x0: jax.Array) -> jax.Array:
     """Images of x0 [n, ...]; TypeError or ValueError unless an array of n."""
     with noted(lambda error: f"decode is called as decode(x0): x0 is {shapes(x0)}"):

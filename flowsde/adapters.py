@@ -236,9 +236,13 @@ class Adapted:
 
     def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
         t = informative_time(self.prediction, self.interpolant, t)
-        predict = partial(self._predict, params)
-        predicted = (jax.vmap(predict) if self.per_example else predict)(x, t, cond)
+        predicted = self.predict(params, x, t, cond)
         return prediction_to_velocity(self.prediction, self.interpolant, x, t, predicted)
+
+    def predict(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> Any:
+        """What the model itself gives, of x [n, ...] and t [n]."""
+        predict = partial(self._predict, params)
+        return (jax.vmap(predict) if self.per_example else predict)(x, t, cond)
 
     def _predict(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> Any:
         data, noise = self.time

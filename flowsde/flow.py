@@ -19,7 +19,7 @@ from flax import nnx
 
 from flowsde._arrays import check_output
 from flowsde._checks import check_count
-from flowsde._explain import name_of, noted, shapes, without_cond
+from flowsde._explain import model_note, name_of, noted
 from flowsde._keys import as_key
 from flowsde._options import DEFAULTS, Options, with_options
 from flowsde._static import check_static
@@ -178,18 +178,11 @@ class Flow:
         """
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
-        with noted(partial(self._note, point, t, cond)):
+        name = name_of(self.velocity_fn)
+        with noted(partial(model_note, name, self.shape, point, t, cond)):
             velocity = self.velocity_fn(self.params, point, t, cond)
-            check_output(f"model {name_of(self.velocity_fn)}", velocity, x)
+            check_output(f"model {name}", velocity, x)
         return means_from_velocity(self.interpolant, point, t, velocity.astype(jnp.float32))
-
-    def _note(self, x: jax.Array, t: jax.Array, cond: Cond, error: Exception) -> str:
-        """What the model was called with, by the names that `Flow.from_callable` gives them."""
-        why = ", as none was given" if without_cond(error, cond) else ""
-        return (
-            f"model {name_of(self.velocity_fn)} is called with (x, t, cond): x is {shapes(x)}, t "
-            f"is {shapes(t)}, cond is {shapes(cond)}{why}; the flow was given shape={self.shape}"
-        )
 
 
 def _identity(x: jax.Array) -> jax.Array:
