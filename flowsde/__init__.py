@@ -12,6 +12,7 @@ from flowsde._version import __version__
 if TYPE_CHECKING:
     from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search, shapes
     from flowsde.classifier_free import guide
+    from flowsde.convention import check_convention
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
@@ -46,6 +47,7 @@ _MODULES = {
 } | {"distributed": "runner.distributed"}
 _NAMES = {
     "classifier_free": ("guide",),
+    "convention": ("check_convention",),
     "flow": ("Flow", "sample"),
     "interpolants": ("match_time",),
     "predictions": (
@@ -69,6 +71,7 @@ __all__ = [
     "__version__",
     "analytic",
     "batch",
+    "check_convention",
     "diffusion",
     "distributed",
     "grids",

@@ -17,10 +17,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 
+from flowsde._explain import name_of
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import (
     PREDICTIONS,
@@ -196,23 +197,15 @@ def _check_time(time: Any) -> tuple[float, float]:
     return data, noise
 
 
-class Options(TypedDict, total=False):
-    """Of `Flow.from_callable`, `Flow.from_linen` and `Flow.from_nnx`; described at the first."""
-
-    interpolant: Interpolant | None
-    decode: Callable[[jax.Array], jax.Array] | None
-    prediction: Prediction
-    time: tuple[float, float]
-    call: str | None
-    kwargs: Mapping[str, Any] | None
-    per_example: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class Plain:
     """A function that takes params, if it does, where `call` says."""
 
     fn: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.fn)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
@@ -237,11 +230,19 @@ class Adapted:
     prediction: str
     interpolant: Interpolant
 
+    @property
+    def __name__(self) -> str:
+        return name_of(self.model)
+
     def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
         t = informative_time(self.prediction, self.interpolant, t)
-        predict = partial(self._predict, params)
-        predicted = (jax.vmap(predict) if self.per_example else predict)(x, t, cond)
+        predicted = self.predict(params, x, t, cond)
         return prediction_to_velocity(self.prediction, self.interpolant, x, t, predicted)
+
+    def predict(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> Any:
+        """What the model itself gives, of x [n, ...] and t [n]."""
+        predict = partial(self._predict, params)
+        return (jax.vmap(predict) if self.per_example else predict)(x, t, cond)
 
     def _predict(self, params: Any, x: jax.Array, t: jax.Array, cond: Any) -> Any:
         data, noise = self.time
@@ -261,11 +262,11 @@ def adapt(
     names: tuple[str, ...],
     interpolant: Interpolant,
     *,
-    prediction: Prediction = "velocity",
-    time: tuple[float, float] = (0.0, 1.0),
-    call: str | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    per_example: bool = False,
+    prediction: Prediction,
+    time: tuple[float, float],
+    call: str | None,
+    kwargs: Mapping[str, Any] | None,
+    per_example: bool,
 ) -> Adapted:
     """A model's velocity; options as for `Flow.from_callable`.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from flowsde._explain import name_of
 from flowsde.conds import Cond, WithNull, as_arrays
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class _Guided:
     velocity_fn: Callable[..., jax.Array]
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.velocity_fn)
 
     def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         inner, scale, null = params
@@ -71,7 +76,10 @@ def with_own_nulls(flow: "Flow", cond: Cond) -> tuple["Flow", Cond]:
     wanted: Any = jax.tree.structure(cond)
     found: Any = jax.tree.structure(null)
     if wanted != found:
-        raise ValueError(f"null_cond has the structure {found}, expected that of cond, {wanted}")
+        why = "; no cond was given" if cond is None else ""
+        raise ValueError(
+            f"null_cond has the structure {found}, expected that of cond, {wanted}{why}"
+        )
     leaves = list(zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True))
     for whole, one in leaves:
         if one.shape not in (whole.shape, whole.shape[1:]):

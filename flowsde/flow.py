@@ -8,7 +8,7 @@ functions as an argument.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -19,9 +19,11 @@ from flax import nnx
 
 from flowsde._arrays import check_output
 from flowsde._checks import check_count
+from flowsde._explain import model_note, name_of, noted
 from flowsde._keys import as_key
+from flowsde._options import DEFAULTS, Options, with_options
 from flowsde._static import check_static
-from flowsde.adapters import Options, Plain, adapt
+from flowsde.adapters import Plain, adapt
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, as_arrays, check_cond
 from flowsde.fresh import warn_if_written_anew
@@ -63,6 +65,7 @@ class Flow:
     evaluations: int = 1
 
     @classmethod
+    @with_options
     def from_callable(
         cls, fn: VelocityFn, params: Params, shape: tuple[int, ...], **options: Unpack[Options]
     ) -> "Flow":
@@ -72,22 +75,21 @@ class Flow:
           fn: pure; what it returns is shaped as x, of any floating dtype.
           params: its parameters, or None. NNX modules in them are copied in evaluation mode.
           shape: of one particle.
-          **options: of which there are, each with a default,
-            interpolant: of training; linear.
-            decode: x0 [n, *shape] -> images; the identity. Wrap a decoder with parameters as
-              ``jax.tree_util.Partial(decode_fn, decoder_params)``; an NNX module, or a method of
-              one, is taken as it is and evaluated in evaluation mode.
-            prediction: what the model gives: "velocity", alpha' x0 + sigma' x1, which is noise -
-              data under the linear interpolant; "negative_velocity", data - noise; "x0", data;
-              "x1", noise; or "score".
-            time: what the model calls t = 0, data, and t = 1, noise: (0, 1); (1, 0) if it counts
-              from noise to data, (0, 1000) if it counts to a thousand. It changes the model's t
-              alone: a velocity along reversed time is the "negative_velocity".
-            call: the arguments of the model as they are written in Python, of params, x, t and
-              cond: "params, x, t, cond"; also "params, t, x", or "params, x, timestep=t, **cond"
-              for a cond that maps names to arrays.
-            kwargs: what else the model is given, constants by name: {"train": False}.
-            per_example: whether the model takes one particle, x [*shape] and t [], with its cond.
+          interpolant: of training; None is linear.
+          decode: x0 [n, *shape] -> images; None is the identity. Wrap a decoder with parameters as
+            ``jax.tree_util.Partial(decode_fn, decoder_params)``; an NNX module, or a method of
+            one, is taken as it is and evaluated in evaluation mode.
+          prediction: what the model gives: "velocity", alpha' x0 + sigma' x1, which is noise -
+            data under the linear interpolant; "negative_velocity", data - noise; "x0", data;
+            "x1", noise; or "score".
+          time: what the model calls t = 0, data, and t = 1, noise: (1, 0) if it counts from noise
+            to data, (0, 1000) if it counts to a thousand. It changes the model's t alone: a
+            velocity along reversed time is the "negative_velocity".
+          call: the arguments of the model as they are written in Python, of params, x, t and
+            cond; None is "params, x, t, cond". Others are "params, t, x", or
+            "params, x, timestep=t, **cond" for a cond that maps names to arrays.
+          kwargs: what else the model is given, constants by name: {"train": False}.
+          per_example: whether the model takes one particle, x [*shape] and t [], with its cond.
 
         Raises:
           ValueError, TypeError: naming the argument, or the call that the model does not take.
@@ -95,9 +97,11 @@ class Flow:
         refuse_module("fn", fn)
         if not callable(fn):
             raise TypeError(f"fn must be callable, fn(params, x, t, cond), got {fn!r}")
-        return cls._adapted(Plain(fn), fn, in_eval_mode(params), shape, ("params",), options)
+        model, params = Plain(fn), in_eval_mode(params)
+        return cls._adapted(model, fn, params, shape, ("params",), options)
 
     @classmethod
+    @with_options
     def from_linen(
         cls, module: Any, params: Params, shape: tuple[int, ...], **options: Unpack[Options]
     ) -> "Flow":
@@ -109,11 +113,13 @@ class Flow:
           params: the variables that ``module.apply`` takes, all collections; axes named by
             `flax.linen.with_partitioning` are split by their names on a mesh.
           shape: of one particle.
-          **options: as for `from_callable`; `call` is "x, t, cond" by default.
+          interpolant, decode, prediction, time, kwargs, per_example: as for `from_callable`.
+          call: as for `from_callable`, without params; None is "x, t, cond".
         """
         return cls._adapted(Linen.of(module, params), module.__call__, params, shape, (), options)
 
     @classmethod
+    @with_options
     def from_nnx(
         cls, model: nnx.Module, shape: tuple[int, ...], **options: Unpack[Options]
     ) -> "Flow":
@@ -125,7 +131,8 @@ class Flow:
         Args:
           model: the module.
           shape: of one particle.
-          **options: as for `from_callable`; `call` is "x, t, cond" by default.
+          interpolant, decode, prediction, time, kwargs, per_example: as for `from_callable`.
+          call: as for `from_callable`, without params; None is "x, t, cond".
         """
         if not isinstance(model, nnx.Module):
             refuse_module("model", model)
@@ -146,8 +153,8 @@ class Flow:
         options: Options,
     ) -> "Flow":
         """Flow of ``model(params, *args, **kwargs)``, whose args are those of `called`."""
-        convention: dict[str, Any] = dict(options)
-        interpolant, decode = convention.pop("interpolant", None), convention.pop("decode", None)
+        convention: dict[str, Any] = {**DEFAULTS, **options}
+        interpolant, decode = convention.pop("interpolant"), convention.pop("decode")
         source = Linear() if interpolant is None else interpolant
         adapted = adapt(model, called, (*first, "x", "t", "cond"), source, **convention)
         return cls(
@@ -171,8 +178,10 @@ class Flow:
         """
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
-        velocity = self.velocity_fn(self.params, point, t, cond)
-        check_output("velocity_fn", velocity, x)
+        name = name_of(self.velocity_fn)
+        with noted(partial(model_note, name, self.shape, point, t, cond)):
+            velocity = self.velocity_fn(self.params, point, t, cond)
+            check_output(f"model {name}", velocity, x)
         return means_from_velocity(self.interpolant, point, t, velocity.astype(jnp.float32))
 
 
@@ -181,8 +190,8 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 def _check_shape(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, int):
-        raise TypeError(f"shape must be a tuple of one particle's axes, got {shape}")
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise TypeError(f"shape must be a tuple of one particle's axes, got {shape!r}")
     return tuple(check_count("shape", size) for size in shape)
 
 
@@ -239,6 +248,8 @@ def sample(
       ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
         transformations, where there are no values to see.
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     key = as_key(key)
     n = check_count("n", n)
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))

@@ -1,6 +1,10 @@
-"""Grids of times: NumPy float64 arrays of n + 1 values falling from 1 to 0; n is 2**20 at most."""
+"""Grids of times: NumPy float64 arrays of n + 1 times falling from 1 to 0, for n steps.
+
+n is 2**20 at most. Each function raises ValueError or TypeError naming the argument that is wrong.
+"""
 
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ __all__ = ["cosine", "flux", "quadratic", "shifted", "uniform"]
 
 Grid = np.ndarray
 MOST_STEPS = 2**20
-"""Of a grid: a step is at least one evaluation of a model."""
+"""Most steps of a grid, each of which is one evaluation of a model at least."""
 
 
 def _steps(n: Any) -> int:
@@ -19,24 +23,54 @@ def _steps(n: Any) -> int:
 
 
 def uniform(n: int) -> Grid:
-    """1 - i / n."""
+    """Times 1 - i / n, i = 0, …, n.
+
+    Args:
+      n: steps.
+
+    Returns:
+      n + 1 times, from 1 to 0.
+    """
     return 1.0 - np.arange(_steps(n) + 1) / n
 
 
 def quadratic(n: int) -> Grid:
-    """sqrt(1 - (i / n)^2): small steps where there is most noise (Kim et al., 2025)."""
+    """Times sqrt(1 - (i / n)^2), i = 0, …, n: small steps near the noise (Kim et al., 2025).
+
+    Args:
+      n: steps.
+
+    Returns:
+      n + 1 times, from 1 to 0.
+    """
     return np.sqrt(1.0 - (np.arange(_steps(n) + 1) / n) ** 2)
 
 
 def cosine(n: int) -> Grid:
-    """cos(pi i / 2 n): small steps near the noise, larger ones near the data."""
+    """Times cos(pi i / 2 n), i = 0, …, n: small steps near the noise, larger ones near the data.
+
+    Args:
+      n: steps.
+
+    Returns:
+      n + 1 times, from 1 to 0.
+    """
     grid = np.cos(0.5 * math.pi * np.arange(_steps(n) + 1) / n)
     grid[-1] = 0.0
     return grid
 
 
 def shifted(n: int, shift: float) -> Grid:
-    """shift t / (1 + (shift - 1) t) of the uniform grid; SD3 uses shift 3."""
+    """Times shift t / (1 + (shift - 1) t) of the n + 1 uniform times t.
+
+    Args:
+      n: steps.
+      shift: above 0; 1 is the uniform grid, 3 is that of SD3. The larger, the smaller are the steps
+        near the noise.
+
+    Returns:
+      n + 1 times, from 1 to 0.
+    """
     check_positive("shift", shift)
     t = uniform(n)
     return shift * t / (1.0 + (shift - 1.0) * t)
@@ -49,10 +83,15 @@ def flux(
     low: tuple[float, float] = (256, 0.5),
     high: tuple[float, float] = (4096, 1.15),
 ) -> Grid:
-    """FLUX.1-dev: the uniform times (1, 1 - 1/n, …, 1/n, 0) shifted by exp(mu(tokens)).
+    """FLUX.1-dev: the n + 1 uniform times shifted by exp(mu), mu linear in the tokens.
 
-    mu is linear in the number of image tokens, .5 at 256 and 1.15 at 4,096, or whatever it is at
-    the two points (tokens, mu).
+    Args:
+      n: steps.
+      tokens: of the image; 4,096 for 1,024 x 1,024 pixels.
+      low, high: two points (tokens, mu) of the line.
+
+    Returns:
+      n + 1 times, from 1 to 0.
     """
     slope = (high[1] - low[1]) / (high[0] - low[0])
     return shifted(n, math.exp(low[1] + slope * (check_count("tokens", tokens) - low[0])))
@@ -67,10 +106,16 @@ def as_grid(name: str, values: Any) -> tuple[float, ...]:
 
     Raises:
       ValueError: saying where the grid is wrong.
+      TypeError: the values are no numbers.
     """
-    grid = np.asarray(values, np.float64)
+    hint = f"{name} must hold at least two times, e.g. flowsde.grids.uniform(10)"
+    try:
+        grid = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{hint}, got {reprlib.repr(values)}") from None
     if grid.ndim != 1 or grid.size < 2:
-        raise ValueError(f"{name} must hold at least two times, got shape {grid.shape}")
+        got = reprlib.repr(values) if grid.ndim == 0 else f"shape {grid.shape}"
+        raise ValueError(f"{hint}, got {got}")
     if grid.size > MOST_STEPS + 1:
         raise ValueError(f"{name} must hold at most {MOST_STEPS + 1} times, got {grid.size}")
     if not np.all((grid >= 0.0) & (grid <= 1.0)):

@@ -82,6 +82,10 @@ class Linen:
 
     module: nn.Module
 
+    @property
+    def __name__(self) -> str:
+        return type(self.module).__name__
+
     @classmethod
     def of(cls, module: Any, variables: Any) -> "Linen":
         """TypeError unless they are a linen module and what its `init` returns."""
@@ -119,13 +123,19 @@ class NNX:
     """An NNX module in evaluation mode, as a function of its state."""
 
     graphdef: Any
-    method: str = "__call__"
+    method: str
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return self.name
 
     @classmethod
     def split(cls, module: nnx.Module, method: str = "__call__") -> tuple["NNX", Any]:
         """The function, and the state of the copy in evaluation mode."""
         graphdef, state = nnx.split(in_eval_mode(module))
-        return cls(graphdef, method), state
+        name = type(module).__name__
+        return cls(graphdef, method, name if method == "__call__" else f"{name}.{method}"), state
 
     def __call__(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         # Variables of its own: a call may change them, and the caller's must stay.

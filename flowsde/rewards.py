@@ -7,6 +7,7 @@ runs outside JAX.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from flowsde import _threads
 from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde._explain import name_of, noted, outside_jax, shapes, without_cond
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
 
@@ -52,9 +54,24 @@ class DeviceReward:
 
     def __call__(self, images: jax.Array, cond: Any) -> jax.Array:
         """Rewards [n]; raises if the function returns anything else."""
-        rewards = self.fn(images, cond)
-        check_rewards(self.name, rewards, images.shape[0])
+        with noted(partial(self._note, images, cond)):
+            rewards = self.fn(images, cond)
+            check_rewards(self.name, rewards, images.shape[0])
         return rewards
+
+    def _note(self, images: jax.Array, cond: Any, error: Exception) -> str:
+        note = (
+            f"reward {self.name!r} is called as reward(images, cond): images is {shapes(images)} "
+            f"and cond is {shapes(cond)}"
+        )
+        if without_cond(error, cond):
+            return f"{note}, as none was given"
+        if outside_jax(error):
+            return (
+                f"{note}, both traced by JAX; wrap a reward outside JAX (NumPy, PyTorch, a "
+                f"service) as flowsde.rewards.host({self.name})"
+            )
+        return note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +142,15 @@ def device(
       name: for messages; the function's own by default.
       cost: of one reward, in model evaluations; reported as `Result.verifier_cost`.
       minibatch: images judged at once; as many as the model evaluates at once by default.
+
+    Raises:
+      ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
     """
     partial_fn = as_partial("reward", fn)
+    _check_call(fn)
     check_non_negative("cost", cost)
     size = None if minibatch is None else check_count("minibatch", minibatch)
-    return DeviceReward(partial_fn, _name(fn) if name is None else name, float(cost), size)
+    return DeviceReward(partial_fn, name_of(fn) if name is None else name, float(cost), size)
 
 
 def host(
@@ -148,15 +169,20 @@ def host(
         like.
       name, cost, minibatch: as for `device`.
       timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
-        goes on in its thread (`flowsde._threads` says for how long, and how many).
+        goes on in a thread of its own, and may hold up the end of the process by five seconds.
+        While eight such calls are running, the next reward is an error.
+
+    Raises:
+      ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")
+    _check_call(fn)
     check_non_negative("cost", cost)
     if timeout is not None:
         check_positive("timeout", timeout)
     size = None if minibatch is None else check_count("minibatch", minibatch)
-    return HostReward(fn, _name(fn) if name is None else name, float(cost), size, timeout)
+    return HostReward(fn, name_of(fn) if name is None else name, float(cost), size, timeout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,9 +250,19 @@ def as_float32(rewards: Any, numpy: Any) -> Any:
     return numpy.where(numpy.isneginf(rewards), -np.inf, clipped)
 
 
-def _name(fn: Any) -> str:
-    inner = getattr(fn, "func", fn)
-    return getattr(inner, "__name__", type(inner).__name__)
+def _check_call(fn: Callable[..., Any]) -> None:
+    """TypeError for a function whose signature does not take images and cond."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # some wrappers and builtins have none
+    try:
+        signature.bind("images", "cond")
+    except TypeError as error:
+        raise TypeError(
+            f"reward is called as reward(images, cond), which {name_of(fn)}{signature} does not "
+            f"take: {error}"
+        ) from None
 
 
 def check_rewards(name: str, rewards: Any, n: int) -> None:

@@ -1,5 +1,8 @@
 """Models of other conventions: one exact field in each is the same flow; errors at the adapter."""
 
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import flowsde as fs
+from flowsde._options import Options
 
 LINEAR, VP = fs.interpolants.linear(), fs.interpolants.vp()
 DATA = fs.analytic.mixture([0.4, 0.6], [[-1.0, 0.5], [1.0, -0.5]], [0.2, 0.4])
@@ -272,5 +276,49 @@ def test_a_wrong_prediction_is_named():
         with pytest.raises(error, match=message):
             flow.means(x, t, None, LINEAR)
     flow = fs.Flow.from_callable(lambda params, x, t, cond: (x,), None, (2,))
-    with pytest.raises(TypeError, match="velocity_fn returned tuple, expected an array"):
+    with pytest.raises(TypeError, match="model <lambda> returned tuple, expected an array"):
         flow.means(x, t, None, LINEAR)
+
+
+def of_three_options(**options):
+    return fs.Flow.from_callable(lambda params, x, t, cond: x, None, (2,), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: fs.Flow.from_nnx(NNXField(nnx.Rngs(0)), (2,), predict="velocity"),
+            "Flow.from_nnx has no option 'predict', did you mean 'prediction'.? Its options are "
+            "interpolant, decode, prediction, time, call, kwargs, per_example",
+        ),
+        (
+            lambda: fs.Flow.from_linen(LinenField(), {}, (2,), interpolants=VP),
+            "Flow.from_linen has no option 'interpolants', did you mean 'interpolant'",
+        ),
+        (
+            lambda: of_three_options(zzz=1),
+            "Flow.from_callable has no option 'zzz'; its options are interpolant,",
+        ),
+    ],
+)
+def test_an_unknown_option_is_named_with_those_that_there_are(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("maker", [fs.Flow.from_callable, fs.Flow.from_linen, fs.Flow.from_nnx])
+def test_options_are_seen_in_the_signature_and_described(maker):
+    parameters = inspect.signature(maker).parameters
+    assert not any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    own = [name for name, p in parameters.items() if p.kind == p.KEYWORD_ONLY]
+    assert own == list(Options.__annotations__)
+    for name in parameters:
+        assert re.search(rf"^ +([a-z_]+, )*{name}(, [a-z_]+)*: ", maker.__doc__, re.MULTILINE), name
+    # What is written out is what is left out.
+    x, t = points(LINEAR)
+    options = {name: parameters[name].default for name in own}
+    flow = of_three_options(**options)
+    np.testing.assert_array_equal(
+        flow.means(x, t, None, LINEAR)[0], of_three_options().means(x, t, None, LINEAR)[0]
+    )

@@ -93,15 +93,29 @@ def test_wrong_shift_and_tokens_are_named():
         ([1.0, np.nan, 0.0], r"my_grid must lie in \[0, 1\], got nan"),
         ([0.9, 0.5, 0.0], "my_grid must run from 1 to 0, got 0.9 to 0"),
         ([1.0, 0.5, 0.1], "my_grid must run from 1 to 0, got 1.0 to 0.1"),
-        ([1.0], r"my_grid must hold at least two times, got shape \(1,\)"),
+        ([1.0], r"my_grid must hold at least two times, .*got shape \(1,\)"),
         ([], "my_grid must hold at least two times"),
         ([[1.0, 0.0]], "my_grid must hold at least two times"),
-        (0.5, "my_grid must hold at least two times"),
+        (10, r"my_grid must hold .* e.g. flowsde.grids.uniform\(10\), got 10"),
+        (None, r"my_grid must hold .* e.g. flowsde.grids.uniform\(10\), got None"),
     ],
 )
 def test_as_grid_says_where_a_grid_is_wrong(values, words):
     with pytest.raises(ValueError, match=words):
         as_grid("my_grid", values)
+
+
+@pytest.mark.parametrize("values", ["uniform", G.uniform, {"n": 10}, [1.0, "0.5", "zero"]])
+def test_as_grid_refuses_what_is_no_numbers(values):
+    with pytest.raises(TypeError, match=r"my_grid must hold .* e.g. flowsde.grids.uniform\(10\)"):
+        as_grid("my_grid", values)
+
+
+@every_grid
+def test_the_number_of_times_is_documented(name):
+    """Of n steps: one more."""
+    maker = getattr(G, name.removesuffix("_back"))
+    assert "n: steps." in maker.__doc__ and "n + 1 times, from 1 to 0." in maker.__doc__
 
 
 def test_as_grid_accepts_any_float_sequence():

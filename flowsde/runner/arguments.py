@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flowsde._checks import MOST, check_count, check_integers
+from flowsde._explain import noted
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.classifier_free import with_own_nulls
@@ -18,7 +19,8 @@ from flowsde.conds import Cond, Told, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
-from flowsde.runner.evaluate import Sizes, means, of_prompts, verify
+from flowsde.runner.evaluate import Sizes, decode_and_check, means, of_prompts, verify
+from flowsde.runner.explain import cond_note
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, fetch, gather, memory
 from flowsde.runner.result import Carry, Result, carry_of
 from flowsde.search.protocol import Search
@@ -297,9 +299,12 @@ def _trace(job: Job) -> None:
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
         return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
 
-    x, t, cond = shapes(job.sizes.model)
-    means.eval_shape(job.flow, x, t, cond, interpolant=job.search.interpolant)
-    if not isinstance(job.reward, HostReward):
+    with noted(partial(cond_note, job.cond, job.single)):
+        x, t, cond = shapes(job.sizes.model)
+        means.eval_shape(job.flow, x, t, cond, interpolant=job.search.interpolant)
+        if isinstance(job.reward, HostReward):
+            decode_and_check.eval_shape(job.flow, shapes(job.sizes.reward)[0])
+            return
         # A guided search takes rewards with the model's chunks as well.
         for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
             x, _, cond = shapes(n)

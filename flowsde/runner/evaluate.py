@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._explain import decoded
 from flowsde.conds import Cond, for_model, for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
@@ -99,19 +100,19 @@ def means(
 @jax.jit
 def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> jax.Array:
     """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
-    images = flow.decode(x0)
+    images = decoded(flow.decode, x0)
     rewards = as_float32(reward(images, for_reward(cond)), jnp)
     # Images may be integers, in which what was not finite no longer shows.
     return jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
 
 
-decode = jax.jit(lambda flow, x0: flow.decode(x0))
+decode = jax.jit(lambda flow, x0: decoded(flow.decode, x0))
 
 
 @jax.jit
-def _decode_and_check(flow: Flow, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode_and_check(flow: Flow, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Images of rows, and which of them are finite, bool [n]."""
-    images = flow.decode(x0)
+    images = decoded(flow.decode, x0)
     return images, finite_rows(x0) & finite_rows(images)
 
 
@@ -305,7 +306,7 @@ def evaluate_on_host(
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        decoded = _decode_and_check(flow, evals.x0[np.resize(at, size)])
+        decoded = decode_and_check(flow, evals.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(cond))
         rewards = reward(images, own)

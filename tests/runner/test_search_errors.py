@@ -46,8 +46,8 @@ def bon(**changes):
         ({"grid": [1.0, 0.5]}, ValueError, "grid must run from 1 to 0, got 1.0 to 0.5"),
         ({"grid": [1.0, np.nan, 0.0]}, ValueError, r"grid must lie in \[0, 1\], got nan"),
         ({"grid": [1.5, 0.5, 0.0]}, ValueError, r"grid must lie in \[0, 1\], got 1.5"),
-        ({"grid": [1.0]}, ValueError, r"grid must hold at least two times, got shape \(1,\)"),
-        ({"grid": 10}, ValueError, r"grid must hold at least two times, got shape \(\)"),
+        ({"grid": [1.0]}, ValueError, r"grid must hold at least two times, .*got shape \(1,\)"),
+        ({"grid": 10}, ValueError, r"grid must hold at least two times, .*got 10"),
     ],
 )
 def test_searches(make, changes, error, message):
@@ -129,13 +129,13 @@ TWO = {"prompt_ids": [4, 5]}
             {"flow": flow(lambda params, x, t, cond: x[:, :1])},
             {},
             ValueError,
-            r"velocity_fn returned shape \(\d+, 1\) .* expected shape \(\d+, 2\)",
+            r"model <lambda> returned shape \(\d+, 1\) .* expected shape \(\d+, 2\)",
         ),
         (
             {"flow": flow(lambda params, x, t, cond: x.astype(jnp.int32))},
             {},
             ValueError,
-            "velocity_fn returned .*dtype int32.* a floating dtype",
+            "model <lambda> returned .*dtype int32.* a floating dtype",
         ),
         ({}, {"chunk_size": 0}, ValueError, "chunk_size .* got 0"),
         ({}, {"chunk_size": 2.5}, TypeError, "chunk_size must be an integer, got 2.5"),
