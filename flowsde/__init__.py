@@ -1,7 +1,22 @@
-"""flowsde: inference-time scaling of flow models in JAX.
+"""Inference-time scaling of flow models in JAX; ``import flowsde as fs``.
 
-Names are imported when they are first used (PEP 562), so that the command answers ``--help`` and
-wrong options without waiting for JAX.
+==========================================  ====================================================
+`fs.interpolants`, `fs.match_time`          paths between data and noise
+`fs.velocity_to_x0`, `fs.x0_to_score`, …    conversions among velocity, score, x0 and x1
+`fs.reparameterise`                         a model on another interpolant, without retraining
+`fs.diffusion`, `fs.kernels`, `fs.grids`    how a sampler moves: noise, one step, all times
+`fs.Flow`, `fs.load`, `fs.guide`            a model, a converted one, classifier-free guidance
+`fs.sample`                                 samples without a search
+`fs.search`, `fs.rewards`                   searches, and rewards outside JAX
+`fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
+`fs.Result`                                 what these return
+`fs.save_search`, `fs.restore_search`       searches that go on later
+`fs.ShardingRules`, `fs.distributed`        several devices, several processes
+`fs.analytic`, `fs.shapes`                  flows with known answers, and a small trained one
+==========================================  ====================================================
+
+Everything else is private. Names are imported when they are first used (PEP 562), so that the
+command answers ``--help`` and wrong options without waiting for JAX.
 """
 
 from importlib import import_module

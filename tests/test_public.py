@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 
 import pytest
 
@@ -60,3 +61,10 @@ def test_what_is_public_says_what_it_is():
             assert inspect.getdoc(getattr(module, each)), f"{name}.{each}"
     assert importlib.import_module("flowsde.kernels") is fs.kernels
     assert dir(fs) == sorted(fs.__all__)
+
+
+def test_help_begins_with_the_public_names():
+    """Before pydoc's list of all files, private ones first."""
+    named = set(re.findall(r"`fs\.(\w+)`", fs.__doc__))
+    conversions = {name for name in fs.__all__ if re.fullmatch(r"\w+_to_\w+", name)}
+    assert named | conversions | {"__version__"} == set(fs.__all__)
