@@ -6,7 +6,7 @@
 `fs.reparameterise`                         a model on another interpolant, without retraining
 `fs.diffusion`, `fs.kernels`, `fs.grids`    how a sampler moves: noise, one step, all times
 `fs.Flow`, `fs.load`, `fs.guide`            a model, a converted one, classifier-free guidance
-`fs.sample`                                 samples without a search
+`fs.sample`, `fs.check_convention`          samples without a search; is the model read rightly?
 `fs.search`, `fs.rewards`                   searches, and rewards outside JAX
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
 `fs.Result`                                 what these return

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from flowsde._explain import name_of
+from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import (
     PREDICTIONS,
@@ -198,7 +199,7 @@ def _check_time(time: Any) -> tuple[float, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class Plain(Static):
     """A function that takes params, if it does, where `call` says."""
 
     fn: Callable[..., Any]
@@ -212,7 +213,7 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapted:
+class Adapted(Static):
     """The velocity of a model of another convention; options as for `Flow.from_callable`.
 
     Attributes:

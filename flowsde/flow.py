@@ -21,11 +21,12 @@ from flowsde._arrays import check_output
 from flowsde._checks import check_count
 from flowsde._explain import model_note, name_of, noted
 from flowsde._keys import as_key
-from flowsde._options import DEFAULTS, Options, with_options
 from flowsde._static import check_static
 from flowsde.adapters import Plain, adapt
+from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, as_arrays, check_cond
+from flowsde.flow_options import DEFAULTS, Options, with_options
 from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
@@ -264,7 +265,9 @@ def sample(
     cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
     flow, cond = with_own_nulls(flow, cond)
-    warn_if_written_anew(3, flow=flow.velocity_fn, interpolant=flow.interpolant, kernel=kernel)
+    static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "kernel": kernel}
+    warn_if_written_anew(3, **static)
+    warn_if_changed(3, **static)
     x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)

@@ -33,7 +33,7 @@ matplotlib.use("Agg")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from flowsde import fresh  # noqa: E402
+from flowsde import changed, fresh  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -61,6 +61,7 @@ def few_programs():
 def nothing_seen():
     """What one test has defined is no reason to warn in another."""
     yield
+    changed.forget()
     fresh.forget()
 
 

@@ -322,3 +322,20 @@ def test_options_are_seen_in_the_signature_and_described(maker):
     np.testing.assert_array_equal(
         flow.means(x, t, None, LINEAR)[0], of_three_options().means(x, t, None, LINEAR)[0]
     )
+
+
+@pytest.mark.parametrize("values", [(0.0, -0.0), (1, True, 1.0)])
+def test_constants_that_python_calls_equal_are_others(values):
+    """Each has a program of its own, whichever came first."""
+
+    def model(params, x, t, cond, *, constant):
+        kind = {int: 1.0, bool: 2.0, float: 3.0}[type(constant)]
+        return x * kind * np.copysign(1.0, constant)
+
+    flows = [fs.Flow.from_callable(model, None, (2,), kwargs={"constant": v}) for v in values]
+    x, t = jnp.ones((1, 2)), jnp.full(1, 0.5)
+    call = jax.jit(lambda flow, x, t: flow.velocity_fn(flow.params, x, t, None))
+    kinds = {int: 1.0, bool: 2.0, float: 3.0}
+    for flow, value in zip(flows, values, strict=True):
+        wanted = kinds[type(value)] * np.copysign(1.0, value)
+        np.testing.assert_array_equal(call(flow, x, t), np.full((1, 2), wanted))

@@ -10,7 +10,8 @@ SOURCES = (ROOT / "flowsde", ROOT / "converters/flowsde_converters")
 LAYERS = (  # from the lowest; private helpers know nothing of flows
     "_ interrupts pictures",
     "interpolants predictions diffusion grids kernels",
-    "adapters analytic classifier_free conds convention flow fresh modules rewards sharding",
+    "adapters analytic changed classifier_free conds convention flow flow_options fresh modules"
+    " rewards sharding",
     "search",
     "runner",
     "models",

@@ -14,6 +14,7 @@ from flowsde._checks import MOST, check_count, check_integers
 from flowsde._explain import noted
 from flowsde._keys import as_key
 from flowsde._static import check_static
+from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, Told, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow
@@ -88,10 +89,10 @@ def prepare(
     search, budgets = _in_candidates(flow, search, ids.size, nfe)
     verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
-    warn_if_written_anew(
-        4, flow=flow.velocity_fn, interpolant=flow.interpolant, decode=flow.decode, search=search,
-        reward=compiled,
-    )  # fmt: skip
+    static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
+    static |= {"search": search, "reward": compiled}
+    warn_if_written_anew(4, **static)
+    warn_if_changed(4, **static)
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
