@@ -306,13 +306,6 @@ def _trace(job: Job) -> None:
             verify.eval_shape(job.flow, job.reward, x, cond)
 
 
-def _identity(state: Any) -> tuple[Any, ...]:
-    """Key, target and budget that a state was begun with."""
-    while hasattr(state, "inner"):
-        state = state.inner
-    return jax.random.key_data(state.key), state.target, state.nfe
-
-
 def check_resume(job: Job, fresh: Carry) -> Carry:
     """Carry to go on from; ValueError unless they are of this very job.
 
@@ -332,9 +325,8 @@ def check_resume(job: Job, fresh: Carry) -> Carry:
             "resume is of another search, or of other prompts or shapes, than this run's"
         )
     names = ("key or prompt_ids", "target_reward", "nfe")
-    for name, wanted, got in zip(
-        names, *fetch((_identity(own.state), _identity(carry.state))), strict=True
-    ):
+    begun = [c.given._replace(key=jax.random.key_data(c.given.key)) for c in (own, carry)]
+    for name, wanted, got in zip(names, *fetch(begun), strict=True):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
     return carry if job.layout.mesh is None else _padded(job, carry, fresh)

@@ -24,7 +24,7 @@ from flowsde.runner.evaluate import (
 )
 from flowsde.runner.exchange import slots_of, tell_by_number
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
-from flowsde.runner.result import Carry, Packed
+from flowsde.runner.result import Carry, Given, Packed
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 
 
@@ -49,7 +49,8 @@ def _init(
 ) -> Carry:
     def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
-        return Carry(search.init(key, shape, target, nfe), zero, zero, zero, zero)
+        state = search.init(key, shape, target, nfe)
+        return Carry(Given(key, target, nfe), state, zero, zero, zero, zero)
 
     if single:
         return begin(keys[0], nfe[0], target)
@@ -85,22 +86,31 @@ def _ask(carry: Carry, search: Search, layout: Layout) -> tuple[Carry, Candidate
 
 
 def counted(
-    carry: Carry, state: Any, info: Info, asked: Candidates, computed: Computed, passes: int
+    carry: Carry,
+    search: Search,
+    state: Any,
+    info: Info,
+    asked: Candidates,
+    computed: Computed,
+    passes: int,
 ) -> tuple[Carry, Info]:
     """A state that has been told, with all that a round of its prompts is counted and charged.
 
     Args:
       carry: before the round.
+      search: that was told.
       state, info: as `Search.tell` gives them.
       asked: candidates [..., w].
       computed: of each of them.
       passes: of the model, that a candidate takes.
     """
     verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    finishing = _of_each(search.finishing, carry)(carry.state)
     info = info._replace(
         evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
         backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
         verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
+        finishing=finishing & jnp.any(asked.valid, -1),
     )
     carry = carry._replace(
         state=state,
@@ -129,13 +139,13 @@ def _tell(
         lead = asked.t.shape
         computed = join_counts(computed, lead, layout)
         # Where the state holds fewer particles than were asked about, only those are moved.
-        if layout.particles > 1 and slots_of(carry.state).total < lead[-1]:
+        if layout.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
             rewards = join(evals.reward, lead, layout)
             state, info = tell_by_number(search, carry.state, asked, evals, rewards, layout)
         else:
             evals = join(evals, lead, layout)
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
-        carry, info = counted(carry, state, info, asked, computed, flow.evaluations)
+        carry, info = counted(carry, search, state, info, asked, computed, flow.evaluations)
         return carry, info, _done(carry, search)
 
     by_prompt, by_row = layout.by_prompt, layout.by_row

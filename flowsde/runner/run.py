@@ -317,6 +317,7 @@ def _result(
         verifier_cost=cost,
         info=log,
         state=job.trim(carry.state),
+        given=job.trim(carry.given),
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

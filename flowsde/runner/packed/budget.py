@@ -19,7 +19,8 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Prompts
 from flowsde.runner.result import COUNTERS, Result
-from flowsde.search.protocol import Search, fold
+from flowsde.search.grid import fold_in_ids
+from flowsde.search.protocol import Search
 
 _ATTEMPT = 2**32 - 1
 """In place of a chain, the key of another attempt."""
@@ -150,7 +151,7 @@ def _prompts(job: Job, budgets: Mapping[int, int], attempt: int) -> Prompts:
     keys = job.keys
     if attempt:
         again = (jnp.uint32(_ATTEMPT), jnp.uint32(attempt))
-        keys = jax.vmap(lambda key: fold(key, *again))(keys)
+        keys = jax.vmap(lambda key: fold_in_ids(key, *again))(keys)
     nfe = np.array(job.nfe)
     nfe[list(budgets)] = list(budgets.values())
     order = np.resize(np.asarray(sorted(budgets), np.int32), job.ids.size)

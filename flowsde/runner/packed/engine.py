@@ -15,7 +15,7 @@ from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Kind, advance, nothing
-from flowsde.runner.packed.widths import chains, widen, width_for, with_width
+from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.search.protocol import Particle
 
@@ -31,10 +31,10 @@ class Totals(NamedTuple):
       batches: of B rows each.
       evaluations: all rows of all batches.
       nfe: charged to the prompts that have finished.
-      surplus: computed for them and not charged, of RBF's waves.
+      surplus: computed for them and not charged, of wide waves.
       padding: rows that were nobody's.
       backward_passes, verifier_calls: of the prompts that have finished, as in `Result`.
-      widths: of RBF's waves, in the order in which they were used; empty for other methods.
+      widths: of waves, in the order in which they were used; empty for other methods.
     """
 
     prompts: int = 0
@@ -81,7 +81,7 @@ class Engine:
         self.totals = Totals()
         self._job, self._size = job, size
         # One draw at a time computes no surplus.
-        self._search = with_width(job.search, 1)
+        self._search = job.search.with_width(1)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
         args = (Kind(job.search.interpolant, job.search.guided), minibatch)
@@ -110,7 +110,7 @@ class Engine:
         job, n = self._job, int(prompts.length)
         slots = self._slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self._size)
-        search = with_width(self._search, width)
+        search = self._search.with_width(width)
         pool = empty(prompts, job.flow, search, slots, job.target)
         none = nothing(job.flow, search, prompts, self._size)
         under_way: deque[_UnderWay] = deque()
@@ -132,7 +132,7 @@ class Engine:
             wider = width_for(self._search, draw, active - draw, self._size)
             if left == 0 and wider > width:
                 pool, under_way = self._widen(pool, under_way, active, width, wider)
-                width, search = wider, with_width(self._search, wider)
+                width, search = wider, self._search.with_width(wider)
             back = none
             if under_way and not (report.sent and len(under_way) < self._judge.depth):
                 first = under_way.popleft()
@@ -141,7 +141,7 @@ class Engine:
     def _widen(
         self, pool: Pool, under_way: deque[_UnderWay], active: int, width: int, wider: int
     ) -> tuple[Pool, deque[_UnderWay]]:
-        rows = chains(self._search)
+        rows = waves(self._search)
         assert rows is not None
         places = [one.batch.place for one in under_way]
         slots = min(pool.prompt.size, _power_of_two(active))
@@ -155,7 +155,7 @@ class Engine:
     def _count(self, sent: int, width: int) -> None:
         """A batch of so many candidates."""
         cost, t = self._job.flow.evaluations, self.totals
-        is_new = chains(self._search) is not None and width not in t.widths
+        is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
             evaluations=t.evaluations + cost * self._size,

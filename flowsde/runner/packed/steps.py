@@ -20,7 +20,8 @@ from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.result import COUNTERS, Packed
 from flowsde.runner.rounds import counted, start
-from flowsde.search.protocol import Candidates, Evaluation, Particle, Search, where
+from flowsde.search.grid import tree_where
+from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
 
 
 class Report(NamedTuple):
@@ -63,8 +64,8 @@ def _tell(pool: Pool, flow: Flow, search: Search, ready: jax.Array) -> Pool:
     carry, asked = pool.carry, pool.asked
     state, info = jax.vmap(search.tell)(carry.state, asked, pool.evals)
     computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
-    told, _ = counted(carry, state, info, asked, computed, flow.evaluations)
-    return pool._replace(carry=where(ready, told, carry))
+    told, _ = counted(carry, search, state, info, asked, computed, flow.evaluations)
+    return pool._replace(carry=tree_where(ready, told, carry))
 
 
 def _fill(
@@ -78,7 +79,7 @@ def _fill(
         prompts.keys[prompt], prompts.nfe[prompt], search=search, shape=flow.shape, target=target
     )
     return pool._replace(
-        carry=where(begins, fresh, pool.carry),
+        carry=tree_where(begins, fresh, pool.carry),
         prompt=jnp.where(begins, prompt, jnp.where(free, -1, pool.prompt)),
         taken=pool.taken + jnp.sum(begins, dtype=jnp.int32),
     ), begins
@@ -89,8 +90,8 @@ def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
     state, asked = jax.vmap(search.ask)(pool.carry.state)
     mine = asks[:, None]
     return pool._replace(
-        carry=pool.carry._replace(state=where(asks, state, pool.carry.state)),
-        asked=where(asks, asked, pool.asked),
+        carry=pool.carry._replace(state=tree_where(asks, state, pool.carry.state)),
+        asked=tree_where(asks, asked, pool.asked),
         waiting=jnp.where(mine, asked.valid, pool.waiting),
         due=jnp.where(mine, asked.valid, pool.due),
     )
