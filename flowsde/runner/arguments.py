@@ -18,10 +18,11 @@ from flowsde.conds import Cond, Told, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import Sizes, means, of_prompts, verify
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, fetch, gather, memory
 from flowsde.runner.result import Carry, Result, carry_of
-from flowsde.search.protocol import Search
+from flowsde.search.protocol import BudgetTooSmall, Search
 from flowsde.sharding import ShardingRules, automatic, place
 
 
@@ -104,6 +105,7 @@ def prepare(
     rows = -(-rows // layout.particles)
     sizes = _sizes(rows, chunk_size, verifier.minibatch)
     _check_size(search, flow, layout, sizes.model * layout.groups if sizes.model < rows else 0)
+    check_search(search, flow.shape)
     job = Job(
         keys=keys,
         flow=flow,
@@ -129,8 +131,7 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
     """TypeError or ValueError for arguments that are something else."""
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
-    if not isinstance(search, Search):
-        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_members(search)
     check_flow(flow)
     check_static("search", search)
     if invalid not in ("error", "warn"):
@@ -141,11 +142,15 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
 
 def _in_candidates(flow: Flow, search: Search, prompts: int, nfe: Any) -> tuple[Search, np.ndarray]:
     """The search and each prompt's budget, in candidates; given in passes of the model."""
-    budgets = _budgets(search, prompts, nfe) // flow.evaluations
-    if flow.evaluations != 1:
-        search = search.with_nfe(search.nfe // flow.evaluations)
-    for budget in np.unique(budgets):
-        search.with_nfe(int(budget))  # or raises
+    cost = flow.evaluations
+    budgets = _budgets(search, prompts, nfe) // cost
+    try:
+        if cost != 1:
+            search = search.with_nfe(search.nfe // cost)
+        for budget in np.unique(budgets):
+            search.with_nfe(int(budget))  # or raises
+    except BudgetTooSmall as error:
+        raise BudgetTooSmall(str(error), error.least * cost) from None
     return search, budgets
 
 

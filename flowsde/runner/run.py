@@ -31,6 +31,7 @@ from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import rounds
 from flowsde.runner.arguments import Job, check_resume, prepare
+from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import evaluate_on_host
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
@@ -111,8 +112,10 @@ def run(
         carry, *heard = rounds.run_rounds(
             carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
         )
-        log, n, done, counts = fetch((*heard, carry.counts))
+        log, n, done, counts, budgets = fetch((*heard, carry.counts, _budgets(job, carry)))
         logs.append(job.trim(head(log, int(n)), axis=1))
+        rounds_done = sum(len(log.time) for log in logs)
+        check_bounds(job.search, rounds_done, bool(done), counts[0], budgets, job.ids)
     log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
@@ -173,6 +176,11 @@ def _begin(job: Job) -> Carry:
         layout=job.layout,
     )
     return carry if job.resume is None else check_resume(job, carry)
+
+
+def _budgets(job: Job, carry: Carry) -> jax.Array:
+    """Of each prompt, in model evaluations."""
+    return carry.given.nfe * job.flow.evaluations
 
 
 def _log_of(job: Job, carry: Carry) -> Info:
@@ -269,6 +277,8 @@ def _iterate(job: Job) -> Iterator[Result]:
     if done:
         yield _result(job, carry, counts, log)
         return
+    budgets = fetch(_budgets(job, carry))
+    check_bounds(job.search, n, done, counts[0], budgets, job.ids)
     asked = rounds.first_ask(carry, search=job.search, layout=job.layout)
     while not done:
         try:
@@ -285,6 +295,7 @@ def _iterate(job: Job) -> Iterator[Result]:
             all_rows[n] = row
         n += 1
         counts, done = told.counts, bool(told.done)
+        check_bounds(job.search, n, done, counts[0], budgets, job.ids)
         if told.changed or answer is None:
             answer = rounds.answer(carry, job.flow, search=job.search, layout=job.layout)
         yield _result(job, carry, counts, head(log, n), answer, final=done)

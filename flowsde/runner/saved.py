@@ -122,7 +122,7 @@ def unpack(
             leaves[name] = jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=implementation)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {name[:60]} cannot be read: {error}") from None
-    return _rebuild(_as_now(leaves), search, about["prompts"], path)
+    return _rebuild(_as_now(leaves, search), search, about["prompts"], path)
 
 
 def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: Path) -> Result:
@@ -176,7 +176,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
     )
 
 
-def _as_now(leaves: dict[str, Any]) -> dict[str, Any]:
+def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:
     """Leaves of an earlier version under the names of this one.
 
     The key, the target and the budget were in a search's own state, and RBF's r* had another name.
@@ -185,6 +185,11 @@ def _as_now(leaves: dict[str, Any]) -> dict[str, Any]:
         return leaves
     own = ".state.inner" if _finishes(leaves) else ".state"
     given = {f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields}
+    if _finishes(leaves) and given[".given.nfe"] is not None:
+        # An inner search was given what finishing leaves.
+        begun = search.init(jax.random.key(0), (1,), jnp.float32(0.0), jnp.int32(search.nfe))
+        spent = np.int32(search.nfe) - np.asarray(_flat(begun)[".inner.nfe"])
+        given[".given.nfe"] = given[".given.nfe"] + spent
     now = ".chains.incumbent_reward"
     return {name.replace(".chains.threshold", now): a for name, a in leaves.items()} | given
 

@@ -11,6 +11,7 @@ import numpy as np
 from flowsde import interrupts
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
+from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
@@ -168,6 +169,11 @@ class Engine:
         for slot in np.flatnonzero(report.finished >= 0):
             particle = _row(best, jnp.int32(slot))
             own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
+            number = int(report.finished[slot])
+            check_bounds(
+                self._search, int(report.rounds[slot]), bool(report.done[slot]), own["nfe"],
+                report.budgets[slot], self._job.ids[[number]],
+            )  # fmt: skip
             result = Result(
                 image=decode(self._job.flow, particle.x0[None])[0],
                 x0=particle.x0,
@@ -187,4 +193,4 @@ class Engine:
                 backward_passes=t.backward_passes + result.backward_passes,
                 verifier_calls=t.verifier_calls + result.verifier_calls,
             )
-            yield int(report.finished[slot]), result
+            yield number, result

@@ -46,6 +46,7 @@ class Pool(NamedTuple):
       backward: int32 [S, w], passes that were differentiated.
       waiting: bool [S, w], to be evaluated.
       due: bool [S, w], not back yet, waiting or in a batch that is under way.
+      rounds: int32 [S], that each slot's prompt has been told.
       taken: int32, how many prompts of the list have been begun.
     """
 
@@ -56,6 +57,7 @@ class Pool(NamedTuple):
     backward: jax.Array
     waiting: jax.Array
     due: jax.Array
+    rounds: jax.Array
     taken: jax.Array
 
 
@@ -93,6 +95,7 @@ def empty(prompts: Prompts, flow: Flow, search: Search, slots: int, target: jax.
         backward=jnp.zeros(shape, jnp.int32),
         waiting=no,
         due=no,
+        rounds=jnp.zeros(slots, jnp.int32),
         taken=jnp.zeros((), jnp.int32),
     )
 

@@ -30,6 +30,9 @@ class Report(NamedTuple):
     Attributes:
       finished: int32 [S], number of the prompt that ended in each slot, -1 for none.
       counts: int32 [S, 4], its counters, as in `Carry`.
+      rounds: int32 [S], that it took.
+      budgets: int32 [S], its budget in model evaluations.
+      done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
@@ -38,6 +41,9 @@ class Report(NamedTuple):
 
     finished: jax.Array
     counts: jax.Array
+    rounds: jax.Array
+    budgets: jax.Array
+    done: jax.Array
     sent: jax.Array
     active: jax.Array
     searching: jax.Array
@@ -65,7 +71,8 @@ def _tell(pool: Pool, flow: Flow, search: Search, ready: jax.Array) -> Pool:
     state, info = jax.vmap(search.tell)(carry.state, asked, pool.evals)
     computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
     told, _ = counted(carry, search, state, info, asked, computed, flow.evaluations)
-    return pool._replace(carry=tree_where(ready, told, carry))
+    rounds = pool.rounds + ready.astype(jnp.int32)
+    return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
 
 def _fill(
@@ -80,6 +87,7 @@ def _fill(
     )
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
+        rounds=jnp.where(begins, 0, pool.rounds),
         prompt=jnp.where(begins, prompt, jnp.where(free, -1, pool.prompt)),
         taken=pool.taken + jnp.sum(begins, dtype=jnp.int32),
     ), begins
@@ -157,7 +165,11 @@ def advance(
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
     pool = _tell(pool, flow, search, ready)
-    finished = ready & jax.vmap(search.done)(pool.carry.state)
+    done = jax.vmap(search.done)(pool.carry.state)
+    budgets = pool.carry.given.nfe * flow.evaluations
+    # One that breaks its bounds ends too: the host says so.
+    finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
+    rounds = pool.rounds
     best = jax.vmap(search.best)(pool.carry.state)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
@@ -169,6 +181,9 @@ def advance(
     report = Report(
         finished=ended,
         counts=counts,
+        rounds=rounds,
+        budgets=budgets,
+        done=done,
         sent=sent,
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),

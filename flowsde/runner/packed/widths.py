@@ -87,6 +87,7 @@ def widen(
         backward=columns(pool.backward),
         waiting=columns(pool.waiting),
         due=columns(pool.due),
+        rounds=rows(pool.rounds),
         taken=pool.taken,
     )
     return wide, [move(place) for place in places]
