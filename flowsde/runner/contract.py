@@ -28,8 +28,7 @@ def check_members(search: Any) -> None:
     raise TypeError(said)
 
 
-@functools.lru_cache(maxsize=64)
-def check_search(search: Search, shape: tuple[int, ...]) -> None:
+def check_search(search: Any, shape: tuple[int, ...]) -> None:
     """Trace a search's functions on shapes alone.
 
     Args:
@@ -39,21 +38,25 @@ def check_search(search: Search, shape: tuple[int, ...]) -> None:
     Raises:
       ValueError, TypeError: naming the search's class and what one of its members returned.
     """
-    own = f"search {type(search).__name__}"
-    w = search.n_candidates
+    _check_traces(search, shape)
 
-    def wide(dtype: Any, *more: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((w, *more), dtype)
+
+def _array(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_traces(search: Any, shape: tuple[int, ...]) -> None:
+    own, w = f"search {type(search).__name__}", search.n_candidates
 
     def particles(*lead: int) -> Particle:
-        x = jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
-        number = jax.ShapeDtypeStruct(lead, jnp.float32)
+        x, number = _array(jnp.float32, *lead, *shape), _array(jnp.float32, *lead)
         return Particle(x, number, x, x, number, x if search.guided else None)
 
     state = jax.eval_shape(
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
     )
-    flag, x, number = wide(jnp.bool), wide(jnp.float32, *shape), wide(jnp.float32)
+    flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
     after, asked = _pair(own, "ask", "Candidates", jax.eval_shape(search.ask, state))
     _compare(f"{own}: the state that ask returns", after, state)
     _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag))
@@ -64,14 +67,12 @@ def check_search(search: Search, shape: tuple[int, ...]) -> None:
     n = path.t.shape[0] if isinstance(path, Particle) and path.t.ndim else 1
     _compare(f"{own}: what path returns", path, particles(n))
     _compare(f"{own}: what best returns", jax.eval_shape(search.best, state), particles())
-    yes = jax.ShapeDtypeStruct((), jnp.bool)
     for name in ("done", "finishing"):
         told = jax.eval_shape(getattr(search, name), state)
-        _compare(f"{own}: what {name} returns", told, yes)
-    one, integer = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
-    each = jax.ShapeDtypeStruct((n,), jnp.float32)
-    ids = jax.ShapeDtypeStruct((n,), jnp.int32)
-    expected = Info(number, number, flag, flag, ids, one, integer, one, each, each)
+        _compare(f"{own}: what {name} returns", told, _array(jnp.bool))
+    one, each, ids = _array(jnp.float32), _array(jnp.float32, n), _array(jnp.int32, n)
+    count = _array(jnp.int32)
+    expected = Info(number, number, flag, flag, ids, one, count, one, each, each)
     _compare(f"{own}: what tell returns", info, expected)
 
 
@@ -84,8 +85,8 @@ def _pair(own: str, name: str, kind: str, value: Any) -> tuple[Any, Any]:
 
 def _compare(what: str, got: Any, expected: Any) -> None:
     """Raise unless two trees are alike in structure, shapes and dtypes."""
-    like = jax.tree.structure(expected)
-    if jax.tree.structure(got) != like:
+    structure: Any = jax.tree.structure(got)
+    if structure != jax.tree.structure(expected):
         raise TypeError(f"{what} must be {_said(expected)}, got {_said(got)}")
     paths = jax.tree.leaves_with_path(expected)
     for (path, wanted), found in zip(paths, jax.tree.leaves(got), strict=True):
@@ -100,8 +101,9 @@ def _said(value: Any) -> str:
     """An array's dtype and shape, or what else something is."""
     if hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, tuple) and type(value) is not tuple:
-        lacking = [name for name, one in zip(value._fields, value, strict=True) if one is None]
+    fields = getattr(value, "_fields", None)
+    if fields is not None:
+        lacking = [name for name, one in zip(fields, value, strict=True) if one is None]
         without = f" without {', '.join(lacking)}" if lacking else ""
         return f"{type(value).__name__}{without}"
     if isinstance(value, tuple):

@@ -15,10 +15,10 @@ from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
-from flowsde.runner.packed.steps import Kind, advance, nothing
+from flowsde.runner.packed.steps import advance, nothing
 from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.result import COUNTERS, Result
-from flowsde.search.protocol import Particle
+from flowsde.search.protocol import Particle, Search
 
 
 class Totals(NamedTuple):
@@ -82,15 +82,19 @@ class Engine:
         self.totals = Totals()
         self._job, self._size = job, size
         # One draw at a time computes no surplus.
-        self._search = job.search.with_width(1)
+        self._program = job.program.with_width(1)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
-        args = (Kind(job.search.interpolant, job.search.guided), minibatch)
+        args = (job.program.kind, minibatch)
         self._judge: Judge = (
-            OnHost(job.flow, job.reward, *args, job.cond)
+            OnHost(job.model, job.reward, *args)
             if isinstance(job.reward, HostReward)
-            else OnDevice(job.flow, job.reward, *args)
+            else OnDevice(job.model, *args)
         )
+
+    @property
+    def _search(self) -> Search:
+        return self._program.search
 
     def close(self) -> None:
         """End the reward's thread."""
@@ -111,9 +115,9 @@ class Engine:
         job, n = self._job, int(prompts.length)
         slots = self._slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self._size)
-        search = self._search.with_width(width)
-        pool = empty(prompts, job.flow, search, slots, job.target)
-        none = nothing(job.flow, search, prompts, self._size)
+        program = self._program.with_width(width)
+        pool = empty(prompts, job.target, program, slots, job.flow.shape)
+        none = nothing(prompts, program.kind, self._size, job.flow.shape)
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
@@ -121,7 +125,7 @@ class Engine:
             # A batch that is not full waits for those under way, which may bring more.
             least = jnp.int32(self._size if under_way else 1)
             pool, batch, best, packed = advance(
-                pool, *back, prompts, job.flow, job.target, least, search=search
+                pool, *back, prompts, job.target, least, program=program
             )
             report = packed.unpack()
             if report.sent:
@@ -133,7 +137,7 @@ class Engine:
             wider = width_for(self._search, draw, active - draw, self._size)
             if left == 0 and wider > width:
                 pool, under_way = self._widen(pool, under_way, active, width, wider)
-                width, search = wider, self._search.with_width(wider)
+                width, program = wider, self._program.with_width(wider)
             back = none
             if under_way and not (report.sent and len(under_way) < self._judge.depth):
                 first = under_way.popleft()
@@ -155,7 +159,7 @@ class Engine:
 
     def _count(self, sent: int, width: int) -> None:
         """A batch of so many candidates."""
-        cost, t = self._job.flow.evaluations, self.totals
+        cost, t = self._program.cost, self.totals
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
