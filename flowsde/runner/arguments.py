@@ -20,9 +20,9 @@ from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import means, of_prompts, verify
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, fetch, gather, memory
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, memory
 from flowsde.runner.records import Model, Program, Sizes
-from flowsde.runner.result import Carry, Result, carry_of
+from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -322,41 +322,3 @@ def _trace(job: Job) -> None:
         for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
             x, _, cond = shapes(n)
             verify.eval_shape(job.flow, job.reward, x, cond)
-
-
-def check_resume(job: Job, fresh: Carry) -> Carry:
-    """Carry to go on from; ValueError unless they are of this very job.
-
-    Args:
-      job: with `resume`.
-      fresh: what the job would begin with.
-    """
-    assert job.resume is not None
-    own = job.trim(fresh)._replace(live=None)
-    carry = carry_of(job.resume)
-    like, found = jax.tree.structure(own), jax.tree.structure(carry)
-    if str(like) != str(found) or any(
-        a.shape != b.shape or a.dtype != b.dtype
-        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
-    ):
-        raise ValueError(
-            "resume is of another search, or of other prompts or shapes, than this run's"
-        )
-    names = ("key or prompt_ids", "target_reward", "nfe")
-    begun = [c.given._replace(key=jax.random.key_data(c.given.key)) for c in (own, carry)]
-    for name, wanted, got in zip(names, *fetch(begun), strict=True):
-        if not np.array_equal(wanted, got):
-            raise ValueError(f"resume was begun with another {name} than this run's")
-    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
-
-
-def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
-    """A carry of the job's own prompts, on the mesh with its padding, which is as at the start."""
-
-    def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
-        own = own[None] if job.single else own
-        if len(own) < len(begun):
-            own = jnp.concatenate(gather([own, begun[len(own) :]]))
-        return job.layout.put(own, job.layout.by_prompt)
-
-    return jax.tree.map(pad, carry._replace(live=job.live), fresh)

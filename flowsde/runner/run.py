@@ -31,12 +31,13 @@ from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import rounds
-from flowsde.runner.arguments import Job, check_resume, prepare
+from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import evaluate_on_host
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
+from flowsde.runner.resumed import resumed
 from flowsde.search.protocol import Candidates, Info, Particle, Search
 from flowsde.sharding import ShardingRules
 
@@ -152,7 +153,7 @@ def _begin(job: Job) -> Carry:
         single=job.single and job.layout.mesh is None,
         live=job.live,
     )
-    return carry if job.resume is None else check_resume(job, carry)
+    return carry if job.resume is None else resumed(job, carry)
 
 
 def _budgets(job: Job, carry: Carry) -> jax.Array:
