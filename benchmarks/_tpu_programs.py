@@ -23,9 +23,9 @@ from flowsde.models.common.splash import LANES, LONG, filled
 from flowsde.models.flux.model import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
 from flowsde.models.sit.model import Block, SiT, SiTConfig
 from flowsde.models.t5.model import T5Block, T5Config, T5Encoder
+from flowsde.runner import records, rounds
 from flowsde.runner.evaluate import Computed, evaluate_model
 from flowsde.runner.mesh import Layout
-from flowsde.runner.rounds import start, turn
 from flowsde.search.protocol import Candidates, Evaluation, Search
 from flowsde.sharding import ShardingRules
 
@@ -176,8 +176,8 @@ def evaluation(
 
     def call(graph: Any, state: Any, asked: Candidates, cond: Any) -> Any:
         flow = fs.Flow.from_callable(lambda s, x, t, c: nnx.merge(graph, s)(x, t, c), state, shape)
-        size = n // layout.groups
-        return evaluate_model(flow, None, asked, cond, method, size, layout)[0]
+        model, kind = records.Model(flow, None, cond), records.Program(method).kind
+        return evaluate_model(model, asked, kind, n // layout.groups, layout)[0]
 
     rows = partial(place.array, (prompts, chains))
     # Rows of latents are rows of tokens.
@@ -337,12 +337,11 @@ def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int)
 def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) -> Program:
     """What a search does between two rounds of evaluations."""
     method = search(chains)
-    flow = fs.Flow.from_callable(lambda params, x, t, cond: x, None, shape)
     nothing = jnp.zeros((), jnp.float32)
 
     def begin() -> Any:
         keys, nfe = jax.random.split(jax.random.key(0), prompts), jnp.full(prompts, NFE)
-        return start(keys, nfe, search=method, shape=shape, target=nothing)
+        return rounds.start(keys, nfe, nothing, records.Program(method), shape=shape)
 
     def asked_and_told() -> Any:
         lead, rows = (prompts, chains), prompts * chains
@@ -353,10 +352,10 @@ def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) ->
         return Candidates(x, t, yes, yes, yes), told, Computed(counts, counts)
 
     carry, told = jax.eval_shape(begin), jax.eval_shape(asked_and_told)
-    layout = place.layout
+    program = records.Program(method, layout=place.layout)
     lower = place.lower(
-        lambda carry, asked, evals, computed: turn(
-            carry, flow, method, asked, evals, computed, layout
+        lambda carry, asked, evals, computed: rounds.tell_and_ask(
+            carry, program, asked, evals, computed
         ),
         place.by_prompt(carry),
         *place.by_prompt(told),

@@ -100,10 +100,8 @@ def search_round(sizes: Sizes, prompts: int) -> Any:
         prompt_ids=np.arange(prompts), chunk_size=None, target_reward=None, nfe=None,
         invalid="error", resume=None, mesh=mesh_of(sizes), rules=None,
     )  # fmt: skip
-    one = jax.jit(rounds._round, static_argnames=("search", "sizes", "layout"))
-    return one.lower(
-        _begin(job), job.flow, search, job.reward, job.cond, job.sizes, job.layout
-    ).compile()
+    one = jax.jit(rounds._round, static_argnames=("program", "sizes"))
+    return one.lower(_begin(job), job.model, job.program, job.sizes).compile()
 
 
 def forward(

@@ -162,7 +162,7 @@ def bytes_of(flow: fs.Flow, search: fs.search.Search, chunk: int) -> dict[str, i
         target_reward=None, nfe=None, invalid="error", resume=None,
     )  # fmt: skip
     carry = _begin(job)
-    program = run_rounds.lower(carry, job.flow, job.search, job.reward, job.cond, job.sizes)
+    program = run_rounds.lower(carry, job.model, job.program, job.sizes)
     planned: Any = program.compile().memory_analysis()
     x, t = jnp.zeros((chunk, *flow.shape), jnp.float32), jnp.zeros(chunk, jnp.float32)
     model: Any = jax.jit(velocity).lower(flow.params, x, t, None).compile().memory_analysis()

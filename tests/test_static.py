@@ -228,9 +228,10 @@ def own_search(value):
 
     for name in ("nfe", "n_candidates", "max_rounds"):
         setattr(Own, name, 1)
-    for name in ("with_nfe", "init", "ask", "tell", "done", "best", "path"):
+    functions = ("with_nfe", "with_width", "init", "ask", "tell", "done", "finishing", "best")
+    for name in (*functions, "path", "lines"):
         setattr(Own, name, lambda *args: None)
-    Own.interpolant, Own.guided = LINEAR, False
+    Own.interpolant, Own.guided, Own.path_name = LINEAR, False, "path"
     own = Own()
     object.__setattr__(own, "factor", value)
     return own

@@ -12,10 +12,11 @@ import numpy as np
 
 from flowsde._schema import array
 from flowsde.runner.result import Result
-from flowsde.search import SMC, BestOfN, Complete, Particle, Search, SoP
+from flowsde.search import Particle, Search
 
 FINISH = "finish"
-_KINDS = {SMC: "particle", SoP: "path"}
+SINGLE = "trajectory"
+SAMPLE = "sample"
 
 
 class Shot(NamedTuple):
@@ -45,31 +46,38 @@ class Trace:
 
     Args:
       search: that is run.
-      evaluations: of the model that a candidate costs.
     """
 
-    def __init__(self, search: Search, evaluations: int = 1):
-        self._complete = search if isinstance(search, Complete) else None
-        self._search = search.inner if isinstance(search, Complete) else search
-        self._evaluations = evaluations
+    def __init__(self, search: Search):
+        self._search = search
         self._last: dict[str, int] = {}
         self.shots: list[Shot] = []
 
     def record(self, result: Result) -> None:
         """Take in a round's result."""
-        search, state = self._search, result.state
-        if self._complete:
-            if int(state.step) > 0:
-                return self._record_finishing(result)
-            state = state.inner
-        if not isinstance(search, BestOfN):
-            return self._record_lines(search.path(state), result)
-        if search.samples > 1:
-            return self._record_samples(search, result)
-        self._add("trajectory", state.particles, 0, result, self._last.get("trajectory", -1))
+        info = jax.tree.map(lambda a: a[-1], result.info)
+        lines = jax.tree.map(np.asarray, self._search.lines(result.state, info))
+        if info.finishing:
+            parent = self._last[FINISH] if FINISH in self._last else self._origin(result)
+            return self._add(FINISH, lines.particle, 0, result, parent, result.nfe)
+        before, kind = dict(self._last), self._search.path_name
+        joined = np.flatnonzero(lines.number >= 0).tolist()
+        for i in joined:
+            parent = before.get(_name(kind, lines.parent[i]), -1)
+            # Samples cost the same each, and are read in the order of their numbers.
+            nfe = result.nfe
+            if kind == SAMPLE:
+                nfe = nfe * (lines.number[i] + 1) // (lines.number[joined[-1]] + 1)
+            self._add(_name(kind, lines.number[i]), lines.particle, i, result, parent, nfe)
+
+    def _origin(self, result: Result) -> int:
+        """Number of the accepted particle that finishing began with; -1 if it is none of them."""
+        reward = float(result.info.best_reward[-2])
+        found = [(-s.time, i) for i, s in enumerate(self.shots) if s.reward == reward]
+        return max(found)[1] if found else -1
 
     def _add(
-        self, line: str, particles: Particle, i: int, result: Result, parent: int, nfe: int = 0
+        self, line: str, particles: Particle, i: int, result: Result, parent: int, nfe: int
     ) -> None:
         reward = float(particles.reward[i])
         self.shots.append(
@@ -78,50 +86,12 @@ class Trace:
                 round=len(result.info.time) - 1,
                 time=float(particles.t[i]),
                 reward=reward if np.isfinite(reward) else np.nan,
-                nfe=nfe or int(result.nfe),
+                nfe=int(nfe),
                 parent=parent,
                 x0=np.asarray(particles.x0[i], np.float32),
             )
         )
         self._last[line] = len(self.shots) - 1
-
-    def _record_lines(self, path: Particle, result: Result) -> None:
-        """Lines that were decided in this round."""
-        ancestors = np.asarray(result.info.ancestors[-1])
-        decided = np.flatnonzero(ancestors >= 0)
-        if not decided.size:
-            return
-        path = jax.tree.map(np.asarray, path)
-        kind = _KINDS.get(type(self._search), "chain")
-        origin = np.arange(len(ancestors))
-        if isinstance(self._search, SMC):
-            origin = ancestors
-        elif isinstance(self._search, SoP):
-            origin = ancestors % len(ancestors)
-        before = dict(self._last)
-        for i in decided.tolist():
-            parent = before.get(f"{kind} {origin[i] + 1}", -1)
-            self._add(f"{kind} {i + 1}", path, i, result, parent)
-
-    def _record_samples(self, search: BestOfN, result: Result) -> None:
-        """Finished samples of Best-of-N."""
-        state = result.state
-        if int(state.step) > 0:
-            return
-        first = (int(state.wave) - 1) * search.n_candidates
-        for i in range(min(search.n_candidates, search.samples - first)):
-            nfe = (first + i + 1) * search.steps * self._evaluations
-            self._add(f"sample {first + i + 1}", state.particles, i, result, -1, nfe)
-
-    def _record_finishing(self, result: Result) -> None:
-        parent = self._last.get(FINISH, -1)
-        if parent < 0:
-            best = self._search.best(result.state.inner)
-            at = (float(best.t), float(best.reward))
-            found = [i for i, s in enumerate(self.shots) if (s.time, s.reward) == at]
-            parent = found[-1] if found else -1
-        one = jax.tree.map(lambda a: np.asarray(a)[None], result.state.particle)
-        self._add(FINISH, one, 0, result, parent)
 
     def lineage(self, shot: Shot) -> list[Shot]:
         """A shot and those that it comes from, the earliest first."""
@@ -143,6 +113,11 @@ class Trace:
             self.shots.append(
                 Shot(str(line), int(at), float(time), float(reward), int(nfe), int(parent), x0)
             )
+
+
+def _name(kind: str, number: int) -> str:
+    """Of a line."""
+    return kind if kind == SINGLE else f"{kind} {number + 1}"
 
 
 def check(

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flowsde.cli.lineage import FINISH, Shot, Trace
+from flowsde.cli.lineage import FINISH, SAMPLE, SINGLE, Shot, Trace
 from flowsde.pictures import pixels
 from flowsde.runner.result import Result
-from flowsde.search import RBF, BestOfN, Complete, Search
+from flowsde.search import Search
 
 _COLUMNS = 10
 _SAMPLES = 50
@@ -136,14 +136,13 @@ def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
     Returns:
       `Spending`; methods without chains, or with more than four, count as one.
     """
-    finishing, inner = 0, search
-    if isinstance(search, Complete):
-        finishing, inner = int(result.state.step), search.inner
-    chains = getattr(inner, "chains", 1)
+    info = result.info
+    finishing = int(np.sum(info.finishing))
+    chains = info.ancestors.shape[1] if search.path_name == "chain" else 1
     chains = chains if chains <= _LINES else 1
-    rows = slice(0, len(result.info.time) - finishing)
-    counted = np.asarray(result.info.counted)[rows]
-    time = np.asarray(result.info.time)[rows]
+    rows = slice(0, len(info.time) - finishing)
+    counted = np.asarray(info.counted)[rows]
+    time = np.asarray(info.time)[rows]
     # Candidates are in order of their chain.
     chain = np.broadcast_to(np.arange(counted.shape[1]) * chains // counted.shape[1], counted.shape)
     times, index = np.unique(time[counted], return_inverse=True)
@@ -158,17 +157,20 @@ def progress(search: Search, result: Result, evaluations: int = 1) -> tuple[np.n
     A wave of Best-of-N is read in the order of its samples, as if they had been drawn one by one.
     """
     info = result.info
-    if isinstance(search, BestOfN):
-        last = (
-            np.asarray(info.counted)
-            & (np.arange(len(info.time)) % search.steps == search.steps - 1)[:, None]
-        )
+    if _draws_samples(search):
+        # Of as many evaluations each, at the same times: the last has the samples.
+        last = np.asarray(info.counted) & (info.time == np.min(info.time[info.counted]))
         rewards = np.asarray(info.reward, np.float64)[last]
-        nfe = (np.arange(len(rewards)) + 1) * search.steps
+        nfe = (np.arange(len(rewards)) + 1) * (np.sum(info.charged) // max(len(rewards), 1))
         best = np.maximum.accumulate(rewards)
     else:
         nfe, best = np.cumsum(info.charged), np.asarray(info.best_reward, np.float64)
     return nfe * evaluations, np.where(np.isfinite(best), best, np.nan)
+
+
+def _draws_samples(search: Search) -> bool:
+    """Whether its paths are samples, independent and finished one by one."""
+    return search.path_name in (SAMPLE, SINGLE)
 
 
 def found_at(search: Search, result: Result, evaluations: int = 1) -> int:
@@ -195,7 +197,7 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
     spent = spending(search, result, evaluations)
     final, total = float(result.reward), int(nfe[-1])
     axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
-    if not isinstance(search, BestOfN):
+    if not _draws_samples(search):
         begins = _steps_begin(result, len(nfe) - spent.finishing // evaluations, evaluations)
         for x in begins[1:]:
             axes.axvline(x, color="0.85", linewidth=0.8, zorder=0)
@@ -220,7 +222,7 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
     axes.set(xlim=(0, max(total, 1) * 1.02), xlabel="evaluations (NFE)", ylabel="reward")
     axes.margins(y=0.15)
     said = "reward of the best so far"
-    said += "" if isinstance(search, BestOfN) else " at the last time reached"
+    said += "" if _draws_samples(search) else " at the last time reached"
     axes.set_title(said, loc="left", fontsize=10, pad=16)
 
 
@@ -257,15 +259,6 @@ def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _how_spent(search: Search) -> str:
-    """The right panel's title."""
-    inner = search.inner if isinstance(search, Complete) else search
-    said = "evaluations spent at each step"
-    if isinstance(inner, RBF) and inner.last == "exhaust" and inner.steps > 1:
-        said += ": the last has all that is left"
-    return said
-
-
 def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:
     """Where the answer was found, and the evaluations that each step had.
 
@@ -275,8 +268,9 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
     left, right = figure.subplots(1, 2)
+    spent = spending(search, result, evaluations)
     _plot_reward(left, search, result, evaluations)
-    _plot_spending(right, spending(search, result, evaluations), _how_spent(search))
+    _plot_spending(right, spent, "evaluations spent at each step")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)

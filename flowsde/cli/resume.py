@@ -154,7 +154,7 @@ class Keeper:
     ):
         self._hidden, self._about, self._search = hidden, about, search
         self._started = self._last_save = time.perf_counter()
-        self.trace, self.result = lineage.Trace(search, evaluations), saved and saved.result
+        self.trace, self.result = lineage.Trace(search), saved and saved.result
         self._before, self._begins, self._rounds = 0.0, [0], 0
         if saved:
             self._rounds = len(saved.result.info.time)

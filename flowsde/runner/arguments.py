@@ -20,10 +20,12 @@ from flowsde.conds import Cond, Told, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
-from flowsde.runner.evaluate import Sizes, decode_and_check, means, of_prompts, verify
+from flowsde.runner.contract import check_members, check_search
+from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, fetch, gather, memory
-from flowsde.runner.result import Carry, Result, carry_of
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, memory
+from flowsde.runner.records import Model, Program, Sizes
+from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -32,22 +34,43 @@ class Job(NamedTuple):
     """Checked arguments of a run.
 
     On a mesh there may be more keys, cond and budgets than `ids`: those that are not `live`.
+
+    Attributes:
+      keys: of each prompt.
+      model, program, sizes: what compiled rounds are given.
+      reward: of any kind; the model has it if it is a function of JAX.
+      target: float32.
+      nfe: int32, budget of each prompt in model evaluations.
+      ids: of the prompts.
+      single: whether there is one prompt, without an axis.
+      invalid, resume: as for `flowsde.run`.
+      live: bool, which prompts are no padding; None without a mesh.
     """
 
     keys: jax.Array
-    flow: Flow
-    search: Search
+    model: Model
+    program: Program
+    sizes: Sizes
     reward: Reward
-    cond: Cond
     target: jax.Array
     nfe: jax.Array
-    sizes: Sizes
     ids: np.ndarray
     single: bool
     invalid: str
     resume: Result | None
-    layout: Layout
     live: jax.Array | None
+
+    @property
+    def flow(self) -> Flow:
+        return self.model.flow
+
+    @property
+    def search(self) -> Search:
+        return self.program.search
+
+    @property
+    def layout(self) -> Layout:
+        return self.program.layout
 
     def trim(self, tree: Any, axis: int = 0) -> Any:
         """What concerns the job's own prompts; of a single one, without their axis."""
@@ -66,14 +89,14 @@ def prepare(
     search: Search,
     reward: Any,
     *,
-    cond: Cond,
+    cond: Cond = None,
     reward_cond: Any = None,
-    prompt_ids: Any,
-    chunk_size: int | None,
-    target_reward: float | None,
-    nfe: Any,
-    invalid: Literal["error", "warn"],
-    resume: Result | None,
+    prompt_ids: Any = None,
+    chunk_size: int | None = None,
+    target_reward: float | None = None,
+    nfe: Any = None,
+    invalid: Literal["error", "warn"] = "error",
+    resume: Result | None = None,
     mesh: Any = None,
     rules: ShardingRules | None = None,
 ) -> Job:
@@ -86,11 +109,14 @@ def prepare(
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(flow, cond)
-    search, budgets = _in_candidates(flow, search, ids.size, nfe)
+    budgets = _budgets(search, ids.size, nfe)
+    program = Program.of(search, flow.evaluations)
+    for budget in np.unique(budgets):
+        program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
-    static |= {"search": search, "reward": compiled}
+    static |= {"search": program.search, "reward": compiled}
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
     if reward_cond is not None:
@@ -100,27 +126,28 @@ def prepare(
     layout = ALONE
     if mesh is not None:
         layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
+        program = program.replace(layout=layout)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
-    rows = -(-keys.size // layout.prompts) * search.n_candidates
+    rows = -(-keys.size // layout.prompts) * program.search.n_candidates
     rows = -(-rows // layout.particles)
     sizes = _sizes(rows, chunk_size, verifier.minibatch)
-    _check_size(search, flow, layout, sizes.model * layout.groups if sizes.model < rows else 0)
+    _check_size(program, flow, sizes.model * layout.groups if sizes.model < rows else 0)
+    check_search(program.search, flow.shape)
+    on_device = None if isinstance(verifier, HostReward) else verifier
     job = Job(
         keys=keys,
-        flow=flow,
-        search=search,
+        model=Model(flow, on_device, cond),
+        program=program,
+        sizes=sizes,
         reward=verifier,
-        cond=cond,
         target=layout.put(jnp.asarray(target), EVERYWHERE),
         nfe=numbers,
-        sizes=sizes,
         ids=ids,
         single=single,
         invalid=invalid,
         resume=resume,
-        layout=layout,
         live=live,
     )
     with layout.around_model():
@@ -132,24 +159,13 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
     """TypeError or ValueError for arguments that are something else."""
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
-    if not isinstance(search, Search):
-        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    check_members(search)
     check_flow(flow)
     check_static("search", search)
     if invalid not in ("error", "warn"):
         raise ValueError(f"invalid must be 'error' or 'warn', got {invalid!r}")
     if resume is not None and not isinstance(resume, Result):
         raise TypeError(f"resume must be a flowsde.Result, got {type(resume).__name__}")
-
-
-def _in_candidates(flow: Flow, search: Search, prompts: int, nfe: Any) -> tuple[Search, np.ndarray]:
-    """The search and each prompt's budget, in candidates; given in passes of the model."""
-    budgets = _budgets(search, prompts, nfe) // flow.evaluations
-    if flow.evaluations != 1:
-        search = search.with_nfe(search.nfe // flow.evaluations)
-    for budget in np.unique(budgets):
-        search.with_nfe(int(budget))  # or raises
-    return search, budgets
 
 
 def _check_reward(search: Search, reward: Reward) -> Reward:
@@ -263,12 +279,13 @@ def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
     return np.broadcast_to(given, (prompts,)).astype(np.int32)
 
 
-def _check_size(search: Search, flow: Flow, layout: Layout, padding: int) -> None:
+def _check_size(program: Program, flow: Flow, padding: int) -> None:
     """ValueError if a round has more candidates than fit, or all rounds more than are counted.
 
     Args:
       padding: rows of a round that may be computed for a prompt besides its candidates.
     """
+    search, layout = program.search, program.layout
     width = search.n_candidates
     # x, x0 and x1 of every one, at least.
     needed = 12 * -(-width // layout.particles) * math.prod(flow.shape)
@@ -296,11 +313,11 @@ def _trace(job: Job) -> None:
 
     def shapes(n: int) -> tuple[Any, Any, Any]:
         n *= job.layout.groups
-        own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.cond)
+        own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.model.cond)
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
         return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
 
-    with noted(partial(cond_note, job.cond, job.single)):
+    with noted(partial(cond_note, job.model.cond, job.single)):
         x, t, cond = shapes(job.sizes.model)
         means.eval_shape(job.flow, x, t, cond, interpolant=job.search.interpolant)
         if isinstance(job.reward, HostReward):
@@ -310,49 +327,3 @@ def _trace(job: Job) -> None:
         for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
             x, _, cond = shapes(n)
             verify.eval_shape(job.flow, job.reward, x, cond)
-
-
-def _identity(state: Any) -> tuple[Any, ...]:
-    """Key, target and budget that a state was begun with."""
-    while hasattr(state, "inner"):
-        state = state.inner
-    return jax.random.key_data(state.key), state.target, state.nfe
-
-
-def check_resume(job: Job, fresh: Carry) -> Carry:
-    """Carry to go on from; ValueError unless they are of this very job.
-
-    Args:
-      job: with `resume`.
-      fresh: what the job would begin with.
-    """
-    assert job.resume is not None
-    own = job.trim(fresh)._replace(live=None)
-    carry = carry_of(job.resume)
-    like, found = jax.tree.structure(own), jax.tree.structure(carry)
-    if str(like) != str(found) or any(
-        a.shape != b.shape or a.dtype != b.dtype
-        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
-    ):
-        raise ValueError(
-            "resume is of another search, or of other prompts or shapes, than this run's"
-        )
-    names = ("key or prompt_ids", "target_reward", "nfe")
-    for name, wanted, got in zip(
-        names, *fetch((_identity(own.state), _identity(carry.state))), strict=True
-    ):
-        if not np.array_equal(wanted, got):
-            raise ValueError(f"resume was begun with another {name} than this run's")
-    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
-
-
-def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
-    """A carry of the job's own prompts, on the mesh with its padding, which is as at the start."""
-
-    def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
-        own = own[None] if job.single else own
-        if len(own) < len(begun):
-            own = jnp.concatenate(gather([own, begun[len(own) :]]))
-        return job.layout.put(own, job.layout.by_prompt)
-
-    return jax.tree.map(pad, carry._replace(live=job.live), fresh)

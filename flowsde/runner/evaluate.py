@@ -24,14 +24,8 @@ from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards import DeviceReward, HostReward, as_float32
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
+from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
-
-
-class Sizes(NamedTuple):
-    """Rows of a group computed at once: by the model and by the reward. Static."""
-
-    model: int
-    reward: int
 
 
 class Computed(NamedTuple):
@@ -211,37 +205,29 @@ def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
 
 
 def evaluate_model(
-    flow: Flow,
-    reward: Any,
-    asked: Candidates,
-    cond: Cond,
-    search: Any,
-    size: int,
-    layout: Layout = ALONE,
+    model: Model, asked: Candidates, kind: Kind, size: int, layout: Layout = ALONE
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
-
-    Of the search, its `interpolant` and whether it is `guided` are used.
 
     Returns:
       Leaves [m, ...].
     """
-    rows, pick = split(asked, layout), _picker(layout, cond)
+    rows, pick = split(asked, layout), _picker(layout, model.cond)
     m = rows.t.shape[0]
     wants_gradient = rows.valid & rows.wants_gradient
-    model = partial(_model, flow, reward, search.interpolant, search.guided)
+    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.guided)
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
         (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
         with layout.around_model():
-            return model(x, t, own, wanted)
+            return evaluate(x, t, own, wanted)
 
     if size == m // layout.groups:
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
         zeros = jnp.zeros_like(rows.x)
         empty = Evaluation(
-            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if search.guided else None
+            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.guided else None
         )
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
@@ -258,24 +244,19 @@ def _wanted(rows: Rows) -> jax.Array:
 
 
 def evaluate_reward(
-    flow: Flow,
-    reward: DeviceReward,
-    asked: Candidates,
-    evals: Evaluation,
-    cond: Cond,
-    size: int,
-    layout: Layout = ALONE,
+    model: Model, asked: Candidates, evals: Evaluation, size: int, layout: Layout = ALONE
 ) -> Evaluation:
     """Add the rewards that are still wanted, to rows of `evaluate_model`."""
-    rows, pick = split(asked, layout), _picker(layout, cond)
-    wanted = _wanted(rows)
+    rows, pick = split(asked, layout), _picker(layout, model.cond)
+    wanted, reward = _wanted(rows), model.reward
+    assert reward is not None
     m = wanted.shape[0]
     nothing = jnp.full(m, -jnp.inf, jnp.float32)
 
     def chunk(at: jax.Array | None) -> jax.Array:
         x0, own = pick(at, rows.prompt, evals.x0)
         with layout.around_model():
-            return verify(flow, reward, x0, own)
+            return verify(model.flow, reward, x0, own)
 
     if size == m // layout.groups:
         rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
@@ -292,11 +273,10 @@ def _what_is_wanted(asked: Candidates, layout: Layout) -> tuple[jax.Array, jax.A
 
 
 def evaluate_on_host(
-    flow: Flow,
+    model: Model,
     reward: HostReward,
     asked: Candidates,
     evals: Evaluation,
-    cond: Cond,
     size: int,
     layout: Layout = ALONE,
 ) -> Evaluation:
@@ -306,9 +286,9 @@ def evaluate_on_host(
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(flow, evals.x0[np.resize(at, size)])
+        decoded = decode_and_check(model.flow, evals.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(cond))
+        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
         rewards = reward(images, own)
         told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
     return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))

@@ -13,6 +13,20 @@ from flowsde.pictures import png
 from flowsde.search.protocol import Info
 
 
+class Given(NamedTuple):
+    """What `Search.init` was given, by which a run knows its own when it resumes.
+
+    Attributes:
+      key: of the prompt.
+      target: float32, the reward at which the search stops.
+      nfe: int32, budget in candidates.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    nfe: jax.Array
+
+
 class Result(NamedTuple):
     """What a search found; leading axis P for several prompts, none for one.
 
@@ -29,6 +43,7 @@ class Result(NamedTuple):
       verifier_cost: what they cost in model evaluations, by the reward's own word.
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
+      given: `Given`, what the search began with; None from `flowsde.batch`.
     """
 
     image: Any
@@ -43,6 +58,7 @@ class Result(NamedTuple):
     verifier_cost: Any
     info: Any
     state: Any
+    given: Any = None
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")
@@ -83,6 +99,7 @@ class Carry(NamedTuple):
     On a mesh, prompts that are there only to come out even are not `live`, bool [P].
     """
 
+    given: Given
     state: Any
     nfe: jax.Array
     evaluations: jax.Array
@@ -140,9 +157,8 @@ class Packed:
 
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
-    return Carry(
-        result.state, *(jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
-    )
+    counts = (jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
+    return Carry(result.given, result.state, *counts)
 
 
 def with_numbers(result: Result) -> Result:

@@ -11,21 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.conds import Cond
 from flowsde.flow import Flow
-from flowsde.rewards import DeviceReward
 from flowsde.runner.evaluate import (
     Computed,
-    Sizes,
     evaluate_model,
     evaluate_reward,
     join,
     join_counts,
 )
 from flowsde.runner.exchange import slots_of, tell_by_number
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
-from flowsde.runner.result import Carry, Packed
-from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
+from flowsde.runner.mesh import EVERYWHERE
+from flowsde.runner.records import Model, Program, Sizes
+from flowsde.runner.result import Carry, Given, Packed
+from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
 
 
 class Told(NamedTuple):
@@ -40,23 +38,26 @@ class Told(NamedTuple):
 def _init(
     keys: jax.Array,
     nfe: jax.Array,
-    search: Search,
-    shape: tuple[int, ...],
     target: jax.Array,
+    program: Program,
+    shape: tuple[int, ...],
     single: bool = False,
     live: jax.Array | None = None,
-    layout: Layout = ALONE,
 ) -> Carry:
+    """Carry before the first round, of prompts with budgets in model evaluations."""
+
     def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
-        return Carry(search.init(key, shape, target, nfe), zero, zero, zero, zero)
+        given = Given(key, target, program.candidates(nfe))
+        state = program.search.init(key, shape, target, given.nfe)
+        return Carry(given, state, zero, zero, zero, zero)
 
     if single:
         return begin(keys[0], nfe[0], target)
-    by_prompt = layout.by_prompt
+    by_prompt = program.layout.by_prompt
     each = jax.vmap(begin, (0, 0, None))
-    carry = layout.local(each, (by_prompt, by_prompt, EVERYWHERE), by_prompt)(keys, nfe, target)
-    return carry._replace(live=live)
+    begun = program.layout.local(each, (by_prompt, by_prompt, EVERYWHERE), by_prompt)
+    return begun(keys, nfe, target)._replace(live=live)
 
 
 def _of_each(f: Callable[..., Any], carry: Carry) -> Callable[..., Any]:
@@ -69,15 +70,17 @@ def _among_live(carry: Carry, valid: jax.Array) -> jax.Array:
     return valid if carry.live is None else valid & carry.live[:, None]
 
 
-def _done(carry: Carry, search: Search) -> jax.Array:
+def _done(carry: Carry, program: Program) -> jax.Array:
     """Whether each prompt has nothing left to do."""
-    done = _of_each(search.done, carry)(carry.state)
+    done = _of_each(program.search.done, carry)(carry.state)
     return done if carry.live is None else done | ~carry.live
 
 
-def _ask(carry: Carry, search: Search, layout: Layout) -> tuple[Carry, Candidates]:
+def _ask(carry: Carry, program: Program) -> tuple[Carry, Candidates]:
+    layout = program.layout
+
     def ask(carry: Carry) -> tuple[Carry, Candidates]:
-        state, asked = _of_each(search.ask, carry)(carry.state)
+        state, asked = _of_each(program.search.ask, carry)(carry.state)
         asked = asked._replace(valid=_among_live(carry, asked.valid))
         return carry._replace(state=state), asked
 
@@ -85,22 +88,25 @@ def _ask(carry: Carry, search: Search, layout: Layout) -> tuple[Carry, Candidate
 
 
 def counted(
-    carry: Carry, state: Any, info: Info, asked: Candidates, computed: Computed, passes: int
+    carry: Carry, program: Program, state: Any, info: Info, asked: Candidates, computed: Computed
 ) -> tuple[Carry, Info]:
     """A state that has been told, with all that a round of its prompts is counted and charged.
 
     Args:
       carry: before the round.
+      program: whose search was told.
       state, info: as `Search.tell` gives them.
       asked: candidates [..., w].
       computed: of each of them.
-      passes: of the model, that a candidate takes.
     """
+    passes, search = program.cost, program.search
     verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    finishing = _of_each(search.finishing, carry)(carry.state)
     info = info._replace(
         evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
         backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
         verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
+        finishing=finishing & jnp.any(asked.valid, -1),
     )
     carry = carry._replace(
         state=state,
@@ -113,15 +119,10 @@ def counted(
 
 
 def _tell(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    asked: Candidates,
-    evals: Evaluation,
-    computed: Computed,
-    layout: Layout,
+    carry: Carry, program: Program, asked: Candidates, evals: Evaluation, computed: Computed
 ) -> tuple[Carry, Info, jax.Array]:
     """Tell all prompts, count and charge, and say whether all are done."""
+    layout, search = program.layout, program.search
 
     def tell(
         carry: Carry, asked: Candidates, evals: Evaluation, computed: Computed
@@ -129,14 +130,14 @@ def _tell(
         lead = asked.t.shape
         computed = join_counts(computed, lead, layout)
         # Where the state holds fewer particles than were asked about, only those are moved.
-        if layout.particles > 1 and slots_of(carry.state).total < lead[-1]:
+        if layout.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
             rewards = join(evals.reward, lead, layout)
             state, info = tell_by_number(search, carry.state, asked, evals, rewards, layout)
         else:
             evals = join(evals, lead, layout)
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
-        carry, info = counted(carry, state, info, asked, computed, flow.evaluations)
-        return carry, info, _done(carry, search)
+        carry, info = counted(carry, program, state, info, asked, computed)
+        return carry, info, _done(carry, program)
 
     by_prompt, by_row = layout.by_prompt, layout.by_row
     told = layout.local(tell, (by_prompt, by_prompt, by_row, by_row), by_prompt)
@@ -145,43 +146,31 @@ def _tell(
 
 
 def _round(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    reward: DeviceReward,
-    cond: Cond,
-    sizes: Sizes,
-    layout: Layout,
+    carry: Carry, model: Model, program: Program, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array]:
-    carry, asked = _ask(carry, search, layout)
-    evals, computed = evaluate_model(flow, reward, asked, cond, search, sizes.model, layout)
-    evals = evaluate_reward(flow, reward, asked, evals, cond, sizes.reward, layout)
-    return _tell(carry, flow, search, asked, evals, computed, layout)
+    carry, asked = _ask(carry, program)
+    evals, computed = evaluate_model(model, asked, program.kind, sizes.model, program.layout)
+    evals = evaluate_reward(model, asked, evals, sizes.reward, program.layout)
+    return _tell(carry, program, asked, evals, computed)
 
 
 ROUNDS = 4096
 """Rounds in one call of `run_rounds`, at most: its log has room for all of them."""
 
 
-@partial(jax.jit, static_argnames=("search", "sizes", "layout"), donate_argnames=("carry",))
+@partial(jax.jit, static_argnames=("program", "sizes"), donate_argnames=("carry",))
 def run_rounds(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    reward: DeviceReward,
-    cond: Cond,
-    sizes: Sizes,
-    layout: Layout = ALONE,
+    carry: Carry, model: Model, program: Program, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array, jax.Array]:
     """The rest of a search, or `ROUNDS` of it.
 
     Returns:
       Carry, log [rows, ...], how many of its rows are rounds, and whether all is done.
     """
-    rows = min(search.max_rounds, ROUNDS)
+    rows = min(program.search.max_rounds, ROUNDS)
 
     def go(carry: Carry) -> tuple[Carry, Info, jax.Array]:
-        return _round(carry, flow, search, reward, cond, sizes, layout)
+        return _round(carry, model, program, sizes)
 
     def body(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         carry, log, r, _ = loop
@@ -190,62 +179,55 @@ def run_rounds(
 
     shapes = jax.eval_shape(go, carry)[1]
     log = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape), a.dtype), shapes)
-    done = all_done(carry, search, layout)
+    done = all_done(carry, program)
     loop = (carry, log, jnp.zeros((), jnp.int32), done)
     return jax.lax.while_loop(lambda loop: ~loop[3] & (loop[2] < rows), body, loop)
 
 
-@partial(jax.jit, static_argnames=("search", "layout"))
-def all_done(carry: Carry, search: Search, layout: Layout = ALONE) -> jax.Array:
+@partial(jax.jit, static_argnames=("program",))
+def all_done(carry: Carry, program: Program) -> jax.Array:
     """Whether no prompt has anything left to do."""
-    done = layout.local(partial(_done, search=search), layout.by_prompt, layout.by_prompt)
+    layout = program.layout
+    done = layout.local(partial(_done, program=program), layout.by_prompt, layout.by_prompt)
     return jnp.all(done(carry))
 
 
-def _best(carry: Carry, search: Search, layout: Layout) -> Particle:
-    best = _of_each(search.best, carry)
+def _best(carry: Carry, program: Program) -> Particle:
+    best, layout = _of_each(program.search.best, carry), program.layout
     return layout.local(best, layout.by_prompt, layout.by_prompt)(carry.state)
 
 
-@partial(jax.jit, static_argnames=("search", "layout"))
-def answer(
-    carry: Carry, flow: Flow, search: Search, layout: Layout = ALONE
-) -> tuple[Particle, Any]:
+@partial(jax.jit, static_argnames=("program",))
+def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any]:
     """The best so far and its image."""
-    best = _best(carry, search, layout)
+    best, layout = _best(carry, program), program.layout
     if carry.nfe.ndim:
         with layout.around_model():
             return best, layout.keep(flow.decode(best.x0), layout.by_prompt)
     return best, flow.decode(best.x0[None])[0]
 
 
-@partial(jax.jit, static_argnames=("search", "layout"))
-def first_ask(carry: Carry, search: Search, layout: Layout = ALONE) -> Candidates:
-    """What the first round asks for; `turn` gives what the others do."""
-    return _ask(carry, search, layout)[1]
+@partial(jax.jit, static_argnames=("program",))
+def first_ask(carry: Carry, program: Program) -> Candidates:
+    """What the first round asks for; `tell_and_ask` gives what the others do."""
+    return _ask(carry, program)[1]
 
 
-@partial(jax.jit, static_argnames=("search", "layout"))
-def turn(
-    carry: Carry,
-    flow: Flow,
-    search: Search,
-    asked: Candidates,
-    evals: Evaluation,
-    computed: Computed,
-    layout: Layout = ALONE,
+@partial(jax.jit, static_argnames=("program",))
+def tell_and_ask(
+    carry: Carry, program: Program, asked: Candidates, evals: Evaluation, computed: Computed
 ) -> tuple[Carry, Candidates, Packed]:
     """Carry, what is asked next, and `Told`: the end of a round with the beginning of another."""
     # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
-    begun = _ask(carry, search, layout)[0]
-    told, info, done = _tell(begun, flow, search, asked, evals, computed, layout)
-    old, new = (_best(c, search, layout) for c in (carry, told))
+    begun = _ask(carry, program)[0]
+    told, info, done = _tell(begun, program, asked, evals, computed)
+    old, new = (_best(c, program) for c in (carry, told))
     # A particle is known by its place and time.
     changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
     packed = Packed.of(Told(info, told.counts, done, changed))
-    return told, _ask(told, search, layout)[1], packed
+    return told, _ask(told, program)[1], packed
 
 
-start = jax.jit(_init, static_argnames=("search", "shape", "single", "layout"))
-model_step = jax.jit(evaluate_model, static_argnames=("search", "size", "layout"))
+start = jax.jit(_init, static_argnames=("program", "shape", "single"))
+model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "layout"))
 reward_step = jax.jit(evaluate_reward, static_argnames=("size", "layout"))

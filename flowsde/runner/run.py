@@ -16,6 +16,7 @@ flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All count
 All but the last are in passes of the model: a guided flow costs two a candidate.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -30,11 +31,13 @@ from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import rounds
-from flowsde.runner.arguments import Job, check_resume, prepare
+from flowsde.runner.arguments import Job, prepare
+from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import evaluate_on_host
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
+from flowsde.runner.resumed import resumed
 from flowsde.search.protocol import Candidates, Info, Particle, Search
 from flowsde.sharding import ShardingRules
 
@@ -94,11 +97,7 @@ def run(
       RewardError: a reward outside JAX failed; it names the reward and the round, and its
         `result` can be resumed.
     """
-    job = prepare(
-        key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=prompt_ids,
-        chunk_size=chunk_size, target_reward=target_reward, nfe=nfe, invalid=invalid,
-        resume=resume, mesh=mesh, rules=rules,
-    )  # fmt: skip
+    job = prepare(**locals())
     if isinstance(job.reward, HostReward):
         return deque(_iterate(job), maxlen=1).pop()
     carry = _begin(job)
@@ -108,11 +107,11 @@ def run(
     logs = [] if resume is None else [resume.info._replace(seconds=None)]
     done = False
     while not done:
-        carry, *heard = rounds.run_rounds(
-            carry, job.flow, job.search, job.reward, job.cond, job.sizes, job.layout
-        )
-        log, n, done, counts = fetch((*heard, carry.counts))
+        carry, *heard = rounds.run_rounds(carry, job.model, job.program, job.sizes)
+        log, n, done, counts, budgets = fetch((*heard, carry.counts, _budgets(job, carry)))
         logs.append(job.trim(head(log, int(n)), axis=1))
+        rounds_done = sum(len(log.time) for log in logs)
+        check_bounds(job.search, rounds_done, bool(done), counts[0], budgets, job.ids)
     log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
@@ -140,24 +139,7 @@ def iterate(
     resumed, see `flowsde.save_search`. Arguments as for `run`; they are checked at the call, not
     at the first round.
     """
-    return _iterate(
-        prepare(
-            key,
-            flow,
-            search,
-            reward,
-            cond=cond,
-            reward_cond=reward_cond,
-            prompt_ids=prompt_ids,
-            chunk_size=chunk_size,
-            target_reward=target_reward,
-            nfe=nfe,
-            invalid=invalid,
-            resume=resume,
-            mesh=mesh,
-            rules=rules,
-        )
-    )
+    return _iterate(prepare(**locals()))
 
 
 def _begin(job: Job) -> Carry:
@@ -165,14 +147,18 @@ def _begin(job: Job) -> Carry:
     carry = rounds.start(
         job.keys,
         job.nfe,
-        search=job.search,
+        job.target,
+        job.program,
         shape=job.flow.shape,
-        target=job.target,
         single=job.single and job.layout.mesh is None,
         live=job.live,
-        layout=job.layout,
     )
-    return carry if job.resume is None else check_resume(job, carry)
+    return carry if job.resume is None else resumed(job, carry)
+
+
+def _budgets(job: Job, carry: Carry) -> jax.Array:
+    """Of each prompt, in model evaluations."""
+    return carry.given.nfe * job.program.cost
 
 
 def _log_of(job: Job, carry: Carry) -> Info:
@@ -184,27 +170,19 @@ def _log_of(job: Job, carry: Carry) -> Info:
         return log if log.seconds is not None else log._replace(seconds=seconds)
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
-    asked = rounds.first_ask.eval_shape(carry, search=job.search, layout=job.layout)
-    evals, computed = rounds.model_step.eval_shape(
-        job.flow,
-        job.reward if job.search.guided else None,
-        asked,
-        job.cond,
-        search=job.search,
-        size=job.sizes.model,
-        layout=job.layout,
-    )
-    *_, told = rounds.turn.eval_shape(
-        carry,
-        job.flow,
-        search=job.search,
-        asked=asked,
-        evals=evals,
-        computed=computed,
-        layout=job.layout,
-    )
+    asked = rounds.first_ask.eval_shape(carry, job.program)
+    evals, computed = rounds.model_step.eval_shape(*_for_model(job, asked))
+    *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
+
+
+def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
+    """Arguments of `rounds.model_step`; a reward is one only if its gradient is taken there."""
+    model = job.model
+    if not job.search.guided:
+        model = dataclasses.replace(model, reward=None)
+    return model, asked, job.program.kind, job.sizes.model, job.layout
 
 
 _ROOM = 256
@@ -230,30 +208,13 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     count what follows as the model's. The reward and what comes after it are under way together.
     """
     clock = _Clock()
-    evals, computed = rounds.model_step(
-        job.flow,
-        job.reward if job.search.guided else None,
-        asked,
-        job.cond,
-        search=job.search,
-        size=job.sizes.model,
-        layout=job.layout,
-    )
+    evals, computed = rounds.model_step(*_for_model(job, asked))
     model = clock.lap(evals)
-    hosted = isinstance(job.reward, HostReward)
-    verify: Any = evaluate_on_host if hosted else rounds.reward_step
-    evals = verify(
-        job.flow, job.reward, asked, evals, job.cond, size=job.sizes.reward, layout=job.layout
-    )
-    carry, following, packed = rounds.turn(
-        carry,
-        job.flow,
-        search=job.search,
-        asked=asked,
-        evals=evals,
-        computed=computed,
-        layout=job.layout,
-    )
+    if isinstance(job.reward, HostReward):
+        evals = evaluate_on_host(job.model, job.reward, asked, evals, job.sizes.reward, job.layout)
+    else:
+        evals = rounds.reward_step(job.model, asked, evals, job.sizes.reward, job.layout)
+    carry, following, packed = rounds.tell_and_ask(carry, job.program, asked, evals, computed)
     verifier = clock.lap(evals)
     told = fetch(packed).unpack()
     seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
@@ -265,11 +226,13 @@ def _iterate(job: Job) -> Iterator[Result]:
     carry = _begin(job)
     log = _log_of(job, carry)
     counts, n, answer = fetch(carry.counts), len(log.time), None
-    done = bool(fetch(rounds.all_done(carry, search=job.search, layout=job.layout)))
+    done = bool(fetch(rounds.all_done(carry, job.program)))
     if done:
         yield _result(job, carry, counts, log)
         return
-    asked = rounds.first_ask(carry, search=job.search, layout=job.layout)
+    budgets = fetch(_budgets(job, carry))
+    check_bounds(job.search, n, done, counts[0], budgets, job.ids)
+    asked = rounds.first_ask(carry, job.program)
     while not done:
         try:
             carry, asked, told = _one_round(job, carry, asked)
@@ -285,8 +248,9 @@ def _iterate(job: Job) -> Iterator[Result]:
             all_rows[n] = row
         n += 1
         counts, done = told.counts, bool(told.done)
+        check_bounds(job.search, n, done, counts[0], budgets, job.ids)
         if told.changed or answer is None:
-            answer = rounds.answer(carry, job.flow, search=job.search, layout=job.layout)
+            answer = rounds.answer(carry, job.flow, job.program)
         yield _result(job, carry, counts, head(log, n), answer, final=done)
 
 
@@ -300,7 +264,7 @@ def _result(
 ) -> Result:
     """What has been found, from `carry`; its counters and answer if they are there already."""
     if answer is None:
-        answer = rounds.answer(carry, job.flow, search=job.search, layout=job.layout)
+        answer = rounds.answer(carry, job.flow, job.program)
     best, image = job.trim(answer)
     nfe, evaluations, backward_passes, verifier_calls = job.trim(counts)
     cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
@@ -317,6 +281,7 @@ def _result(
         verifier_cost=cost,
         info=log,
         state=job.trim(carry.state),
+        given=job.trim(carry.given),
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

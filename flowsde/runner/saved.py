@@ -17,7 +17,7 @@ from flowsde._checks import check_path
 from flowsde._files import HIDDEN
 from flowsde._schema import array, fields, maybe, table, text, whole, wrong
 from flowsde.runner.mesh import gather
-from flowsde.runner.result import COUNTERS, Result
+from flowsde.runner.result import COUNTERS, Given, Result
 from flowsde.search import Info, Search
 
 SEARCH = "search"
@@ -122,7 +122,7 @@ def unpack(
             leaves[name] = jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=implementation)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {name[:60]} cannot be read: {error}") from None
-    return _rebuild(leaves, search, about["prompts"], path)
+    return _rebuild(_as_now(leaves, search), search, about["prompts"], path)
 
 
 def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: Path) -> Result:
@@ -140,12 +140,15 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
 
     x = read(".x", np.float32, *any_shape(".x"))
     shape = x.shape[len(lead) :]
-    state = jax.eval_shape(
-        lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(0))
-    )
+
+    def begin() -> tuple[Given, Any]:
+        given = Given(jax.random.key(0), jnp.float32(0.0), jnp.int32(0))
+        return given, search.init(given.key, shape, given.target, given.nfe)
+
+    like = dict(zip((".given", ".state"), jax.eval_shape(begin), strict=True))
 
     def leaf(at: Any, like: Any) -> jax.Array:
-        name = f".state{jax.tree_util.keystr(at)}"
+        name = at[0].key + jax.tree_util.keystr(at[1:])
         if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             return jnp.asarray(read(name, like.dtype, *lead, *like.shape))
         found: Any = leaves.get(name)
@@ -153,6 +156,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
             raise wrong(f"{path}: {name}", f"keys of shape {(*lead, *like.shape)}", found)
         return found
 
+    begun = jax.tree.map_with_path(leaf, like)
     image = leaves.get(".image")
     if image is None or image.shape[: len(lead)] != lead:
         raise wrong(f"{path}: .image", f"pictures of {prompts or 1} prompts", image)
@@ -167,8 +171,39 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         **own,
         **_counted(leaves, lead, path),
         info=_log(leaves, lead, path),
-        state=jax.tree.map_with_path(leaf, state),
+        given=begun[".given"],
+        state=begun[".state"],
     )
+
+
+def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:
+    """Leaves of an earlier version under the names of this one.
+
+    The key, the target and the budget were in a search's own state, and RBF's r* had another name.
+    """
+    if ".given.key" in leaves:
+        return leaves
+    own = ".state.inner" if _finishes(leaves) else ".state"
+    given = {f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields}
+    if _finishes(leaves) and given[".given.nfe"] is not None:
+        # An inner search was given what finishing leaves.
+        begun = search.init(jax.random.key(0), (1,), jnp.float32(0.0), jnp.int32(search.nfe))
+        spent = np.int32(search.nfe) - np.asarray(_flat(begun)[".inner.nfe"])
+        given[".given.nfe"] = given[".given.nfe"] + spent
+    now = ".chains.incumbent_reward"
+    return {name.replace(".chains.threshold", now): a for name, a in leaves.items()} | given
+
+
+def _finishes(leaves: dict[str, Any]) -> bool:
+    """Whether leaves of an earlier version are of a search that finishes its best particle."""
+    return any(name.startswith(".state.inner") for name in leaves)
+
+
+def _finishing(leaves: dict[str, Any], charged: np.ndarray) -> np.ndarray:
+    """`Info.finishing`, of which an earlier version kept how many rounds there were."""
+    steps = np.asarray(leaves[".state.step"]) if _finishes(leaves) else 0
+    rounds_left = np.cumsum(charged[::-1] > 0, 0)[::-1]
+    return (charged > 0) & (rounds_left <= steps)
 
 
 def _counted(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> dict[str, Any]:
@@ -187,7 +222,8 @@ def _counted(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> dict[
 
 
 _LOGGED = {
-    name: np.bool_ if name in ("counted", "accepted") else np.float32 for name in Info._fields
+    name: np.bool_ if name in ("counted", "accepted", "finishing") else np.float32
+    for name in Info._fields
 } | dict.fromkeys(("ancestors", "charged", *COUNTERS[1:]), np.int32)
 _WIDE = (("time", "reward", "counted", "accepted"), ("ancestors", "path_time", "path_reward"))
 """Fields of `Info` with an axis of candidates, and those with one of paths."""
@@ -202,8 +238,11 @@ def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:
             None if found is None else np.asarray(found), f"{path}: .info.{name}"
         )
 
-    rounds = len(read("charged", None, *lead))
+    charged = read("charged", None, *lead)
+    rounds = len(charged)
     log: dict[str, Any] = {}
+    if ".info.finishing" not in leaves:
+        log["finishing"] = _finishing(leaves, charged)
     for names in _WIDE:
         width = read(names[0], rounds, *lead, None).shape[-1]
         log |= {name: read(name, rounds, *lead, width) for name in names}

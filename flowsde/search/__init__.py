@@ -1,13 +1,34 @@
 """Searches: policies for which particle to extend next; one file a method.
 
-`protocol` says what a search is, `complete` is what is done with the best particle, `resampling`
-has the schemes of `smc`. A search imports mathematics alone: `flowsde.runner` carries it out.
+`protocol` says what a search is, `grid` has what searches down a grid of times are written with,
+`complete` is what is done with the best particle, `resampling` has the schemes of `smc`. A search
+imports mathematics alone: `flowsde.runner` carries it out.
 """
 
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
-from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.grid import (
+    GridSearch,
+    affordable_units,
+    any_over_prompts,
+    even_shares,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
+from flowsde.search.protocol import (
+    BudgetTooSmall,
+    Candidates,
+    Evaluation,
+    Info,
+    Lines,
+    Particle,
+    Search,
+    SearchBase,
+)
 from flowsde.search.rbf import RBF, rbf
 from flowsde.search.smc import SMC, smc
 from flowsde.search.sop import SoP, sop
@@ -17,18 +38,30 @@ __all__ = [
     "RBF",
     "SMC",
     "BestOfN",
+    "BudgetTooSmall",
     "Candidates",
     "CoDe",
     "Complete",
     "Evaluation",
+    "GridSearch",
     "Info",
+    "Lines",
     "Particle",
     "Search",
+    "SearchBase",
     "SoP",
+    "affordable_units",
+    "any_over_prompts",
     "bon",
     "code",
+    "even_shares",
+    "fold_in_ids",
+    "map_valid",
     "rbf",
     "smc",
     "sop",
     "svdd",
+    "to_particles",
+    "tree_take",
+    "tree_where",
 ]

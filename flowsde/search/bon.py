@@ -14,19 +14,16 @@ import jax.numpy as jnp
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
-from flowsde.search.protocol import (
-    Candidates,
-    Evaluation,
+from flowsde.search.grid import (
     GridSearch,
-    Info,
-    Particle,
     check_kernel,
-    draw,
-    evaluated,
-    fold,
-    take,
-    where,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
 )
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
 
 
 class BestOfNState(NamedTuple):
@@ -49,8 +46,10 @@ class BestOfN(GridSearch):
 
     def __post_init__(self) -> None:
         if self.nfe < self.steps:
-            raise ValueError(
-                f"nfe = {self.nfe} is less than one sample: the grid takes {self.steps} evaluations"
+            raise BudgetTooSmall(
+                f"nfe = {self.nfe} is less than one sample: the grid takes {self.steps} "
+                f"evaluations",
+                self.steps,
             )
 
     @property
@@ -66,6 +65,10 @@ class BestOfN(GridSearch):
     def max_rounds(self) -> int:
         return -(-self.samples // self.n_candidates) * self.steps
 
+    @property
+    def path_name(self) -> str:
+        return "sample" if self.samples > 1 else "trajectory"
+
     def init(self, key, shape, target_reward, nfe) -> BestOfNState:
         zero = jnp.zeros((), jnp.int32)
         particles = self.empty(self.n_candidates, shape)
@@ -78,13 +81,13 @@ class BestOfN(GridSearch):
     def ask(self, state: BestOfNState) -> tuple[BestOfNState, Candidates]:
         ids, n = self._ids(state), self.n_candidates
         valid = (ids < state.nfe // self.steps) & ~self.done(state)
-        keys = jax.vmap(partial(fold, state.key), (0, None))(ids, state.step)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(ids, state.step)
 
         def extend(key: jax.Array, row: jax.Array) -> jax.Array:
-            return self.extend(key, take(state.particles, row), state.step)
+            return self.extend(key, tree_take(state.particles, row), state.step)
 
         return state, Candidates(
-            x=draw(extend, valid, keys, jnp.arange(n, dtype=jnp.int32)),
+            x=map_valid(extend, valid, keys, jnp.arange(n, dtype=jnp.int32)),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
             wants_reward=jnp.full(n, state.step == self.steps - 1),
             wants_gradient=jnp.full(n, self.wants_gradient(state.step)),
@@ -95,10 +98,10 @@ class BestOfN(GridSearch):
         self, state: BestOfNState, candidates: Candidates, evals: Evaluation
     ) -> tuple[BestOfNState, Info]:
         active = ~self.done(state)
-        particles = evaluated(candidates, evals)
+        particles = to_particles(candidates, evals)
         finished = active & (state.step == self.steps - 1)
         row = jnp.argmax(particles.reward)
-        winner = take(particles, row)
+        winner = tree_take(particles, row)
         first = finished & (state.wave == 0)
         better = first | (finished & (winner.reward > state.best.reward))
         new = BestOfNState(
@@ -108,7 +111,7 @@ class BestOfN(GridSearch):
             wave=state.wave + finished.astype(jnp.int32),
             step=jnp.where(finished, 0, state.step + active.astype(jnp.int32)),
             particles=particles,
-            best=where(better, winner, state.best),
+            best=tree_where(better, winner, state.best),
         )
         best = new.best
         return new, Info(
@@ -133,6 +136,15 @@ class BestOfN(GridSearch):
 
     def path(self, state: BestOfNState) -> Particle:
         return jax.tree.map(lambda a: a[None], state.best)
+
+    def lines(self, state: BestOfNState, info: Info) -> Lines:
+        """Finished samples, a line each; of a single one, what every step came to."""
+        if self.samples == 1:
+            first = jnp.zeros(1, jnp.int32)
+            return Lines(first, first, state.particles)
+        ids = self._ids(state) - self.n_candidates
+        ended = (state.step == 0) & (ids < state.nfe // self.steps)
+        return Lines(jnp.where(ended, ids, -1), jnp.full_like(ids, -1), state.particles)
 
 
 def bon(*, nfe: int, kernel: Kernel, grid: Any, width: int = 16) -> BestOfN:

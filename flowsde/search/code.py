@@ -17,22 +17,18 @@ import numpy as np
 from flowsde._checks import check_count, check_non_negative
 from flowsde.kernels import Kernel
 from flowsde.search.complete import Finish, finished
-from flowsde.search.protocol import (
-    Candidates,
-    Evaluation,
+from flowsde.search.grid import (
     GridSearch,
-    Info,
-    Particle,
-    Search,
+    affordable_units,
     check_stochastic,
-    draw,
-    evaluated,
-    fold,
-    shares,
-    spread,
-    take,
-    where,
+    even_shares,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
 )
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle, Search
 
 _SELECT = np.iinfo(np.int32).max
 """In place of a draw's number, the key of a stage's selection."""
@@ -69,9 +65,10 @@ class CoDe(GridSearch):
     def __post_init__(self) -> None:
         least = self.chains * self.steps
         if self.nfe < least:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
-                f"{self.chains} chains of one child and {self.steps} steps"
+                f"{self.chains} chains of one child and {self.steps} steps",
+                least,
             )
         if self.n_children > 1:
             check_stochastic(self.kernel, "all children of a particle are the same")
@@ -81,12 +78,12 @@ class CoDe(GridSearch):
 
         They cost nfe, less what is not enough for one more child of any block.
         """
-        totals, moves = shares(nfe, self.chains), self.steps - 1
+        totals, moves = even_shares(nfe, self.chains), self.steps - 1
         if moves == 0:
             return totals[:, None]
         blocks = -(-moves // self.block)
         last = moves - (blocks - 1) * self.block
-        return spread(totals - 1, blocks, self.block, last)
+        return affordable_units(totals - 1, blocks, self.block, last)
 
     def quotas(self, nfe: jax.Array) -> jax.Array:
         """int32 [C, steps]: children of each chain at each time, the same within a block."""
@@ -108,6 +105,10 @@ class CoDe(GridSearch):
     @property
     def max_rounds(self) -> int:
         return self.steps
+
+    @property
+    def path_name(self) -> str:
+        return "chain"
 
     def init(self, key, shape, target_reward, nfe) -> CoDeState:
         parents = self.empty(self.chains, shape)
@@ -133,17 +134,19 @@ class CoDe(GridSearch):
         n = self.n_candidates
         # Chain and number of each candidate.
         chain, number = jnp.divmod(jnp.arange(n, dtype=jnp.int32), self.n_children)
-        keys = jax.vmap(partial(fold, state.key), (0, None, 0))(chain, step, number)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None, 0))(chain, step, number)
         valid = (number < self.quotas(state.nfe)[:, step][chain]) & ~self.done(state)
 
         def extend(key: jax.Array, chain: jax.Array, number: jax.Array) -> jax.Array:
-            origin = take(state.parents, chain)
+            origin = tree_take(state.parents, chain)
             if state.children is not None:
-                origin = where(begins, origin, take(take(state.children, chain), number))
+                origin = tree_where(
+                    begins, origin, tree_take(tree_take(state.children, chain), number)
+                )
             return self.extend(key, origin, step)
 
         return state, Candidates(
-            x=draw(extend, valid, keys, chain, number),
+            x=map_valid(extend, valid, keys, chain, number),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, ends),
             wants_gradient=jnp.full(n, self.wants_gradient(step)),
@@ -155,21 +158,21 @@ class CoDe(GridSearch):
     ) -> tuple[CoDeState, Info]:
         active = ~self.done(state)
         _, ends = self._place(state.step)
-        flat = evaluated(candidates, evals)
+        flat = to_particles(candidates, evals)
         children = self._by_chain(flat)
         chain = jnp.arange(self.chains, dtype=jnp.int32)
         pick = jax.vmap(self._select, (None, 0, None, 0))
         chosen = pick(state.key, chain, state.step, children.reward)
-        selected = jax.vmap(take)(children, chosen)
-        winner = take(flat, jnp.argmax(flat.reward))
+        selected = jax.vmap(tree_take)(children, chosen)
+        winner = tree_take(flat, jnp.argmax(flat.reward))
         better = active & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
         # The start has one particle a chain, child 0.
         decided = active & (ends | (state.step == 0))
         new = state._replace(
             step=state.step + active.astype(jnp.int32),
-            parents=where(jnp.full(self.chains, decided), selected, state.parents),
+            parents=tree_where(jnp.full(self.chains, decided), selected, state.parents),
             children=None if self.block == 1 else children,
-            champion=where(better, winner, state.champion),
+            champion=tree_where(better, winner, state.champion),
         )
         return new, Info(
             time=candidates.t,
@@ -190,7 +193,7 @@ class CoDe(GridSearch):
         """Index of the child [K] to go on from; child 0 if none has a reward."""
         if self.temperature == 0.0:
             return jnp.argmax(rewards)
-        key = fold(key, chain, step, jnp.asarray(_SELECT, jnp.int32))
+        key = fold_in_ids(key, chain, step, jnp.asarray(_SELECT, jnp.int32))
         best = jnp.max(rewards)
         # Less the best first: scaled differences are finite for rewards of any size.
         log_weights = jnp.where(rewards == best, 0.0, rewards - best) / self.temperature

@@ -13,29 +13,28 @@ further down the mean is sharp already, and models that were rarely asked for su
 (benchmarks/finishing.py). From below `END`, times are spaced evenly towards 0.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_count
-from flowsde._static import Static
 from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant, Linear
 from flowsde.kernels import Kernel, ddim
+from flowsde.search.grid import any_over_prompts, check_kernel, to_particles, tree_take, tree_where
 from flowsde.search.protocol import (
+    BudgetTooSmall,
     Candidates,
     Evaluation,
     Info,
+    Lines,
     Particle,
     Search,
-    any_prompt,
-    check_kernel,
-    evaluated,
-    take,
-    where,
+    SearchBase,
 )
 
 _LINE = Linear()
@@ -60,7 +59,7 @@ class CompleteState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Complete(Static):
+class Complete(SearchBase):
     """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
 
     inner: Search
@@ -87,8 +86,16 @@ class Complete(Static):
     def max_rounds(self) -> int:
         return self.inner.max_rounds + self.steps
 
+    @property
+    def path_name(self) -> str:
+        return self.inner.path_name
+
     def with_nfe(self, nfe: int) -> "Complete":
-        return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
+        with _costing(self.steps):
+            return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
+
+    def with_width(self, width: int) -> "Complete":
+        return self.replace(inner=self.inner.with_width(width))
 
     def init(self, key, shape, target_reward, nfe) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
@@ -96,13 +103,13 @@ class Complete(Static):
         base = best if self.order == 2 else None
         return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
 
-    def _finishing(self, state: CompleteState) -> jax.Array:
+    def finishing(self, state: CompleteState) -> jax.Array:
         return self.inner.done(state.inner)
 
     def _next(self, state: CompleteState, start: Particle) -> tuple[Particle, jax.Array, jax.Array]:
         """(particle that the step is from, x to evaluate, its time)."""
         p = self.interpolant
-        particle = where(state.step == 0, start, state.particle)
+        particle = tree_where(state.step == 0, start, state.particle)
         n = self.steps // self.order
         first = _LINE.time(p.angle(start.t))
         last = jnp.where(first > END, END, first / (n + 1))
@@ -111,7 +118,7 @@ class Complete(Static):
         t = p.time(_LINE.angle(line_t))
         base = particle
         if state.base is not None:
-            base = where(state.step % 2 == 0, particle, state.base)
+            base = tree_where(state.step % 2 == 0, particle, state.base)
         euler = ddim(p, eta=0.0)
         x = euler(jax.random.key(0), base.x, base.x0, base.x1, base.t, t)
         if state.base is not None:
@@ -123,7 +130,7 @@ class Complete(Static):
 
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
-        finishing = self._finishing(state)
+        finishing = self.finishing(state)
 
         def finish(asked: Candidates) -> tuple[Any, Candidates]:
             base, x, t = self._next(state, self.inner.best(inner))
@@ -137,27 +144,27 @@ class Complete(Static):
                 valid=more,
             )
             kept = None if state.base is None else base
-            return kept, where(jnp.full(row.shape, finishing), own, asked)
+            return kept, tree_where(jnp.full(row.shape, finishing), own, asked)
 
         # Apart from the drawing of `asked`, so that no second array of all candidates is made.
         base, chosen = jax.lax.cond(
-            any_prompt(finishing), finish, lambda asked: (state.base, asked), asked
+            any_over_prompts(finishing), finish, lambda asked: (state.base, asked), asked
         )
         return state._replace(inner=inner, base=base), chosen
 
     def tell(
         self, state: CompleteState, candidates: Candidates, evals: Evaluation
     ) -> tuple[CompleteState, Info]:
-        finishing = self._finishing(state)
+        finishing = self.finishing(state)
         hidden = candidates._replace(valid=candidates.valid & ~finishing)
         told, info = self.inner.tell(state.inner, hidden, evals)
-        particles = evaluated(candidates, evals)
-        moved, active = take((particles, candidates.valid), jnp.zeros((), jnp.int32))
+        particles = to_particles(candidates, evals)
+        moved, active = tree_take((particles, candidates.valid), jnp.zeros((), jnp.int32))
         active &= finishing
         new = state._replace(
-            inner=where(finishing, state.inner, told),
+            inner=tree_where(finishing, state.inner, told),
             step=state.step + active.astype(jnp.int32),
-            particle=where(active, moved, state.particle),
+            particle=tree_where(active, moved, state.particle),
         )
         own = Info(
             time=candidates.t,
@@ -174,18 +181,36 @@ class Complete(Static):
         return new, jax.tree.map(lambda a, b: jnp.where(finishing, a, b), own, info)
 
     def done(self, state: CompleteState) -> jax.Array:
-        return self._finishing(state) & (state.step >= self.steps)
+        return self.finishing(state) & (state.step >= self.steps)
 
     def best(self, state: CompleteState) -> Particle:
         """The better of the completed particle, once there is one, and the inner search's best."""
         start = self.inner.best(state.inner)
         completed = self.done(state) & (state.particle.reward > -jnp.inf)
-        return where(completed & (state.particle.reward >= start.reward), state.particle, start)
+        return tree_where(
+            completed & (state.particle.reward >= start.reward), state.particle, start
+        )
 
     def path(self, state: CompleteState) -> Particle:
         inner = self.inner.path(state.inner)
         own = jax.tree.map(lambda a, b: jnp.broadcast_to(a[None], b.shape), state.particle, inner)
-        return where(jnp.full(inner.t.shape, state.step > 0), own, inner)
+        return tree_where(jnp.full(inner.t.shape, state.step > 0), own, inner)
+
+    def lines(self, state: CompleteState, info: Info) -> Lines:
+        """Those of the inner search; of a round of finishing, its one particle."""
+        if not bool(info.finishing):
+            return self.inner.lines(state.inner, info)
+        first = jnp.zeros(1, jnp.int32)
+        return Lines(first, first, jax.tree.map(lambda a: a[None], state.particle))
+
+
+@contextlib.contextmanager
+def _costing(steps: int) -> Iterator[None]:
+    """Makes `BudgetTooSmall` of an inner search one of the budget with the steps of finishing."""
+    try:
+        yield
+    except BudgetTooSmall as error:
+        raise BudgetTooSmall(str(error), error.least + steps) from None
 
 
 Finish = Literal["complete", "heun", "mean"]
@@ -238,5 +263,7 @@ def finished(
     steps = 0
     if finish != "mean":
         steps = finish_steps or default_steps(finish, kernel.interpolant, times)
-    search = make(nfe=check_count("nfe", nfe) - steps, kernel=kernel, grid=times, **options)
+    left = check_count("nfe", nfe) - steps
+    with _costing(steps):
+        search = make(nfe=left, kernel=kernel, grid=times, **options)
     return Complete(search, steps, _ORDERS[finish]) if steps else search

@@ -28,22 +28,18 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.kernels import Kernel
 from flowsde.search.complete import Finish, finished
-from flowsde.search.protocol import (
-    Candidates,
-    Evaluation,
+from flowsde.search.grid import (
     GridSearch,
-    Info,
-    Particle,
-    Search,
+    affordable_units,
     check_stochastic,
-    draw,
-    evaluated,
-    fold,
-    shares,
-    spread,
-    take,
-    where,
+    even_shares,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
 )
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle, Search
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -56,7 +52,7 @@ class Chains(NamedTuple):
       quota, drawn: int32, of this stage, rolled-over budget included.
       charged: int32, draws counted so far.
       hit: int32, the count at which the target was met.
-      threshold: float32, r*.
+      incumbent_reward: float32, r*.
       parent: the accepted particle.
       child: best child of this stage so far.
       child_draw: int32, its number among the stage's draws.
@@ -68,7 +64,7 @@ class Chains(NamedTuple):
     drawn: jax.Array
     charged: jax.Array
     hit: jax.Array
-    threshold: jax.Array
+    incumbent_reward: jax.Array
     parent: Particle
     child: Particle
     child_draw: jax.Array
@@ -101,10 +97,11 @@ class RBF(GridSearch):
         steps = self.steps if reserves else self.steps - 1
         least = self.chains * (self.seeds + steps)
         if self.nfe < least:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
                 f"{self.chains} chains of {self.seeds} seeds and {steps} "
-                f"{'quotas' if reserves else 'steps'}"
+                f"{'quotas' if reserves else 'steps'}",
+                least,
             )
         if self.steps > 1 and self.nfe > least:
             check_stochastic(self.kernel, "all children of a particle are the same")
@@ -113,11 +110,12 @@ class RBF(GridSearch):
         """int32 [C, steps]: draws of each chain at each time, summing to nfe at most."""
         if self.allocation == "reserve":
             return self._reserving(nfe)
-        totals = shares(nfe, self.chains)
+        totals = even_shares(nfe, self.chains)
         if self.steps == 1:
             return totals[:, None]
         seeds = np.full((self.chains, 1), self.seeds, np.int32)
-        return jnp.concatenate([seeds, spread(totals - self.seeds, self.steps - 1, 1, 1)], 1)
+        children = affordable_units(totals - self.seeds, self.steps - 1, 1, 1)
+        return jnp.concatenate([seeds, children], 1)
 
     def _reserving(self, nfe: jax.Array) -> jax.Array:
         """As the public code: it stops when another draw of every chain would reach nfe."""
@@ -136,6 +134,13 @@ class RBF(GridSearch):
     def max_rounds(self) -> int:
         return -(-self.nfe // self.chains)
 
+    @property
+    def path_name(self) -> str:
+        return "chain"
+
+    def with_width(self, width: int) -> "RBF":
+        return self.replace(width=width)
+
     def init(self, key, shape, target_reward, nfe) -> RBFState:
         zeros = jnp.zeros(self.chains, jnp.int32)
         particles = self.empty(self.chains, shape)
@@ -145,7 +150,7 @@ class RBF(GridSearch):
             drawn=zeros,
             charged=zeros,
             hit=jnp.full(self.chains, _NEVER, jnp.int32),
-            threshold=jnp.full(self.chains, -jnp.inf, jnp.float32),
+            incumbent_reward=jnp.full(self.chains, -jnp.inf, jnp.float32),
             parent=particles,
             child=particles,
             child_draw=zeros,
@@ -161,13 +166,13 @@ class RBF(GridSearch):
         number = chains.drawn[chain] + offset
         valid = self._active(chains)[chain] & (number < chains.quota[chain])
         valid &= chains.charged[chain] + offset < _limit(chains)
-        keys = jax.vmap(partial(fold, state.key))(chain, stage, number)
+        keys = jax.vmap(partial(fold_in_ids, state.key))(chain, stage, number)
 
         def extend(key: jax.Array, chain: jax.Array, stage: jax.Array) -> jax.Array:
-            return self.extend(key, take(chains.parent, chain), stage)
+            return self.extend(key, tree_take(chains.parent, chain), stage)
 
         return state, Candidates(
-            x=draw(extend, valid, keys, chain, stage),
+            x=map_valid(extend, valid, keys, chain, stage),
             t=jnp.asarray(self.grid, jnp.float32)[stage],
             wants_reward=valid,
             wants_gradient=valid & self.wants_gradient(stage),
@@ -177,7 +182,7 @@ class RBF(GridSearch):
     def tell(
         self, state: RBFState, candidates: Candidates, evals: Evaluation
     ) -> tuple[RBFState, Info]:
-        particles = evaluated(candidates, evals)
+        particles = to_particles(candidates, evals)
         waves, valid = jax.tree.map(
             lambda a: a.reshape(self.chains, self.width, *a.shape[1:]),
             (particles, candidates.valid),
@@ -215,16 +220,17 @@ class RBF(GridSearch):
         if self.last == "exhaust":
             keeps_drawing |= chain.stage == self.steps - 1
         hits = valid & (wave.reward >= target)
-        improves = valid & (wave.reward > chain.threshold) & ~keeps_drawing
+        incumbent = chain.incumbent_reward
+        improves = valid & (wave.reward > incumbent) & ~keeps_drawing
         stopped = jnp.any(hits | improves)
         first = jnp.argmax(hits | improves)
         counted = valid & (~stopped | (jnp.arange(self.width) <= first))
         n = jnp.sum(counted, dtype=jnp.int32)
 
         row = jnp.argmax(jnp.where(counted, wave.reward, -jnp.inf)).astype(jnp.int32)
-        winner = take(wave, row)
+        winner = tree_take(wave, row)
         better = (n > 0) & ((chain.drawn == 0) | (winner.reward > chain.child.reward))
-        child = where(better, winner, chain.child)
+        child = tree_where(better, winner, chain.child)
         best = (n > 0) & ((child.reward > -jnp.inf) | (chain.charged == 0))
         drawn, charged = chain.drawn + n, chain.charged + n
         over = (n > 0) & (stopped | (drawn == chain.quota))
@@ -235,11 +241,11 @@ class RBF(GridSearch):
             drawn=jnp.where(over, 0, drawn),
             charged=charged,
             hit=jnp.where(jnp.any(hits & counted), charged, chain.hit),
-            threshold=jnp.where(over, jnp.maximum(chain.threshold, child.reward), chain.threshold),
-            parent=where(over, child, chain.parent),
+            incumbent_reward=jnp.where(over, jnp.maximum(incumbent, child.reward), incumbent),
+            parent=tree_where(over, child, chain.parent),
             child=child,
             child_draw=jnp.where(better, chain.drawn + row, chain.child_draw),
-            champion=where(best, child, chain.champion),
+            champion=tree_where(best, child, chain.champion),
         )
         return new, counted
 
@@ -257,7 +263,7 @@ class RBF(GridSearch):
         eligible = (champion.reward > -jnp.inf) & ((limit == _NEVER) | (state.chains.hit == limit))
         last = jnp.min(jnp.where(eligible, champion.t, jnp.inf))
         eligible &= champion.t == last
-        return take(champion, jnp.argmax(jnp.where(eligible, champion.reward, -jnp.inf)))
+        return tree_take(champion, jnp.argmax(jnp.where(eligible, champion.reward, -jnp.inf)))
 
     def path(self, state: RBFState) -> Particle:
         return state.chains.parent

@@ -30,19 +30,23 @@ from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
 from flowsde.search.complete import Finish, finished
+from flowsde.search.grid import (
+    GridSearch,
+    check_stochastic,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
 from flowsde.search.protocol import (
+    BudgetTooSmall,
     Candidates,
     Evaluation,
-    GridSearch,
     Info,
+    Lines,
     Particle,
     Search,
-    check_stochastic,
-    draw,
-    evaluated,
-    fold,
-    take,
-    where,
 )
 from flowsde.search.resampling import SCHEMES
 
@@ -96,9 +100,10 @@ class SMC(GridSearch):
 
     def __post_init__(self) -> None:
         if self.nfe < self.steps:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least one "
-                f"particle's: the grid takes {self.steps}"
+                f"particle's: the grid takes {self.steps}",
+                self.steps,
             )
         if self.guided:
             raise ValueError(
@@ -116,6 +121,10 @@ class SMC(GridSearch):
     @property
     def max_rounds(self) -> int:
         return self.steps
+
+    @property
+    def path_name(self) -> str:
+        return "particle"
 
     def _in_use(self, nfe: jax.Array) -> tuple[jax.Array, jax.Array]:
         """N of a budget, and which particles they are."""
@@ -143,14 +152,14 @@ class SMC(GridSearch):
         n = self.n_candidates
         valid = self._in_use(state.nfe)[1] & ~self.done(state)
         particle = jnp.arange(n, dtype=jnp.int32)
-        keys = jax.vmap(partial(fold, state.key), (0, None))(particle, step)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(particle, step)
 
         def extend(key: jax.Array, i: jax.Array) -> jax.Array:
-            return self.extend(key, take(state.particles, i), step)
+            return self.extend(key, tree_take(state.particles, i), step)
 
         wants = (step == self.steps - 1) | (self.potential != "final")
         return state, Candidates(
-            x=draw(extend, valid, keys, particle),
+            x=map_valid(extend, valid, keys, particle),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, wants),
             wants_gradient=jnp.zeros(n, jnp.bool),
@@ -162,21 +171,21 @@ class SMC(GridSearch):
     ) -> tuple[SMCState, Info]:
         active = ~self.done(state)
         last = state.step == self.steps - 1
-        particles = evaluated(candidates, evals)
+        particles = to_particles(candidates, evals)
         told = self._weigh(state, particles.reward)
-        winner = take(particles, jnp.argmax(particles.reward))
+        winner = tree_take(particles, jnp.argmax(particles.reward))
         better = active & ((winner.reward > -jnp.inf) | (state.step == 0))
         told = told._replace(
             step=state.step + 1,
             particles=particles,
-            champion=where(better, winner, state.champion),
+            champion=tree_where(better, winner, state.champion),
         )
         ess = effective_sample_size(told.log_weights)
         n = self._in_use(state.nfe)[0].astype(jnp.float32)
         due = (ess <= self.threshold * n) & ((state.step + 1) % self.interval == 0)
         due &= ~last & (self.potential != "final")
         ancestors = self._ancestors(told, due)
-        new = where(active, self._resample(told, ancestors, due), state)
+        new = tree_where(active, self._resample(told, ancestors, due), state)
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[ancestors].set(True)
         return new, Info(
             time=candidates.t,
@@ -222,13 +231,13 @@ class SMC(GridSearch):
 
     def _ancestors(self, state: SMCState, due: jax.Array) -> jax.Array:
         """Which particles go on, int32 [N]; each itself if resampling is not due."""
-        key = fold(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
+        key = fold_in_ids(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
         n, in_use = self._in_use(state.nfe)
         drawn = SCHEMES[self.scheme](key, state.log_weights, n)
         return jnp.where(due & in_use, drawn, jnp.arange(self.n_candidates, dtype=jnp.int32))
 
     def _resample(self, state: SMCState, ancestors: jax.Array, due: jax.Array) -> SMCState:
-        particles, potential, memory = take(
+        particles, potential, memory = tree_take(
             (state.particles, state.potential, state.memory), ancestors
         )
         n, in_use = self._in_use(state.nfe)
@@ -253,6 +262,10 @@ class SMC(GridSearch):
 
     def path(self, state: SMCState) -> Particle:
         return state.particles
+
+    def lines(self, state: SMCState, info: Info) -> Lines:
+        """Particles cross where they are resampled."""
+        return super().lines(state, info)._replace(parent=info.ancestors)
 
 
 def log_mean_exp(log_weights: jax.Array, n: jax.Array) -> jax.Array:

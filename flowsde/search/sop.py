@@ -19,19 +19,23 @@ from flowsde._checks import check_count
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.complete import Finish, finished
+from flowsde.search.grid import (
+    GridSearch,
+    affordable_units,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
 from flowsde.search.protocol import (
+    BudgetTooSmall,
     Candidates,
     Evaluation,
-    GridSearch,
     Info,
+    Lines,
     Particle,
     Search,
-    draw,
-    evaluated,
-    fold,
-    spread,
-    take,
-    where,
 )
 
 
@@ -97,9 +101,10 @@ class SoP(GridSearch):
             )
         least = self.paths * (self.start + 1 + sum(self._lengths))
         if self.nfe < least:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
-                f"{self.paths} paths of one child in each of {len(self._lengths)} rounds"
+                f"{self.paths} paths of one child in each of {len(self._lengths)} rounds",
+                least,
             )
 
     @property
@@ -124,7 +129,7 @@ class SoP(GridSearch):
         """
         lengths = self._lengths
         left = nfe - self.paths * (self.start + 1)
-        return spread(left, len(lengths), lengths[0], lengths[-1])
+        return affordable_units(left, len(lengths), lengths[0], lengths[-1])
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -173,16 +178,17 @@ class SoP(GridSearch):
 
         number = jnp.arange(n, dtype=jnp.int32)
         valid = (number < n_now) & ~self.done(state)
-        keys = jax.vmap(partial(fold, state.key), (0, None))(number, state.slot)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(number, state.slot)
 
         def extend(key: jax.Array, number: jax.Array) -> jax.Array:
-            parent, child = take(state.parents, number % self.paths), take(state.children, number)
+            parent = tree_take(state.parents, number % self.paths)
+            child = tree_take(state.children, number)
             noise = standard_normal(key, parent.x.shape)
             mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
             return jnp.where(at.noised, mean + std * noise, self.move(noise, child, at.step))
 
         return state, Candidates(
-            x=draw(extend, valid, keys, number),
+            x=map_valid(extend, valid, keys, number),
             t=jnp.full(n, t),
             # The first N are kept whatever they are worth.
             wants_reward=jnp.full(n, at.ends & (state.slot > self.start)),
@@ -194,19 +200,20 @@ class SoP(GridSearch):
         self, state: SoPState, candidates: Candidates, evals: Evaluation
     ) -> tuple[SoPState, Info]:
         at, active = self._at(state.slot), ~self.done(state)
-        children = evaluated(candidates, evals)
+        children = to_particles(candidates, evals)
         # Highest reward first; padding last, also behind what has no reward.
         order = jnp.lexsort((-children.reward, ~candidates.valid)).astype(jnp.int32)
         kept = order[: self.paths]
         decided = active & at.ends
-        parents = where(jnp.full(self.paths, decided), take(children, kept), state.parents)
-        winner = take(children, kept[0])
+        selected = tree_take(children, kept)
+        parents = tree_where(jnp.full(self.paths, decided), selected, state.parents)
+        winner = tree_take(children, kept[0])
         better = decided & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
         new = state._replace(
             slot=state.slot + active.astype(jnp.int32),
             parents=parents,
             children=children,
-            champion=where(better, winner, state.champion),
+            champion=tree_where(better, winner, state.champion),
         )
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[kept].set(True)
         return new, Info(
@@ -230,6 +237,10 @@ class SoP(GridSearch):
 
     def path(self, state: SoPState) -> Particle:
         return state.parents
+
+    def lines(self, state: SoPState, info: Info) -> Lines:
+        """Paths cross: child j is of path j modulo their number."""
+        return super().lines(state, info)._replace(parent=info.ancestors % self.paths)
 
 
 def sop(

@@ -10,7 +10,7 @@ import pytest
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import presets
-from flowsde.search.protocol import fold
+from flowsde.search.grid import fold_in_ids
 from flowsde.shapes import captions
 from flowsde_converters.tables import convert, unconvert
 
@@ -75,7 +75,7 @@ class SameNoise:
     def __init__(self, key):
         self.key = jax.random.fold_in(key, 0)
         self._normal = jax.jit(
-            lambda key, ids: jax.random.normal(fold(key, *ids), (32, 32, 3), jnp.float32)
+            lambda key, ids: jax.random.normal(fold_in_ids(key, *ids), (32, 32, 3), jnp.float32)
         )
 
     def normal(self, ids):
@@ -83,7 +83,7 @@ class SameNoise:
         return in_torch(np.stack(rows))
 
     def uniform(self, step):
-        key = fold(self.key, jnp.int32(RESAMPLE), jnp.int32(step))
+        key = fold_in_ids(self.key, jnp.int32(RESAMPLE), jnp.int32(step))
         return float(jax.random.uniform(key, (), jnp.float32))
 
 

@@ -1,5 +1,6 @@
 """Budgets, counts and grids that int32 or the memory cannot hold are refused by name."""
 
+import dataclasses
 import importlib
 from functools import partial
 
@@ -54,6 +55,32 @@ def test_budgets_of_searches(make):
     search = make(nfe=LARGE)
     with pytest.raises(ValueError, match=f"nfe = {LARGE} (makes rounds of|may take) .* too large"):
         fs.run(KEY, flow_of(1024, 1024, 3), search, first)
+
+
+FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
+FINISHED.pop("bon")
+FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*METHODS.values(), *FINISHED.values()],
+    ids=[*METHODS, *(f"{n}, heun" for n in FINISHED)],
+)
+def test_a_budget_that_is_too_small_says_the_least(make):
+    """Which is enough, and one less is not; of a model whose evaluations cost two, twice that."""
+    with pytest.raises(fs.search.BudgetTooSmall, match="nfe") as raised:
+        make(nfe=1)
+    least = raised.value.least
+    search = make(nfe=least)
+    for wrong in (lambda: make(nfe=least - 1), lambda: search.with_nfe(least - 1)):
+        with pytest.raises(fs.search.BudgetTooSmall) as raised:
+            wrong()
+        assert raised.value.least == least
+    two = dataclasses.replace(flow_of(2), evaluations=2)
+    with pytest.raises(fs.search.BudgetTooSmall) as raised:
+        fs.run(KEY, two, make(nfe=2 * least), first, nfe=2 * least - 1)
+    assert raised.value.least == 2 * least
 
 
 WAYS = (fs.run, fs.iterate, fs.batch)

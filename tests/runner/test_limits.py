@@ -10,7 +10,7 @@ import pytest
 from problems import GRID, SDE, batch, flow, reward, row
 
 import flowsde as fs
-from flowsde.search.protocol import fold
+from flowsde.search.grid import fold_in_ids
 
 KEY = jax.random.key(4)
 STEPS = len(GRID) - 1
@@ -70,7 +70,7 @@ def follow(search, chains, children):
     @jax.jit
     def paths(flow, keys, cond, times):
         def draw(step):
-            return jax.vmap(lambda key, c, j: fold(key, c, step, j))(
+            return jax.vmap(lambda key, c, j: fold_in_ids(key, c, step, j))(
                 keys, c, jnp.where(step > 0, j, 0)
             )
 

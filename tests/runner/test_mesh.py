@@ -149,9 +149,7 @@ def collectives(search, mesh, **others):
     settings = dict.fromkeys(("chunk_size", "target_reward", "nfe", "resume", "rules"))
     settings |= {"invalid": "error", "mesh": mesh} | options(4) | others
     job = prepare(KEY, flow(), search, reward, **settings)
-    program = programs.run_rounds.lower(
-        runner._begin(job), job.flow, search, job.reward, job.cond, job.sizes, job.layout
-    )
+    program = programs.run_rounds.lower(runner._begin(job), job.model, job.program, job.sizes)
     kinds = (
         "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     )

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from pathlib import Path
 
 import jax
 import killed
@@ -10,6 +11,7 @@ import pytest
 from problems import GRID, SDE, batch, flow, reward, row
 
 import flowsde as fs
+from flowsde.runner import saved
 
 KEY = jax.random.key(3)
 SEARCH = fs.search.rbf(nfe=21, kernel=SDE, grid=GRID, finish="mean")
@@ -113,6 +115,39 @@ def test_the_last_save_counts_also_after_a_longer_run(tmp_path):
     for result in (all_rounds[2], all_rounds[3], all_rounds[0], all_rounds[0]):
         fs.save_search(tmp_path, SEARCH, result)
     assert len(fs.restore_search(tmp_path, SEARCH).info.time) == 1
+
+
+def as_before(arrays, about, finishing):
+    """A save as the version before wrote it: given is in the state, r* had another name."""
+    own = ".state.inner" if finishing else ".state"
+    old = {}
+    for name, a in arrays.items():
+        if name.startswith(".given") or name == ".info.finishing":
+            continue
+        old[name.replace("incumbent_reward", "threshold")] = a
+    assert f"{own}.key" in old
+    keys = {name: kind for name, kind in about["keys"].items() if not name.startswith(".given")}
+    return old, about | {"keys": keys}
+
+
+@pytest.mark.parametrize("finish", ["mean", "complete"])
+def test_a_save_of_the_version_before_is_resumed(finish):
+    search = fs.search.rbf(nfe=27, kernel=SDE, grid=GRID, finish=finish, finish_steps=4)
+    ids, cond = batch(3)
+
+    def go(**options):
+        return fs.iterate(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, **options)
+
+    *_, before, last = go(nfe=[27, 24, 25])
+    arrays, about = saved.pack(search, before)
+    found = saved.unpack(*as_before(arrays, about, finish == "complete"), search, Path("old"))
+    leaves, others = jax.tree.leaves_with_path(found), jax.tree.leaves(before)
+    for (path, a), b in zip(leaves, others, strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    (again,) = go(nfe=[27, 24, 25], resume=found)
+    np.testing.assert_array_equal(again.reward, last.reward)
 
 
 def test_a_finished_result_is_given_back():

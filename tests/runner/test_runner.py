@@ -11,7 +11,7 @@ from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, ro
 import flowsde as fs
 
 programs = importlib.import_module("flowsde.runner.rounds")
-evaluate = importlib.import_module("flowsde.runner.evaluate")
+records = importlib.import_module("flowsde.runner.records")
 
 KEY = jax.random.key(6)
 SEARCH = fs.search.rbf(
@@ -89,10 +89,11 @@ def test_memory_does_not_grow_with_steps(full_optimization):
         )
         score = jax.tree_util.Partial(lambda images, cond: jnp.mean(images, axis=(1, 2, 3)))
         carry = programs.start(
-            jax.random.split(KEY, 1), jnp.full(1, search.nfe, jnp.int32),
-            search=search, shape=shape, target=jnp.float32(jnp.inf),
+            jax.random.split(KEY, 1), jnp.full(1, search.nfe, jnp.int32), jnp.float32(jnp.inf),
+            records.Program(search), shape=shape,
         )  # fmt: skip
-        arguments = (carry, model, search, fs.rewards.device(score), None, evaluate.Sizes(2, 2))
+        given = records.Model(model, fs.rewards.device(score), None)
+        arguments = (carry, given, records.Program(search), records.Sizes(2, 2))
         return programs.run_rounds.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     particle = 4 * np.prod(shape)

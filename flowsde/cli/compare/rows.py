@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from flowsde.cli import presets
 from flowsde.cli.presets import PRESETS
 from flowsde.cli.settings import Settings, flag
+from flowsde.search import BudgetTooSmall
 
 SINGLE = ("ode", "sde")
 """Methods that follow one trajectory."""
@@ -97,7 +98,7 @@ def plan(
                     try:
                         presets.build(method, settings)
                     except ValueError as reason:
-                        if not str(reason).startswith("--nfe"):
+                        if not isinstance(reason.__cause__ or reason, BudgetTooSmall):
                             raise
                         error = reason
                         left_out.append(f"{method} at {budget} NFE: {reason}")

@@ -96,7 +96,7 @@ def batch(
     cond, ids = as_list(cond, prompt_ids)
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
-        chunk_size=size, target_reward=target_reward, nfe=nfe, invalid=invalid, resume=None,
+        chunk_size=size, target_reward=target_reward, nfe=nfe, invalid=invalid,
     )  # fmt: skip
     if total_nfe is not None:
         total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
@@ -127,7 +127,7 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
 def prompts_of(job: Job) -> Prompts:
     """A job's prompts in their order."""
     order = np.arange(job.ids.size, dtype=np.int32)
-    return Prompts(job.keys, job.nfe, job.cond, jnp.asarray(order), jnp.int32(order.size))
+    return Prompts(job.keys, job.nfe, job.model.cond, jnp.asarray(order), jnp.int32(order.size))
 
 
 def _results(

@@ -19,7 +19,8 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Prompts
 from flowsde.runner.result import COUNTERS, Result
-from flowsde.search.protocol import Search, fold
+from flowsde.search.grid import fold_in_ids
+from flowsde.search.protocol import Search
 
 _ATTEMPT = 2**32 - 1
 """In place of a chain, the key of another attempt."""
@@ -124,10 +125,9 @@ def attempts(
       total: model evaluations of all.
       known: outcomes of attempts that ended in an earlier run, which are not made again.
     """
-    cost = job.flow.evaluations
     ended: list[dict[int, Outcome]] = []
-    least = cost * least_nfe(job.search)
-    most = [cost * int(n) for n in job.nfe]
+    least = job.program.cost * least_nfe(job.search)
+    most = [int(n) for n in job.nfe]
     while True:
         number = len(ended)
         budgets = next_budgets(total, least, most, job.ids.tolist(), float(job.target), ended)
@@ -136,7 +136,7 @@ def attempts(
         before = known[number] if number < len(known) else {}
         outcomes = {prompt: before[prompt] for prompt in budgets if prompt in before}
         ended.append(outcomes)
-        missing = {p: n // cost for p, n in budgets.items() if p not in outcomes}
+        missing = {p: n for p, n in budgets.items() if p not in outcomes}
         if not missing:
             continue
         for prompt, result in engine.run(_prompts(job, missing, number)):
@@ -146,15 +146,17 @@ def attempts(
 
 
 def _prompts(job: Job, budgets: Mapping[int, int], attempt: int) -> Prompts:
-    """Some of a job's prompts, with budgets in candidates and draws of an attempt."""
+    """Some of a job's prompts, with budgets and draws of an attempt."""
     keys = job.keys
     if attempt:
         again = (jnp.uint32(_ATTEMPT), jnp.uint32(attempt))
-        keys = jax.vmap(lambda key: fold(key, *again))(keys)
+        keys = jax.vmap(lambda key: fold_in_ids(key, *again))(keys)
     nfe = np.array(job.nfe)
     nfe[list(budgets)] = list(budgets.values())
     order = np.resize(np.asarray(sorted(budgets), np.int32), job.ids.size)
-    return Prompts(keys, jnp.asarray(nfe), job.cond, jnp.asarray(order), jnp.int32(len(budgets)))
+    return Prompts(
+        keys, jnp.asarray(nfe), job.model.cond, jnp.asarray(order), jnp.int32(len(budgets))
+    )
 
 
 def added(one: Result | None, other: Result) -> Result:

@@ -11,13 +11,14 @@ import numpy as np
 from flowsde import interrupts
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
+from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
-from flowsde.runner.packed.steps import Kind, advance, nothing
-from flowsde.runner.packed.widths import chains, widen, width_for, with_width
+from flowsde.runner.packed.steps import advance, nothing
+from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.result import COUNTERS, Result
-from flowsde.search.protocol import Particle
+from flowsde.search.protocol import Particle, Search
 
 
 class Totals(NamedTuple):
@@ -31,10 +32,10 @@ class Totals(NamedTuple):
       batches: of B rows each.
       evaluations: all rows of all batches.
       nfe: charged to the prompts that have finished.
-      surplus: computed for them and not charged, of RBF's waves.
+      surplus: computed for them and not charged, of wide waves.
       padding: rows that were nobody's.
       backward_passes, verifier_calls: of the prompts that have finished, as in `Result`.
-      widths: of RBF's waves, in the order in which they were used; empty for other methods.
+      widths: of waves, in the order in which they were used; empty for other methods.
     """
 
     prompts: int = 0
@@ -81,15 +82,19 @@ class Engine:
         self.totals = Totals()
         self._job, self._size = job, size
         # One draw at a time computes no surplus.
-        self._search = with_width(job.search, 1)
+        self._program = job.program.with_width(1)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
-        args = (Kind(job.search.interpolant, job.search.guided), minibatch)
+        args = (job.program.kind, minibatch)
         self._judge: Judge = (
-            OnHost(job.flow, job.reward, *args, job.cond)
+            OnHost(job.model, job.reward, *args)
             if isinstance(job.reward, HostReward)
-            else OnDevice(job.flow, job.reward, *args)
+            else OnDevice(job.model, *args)
         )
+
+    @property
+    def _search(self) -> Search:
+        return self._program.search
 
     def close(self) -> None:
         """End the reward's thread."""
@@ -110,9 +115,9 @@ class Engine:
         job, n = self._job, int(prompts.length)
         slots = self._slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self._size)
-        search = with_width(self._search, width)
-        pool = empty(prompts, job.flow, search, slots, job.target)
-        none = nothing(job.flow, search, prompts, self._size)
+        program = self._program.with_width(width)
+        pool = empty(prompts, job.target, program, slots, job.flow.shape)
+        none = nothing(prompts, program.kind, self._size, job.flow.shape)
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
@@ -120,7 +125,7 @@ class Engine:
             # A batch that is not full waits for those under way, which may bring more.
             least = jnp.int32(self._size if under_way else 1)
             pool, batch, best, packed = advance(
-                pool, *back, prompts, job.flow, job.target, least, search=search
+                pool, *back, prompts, job.target, least, program=program
             )
             report = packed.unpack()
             if report.sent:
@@ -132,7 +137,7 @@ class Engine:
             wider = width_for(self._search, draw, active - draw, self._size)
             if left == 0 and wider > width:
                 pool, under_way = self._widen(pool, under_way, active, width, wider)
-                width, search = wider, with_width(self._search, wider)
+                width, program = wider, self._program.with_width(wider)
             back = none
             if under_way and not (report.sent and len(under_way) < self._judge.depth):
                 first = under_way.popleft()
@@ -141,7 +146,7 @@ class Engine:
     def _widen(
         self, pool: Pool, under_way: deque[_UnderWay], active: int, width: int, wider: int
     ) -> tuple[Pool, deque[_UnderWay]]:
-        rows = chains(self._search)
+        rows = waves(self._search)
         assert rows is not None
         places = [one.batch.place for one in under_way]
         slots = min(pool.prompt.size, _power_of_two(active))
@@ -154,8 +159,8 @@ class Engine:
 
     def _count(self, sent: int, width: int) -> None:
         """A batch of so many candidates."""
-        cost, t = self._job.flow.evaluations, self.totals
-        is_new = chains(self._search) is not None and width not in t.widths
+        cost, t = self._program.cost, self.totals
+        is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
             evaluations=t.evaluations + cost * self._size,
@@ -168,6 +173,11 @@ class Engine:
         for slot in np.flatnonzero(report.finished >= 0):
             particle = _row(best, jnp.int32(slot))
             own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
+            number = int(report.finished[slot])
+            check_bounds(
+                self._search, int(report.rounds[slot]), bool(report.done[slot]), own["nfe"],
+                report.budgets[slot], self._job.ids[[number]],
+            )  # fmt: skip
             result = Result(
                 image=decode(self._job.flow, particle.x0[None])[0],
                 x0=particle.x0,
@@ -187,4 +197,4 @@ class Engine:
                 backward_passes=t.backward_passes + result.backward_passes,
                 verifier_calls=t.verifier_calls + result.verifier_calls,
             )
-            yield int(report.finished[slot]), result
+            yield number, result

@@ -3,6 +3,7 @@
 The latter scores one batch in a thread while the device computes the next.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -12,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde import _threads
-from flowsde.conds import Cond, for_reward
+from flowsde.conds import for_reward
 from flowsde.flow import Flow, finite_rows
-from flowsde.rewards import DeviceReward, HostReward
+from flowsde.rewards import HostReward
 from flowsde.runner.evaluate import evaluate_model
 from flowsde.runner.packed.pool import Batch
-from flowsde.runner.packed.steps import Kind, evaluate
+from flowsde.runner.packed.steps import evaluate
+from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Evaluation
 
 Worth = tuple[Evaluation, jax.Array]
@@ -43,8 +45,9 @@ class OnDevice:
 
     depth = 1
 
-    def __init__(self, flow: Flow, reward: DeviceReward, kind: Kind, minibatch: int):
-        self._evaluate = partial(evaluate, flow, reward, kind=kind, minibatch=minibatch)
+    def __init__(self, model: Model, kind: Kind, minibatch: int):
+        model = dataclasses.replace(model, cond=None)
+        self._evaluate = partial(evaluate, model, kind=kind, minibatch=minibatch)
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
         worth = self._evaluate(batch)
@@ -63,7 +66,8 @@ def evaluate_and_decode(
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
-    evals, computed = evaluate_model(flow, None, batch.asked, batch.cond, kind, batch.place.size)
+    model = Model(flow, None, batch.cond)
+    evals, computed = evaluate_model(model, batch.asked, kind, batch.place.size)
     wanted = (batch.asked.valid & batch.asked.wants_reward)[:, 0]
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
@@ -89,10 +93,10 @@ class OnHost:
 
     depth = 2
 
-    def __init__(self, flow: Flow, reward: HostReward, kind: Kind, minibatch: int, cond: Cond):
-        self._evaluate = partial(evaluate_and_decode, flow, kind=kind, minibatch=minibatch)
+    def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
+        self._evaluate = partial(evaluate_and_decode, model.flow, kind=kind, minibatch=minibatch)
         self._reward, self._minibatch = reward, minibatch
-        self._cond = jax.device_get(for_reward(cond))
+        self._cond = jax.device_get(for_reward(model.cond))
         self._thread = _threads.Line(f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.conds import Cond
-from flowsde.flow import Flow
+from flowsde.runner.records import Program
 from flowsde.runner.result import Carry
 from flowsde.runner.rounds import start
-from flowsde.search.protocol import Candidates, Evaluation, Search
+from flowsde.search.protocol import Candidates, Evaluation
 
 
 class Prompts(NamedTuple):
@@ -22,7 +22,7 @@ class Prompts(NamedTuple):
 
     Attributes:
       keys: of each prompt.
-      nfe: int32, budget of each in candidates.
+      nfe: int32, budget of each in model evaluations.
       cond: of each.
       order: int32, numbers of the prompts, in which slots take them.
       length: int32, how many of `order` there are to take.
@@ -46,6 +46,7 @@ class Pool(NamedTuple):
       backward: int32 [S, w], passes that were differentiated.
       waiting: bool [S, w], to be evaluated.
       due: bool [S, w], not back yet, waiting or in a batch that is under way.
+      rounds: int32 [S], that each slot's prompt has been told.
       taken: int32, how many prompts of the list have been begun.
     """
 
@@ -56,6 +57,7 @@ class Pool(NamedTuple):
     backward: jax.Array
     waiting: jax.Array
     due: jax.Array
+    rounds: jax.Array
     taken: jax.Array
 
 
@@ -75,24 +77,25 @@ class Batch(NamedTuple):
     cond: Cond
 
 
-@partial(jax.jit, static_argnames=("search", "slots"))
-def empty(prompts: Prompts, flow: Flow, search: Search, slots: int, target: jax.Array) -> Pool:
-    """S free slots of as many columns as the search has candidates."""
-    first = jnp.zeros(slots, jnp.int32)
-    carry = start(
-        prompts.keys[first], prompts.nfe[first], search=search, shape=flow.shape, target=target
-    )
-    shape = (slots, search.n_candidates)
-    x, number = jnp.zeros(shape + flow.shape, jnp.float32), jnp.zeros(shape, jnp.float32)
-    no = jnp.zeros(shape, jnp.bool)
+@partial(jax.jit, static_argnames=("program", "slots", "shape"))
+def empty(
+    prompts: Prompts, target: jax.Array, program: Program, slots: int, shape: tuple[int, ...]
+) -> Pool:
+    """S free slots, for particles of a shape, of as many columns as the search has candidates."""
+    first, search = jnp.zeros(slots, jnp.int32), program.search
+    carry = start(prompts.keys[first], prompts.nfe[first], target, program, shape=shape)
+    lead = (slots, search.n_candidates)
+    x, number = jnp.zeros(lead + shape, jnp.float32), jnp.zeros(lead, jnp.float32)
+    no = jnp.zeros(lead, jnp.bool)
     return Pool(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
         asked=Candidates(x, number, no, no, no),
         evals=Evaluation(x, x, number, x if search.guided else None),
-        backward=jnp.zeros(shape, jnp.int32),
+        backward=jnp.zeros(lead, jnp.int32),
         waiting=no,
         due=no,
+        rounds=jnp.zeros(slots, jnp.int32),
         taken=jnp.zeros((), jnp.int32),
     )
 

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.flow import Flow
-from flowsde.interpolants import Interpolant
-from flowsde.rewards import DeviceReward
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
 from flowsde.runner.packed.widths import searching
+from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import COUNTERS, Packed
 from flowsde.runner.rounds import counted, start
-from flowsde.search.protocol import Candidates, Evaluation, Particle, Search, where
+from flowsde.search.grid import tree_where
+from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
 
 
 class Report(NamedTuple):
@@ -29,6 +28,9 @@ class Report(NamedTuple):
     Attributes:
       finished: int32 [S], number of the prompt that ended in each slot, -1 for none.
       counts: int32 [S, 4], its counters, as in `Carry`.
+      rounds: int32 [S], that it took.
+      budgets: int32 [S], its budget in model evaluations.
+      done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
@@ -37,10 +39,18 @@ class Report(NamedTuple):
 
     finished: jax.Array
     counts: jax.Array
+    rounds: jax.Array
+    budgets: jax.Array
+    done: jax.Array
     sent: jax.Array
     active: jax.Array
     searching: jax.Array
     left: jax.Array
+
+
+def _budgets(pool: Pool, program: Program) -> jax.Array:
+    """Of each slot, in model evaluations."""
+    return pool.carry.given.nfe * program.cost
 
 
 def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -> Pool:
@@ -58,27 +68,28 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
     )
 
 
-def _tell(pool: Pool, flow: Flow, search: Search, ready: jax.Array) -> Pool:
+def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
     carry, asked = pool.carry, pool.asked
-    state, info = jax.vmap(search.tell)(carry.state, asked, pool.evals)
+    state, info = jax.vmap(program.search.tell)(carry.state, asked, pool.evals)
     computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
-    told, _ = counted(carry, state, info, asked, computed, flow.evaluations)
-    return pool._replace(carry=where(ready, told, carry))
+    told, _ = counted(carry, program, state, info, asked, computed)
+    rounds = pool.rounds + ready.astype(jnp.int32)
+    return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
 
 def _fill(
-    pool: Pool, prompts: Prompts, flow: Flow, search: Search, target: jax.Array, free: jax.Array
+    pool: Pool, prompts: Prompts, target: jax.Array, program: Program, free: jax.Array
 ) -> tuple[Pool, jax.Array]:
     """Give free slots to the next prompts; says which have begun one."""
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     begins = free & (turn < prompts.length)
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
-    fresh = start(
-        prompts.keys[prompt], prompts.nfe[prompt], search=search, shape=flow.shape, target=target
-    )
+    shape = pool.asked.x.shape[2:]
+    fresh = start(prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape)
     return pool._replace(
-        carry=where(begins, fresh, pool.carry),
+        carry=tree_where(begins, fresh, pool.carry),
+        rounds=jnp.where(begins, 0, pool.rounds),
         prompt=jnp.where(begins, prompt, jnp.where(free, -1, pool.prompt)),
         taken=pool.taken + jnp.sum(begins, dtype=jnp.int32),
     ), begins
@@ -89,25 +100,24 @@ def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
     state, asked = jax.vmap(search.ask)(pool.carry.state)
     mine = asks[:, None]
     return pool._replace(
-        carry=pool.carry._replace(state=where(asks, state, pool.carry.state)),
-        asked=where(asks, asked, pool.asked),
+        carry=pool.carry._replace(state=tree_where(asks, state, pool.carry.state)),
+        asked=tree_where(asks, asked, pool.asked),
         waiting=jnp.where(mine, asked.valid, pool.waiting),
         due=jnp.where(mine, asked.valid, pool.due),
     )
 
 
 def _select(
-    pool: Pool, prompts: Prompts, flow: Flow, size: int, least: jax.Array
+    pool: Pool, prompts: Prompts, program: Program, size: int, least: jax.Array
 ) -> tuple[Pool, Batch, jax.Array]:
     """The next batch, of prompts with the most budget left: so all end at about the same time.
 
     None if fewer than `least` candidates wait.
     """
     number = jnp.maximum(pool.prompt, 0)
-    spent = pool.carry.nfe // flow.evaluations
     columns = pool.waiting.shape[1]
     waiting = pool.waiting.reshape(-1)
-    left = jnp.repeat(prompts.nfe[number] - spent, columns)
+    left = jnp.repeat(_budgets(pool, program) - pool.carry.nfe, columns)
     order = jnp.lexsort((-left, ~waiting)).astype(jnp.int32)
     at = jnp.pad(order, (0, max(0, size - order.size)))[:size]
     n = jnp.sum(waiting, dtype=jnp.int32)
@@ -127,17 +137,16 @@ def _select(
     return pool._replace(waiting=waiting), batch, sent
 
 
-@partial(jax.jit, static_argnames=("search",), donate_argnames=("pool",))
+@partial(jax.jit, static_argnames=("program",), donate_argnames=("pool",))
 def advance(
     pool: Pool,
     batch: Batch,
     evals: Evaluation,
     backward: jax.Array,
     prompts: Prompts,
-    flow: Flow,
     target: jax.Array,
     least: jax.Array,
-    search: Search,
+    program: Program,
 ) -> tuple[Pool, Batch, Particle, Packed]:
     """All that happens between two batches.
 
@@ -145,29 +154,37 @@ def advance(
       pool: of the search's columns.
       batch: that is back, of B places.
       evals, backward: what it was worth [B].
-      prompts, flow, target: of the run.
+      prompts, target: of the run.
       least: candidates that are worth sending.
-      search: asks and is told.
+      program: whose search asks and is told.
 
     Returns:
       The pool, the next batch, the best particle of each slot before it was given to another
       prompt, and a `Report`.
     """
+    search = program.search
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
-    pool = _tell(pool, flow, search, ready)
-    finished = ready & jax.vmap(search.done)(pool.carry.state)
+    pool = _tell(pool, program, ready)
+    done = jax.vmap(search.done)(pool.carry.state)
+    budgets = _budgets(pool, program)
+    # One that breaks its bounds ends too: the host says so.
+    finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
+    rounds = pool.rounds
     best = jax.vmap(search.best)(pool.carry.state)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
-    pool, begins = _fill(pool, prompts, flow, search, target, finished | (pool.prompt < 0))
+    pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))
     pool = _ask(pool, search, begins | (ready & ~finished))
-    pool, following, sent = _select(pool, prompts, flow, batch.place.size, least)
+    pool, following, sent = _select(pool, prompts, program, batch.place.size, least)
     active = pool.prompt >= 0
     draws = active & jax.vmap(partial(searching, search))(pool.carry.state)
     report = Report(
         finished=ended,
         counts=counts,
+        rounds=rounds,
+        budgets=budgets,
+        done=done,
         sent=sent,
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
@@ -176,28 +193,20 @@ def advance(
     return pool, following, best, Packed.of(report)
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What evaluating depends on of a search: those that share it share the compiled program."""
-
-    interpolant: Interpolant
-    guided: bool
-
-
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate(
-    flow: Flow, reward: DeviceReward, batch: Batch, kind: Kind, minibatch: int
+    model: Model, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B], and which passes were differentiated."""
-    evals, computed = evaluate_model(flow, reward, batch.asked, batch.cond, kind, batch.place.size)
-    evals = evaluate_reward(flow, reward, batch.asked, evals, batch.cond, minibatch)
-    return evals, computed.backward
+    own = dataclasses.replace(model, cond=batch.cond)
+    evals, computed = evaluate_model(own, batch.asked, kind, batch.place.size)
+    return evaluate_reward(own, batch.asked, evals, minibatch), computed.backward
 
 
-def nothing(flow: Flow, search: Search, prompts: Prompts, size: int) -> Any:
+def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> Any:
     """(batch, evals, backward) with which the first step begins: no candidates."""
     zeros = jnp.zeros((size, 1), jnp.float32)
-    x, no = jnp.zeros((size, 1, *flow.shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
+    x, no = jnp.zeros((size, 1, *shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
     number = jnp.zeros(size, jnp.int32)
     batch = Batch(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
@@ -205,5 +214,5 @@ def nothing(flow: Flow, search: Search, prompts: Prompts, size: int) -> Any:
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if search.guided else None)
+    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.guided else None)
     return batch, evals, number

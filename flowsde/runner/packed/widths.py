@@ -1,8 +1,9 @@
-"""Few prompts left: RBF's waves grow to fill the batch.
+"""Few prompts left: waves grow to fill the batch.
 
-Which children RBF accepts, and what it is charged, does not depend on the width of its waves, so a
-slot may change it between two rounds. While there are prompts enough the width is 1, which computes
-no surplus; then it is the largest power of two with which all candidates fit into one batch.
+What a search with waves finds, and what it is charged, does not depend on their width
+(`Search.with_width`), so a slot may change it between two rounds. While there are prompts enough
+the width is 1, which computes no surplus; then it is the largest power of two with which all
+candidates fit into one batch.
 """
 
 from functools import partial
@@ -12,29 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.runner.packed.pool import Pool
-from flowsde.search.complete import Complete
 from flowsde.search.protocol import Search
-from flowsde.search.rbf import RBF
 
 
-def chains(search: Search) -> int | None:
-    """Of an RBF search; None of others, whose width is theirs."""
-    inner = search.inner if isinstance(search, Complete) else search
-    return inner.chains if isinstance(inner, RBF) else None
-
-
-def with_width(search: Search, width: int) -> Search:
-    """An RBF search with another width; others as they are."""
-    if isinstance(search, Complete):
-        return search.replace(inner=with_width(search.inner, width))
-    return search.replace(width=width) if isinstance(search, RBF) else search
+def waves(search: Search) -> int | None:
+    """Waves of a round; None of a search without, whose width is its own."""
+    narrow = search.with_width(1)
+    return None if search.with_width(2) == narrow else narrow.n_candidates
 
 
 def searching(search: Search, state: Any) -> jax.Array:
-    """Whether a prompt may yet draw waves: RBF's that is not completing its best particle."""
-    if isinstance(search, Complete):
-        return searching(search.inner, state.inner)
-    return ~search.done(state) & isinstance(search, RBF)
+    """Whether a prompt may yet draw waves: it is neither done nor finishing."""
+    return ~search.done(state) & ~search.finishing(state) & (waves(search) is not None)
 
 
 def width_for(search: Search, searching: int, others: int, size: int) -> int:
@@ -46,16 +36,16 @@ def width_for(search: Search, searching: int, others: int, size: int) -> int:
       others: prompts of one candidate.
       size: of a batch.
     """
-    rows = chains(search)
+    rows = waves(search)
     width = 1
     while rows is not None and searching and searching * rows * 2 * width + others <= size:
         width *= 2
     return width
 
 
-@partial(jax.jit, static_argnames=("slots", "chains", "before", "after"))
+@partial(jax.jit, static_argnames=("slots", "waves", "before", "after"))
 def widen(
-    pool: Pool, places: list[jax.Array], slots: int, chains: int, before: int, after: int
+    pool: Pool, places: list[jax.Array], slots: int, waves: int, before: int, after: int
 ) -> tuple[Pool, list[jax.Array]]:
     """A pool of fewer slots with more columns.
 
@@ -63,10 +53,10 @@ def widen(
       pool: with at most `slots` prompts under way.
       places: of batches that are under way.
       slots: to keep.
-      chains, before, after: columns are C waves of this width, before and after.
+      waves, before, after: columns are so many waves of this width, before and after.
 
     Returns:
-      Both, moved: candidate k of a chain's wave stays that.
+      Both, moved: candidate k of a wave stays that.
     """
     total = pool.prompt.size
     kept = jnp.argsort(pool.prompt < 0, stable=True)[:slots].astype(jnp.int32)
@@ -74,17 +64,17 @@ def widen(
     new_slot = new_slot.at[kept].set(jnp.arange(slots, dtype=jnp.int32))
 
     def columns(a: jax.Array) -> jax.Array:
-        waves = a[kept].reshape(slots, chains, before, *a.shape[2:])
+        grouped = a[kept].reshape(slots, waves, before, *a.shape[2:])
         more = [(0, 0), (0, 0), (0, after - before)] + [(0, 0)] * (a.ndim - 2)
-        return jnp.pad(waves, more).reshape(slots, chains * after, *a.shape[2:])
+        return jnp.pad(grouped, more).reshape(slots, waves * after, *a.shape[2:])
 
     def move(place: jax.Array) -> jax.Array:
-        slot, column = jnp.divmod(place, chains * before)
-        chain, number = jnp.divmod(column, before)
+        slot, column = jnp.divmod(place, waves * before)
+        wave, number = jnp.divmod(column, before)
         # No place stays none.
         slot = new_slot[jnp.minimum(slot, total)]
-        moved = (slot * chains + chain) * after + number
-        return jnp.where(slot < slots, moved, slots * chains * after)
+        moved = (slot * waves + wave) * after + number
+        return jnp.where(slot < slots, moved, slots * waves * after)
 
     def rows(tree: Any) -> Any:
         return jax.tree.map(lambda a: a[kept], tree)
@@ -97,6 +87,7 @@ def widen(
         backward=columns(pool.backward),
         waiting=columns(pool.waiting),
         due=columns(pool.due),
+        rounds=rows(pool.rounds),
         taken=pool.taken,
     )
     return wide, [move(place) for place in places]

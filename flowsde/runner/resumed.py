@@ -1,0 +1,47 @@
+"""What a run goes on from when it resumes: a result of the same search, key, budgets and target."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde.runner.arguments import Job
+from flowsde.runner.mesh import fetch, gather
+from flowsde.runner.result import Carry, carry_of
+
+
+def resumed(job: Job, fresh: Carry) -> Carry:
+    """The carry of `resume`; ValueError unless they are of this very job.
+
+    Args:
+      job: with `resume`.
+      fresh: what the job would begin with.
+    """
+    assert job.resume is not None
+    own = job.trim(fresh)._replace(live=None)
+    carry = carry_of(job.resume)
+    like, found = jax.tree.structure(own), jax.tree.structure(carry)
+    if str(like) != str(found) or any(
+        a.shape != b.shape or a.dtype != b.dtype
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
+    ):
+        raise ValueError(
+            "resume is of another search, or of other prompts or shapes, than this run's"
+        )
+    names = ("key or prompt_ids", "target_reward", "nfe")
+    begun = [c.given._replace(key=jax.random.key_data(c.given.key)) for c in (own, carry)]
+    for name, wanted, got in zip(names, *fetch(begun), strict=True):
+        if not np.array_equal(wanted, got):
+            raise ValueError(f"resume was begun with another {name} than this run's")
+    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
+
+
+def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
+    """A carry of the job's own prompts, on the mesh with its padding, which is as at the start."""
+
+    def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
+        own = own[None] if job.single else own
+        if len(own) < len(begun):
+            own = jnp.concatenate(gather([own, begun[len(own) :]]))
+        return job.layout.put(own, job.layout.by_prompt)
+
+    return jax.tree.map(pad, carry._replace(live=job.live), fresh)

@@ -1,0 +1,192 @@
+"""What searches are written with: a base that follows a kernel down a grid, and a few helpers.
+
+The helpers are of three kinds: particles (`to_particles`, `map_valid`, `tree_where`, `tree_take`),
+random keys (`fold_in_ids`), and whole shares of a budget (`even_shares`, `affordable_units`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._keys import as_key
+from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels.base import standard_normal
+from flowsde.search.protocol import Candidates, Evaluation, Particle, SearchBase
+
+_ROWS_AT_ONCE = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSearch(SearchBase):
+    """Base of searches that follow a kernel down a grid of times.
+
+    Attributes:
+      nfe: budget in candidates.
+      kernel: how a particle moves.
+      grid: times falling from 1 to 0.
+    """
+
+    nfe: int
+    kernel: Kernel
+    grid: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        """Times at which particles are evaluated; the grid's last, 0, is never."""
+        return len(self.grid) - 1
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.kernel.interpolant
+
+    @property
+    def guided(self) -> bool:
+        return self.kernel.guided
+
+    def empty(self, n: int | None, shape: tuple[int, ...]) -> Particle:
+        """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
+        lead = () if n is None else (n,)
+        zeros = jnp.zeros(lead + shape, jnp.float32)
+        ones, nothing = jnp.ones(lead, jnp.float32), jnp.full(lead, -jnp.inf, jnp.float32)
+        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.guided else None)
+
+    def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
+        """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
+        return self.move(standard_normal(key, parent.x.shape), parent, step)
+
+    def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
+        """`extend` with the standard normal noise given: drawing it once is most of the work."""
+        gradient = () if parent.gradient is None else (parent.gradient,)
+        s = jnp.asarray(self.grid, jnp.float32)[step]
+        start = self.interpolant.radius(jnp.ones((), jnp.float32)) * noise
+        mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
+        return jnp.where(step == 0, start, mean + std * noise)
+
+    def wants_gradient(self, step: jax.Array) -> jax.Array:
+        """Whether candidates at a step want a gradient: not at the last, where none moves on."""
+        return (step < self.steps - 1) & self.guided
+
+
+def to_particles(candidates: Candidates, evals: Evaluation) -> Particle:
+    """Candidates together with their evaluation; a reward only where one was wanted."""
+    told = candidates.valid & (candidates.wants_reward | candidates.wants_gradient)
+    reward = jnp.where(told, evals.reward, -jnp.inf)
+    return Particle(candidates.x, candidates.t, evals.x0, evals.x1, reward, evals.gradient)
+
+
+@jax.custom_batching.custom_vmap
+def any_over_prompts(condition: jax.Array) -> jax.Array:
+    """A condition; vmapped over prompts, whether it holds for any, so that `lax.cond` skips work
+    that none of them wants."""
+    return condition
+
+
+@any_over_prompts.def_vmap
+def _any_of_batch(size: int, batched: Any, condition: jax.Array) -> tuple[jax.Array, bool]:
+    return any_over_prompts(jnp.any(condition, 0)), False
+
+
+def map_valid(f: Callable[..., jax.Array], valid: jax.Array, *rows: jax.Array) -> jax.Array:
+    """x [w, *shape] of candidates, ``f(*row)`` each.
+
+    Noise takes several times its own memory while it is drawn. So a few rows are drawn at a time,
+    and none where no prompt has a valid one.
+
+    Args:
+      f: of one row.
+      valid: bool [w]; x of other rows is not used.
+      rows: arrays [w, ...]. What is as large as a particle is better closed over, and taken by a
+        row's number: a loop over it would begin with a copy.
+    """
+    size = max(k for k in range(1, _ROWS_AT_ONCE + 1) if valid.size % k == 0)
+    wanted = any_over_prompts(jnp.any(valid.reshape(-1, size), 1))
+    pieces = [a.reshape(-1, size, *a.shape[1:]) for a in rows]
+
+    def some(piece: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
+        wanted, rows = piece
+        like = jax.eval_shape(jax.vmap(f), *rows)
+        return jax.lax.cond(
+            wanted, jax.vmap(f), lambda *_: jnp.zeros(like.shape, like.dtype), *rows
+        )
+
+    x = jax.lax.map(some, (wanted, pieces))
+    return x.reshape(valid.size, *x.shape[2:])
+
+
+def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
+    """`jnp.where` over two pytrees; the condition has the leaves' leading axes."""
+
+    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(
+            condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y
+        )
+
+    return jax.tree.map(choose, a, b)
+
+
+def tree_take(tree: Any, index: jax.Array) -> Any:
+    """Row `index` of every leaf."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def fold_in_ids(key: jax.Array, *ids: jax.Array) -> jax.Array:
+    """Fold identities into a key, one after the other."""
+    key = as_key(key)
+    for i in ids:
+        key = jax.random.fold_in(key, i)
+    return key
+
+
+def even_shares(total: Any, parts: int) -> Any:
+    """A budget in whole shares [parts] that differ by at most one, the larger ones first.
+
+    Like `affordable_units`, for a Python or a traced number: operators alone, so that shapes can
+    be computed from it.
+    """
+    index = np.arange(parts, dtype=np.int32)
+    return total // parts + (index < total % parts).astype(np.int32)
+
+
+def affordable_units(total: Any, parts: int, cost: int, last: int) -> Any:
+    """Units [..., parts] that a budget [...] pays for: everywhere as many, then one more each.
+
+    Args:
+      total: int32.
+      parts: how many ways it goes.
+      cost: of a unit of each part but the last.
+      last: of one of the last part, 1 to `cost`.
+
+    Returns:
+      Units that leave less than any part's next; earlier parts are the first to have one more.
+    """
+    index = np.arange(parts, dtype=np.int32).reshape([1] * total.ndim + [parts])
+    whole = cost * (parts - 1) + last
+    units, left = total[..., None] // whole, total[..., None] % whole
+    more = (index < left // cost) | ((index == parts - 1) & (left % cost >= last))
+    return units + more.astype(np.int32)
+
+
+def check_stochastic(kernel: Kernel, consequence: str) -> None:
+    """Raise if a kernel is deterministic, saying what follows from that."""
+    if not kernel.stochastic:
+        raise ValueError(
+            f"kernel {type(kernel).__name__} is deterministic, so {consequence}; expected a "
+            f"stochastic one (euler_maruyama, ddim, cps)"
+        )
+
+
+def check_kernel(kernel: Any) -> Kernel:
+    """A kernel that a search can use: reverse in time, one evaluation a step."""
+    if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
+        raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
+    if kernel.evaluations != 1:
+        raise ValueError(
+            f"kernel must take one evaluation a step, got {type(kernel).__name__} with "
+            f"{kernel.evaluations}; it serves flowsde.sample"
+        )
+    return kernel
