@@ -11,16 +11,6 @@ _LINE, _LINES, _MESSAGE = 1800, 20, 3900
 _LONGEST = 1500
 
 
-class Failed(RuntimeError):
-    """Work that had begun failed; the message says it all.
-
-    Attributes:
-      for_good: whether going on would end in the same way.
-    """
-
-    for_good: bool = False
-
-
 def complain(name: str, message: str, between: str = " ") -> None:
     """Print a message of bounded length to stderr, in one line or as a list."""
     lines = [" ".join(line.split()) for line in message.splitlines()]
@@ -62,13 +52,12 @@ def _letter(letter: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
-def again_with(args: list[str]) -> str:
-    """The command that goes on with one that was interrupted."""
+def resume_with(args: list[str]) -> str:
+    """How to resume a command that was interrupted: "resume with: flowsde …"."""
     program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
-    # The others go on with what they find.
-    resumes = args[0] in ("sample", "compare") and "--resume" not in args
-    given = [word for word in args if args[0] != "batch" or word != "--overwrite"]
-    command = " ".join(map(_word, [*program, *given, *["--resume"] * resumes]))
+    # The same command resumes; with --overwrite it would begin anew.
+    given = [word for word in args if word not in ("--overwrite", "--resume")]
+    command = " ".join(map(_word, [*program, *given]))
     if len(command) > _LONGEST:
-        return "the same command" + " with --resume" * resumes
-    return command
+        command = "the same command" + " without --overwrite" * ("--overwrite" in args)
+    return f"resume with: {command}"
