@@ -18,7 +18,8 @@ from refusing import refused
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
-from flowsde.cli import options, plots, presets, sample, settings
+from flowsde.cli import options, plots, presets, settings
+from flowsde.cli import results as writing
 from flowsde.cli.presets import PRESETS, resolve
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
@@ -151,8 +152,10 @@ def test_seeds_and_overwriting(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         capsys.readouterr()
-        said = refused(capsys, "sample", *RBF, "--out", str(tmp_path))
-    assert "--overwrite" in said and str(tmp_path) in said
+        _sample(tmp_path, *RBF)
+        assert f"{tmp_path} is already complete" in capsys.readouterr().out
+        said = refused(capsys, "sample", *RBF, "--seed", "1", "--out", str(tmp_path))
+    assert "--seed 0, not 1" in said and "--overwrite" in said and str(tmp_path) in said
     again = _sample(tmp_path, *RBF, "--overwrite")
     other = _sample(tmp_path, *RBF, "--overwrite", "--seed", "1")
     assert first["reward"] == again["reward"] != other["reward"]
@@ -203,15 +206,15 @@ def test_an_answer_that_cannot_be_written_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "write_json", fail)
+        patch.setattr(writing, "write_json", fail)
         with pytest.raises(SystemExit) as stop:
             cli.main(["sample", *RBF, "--out", str(tmp_path)])
     assert stop.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "failed at 17 of 17 NFE: No space left on device; go on with: " in last
-    assert last.endswith(" --resume")
+    assert "stopped at 17 of 17 NFE: No space left on device; resume with: " in last
+    assert last.endswith(f" --out {tmp_path}")
     assert "result.json" not in {p.name for p in tmp_path.iterdir()}
-    assert _sample(tmp_path, *RBF, "--resume")["nfe"] == 17
+    assert _sample(tmp_path, *RBF)["nfe"] == 17
     assert {p.name for p in tmp_path.iterdir()} == FILES
 
 
@@ -268,7 +271,7 @@ WRONG = [
     ("P --method sde --kernel ode_euler", "--kernel"),
     ("P --method ode --nfe 30 --steps 20", "--nfe"),
     ("P --method ode --nfe 3 --guidance 2", "--nfe"),
-    ("P --metod ode", "--metod"),
+    ("P --metod ode", "unknown option --metod; did you mean --method?"),
     ("P --temperature 1", "--temperature has no effect with method rbf"),
     ("P --method smc --temperature 0", "temperature"),
     ("P --method smc --potential final --scheme ssp", "--scheme has no effect with potential"),

@@ -132,12 +132,12 @@ def test_other_settings_are_refused_or_replace(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         said = refused(capsys, "batch", *ode, "--seed", "1")
-        assert "--seed 0, not 1; expected another --out or --overwrite" in said
+        assert "--seed 0, not 1; expected another --out, or --overwrite" in said
         said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
-        assert "--total-nfe None, not 150; expected another --out or --overwrite" in said
+        assert "--total-nfe None, not 150; expected another --out, or --overwrite" in said
         cli.main(["batch", *ode])
-        assert "7 of 7 prompts are finished" in capsys.readouterr().out
-        # What `sample` leaves has no attempts to go on with.
+        assert f"{out} is already complete" in capsys.readouterr().out
+        # What `sample` leaves has no attempts to resume.
         (out / "batch.json").unlink()
         for slug in SLUGS:
             path = out / slug / "result.json"
@@ -145,12 +145,13 @@ def test_other_settings_are_refused_or_replace(
             values["settings"]["target_reward"] = -1.0
             path.write_text(json.dumps(values))
         said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
-        assert "is of a prompt without --total-nfe; expected another --out" in said
+        assert "used no --total-nfe; expected another --out" in said
     cli.main(["batch", *ode, "--seed", "1", "--overwrite"])
+    assert "discard 7 of 7 prompts, finished" in capsys.readouterr().out
     assert {one["seed"] for one in _results(out)} == {1}
 
 
-def test_an_interruption_says_how_to_go_on(
+def test_an_interruption_says_how_to_resume(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
@@ -163,7 +164,7 @@ def test_an_interruption_says_how_to_go_on(
             cli.main([*args, "--overwrite"])
     assert stopped.value.code == 130
     said = capsys.readouterr().err
-    assert "flowsde batch: interrupted; go on with: " in said
+    assert "interrupted with 0 of 7 prompts finished; the others start over; resume with: " in said
     assert said.strip().endswith(args[-1]) and "--resume" not in said
 
 
