@@ -1,4 +1,4 @@
-"""Lines of the command on the terminal: bounded, safe to print, and to copy into a shell."""
+"""Lines for the terminal: of bounded length, safe to print and to copy into a shell."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ def complain(name: str, message: str, between: str = " ") -> None:
 
 
 def of_path(args: list[str], error: OSError) -> str:
-    """What the system says of a file, with the argument that names it or a folder above it."""
+    """An error of the system's, with the argument that names its path or a folder above it."""
     if error.strerror is None:
         return str(error)
     path, name, before = str(error.filename), "", args[0] if args else ""
@@ -37,7 +37,7 @@ def of_path(args: list[str], error: OSError) -> str:
 
 
 def _word(word: str) -> str:
-    """A word of a command to be copied into a shell, whatever is in it."""
+    """A word of a command, quoted for a shell whatever is in it."""
     if word.isprintable():
         return shlex.quote(word)
     # As bash reads it.

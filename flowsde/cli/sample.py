@@ -181,7 +181,7 @@ def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
                 bar.set_postfix_str("", refresh=False)
                 first = False
             if run.offer.judged:
-                # Of the posterior mean that the search is at: it may fall as time goes on.
+                # That of the search's present x0, no record: it may fall from step to step.
                 now = f"current reward {float(result.reward):.3f}"
                 bar.set_postfix_str(now, refresh=False)
             bar.update(result.nfe - bar.n)
