@@ -18,7 +18,7 @@ from refusing import refused
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
-from flowsde.cli import options, plots, presets, settings
+from flowsde.cli import options, parse, plots, presets, settings
 from flowsde.cli import results as writing
 from flowsde.cli.presets import PRESETS, resolve
 from flowsde.search.resampling import SCHEMES
@@ -79,7 +79,7 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
     assert set(result["heldout"]) == {"exact", "rss", "counts", "unclear"}
     out, err = capsys.readouterr()
     assert PROMPT in out and "17 NFE" in out and str(tmp_path) in out and "kernel=" in out
-    assert "NFE/s" in err and "best reward" in err
+    assert "NFE/s" in err and "current reward" in err
 
 
 SMALL = {
@@ -394,7 +394,7 @@ def test_boxes_become_lines() -> None:
     ascii_only = (
         " Value error  \n ------- \n  Error parsing --nfe: wrong \n  value\n  ----- \n help"
     )
-    assert cli._one_line(drawn) == cli._one_line(ascii_only) == "--nfe: wrong value"
+    assert parse._message(drawn) == parse._message(ascii_only) == "--nfe: wrong value"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,7 +491,7 @@ def test_steps_of_one_trajectory_are_its_budget(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_real_command(tmp_path: Path) -> None:
-    args = [sys.executable, "-m", "flowsde.cli", "sample", "two", "green", "triangles"]
+    args = [sys.executable, "-m", "flowsde", "sample", "two", "green", "triangles"]
     options = ["--nfe", "30", "--steps", "5", "--finish-steps", "4", "--out", str(tmp_path)]
     done = subprocess.run([*args, *options], capture_output=True, text=True, check=True)
     assert re.search(r"asked +two green triangles", done.stdout)
