@@ -37,11 +37,34 @@ from flowsde.cli.errors import CommandError
 from flowsde.cli.lines import complain, of_path, resume_with
 
 
+def _kind(name: str) -> Any:
+    """The class of a command's options; those of `sample` do without JAX."""
+    if name == "sample":
+        from flowsde.cli.options import Sample
+
+        return Sample
+    if name == "batch":
+        from flowsde.cli.batch import Batch
+
+        return Batch
+    if name == "compare":
+        from flowsde.cli.compare.command import Compare
+
+        return Compare
+    if name == "train":
+        from flowsde.cli.train import Train
+
+        return Train
+    from flowsde.cli.convert import Convert
+
+    return Convert
+
+
 def _parse(args: list[str]) -> Any:
     """The options of a command; imports NumPy and tyro."""
     from flowsde.cli.parse import parse
 
-    return parse(args)
+    return parse(args, _kind)
 
 
 def _name(args: list[str]) -> str:

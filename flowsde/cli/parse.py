@@ -6,7 +6,7 @@ import difflib
 import io
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tyro
@@ -14,13 +14,17 @@ import tyro
 from flowsde._text import shown
 from flowsde.cli import COMMANDS
 from flowsde.cli.errors import OptionError
-from flowsde.cli.options import Sample, check_paths
+from flowsde.cli.options import check_paths
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
-def parse(words: Sequence[str]) -> Any:
+def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     """The options of a command.
+
+    Args:
+      words: of the command line.
+      kind_of: the class of a command's options, by its name.
 
     Raises:
       SystemExit: help was asked for, and printed.
@@ -34,7 +38,7 @@ def parse(words: Sequence[str]) -> Any:
         known = ", ".join(COMMANDS)
         hint = _hint(name, COMMANDS)
         raise ValueError(f"COMMAND must be one of {known}, got '{shown(name)}'{hint}")
-    kind, errors = _kind(name), io.StringIO()
+    kind, errors = kind_of(name), io.StringIO()
     given = _without_resume(name, words[1:])
     try:
         with contextlib.redirect_stderr(errors):
@@ -54,27 +58,6 @@ def _help() -> str:
         f"Inference-time scaling of flow models in JAX.\n\n{every}\n\n"
         f"flowsde COMMAND --help lists a command's options; flowsde --version prints the version."
     )
-
-
-def _kind(name: str) -> Any:
-    """The class of a command's options; only the embedded model's are read without JAX."""
-    if name == "sample":
-        return Sample
-    if name == "batch":
-        from flowsde.cli.batch import Batch
-
-        return Batch
-    if name == "compare":
-        from flowsde.cli.compare.command import Compare
-
-        return Compare
-    if name == "train":
-        from flowsde.cli.train import Train
-
-        return Train
-    from flowsde.cli.convert import Convert
-
-    return Convert
 
 
 def _without_resume(name: str, words: Sequence[str]) -> list[str]:
