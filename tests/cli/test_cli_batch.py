@@ -1,6 +1,8 @@
-"""`flowsde batch`: its files, going on after a kill, wrong values; on a stand-in for the model."""
+"""`flowsde batch`: its files, resuming after a kill, wrong values; on a stand-in for the model."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from refusing import refused
 
 from flowsde import shapes
 from flowsde.cli import main as cli
+from flowsde.cli.batch_folder import Folder
+from flowsde.runner.packed.engine import Totals
 
 PROMPTS = [
     "two green triangles",
@@ -166,6 +170,33 @@ def test_an_interruption_says_how_to_resume(
     said = capsys.readouterr().err
     assert "interrupted with 0 of 7 prompts finished; the others start over; resume with: " in said
     assert said.strip().endswith(args[-1]) and "--resume" not in said
+
+
+def test_a_signal_as_the_last_prompt_ends_interrupts_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, left = Folder.end, iter(range(len(PROMPTS) - 1, -1, -1))
+
+    def end_and_signal(*args: Any, **given: Any) -> None:
+        end(*args, **given)
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Folder, "end", end_and_signal)
+    assert _batch(file, tmp_path / "out")["finished"] == len(PROMPTS)
+    said = capsys.readouterr()
+    assert "prompts 7" in said.out and "interrupted" not in said.err
+
+
+def test_progress_is_shown_before_a_prompt_ends(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Totals] = []
+    monkeypatch.setattr("flowsde.cli.batch._show", lambda bar, totals: seen.append(totals))
+    (run,) = _batch(file, tmp_path / "out")["runs"]
+    batches = [totals.batches for totals in seen]
+    assert batches == sorted(batches) and 1 < len(batches) <= run["batches"]
+    assert seen[0].prompts == 0 < seen[0].evaluations and seen[-1].batches == run["batches"]
 
 
 WRONG = {
