@@ -221,7 +221,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"unknown table {unknown[0]!r}, expected one of {', '.join(TABLES)}")
     texts = compare.captions(2 if args.quick else args.captions, objects=5)
     study = compare.Study(texts, 1 if args.quick else args.seeds)
-    prepare(args.out, resume=True, overwrite=False)
+    prepare(args.out, overwrite=False)
     groups = [TABLES[name]() for name in args.tables or TABLES]
     if args.quick:
         few = [row for row in groups[0] if row.settings.nfe == BUDGETS[0]]

@@ -2,26 +2,25 @@
 
 batch.json
     ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
-    ``finished`` (how many prompts have ended), ``reached`` (of these, the target; null without
-    one), ``exact`` (what the held-out checker says of the embedded model's pictures, a share),
-    ``reward`` (mean); ``nfe``, ``evaluations``, ``backward_passes`` and ``verifier_calls`` of the
-    prompts that have ended; ``occupancy``, the share of all rows computed that were charged to
+    ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
+    without one), ``exact`` (share of the embedded model's pictures that the held-out checker calls
+    exact), ``reward`` (mean); ``nfe``, ``evaluations``, ``backward_passes`` and ``verifier_calls``
+    of the finished prompts; ``occupancy``, the share of all rows computed that were charged to
     them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
     ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
     `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
-    included.
-    ``failed`` lists the prompts without a result, each with its ``number`` in the list, from 1, its
-    ``prompt`` and the ``reason``.
+    included. ``failed`` lists the prompts without a result, each with its ``number`` in the list,
+    from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
-    green frame is exactly what was asked, by the held-out checker.
+    green frame marks what the held-out checker calls exact.
 
-A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is said at
-the end, the others are searched, and the exit code is 1. The same command tries those again that
-have not ended, the failed ones among them; with --total-nfe what they have spent stays spent.
+A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is reported
+at the end, the others are searched, and the exit code is 1. The same command tries unfinished
+prompts again, failed ones included; with --total-nfe what they have spent stays spent.
 
-What is on disk of each prompt is in `flowsde.cli.batch_folder`. In its result.json,
-``seconds.total`` is the time since the prompt before it ended: they share the device.
+`flowsde.cli.batch_folder` describes each prompt's files. In its result.json, ``seconds.total`` is
+the time since the prompt before it finished: prompts share the device.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ from flowsde import _own, _schema, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
-from flowsde.cli import presets, settings
+from flowsde.cli import presets, progress, results, settings
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
@@ -50,7 +49,7 @@ from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.found import blame
 from flowsde.runner.packed.batch import as_list, prompts_of
 from flowsde.runner.packed.budget import attempts, check_total
-from flowsde.runner.packed.engine import Engine
+from flowsde.runner.packed.engine import Engine, Totals
 from flowsde.runner.result import COUNTERS, Result
 
 _BAR = (
@@ -64,33 +63,33 @@ _EVERY = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch(Task):
-    """Search for a picture of every prompt of a file, many at once in full batches.
+    """Search for a picture of every prompt in a file, many at once in full batches.
 
     Each prompt gets the picture that flowsde sample finds for it with the same options, whatever it
-    shares the batches with, and an image.png and a result.json like those. The same command again
-    goes on after a stop: it leaves what is finished as it is.
+    shares batches with, and the same image.png and result.json. The same command again resumes:
+    finished prompts stay as they are.
     """
 
     prompts_file: Annotated[Path, shown("FILE")]
-    """A prompt a line; blank lines and lines that start with # are skipped."""
+    """File of prompts, one a line; blank lines and lines that start with # are skipped."""
     out: Annotated[Path, shown("DIR")]
-    """Folder of the results: one below it for each prompt, batch.json, and sheet.png."""
+    """Folder of the results: a folder for each prompt, batch.json and sheet.png."""
     batch_size: Int = None
-    """Candidates evaluated at once: 32, or what suits the images of --model."""
+    """Candidates evaluated at once: 32 by default, or what suits the images of --model."""
     slots: Int = None
-    """Prompts under way at once, at most; by default as many as keep the batches full."""
+    """Most prompts in flight at once; by default as many as keep the batches full."""
     total_nfe: Int = None
-    """Budget of all prompts together, a hard cap, with --target-reward: what those leave that reach
-    the target goes to further attempts of the others."""
+    """Budget of all prompts together, a hard cap. Needs --target-reward: what is left by prompts
+    that reach it goes to further attempts of the others."""
     overwrite: Flag = False
-    """Begin anew in a folder that holds results."""
+    """Discard the results in the folder and begin anew."""
 
     def run(self) -> int:
-        """Search, write and say what came out; the exit code.
+        """Search, write, and print the totals; the exit code.
 
         Raises:
           ValueError, TypeError: naming an option, before any work.
-          Failed: in the work.
+          CommandError, Interrupted: the work failed, or a signal came.
         """
         sample = Sample(
             prompt=(), prompts_file=self.prompts_file,
@@ -107,24 +106,29 @@ class Batch(Task):
                 offer.search.with_nfe(offer.search.nfe // cost), cost, len(offer.prompts),
             )  # fmt: skip
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out: cannot make folder {self.out}: {error.strerror}") from None
+        results.make(self.out)
         with _own.locked(self.out) as hidden:
             return self._run(offer, folder, hidden)
 
     def _run(self, offer: Offer, folder: Folder, hidden: Path) -> int:
         """Search in the folder whose lock is held; the exit code."""
         folder.open(hidden, self.total_nfe, self.overwrite)
-        settings = presets.describe(self.method, offer.settings, offer.named)
-        print(_text.shown(settings, 2000), flush=True)
-        done = len(offer.prompts) - len(folder.missing)
-        if done:
-            print(f"resume  {done} of {len(offer.prompts)} prompts are finished", flush=True)
-        on = f"what has ended is in {_text.shown(self.out)}; the same command goes on"
-        with one_line("failed", on):
-            return self._search(offer, folder)
+        many = len(offer.prompts)
+        if not folder.missing:
+            print(f"flowsde batch: {_text.shown(self.out, 4096)} is already complete", flush=True)
+        else:
+            settings = presets.describe(self.method, offer.settings, offer.named)
+            print(_text.shown(settings, 2000), flush=True)
+            if done := many - len(folder.missing):
+                print(f"resume  {done} of {many} prompts are finished", flush=True)
+        try:
+            with one_line("failed"):
+                return self._search(offer, folder)
+        except KeyboardInterrupt as stop:
+            share = f"{many - len(folder.missing)} of {many} prompts finished"
+            kept = "start over" if self.total_nfe is None else "keep their finished attempts"
+            said = f"interrupted with {share}; the others {kept}"
+            raise interrupts.said_of(stop, said) from None
 
     def _search(self, offer: Offer, folder: Folder) -> int:
         """Find what is missing; the exit code."""
@@ -133,13 +137,13 @@ class Batch(Task):
             runs.append(_search(self, offer, folder, runs, failed))
         values = _values(self, offer, folder, runs, failed)
         write_json(self.out / "batch.json", values)
-        ended = [(i, one) for i, one in enumerate(folder.values) if one is not None]
-        cells = [_cell(i, one, folder.folders[i] / "image.png") for i, one in ended]
+        finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
+        cells = [_cell(i, one, folder.folders[i] / results.IMAGE) for i, one in finished]
         if cells:
             _try_sheet(self.out / "sheet.png", cells)
         if not folder.missing:
             _own.release(self.out)
-        _say(values, self.out)
+        _print(values, self.out)
         if failed.reasons:
             title = f"flowsde batch: {len(failed.reasons)} prompts failed"
             print(_text.listed(failed.lines(), title), file=sys.stderr)
@@ -147,7 +151,7 @@ class Batch(Task):
 
 
 class _Failures:
-    """Prompts that came to nothing, and why, by their place in the list."""
+    """Prompts that failed, and why, by their place in the list."""
 
     def __init__(self, prompts: list[str]):
         self._prompts, self.reasons = prompts, dict[int, str]()
@@ -168,7 +172,7 @@ class _Failures:
 
 
 def _try_sheet(path: Path, cells: list[Cell]) -> None:
-    """The sheet, or why there is none."""
+    """Draw the sheet, or say on stderr why there is none."""
     try:
         write_sheet(path, cells)
     except Exception as error:  # Pillow's are of many kinds.
@@ -178,10 +182,10 @@ def _try_sheet(path: Path, cells: list[Cell]) -> None:
 
 
 def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> tuple[Job, int]:
-    """Of some prompts, and the size of a batch; the weights are read here."""
+    """The job of some prompts, and the size of a batch; the weights are read here."""
     loaded = offer.load(prompts)
     size = size or loaded.chunk_size or _SIZE
-    # Every prompt runs as number 0, as by `flowsde sample`: its place in the list is nothing to it.
+    # Every prompt runs as number 0, as in `flowsde sample`: its place in the list changes nothing.
     cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
     job = prepare(
         from_seed(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
@@ -194,9 +198,9 @@ def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> 
 def _search(
     command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]], failed: _Failures
 ) -> dict[str, Any]:
-    """Search for all that is missing under a bar; what there is to say of this run."""
+    """Search for all that is missing, under a bar; the entry of this run in batch.json."""
     began = last = time.perf_counter()
-    # A shared budget is one of all prompts, also of those that have ended.
+    # A shared budget belongs to all prompts, finished ones included.
     numbers = folder.missing if command.total_nfe is None else list(range(len(offer.prompts)))
     job, size = _job(command, offer, [offer.prompts[i] for i in numbers], command.batch_size)
     engine = Engine(job, size, command.slots)
@@ -226,8 +230,10 @@ def _search(
         write_json(command.out / "batch.json", values)
 
     write()
-    with tqdm(total=total, initial=total - len(folder.missing), bar_format=_BAR) as bar:
+    done = total - len(folder.missing)
+    with progress.bar(total=total, initial=done, bar_format=_BAR) as bar:
         bar.set_postfix_str("compiling")
+        engine.computed = partial(_show, bar)
         try:
             for i, result, finish in _endings(command, job, engine, folder, numbers):
                 now = time.perf_counter()
@@ -238,20 +244,30 @@ def _search(
                 else:
                     failed.reasons[i] = why
                 last = now
-                interrupts.check()
+                bar.update()
+                if folder.missing:
+                    # After the last prompt there is nothing left to interrupt.
+                    interrupts.check()
                 if now - written > _EVERY:
                     write()
-                bar.set_postfix_str(f"occupancy {engine.totals.occupancy:.2f}", refresh=False)
-                bar.update()
         finally:
             engine.close()
     return this_run()
 
 
+def _show(bar: tqdm, totals: Totals) -> None:
+    """Show what the batches so far have computed."""
+    rows = totals.evaluations - totals.padding
+    # What prompts in flight are charged is known when they end.
+    share = f", occupancy {totals.occupancy:.2f}" if totals.prompts else ""
+    bar.set_postfix_str(f"{rows:,} evaluations{share}", refresh=False)
+    bar.update(0)
+
+
 def _unusable(job: Job, result: Result) -> str | None:
-    """Why a prompt's answer is none; None if it is one."""
+    """Why a prompt has failed; None if it has not."""
     if np.isneginf(np.float32(result.reward)):
-        # What is kept of attempts is no x0.
+        # Attempts are kept without their x0.
         answers = None if result.x0 is None else (result.x0, result.image)
         return _text.shown(blame(job, np.ones(1, bool), answers), 500)
     if not np.isfinite(np.asarray(result.image)).all():
@@ -262,7 +278,7 @@ def _unusable(job: Job, result: Result) -> str | None:
 def _endings(
     command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int]
 ) -> Iterator[tuple[int, Result, Callable[[float], None]]]:
-    """Of each prompt that ends: its number, its result, the function of its seconds to write it."""
+    """Yield each prompt as it ends: number, result, and a function of its seconds to write it."""
     if command.total_nfe is None:
         for number, result in engine.run(prompts_of(job)):
             i = numbers[number]
@@ -283,7 +299,7 @@ def _values(
     runs: list[dict[str, Any]],
     failed: _Failures,
 ) -> dict[str, Any]:
-    """What batch.json says."""
+    """Contents of batch.json."""
     every = [one for one in folder.values if one is not None]
     read = _schema.maybe(_schema.number)
     rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
@@ -314,13 +330,12 @@ def _cell(i: int, values: dict[str, Any], picture: Path) -> Cell:
     return Cell(picture, label, values["prompt"], exact)
 
 
-def _say(values: dict[str, Any], out: Path) -> None:
-    judged = "" if values["exact"] is None else f", {values['exact']:.0%} exactly what was asked"
+def _print(values: dict[str, Any], out: Path) -> None:
+    judged = "" if values["exact"] is None else f", {values['exact']:.0%} exact matches"
     print(f"prompts {values['finished']}{judged}")
     if values["reached"] is not None:
-        print(f"reached {values['reached']} have the target")
+        print(f"reached target: {values['reached']}")
     spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
-    full = (
-        "" if values["occupancy"] is None else f", {values['occupancy']:.0%} of what was computed"
-    )
+    share = values["occupancy"]
+    full = "" if share is None else f", {share:.0%} of rows charged"
     print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)

@@ -1,11 +1,11 @@
-"""What `flowsde batch` keeps on disk, so that it can go on: every prompt as it ends.
+"""What `flowsde batch` keeps on disk to be resumed: every prompt as it finishes.
 
     OUT/batch.json                       settings, prompts and totals
-    OUT/PROMPT/image.png, result.json    of a prompt that has ended, as `flowsde sample` writes them
-    OUT/.flowsde/prompts.json            folders in which results are this run's, until it is done
-    OUT/.flowsde/attempts/PROMPT.npz     with --total-nfe, of one that has not ended: its attempts
+    OUT/PROMPT/image.png, result.json    of a finished prompt, as `flowsde sample` writes them
+    OUT/.flowsde/prompts.json            folders whose results are this run's, until it is complete
+    OUT/.flowsde/attempts/PROMPT.npz     with --total-nfe: the attempts of an unfinished prompt
 
-Each is written whole or not at all; a prompt has ended when its result.json is there.
+Each file is written whole or not at all; a prompt is finished when its result.json is there.
 """
 
 import sys
@@ -18,6 +18,7 @@ import numpy as np
 from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
+from flowsde._text import shown
 from flowsde.cli import results, resume
 from flowsde.cli.sources.base import Offer
 from flowsde.runner.packed.budget import Outcome, added
@@ -29,8 +30,9 @@ _BATCH = fields(
     runs=items(_RUN), total_nfe=maybe(_COUNT), prompts=items(text), settings=mapping,
     seed=_COUNT, method=text,
 )  # fmt: skip
-_NAMES = ("image.png", results.RESULT)
-_ANOTHER = "expected another --out or --overwrite"
+_NAMES = (results.IMAGE, results.RESULT)
+_TOTALS = ("batch.json", "sheet.png")
+_MARK = "prompts.json"
 
 
 class Folder:
@@ -40,6 +42,10 @@ class Folder:
       out: the folder.
       offer: of the model.
       abouts: what each prompt's result is of.
+
+    Attributes:
+      values: contents of each prompt's result.json; None for one that is not finished.
+      before: entries in batch.json of earlier runs.
     """
 
     def __init__(self, out: Path, offer: Offer, abouts: Sequence[dict[str, Any]]):
@@ -50,105 +56,112 @@ class Folder:
         self._attempts: dict[int, dict[str, Any]] = {}
 
     def open(self, hidden: Path, total_nfe: int | None, overwrite: bool) -> None:
-        """Read what is there, in the folder whose lock is held.
+        """Read what is there, or discard it, in the folder whose lock is held.
 
         Raises:
-          ValueError: it is of other settings, or none of ours.
+          ValueError: it is another run's, or not ours; nothing is lost.
         """
         self._hidden = hidden
         self._kept = hidden / "attempts"
         mine = self._mine()
         if overwrite:
-            self._remove()
+            results.check_writable(self.out, _TOTALS, overwrite)
+            for folder in self.folders:
+                _own.check_free(folder)
+                results.check_writable(folder, _NAMES, overwrite)
+            self._discard()
+            mine = [folder.name for folder in self.folders]
         else:
             self._check_batch(total_nfe)
         for i, (folder, about) in enumerate(zip(self.folders, self.abouts, strict=True)):
-            if resume.is_there(folder):
+            if resume.is_unfinished(folder):
                 raise ValueError(
-                    f"{folder} holds an unfinished run of flowsde sample; expected it to be ended "
-                    f"with --resume, another --out or --overwrite"
+                    f"{folder} holds an unfinished run of flowsde sample; expected that to be "
+                    f"completed first, another --out, or --overwrite"
                 )
             if (folder / results.RESULT).exists() and not overwrite:
-                self.values[i] = self._ended(folder, about, total_nfe)
-                # A kill may have come between the two.
+                self.values[i] = self._finished(folder, about, total_nfe)
+                # A kill may have come between the two files.
                 self._file(i).unlink(missing_ok=True)
             elif (folder / "attempts.npz").exists() and total_nfe is not None and not overwrite:
                 raise ValueError(
-                    f"{folder} holds attempts of an earlier version of flowsde, with which this "
-                    f"one cannot go on; {_ANOTHER}"
+                    f"{folder} holds attempts of an earlier version of flowsde, which this one "
+                    f"cannot resume; {results.OTHERWISE}"
                 )
             else:
                 if folder.name not in mine:
                     results.check_writable(folder, _NAMES, overwrite)
                 self._read_attempts(i)
         if not (mine or self.before) and len(self.missing) == len(self.folders):
-            results.check_writable(self.out, ["batch.json", "sheet.png"], overwrite)
+            results.check_writable(self.out, _TOTALS, overwrite)
         if self.missing:
             self._kept.mkdir(exist_ok=True)
-            write_json(hidden / "prompts.json", {"folders": [f.name for f in self.folders]})
+            self._mark()
+
+    def _mark(self) -> None:
+        write_json(self._hidden / _MARK, {"folders": [f.name for f in self.folders]})
 
     def _mine(self) -> list[str]:
         """Folders in which a picture without a result.json is this run's."""
-        path = self._hidden / "prompts.json"
+        path = self._hidden / _MARK
         try:
             return fields(folders=items(text))(read_json(path), str(path))["folders"]
         except (FileNotFoundError, ValueError):
             return []
 
-    def _ended(self, folder: Path, about: dict[str, Any], total_nfe: int | None) -> dict[str, Any]:
-        """The result of a prompt that has ended."""
-        try:
-            values = results.read(folder)
-        except ValueError as error:
-            raise ValueError(f"{error}; {_ANOTHER}") from None
+    def _finished(
+        self, folder: Path, about: dict[str, Any], total_nfe: int | None
+    ) -> dict[str, Any]:
+        """The result of a finished prompt."""
+        values = results.read(folder)
         assert values is not None
-        self._check(folder, about, values)
+        results.check_same(folder, "finished", about, values)
         if ("attempts" in values) != (total_nfe is not None):
-            how = "with" if "attempts" in values else "without"
-            raise ValueError(
-                f"the finished run in {folder} is of a prompt {how} --total-nfe; {_ANOTHER}"
-            )
+            used = "--total-nfe" if "attempts" in values else "no --total-nfe"
+            raise ValueError(f"the finished run in {folder} used {used}; {results.OTHERWISE}")
         return values
 
     def _file(self, i: int) -> Path:
-        """Of a prompt's attempts."""
+        """The file of a prompt's attempts."""
         return self._kept / f"{self.folders[i].name}.npz"
 
     def _read_attempts(self, i: int) -> None:
-        """Attempts on disk; those that are damaged are made again."""
+        """Read a prompt's attempts; those that are damaged are repeated."""
         try:
             self._attempts[i] = _checked(read_arrays(self._file(i)), str(self._file(i)))
         except FileNotFoundError:
             pass
         except ValueError as error:
-            print(f"flowsde batch: {error}; its attempts are made again", file=sys.stderr)
+            print(f"flowsde batch: {error}; its attempts are repeated", file=sys.stderr)
 
-    def _remove(self) -> None:
-        for folder in self.folders:
-            if resume.is_there(folder):
-                with _own.locked(folder):
-                    _own.release(folder)
-            (folder / results.RESULT).unlink(missing_ok=True)
-        for path in (self._kept, self._hidden / "prompts.json"):
-            _own.discard(path)
+    def _discard(self) -> None:
+        """Discard all that is there; what that is, is said first."""
+        finished = sum((folder / results.RESULT).exists() for folder in self.folders)
+        files = list(self._kept.glob("*.npz"))
+        lost = f"{finished} of {len(self.folders)} prompts, finished" if finished else ""
+        lost += f"{' and ' * bool(lost)}the attempts of {len(files)} prompts" if files else ""
+        unfinished = [folder for folder in self.folders if resume.is_unfinished(folder)]
+        for held in [f"{lost} in {shown(self.out)}"] * bool(lost) + [*map(resume.held, unfinished)]:
+            if held:
+                print(f"discard {held}", flush=True)
+        # First: a process killed on the way leaves pictures that are this run's.
+        self._mark()
+        for folder in unfinished:
+            with _own.locked(folder):
+                _own.release(folder)
+        for path in [*(folder / results.RESULT for folder in self.folders), *files]:
+            path.unlink(missing_ok=True)
         (self.out / "batch.json").unlink(missing_ok=True)
 
-    def _check(self, folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-        try:
-            results.check_same(folder, "finished", wanted, found)
-        except ValueError as error:
-            said = str(error).removeprefix("--resume: ")
-            raise ValueError(f"{said}; {_ANOTHER}") from None
-
     def _check_batch(self, total_nfe: int | None) -> None:
-        """A shared budget is of one list with one setting."""
+        """ValueError if batch.json is of another run: a shared budget has one list, one setting."""
         path = self.out / "batch.json"
         try:
             found = _BATCH(read_json(path), str(path))
         except FileNotFoundError:
             return
         except ValueError as error:
-            raise ValueError(f"{error}; {_ANOTHER}") from None
+            raise ValueError(f"{error}; {results.OTHERWISE}") from None
         self.before = found["runs"]
         prompts = [about["prompt"] for about in self.abouts]
         wanted: dict[str, Any] = {"--total-nfe": total_nfe}
@@ -162,12 +175,12 @@ class Folder:
         for name, value in wanted.items():
             if value != theirs[name]:
                 short = name.startswith("--")
-                what = f"{name} {theirs[name]}, not {value}" if short else f"another {name}"
-                raise ValueError(f"the run in {self.out} is of {what}; {_ANOTHER}")
+                used = f"{name} {theirs[name]}, not {value}" if short else f"another {name}"
+                raise ValueError(f"the run in {self.out} used {used}; {results.OTHERWISE}")
 
     @property
     def missing(self) -> list[int]:
-        """Prompts that have not ended."""
+        """Prompts that are not finished."""
         return [i for i, values in enumerate(self.values) if values is None]
 
     def known(self) -> list[dict[int, Outcome]]:
@@ -186,7 +199,7 @@ class Folder:
         return [{i: own[k] for i, own in lists.items() if k < len(own)} for k in range(most)]
 
     def add(self, i: int, result: Result) -> None:
-        """Keep an attempt of a prompt that has not ended."""
+        """Keep an attempt of an unfinished prompt."""
         small = {name: np.asarray(getattr(result, name)) for name in ("image", "reward", *COUNTERS)}
         old = self._attempts.get(i)
         if old is not None:
@@ -199,11 +212,11 @@ class Folder:
         write_arrays(self._file(i), small)
 
     def best(self, i: int) -> Result:
-        """What a prompt that has not ended has found in its attempts."""
+        """The best of an unfinished prompt's attempts."""
         return _as_result(self._attempts[i])
 
     def end_attempts(self, i: int, seconds: float) -> None:
-        """A prompt's attempts are over: its best is the result."""
+        """Finish a prompt whose attempts are over: the best is its result."""
         own = self._attempts[i]
         each = zip(own["nfe_each"], own["reward_each"], strict=True)
         attempts = [{"nfe": int(n), "reward": float(r)} for n, r in each]
@@ -213,27 +226,16 @@ class Folder:
     def end(
         self, i: int, result: Result, seconds: float, attempts: list[dict[str, Any]] | None = None
     ) -> None:
-        """Write a prompt's picture and result.json."""
-        folder, about, image = self.folders[i], self.abouts[i], np.asarray(result.image)
-        folder.mkdir(exist_ok=True)
-        self._offer.save(folder / "image.png", image)
-        judged = self._offer.judged
-        values = {
-            **about,
-            "reward": float(result.reward) if judged else None,
-            **self._offer.heldout(about["prompt"], image),
-            **{name: int(getattr(result, name)) for name in COUNTERS},
-            # Prompts share the device: parts are nobody's own.
-            "seconds": {"total": round(seconds, 3), "model": None, "verifier": None, "other": None},
-        }
-        values |= {} if attempts is None else {"attempts": attempts}
-        values |= {} if judged else {"verifier_calls": 0}
-        write_json(folder / results.RESULT, values)
-        self.values[i] = values
+        """Write a finished prompt's picture and result.json."""
+        # Prompts share the device: the parts of its time are no prompt's own.
+        parts = {"total": round(seconds, 3), "model": None, "verifier": None, "other": None}
+        self.values[i] = results.write(
+            self.folders[i], self._offer, self.abouts[i], result, parts, attempts
+        )
 
 
 def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """What was kept of attempts, read back."""
+    """A file of attempts, checked."""
 
     def read(name: str, of: Any) -> np.ndarray:
         return of(arrays.get(name), f"{where}: {name}")
@@ -249,7 +251,7 @@ def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]
 
 
 def _as_result(arrays: dict[str, Any]) -> Result:
-    """What was kept of attempts."""
+    """The best attempt of such a file."""
     own = {name: int(arrays[name]) for name in COUNTERS}
     nothing: dict[str, Any] = dict.fromkeys(Result._fields)
     return Result(**(nothing | own | {"verifier_cost": 0.0}) | {

@@ -1,14 +1,14 @@
-"""Compiled programs that the commands keep between runs: JAX's persistent compilation cache.
+"""JAX's persistent compilation cache, in which the commands keep compiled programs between runs.
 
-Most of a short run is XLA compiling what the run before has compiled. The commands keep programs in
-the user's cache folder, `folder`, which may be deleted at any time; importing the library does not.
-JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, and
-JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing. A program is found again by the same JAX on the same
-kind of device and, on a CPU, by one with the same instructions.
+Most of a short run is spent compiling what the run before has compiled. The commands keep programs
+in the user's cache folder, `folder`, which may be deleted at any time; importing the library does
+not. JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, and
+JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing. A program is reused by the same JAX on the same kind
+of device; on a CPU, by one with the same instructions.
 
-JAX writes an entry in place, and never one again that is there: a disk that was full would spoil it
-for good. So every entry that is new since the last command is decompressed once, and removed if
-that fails.
+JAX writes an entry in place and never rewrites it, so an entry torn by a full disk would stay torn.
+Every entry that is new since the last command is therefore decompressed once, and removed if that
+fails.
 """
 
 import os
@@ -27,7 +27,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def folder() -> Path:
-    """Where programs are kept: in XDG_CACHE_HOME, or where the system's caches are.
+    """Folder of the programs: in XDG_CACHE_HOME, or in the system's folder for caches.
 
     Raises:
       RuntimeError: the user has no home.
@@ -44,10 +44,10 @@ def folder() -> Path:
     return caches / "flowsde" / "compiled"
 
 
-def keep() -> None:
+def enable() -> None:
     """Keep what is compiled from now on, unless JAX's settings say otherwise.
 
-    Without a folder that can be written to, by this user alone, says so on stderr and does without.
+    Without a folder that this user alone can write to, says so on stderr and keeps nothing.
     """
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
@@ -69,7 +69,7 @@ def keep() -> None:
 
 
 def _check_private(path: Path) -> None:
-    """RuntimeError if anybody else may write to a folder: what is in it is run."""
+    """RuntimeError if anybody else may write to a folder, whose contents are executed."""
     if not hasattr(os, "geteuid"):
         return  # Windows, where it is in the user's own.
     for one in (path.parent, path):
@@ -83,10 +83,10 @@ def _check_private(path: Path) -> None:
 
 
 def _repair(path: Path) -> None:
-    """Remove entries that are empty or torn, of those that are new since this was last done."""
+    """Remove empty and torn entries among those that are new since the last call."""
     mark = path / _CHECKED
     last = mark.stat().st_mtime_ns if mark.exists() else 0
-    # Touched first: what is written while this goes on is looked at the next time.
+    # Touched first: what is written meanwhile is looked at the next time.
     mark.touch()
     for entry in os.scandir(path):
         if not entry.name.endswith("-cache") or entry.stat().st_mtime_ns < last:
@@ -96,7 +96,7 @@ def _repair(path: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an entry, of whichever of JAX's two ways to compress, comes to its end."""
+    """Whether an entry, compressed in either of JAX's two ways, is complete."""
     try:
         data = path.read_bytes()
         if not data.startswith(_ZSTD):

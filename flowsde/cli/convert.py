@@ -1,4 +1,4 @@
-"""`flowsde convert`: the options, and what it says."""
+"""`flowsde convert`: the options, and what it prints."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from flowsde import _text, _threads, interrupts
 from flowsde._checks import check_path
 from flowsde._replace import settle, target
+from flowsde.cli import progress
 from flowsde.cli.options import Flag, Int, shown
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
@@ -19,48 +20,49 @@ from flowsde_converters.convert import Job, check_out, prepare, run
 from flowsde_converters.detect import Plan
 
 _IGNORED_SHOWN = 6
+_BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
     """Convert a PyTorch checkpoint to a folder that flowsde.load reads.
 
-    What the checkpoint is, is found out from its files and printed. Every key must have its place
-    and every parameter its tensor, of the right shape, dtype and finite values, or nothing is
-    written; what was written is read back and compared. A pipeline's folder (model_index.json) is
-    converted model by model, its tokenizers are copied.
+    Detects and prints the model family. Every key must have its place and every parameter its
+    tensor, of the right shape and dtype and with finite values, or nothing is written; what was
+    written is read back and compared. A pipeline's folder (model_index.json) is converted model by
+    model, and its tokenizers are copied.
     """
 
     source: Annotated[str, tyro.conf.Positional, shown("SOURCE")]
-    """A file (.safetensors, .sft, or .pt, .pth, .ckpt, .bin with torch), a folder, or what is
-    fetched from the Hugging Face hub: owner/name, or owner/name/file."""
+    """Checkpoint: a file (.safetensors, .sft, or .pt, .pth, .ckpt, .bin with torch), a folder, or
+    one on the Hugging Face hub: owner/name, or owner/name/file."""
     out: Annotated[Path | None, tyro.conf.Positional, shown("OUT")] = None
-    """New folder; it appears when the conversion is complete."""
+    """Folder to make; it appears when the conversion is complete."""
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, shown("{float32,bfloat16,float16}")
     ] = None
-    """Of the weights that are written; by default as they are. Models are run in bfloat16 where
-    their weights are, in float32 where they are float32 or float16."""
+    """Dtype to write weights in; by default their own. Models run in bfloat16 where their weights
+    are bfloat16, in float32 where they are float32 or float16."""
     family: Annotated[str | None, shown("NAME")] = None
-    """Refuse a checkpoint of any other family, or choose where it fits several."""
+    """Model family: refuse any other, or choose one where the checkpoint fits several."""
     classes: Int = None
-    """SiT: number of labels, where it is not ImageNet's 1,000: a table of one row more has a label
-    for none, a table of as many has not, and such a model cannot be guided."""
+    """SiT: number of labels, where it is not ImageNet's 1,000. A table with one row more has a null
+    label; a table with as many rows has none, and its model cannot be guided."""
     entry: Annotated[str | None, shown("NAME")] = None
-    """Of a training run's file the entry with the weights, "ema" or "state.ema", or "." for those
-    in no entry; found out by default, averaged weights first."""
+    """Entry of a training run's file that holds the weights, such as "ema" or "state.ema", or "."
+    for the top level; detected by default, averaged weights first."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
-    """Look at the files, keys and shapes, and say what is found; write nothing (no OUT needed)."""
+    """Check files, keys and shapes, and print what is found; write nothing (OUT is not needed)."""
     to_torch: Flag = False
-    """The other way: SOURCE is a converted folder, OUT a new .safetensors file with the original
+    """Convert back: SOURCE is a converted folder, OUT a new .safetensors file with the original
     keys and bits, or a new folder with that file and its config.json."""
     overwrite: Flag = False
-    """Replace an older conversion."""
+    """Replace the conversion in OUT."""
 
     def run(self) -> None:
-        """Convert, and say what was found and written.
+        """Convert, and print what was found and written.
 
         Raises:
           ValueError, ImportError, OSError: naming what is wrong; nothing is left behind.
@@ -79,7 +81,7 @@ class Convert:
             print("check   all keys and shapes fit; values were not read, nothing was written")
             return
         assert self.out is not None
-        with _bar(job.to_read + job.to_write) as bar:
+        with progress.bar(total=job.to_read + job.to_write, **_BYTES) as bar:
             run(job, self.out, self.overwrite, _advance(bar))
         print(
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
@@ -101,7 +103,7 @@ class Convert:
         return job
 
     def _fetched(self) -> Path:
-        """Where the source is on this machine."""
+        """Path of the source on this machine, fetched if need be."""
         path = Path(self.source)
         if path.exists():
             if self.revision is not None:
@@ -127,17 +129,13 @@ class Convert:
             raise ValueError(f"SOURCE: {error}") from None
         for name, one in models.items():
             print(f"found   {name + ': ' if name else ''}{one.described}", flush=True)
-        with _bar(sum(one.nbytes for one in models.values())) as bar:
+        with progress.bar(total=sum(one.nbytes for one in models.values()), **_BYTES) as bar:
             run_back(Path(self.source), models, self.out, self.overwrite, _advance(bar))
         print(f"wrote   {self.out}", flush=True)
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(total=total, unit="B", unit_scale=True, mininterval=0.3, ascii=None)
-
-
 def _advance(bar: tqdm) -> Callable[[int], None]:
-    """Told of bytes after every tensor, where signals are looked at."""
+    """A callback for the bytes of every tensor, which also checks for signals."""
 
     def advance(nbytes: int) -> None:
         interrupts.check()
@@ -147,7 +145,7 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
 
 
 def described(job: Job) -> list[str]:
-    """What was found, line by line."""
+    """Lines that say what was found."""
     lines = []
     for name, one in job.plans.items():
         lines += _described(one, f"{name}: " if name else "")
@@ -172,5 +170,5 @@ def _described(one: Plan, prefix: str) -> list[str]:
     ]
     if one.ignored:
         ignored = _text.names(one.ignored, _IGNORED_SHOWN)
-        lines.append(f"ignores {ignored}: the model has no use for them")
+        lines.append(f"ignores {ignored}: not used by the model")
     return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

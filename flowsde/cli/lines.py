@@ -1,4 +1,4 @@
-"""Lines of the command on the terminal: bounded, safe to print, and to copy into a shell."""
+"""Lines for the terminal: of bounded length, safe to print and to copy into a shell."""
 
 import os
 import shlex
@@ -9,16 +9,6 @@ from flowsde._text import shown
 
 _LINE, _LINES, _MESSAGE = 1800, 20, 3900
 _LONGEST = 1500
-
-
-class Failed(RuntimeError):
-    """Work that had begun failed; the message says it all.
-
-    Attributes:
-      for_good: whether going on would end in the same way.
-    """
-
-    for_good: bool = False
 
 
 def complain(name: str, message: str, between: str = " ") -> None:
@@ -33,7 +23,7 @@ def complain(name: str, message: str, between: str = " ") -> None:
 
 
 def of_path(args: list[str], error: OSError) -> str:
-    """What the system says of a file, with the argument that names it or a folder above it."""
+    """An error of the system's, with the argument that names its path or a folder above it."""
     if error.strerror is None:
         return str(error)
     path, name, before = str(error.filename), "", args[0] if args else ""
@@ -47,7 +37,7 @@ def of_path(args: list[str], error: OSError) -> str:
 
 
 def _word(word: str) -> str:
-    """A word of a command to be copied into a shell, whatever is in it."""
+    """A word of a command, quoted for a shell whatever is in it."""
     if word.isprintable():
         return shlex.quote(word)
     # As bash reads it.
@@ -62,13 +52,12 @@ def _letter(letter: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
-def again_with(args: list[str]) -> str:
-    """The command that goes on with one that was interrupted."""
+def resume_with(args: list[str]) -> str:
+    """How to resume a command that was interrupted: "resume with: flowsde …"."""
     program = ["flowsde"] if shutil.which("flowsde") else [sys.executable, "-m", "flowsde"]
-    # The others go on with what they find.
-    resumes = args[0] in ("sample", "compare") and "--resume" not in args
-    given = [word for word in args if args[0] != "batch" or word != "--overwrite"]
-    command = " ".join(map(_word, [*program, *given, *["--resume"] * resumes]))
+    # The same command resumes; with --overwrite it would begin anew.
+    given = [word for word in args if word not in ("--overwrite", "--resume")]
+    command = " ".join(map(_word, [*program, *given]))
     if len(command) > _LONGEST:
-        return "the same command" + " with --resume" * resumes
-    return command
+        command = "the same command" + " without --overwrite" * ("--overwrite" in args)
+    return f"resume with: {command}"

@@ -2,27 +2,27 @@
 
 Exit codes:
 
-    0     all was done; a picture of the search that could not be drawn is a line on stderr
-    1     work that had begun failed, in one line: with the command to go on with where that helps,
-          which is not so of a prompt without a finite reward or of a model that gives NaN; the
-          prompts after such a one are searched. Or stdout could not be written, see below
+    0     the work is complete; a plot of the search that could not be drawn is a line on stderr
+    1     work that had begun failed, in one line: with the command that resumes it where that
+          helps, which it does not for a prompt without a finite reward or a model that gives NaN;
+          the prompts after such a one are searched. Or stdout could not be written, see below
     2     wrong values, in one line, before any work
-    129, 130, 143   SIGHUP, Ctrl-C, SIGTERM: after the round that is under way, with the command to
-          go on with; at a second signal at once (`flowsde.interrupts`)
-    141   all was done, and the reader of stdout had gone
+    129, 130, 143   SIGHUP, Ctrl-C, SIGTERM: after the current round, with the command that resumes;
+          at a second signal at once (`flowsde.interrupts`)
+    141   the work is complete, and the reader of stdout had gone
 
 A lost stdout or stderr does not end the work, whose results are files: what is left to be printed
 is dropped, and the exit code says so at the end. Where a reward outside JAX is still running then,
 the process does not wait for it.
 
-What a run keeps to go on with is in `flowsde.cli.resume`, what all of them keep of compiled
-programs in `flowsde.cli.compile_cache`.
+`flowsde.cli.resume` says what a run keeps to be resumed, `flowsde.cli.compile_cache` what all of
+them keep of compiled programs.
 
-JAX is imported once there is something to do: help and mistakes are answered without it.
+Signals are noted before anything large is imported, and JAX is imported once there is work to do:
+help and mistakes are answered without it.
 """
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -30,47 +30,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import tyro
-
-from flowsde import _threads, interrupts
-from flowsde._text import shown
+from flowsde import interrupts
 from flowsde._version import __version__
-from flowsde.cli import streams
-from flowsde.cli.lines import Failed, again_with, complain, of_path
-from flowsde.cli.options import Sample, check_paths
-
-_COMMANDS = {
-    "sample": "search for a picture of a prompt",
-    "batch": "search for pictures of a long list of prompts, in full batches",
-    "compare": "compare methods on the same prompts and seeds",
-    "train": "train the embedded networks",
-    "convert": "convert a PyTorch checkpoint, or a converted one back",
-}
+from flowsde.cli import COMMANDS, streams
+from flowsde.cli.errors import CommandError
+from flowsde.cli.lines import complain, of_path, resume_with
 
 
-def _one_line(box: str) -> str:
-    """The message inside a box of tyro's, drawn in Unicode or in ASCII: up to its first rule."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    lines = [line for line in lines if line]
-    framed = box.startswith("╭")
-    body = lines[1 if framed else 2 :]
-    rules = [i for i, line in enumerate(body) if set(line) <= {"─", "-"}]
-    message = " ".join(body[: rules[0] if rules else None])
-    return message.removeprefix("Error parsing ")
-
-
-def _help() -> str:
-    every = "\n".join(f"  {name:8} {said}" for name, said in _COMMANDS.items())
-    return (
-        f"usage: flowsde {{{','.join(_COMMANDS)}}} ...\n\n"
-        f"Inference-time scaling of flow models in JAX.\n\n{every}\n\n"
-        f"flowsde COMMAND --help has a command's options, flowsde --version the version."
-    )
-
-
-def _command(name: str) -> Any:
-    """The class of a command's options."""
+def _kind(name: str) -> Any:
+    """The class of a command's options; those of `sample` do without JAX."""
     if name == "sample":
+        from flowsde.cli.options import Sample
+
         return Sample
     if name == "batch":
         from flowsde.cli.batch import Batch
@@ -89,28 +60,16 @@ def _command(name: str) -> Any:
     return Convert
 
 
-def _parse(argv: list[str]) -> Any:
-    """The command; SystemExit after help, ValueError in one line for what is wrong."""
-    name = argv[0] if argv else "--help"
-    if name in ("--help", "-h"):
-        print(_help())
-        raise SystemExit
-    if name not in _COMMANDS:
-        known = ", ".join(_COMMANDS)
-        raise ValueError(f"COMMAND must be one of {known}, got '{shown(name)}'")
-    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(_command(name), prog=f"flowsde {name}", args=argv[1:], config=config)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_one_line(errors.getvalue())) from None
+def _parse(args: list[str]) -> Any:
+    """The options of a command; imports NumPy and tyro."""
+    from flowsde.cli.parse import parse
+
+    return parse(args, _kind)
 
 
 def _name(args: list[str]) -> str:
-    return f"flowsde {args[0]}" if args and args[0] in _COMMANDS else "flowsde"
+    """What the command calls itself in messages."""
+    return f"flowsde {args[0]}" if args and args[0] in COMMANDS else "flowsde"
 
 
 def _do(args: list[str]) -> int:
@@ -120,7 +79,6 @@ def _do(args: list[str]) -> int:
     try:
         try:
             command = _parse(args)
-            check_paths(command)
             interrupts.check()
             work = _prepared(command, args)
         except OSError as error:
@@ -129,19 +87,14 @@ def _do(args: list[str]) -> int:
         except (ValueError, TypeError, ImportError) as error:
             complain(_name(args), str(error), between)
             return 2
-        code = work()
-        interrupts.check()
-        return code
-    except Failed as failure:
-        complain(_name(args), str(failure))
+        return work()
+    except CommandError as error:
+        how = "" if error.permanent else f"; {resume_with(args)}"
+        complain(_name(args), f"{error}{how}")
         return 1
     except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted"
-        if args[:1] == ["convert"]:
-            said += "; nothing was written"
-        elif args and "go on with" not in said:
-            said += f"; go on with: {again_with(args)}"
-        print(f"\n{_name(args)}: {said}", file=sys.stderr)
+        how = "nothing was written" if args[:1] == ["convert"] else resume_with(args)
+        print(f"\n{_name(args)}: {str(stop) or 'interrupted'}; {how}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
 
 
@@ -149,10 +102,9 @@ def _prepared(command: Any, args: list[str]) -> Callable[[], int]:
     """What is left to do once all is checked; it returns the exit code."""
     from flowsde.cli import compile_cache, sample
 
-    compile_cache.keep()
-    if isinstance(command, Sample):
-        jobs = sample.prepare(command)
-        return partial(sample.run_all, jobs, command.resume, again_with(args))
+    compile_cache.enable()
+    if args[0] == "sample":
+        return partial(sample.run_all, sample.prepare(command))
     # Their checks and their work are one.
     code = command.run() or 0
     return lambda: code
@@ -160,6 +112,8 @@ def _prepared(command: Any, args: list[str]) -> Callable[[], int]:
 
 def _leave(code: int) -> None:
     """End the process."""
+    from flowsde import _threads
+
     for number in interrupts.SIGNALS:
         if signal.getsignal(number) is signal.default_int_handler:
             # There is nothing left to tidy up.

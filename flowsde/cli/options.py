@@ -193,10 +193,9 @@ class Sample(Task):
     out: Annotated[Path | None, shown("DIR")] = None
     """Folder of the results; for several prompts or a --prompts-file, one below it for each.
     By default flowsde-out/PROMPT-METHOD-seedSEED."""
-    resume: Flag = False
-    """Go on with a run that was interrupted; finished prompts are skipped."""
     overwrite: Flag = False
-    """Replace a finished result."""
+    """Discard finished results and unfinished runs in the folder, and begin anew; without it, the
+    same command resumes."""
     save_trajectory: Flag = False
     """Also write trajectory.npz: every round, and every particle accepted."""
 

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves behind, as files."""
+"""Write the pictures of a run."""
 
 import sys
 import warnings
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def try_to_draw(who: str, path: Path, draw: Callable[[], "Figure | None"]) -> None:
-    """Draw a figure as PNG, if there is one; if it cannot be, say so on stderr.
+    """Draw a figure as PNG; if that fails, say so on stderr.
 
     Args:
-      who: says it.
-      path: of the file; an older one goes when there is no new one.
-      draw: the figure.
+      who: command that says so.
+      path: of the file, removed if the figure could not be drawn.
+      draw: makes the figure; None if there is nothing to draw.
     """
     try:
         with warnings.catch_warnings():
-            # Letters of a prompt that the font has no picture of.
+            # Characters of a prompt that the font lacks.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure = draw()
             if figure is not None:
@@ -38,10 +38,15 @@ def try_to_draw(who: str, path: Path, draw: Callable[[], "Figure | None"]) -> No
 
 
 def save_image(path: Path, image: np.ndarray, size: int | None = 256) -> None:
-    """An RGB image in [-1, 1], enlarged without smoothing, or as it is.
+    """Write an RGB image in [-1, 1] as PNG.
+
+    Args:
+      path: of the file.
+      image: float [H, W, 3].
+      size: pixels a side to enlarge it to, without smoothing; None leaves it as it is.
 
     Raises:
-      FloatingPointError: it has numbers that are not finite.
+      FloatingPointError: the image has values that are not finite.
     """
     from PIL import Image
 

@@ -1,16 +1,28 @@
-"""Result files in a user's folder: which are ours, which may be written over, what they are of."""
+"""A prompt's results in a user's folder: reading, writing, and what may be replaced.
 
-from collections.abc import Sequence
+The rule of all commands: the same command again resumes, or says that all is complete; another one
+is refused, unless --overwrite is given, which discards what is there and says so first.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowsde import _schema
-from flowsde._files import read_json, speakable
+from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, maybe, number, text, whole
+from flowsde._text import shown
+from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import flag
+from flowsde.cli.sources.base import Offer
+from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
 
-RESULT = "result.json"
+RESULT, IMAGE = "result.json", "image.png"
+OTHERWISE = "expected another --out, or --overwrite"
+"""What every refusal of a folder asks for."""
 _LARGEST = 2**63 - 1
 _COUNT = whole(0, _LARGEST)
 ABOUT = {
@@ -20,7 +32,7 @@ ABOUT = {
     "settings": mapping,
     "version": text,
 }
-"""Readers of what a run is of."""
+"""Readers of the fields that say what a run is of."""
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
@@ -38,36 +50,85 @@ _SHOWN = 100
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What result.json in a folder says, None without one; ValueError naming file and field."""
+    """Contents of a folder's result.json, None without one; ValueError naming file and field."""
     path = folder / RESULT
     try:
         return _READ(read_json(path), str(path))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{error}; {OTHERWISE}") from None
+
+
+def make(folder: Path) -> None:
+    """Make the folder of a command's results; OptionError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            "--out", f"cannot make folder {shown(folder)}: {error.strerror}"
+        ) from None
 
 
 def check_writable(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """ValueError naming what is in the place of results and none of ours.
+    """ValueError naming a file that is not ours where a result would be written.
 
     Args:
-      folder: of the results, in which there are none of ours.
-      names: of the files.
-      overwrite: whether the user has said that files may be written over.
+      folder: of the results, without any of ours.
+      names: of the files to be written.
+      overwrite: whether the user allows files to be replaced.
     """
     for path in (folder / name for name in names):
         if path.is_dir() and not path.is_symlink():
             raise ValueError(f"{path} is a folder, expected another --out for a file of that name")
         if (path.exists() or path.is_symlink()) and not overwrite:
             raise ValueError(
-                f"{path} is there, and no result of flowsde's; expected another --out, or "
-                f"--overwrite to write over it"
+                f"{path} already exists and is not a result of flowsde's; {OTHERWISE} to replace it"
             )
 
 
-def _named(about: dict[str, Any]) -> dict[str, Any]:
-    """What a run is about, by option, as JSON gives it back."""
+def write(
+    folder: Path,
+    offer: Offer,
+    about: dict[str, Any],
+    result: Result,
+    seconds: Mapping[str, float | None],
+    attempts: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write a prompt's image.png and result.json, the latter last: with it, the prompt is complete.
+
+    Args:
+      folder: made if need be, in one that is there.
+      offer: of the model.
+      about: what the result is of: prompt, method, seed, settings and version.
+      result: of the search.
+      seconds: by what took them; see `flowsde.cli.sample`.
+      attempts: of a prompt with a shared budget.
+
+    Returns:
+      What result.json says.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
+    image = np.asarray(result.image)
+    offer.save(folder / IMAGE, image)
+    counted = {name: int(getattr(result, name)) for name in COUNTERS}
+    values = {
+        **about,
+        "reward": float(result.reward) if offer.judged else None,
+        **offer.heldout(about["prompt"], image),
+        **(counted if offer.judged else counted | {"verifier_calls": 0}),
+        "seconds": seconds,
+        **({} if attempts is None else {"attempts": attempts}),
+    }
+    write_json(folder / RESULT, values)
+    return values
+
+
+def _by_option(about: dict[str, Any]) -> dict[str, Any]:
+    """What a run is of, by option, as JSON gives it back."""
     about = speakable(about)
-    named = {flag(name): value for name, value in about["settings"].items()}
+    settings = {flag(name): value for name, value in about["settings"].items()}
     prompt = about["prompt"]
     if "model" not in about["settings"]:
         try:
@@ -75,21 +136,21 @@ def _named(about: dict[str, Any]) -> dict[str, Any]:
         except ValueError:
             pass  # A file may say anything.
     own = {"--method": about["method"], "--seed": about["seed"]}
-    return {"PROMPT": prompt} | own | named | {"version": about["version"]}
+    return {"PROMPT": prompt} | own | settings | {"version": about["version"]}
 
 
 def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """ValueError naming what differs between a run that is asked for and one that is there."""
-    ours, theirs = _named(wanted), _named(found)
+    """ValueError naming what differs between the run that is wanted and the one in a folder."""
+    ours, theirs = _by_option(wanted), _by_option(found)
     differ = [name for name in ours if ours[name] != theirs.get(name)]
     # What another method brings along need not be said.
     for first in ("PROMPT", "--method"):
         differ = [first] if first in differ else differ
     if differ:
-        got = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours[n])}" for n in differ)
-        raise ValueError(f"--resume: the {kind} run in {folder} is of {got}")
+        used = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours[n])}" for n in differ)
+        raise ValueError(f"the {kind} run in {folder} used {used}; {OTHERWISE}")
 
 
 def _short(value: Any) -> str:
-    shown = str(value)
-    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+    text = str(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,10 +1,11 @@
-"""What a run keeps in its folder so that it can go on when it is interrupted.
+"""What a run keeps in its folder to be resumed after an interruption.
 
     OUT/.flowsde/unfinished.json   what the run is of; while it is there, results in OUT are this
-                                   run's, and not all that there will be
-    OUT/.flowsde/search/           states: of the search, what was accepted, seconds
+                                   run's, and incomplete
+    OUT/.flowsde/search/           states: of the search, the particles accepted, seconds
 
-All is removed once there is a result. A state is one file, whole or not there (`flowsde._states`).
+All of it is removed once the result is complete. A state is one file, whole or not there
+(`flowsde._states`).
 """
 
 import time
@@ -16,8 +17,9 @@ import numpy as np
 
 from flowsde import _own, _states
 from flowsde._files import HIDDEN, write_json
-from flowsde._schema import array, fields, mapping
+from flowsde._schema import array, fields, mapping, whole
 from flowsde._states import save as save_state
+from flowsde._text import shown
 from flowsde.cli import lineage, results
 from flowsde.runner.result import Result
 from flowsde.runner.saved import SEARCH, pack, unpack
@@ -27,8 +29,15 @@ EVERY = 10.0
 """Seconds between saves."""
 
 
-class Saved(NamedTuple):
-    """A run to go on with: seconds so far, rounds at which it was begun or resumed."""
+class SavedRun(NamedTuple):
+    """A run to resume.
+
+    Attributes:
+      result: of the last round saved.
+      trace: the particles accepted.
+      seconds: so far.
+      begins: rounds at which it was begun or resumed.
+    """
 
     result: Result
     trace: dict[str, np.ndarray]
@@ -41,81 +50,113 @@ _PARTICLE = "particle_"
 _ABOUT = fields(result=mapping, run=fields(**results.ABOUT))
 
 
-def is_there(folder: Path) -> bool:
-    """Whether a folder holds a run that has not ended."""
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds an unfinished run."""
     return _own.is_ours(folder / HIDDEN) and (folder / HIDDEN / _MARK).exists()
 
 
-def has_state(folder: Path) -> bool:
-    """Whether it can be gone on with, rather than begun anew."""
-    return is_there(folder) and bool(_states.paths(folder / HIDDEN / SEARCH))
-
-
-def is_old(folder: Path) -> bool:
-    """Whether a folder holds a run that an earlier version has not ended."""
+def _is_old(folder: Path) -> bool:
+    """Whether a folder holds an unfinished run of an earlier version."""
     return (folder / _MARK).is_file() and not (folder / results.RESULT).exists()
 
 
-def is_done(
-    folder: Path, about: dict[str, Any], names: Sequence[str], resume: bool, overwrite: bool
-) -> bool:
-    """Whether a folder holds the result that is asked for.
+def is_complete(folder: Path, about: dict[str, Any], names: Sequence[str], overwrite: bool) -> bool:
+    """Whether a folder holds the result that is wanted; never with `overwrite`.
 
     Args:
       folder: of the result.
-      about: what is asked for.
+      about: what is wanted.
       names: of the files that a run writes.
-      resume, overwrite: whether the user has given these options.
+      overwrite: whether the user wants to begin anew.
 
     Raises:
-      ValueError: it holds what may not be overwritten, another process's run, or one to go on with
-        that is of other settings.
+      ValueError: the folder holds another run's result or files that are not ours, which may not be
+        overwritten, or another process is writing to it. `find` compares an unfinished run.
     """
     _own.check_free(folder)
-    going_on, there = is_there(folder), (folder / results.RESULT).exists()
-    if resume and going_on:
-        return False
-    if there and not resume and not overwrite:
-        raise ValueError(f"{folder} holds a finished result, expected another --out or --overwrite")
-    if there and resume:
-        try:
-            results.check_same(folder, "finished", about, results.read(folder) or {})
-            return True
-        except ValueError:
-            if not overwrite:
-                raise
-    if resume and is_old(folder):
+    if overwrite:
+        results.check_writable(folder, names, overwrite)
+    elif is_unfinished(folder):
+        pass
+    elif (folder / results.RESULT).exists():
+        results.check_same(folder, "finished", about, results.read(folder) or {})
+        return True
+    elif _is_old(folder):
         raise ValueError(
-            f"--resume: the unfinished run in {folder} is of an earlier version of flowsde, which "
-            f"this one cannot go on with; expected another --out, or the command without --resume"
+            f"{folder} holds an unfinished run of an earlier version of flowsde, which this one "
+            f"cannot resume; {results.OTHERWISE}"
         )
-    if has_state(folder) and not overwrite:
-        raise ValueError(
-            f"{folder} holds an unfinished run; expected --resume to go on with it, --overwrite to "
-            f"throw it away, or another --out"
-        )
-    if not going_on:
+    else:
         results.check_writable(folder, names, overwrite)
     return False
 
 
+def held(folder: Path) -> str:
+    """What beginning anew in a folder discards, in words; empty if nothing."""
+    if is_unfinished(folder):
+        try:
+            found, _ = _states.newest(folder / HIDDEN / SEARCH, _progress)
+        except ValueError:
+            found = None
+        if found is not None:
+            return f"{found[0]} of {found[1]} NFE of the unfinished run in {shown(folder, 4096)}"
+    there = (folder / results.RESULT).exists()
+    return f"the finished result in {shown(folder, 4096)}" if there else ""
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """NFE charged in a state, and its budget."""
+    arrays, about = _states.load(path)
+    run = _ABOUT(about, str(path))["run"]
+    budget = whole(1)(run["settings"].get("nfe"), f"{path}: nfe")
+    return int(array(int)(arrays.get(".nfe"), f"{path}: .nfe")), budget
+
+
+def discard(folder: Path, about: dict[str, Any], before: list[tuple[str, int]]) -> None:
+    """Discard what a folder holds, and mark it as of an unfinished run, to be begun or resumed.
+
+    Args:
+      folder: of the results.
+      about: what the new run is of.
+      before: what `seen` said when the user's wish was checked.
+
+    Raises:
+      ValueError: another process is writing to the folder, or has since.
+    """
+    with _own.locked(folder) as hidden:
+        check_unseen(folder, before)
+        # In this order a process killed in between leaves something to resume.
+        _own.discard(hidden / SEARCH)
+        write_json(hidden / _MARK, about)
+        (folder / results.RESULT).unlink(missing_ok=True)
+
+
 def seen(folder: Path) -> list[tuple[str, int]]:
-    """What tells whether another process has been at work in a folder."""
+    """Files and times that change when another process works in a folder."""
     hidden = folder / HIDDEN
     paths = [folder / results.RESULT, hidden / _MARK, *_states.paths(hidden / SEARCH)]
     return [(str(path), path.stat().st_mtime_ns) for path in paths if path.exists()]
 
 
-def find(folder: Path, about: dict[str, Any], search: Search) -> tuple[Saved | None, list[str]]:
-    """What was saved in a folder, None if nothing was yet, and what is wrong with later states.
+def check_unseen(folder: Path, before: list[tuple[str, int]]) -> None:
+    """ValueError if another process has worked in a folder since `seen` said `before`."""
+    if seen(folder) != before:
+        raise ValueError(f"another flowsde process has written to {shown(folder, 4096)} meanwhile")
+
+
+def find(folder: Path, about: dict[str, Any], search: Search) -> tuple[SavedRun | None, list[str]]:
+    """The newest readable state of a folder's unfinished run.
+
+    Returns:
+      It, None if there is none, and what is wrong with newer ones.
 
     Raises:
-      ValueError: it is of other settings.
+      ValueError: it is of another run.
     """
-    if not is_there(folder):
+    if not is_unfinished(folder):
         return None, []
 
-    def read(path: Path) -> Saved:
+    def read(path: Path) -> SavedRun:
         arrays, said = _states.load(path)
         said = _ABOUT(said, str(path))
         try:
@@ -128,20 +169,20 @@ def find(folder: Path, about: dict[str, Any], search: Search) -> tuple[Saved | N
         accepted = lineage.check(columns, rounds, np.shape(result.x0), str(path))
         seconds = array(float)(arrays.get("seconds"), f"{path}: seconds")
         begins = array(int, None)(arrays.get("begins"), f"{path}: begins")
-        return Saved(result, accepted, float(seconds), begins.tolist())
+        return SavedRun(result, accepted, float(seconds), begins.tolist())
 
     return _states.newest(folder / HIDDEN / SEARCH, read)
 
 
-class Keeper:
-    """Records a run and saves it now and then.
+class RunRecorder:
+    """Records a run's rounds, and saves its state every `EVERY` seconds.
 
     Args:
       hidden: the result's hidden folder, whose lock is held.
-      about: with prompt, method, seed, settings and version.
+      about: what the run is of: prompt, method, seed, settings and version.
       search: that is run.
-      evaluations: of the model that a candidate costs.
-      saved: a run to go on with; else what is kept of one is removed.
+      evaluations: model evaluations a candidate costs.
+      saved: the run to resume; without one, older states are removed.
     """
 
     def __init__(
@@ -150,7 +191,7 @@ class Keeper:
         about: dict[str, Any],
         search: Search,
         evaluations: int,
-        saved: Saved | None,
+        saved: SavedRun | None,
     ):
         self._hidden, self._about, self._search = hidden, about, search
         self._started = self._last_save = time.perf_counter()
@@ -170,8 +211,8 @@ class Keeper:
         return 0 if self.result is None else self.result.nfe
 
     def record(self, result: Result) -> None:
-        """Take in a round's result."""
-        # A search that had ended when it was saved gives its last result once more.
+        """Record a round's result."""
+        # A search that was saved at its end yields its last result once more.
         if self.result is None or len(result.info.time) > len(self.result.info.time):
             self.trace.record(result)
         self.result = result
@@ -179,7 +220,7 @@ class Keeper:
             self.save()
 
     def save(self) -> None:
-        """Save the last round recorded."""
+        """Save the state after the last round recorded."""
         if self.result is None or len(self.result.info.time) == self._rounds:
             return
         arrays, packed = pack(self._search, self.result)
@@ -191,11 +232,11 @@ class Keeper:
         self._last_save = time.perf_counter()
 
     def total(self) -> float:
-        """Seconds since the start, without those between an interruption and going on."""
+        """Seconds of work, without those between an interruption and its resumption."""
         return self._before + time.perf_counter() - self._started
 
     def seconds(self) -> dict[str, float]:
-        """Of the wall clock, by what took them; see `flowsde.cli`."""
+        """Seconds of the wall clock by what took them; see `flowsde.cli.sample`."""
         assert self.result is not None
         compiled = np.ones(len(self.result.info.time), bool)
         compiled[[at for at in self._begins if at < len(compiled)]] = False

@@ -1,10 +1,10 @@
 """`flowsde sample`: what it does, and what it writes for each prompt.
 
-``result.json`` holds, next to what was asked for, ``nfe``, ``evaluations``, ``backward_passes`` and
-``verifier_calls`` as in `flowsde.Result`, and ``seconds`` of the wall clock: ``total`` of the
-prompt; ``model`` and ``verifier`` of the search's rounds but the first, which compiles; ``other``
-of the rest, compilation included and pictures of the search not. A run that was interrupted has the
-sum of its parts.
+``result.json`` holds, next to what the run is of, ``nfe``, ``evaluations``, ``backward_passes`` and
+``verifier_calls`` as in `flowsde.Result`, and ``seconds`` of the wall clock: ``total`` for the
+prompt; ``model`` and ``verifier`` for the search's rounds but the first, which compiles; ``other``
+for the rest, compilation included, plots of the search not. A run that was resumed has the sums
+over its parts.
 
 ``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
 axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
@@ -19,34 +19,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from tqdm import tqdm
-
 import flowsde as fs
 from flowsde import _own, interrupts
-from flowsde._files import write_arrays, write_json
+from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import pictures, presets, results, resume
-from flowsde.cli.failures import EXPECTED, Failed, failed, reason
+from flowsde.cli import pictures, presets, progress, results, resume
+from flowsde.cli.errors import CommandError
+from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
 from flowsde.cli.sources import about, offered
-from flowsde.cli.sources.base import Ask, Offer
+from flowsde.cli.sources.base import Offer
 from flowsde.runner.result import Result
 from flowsde.search import Search
 
 
-class Job(NamedTuple):
-    """One prompt, checked and ready to run."""
+class PromptRun(NamedTuple):
+    """One prompt, checked and ready to run.
+
+    Attributes:
+      folder: of its results.
+      about: what the run is of, as in result.json.
+      settings, search, flow, offer: of the run.
+      unfinished: whether the folder held an unfinished run of it.
+      saved: the state to resume; None to start at 0 NFE.
+      seen: state of the folder when it was read.
+      rounds: the search's results, round by round.
+      save_trajectory: whether to write trajectory.npz.
+    """
 
     folder: Path
     about: dict[str, Any]
     settings: Settings
     search: Search
     flow: fs.Flow
-    saved: resume.Saved | None
+    unfinished: bool
+    saved: resume.SavedRun | None
     seen: list[tuple[str, int]]
     rounds: Iterator[Result]
     save_trajectory: bool
@@ -59,11 +69,11 @@ class Job(NamedTuple):
 
 
 _MODEL = 40
-"""Letters of a model's name in that of a folder, which has 255 bytes at most."""
+"""Most letters of a model's name in a folder's name, which has 255 bytes at most."""
 
 
 def _folders(command: Sample, offer: Offer) -> list[Path]:
-    """Where each prompt's result goes."""
+    """The folder of each prompt's results."""
     slugs = [offer.slug(prompt) for prompt in offer.prompts]
     if command.out is None:
         model = command.converted.model
@@ -74,74 +84,79 @@ def _folders(command: Sample, offer: Offer) -> list[Path]:
     return [command.out if alone else command.out / slug for slug in slugs]
 
 
-_PICTURES, _TRAJECTORY = ("image.png", "path.png", "search.png"), "trajectory.npz"
+_PICTURES, _TRAJECTORY = (results.IMAGE, "path.png", "search.png"), "trajectory.npz"
 
 
-def _is_finished(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
-    """Whether there is nothing to do; ValueError if there is what may not be overwritten."""
-    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
-    return resume.is_done(folder, about, names, command.resume, command.overwrite)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out: cannot make folder {shown(folder)}: {error.strerror}") from None
-
-
-def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
-    """Check everything; ValueError or TypeError naming what is wrong.
+def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
+    """Check everything, read the weights, and discard what --overwrite is given for.
 
     Returns:
-      The folder of each prompt, with None if its result is there already.
+      The folder of each prompt, with None if its result is complete.
+
+    Raises:
+      ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = offered(command)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
-    done = [_is_finished(command, *both) for both in zip(folders, abouts, strict=True)]
-    for folder in [] if all(done) else folders:
-        _make(folder)
-    every = zip(folders, abouts, done, strict=True)
-    jobs = _jobs(
-        command, offer, [(folder, about) for folder, about, is_done in every if not is_done]
-    )
-    return [(folder, jobs.get(folder)) for folder in folders]
+    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
+    wanted = [
+        (folder, own)
+        for folder, own in zip(folders, abouts, strict=True)
+        if not resume.is_complete(folder, own, names, command.overwrite)
+    ]
+    for folder in folders if wanted else []:
+        results.make(folder)
+    runs = _runs(command, offer, wanted)
+    return [(folder, runs.get(folder)) for folder in folders]
 
 
-def _jobs(
-    command: Sample, offer: Offer, asked: list[tuple[Path, dict[str, Any]]]
-) -> dict[Path, Job]:
-    """A job for each folder and what it is about; the weights are read here."""
-    if not asked:
+def _runs(
+    command: Sample, offer: Offer, wanted: list[tuple[Path, dict[str, Any]]]
+) -> dict[Path, PromptRun]:
+    """A run for each folder and what it is of."""
+    if not wanted:
         return {}
     # As it runs: the runner divides the budget by what a candidate costs.
     as_run = offer.search.with_nfe(offer.search.nfe // offer.evaluations)
-    saved, seen = [], []
-    for folder, own in asked:
-        seen.append(resume.seen(folder))
-        state, passed = resume.find(folder, own, as_run) if command.resume else (None, [])
-        for said in passed:
-            print(f"flowsde sample: {said}; going on from what was saved before", file=sys.stderr)
-        saved.append(state)
-    loaded = offer.load([about["prompt"] for _, about in asked])
-    key = from_seed(command.seed)
-
-    def job(
-        folder: Path, about: dict[str, Any], saved: resume.Saved | None, seen: Any, ask: Ask
-    ) -> Job:
+    unfinished = {f: resume.is_unfinished(f) and not command.overwrite for f, _ in wanted}
+    seen = {folder: resume.seen(folder) for folder, _ in wanted}
+    saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
+    loaded = offer.load([own["prompt"] for _, own in wanted])
+    if command.overwrite:
+        _discard(wanted, seen)
+        seen = {folder: resume.seen(folder) for folder, _ in wanted}
+    key, runs = from_seed(command.seed), {}
+    for (folder, own), ask in zip(wanted, loaded.asks, strict=True):
+        before = saved[folder]
         rounds = fs.iterate(
             key, loaded.flow, offer.search, ask.reward, cond=ask.cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
-            resume=saved and saved.result,
+            resume=before and before.result,
         )  # fmt: skip
-        options = (offer.settings, as_run, loaded.flow, saved, seen)
-        return Job(folder, about, *options, rounds, command.save_trajectory, offer)
+        runs[folder] = PromptRun(
+            folder, own, offer.settings, as_run, loaded.flow, unfinished[folder], before,
+            seen[folder], rounds, command.save_trajectory, offer,
+        )  # fmt: skip
+    return runs
 
-    every = zip(asked, saved, seen, loaded.asks, strict=True)
-    return {
-        folder: job(folder, own, state, found, ask) for (folder, own), state, found, ask in every
-    }
+
+def _saved(folder: Path, about: dict[str, Any], search: Search) -> resume.SavedRun | None:
+    """The state to resume in a folder; those that are damaged are named on stderr."""
+    saved, damaged = resume.find(folder, about, search)
+    instead = "starting over" if saved is None else "resuming from the save before it"
+    for problem in damaged:
+        print(f"flowsde sample: {problem}; {instead}", file=sys.stderr)
+    return saved
+
+
+def _discard(wanted: list[tuple[Path, dict[str, Any]]], seen: dict[Path, Any]) -> None:
+    """Discard what the folders hold; what that is, is said first."""
+    for folder, _ in wanted:
+        if held := resume.held(folder):
+            print(f"discard {held}", flush=True)
+    for folder, own in wanted:
+        resume.discard(folder, own, seen[folder])
 
 
 _BAR = (
@@ -150,142 +165,137 @@ _BAR = (
 )
 
 
-def _search(job: Job, keeper: resume.Keeper) -> Result:
-    """Run a job's rounds under a progress bar."""
+def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
+    """Run the rounds under a progress bar."""
     first = True
-    with tqdm(
-        total=job.settings.nfe, initial=keeper.nfe, unit="NFE", bar_format=_BAR, mininterval=0.3
+    with progress.bar(
+        total=run.settings.nfe, initial=recorder.nfe, unit="NFE", bar_format=_BAR
     ) as bar:
         bar.set_postfix_str("compiling")
-        for result in job.rounds:
-            keeper.record(result)
+        for result in run.rounds:
+            recorder.record(result)
             interrupts.check()
             if first:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
+                bar.set_postfix_str("", refresh=False)
                 first = False
-            if job.offer.judged:
-                bar.set_postfix_str(f"best reward {float(result.reward):.3f}", refresh=False)
+            if run.offer.judged:
+                # That of the search's present x0, no record: it may fall from step to step.
+                now = f"current reward {float(result.reward):.3f}"
+                bar.set_postfix_str(now, refresh=False)
             bar.update(result.nfe - bar.n)
     return result
 
 
-def _write(job: Job, keeper: resume.Keeper, result: Result) -> dict[str, Any]:
-    """What a search found: the picture, result.json, and what that says."""
-    folder, image, offer = job.folder, np.asarray(result.image), job.offer
-    (folder / results.RESULT).unlink(missing_ok=True)
-    offer.save(folder / "image.png", image)
-    if job.save_trajectory:
-        particles = {f"particle_{name}": a for name, a in keeper.trace.arrays().items()}
-        write_arrays(folder / _TRAJECTORY, result.info._asdict() | particles)
-    values = {
-        **job.about,
-        "reward": float(result.reward) if offer.judged else None,
-        **offer.heldout(job.prompt, image),
-        "nfe": result.nfe,
-        "evaluations": result.evaluations,
-        "backward_passes": result.backward_passes,
-        "verifier_calls": result.verifier_calls if offer.judged else 0,
-        "seconds": keeper.seconds(),
-    }
-    write_json(folder / results.RESULT, values)
+def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict[str, Any]:
+    """Write what a search found; the contents of result.json."""
+    if run.save_trajectory:
+        particles = {f"particle_{name}": a for name, a in recorder.trace.arrays().items()}
+        write_arrays(run.folder / _TRAJECTORY, result.info._asdict() | particles)
+    values = results.write(run.folder, run.offer, run.about, result, recorder.seconds())
     interrupts.check()
     return values
 
 
-def _draw(job: Job, keeper: resume.Keeper, result: Result) -> None:
-    """Pictures of a search by a reward."""
-    if not job.offer.judged:
+def _draw(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> None:
+    """Draw the plots of a search by a reward."""
+    if not run.offer.judged:
         return
-    # Imported here: Matplotlib takes half of what importing takes.
+    # Imported here: Matplotlib takes half of the time that imports take.
     from flowsde.cli import plots
 
-    title = f"{shown(job.prompt, 100)} · {job.about['method']}"
-    thumbnails = job.offer.thumbnails(job.flow)
+    title = f"{shown(run.prompt, 100)} · {run.about['method']}"
+    thumbnails = run.offer.thumbnails(run.flow)
     drawn = {
-        "path.png": lambda: plots.path_figure(title, keeper.trace, result, thumbnails),
-        "search.png": lambda: plots.search_figure(title, job.search, result, job.flow.evaluations),
+        "path.png": lambda: plots.path_figure(title, recorder.trace, result, thumbnails),
+        "search.png": lambda: plots.search_figure(title, run.search, result, run.flow.evaluations),
     }
     for name, figure in drawn.items():
-        pictures.try_to_draw("flowsde sample", job.folder / name, figure)
+        pictures.try_to_draw("flowsde sample", run.folder / name, figure)
         interrupts.check()
 
 
-def _begin(job: Job, hidden: Path, resumed: bool) -> resume.Keeper:
+def _begin(run: PromptRun, hidden: Path) -> resume.RunRecorder:
     """Say what is run, and from where."""
-    settings = presets.describe(job.about["method"], job.settings, job.offer.named)
-    print(f"'{shown(job.prompt)}'\n{shown(settings, 2000)}")
-    keeper = resume.Keeper(hidden, job.about, job.search, job.flow.evaluations, job.saved)
-    if job.saved is not None:
-        print(f"resume  at {keeper.nfe} of {job.settings.nfe} NFE")
-    elif resumed:
-        print(f"resume  nothing was saved in {_path(job.folder)}: from the beginning")
+    settings = presets.describe(run.about["method"], run.settings, run.offer.named)
+    print(f"'{shown(run.prompt)}'\n{shown(settings, 2000)}")
+    recorder = resume.RunRecorder(hidden, run.about, run.search, run.flow.evaluations, run.saved)
+    if run.saved is not None:
+        print(f"resume  at {recorder.nfe} of {run.settings.nfe} NFE")
+    elif run.unfinished:
+        print(f"resume  no saved state in {_path(run.folder)}; starting over")
     sys.stdout.flush()
-    return keeper
+    return recorder
 
 
-def _ended(job: Job, keeper: resume.Keeper, error: BaseException, go_on: str) -> BaseException:
-    """What is raised for what ended a search: how far it was, and how to go on."""
-    at = f"at {keeper.nfe} of {job.settings.nfe} NFE"
+def _ended(run: PromptRun, recorder: resume.RunRecorder, error: BaseException) -> BaseException:
+    """What to raise for what ended a search: it says how far that was."""
+    at = f"at {recorder.nfe} of {run.settings.nfe} NFE"
     try:
-        keeper.save()
+        recorder.save()
     except EXPECTED as second:
-        go_on += f"; its state could not be saved: {reason(second)}"
+        at += f"; its state could not be saved ({reason(second)})"
     if isinstance(error, KeyboardInterrupt):
-        return interrupts.said_of(error, f"interrupted {at}; {go_on}")
+        return interrupts.said_of(error, f"interrupted {at}")
     if isinstance(error, EXPECTED):
-        return failed(f"'{shown(job.prompt)}': failed {at}", error, go_on)
-    error.add_note(f"flowsde sample: failed {at}; {go_on}")
+        return failed(f"'{shown(run.prompt)}' stopped {at}", error)
+    error.add_note(f"flowsde sample: stopped {at}; the same command resumes")
     return error
 
 
-def _run(job: Job, resumed: bool, again: str) -> None:
-    """Search, write the folder, and say what came out; `again` is the command to go on with."""
-    go_on = f"go on with: {again}"
+def _run(run: PromptRun) -> None:
+    """Search, write the folder, and say what was found."""
     with contextlib.ExitStack() as held:
         try:
-            hidden = held.enter_context(_own.locked(job.folder))
-            if resume.seen(job.folder) != job.seen:
-                raise ValueError(f"another process has been at work in {_path(job.folder)}")
-            keeper = _begin(job, hidden, resumed)
+            hidden = held.enter_context(_own.locked(run.folder))
+            resume.check_unseen(run.folder, run.seen)
+            recorder = _begin(run, hidden)
         except (OSError, ValueError) as error:
-            raise Failed(f"{reason(error)}; {go_on}") from error
+            raise CommandError(reason(error)) from error
         try:
-            result = _search(job, keeper)
-            values = _write(job, keeper, result)
-            _draw(job, keeper, result)
-            _own.release(job.folder)
+            result = _search(run, recorder)
+            values = _write(run, recorder, result)
+            _draw(run, recorder, result)
+            _own.release(run.folder)
         except BaseException as error:
-            raise _ended(job, keeper, error, go_on) from None
-    for line in job.offer.said(values):
+            raise _ended(run, recorder, error) from None
+    for line in run.offer.said(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
-    print(f"reward  {values['reward']:.4f} for {spent}" if job.offer.judged else f"spent   {spent}")
-    print(f"folder  {_path(job.folder)}", flush=True)
+    print(f"reward  {values['reward']:.4f} for {spent}" if run.offer.judged else f"spent   {spent}")
+    print(f"folder  {_path(run.folder)}", flush=True)
 
 
 def _path(path: Path) -> str:
-    """To be printed, whatever is in its name."""
+    """A path, safe to print."""
     return shown(path, 4096)
 
 
-def run_all(jobs: list[tuple[Path, Job | None]], resumed: bool, again: str) -> int:
-    """Run what is not finished; the exit code."""
+def run_all(runs: list[tuple[Path, PromptRun | None]]) -> int:
+    """Run what is incomplete; the exit code.
+
+    Args:
+      runs: of `prepare`.
+
+    Raises:
+      CommandError, Interrupted: the work failed, or a signal came.
+    """
     code = 0
-    for i, (folder, job) in enumerate(jobs, 1):
-        if len(jobs) > 1:
-            print(f"prompt {i} of {len(jobs)}", flush=True)
+    for i, (folder, run) in enumerate(runs, 1):
         interrupts.check()
-        if job is None:
+        if len(runs) > 1:
+            print(f"prompt {i} of {len(runs)}", flush=True)
+        if run is None:
             _own.tidy(folder)
-            print(f"flowsde sample: {_path(folder)} is finished", flush=True)
+            print(f"flowsde sample: {_path(folder)} is already complete", flush=True)
             continue
         try:
-            _run(job, resumed, again)
-        except Failed as failure:
+            _run(run)
+        except CommandError as error:
             # The others may yet be found, unless it is what they share.
-            if not failure.for_good:
+            if not error.permanent:
                 raise
-            complain("flowsde sample", str(failure))
+            complain("flowsde sample", str(error))
             code = 1
     return code

@@ -1,4 +1,4 @@
-"""A picture of all pictures: each with its number, reward and prompt, framed by the verdict."""
+"""Contact sheet of a batch: pictures with number, reward and prompt, framed by the verdict."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SIDE, _FRAME, _GAP = 136, 3, 10
 _LINE, _LINES = 14, 4
 _MOST = 400
 _FRAMES = {True: "#4d9a4d", False: "#d6604d", None: "#cccccc"}
-"""As on the page of a comparison: green is exactly what was asked, grey was not judged."""
+"""As on a comparison's page: green for an exact match, red for none, grey if not judged."""
 
 
 class Cell(NamedTuple):
@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     Attributes:
       picture: its file.
       label: a line below it.
-      prompt: further lines, cut if there are too many.
+      prompt: written below it, in three lines at most.
       exact: the held-out verdict; None without one.
     """
 
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 def _wrapped(prompt: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """Lines of a prompt that fit below a picture."""
+    """Wrap a prompt into lines that fit below a picture."""
     letters = max(4, int(_SIDE * len(prompt) / max(1.0, font.getlength(prompt))))
     lines = textwrap.wrap(prompt, letters, max_lines=_LINES - 1, placeholder=" …")
     return [_cut(line, font) for line in lines]
@@ -46,7 +46,7 @@ def _cut(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
 
 
 def write_sheet(path: Path, cells: Sequence[Cell]) -> None:
-    """A sheet of the first pictures, about square."""
+    """Write a sheet of the first 400 pictures, about square."""
     cells = cells[:_MOST]
     columns = max(1, round(len(cells) ** 0.5))
     rows = -(-len(cells) // columns)

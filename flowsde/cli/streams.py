@@ -1,4 +1,4 @@
-"""Standard streams that may be lost: a command's work is in its files, and goes on.
+"""Standard streams that may be lost: a command's work is in its files, and continues.
 
 A pipe whose reader has gone, a full disk or a terminal that was closed end what is printed, not
 the work. A stream that was closed from the start is as /dev/null.
@@ -14,10 +14,10 @@ from typing import Any
 
 
 class Stream:
-    """A text stream that is let go of when it cannot be written.
+    """A text stream that is abandoned once it cannot be written.
 
     Attributes:
-      error: why it was let go of; None if it was not.
+      error: why it was abandoned; None if it was not.
     """
 
     def __init__(self, stream: Any, nothing: Any):
@@ -27,24 +27,24 @@ class Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As of other streams; letters that the stream has no code for are escaped."""
+        """Write text; characters that the stream's encoding lacks are escaped."""
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
             code = self._stream.encoding or "ascii"
             return self.write(text.encode(code, "backslashreplace").decode(code))
         except (OSError, ValueError) as error:
-            self._let_go(error)
+            self._abandon(error)
         return len(text)
 
     def flush(self) -> None:
-        """As of other streams."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
-            self._let_go(error)
+            self._abandon(error)
 
-    def _let_go(self, error: Any) -> None:
+    def _abandon(self, error: Any) -> None:
         with suppress(OSError, ValueError):
             # What is left in its buffer is written when the interpreter ends.
             os.dup2(self._nothing.fileno(), self._stream.fileno())
@@ -52,7 +52,7 @@ class Stream:
 
     @property
     def code(self) -> int:
-        """Exit code of a command that has done its work: that of SIGPIPE for a broken pipe."""
+        """Exit code of a command whose work is complete: that of SIGPIPE for a broken pipe."""
         if self.error is None:
             return 0
         broken = getattr(self.error, "errno", None) == errno.EPIPE
@@ -60,7 +60,7 @@ class Stream:
 
 
 def keep_numbers() -> None:
-    """Open what is closed of the streams' numbers, lest a result's file gets one of them."""
+    """Open closed file descriptors among 0, 1 and 2, lest a result's file gets one of them."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -70,7 +70,7 @@ def keep_numbers() -> None:
 
 @contextmanager
 def guarded() -> Iterator[tuple[Stream, Stream]]:
-    """stdout and stderr in the block are such streams."""
+    """Replace stdout and stderr by such streams in the block."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nothing:
         out, err = (Stream(stream, nothing) for stream in before)

@@ -19,15 +19,15 @@ class Train:
     """Train an embedded network, or continue the run in --out; export weights and card."""
 
     task: Annotated[str, tyro.conf.Positional, _TASK] = ""
-    """The text-to-image flow, or the scorer that is its given reward."""
+    """Network to train: the text-to-image flow, or the scorer that is its given reward."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of the run; by default runs/TASK."""
+    """Folder of the run; runs/TASK by default."""
     export_only: bool = False
-    """Do not train: export the last checkpoint of the run, with its own configuration."""
+    """Export the run's last checkpoint, with its own configuration, without training."""
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = _DEFAULTS
 
     def run(self) -> None:
-        """Do it."""
+        """Train or export, and print where the files are."""
         folder = Path("runs") / self.task if self.out is None else self.out
         make = export if self.export_only else partial(train, config=self.config)
         print(f"weights {make(self.task, folder)}\ncard    {folder / CARD}", flush=True)

@@ -18,7 +18,8 @@ from refusing import refused
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
-from flowsde.cli import options, plots, presets, sample, settings
+from flowsde.cli import options, parse, plots, presets, settings
+from flowsde.cli import results as writing
 from flowsde.cli.presets import PRESETS, resolve
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
@@ -78,7 +79,7 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
     assert set(result["heldout"]) == {"exact", "rss", "counts", "unclear"}
     out, err = capsys.readouterr()
     assert PROMPT in out and "17 NFE" in out and str(tmp_path) in out and "kernel=" in out
-    assert "NFE/s" in err and "best reward" in err
+    assert "NFE/s" in err and "current reward" in err
 
 
 SMALL = {
@@ -151,8 +152,10 @@ def test_seeds_and_overwriting(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         capsys.readouterr()
-        said = refused(capsys, "sample", *RBF, "--out", str(tmp_path))
-    assert "--overwrite" in said and str(tmp_path) in said
+        _sample(tmp_path, *RBF)
+        assert f"{tmp_path} is already complete" in capsys.readouterr().out
+        said = refused(capsys, "sample", *RBF, "--seed", "1", "--out", str(tmp_path))
+    assert "--seed 0, not 1" in said and "--overwrite" in said and str(tmp_path) in said
     again = _sample(tmp_path, *RBF, "--overwrite")
     other = _sample(tmp_path, *RBF, "--overwrite", "--seed", "1")
     assert first["reward"] == again["reward"] != other["reward"]
@@ -203,15 +206,15 @@ def test_an_answer_that_cannot_be_written_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "write_json", fail)
+        patch.setattr(writing, "write_json", fail)
         with pytest.raises(SystemExit) as stop:
             cli.main(["sample", *RBF, "--out", str(tmp_path)])
     assert stop.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "failed at 17 of 17 NFE: No space left on device; go on with: " in last
-    assert last.endswith(" --resume")
+    assert "stopped at 17 of 17 NFE: No space left on device; resume with: " in last
+    assert last.endswith(f" --out {tmp_path}")
     assert "result.json" not in {p.name for p in tmp_path.iterdir()}
-    assert _sample(tmp_path, *RBF, "--resume")["nfe"] == 17
+    assert _sample(tmp_path, *RBF)["nfe"] == 17
     assert {p.name for p in tmp_path.iterdir()} == FILES
 
 
@@ -268,7 +271,7 @@ WRONG = [
     ("P --method sde --kernel ode_euler", "--kernel"),
     ("P --method ode --nfe 30 --steps 20", "--nfe"),
     ("P --method ode --nfe 3 --guidance 2", "--nfe"),
-    ("P --metod ode", "--metod"),
+    ("P --metod ode", "unknown option --metod; did you mean --method?"),
     ("P --temperature 1", "--temperature has no effect with method rbf"),
     ("P --method smc --temperature 0", "temperature"),
     ("P --method smc --potential final --scheme ssp", "--scheme has no effect with potential"),
@@ -391,7 +394,7 @@ def test_boxes_become_lines() -> None:
     ascii_only = (
         " Value error  \n ------- \n  Error parsing --nfe: wrong \n  value\n  ----- \n help"
     )
-    assert cli._one_line(drawn) == cli._one_line(ascii_only) == "--nfe: wrong value"
+    assert parse._message(drawn) == parse._message(ascii_only) == "--nfe: wrong value"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -488,14 +491,15 @@ def test_steps_of_one_trajectory_are_its_budget(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_real_command(tmp_path: Path) -> None:
-    args = [sys.executable, "-m", "flowsde.cli", "sample", "two", "green", "triangles"]
+    args = [sys.executable, "-m", "flowsde", "sample", "two", "green", "triangles"]
     options = ["--nfe", "30", "--steps", "5", "--finish-steps", "4", "--out", str(tmp_path)]
     done = subprocess.run([*args, *options], capture_output=True, text=True, check=True)
     assert re.search(r"asked +two green triangles", done.stdout)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["nfe"] == 30 and result["reward"] <= 0.0
     again = subprocess.run([*args, *options], capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and not again.stdout
+    assert again.returncode == 0 and not again.stderr
+    assert again.stdout == f"flowsde sample: {tmp_path} is already complete\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["sample", "--help"]])

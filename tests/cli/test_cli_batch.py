@@ -1,6 +1,8 @@
-"""`flowsde batch`: its files, going on after a kill, wrong values; on a stand-in for the model."""
+"""`flowsde batch`: its files, resuming after a kill, wrong values; on a stand-in for the model."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from refusing import refused
 
 from flowsde import shapes
 from flowsde.cli import main as cli
+from flowsde.cli.batch_folder import Folder
+from flowsde.runner.packed.engine import Totals
 
 PROMPTS = [
     "two green triangles",
@@ -132,12 +136,12 @@ def test_other_settings_are_refused_or_replace(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         said = refused(capsys, "batch", *ode, "--seed", "1")
-        assert "--seed 0, not 1; expected another --out or --overwrite" in said
+        assert "--seed 0, not 1; expected another --out, or --overwrite" in said
         said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
-        assert "--total-nfe None, not 150; expected another --out or --overwrite" in said
+        assert "--total-nfe None, not 150; expected another --out, or --overwrite" in said
         cli.main(["batch", *ode])
-        assert "7 of 7 prompts are finished" in capsys.readouterr().out
-        # What `sample` leaves has no attempts to go on with.
+        assert f"{out} is already complete" in capsys.readouterr().out
+        # What `sample` leaves has no attempts to resume.
         (out / "batch.json").unlink()
         for slug in SLUGS:
             path = out / slug / "result.json"
@@ -145,12 +149,13 @@ def test_other_settings_are_refused_or_replace(
             values["settings"]["target_reward"] = -1.0
             path.write_text(json.dumps(values))
         said = refused(capsys, "batch", *ode, "--total-nfe", "150", "--target-reward=-1")
-        assert "is of a prompt without --total-nfe; expected another --out" in said
+        assert "used no --total-nfe; expected another --out" in said
     cli.main(["batch", *ode, "--seed", "1", "--overwrite"])
+    assert "discard 7 of 7 prompts, finished" in capsys.readouterr().out
     assert {one["seed"] for one in _results(out)} == {1}
 
 
-def test_an_interruption_says_how_to_go_on(
+def test_an_interruption_says_how_to_resume(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
@@ -163,8 +168,35 @@ def test_an_interruption_says_how_to_go_on(
             cli.main([*args, "--overwrite"])
     assert stopped.value.code == 130
     said = capsys.readouterr().err
-    assert "flowsde batch: interrupted; go on with: " in said
+    assert "interrupted with 0 of 7 prompts finished; the others start over; resume with: " in said
     assert said.strip().endswith(args[-1]) and "--resume" not in said
+
+
+def test_a_signal_as_the_last_prompt_ends_interrupts_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, left = Folder.end, iter(range(len(PROMPTS) - 1, -1, -1))
+
+    def end_and_signal(*args: Any, **given: Any) -> None:
+        end(*args, **given)
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Folder, "end", end_and_signal)
+    assert _batch(file, tmp_path / "out")["finished"] == len(PROMPTS)
+    said = capsys.readouterr()
+    assert "prompts 7" in said.out and "interrupted" not in said.err
+
+
+def test_progress_is_shown_before_a_prompt_ends(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Totals] = []
+    monkeypatch.setattr("flowsde.cli.batch._show", lambda bar, totals: seen.append(totals))
+    (run,) = _batch(file, tmp_path / "out")["runs"]
+    batches = [totals.batches for totals in seen]
+    assert batches == sorted(batches) and 1 < len(batches) <= run["batches"]
+    assert seen[0].prompts == 0 < seen[0].evaluations and seen[-1].batches == run["batches"]
 
 
 WRONG = {

@@ -94,8 +94,17 @@ def test_an_error_in_any_reward(
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith(f"flowsde {name}: ")
         assert "reward 'judge' raised ConnectionError: no service" in last
-        assert "test_cli_failures.py:" in last and "go" in last.partition("; ")[2]
-        assert _run([*args, "--out", str(out), *["--resume"] * (name == "sample")]) == 0
+        assert "test_cli_failures.py:" in last and "resume with: " in last.partition("; ")[2]
+        assert (
+            _run(
+                [
+                    *args,
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
         found = _found(out)
         assert [(p, n) for p, _, n in found] == [(p, n) for p, _, n in whole]
         np.testing.assert_allclose([r for _, r, _ in found], [r for _, r, _ in whole], rtol=1e-5)
@@ -210,13 +219,13 @@ def test_one_prompt_without_a_reward_does_not_block_a_list(
     assert _run([*commands["batch"], "--out", str(out)]) == 0
     assert before.items() <= {p: p.stat().st_mtime_ns for p in out.glob("*/result.json")}.items()
     assert len(_found(out)) == 3
-    # And so for `sample`, which has nothing to go on with for such a prompt.
+    # And so for `sample`, which has nothing to resume for such a prompt.
     HOST["act"] = nan
     words = ["sample", *PROMPTS, *SAMPLE[2:], "--out", str(tmp_path / "each")]
     assert _run(words) == 1
     assert [prompt for prompt, _, _ in _found(tmp_path / "each")] == [PROMPTS[2], PROMPTS[0]]
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "flowsde sample" in one]
-    assert line.startswith("flowsde sample: 'one red circle': failed at ")
+    assert line.startswith("flowsde sample: 'one red circle' stopped at ")
     assert line.endswith("NFE: reward 'judge' was NaN or -inf for every candidate")
 
 
@@ -239,8 +248,8 @@ def test_a_model_that_gives_nan(
     out = tmp_path / "sample"
     assert _run(["sample", PROMPTS[0], *ode, "--out", str(out)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("flowsde sample: 'two green triangles': failed at ")
-    assert "go on" not in last and not list(out.glob("*.png"))
+    assert last.startswith("flowsde sample: 'two green triangles' stopped at ")
+    assert "resume" not in last and not list(out.glob("*.png"))
     out = tmp_path / "batch"
     assert _run([*commands["batch"][:1], *commands["batch"][-2:], *ode, "--out", str(out)]) == 1
     said = capsys.readouterr().err

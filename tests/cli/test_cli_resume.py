@@ -1,4 +1,4 @@
-"""Commands that are interrupted, in every way, and go on."""
+"""Commands that are interrupted, in every way, and resumed."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", OPTIONS)
-def test_goes_on_after_ctrl_c(
+def test_is_resumed_after_ctrl_c(
     method: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,19 +100,15 @@ def test_goes_on_after_ctrl_c(
     for after in (2, 0, 1):
         with monkeypatch.context() as patch:
             _interrupt(patch, after)
-            again = [] if after == 2 else ["--resume"]
-            said = _stopped(capsys, *_args(parts, method), *again)
+            said = _stopped(capsys, *_args(parts, method))
         assert {p.name for p in parts.iterdir()} == KEPT
         found = re.search(r"\nflowsde sample: interrupted at (\d+) of 17 NFE; .*: (.*)", said)
         assert found
         nfe, command = found.groups()
-        assert shlex.split(command)[-len(_args(parts, method)) - 1 :] == [
-            *_args(parts, method),
-            "--resume",
-        ]
+        assert shlex.split(command)[-len(_args(parts, method)) :] == _args(parts, method)
     saved = _state(parts)
     assert 0 < int(nfe) < 17
-    cli.main([*_args(parts, method), "--resume"])
+    cli.main(_args(parts, method))
     assert f"at {nfe} of 17 NFE" in capsys.readouterr().out
     _same(parts, whole)
     result = json.loads((parts / "result.json").read_text())
@@ -129,16 +125,16 @@ def test_a_signal_is_looked_at_after_the_round(
     with monkeypatch.context() as patch:
         _interrupt(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
         said = _stopped(capsys, *_args(tmp_path), code=143)
-    assert "interrupted at 2 of 17 NFE; go on with: " in said
+    assert "interrupted at 2 of 17 NFE; resume with: " in said
     assert {p.name for p in tmp_path.iterdir()} == KEPT
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    cli.main([*_args(tmp_path), "--resume"])
+    cli.main(_args(tmp_path))
     assert "at 2 of 17 NFE" in capsys.readouterr().out
     # What is finished stays as it is, and nothing is loaded for it.
     before = (tmp_path / "result.json").stat().st_mtime_ns
     monkeypatch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
-    cli.main([*_args(tmp_path), "--resume"])
-    assert f"{tmp_path} is finished" in capsys.readouterr().out
+    cli.main(_args(tmp_path))
+    assert f"{tmp_path} is already complete" in capsys.readouterr().out
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
 
 
@@ -148,13 +144,13 @@ def test_a_stop_before_the_first_round(
     with monkeypatch.context() as patch:
         _interrupt(patch, 0)
         said = _stopped(capsys, *_args(tmp_path))
-    assert "interrupted at 0 of 17 NFE; go on with: " in said
+    assert "interrupted at 0 of 17 NFE; resume with: " in said
     assert {p.name for p in tmp_path.iterdir()} == KEPT
-    cli.main([*_args(tmp_path), "--resume"])
-    assert "nothing was saved" in capsys.readouterr().out
+    cli.main(_args(tmp_path))
+    assert "no saved state" in capsys.readouterr().out
 
 
-def test_other_settings_do_not_go_on(
+def test_other_settings_are_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = OPTIONS["rbf"].split()
@@ -163,22 +159,23 @@ def test_other_settings_do_not_go_on(
         _stopped(capsys, *_args(tmp_path))
     for kind in ("unfinished", "finished"):
         for args, says in (
-            ([PROMPT, *ours, "--seed", "3"], "is of --seed 0, not 3"),
+            ([PROMPT, *ours, "--seed", "3"], "used --seed 0, not 3"),
             ([PROMPT, *ours, "--nfe", "19", "--last", "improve"],
-             "is of --nfe 17, not 19, --last exhaust, not improve"),
-            ([PROMPT, *ours, "--target-reward=-1"], "is of --target-reward None, not -1.0"),
+             "used --nfe 17, not 19, --last exhaust, not improve"),
+            ([PROMPT, *ours, "--target-reward=-1"], "used --target-reward None, not -1.0"),
             # The option's name, which is not the setting's.
-            ([PROMPT, *ours, "--chain-seeds", "2"], "is of --chain-seeds 1, not 2"),
-            (["two red triangles", *ours], f"is of PROMPT {PROMPT}, not two red triangles"),
-            ([PROMPT, "--method", "ode"], "is of --method rbf, not ode"),
+            ([PROMPT, *ours, "--chain-seeds", "2"], "used --chain-seeds 1, not 2"),
+            (["two red triangles", *ours], f"used PROMPT {PROMPT}, not two red triangles"),
+            ([PROMPT, "--method", "ode"], "used --method rbf, not ode"),
         ):  # fmt: skip
-            said = refused(capsys, "sample", *args, "--out", str(tmp_path), "--resume")
-            assert f"--resume: the {kind} run in {tmp_path} {says}" in said
+            said = refused(capsys, "sample", *args, "--out", str(tmp_path))
+            assert f"the {kind} run in {tmp_path} {says}; expected another --out, or" in said
         if kind == "unfinished":
-            cli.main([*_args(tmp_path), "--resume"])
+            cli.main(_args(tmp_path))
             capsys.readouterr()
     # Asked to, it replaces what is finished.
-    cli.main([*_args(tmp_path), "--seed", "3", "--resume", "--overwrite"])
+    cli.main([*_args(tmp_path), "--seed", "3", "--overwrite"])
+    assert f"discard the finished result in {tmp_path}" in capsys.readouterr().out
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
 
 
@@ -188,13 +185,45 @@ def test_what_would_be_lost_is_said_before_it_is(
     with monkeypatch.context() as patch:
         _interrupt(patch, 2)
         _stopped(capsys, *_args(tmp_path), "--seed", "1")
-    said = refused(capsys, *_args(tmp_path))
-    assert "holds an unfinished run; expected --resume to go on with it, --overwrite" in said
+    nfe = int(_state(tmp_path)[".nfe"])
+    assert "used --seed 1, not 0" in refused(capsys, *_args(tmp_path))
     with monkeypatch.context() as patch:
-        _interrupt(patch, 2)
-        said = _stopped(capsys, *_args(tmp_path), "--overwrite")
-    assert list(_state(tmp_path)["begins"]) == [0]
-    assert re.search(r"at \d+ of 17", said)
+        _interrupt(patch, 0)
+        with pytest.raises(SystemExit):
+            cli.main([*_args(tmp_path), "--overwrite"])
+    captured = capsys.readouterr()
+    said = f"discard {nfe} of 17 NFE of the unfinished run in {tmp_path}\n"
+    assert captured.out.startswith(said)
+    # What is printed to resume does not discard once more.
+    assert "resume with: " in captured.err and "--overwrite" not in captured.err
+    cli.main(_args(tmp_path))
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 0
+
+
+def test_all_prompts_are_discarded_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An interruption of the first leaves the others to the same command without --overwrite."""
+    args = ["sample", "one red circle", PROMPT, "--method", "ode", "--steps", "2"]
+    args += ["--out", str(tmp_path)]
+    cli.main(args)
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 0)
+        with pytest.raises(SystemExit):
+            cli.main([*args, "--seed", "1", "--overwrite"])
+    assert capsys.readouterr().out.count("discard the finished result in ") == 2
+    assert not list(tmp_path.glob("*/result.json"))
+    cli.main([*args, "--seed", "1"])
+    found = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*/result.json")]
+    assert found == [1, 1]
+
+
+def test_the_old_option_is_accepted_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main([*_args(tmp_path), "--resume"])
+    assert "--resume is no longer needed: the same command resumes\n" in capsys.readouterr().err
+    assert "--resume: contradicts" in refused(capsys, *_args(tmp_path), "--resume", "--overwrite")
 
 
 def test_prompts_that_are_finished_are_skipped(
@@ -215,9 +244,9 @@ def test_prompts_that_are_finished_are_skipped(
         patch.setattr(fs, "iterate", iterate)
         said = _stopped(capsys, *args)
     assert "interrupted at 2 of 3 NFE" in said
-    cli.main([*args, "--resume"])
+    cli.main(args)
     said = capsys.readouterr().out
-    assert f"{tmp_path / 'one-red-circle'} is finished" in said
+    assert f"{tmp_path / 'one-red-circle'} is already complete" in said
     assert said.index("prompt 2 of 3") < said.index("at 2 of 3 NFE") < said.index("prompt 3 of 3")
     assert all((folder / "result.json").exists() for folder in tmp_path.iterdir())
 
@@ -250,13 +279,13 @@ def test_what_is_newer_than_the_state_is_left_out(
     with monkeypatch.context() as patch:
         patch.setattr(resume, "save_state", die)
         _interrupt(patch, 3)
-        _stopped(capsys, *_args(parts), "--resume")
-    cli.main([*_args(parts), "--resume"])
+        _stopped(capsys, *_args(parts))
+    cli.main(_args(parts))
     _same(parts, tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_is_resumed_after_a_kill(tmp_path: Path) -> None:
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     script = str(Path(stand_in.__file__))
     killed = subprocess.run(
@@ -264,6 +293,6 @@ def test_goes_on_after_a_kill(tmp_path: Path) -> None:
     )
     assert killed.returncode == -signal.SIGKILL
     assert {p.name for p in parts.iterdir()} == KEPT
-    cli.main([*_args(parts), "--resume"])
+    cli.main(_args(parts))
     cli.main(_args(whole))
     _same(parts, whole)

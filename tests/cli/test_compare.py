@@ -27,7 +27,7 @@ from flowsde.cli.compare import summary
 from flowsde.cli.compare.command import PARTS
 from flowsde.cli.compare.figures import MEASURES, figure
 from flowsde.cli.compare.page import page as make
-from flowsde.cli.lines import again_with
+from flowsde.cli.lines import resume_with
 from flowsde.cli.pictures import pixels
 from flowsde.runner import rounds
 from flowsde.shapes import checker
@@ -272,13 +272,15 @@ def test_writes_everything(small: None, tmp_path: Path, capsys: pytest.CaptureFi
         lines = list(csv.DictReader(file))
     for line, row in zip(lines, rows, strict=True):
         assert line == {k: "" if v is None else str(v) for k, v in row.items()}
-    # Going on measures nothing again, and more seeds only what is new.
+    # The same command measures nothing again, and one with more seeds only what is new.
     parts = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / PARTS).iterdir()}
-    assert _compare(tmp_path / "out", "--resume", rbf=True) == found
-    more = _compare(tmp_path / "out", "--resume", "--seeds", "3")
-    assert [row["seeds"] for row in more["rows"]] == [3, 3]
+    assert _compare(tmp_path / "out", rbf=True) == found
+    assert f"{tmp_path / 'out'} is already complete" in capsys.readouterr().out
+    more = _compare(tmp_path / "out", "--seeds", "3", rbf=True)
+    assert "resume  8 of 12 parts are measured" in capsys.readouterr().out
+    assert [row["seeds"] for row in more["rows"]] == [3] * 4
     there = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / PARTS).iterdir()}
-    assert len(there) == len(parts) + 2 and parts.items() <= there.items()
+    assert len(there) == len(parts) + 4 and parts.items() <= there.items()
 
 
 @pytest.mark.slow
@@ -291,7 +293,7 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((out / PARTS).glob("*.npz"))) == 3
     assert not (out / "compare.json").exists()
-    found = _compare(out, "--resume")
+    found = _compare(out)
     for row in expected["rows"] + found["rows"]:
         del row["seconds"]
     assert found == expected
@@ -322,18 +324,27 @@ def test_wrong_values(
 def test_results_are_not_overwritten(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ["--methods", "bon", "--nfe", "6", "--steps", "3", "--seeds", "1", "--prompts", "2"]
+    few = ["--methods", "bon", "--nfe", "6", "--steps", "3", "--seeds", "2", "--prompts", "2"]
     cli.main(["compare", *few, "--out", str(tmp_path)])
     capsys.readouterr()
-    said = refused(capsys, "compare", *few, "--out", str(tmp_path))
-    assert "holds results, expected another --out, --resume or --overwrite" in said
-    cli.main(["compare", *few, "--prompts", "1", "--out", str(tmp_path), "--overwrite"])
+    for other, says in (
+        (["--seeds", "1"], "has --seeds 2, not 1"),
+        (["--prompts", "1"], "has 2 prompts, not 1"),
+        (["--objects", "4"], "has other prompts"),
+        (["--nfe", "9"], "has bon at 6 NFE, which this command leaves out"),
+        (["--methods", "svdd"], "has bon at 6 NFE, which this command leaves out"),
+    ):
+        said = refused(capsys, "compare", *few, *other, "--out", str(tmp_path))
+        assert f"{says}; expected another --out, or --overwrite" in said
+    one = ["--seeds", "1", "--prompts", "1"]
+    cli.main(["compare", *few, *one, "--out", str(tmp_path), "--overwrite"])
+    assert "discard 2 measured parts" in capsys.readouterr().out
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["rows"][0]["prompts"] == 1 and found["rows"][0]["diversity"] is None
     assert len(list((tmp_path / PARTS).iterdir())) == 1
 
 
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_resume(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: Any) -> None:
@@ -343,8 +354,8 @@ def test_ctrl_c_says_how_to_go_on(
     with pytest.raises(SystemExit) as stop:
         _compare(tmp_path)
     assert stop.value.code == 130
-    again = again_with([*ARGS, "--methods", "bon", "--out", str(tmp_path)])
-    assert f"go on with: {again}" in capsys.readouterr().err
+    again = resume_with([*ARGS, "--methods", "bon", "--out", str(tmp_path)])
+    assert again in capsys.readouterr().err
 
 
 # The page.

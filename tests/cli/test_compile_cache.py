@@ -64,7 +64,7 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
 
 
 def test_short_programs_are_kept_too(unset: dict[str, object], tmp_path: Path) -> None:
-    compile_cache.keep()
+    compile_cache.enable()
     wanted = {
         "jax_compilation_cache_dir": str(tmp_path / "flowsde" / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -77,15 +77,15 @@ def test_settings_of_jax_come_first(
     unset: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2")
-    compile_cache.keep()
+    compile_cache.enable()
     assert unset.keys() == {"jax_compilation_cache_dir"}
     unset.clear()
     monkeypatch.setattr(compile_cache.jax.config, "jax_compilation_cache_dir", "elsewhere")
-    compile_cache.keep()
+    compile_cache.enable()
     monkeypatch.setattr(compile_cache.jax.config, "jax_compilation_cache_dir", None)
     monkeypatch.setattr(compile_cache.jax.config, "jax_enable_compilation_cache", False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "unused"))
-    compile_cache.keep()
+    compile_cache.enable()
     assert unset == {}
     assert not (tmp_path / "unused").exists()
 
@@ -98,7 +98,7 @@ def test_without_a_folder_it_goes_on_and_says_so_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compile_cache.keep()
+    compile_cache.enable()
     assert unset == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flowsde: compiled programs are not kept: ") and "file" in line
@@ -130,7 +130,7 @@ def test_a_folder_of_others_is_not_used(
         spoil(kept, tmp_path / "own")
     except PermissionError:
         pytest.skip("only root may give a folder away")
-    compile_cache.keep()
+    compile_cache.enable()
     assert unset == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flowsde: compiled programs are not kept: ") and says in line
@@ -140,7 +140,7 @@ def test_torn_programs_are_removed_and_compiled_again(
     unset: dict[str, object], tmp_path: Path
 ) -> None:
     kept = tmp_path / "flowsde" / "compiled"
-    compile_cache.keep()
+    compile_cache.enable()
     whole = {"zlib": zlib.compress(bytes(range(256)) * 99)}
     with contextlib.suppress(ImportError):
         import zstandard
@@ -150,13 +150,13 @@ def test_torn_programs_are_removed_and_compiled_again(
         for cut in (0, 1, len(data) // 2, len(data) - 1, len(data)):
             (kept / f"{name}-{cut}-cache").write_bytes(data[:cut])
     time.sleep(0.05)  # longer than the clock of the file system ticks
-    compile_cache.keep()
+    compile_cache.enable()
     assert _entries(kept) == {f"{name}-{len(data)}-cache" for name, data in whole.items()}
     # Each is looked at once.
     looked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile_cache, "_is_whole", lambda path: looked.append(path) or True)
-        compile_cache.keep()
+        compile_cache.enable()
     assert not looked
 
 

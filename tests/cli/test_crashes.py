@@ -1,4 +1,4 @@
-"""Commands that die, or find the disk full, at every write and rename, and go on."""
+"""Commands that die, or find the disk full, at every write and rename, and are resumed."""
 
 import functools
 import json
@@ -78,8 +78,7 @@ def _sample(out: Path, *more: str) -> None:
 def _batch(out: Path, *more: str) -> None:
     prompts = out.parent / "prompts.txt"
     prompts.write_text("one red circle\ntwo green squares\n")
-    again = [word for word in more if word != "--resume"]
-    cli.main(["batch", "--prompts-file", str(prompts), *BATCH, "--out", str(out), *again])
+    cli.main(["batch", "--prompts-file", str(prompts), *BATCH, "--out", str(out), *more])
 
 
 def _shared(out: Path, *more: str) -> None:
@@ -99,7 +98,7 @@ def _whole(command: Callable[..., None], tmp_path: Path) -> tuple[dict[str, Any]
 
 
 @pytest.mark.parametrize(("command", "each"), [(_sample, 1), (_batch, 1), (_shared, 3)])
-def test_dies_at_every_write_and_goes_on(
+def test_dies_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path
 ) -> None:
     expected, points = _whole(command, tmp_path)
@@ -109,12 +108,12 @@ def test_dies_at_every_write_and_goes_on(
         _begin(out)
         with disk(out, dies_at=at), pytest.raises(Died):
             command(out)
-        command(out, "--resume")
+        command(out)
         assert _tree(out) == expected, at
 
 
 @pytest.mark.parametrize(("command", "each"), [(_sample, 2), (_batch, 4)])
-def test_finds_the_disk_full_at_every_write_and_goes_on(
+def test_finds_the_disk_full_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, points = _whole(command, tmp_path)
@@ -132,6 +131,6 @@ def test_finds_the_disk_full_at_every_write_and_goes_on(
             assert stop.code in (1, 2)
             said = capsys.readouterr().err.splitlines()[-1]
             assert said.startswith("flowsde ") and "No space left on device" in said
-        command(out, "--resume")
+        command(out)
         assert _tree(out) == expected, at
     assert failed > points // each // 2

@@ -15,7 +15,7 @@ import flowsde as fs
 from flowsde import _own, shapes
 from flowsde.cli import main as cli
 from flowsde.cli import resume, sample
-from flowsde.cli.lines import Failed
+from flowsde.cli.errors import CommandError
 
 SAMPLE = ["sample", "two green triangles", "--method", "ode", "--steps", "2"]
 BATCH = ["batch", "--method", "ode", "--steps", "2", "--prompts-file"]
@@ -98,7 +98,7 @@ def test_files_with_the_names_of_results_are_refused(
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "load_flow", lambda *_: pytest.fail("the model was loaded"))
         said = refused(capsys, *args)
-    assert f"{out / name} is there, and no result of flowsde's" in said
+    assert f"{out / name} already exists and is not a result of flowsde's" in said
     assert _read(out) == {name: b"mine"}
     cli.main([*args, "--overwrite"])
     assert (out / name).read_bytes() != b"mine"
@@ -133,8 +133,8 @@ def test_a_run_of_another_process_meanwhile_is_not_lost(
     jobs = sample.prepare(cli._parse(args))
     cli.main(args)
     before = _read(tmp_path)
-    with pytest.raises(Failed, match="another process has been at work in"):
-        sample.run_all(jobs, False, "again")
+    with pytest.raises(CommandError, match="another flowsde process has written to"):
+        sample.run_all(jobs)
     assert _read(tmp_path) == before
 
 
@@ -144,15 +144,17 @@ def test_an_unfinished_run_of_an_earlier_version_is_named(
     (tmp_path / "search").mkdir()
     (tmp_path / "unfinished.json").write_text(json.dumps({"begins": [0], "saves": [[0, 0.0]]}))
     args = [*SAMPLE, "--out", str(tmp_path)]
-    assert "is of an earlier version" in refused(capsys, *args, "--resume")
-    cli.main(args)
+    assert "of an earlier version of flowsde, which this one cannot resume" in refused(
+        capsys, *args
+    )
+    cli.main([*args, "--overwrite"])
     # One that it finished is one.
     capsys.readouterr()
-    cli.main([*args, "--resume"])
-    assert f"{tmp_path} is finished" in capsys.readouterr().out
+    cli.main(args)
+    assert f"{tmp_path} is already complete" in capsys.readouterr().out
 
 
-def test_going_on_from_a_finished_search_records_nothing_twice(
+def test_resuming_a_finished_search_records_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after the last save, before there is a result."""
@@ -173,7 +175,7 @@ def test_going_on_from_a_finished_search_records_nothing_twice(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(sample, "_write", die)
         cli.main(args("killed"))
-    cli.main([*args("killed"), "--resume"])
+    cli.main(args("killed"))
     whole, killed = _read(tmp_path / "whole"), _read(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     for name in ("path.png", "image.png"):

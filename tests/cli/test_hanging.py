@@ -68,7 +68,7 @@ def test_one_signal_ends_a_command_whose_reward_hangs(name: str, tmp_path: Path)
         assert process.wait(timeout=60) == 143
         assert time.monotonic() - began < 15
         said = process.stderr.read()
-        assert "interrupted" in said and "go on with: " in said and "Traceback" not in said
+        assert "interrupted" in said and "resume with: " in said and "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_thread_left_in_jax_does_not_abort_a_command(tmp_path: Path) -> None:
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait(timeout=60) == 1, said
-        assert said.splitlines()[-1].startswith("flowsde sample: 'one red circle': failed at ")
+        assert said.splitlines()[-1].startswith("flowsde sample: 'one red circle' stopped at ")
         assert "gave no answer within its timeout of 0.5 s" in said and "FATAL" not in said
 
 

@@ -123,13 +123,10 @@ def test_prompts_have_folders_and_rewards_of_their_own(places, tmp_path, monkeyp
         assert result["prompt"] == prompt and result["verifier_calls"] == 2
         assert abs(result["reward"] - len(prompt)) < 2
     capsys.readouterr()
+    cli.main(["sample", PROMPT, OTHER, *words])
+    assert capsys.readouterr().out.count("is already complete") == 2
     with pytest.raises(SystemExit):
-        cli.main(["sample", PROMPT, *words])
-    assert "holds a finished result" in capsys.readouterr().err
-    cli.main(["sample", PROMPT, OTHER, *words, "--resume"])
-    assert capsys.readouterr().out.count("is finished") == 2
-    with pytest.raises(SystemExit):
-        cli.main(["sample", PROMPT, *words, "--resume", "--seed", "0", "--steps", "1"])
+        cli.main(["sample", PROMPT, *words, "--seed", "0", "--steps", "1"])
     assert "--steps 2, not 1" in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ from flowsde.cli.compare import command as comparing
 from flowsde.shapes.train import Task, TrainConfig, fit
 
 assert small
-COMPARE = "compare --methods bon --nfe 2 --prompts 2 --seeds 1 --steps 1 --resume".split()
+COMPARE = "compare --methods bon --nfe 2 --prompts 2 --seeds 1 --steps 1".split()
 
 
 def _compare(out: Path, *more: str) -> None:
@@ -73,7 +73,7 @@ def test_commands(
         damaged = {n: (out / n).read_bytes() for n in expected if (out / n).is_file()}
         capsys.readouterr()
         try:
-            command(out, "--resume")
+            command(out)
         except SystemExit as stop:
             refused += 1
             # Before any work, or once a prompt's turn has come.

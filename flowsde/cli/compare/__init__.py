@@ -1,12 +1,12 @@
-"""Methods against each other on the embedded model: many captions, held-out judge, intervals.
+"""Compare methods on the embedded model: many captions, a held-out checker, intervals.
 
     rows, _ = compare.plan(["bon", "rbf"], nfe=[50, 100])
     study = compare.Study(compare.captions(25), seeds=2)
     measured = compare.measure(rows, study, folder)
     table = compare.summarise(rows, measured)
 
-`flowsde compare` is this with files, plots and a page. What has been measured is kept in the folder
-part by part, so that a run that was stopped, or that is given more rows, goes on from there.
+`flowsde compare` adds files, plots and a page. What has been measured is kept in the folder part by
+part, so that the same call resumes, and one with more rows, prompts or seeds measures only those.
 """
 
 from flowsde.cli.compare.measure import Measured, Study, captions, measure, measured_already

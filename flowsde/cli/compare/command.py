@@ -1,16 +1,16 @@
 """`flowsde compare`: the options, and the files that it writes.
 
 compare.json
-    ``title``, ``version``, ``prompts``, ``seeds``, ``command``, and ``rows`` as in
-    `flowsde.compare.summarise`.
+    ``title``, ``version``, ``prompts``, ``seeds``, ``networks`` (SHA-256 of the weights),
+    ``settings`` of each row, and ``rows`` as in `flowsde.cli.compare.summarise`.
 compare.csv
     The same rows.
 compare.html
-    One self-contained page: tables, plots, pictures.
+    A self-contained page with tables, plots and pictures.
 accuracy.png, given.png, rss.png, diversity.png
-    The plots, TABLE-accuracy.png and so on when there is more than one table.
+    The plots; TABLE-accuracy.png and so on when there is more than one table.
 .flowsde/parts/
-    What was measured, a file for each row, seed and batch of prompts; --resume goes on from these.
+    Measurements, a file for each row, seed and batch of prompts, from which the command resumes.
 """
 
 import csv
@@ -26,11 +26,11 @@ import tyro
 import flowsde as fs
 from flowsde import _own, _text
 from flowsde._checks import check_count
-from flowsde._files import HIDDEN, read_json, replacing, write_json
-from flowsde._schema import fields, items, mapping, text
+from flowsde._files import HIDDEN, read_json, replacing, speakable, write_json
+from flowsde._schema import fields, items, mapping, text, whole
 from flowsde.cli import prompts, results
 from flowsde.cli.compare.figures import MEASURES, figure
-from flowsde.cli.compare.measure import Measured, Study, captions, measure
+from flowsde.cli.compare.measure import Measured, Study, captions, counted, measure
 from flowsde.cli.compare.page import page
 from flowsde.cli.compare.rows import Row, plan
 from flowsde.cli.compare.summary import summarise
@@ -43,57 +43,60 @@ _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
 PARTS = f"{HIDDEN}/parts"
 """Folder, below that of the results, of what was measured."""
 FILES = ("compare.json", "compare.csv", "compare.html")
-_READ = fields(title=text, version=text, prompts=items(text), rows=items(mapping))
+_READ = fields(
+    {"seeds": whole(1), "settings": items(mapping), "networks": items(text)},
+    title=text, version=text, prompts=items(text), rows=items(mapping),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare:
     """Compare methods on the embedded text-to-image flow, with 95 % intervals.
 
-    Every row is a method with an interpolant, a kernel and a budget; every row searches the same
-    prompts with the same seeds. Pictures are judged by the held-out checker, which no search sees.
-    Writes tables (JSON, CSV), plots, and a page with all of them and the pictures. What has been
-    measured is kept: --resume goes on after a stop, and adds rows, prompts or seeds.
+    Every row is a method with an interpolant, a kernel and a budget, and searches the same prompts
+    with the same seeds. A held-out checker, which no search sees, judges the pictures. Writes
+    tables (JSON, CSV), plots, and a page with all of them and the pictures. The same command again
+    resumes; with more methods, budgets, prompts or seeds it extends the comparison.
     """
 
     methods: Annotated[tuple[str, ...], word("method")] = ("ode", "bon", "svdd", "rbf")
-    """Which ones: ode bon svdd rbf by default."""
+    """Methods to compare: ode bon svdd rbf by default."""
     interpolants: Annotated[tuple[str, ...], word("interpolant")] = ()
-    """In which particles move; the preset's by default. Methods that follow the ODE (ode, bon, sop)
-    have one row for all: its path is the same in each."""
+    """Interpolants to sample in; the preset's by default. Methods that follow the ODE (ode, bon,
+    sop) have one row for all: its path is the same in each."""
     kernels: Annotated[tuple[str, ...], word("kernel")] = ()
-    """How they move; the preset's by default."""
+    """Kernels to move particles by; the preset's by default."""
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
-    """Budgets, in evaluations of the model for each picture: 50 100 by default."""
+    """Budgets, in model evaluations a picture: 50 100 by default."""
     prompts: Annotated[int, number(int, "an integer")] = 25
-    """How many captions; every fifth has a count, colour and shape that training never showed."""
+    """Number of captions; every fifth has a count, colour and shape never shown in training."""
     objects: Annotated[int, number(int, "an integer")] = 1
-    """Least number of objects in a caption, up to 10: more are harder."""
+    """Least number of objects in a caption, up to 10; more are harder."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
-    """These prompts instead, one a line."""
+    """File of prompts to use instead, one a line."""
     seeds: Annotated[int, number(int, "an integer")] = 2
-    """Searches for each prompt."""
+    """Number of searches for each prompt."""
     preset: Annotated[str, word("preset")] = "recommended"
-    """Of all settings that are not given: what measures best (the default), or the RBF paper's."""
+    """Defaults for all other settings: "recommended", measured best on the embedded model, or
+    "paper", those of the RBF paper."""
     reward: Annotated[str | None, word("reward")] = None
-    """What the searches see."""
+    """Reward to search by; likelihood by default."""
     weights: Weights = ()
-    """Weights that flowsde train wrote, of the flow or of the scorer, in the place of the packaged
-    ones: a file, or the folder of a run. Given twice for both."""
+    """Weights that flowsde train wrote, of the flow or of the scorer, instead of the packaged ones:
+    a file, or the folder of a run. Give it twice for both."""
     out: Annotated[Path, shown("DIR")] = Path("flowsde-compare")
     """Folder of the results, flowsde-compare by default."""
-    resume: Flag = False
-    """Go on with what is in the folder, also with more rows, prompts or seeds."""
     overwrite: Flag = False
-    """Begin anew in a folder that holds results."""
+    """Discard the results in the folder and begin anew."""
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
 
     def run(self) -> None:
-        """Measure, write and say what came out.
+        """Measure, write the files, and print the table.
 
         Raises:
           ValueError, TypeError: naming an option, before any work.
+          CommandError, Interrupted: the work failed, or a signal came.
         """
         own = {name: value for name, value in given(self).items() if name != "nfe"}
         rows, left_out = plan(
@@ -119,43 +122,73 @@ class Compare:
         if self.prompts_file is None:
             texts = captions(self.prompts, self.objects)
         study = Study(texts, self.seeds, weights.chosen("--weights", self.weights))
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--out: cannot make folder {_text.shown(self.out)}: {error.strerror}"
-            ) from None
+        results.make(self.out)
         with _own.locked(self.out):
-            prepare(self.out, self.resume, self.overwrite)
+            if not self.overwrite:
+                check_extended(self.out, rows, study)
+            prepare(self.out, self.overwrite)
+            done, total = counted(rows, study, self.out / PARTS)
+            if done == total:
+                out = _text.shown(self.out, 4096)
+                print(f"flowsde compare: {out} is already complete", flush=True)
+            elif done:
+                print(f"resume  {done} of {total} parts are measured", flush=True)
             for words in left_out:
-                print(f"without {_text.shown(words)}", flush=True)
-            with one_line("failed", "the same command with --resume goes on"):
+                print(f"skipped {_text.shown(words)}", flush=True)
+            with one_line("failed"):
                 report(self.out, "Methods compared", rows, study)
 
 
-def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make room for parts; ValueError if a folder holds what may not be touched."""
+def prepare(folder: Path, overwrite: bool) -> None:
+    """Make room for parts in a folder whose lock is held; what is discarded is said first.
+
+    Raises:
+      ValueError: the folder holds an earlier version's results, or files that are not ours.
+    """
     _own.claim(folder)
-    parts = folder / PARTS
-    if not parts.exists():
-        names = [*FILES, *(f"{name}.png" for name in MEASURES)]
-        if resume and is_ours(folder / "compare.json"):
-            raise ValueError(
-                f"{folder} holds results of an earlier version of flowsde, with which this one "
-                f"cannot go on; expected another --out or --overwrite"
-            )
-        if is_ours(folder / "compare.json") and not overwrite:
-            raise _holds(folder)
+    parts, names = folder / PARTS, [*FILES, *(f"{name}.png" for name in MEASURES)]
+    there = list(parts.iterdir()) if parts.is_dir() else []
+    if overwrite:
         results.check_writable(folder, names, overwrite)
-    elif overwrite:
-        _own.discard(parts)
-    elif not resume and any(parts.iterdir()):
-        raise _holds(folder)
+        if there:
+            print(f"discard {len(there)} measured parts in {_text.shown(folder)}", flush=True)
+        # The parts' folder stays: with it, the other files are known as ours.
+        (folder / FILES[0]).unlink(missing_ok=True)
+        for part in there:
+            _own.discard(part)
+    elif not parts.exists() and is_ours(folder / FILES[0]):
+        raise ValueError(
+            f"{folder} holds results of an earlier version of flowsde, which this one cannot "
+            f"extend; {results.OTHERWISE}"
+        )
+    elif not parts.exists():
+        results.check_writable(folder, names, overwrite)
     parts.mkdir(exist_ok=True)
 
 
-def _holds(folder: Path) -> ValueError:
-    return ValueError(f"{folder} holds results, expected another --out, --resume or --overwrite")
+def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
+    """ValueError naming what a finished comparison has and the one that is wanted has not."""
+    try:
+        found = _READ(read_json(folder / FILES[0]), str(folder / FILES[0]))
+    except (FileNotFoundError, ValueError):
+        return  # What counts are the parts.
+    ours = [(row.method, speakable(dataclasses.asdict(row.settings))) for row in rows]
+    theirs = zip(found["rows"], found.get("settings", []), strict=False)
+    lost = [row for row, settings in theirs if (row.get("method"), settings) not in ours]
+    many, seeds = len(found["prompts"]), found.get("seeds", 0)
+    if found.get("networks", study.digests) != study.digests:
+        has = "other --weights"
+    elif list(study.prompts[:many]) != found["prompts"]:
+        fewer = many > len(study.prompts)
+        has = f"{many} prompts, not {len(study.prompts)}" if fewer else "other prompts"
+    elif seeds > study.seeds:
+        has = f"--seeds {seeds}, not {study.seeds}"
+    elif lost:
+        row = _text.shown(lost[0].get("label"), 100)
+        has = f"{row} at {_text.shown(lost[0].get('nfe'), 20)} NFE, which this command leaves out"
+    else:
+        return
+    raise ValueError(f"the comparison in {folder} has {has}; {results.OTHERWISE}")
 
 
 def is_ours(path: Path) -> bool:
@@ -198,6 +231,7 @@ def _write(
         "version": fs.__version__,
         "prompts": list(study.prompts),
         "seeds": study.seeds,
+        "networks": study.digests,
         "settings": [dataclasses.asdict(row.settings) for row in rows],
         "rows": table,
     }

@@ -1,7 +1,7 @@
-"""Running the rows: prompts packed together, every part kept on disk.
+"""Measure rows: prompts run together, and every part is kept on disk.
 
-A part is one row, one seed, and one batch of prompts. Its file is named by a hash of all that it
-depends on, so that a part that is there need not be run again.
+A part is one row, one seed and one batch of prompts. Its file is named by a hash of all that it
+depends on, so that a part on disk need not be measured again.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import flowsde as fs
 from flowsde import interrupts, shapes
@@ -26,6 +25,7 @@ from flowsde._schema import array
 from flowsde.cli import presets
 from flowsde.cli.compare.rows import Row, labels
 from flowsde.cli.pictures import pixels
+from flowsde.cli.progress import bar as shown
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes import checker, weights
 from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
@@ -58,7 +58,7 @@ def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What every row is measured on: prompts, which also number their random keys, and seeds.
+    """Prompts, whose numbers their random keys are made of, and seeds that every row is run with.
 
     Attributes:
       prompts: captions.
@@ -69,6 +69,11 @@ class Study:
     prompts: Sequence[str]
     seeds: int
     networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """SHA-256 of the weights of each network."""
+        return [weights.sha256(self.networks[name]) for name in weights.NAMES]
 
     @cached_property
     def wanted(self) -> np.ndarray:
@@ -88,15 +93,15 @@ class Study:
 
 
 class Measured(NamedTuple):
-    """Of one row; arrays over prompts and seeds [P, M].
+    """Measurements of one row; arrays over prompts and seeds [P, M].
 
     Attributes:
       images: uint8 [P, M, 32, 32, 3].
       reward: the given one.
-      exact, rss: what the held-out checker says.
-      objects, unclear: clean objects that it sees, and regions that are none.
+      exact, rss: by the held-out checker.
+      objects, unclear: clean objects that it sees, and regions that are no clean object.
       nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
-      seconds: a prompt's, compilation left out.
+      seconds: a prompt, without compilation.
     """
 
     images: np.ndarray
@@ -113,7 +118,7 @@ class Measured(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One row, seed and batch of prompts, and the file of what was measured."""
+    """One row, seed and batch of prompts, and the file of its measurements."""
 
     row: Row
     seed: int
@@ -123,7 +128,6 @@ class Part(NamedTuple):
 
 def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Part]]:
     """Parts of every row, seeds in turn, batches of prompts within each."""
-    networks = [weights.sha256(study.networks[name]) for name in weights.NAMES]
 
     def part(row: Row, seed: int, ids: np.ndarray) -> Part:
         about = {
@@ -131,7 +135,7 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
             "settings": dataclasses.asdict(row.settings),
             "seed": seed,
             "prompts": {int(i): study.prompts[i] for i in ids},
-            "networks": networks,
+            "networks": study.digests,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         return Part(row, seed, ids, folder / f"{row.method}-{row.settings.nfe}-{digest}.npz")
@@ -143,7 +147,7 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
 
 
 def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> dict[str, Any]:
-    """What there is to say of a part, by name."""
+    """Measurements of a part, by name."""
     began = time.perf_counter()
     images, result = _search_part(part, study, search, flow, reward)
     seconds = time.perf_counter() - began
@@ -168,7 +172,7 @@ def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> d
 def _search_part(
     part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, target: float | None = None
 ) -> tuple[np.ndarray, fs.Result]:
-    """The pictures of a part's prompts, and all else."""
+    """Pictures and result of a part's prompts."""
     result = fs.run(
         from_seed(part.seed),
         flow,
@@ -227,7 +231,7 @@ def measure(
     cost = {part.path: len(part.ids) * (part.row.settings.nfe or 0)
             for of_row in parts.values() for part in of_row}  # fmt: skip
     there = sum(n for path, n in cost.items() if found[path] is not None)
-    with tqdm(
+    with shown(
         total=sum(cost.values()), initial=there, unit="NFE", unit_scale=True, disable=not progress,
         smoothing=0.05, dynamic_ncols=True,
     ) as bar:  # fmt: skip
@@ -242,9 +246,11 @@ def measure(
             for part in missing:
                 interrupts.check()
                 if len(part.ids) not in compiled:
-                    # Compiles, and stops at the first reward: no time of a part holds that.
+                    # Compiles, and stops at the first reward, so that no part is timed with it.
+                    bar.set_postfix_str("compiling")
                     _search_part(part, study, search, flow, reward, float(_ANY))
                     compiled.add(len(part.ids))
+                    bar.set_postfix_str("")
                 values = _run(part, study, search, flow, reward)
                 write_arrays(part.path, values)
                 found[part.path] = values
@@ -255,13 +261,20 @@ def measure(
 
 
 def measured_already(rows: Sequence[Row], study: Study, folder: Path) -> list[Row]:
-    """The rows of which every part is in the folder."""
+    """Rows that are measured completely in the folder."""
     parts = _parts(rows, study, folder)
     return [row for row in rows if all(part.path.exists() for part in parts[row])]
 
 
+def counted(rows: Sequence[Row], study: Study, folder: Path) -> tuple[int, int]:
+    """Parts that are in the folder, and all parts."""
+    every = [part.path.exists() for of_row in _parts(rows, study, folder).values()
+             for part in of_row]  # fmt: skip
+    return sum(every), len(every)
+
+
 def _found(part: Part) -> dict[str, np.ndarray] | None:
-    """What is on disk of a part; one that is damaged is measured again."""
+    """Measurements of a part on disk; one that is damaged is measured again."""
     n = len(part.ids)
     readers = {name: array(int, n) for name in COUNTERS}
     readers |= {

@@ -15,7 +15,7 @@ from flowsde.cli.compare.measure import Measured, Study
 from flowsde.cli.compare.rows import Row
 
 _SHOWN = 10
-"""Prompts of which there are pictures."""
+"""Most prompts to show pictures of."""
 
 _COLUMNS = (
     ("label", "row"),
@@ -150,8 +150,8 @@ def page(
     about = (
         f"{len(study.prompts)} prompts × {study.seeds} seeds. Intervals are 95 % bootstraps over "
         f"prompts. Gain is the difference in exact captions from the first row with the same "
-        f"budget, paired over prompts. A green frame is a picture that shows exactly what was "
-        f"asked, by the held-out checker, which no search sees."
+        f"budget, paired over prompts. A green frame marks an exact match, by the held-out "
+        f"checker, which no search sees."
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -76,7 +76,13 @@ class Engine:
       job: checked arguments, with all prompts.
       size: of a batch.
       slots: prompts under way at once, at most.
+
+    Attributes:
+      totals: what was computed so far.
+      computed: called with them after every batch, to show progress; None for nothing.
     """
+
+    computed: Callable[[Totals], None] | None = None
 
     def __init__(self, job: Job, size: int, slots: int | None):
         self.totals = Totals()
@@ -142,6 +148,8 @@ class Engine:
             if under_way and not (report.sent and len(under_way) < self._judge.depth):
                 first = under_way.popleft()
                 back = (first.batch, *first.wait())
+                if self.computed is not None:
+                    self.computed(self.totals)
 
     def _widen(
         self, pool: Pool, under_way: deque[_UnderWay], active: int, width: int, wider: int

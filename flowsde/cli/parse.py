@@ -1,0 +1,140 @@
+"""Read the words of a command into its options; mistakes are one short line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tyro
+
+from flowsde._text import shown
+from flowsde.cli import COMMANDS
+from flowsde.cli.errors import OptionError
+from flowsde.cli.options import check_paths
+
+_CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+
+
+def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
+    """The options of a command.
+
+    Args:
+      words: of the command line.
+      kind_of: the class of a command's options, by its name.
+
+    Raises:
+      SystemExit: help was asked for, and printed.
+      ValueError: a word is wrong; in one line.
+    """
+    name = words[0] if words else "--help"
+    if name in ("--help", "-h"):
+        print(_help())
+        raise SystemExit
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        hint = _hint(name, COMMANDS)
+        raise ValueError(f"COMMAND must be one of {known}, got '{shown(name)}'{hint}")
+    kind, errors = kind_of(name), io.StringIO()
+    given = _without_resume(name, words[1:])
+    try:
+        with contextlib.redirect_stderr(errors):
+            command = tyro.cli(kind, prog=f"flowsde {name}", args=given, config=_CONFIG)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_mistake(kind, given) or _message(errors.getvalue())) from None
+    check_paths(command)
+    return command
+
+
+def _help() -> str:
+    every = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    return (
+        f"usage: flowsde {{{','.join(COMMANDS)}}} ...\n\n"
+        f"Inference-time scaling of flow models in JAX.\n\n{every}\n\n"
+        f"flowsde COMMAND --help lists a command's options; flowsde --version prints the version."
+    )
+
+
+def _without_resume(name: str, words: Sequence[str]) -> list[str]:
+    """The words without --resume, an option until 0.1, when the same command began to resume."""
+    if name not in ("sample", "compare") or "--resume" not in words:
+        return list(words)
+    if "--overwrite" in words:
+        raise OptionError("--resume", "contradicts --overwrite, which begins anew; give only one")
+    print(
+        f"flowsde {name}: --resume is no longer needed: the same command resumes", file=sys.stderr
+    )
+    return [word for word in words if word != "--resume"]
+
+
+class _Option(NamedTuple):
+    """An option as it is written, or a positional argument; `required` without a default."""
+
+    name: str
+    value: str
+    required: bool
+
+
+def _options(kind: Any) -> Iterator[_Option]:
+    """All options of a class of options, groups included."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        own, marks = typing.get_origin(hint), getattr(hint, "__metadata__", ())
+        group = hint.__origin__ if marks else own or hint
+        if dataclasses.is_dataclass(group):
+            yield from _options(group)
+            continue
+        metavar = _said(marks, "metavar", "")
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if tyro.conf.Positional in marks:
+            yield _Option(metavar, "", no_default and not metavar.endswith("..."))
+        else:
+            name = _said(marks, "name", field.name).replace("_", "-")
+            yield _Option(f"--{name}", metavar, no_default)
+
+
+def _said(marks: Iterable[Any], what: str, default: str) -> str:
+    """What the first of an annotation's marks says of an option's name or metavar."""
+    return next((said for mark in marks if (said := getattr(mark, what, None))), default)
+
+
+def _mistake(kind: Any, words: list[str]) -> str:
+    """What is wrong with words that tyro refused, if it is a name; else nothing."""
+    options = list(_options(kind))
+    flags = [option.name for option in options if option.name.startswith("--")] + ["--help"]
+    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for name in given:
+        if name not in flags:
+            return f"unknown option {shown(name)}{_hint(name, flags)}"
+    if len(flags) > len(options) and words and not words[0].startswith("-"):
+        prompts = "; prompts come from --prompts-file" * ("--prompts-file" in flags)
+        return f"unexpected argument '{shown(words[0])}'{prompts}"
+    missing = [option for option in options if option.required and option.name not in given]
+    if [option for option in missing if option.name.startswith("--")]:
+        names = " and ".join(f"{one.name} {one.value}".strip() for one in missing)
+        return f"{names} {'is' if len(missing) == 1 else 'are'} missing"
+    alone = all(word.startswith("-") for word in words)
+    return f"{missing[0].name} is missing" if missing and alone else ""
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    by_word = {name.strip("-"): name for name in known}
+    close = difflib.get_close_matches(word[:100].strip("-"), by_word, 1)
+    return f"; did you mean {by_word[close[0]]}?" if close else ""
+
+
+def _message(box: str) -> str:
+    """The message inside a box of tyro's, drawn in Unicode or in ASCII: up to its first rule."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    framed = box.startswith("╭")
+    body = lines[1 if framed else 2 :]
+    rules = [i for i, line in enumerate(body) if set(line) <= {"─", "-"}]
+    message = " ".join(body[: rules[0] if rules else None])
+    return message.removeprefix("Error parsing ")
