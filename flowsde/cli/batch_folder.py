@@ -19,7 +19,7 @@ from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
 from flowsde.cli import results, resume
-from flowsde.cli.sources.base import Offer
+from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.budget import Outcome, added
 from flowsde.runner.result import COUNTERS, Result
 
@@ -42,7 +42,7 @@ class Folder:
       abouts: what each prompt's result is of.
     """
 
-    def __init__(self, out: Path, offer: Offer, abouts: Sequence[dict[str, Any]]):
+    def __init__(self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]]):
         self.out, self._offer, self.abouts = out, offer, abouts
         self.folders = [out / offer.slug(about["prompt"]) for about in abouts]
         self.values: list[dict[str, Any] | None] = [None] * len(abouts)
@@ -217,7 +217,7 @@ class Folder:
         folder, about, image = self.folders[i], self.abouts[i], np.asarray(result.image)
         folder.mkdir(exist_ok=True)
         self._offer.save(folder / "image.png", image)
-        judged = self._offer.judged
+        judged = self._offer.has_reward
         values = {
             **about,
             "reward": float(result.reward) if judged else None,

@@ -32,8 +32,8 @@ from flowsde.cli.failures import EXPECTED, Failed, failed, reason
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
-from flowsde.cli.sources import about, offered
-from flowsde.cli.sources.base import Ask, Offer
+from flowsde.cli.sources import about, source_of
+from flowsde.cli.sources.base import PromptTask, Source
 from flowsde.runner.result import Result
 from flowsde.search import Search
 
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     seen: list[tuple[str, int]]
     rounds: Iterator[Result]
     save_trajectory: bool
-    offer: Offer
+    offer: Source
 
     @property
     def prompt(self) -> str:
@@ -62,7 +62,7 @@ _MODEL = 40
 """Letters of a model's name in that of a folder, which has 255 bytes at most."""
 
 
-def _folders(command: Sample, offer: Offer) -> list[Path]:
+def _folders(command: Sample, offer: Source) -> list[Path]:
     """Where each prompt's result goes."""
     slugs = [offer.slug(prompt) for prompt in offer.prompts]
     if command.out is None:
@@ -96,7 +96,7 @@ def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
     Returns:
       The folder of each prompt, with None if its result is there already.
     """
-    offer = offered(command)
+    offer = source_of(command)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     done = [_is_finished(command, *both) for both in zip(folders, abouts, strict=True)]
@@ -110,7 +110,7 @@ def prepare(command: Sample) -> list[tuple[Path, Job | None]]:
 
 
 def _jobs(
-    command: Sample, offer: Offer, asked: list[tuple[Path, dict[str, Any]]]
+    command: Sample, offer: Source, asked: list[tuple[Path, dict[str, Any]]]
 ) -> dict[Path, Job]:
     """A job for each folder and what it is about; the weights are read here."""
     if not asked:
@@ -128,19 +128,20 @@ def _jobs(
     key = from_seed(command.seed)
 
     def job(
-        folder: Path, about: dict[str, Any], saved: resume.Saved | None, seen: Any, ask: Ask
+        folder: Path, about: dict[str, Any], saved: resume.Saved | None, seen: Any, task: PromptTask
     ) -> Job:
         rounds = fs.iterate(
-            key, loaded.flow, offer.search, ask.reward, cond=ask.cond,
+            key, loaded.flow, offer.search, loaded.reward, cond=task.cond,
+            reward_cond=task.reward_cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
             resume=saved and saved.result,
         )  # fmt: skip
         options = (offer.settings, as_run, loaded.flow, saved, seen)
         return Job(folder, about, *options, rounds, command.save_trajectory, offer)
 
-    every = zip(asked, saved, seen, loaded.asks, strict=True)
+    every = zip(asked, saved, seen, loaded.tasks, strict=True)
     return {
-        folder: job(folder, own, state, found, ask) for (folder, own), state, found, ask in every
+        folder: job(folder, own, state, found, task) for (folder, own), state, found, task in every
     }
 
 
@@ -164,7 +165,7 @@ def _search(job: Job, keeper: resume.Keeper) -> Result:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
                 first = False
-            if job.offer.judged:
+            if job.offer.has_reward:
                 bar.set_postfix_str(f"best reward {float(result.reward):.3f}", refresh=False)
             bar.update(result.nfe - bar.n)
     return result
@@ -180,12 +181,12 @@ def _write(job: Job, keeper: resume.Keeper, result: Result) -> dict[str, Any]:
         write_arrays(folder / _TRAJECTORY, result.info._asdict() | particles)
     values = {
         **job.about,
-        "reward": float(result.reward) if offer.judged else None,
+        "reward": float(result.reward) if offer.has_reward else None,
         **offer.heldout(job.prompt, image),
         "nfe": result.nfe,
         "evaluations": result.evaluations,
         "backward_passes": result.backward_passes,
-        "verifier_calls": result.verifier_calls if offer.judged else 0,
+        "verifier_calls": result.verifier_calls if offer.has_reward else 0,
         "seconds": keeper.seconds(),
     }
     write_json(folder / results.RESULT, values)
@@ -195,7 +196,7 @@ def _write(job: Job, keeper: resume.Keeper, result: Result) -> dict[str, Any]:
 
 def _draw(job: Job, keeper: resume.Keeper, result: Result) -> None:
     """Pictures of a search by a reward."""
-    if not job.offer.judged:
+    if not job.offer.has_reward:
         return
     # Imported here: Matplotlib takes half of what importing takes.
     from flowsde.cli import plots
@@ -257,10 +258,14 @@ def _run(job: Job, resumed: bool, again: str) -> None:
             _own.release(job.folder)
         except BaseException as error:
             raise _ended(job, keeper, error, go_on) from None
-    for line in job.offer.said(values):
+    for line in job.offer.report(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
-    print(f"reward  {values['reward']:.4f} for {spent}" if job.offer.judged else f"spent   {spent}")
+    print(
+        f"reward  {values['reward']:.4f} for {spent}"
+        if job.offer.has_reward
+        else f"spent   {spent}"
+    )
     print(f"folder  {_path(job.folder)}", flush=True)
 
 
