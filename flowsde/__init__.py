@@ -11,7 +11,7 @@ from flowsde._version import __version__
 
 if TYPE_CHECKING:
     from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search
-    from flowsde.classifier_free import guide
+    from flowsde.classifier_free import classifier_free_guidance, guide
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
@@ -42,7 +42,7 @@ _MODULES = {
     for name in ("analytic", "diffusion", "grids", "interpolants", "kernels", "rewards", "search")
 } | {"distributed": "runner.distributed"}
 _NAMES = {
-    "classifier_free": ("guide",),
+    "classifier_free": ("classifier_free_guidance", "guide"),
     "flow": ("Flow", "sample"),
     "interpolants": ("match_time",),
     "predictions": (
@@ -66,6 +66,7 @@ __all__ = [
     "__version__",
     "analytic",
     "batch",
+    "classifier_free_guidance",
     "diffusion",
     "distributed",
     "grids",

@@ -68,6 +68,8 @@ def _named(about: dict[str, Any]) -> dict[str, Any]:
     """What a run is about, by option, as JSON gives it back."""
     about = speakable(about)
     named = {flag(name): value for name, value in about["settings"].items()}
+    if named.get("--grid") == "flux":
+        named["--grid"] = "model"  # As it was called at first.
     prompt = about["prompt"]
     if "model" not in about["settings"]:
         try:

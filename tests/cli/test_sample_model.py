@@ -54,7 +54,7 @@ def files(tmp_path):
     return {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_flux_without_a_reward(places, tmp_path):
+def test_flux_without_a_reward(places, tmp_path, capsys):
     text = "--model {dev} --size 16x24 --steps 2 --method ode --guidance 2 --save-trajectory"
     result = sample(places, text, PROMPT)
     assert (result["prompt"], result["reward"], result["verifier_calls"]) == (PROMPT, None, 0)
@@ -63,7 +63,7 @@ def test_flux_without_a_reward(places, tmp_path):
     settings = result["settings"]
     assert settings["guidance"] == 2.0 and settings["size"] == "16x24"
     assert (settings["grid"], settings["reward"], settings["model"]) == (
-        "flux", "none", places["dev"],
+        "model", "none", places["dev"],
     )  # fmt: skip
     assert size(places) == (24, 16)
     assert files(tmp_path) == {"image.png", "result.json", "trajectory.npz"}
@@ -71,6 +71,11 @@ def test_flux_without_a_reward(places, tmp_path):
         times = file["time"][:, 0]
     ours = fs.load(places["dev"])
     np.testing.assert_allclose(times, ours.grid(2, 16, 24)[:2], rtol=1e-6)
+    # As these times were called at first; the option has the name that they have now.
+    old = result | {"settings": settings | {"grid": "flux"}}
+    (tmp_path / "out" / "result.json").write_text(json.dumps(old))
+    sample(places, f"{text} --grid model --resume", PROMPT)
+    assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])
@@ -230,6 +235,9 @@ WRONG = [
     (f"{SIT} --method ode --label 1 --text-tokens 9", "--text-tokens has no effect with a SiT"),
     (f"P {FLUX} --method ode --chains 2", "--chains has no effect with method ode"),
     (f"P {FLUX} --method ode --preset best", "--preset must be one of"),
+    (f"P {FLUX} --reward os:listdir --grid model", "--grid model wants --interpolant linear, got"),
+    (f"{SIT} --method ode --label 1 --grid model", "--grid model has no effect with a SiT: its ti"),
+    ("one red circle --grid model", "--grid must be one of uniform"),
     (f"P {FLUX} --method mcts", "--method"),
     (f"{SIT} --method ode", "--label is missing, expected 0 to 2"),
     (f"{SIT} --method ode --label 3", "--label must be from 0 to 2, got 3"),
@@ -274,8 +282,9 @@ def test_times_are_the_models_own_only_along_its_own_path(places):
     assert settings("--method ode").steps == 28
     found = settings(f"--method rbf {host}")
     assert (found.grid, found.interpolant, found.data_variance) == ("uniform", "vp", 0.0)
-    assert settings(f"--method rbf --interpolant linear {host}").grid == "flux"
+    assert settings(f"--method rbf --interpolant linear {host}").grid == "model"
     assert settings("--method ode --grid cosine").grid == "cosine"
+    assert settings(f"--method ode --preset paper --grid model {host}").grid == "model"
     paper = settings(f"--method rbf --preset paper {host}")
     assert (paper.grid, paper.steps) == ("quadratic", 10)
 

@@ -36,6 +36,8 @@ _SLUG, _DIGEST = 56, 10
 """Bytes of a prompt, and letters of its digest, in the name of a folder."""
 _OF_ALL = ("model", "reward_model", "reward_timeout")
 """Options that are no family's own."""
+_OWN_TIMES = "model"
+"""What --grid calls them."""
 
 
 def _model(options: Converted, guidance: float | None) -> tuple[Sampling, Sampled]:
@@ -104,7 +106,7 @@ def _reward(command: Sample) -> tuple[str, rewards.RewardSource]:
     return name, reward
 
 
-def _settings(command: Sample, model: Sampled) -> tuple[Settings, Grid | None]:
+def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Grid | None]:
     """Resolved settings, and the model's own times if they are used.
 
     Of the recommended preset, measured on the embedded model, what belongs to that model gives way:
@@ -115,18 +117,25 @@ def _settings(command: Sample, model: Sampled) -> tuple[Settings, Grid | None]:
     presets.check("method", command.method)
     base = presets.PRESETS[command.preset][command.method]
     base = dataclasses.replace(base, guidance=model.guidance)
-    own = False
-    if command.preset == "recommended":
+    recommended = command.preset == "recommended"
+    if recommended:
         steps = model.steps.get(command.method, base.steps)
         base = dataclasses.replace(base, data_variance=0.0, steps=steps)
-        path = given.get("interpolant", base.interpolant)
-        own = "grid" not in given and path == "linear"
+    path = given.get("interpolant", base.interpolant)
+    asked = given.get("grid") == _OWN_TIMES
+    if asked:
+        del given["grid"]
+        if path != "linear":
+            raise ValueError(f"--grid {_OWN_TIMES} wants --interpolant linear, got {path}")
+    own = asked or (recommended and "grid" not in given and path == "linear")
     times_of: Callable[[int], Grid | None] = model.grid if own else lambda steps: None
     settings = presets.resolve_from(base, command.method, given, times_of)
     assert settings.steps is not None
     times = times_of(settings.steps)
     if times is not None:
-        settings = dataclasses.replace(settings, grid="flux")
+        settings = dataclasses.replace(settings, grid=_OWN_TIMES)
+    elif asked:
+        raise ValueError(f"--grid {_OWN_TIMES} has no effect with {title}: its times are uniform")
     return settings, times
 
 
@@ -147,7 +156,7 @@ class PublishedSource:
         self.prompts = _prompts(
             command, sampling.title, self._model.unprompted, self._reward.reads_text
         )
-        settings, times = _settings(command, self._model)
+        settings, times = _settings(command, self._model, sampling.title)
         self.settings = dataclasses.replace(settings, reward=name)
         self.search = presets.build(command.method, self.settings, times)
         self.evaluations = presets.evaluations(self.settings)

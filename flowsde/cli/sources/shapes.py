@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowsde import shapes
-from flowsde.classifier_free import guide
+from flowsde.classifier_free import classifier_free_guidance
 from flowsde.cli import pictures, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources.base import LoadedSource, PromptTask
@@ -43,7 +43,7 @@ class ShapesSource:
         reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
         if self.evaluations > 1:
             nothing = np.zeros(captions.MAX_TOKENS, np.int32)
-            flow = guide(flow, self.settings.guidance, nothing)
+            flow = classifier_free_guidance(flow, self.settings.guidance, nothing)
         return LoadedSource(flow, reward, [PromptTask(shapes.encode(one)) for one in prompts])
 
     def save(self, path: Path, image: np.ndarray) -> None:

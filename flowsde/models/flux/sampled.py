@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from flowsde._text import shown
-from flowsde.classifier_free import guide as classifier_free_guidance
+from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.family import Sampling
