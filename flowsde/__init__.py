@@ -26,7 +26,7 @@ from flowsde._version import __version__
 
 if TYPE_CHECKING:
     from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search, shapes
-    from flowsde.classifier_free import guide
+    from flowsde.classifier_free import classifier_free_guidance, guide
     from flowsde.convention import check_convention
     from flowsde.flow import Flow, sample
     from flowsde.interpolants import match_time
@@ -61,7 +61,7 @@ _MODULES = {
     )
 } | {"distributed": "runner.distributed"}
 _NAMES = {
-    "classifier_free": ("guide",),
+    "classifier_free": ("classifier_free_guidance", "guide"),
     "convention": ("check_convention",),
     "flow": ("Flow", "sample"),
     "interpolants": ("match_time",),
@@ -87,6 +87,7 @@ __all__ = [
     "analytic",
     "batch",
     "check_convention",
+    "classifier_free_guidance",
     "diffusion",
     "distributed",
     "grids",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Guided:
+class _ClassifierFree:
     velocity_fn: Callable[..., jax.Array]
 
     @property
@@ -39,8 +39,8 @@ class _Guided:
         return free + scale * (wanted - free)
 
 
-def guide(flow: "Flow", scale: float, null_cond: Cond) -> "Flow":
-    """Classifier-free guidance.
+def classifier_free_guidance(flow: "Flow", scale: float, null_cond: Cond) -> "Flow":
+    """A flow that is led to its condition, and away from the null condition.
 
     Every call runs the model on twice the batch, so the returned flow costs, and is charged, two
     evaluations where the given one costs one.
@@ -55,9 +55,13 @@ def guide(flow: "Flow", scale: float, null_cond: Cond) -> "Flow":
     return dataclasses.replace(
         flow,
         params=(flow.params, jnp.asarray(scale, jnp.float32), null),
-        velocity_fn=_Guided(flow.velocity_fn),
+        velocity_fn=_ClassifierFree(flow.velocity_fn),
         evaluations=2 * flow.evaluations,
     )
+
+
+guide = classifier_free_guidance
+"""The former name of `classifier_free_guidance`, for one release."""
 
 
 def with_own_nulls(flow: "Flow", cond: Cond) -> tuple["Flow", Cond]:
@@ -70,7 +74,7 @@ def with_own_nulls(flow: "Flow", cond: Cond) -> tuple["Flow", Cond]:
     Raises:
       ValueError: the null condition fits neither a prompt's cond nor that of all.
     """
-    if not isinstance(flow.velocity_fn, _Guided):
+    if not isinstance(flow.velocity_fn, _ClassifierFree):
         return flow, cond
     inner, scale, null = flow.params
     wanted: Any = jax.tree.structure(cond)

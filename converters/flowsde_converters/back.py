@@ -13,6 +13,7 @@ import numpy as np
 
 from flowsde._files import write_json
 from flowsde._replace import replacing_out
+from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
 from flowsde.models.converted.arrays import raw
 from flowsde.models.converted.opened import open_model
@@ -43,7 +44,7 @@ class Back:
     """
 
     def __init__(self, folder: Path):
-        self._opened = open_model(folder)
+        self._opened = open_model(folder, registry.families())
         self.about, self._params = self._opened.about, self._opened.parameters()
         # Which compares shapes.
         self._opened.model(Numerics())

@@ -10,8 +10,8 @@ import flowsde as fs
 from flowsde import _schema
 from flowsde._replace import replacing_out
 from flowsde._text import names, shown
+from flowsde.models import registry
 from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, strangers, write_config
-from flowsde.models.pipelines import PIPELINES
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
@@ -126,10 +126,10 @@ def _opened(path: Path, source: Path) -> Checkpoint:
 def _check_class(source: Path) -> None:
     """ValueError for relatives of a pipeline that share its parts and make something else of them,
     such as FluxKontextPipeline."""
-    kind = read_json(source / INDEX).get("_class_name")
-    if isinstance(kind, str) and kind.startswith("Flux") and kind not in PIPELINES:
+    kind, known = read_json(source / INDEX).get("_class_name"), registry.pipelines()
+    if isinstance(kind, str) and kind.startswith("Flux") and kind not in known:
         raise ValueError(
-            f"{source} is a {shown(kind)}, expected a {' or a '.join(PIPELINES)}; its models, as "
+            f"{source} is a {shown(kind)}, expected a {' or a '.join(known)}; its models, as "
             f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
         )
 

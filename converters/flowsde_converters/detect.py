@@ -18,7 +18,7 @@ import numpy as np
 from flowsde._text import listed, names, shown
 from flowsde.models import registry
 from flowsde.models.common.paths import parameters
-from flowsde.models.family import abstract
+from flowsde.models.family import abstract, named
 from flowsde_converters import aesthetic, autoencoder_kl, clip, entries, flux, sit, t5
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
@@ -85,7 +85,7 @@ def families() -> dict[str, Convertible]:
 
 def family_named(name: str) -> Convertible:
     """A family; ValueError names those that there are."""
-    return registry.named(name, families())
+    return named("family", name, families())
 
 
 def plan(

@@ -43,8 +43,8 @@ from flowsde.cli.batch_folder import Folder
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
 from flowsde.cli.sheet import Cell, write_sheet
-from flowsde.cli.sources import about, offered
-from flowsde.cli.sources.base import Offer
+from flowsde.cli.sources import about, source_of
+from flowsde.cli.sources.base import Source
 from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.found import blame
 from flowsde.runner.packed.batch import as_list, prompts_of
@@ -95,7 +95,7 @@ class Batch(Task):
             prompt=(), prompts_file=self.prompts_file,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Task)},
         )  # fmt: skip
-        offer = offered(sample)
+        offer = source_of(sample)
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
@@ -110,7 +110,7 @@ class Batch(Task):
         with _own.locked(self.out) as hidden:
             return self._run(offer, folder, hidden)
 
-    def _run(self, offer: Offer, folder: Folder, hidden: Path) -> int:
+    def _run(self, offer: Source, folder: Folder, hidden: Path) -> int:
         """Search in the folder whose lock is held; the exit code."""
         folder.open(hidden, self.total_nfe, self.overwrite)
         many = len(offer.prompts)
@@ -130,7 +130,7 @@ class Batch(Task):
             said = f"interrupted with {share}; the others {kept}"
             raise interrupts.said_of(stop, said) from None
 
-    def _search(self, offer: Offer, folder: Folder) -> int:
+    def _search(self, offer: Source, folder: Folder) -> int:
         """Find what is missing; the exit code."""
         runs, failed = list(folder.before), _Failures(offer.prompts)
         if folder.missing:
@@ -181,22 +181,23 @@ def _try_sheet(path: Path, cells: list[Cell]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _job(command: Batch, offer: Offer, prompts: list[str], size: int | None) -> tuple[Job, int]:
+def _job(command: Batch, offer: Source, prompts: list[str], size: int | None) -> tuple[Job, int]:
     """The job of some prompts, and the size of a batch; the weights are read here."""
     loaded = offer.load(prompts)
     size = size or loaded.chunk_size or _SIZE
     # Every prompt runs as number 0, as in `flowsde sample`: its place in the list changes nothing.
-    cond, ids = as_list([ask.cond for ask in loaded.asks], np.arange(len(prompts)))
+    cond, ids = as_list([task.cond for task in loaded.tasks], np.arange(len(prompts)))
+    told = [task.reward_cond for task in loaded.tasks]
     job = prepare(
-        from_seed(command.seed), loaded.flow, offer.search, loaded.asks[0].reward, cond=cond,
-        prompt_ids=0 * ids, chunk_size=size, target_reward=command.target_reward, nfe=None,
-        invalid="error", resume=None,
+        from_seed(command.seed), loaded.flow, offer.search, loaded.reward, cond=cond,
+        reward_cond=None if told[0] is None else told, prompt_ids=0 * ids, chunk_size=size,
+        target_reward=command.target_reward, nfe=None, invalid="error", resume=None,
     )  # fmt: skip
     return job, size
 
 
 def _search(
-    command: Batch, offer: Offer, folder: Folder, runs: list[dict[str, Any]], failed: _Failures
+    command: Batch, offer: Source, folder: Folder, runs: list[dict[str, Any]], failed: _Failures
 ) -> dict[str, Any]:
     """Search for all that is missing, under a bar; the entry of this run in batch.json."""
     began = last = time.perf_counter()
@@ -294,7 +295,7 @@ def _endings(
 
 def _values(
     command: Batch,
-    offer: Offer,
+    offer: Source,
     folder: Folder,
     runs: list[dict[str, Any]],
     failed: _Failures,

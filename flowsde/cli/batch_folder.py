@@ -20,7 +20,7 @@ from flowsde._files import read_arrays, read_json, speakable, write_arrays, writ
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli import results, resume
-from flowsde.cli.sources.base import Offer
+from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.budget import Outcome, added
 from flowsde.runner.result import COUNTERS, Result
 
@@ -48,7 +48,7 @@ class Folder:
       before: entries in batch.json of earlier runs.
     """
 
-    def __init__(self, out: Path, offer: Offer, abouts: Sequence[dict[str, Any]]):
+    def __init__(self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]]):
         self.out, self._offer, self.abouts = out, offer, abouts
         self.folders = [out / offer.slug(about["prompt"]) for about in abouts]
         self.values: list[dict[str, Any] | None] = [None] * len(abouts)

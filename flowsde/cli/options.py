@@ -63,7 +63,8 @@ class Trajectory:
     diffusion_scale: Float = None
     """Its scale; by default the coefficient's own."""
     grid: Annotated[str | None, word("grid")] = None
-    """Spacing of the times; shifted is Stable Diffusion 3's, by 3."""
+    """Spacing of the times; shifted is Stable Diffusion 3's, by 3; model, with a FLUX.1, takes the
+    model's own."""
     steps: Int = None
     """Steps of the grid; by default 20, for smc, code, svdd and rbf a fifth of a smaller budget."""
     guidance: Float = None
@@ -187,7 +188,9 @@ class Sample(Task):
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
-    """What the picture should show."""
+    """What the picture should show. For the embedded flow one or two groups, each a number from one
+    to five, a colour (red, green, blue, yellow, magenta, cyan) and a shape (circle, square,
+    triangle)."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
     out: Annotated[Path | None, shown("DIR")] = None

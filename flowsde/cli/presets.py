@@ -233,7 +233,8 @@ def _naming_options(s: Settings) -> Iterator[None]:
 
 def _kernel(s: Settings) -> kernels.Kernel:
     inner = _unguided(s)
-    return kernels.guided(inner, s.gradient_temperature) if s.gradient_temperature else inner
+    beta = s.gradient_temperature
+    return kernels.reward_gradient(inner, beta) if beta else inner
 
 
 def _unguided(s: Settings) -> kernels.Kernel:

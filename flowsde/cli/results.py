@@ -16,7 +16,6 @@ from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import flag
-from flowsde.cli.sources.base import Offer
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
 
@@ -89,7 +88,7 @@ def check_writable(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
 def write(
     folder: Path,
-    offer: Offer,
+    offer: Source,
     about: dict[str, Any],
     result: Result,
     seconds: Mapping[str, float | None],
@@ -115,9 +114,9 @@ def write(
     counted = {name: int(getattr(result, name)) for name in COUNTERS}
     values = {
         **about,
-        "reward": float(result.reward) if offer.judged else None,
+        "reward": float(result.reward) if offer.has_reward else None,
         **offer.heldout(about["prompt"], image),
-        **(counted if offer.judged else counted | {"verifier_calls": 0}),
+        **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
         **({} if attempts is None else {"attempts": attempts}),
     }
@@ -129,6 +128,8 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
     """What a run is of, by option, as JSON gives it back."""
     about = speakable(about)
     settings = {flag(name): value for name, value in about["settings"].items()}
+    if settings.get("--grid") == "flux":
+        settings["--grid"] = "model"  # As it was called at first.
     prompt = about["prompt"]
     if "model" not in about["settings"]:
         try:

@@ -30,8 +30,8 @@ from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
-from flowsde.cli.sources import about, offered
-from flowsde.cli.sources.base import Offer
+from flowsde.cli.sources import about, source_of
+from flowsde.cli.sources.base import Source
 from flowsde.runner.result import Result
 from flowsde.search import Search
 
@@ -60,7 +60,7 @@ class PromptRun(NamedTuple):
     seen: list[tuple[str, int]]
     rounds: Iterator[Result]
     save_trajectory: bool
-    offer: Offer
+    offer: Source
 
     @property
     def prompt(self) -> str:
@@ -72,7 +72,7 @@ _MODEL = 40
 """Most letters of a model's name in a folder's name, which has 255 bytes at most."""
 
 
-def _folders(command: Sample, offer: Offer) -> list[Path]:
+def _folders(command: Sample, offer: Source) -> list[Path]:
     """The folder of each prompt's results."""
     slugs = [offer.slug(prompt) for prompt in offer.prompts]
     if command.out is None:
@@ -96,7 +96,7 @@ def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
     Raises:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
-    offer = offered(command)
+    offer = source_of(command)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
@@ -112,7 +112,7 @@ def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
 
 
 def _runs(
-    command: Sample, offer: Offer, wanted: list[tuple[Path, dict[str, Any]]]
+    command: Sample, offer: Source, wanted: list[tuple[Path, dict[str, Any]]]
 ) -> dict[Path, PromptRun]:
     """A run for each folder and what it is of."""
     if not wanted:
@@ -127,10 +127,11 @@ def _runs(
         _discard(wanted, seen)
         seen = {folder: resume.seen(folder) for folder, _ in wanted}
     key, runs = from_seed(command.seed), {}
-    for (folder, own), ask in zip(wanted, loaded.asks, strict=True):
+    for (folder, own), task in zip(wanted, loaded.tasks, strict=True):
         before = saved[folder]
         rounds = fs.iterate(
-            key, loaded.flow, offer.search, ask.reward, cond=ask.cond,
+            key, loaded.flow, offer.search, loaded.reward, cond=task.cond,
+            reward_cond=task.reward_cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
             resume=before and before.result,
         )  # fmt: skip
@@ -180,7 +181,7 @@ def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
                 bar.unpause()
                 bar.set_postfix_str("", refresh=False)
                 first = False
-            if run.offer.judged:
+            if run.offer.has_reward:
                 # That of the search's present x0, no record: it may fall from step to step.
                 now = f"current reward {float(result.reward):.3f}"
                 bar.set_postfix_str(now, refresh=False)
@@ -200,7 +201,7 @@ def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict
 
 def _draw(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> None:
     """Draw the plots of a search by a reward."""
-    if not run.offer.judged:
+    if not run.offer.has_reward:
         return
     # Imported here: Matplotlib takes half of the time that imports take.
     from flowsde.cli import plots
@@ -263,7 +264,11 @@ def _run(run: PromptRun) -> None:
     for line in run.offer.said(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
-    print(f"reward  {values['reward']:.4f} for {spent}" if run.offer.judged else f"spent   {spent}")
+    print(
+        f"reward  {values['reward']:.4f} for {spent}"
+        if run.offer.has_reward
+        else f"spent   {spent}"
+    )
     print(f"folder  {_path(run.folder)}", flush=True)
 
 

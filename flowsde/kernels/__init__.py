@@ -35,9 +35,9 @@ from flowsde.kernels.euler import (
     ode_heun,
     sde_heun,
 )
-from flowsde.kernels.forward import Renoise, renoise
-from flowsde.kernels.guidance import Guided, guided
+from flowsde.kernels.gradient import Guided, guided, reward_gradient
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
+from flowsde.kernels.renoise import Renoise, renoise
 
 __all__ = [
     "CPS",
@@ -56,5 +56,6 @@ __all__ = [
     "ode_euler",
     "ode_heun",
     "renoise",
+    "reward_gradient",
     "sde_heun",
 ]

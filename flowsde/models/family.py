@@ -1,12 +1,18 @@
-"""What a family of models says of itself: one `Family`, or several, a folder beside this file."""
+"""What a folder beside this file says of itself: its models, pipelines, and how they are sampled.
+
+A `Family` is one architecture, a `Pipeline` several models that work together. A `Sampling` makes
+either known to ``flowsde sample --model``.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from flax import nnx
 
 from flowsde.flow import Flow
+from flowsde.grids import Grid
 from flowsde.models.common.layers import Numerics
 
 
@@ -26,6 +32,82 @@ class Family:
     config: type
     build: Callable[..., nnx.Module]
     flow: Callable[[Any, Any], Flow] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Models that work together, and what `flowsde.load` gives for them.
+
+    Attributes:
+      name: its class, as `model_index.json` has it.
+      build: called with (folder, read, verify): `read` as in `converted.parts`, and whether to
+        compare files with their hashes.
+    """
+
+    name: str
+    build: Callable[..., Any]
+
+
+class Sampled(Protocol):
+    """A converted model, set up by the command's options; no weights are read before `encode`.
+
+    Attributes:
+      steps: of a trajectory by method, where the preset leaves them to the model.
+      named: settings of its own for result.json, by option.
+      guidance: scale that costs a second evaluation; 1 for none.
+      unprompted: name of the picture of a model that reads no prompt; None for one that does.
+    """
+
+    steps: dict[str, int]
+    named: dict[str, Any]
+    guidance: float
+    unprompted: str | None
+
+    def grid(self, n: int) -> Grid | None:
+        """The n + 1 times that the model was made for, None where they are uniform."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        """Conds without a batch axis; what was read for it is dropped."""
+        ...
+
+    def flow(self) -> Flow:
+        """With the weights, after `encode`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How ``flowsde sample --model`` takes a family or a pipeline.
+
+    Attributes:
+      of: name of the `Family` or the `Pipeline`.
+      title: with its article, for messages: "a SiT".
+      make: called with the folder, ``guidance`` (as given, or None), and the options that it reads,
+        each None unless given: its other keyword-only parameters are their names. ValueError names
+        the option that is wrong.
+    """
+
+    of: str
+    title: str
+    make: Callable[..., Sampled]
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that it reads, besides ``guidance``."""
+        every = inspect.signature(self.make).parameters.values()
+        names = [one.name for one in every if one.kind is one.KEYWORD_ONLY]
+        return [name for name in names if name != "guidance"]
+
+
+_Named = TypeVar("_Named")
+
+
+def named(kind: str, name: str, known: Mapping[str, _Named]) -> _Named:
+    """One of those that are known; ValueError names them."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}, expected one of {', '.join(known)}")
+    return known[name]
 
 
 def abstract(family: Family, config: Any, numerics: Numerics | None = None) -> nnx.Module:

@@ -6,11 +6,16 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from flowsde import _schema
 from flowsde._checks import check_path
-from flowsde.models import pipelines
+from flowsde._files import read_json
+from flowsde._text import shown
+from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
-from flowsde.models.converted.load import load_model, load_module
-from flowsde.models.converted.store import is_pipeline
+from flowsde.models.converted.load import load_module
+from flowsde.models.converted.opened import open_as, open_model
+from flowsde.models.converted.store import INDEX, PIPELINE, check_files, is_pipeline, read_config
+from flowsde.models.family import Pipeline, Sampling
 from flowsde.sharding import ShardingRules
 
 
@@ -49,5 +54,54 @@ def load(
     folder = check_path("folder", folder)
     how = (mesh, dtype, rules, numerics, verify)
     if is_pipeline(folder):
-        return pipelines.load(folder, lambda part: load_module(part, *how), verify)
-    return load_model(folder, *how)
+
+        def read(part: Path, family: Any) -> Any:
+            return load_module(open_as(part, family, verify), *how)
+
+        return pipeline_of(folder, verify).build(folder, read, verify)
+    opened = open_model(folder, registry.families(), verify)
+    module = load_module(opened, *how)
+    return module if opened.family.flow is None else opened.family.flow(module, opened.config)
+
+
+def pipeline_of(folder: Path, verify: bool = True) -> Pipeline:
+    """The pipeline that a converted folder holds.
+
+    Args:
+      folder: with a `model_index.json`.
+      verify: whether to compare what was copied with its hashes.
+
+    Raises:
+      FileNotFoundError, ValueError: it is of no known class, or not what was written.
+    """
+    about, known = read_config(folder, PIPELINE, verify), registry.pipelines()
+    if verify:
+        check_files(folder, about)
+    index = folder / INDEX
+    name = _schema.fields(_class_name=_schema.text)(read_json(index), str(index))["_class_name"]
+    if name not in known:
+        parts = ", ".join(str(folder / part) for part in about["models"])
+        raise ValueError(
+            f"{folder} holds a pipeline, expected one of its models: {parts}; of whole pipelines "
+            f"{', '.join(known)} is known, got {shown(name)}"
+        )
+    return known[name]
+
+
+def sampling_of(folder: Path) -> Sampling:
+    """How the command samples what a converted folder holds.
+
+    Raises:
+      FileNotFoundError, ValueError: it cannot be sampled, or it is not what was written.
+    """
+    known = registry.samplings()
+    if is_pipeline(folder):
+        name = what = pipeline_of(folder).name
+    else:
+        name = open_model(folder, registry.families()).family.name
+        what = f"model of {name}"
+    if name not in known:
+        raise ValueError(
+            f"{folder} holds a {what}, expected one of {' or '.join(known)}, which make pictures"
+        )
+    return known[name]

@@ -1,30 +1,43 @@
-"""The families that there are; a family of your own is one more line of `_PACKAGES`."""
+"""The models that there are; one of your own is one more folder and one more line here."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
 from flowsde.models import aesthetic, autoencoder_kl, clip, flux, sit, t5
-from flowsde.models.family import Family
+from flowsde.models.family import Family, Pipeline, Sampling
 
-_PACKAGES = (sit, flux, clip, t5, autoencoder_kl, aesthetic)
+_PACKAGES = (
+    sit,
+    flux,
+    clip,
+    t5,
+    autoencoder_kl,
+    aesthetic,
+)
+"""With a `Family` or several each, and what else `family` describes."""
 
-_Family = TypeVar("_Family", bound=Family)
-_registered: dict[str, Family] = {}
+_registered: list[Family | Pipeline | Sampling] = []
 
 
-def register(family: Family) -> None:
-    """Let a family of your own be loaded, in this process."""
-    _registered[family.name] = family
+def register(*own: Family | Pipeline | Sampling) -> None:
+    """Let models of your own be loaded and sampled, in this process."""
+    _registered.extend(own)
+
+
+def _all(kind: type) -> list[Any]:
+    held = [value for package in _PACKAGES for value in vars(package).values()]
+    return [one for one in (*held, *_registered) if isinstance(one, kind)]
 
 
 def families() -> dict[str, Family]:
     """Every family by name."""
-    held = [value for package in _PACKAGES for value in vars(package).values()]
-    return {one.name: one for one in held if isinstance(one, Family)} | _registered
+    return {one.name: one for one in _all(Family)}
 
 
-def named(name: str, known: Mapping[str, _Family]) -> _Family:
-    """A family of those that are known; ValueError names them."""
-    if name not in known:
-        raise ValueError(f"unknown family {name!r}, expected one of {', '.join(known)}")
-    return known[name]
+def pipelines() -> dict[str, Pipeline]:
+    """Every pipeline by the class that `model_index.json` names."""
+    return {one.name: one for one in _all(Pipeline)}
+
+
+def samplings() -> dict[str, Sampling]:
+    """How each is sampled that can be, by the name of its family or pipeline."""
+    return {one.of: one for one in _all(Sampling)}

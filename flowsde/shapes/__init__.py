@@ -29,7 +29,12 @@ _MEASURES = {"likelihood": scorer.log_likelihood, "rss": scorer.negative_rss}
 
 
 def encode(prompt: str) -> np.ndarray:
-    """The condition of a prompt, int32 [8]; ValueError naming a word it does not know."""
+    """The condition of one prompt, int32 [8].
+
+    Raises:
+      TypeError: it is no string.
+      ValueError: naming a word that it does not know.
+    """
     return tokenize(parse(prompt))
 
 

@@ -44,7 +44,8 @@ class Group(NamedTuple):
 def _parse_group(words: Sequence[str], text: str) -> Group:
     if len(words) != 3:
         raise ValueError(
-            f"prompt '{shown(text)}': each group needs three words, number colour shape, "
+            f"prompt '{shown(text)}': a group is a number (one to {NUMBERS[-1]}), a colour "
+            f"({', '.join(COLOURS)}) and a shape ({', '.join(KINDS)}), e.g. 'three red circles', "
             f"got '{shown(' '.join(words))}'"
         )
     number, colour, kind = words
@@ -65,8 +66,11 @@ def parse(text: str) -> tuple[Group, ...]:
     """Meaning of a caption: one or two groups with distinct (colour, kind).
 
     Raises:
+      TypeError: for more than one prompt.
       ValueError: naming the word that is not understood, and the words that are.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"expected one prompt, a string, got {shown(text)}")
     words = text.lower().strip().removesuffix(".").replace(",", " and ").split()
     words = [word for i, word in enumerate(words) if words[i : i + 2] != [_JOIN, _JOIN]]
     if not words:

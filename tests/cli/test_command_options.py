@@ -57,30 +57,28 @@ def test_a_function_may_import_its_neighbour_when_it_is_called(here: Path) -> No
         "    import late_neighbour\n"
         "    return np.asarray(late_neighbour.value(len(images)))\n"
     )
-    verifier = rewards.verifier("late_judge:score", ())
-    (number,) = verifier.embed(["two cats"])
-    cond = rewards.Condition(None, np.asarray([number] * 3))
-    reward = verifier.make("two cats")
-    assert reward.timeout == 3600.0
-    np.testing.assert_array_equal(reward(np.zeros((3, 2, 2, 3), np.float32), cond), 0.5)
+    reward, told = rewards.reward_source("late_judge:score", ()).load(["two cats"])
+    assert told == ["two cats"] and reward.timeout == 3600.0
+    found = reward(np.zeros((3, 2, 2, 3), np.float32), told * 3)
+    np.testing.assert_array_equal(found, 0.5)
     # What is there stands before nothing that is installed.
     assert sys.path[-1] == str(here)
 
 
 def test_reward_timeout(here: Path) -> None:
     (here / "timed_judge.py").write_text("def score(images, prompts): return images\n")
-    assert rewards.verifier("timed_judge:score", (), 2.5).make("").timeout == 2.5
+    assert rewards.reward_source("timed_judge:score", (), 2.5).load([])[0].timeout == 2.5
     for value in (0.0, -1.0):
         with pytest.raises(ValueError, match="--reward-timeout must be above 0"):
-            rewards.verifier("timed_judge:score", (), value)
+            rewards.reward_source("timed_judge:score", (), value)
     with pytest.raises(ValueError, match="--reward-timeout has no effect with --reward none"):
-        rewards.verifier("none", (), 2.5)
+        rewards.reward_source("none", (), 2.5)
 
 
 def test_what_cannot_be_imported_is_one_short_line(here: Path) -> None:
     (here / "broken_judge.py").write_text("raise SystemExit('x' * 100000)\n")
     for name in ("broken_judge:score", "no_such_module_1:f", "\x1b[31m:" + "f" * 9999):
         with pytest.raises(ValueError) as error:
-            rewards.verifier(name, ())
+            rewards.reward_source(name, ())
         assert len(str(error.value)) < 900 and str(error.value).isprintable()
         assert str(error.value).startswith("--reward ")

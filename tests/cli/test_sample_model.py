@@ -12,11 +12,11 @@ from PIL import Image
 
 import flowsde as fs
 from flowsde.cli import main as cli
-from flowsde.cli.sources import published as offered
-from flowsde.cli.sources import rewards
+from flowsde.cli.sources import published
+from flowsde.models import clip
 from flowsde.models.clip.rewards import clip_score, text_embeddings
 from flowsde.models.common.tokenizers import clip_tokenizer
-from flowsde.models.converted import parts
+from flowsde.models.converted import load, parts
 
 pytest.importorskip("diffusers")
 PROMPT, OTHER = tiny.PROMPTS
@@ -54,7 +54,7 @@ def files(tmp_path):
     return {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_flux_without_a_reward(places, tmp_path):
+def test_flux_without_a_reward(places, tmp_path, capsys):
     text = "--model {dev} --size 16x24 --steps 2 --method ode --guidance 2 --save-trajectory"
     result = sample(places, text, PROMPT)
     assert (result["prompt"], result["reward"], result["verifier_calls"]) == (PROMPT, None, 0)
@@ -63,7 +63,7 @@ def test_flux_without_a_reward(places, tmp_path):
     settings = result["settings"]
     assert settings["guidance"] == 2.0 and settings["size"] == "16x24"
     assert (settings["grid"], settings["reward"], settings["model"]) == (
-        "flux", "none", places["dev"],
+        "model", "none", places["dev"],
     )  # fmt: skip
     assert size(places) == (24, 16)
     assert files(tmp_path) == {"image.png", "result.json", "trajectory.npz"}
@@ -71,6 +71,11 @@ def test_flux_without_a_reward(places, tmp_path):
         times = file["time"][:, 0]
     ours = fs.load(places["dev"])
     np.testing.assert_allclose(times, ours.grid(2, 16, 24)[:2], rtol=1e-6)
+    # As these times were called at first; the option has the name that they have now.
+    old = result | {"settings": settings | {"grid": "flux"}}
+    (tmp_path / "out" / "result.json").write_text(json.dumps(old))
+    sample(places, f"{text} --grid model --resume", PROMPT)
+    assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])
@@ -84,7 +89,7 @@ def test_flux_searches_by_clip(places, method, tmp_path):
     with Image.open(tmp_path / "out" / "image.png") as image:
         shown = np.asarray(image, np.float32)[None] / 127.5 - 1.0
     assert shown.shape == (1, 16, 16, 3)
-    model = parts.read(Path(places["clip"]))
+    model = parts.read(Path(places["clip"]), clip.FAMILY)
     tokens = clip_tokenizer(Path(places["clip"]) / "tokenizer", length=16)([PROMPT]).ids
     # Up to the 256 levels of the file.
 
@@ -146,7 +151,7 @@ def test_prompts_in_batches_have_rewards_of_their_own(places, tmp_path, monkeypa
         ["batch", "--prompts-file", "prompts.txt", "--out", "out", "--batch-size", "4", *words]
     )
     for prompt in (PROMPT, OTHER):
-        folder = tmp_path / "out" / offered.slug(prompt)
+        folder = tmp_path / "out" / published.slug(prompt)
         result = json.loads((folder / "result.json").read_text())
         assert result["prompt"] == prompt and result["verifier_calls"] == 2
         assert 0 < abs(result["reward"] - len(prompt)) < 2
@@ -227,6 +232,9 @@ WRONG = [
     (f"{SIT} --method ode --label 1 --text-tokens 9", "--text-tokens has no effect with a SiT"),
     (f"P {FLUX} --method ode --chains 2", "--chains has no effect with method ode"),
     (f"P {FLUX} --method ode --preset best", "--preset must be one of"),
+    (f"P {FLUX} --reward os:listdir --grid model", "--grid model wants --interpolant linear, got"),
+    (f"{SIT} --method ode --label 1 --grid model", "--grid model has no effect with a SiT: its ti"),
+    ("one red circle --grid model", "--grid must be one of uniform"),
     (f"P {FLUX} --method mcts", "--method"),
     (f"{SIT} --method ode", "--label is missing, expected 0 to 2"),
     (f"{SIT} --method ode --label 3", "--label must be from 0 to 2, got 3"),
@@ -243,8 +251,7 @@ WRONG = [
 def test_wrong_values_are_refused_before_weights_are_read(
     places, text, says, monkeypatch, capsys, tmp_path
 ):
-    for module in (parts, offered, rewards):
-        monkeypatch.setattr(module, "read", lambda _: pytest.fail("weights were read"))
+    monkeypatch.setattr(load, "load_module", lambda *_: pytest.fail("weights were read"))
     words = ["a red cube" if word == "P" else word.format(**places) for word in text.split()]
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", *words, "--out", places["out"]])
@@ -255,9 +262,9 @@ def test_wrong_values_are_refused_before_weights_are_read(
 
 
 def test_names_of_folders():
-    assert offered.slug("a red cube") == "a-red-cube"
+    assert published.slug("a red cube") == "a-red-cube"
     # What is left out of a name is in its digest.
-    odd = [offered.slug(p) for p in ("A red cube", "a red cube!", "日本", "!", "x" * 200)]
+    odd = [published.slug(p) for p in ("A red cube", "a red cube!", "日本", "!", "x" * 200)]
     assert len({*odd, "a-red-cube"}) == 6
     assert all(re.fullmatch(r"[\w-]{1,67}", name) for name in odd)
 
@@ -266,22 +273,23 @@ def test_times_are_the_models_own_only_along_its_own_path(places):
     def settings(text):
         words = [word.format(**places) for word in text.split()]
         command = cli._parse(["sample", PROMPT, "--model", places["dev"], *words])
-        return offered.Offered(command).settings
+        return published.PublishedSource(command).settings
 
     host = "--reward os:listdir"
     assert settings("--method ode").steps == 28
     found = settings(f"--method rbf {host}")
     assert (found.grid, found.interpolant, found.data_variance) == ("uniform", "vp", 0.0)
-    assert settings(f"--method rbf --interpolant linear {host}").grid == "flux"
+    assert settings(f"--method rbf --interpolant linear {host}").grid == "model"
     assert settings("--method ode --grid cosine").grid == "cosine"
+    assert settings(f"--method ode --preset paper --grid model {host}").grid == "model"
     paper = settings(f"--method rbf --preset paper {host}")
     assert (paper.grid, paper.steps) == ("quadratic", 10)
 
 
 def test_text_encoders_are_gone_when_the_transformer_comes(places):
     words = ["sample", PROMPT, "--model", places["schnell"], "--method", "ode", "--size", "16"]
-    offer = offered.Offered(cli._parse(words))
-    pipeline = offer._model._pipeline
+    source = published.PublishedSource(cli._parse(words))
+    pipeline = source._model._pipeline
     assert pipeline.held == ()
-    assert len(offer.load([PROMPT]).asks) == 1
+    assert len(source.load([PROMPT]).tasks) == 1
     assert set(pipeline.held) == {"transformer", "vae"}

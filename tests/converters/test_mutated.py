@@ -14,8 +14,8 @@ import toy
 from safetensors.numpy import load_file, save
 from test_convert import expected
 
+import flowsde as fs
 from flowsde.models.common.paths import parameters
-from flowsde.models.converted.load import load_model
 from flowsde_converters import convert
 
 SAYS = re.compile(
@@ -158,7 +158,7 @@ def test_an_error_or_the_right_model(families, tmp_path, mutation):
         # The library accepts the file too, and holds the same.
         tensors = {k: a for k, a in load_file(path).items() if not k.endswith("ids")}
         wanted = expected(tensors)
-        found = parameters(load_model(out, None, None, None, None))
+        found = parameters(fs.load(out))
         assert found.keys() == wanted.keys()
         for name, array in wanted.items():
             assert np.isfinite(array).all()

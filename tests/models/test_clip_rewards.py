@@ -100,14 +100,12 @@ def test_scores(model, embeddings, height, width):
     np.testing.assert_allclose(evaluate(picked, images, embeddings), logits, atol=3.3e-3)
 
 
-def test_scale_and_place_of_the_embeddings(model, embeddings):
+def test_scale(model, embeddings):
     _, ours, _ = model
     _, images = pictures(2, SIDE, SIDE)
     score = evaluate(rewards.clip_score(ours), images, embeddings)
-    scaled = rewards.clip_score(ours, scale=2.5, select=lambda cond: cond["clip"])
-    np.testing.assert_allclose(
-        evaluate(scaled, images, {"clip": embeddings}), 2.5 * score, rtol=1e-5
-    )
+    scaled = rewards.clip_score(ours, scale=2.5)
+    np.testing.assert_allclose(evaluate(scaled, images, embeddings), 2.5 * score, rtol=1e-5)
 
 
 class Head(torch.nn.Module):

@@ -4,10 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
 from flowsde.models.common.patches import grid_ids
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted.load import load_module
+from flowsde.models.converted.opened import open_model
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import convert, sit
@@ -83,7 +85,7 @@ def converted(module, folder):
 
 
 def ran(folder, call, *args):
-    model = load_module(folder)
+    model = load_module(open_model(folder, registry.families()))
     dtypes = [parameter.dtype for parameter in parameters(model).values()]
     assert dtypes.count(jnp.float16) == len(dtypes)
     return apply(model, call, *args)
@@ -193,7 +195,7 @@ def test_sit(tmp_path):
     x, t, labels = normal(2, 4, 4, 4), np.asarray([0.2, 0.9], np.float32), np.asarray([3, 1000])
     call = lambda model, *args: model(*args)  # noqa: E731
     ours = ran(tmp_path / "out", call, x, t, labels)
-    exact = load_module(tmp_path / "out", dtype=jnp.float32)
+    exact = load_module(open_model(tmp_path / "out", registry.families()), dtype=jnp.float32)
     assert error(ours, np.asarray(apply(exact, call, x, t, labels))) < 2e-5
 
 

@@ -11,7 +11,7 @@ import tiny
 
 import flowsde as fs
 from flowsde.cli import main as cli
-from flowsde.cli.sources import published as offered
+from flowsde.cli.sources.published import PublishedSource
 from flowsde.flow import initial_noise
 from flowsde.models.autoencoder_kl import decoder
 from flowsde.models.flux import schedule
@@ -132,7 +132,7 @@ def test_the_command_leads_away_from_a_negative_prompt(freed, tmp_path):
     ours, out = freed[1:]
     words = ["sample", PROMPT, "--model", str(out), "--method", "ode", "--text-tokens", "20"]
     words += ["--negative-prompt", tiny.PROMPTS[1], "--guidance", "3", "--size", "24x32"]
-    assert offered.Offered(cli._parse(words)).settings.steps == 28
+    assert PublishedSource(cli._parse(words)).settings.steps == 28
     cli.main([*words, "--steps", "2", "--save-trajectory", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     settings = result["settings"]

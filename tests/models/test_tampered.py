@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 
 import flowsde as fs
 from flowsde._files import speakable
+from flowsde.models import registry
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
 from flowsde.models.clip.model import CLIPTextConfig
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.converted.load import load_module
+from flowsde.models.converted.opened import open_model
 from flowsde.models.family import abstract
 from flowsde.models.flux.model import FluxConfig
 from flowsde.models.t5.model import T5Config
@@ -88,7 +90,7 @@ def whole(tmp_path_factory):
 
 
 def arrays(folder):
-    found = parameters(load_module(folder))
+    found = parameters(load_module(open_model(folder, registry.families())))
     return {path: np.asarray(array).tobytes() for path, array in found.items()}
 
 

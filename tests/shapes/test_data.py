@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from flowsde import shapes
 from flowsde.shapes import captions, data
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, Group
 
@@ -60,6 +61,9 @@ def test_parse_accepts_variants(text: str) -> None:
     assert captions.parse(text) == captions.parse("three red circles and one blue square")
 
 
+GROUP = ["a number (one to five), a colour (red, green,", "e.g. 'three red circles'"]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -68,9 +72,9 @@ def test_parse_accepts_variants(text: str) -> None:
         ("two pink circles", ["colour", "'pink'", *COLOURS]),
         ("two red blobs", ["shape", "'blobs'", *KINDS]),
         ("two red circles and one blue hexagon", ["shape", "'hexagon'"]),
-        ("red circles", ["three words", "'red circles'"]),
-        ("two big red circles", ["three words", "'two big red circles'"]),
-        ("two red circles and", ["three words", "'two red circles and'"]),
+        ("red circles", [*GROUP, "'red circles'"]),
+        ("two big red circles", [*GROUP, "'two big red circles'"]),
+        ("two red circles and", [*GROUP, "'two red circles and'"]),
         ("a red circle and a blue circle and a red square", ["3 groups", "expected 1 or 2"]),
         ("two red circles and one red circle", ["same colour and shape"]),
         ("", ["empty", "expected"]),
@@ -84,6 +88,11 @@ def test_parse_errors_name_the_bad_word(text: str, named: list[str]) -> None:
         assert words in str(caught.value)
     if text.strip():
         assert repr(text) in str(caught.value)
+
+
+def test_several_prompts_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected one prompt, a string, got \['one red circle'\]"):
+        shapes.encode(["one red circle"])  # type: ignore[arg-type]
 
 
 def test_tokenize_spells_the_caption() -> None:

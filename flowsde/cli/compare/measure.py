@@ -191,7 +191,9 @@ def _search_part(
 def _flow(row: Row, path: Path) -> fs.Flow:
     flow = shapes.load_flow(path)
     if presets.evaluations(row.settings) > 1:
-        flow = fs.guide(flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32))
+        flow = fs.classifier_free_guidance(
+            flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32)
+        )
     return flow
 
 

@@ -1,6 +1,6 @@
-"""What a model offers to the command: the embedded one, or one that was converted.
+"""What a command samples: the embedded model, or one that was converted.
 
-An `Offer` is made of the command's options. Making it checks them all and reads no weights; `load`
+A `Source` is made of the command's options. Making it checks them all and reads no weights; `load`
 reads them.
 """
 
@@ -15,34 +15,36 @@ from flowsde.flow import Flow
 from flowsde.search import Search
 
 
-class Ask(NamedTuple):
-    """What one prompt asks for.
+class PromptTask(NamedTuple):
+    """What is told of one prompt, without a batch axis.
 
     Attributes:
-      cond: of the flow and the reward, without a batch axis.
-      reward: by which the pictures are searched.
+      cond: the flow, and the reward unless it has a `reward_cond`.
+      reward_cond: the reward.
     """
 
     cond: Any
-    reward: Any
+    reward_cond: Any = None
 
 
-class Loaded(NamedTuple):
+class LoadedSource(NamedTuple):
     """A model in memory.
 
     Attributes:
       flow: whose `decode` gives pictures in [-1, 1].
-      asks: one a prompt.
+      reward: that the pictures are searched by, as `flowsde.run` takes it.
+      tasks: one for each prompt.
       chunk_size: particles evaluated at once; None for all.
     """
 
     flow: Flow
-    asks: list[Ask]
+    reward: Any
+    tasks: list[PromptTask]
     chunk_size: int | None = None
 
 
-class Offer(Protocol):
-    """A model and how it is to be sampled.
+class Source(Protocol):
+    """A model, and how it is to be sampled.
 
     Attributes:
       prompts: as result.json has them.
@@ -50,7 +52,7 @@ class Offer(Protocol):
       search: that they build.
       evaluations: of the model that a candidate costs.
       named: more settings, by the option that they are given with.
-      judged: whether there is a reward.
+      has_reward: whether pictures are searched by one.
     """
 
     prompts: list[str]
@@ -58,13 +60,13 @@ class Offer(Protocol):
     search: Search
     evaluations: int
     named: dict[str, Any]
-    judged: bool
+    has_reward: bool
 
     def slug(self, prompt: str) -> str:
         """The name of a prompt's folder."""
         ...
 
-    def load(self, prompts: Sequence[str]) -> Loaded:
+    def load(self, prompts: Sequence[str]) -> LoadedSource:
         """Read the weights."""
         ...
 
@@ -77,9 +79,9 @@ class Offer(Protocol):
         ...
 
     def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
-        """Entries of result.json by a judge that no search sees, if there is one."""
+        """Entries of result.json by a checker that no search sees, if there is one."""
         ...
 
-    def said(self, values: dict[str, Any]) -> list[str]:
+    def report(self, values: dict[str, Any]) -> list[str]:
         """Lines about a result, given its result.json."""
         ...

@@ -7,40 +7,27 @@
                        [n, h, w, 3] in [-1, 1], prompts n strings
     none               no reward
 
-Making one checks the options and imports the function; `embed` and `make` read weights.
+A reward of your own model is one more line of `KNOWN`. Making a `RewardSource` checks the options
+and imports the function; `load` reads weights.
 """
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowsde._text import shown
-from flowsde.models.clip import rewards
-from flowsde.models.common.tokenizers import clip_tokenizer
-from flowsde.models.converted.parts import configuration, read
-from flowsde.rewards import device, host
+from flowsde.models.clip.rewards import clip_score, pick_score
+from flowsde.models.clip.scored import Aesthetic, Cosine
+from flowsde.rewards import Reward, device, host
 
 
-class Condition(NamedTuple):
-    """What a flow and a reward are given together.
-
-    Attributes:
-      model: the flow's cond.
-      reward: the prompt's embedding, or its number for a function of texts; None for a reward
-        that needs none.
-    """
-
-    model: Any
-    reward: Any = None
-
-
-class Verifier(Protocol):
+class RewardSource(Protocol):
     """A reward, checked and not yet loaded.
 
     Attributes:
@@ -48,92 +35,31 @@ class Verifier(Protocol):
       on_device: whether it has a gradient.
     """
 
-    reads_text: bool
-    on_device: bool
+    @property
+    def reads_text(self) -> bool: ...
+    @property
+    def on_device(self) -> bool: ...
 
-    def embed(self, prompts: Sequence[str]) -> list[Any]:
-        """For `Condition.reward`, one a prompt."""
+    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
+        """The reward of all prompts, and what it is told of each, None where that is nothing."""
         ...
 
-    def make(self, prompt: str) -> Any:
-        """A reward of (images, `Condition`)."""
-        ...
 
-
-def _embedding(cond: Condition) -> jax.Array:
-    return cond.reward
-
-
-def _nothing(images: jax.Array, cond: Condition) -> jax.Array:
+def _nothing(images: jax.Array, cond: Any) -> jax.Array:
     return jnp.zeros(images.shape[0], jnp.float32)
 
 
-class Nothing:
-    """No reward: every picture is worth as much."""
+class NoReward:
+    """Every picture is worth as much."""
 
     reads_text, on_device = False, True
 
-    def embed(self, prompts: Sequence[str]) -> list[Any]:
-        return [None] * len(prompts)
-
-    def make(self, prompt: str) -> Any:
-        return device(_nothing, name="none")
+    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
+        return device(_nothing, name="none"), [None] * len(prompts)
 
 
-@jax.jit
-def _embed(model: rewards.CLIP, tokens: jax.Array) -> jax.Array:
-    return rewards.text_embeddings(model, tokens)
-
-
-class Cosine:
-    """Of a CLIP, which is read once."""
-
-    reads_text, on_device = True, True
-
-    def __init__(self, folder: Path, score: Callable[..., Any]):
-        self._folder, self._score = folder, score
-        config = configuration(folder, "clip")
-        self._tokenizer = clip_tokenizer(
-            folder / "tokenizer", length=config.text.positions, config=config.text
-        )
-        self._reward: Any = None
-
-    def embed(self, prompts: Sequence[str]) -> list[Any]:
-        model = read(self._folder)
-        tokens = self._tokenizer(prompts).ids
-        # The image tower alone stays.
-        self._reward = self._score(model, select=_embedding)
-        return [_embed(model, tokens[i : i + 1])[0] for i in range(len(prompts))]
-
-    def make(self, prompt: str) -> Any:
-        return self._reward
-
-
-class Aesthetic:
-    """Of a CLIP and a head."""
-
-    reads_text, on_device = False, True
-
-    def __init__(self, tower: Path, head: Path):
-        self._tower, self._head = tower, head
-        width = configuration(tower, "clip").vision.projection
-        wanted = configuration(head, "aesthetic").widths[0]
-        if width != wanted:
-            raise ValueError(
-                f"the head of {head} takes embeddings of {wanted} features, got {width} of {tower}"
-            )
-        self._reward: Any = None
-
-    def embed(self, prompts: Sequence[str]) -> list[Any]:
-        self._reward = rewards.aesthetic(read(self._tower).vision, read(self._head))
-        return [None] * len(prompts)
-
-    def make(self, prompt: str) -> Any:
-        return self._reward
-
-
-class Host:
-    """A user's function.
+class HostFunction:
+    """A user's function, which is told the prompts themselves.
 
     Args:
       name: MODULE:FUNCTION.
@@ -143,19 +69,30 @@ class Host:
     reads_text, on_device = True, False
 
     def __init__(self, name: str, timeout: float):
-        self._name, self._timeout, self._fn = name, timeout, _imported(name)
-        self._prompts: list[str] = []
+        self._reward = host(_imported(name), name, timeout=timeout)
 
-    def embed(self, prompts: Sequence[str]) -> list[Any]:
-        # The cond's numbers say which text belongs to which image.
-        self._prompts = list(prompts)
-        return [np.int32(i) for i in range(len(prompts))]
+    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
+        return self._reward, list(prompts)
 
-    def make(self, prompt: str) -> Any:
-        def judge(images: np.ndarray, cond: Condition) -> Any:
-            return self._fn(images, [self._prompts[i] for i in cond.reward])
 
-        return host(judge, self._name, timeout=self._timeout)
+class Known(NamedTuple):
+    """A reward that has a name.
+
+    Attributes:
+      make: of a `RewardSource`, called with the folders of --reward-model.
+      folders: what each of them is, in words.
+    """
+
+    make: Callable[..., RewardSource]
+    folders: tuple[str, ...] = ()
+
+
+KNOWN = {
+    "none": Known(NoReward),
+    "clip": Known(partial(Cosine, score=clip_score), ("a converted CLIP",)),
+    "pick": Known(partial(Cosine, score=pick_score), ("a converted CLIP",)),
+    "aesthetic": Known(Aesthetic, ("a converted CLIP", "the head")),
+}
 
 
 def _imported(name: str) -> Callable[..., Any]:
@@ -179,7 +116,7 @@ def _imported(name: str) -> Callable[..., Any]:
 _HOUR = 3600.0
 
 
-def verifier(name: str, folders: Sequence[Path], timeout: float | None = None) -> Verifier:
+def reward_source(name: str, folders: Sequence[Path], timeout: float | None = None) -> RewardSource:
     """A reward by name.
 
     Args:
@@ -190,24 +127,20 @@ def verifier(name: str, folders: Sequence[Path], timeout: float | None = None) -
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
     """
-    known = {"none": 0, "clip": 1, "pick": 1, "aesthetic": 2}
-    if ":" not in name and name not in known:
+    is_function = ":" in name
+    if not is_function and name not in KNOWN:
         raise ValueError(
-            f"--reward must be one of {', '.join(known)} or MODULE:FUNCTION, got '{shown(name)}'"
+            f"--reward must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got '{shown(name)}'"
         )
-    if timeout is not None and ":" not in name:
+    if timeout is not None and not is_function:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
     if timeout is not None and timeout <= 0:
         raise ValueError(f"--reward-timeout must be above 0, got {timeout}")
-    needed = known.get(name, 0)
-    if len(folders) != needed:
-        what = ("no folder", "a converted CLIP", "a converted CLIP and then the head")[needed]
+    wanted = () if is_function else KNOWN[name].folders
+    if len(folders) != len(wanted):
+        what = " and then ".join(wanted) or "no folder"
         got = " and ".join(map(str, folders)) or "none"
         raise ValueError(f"--reward-model must be {what} for --reward {name}, got {got}")
-    if name == "none":
-        return Nothing()
-    if name == "aesthetic":
-        return Aesthetic(*folders)
-    if name in known:
-        return Cosine(folders[0], rewards.clip_score if name == "clip" else rewards.pick_score)
-    return Host(name, _HOUR if timeout is None else timeout)
+    if is_function:
+        return HostFunction(name, _HOUR if timeout is None else timeout)
+    return KNOWN[name].make(*folders)

@@ -1,4 +1,4 @@
-"""The embedded model, as `flowsde sample` offers it."""
+"""The embedded model as the source of a command."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from flowsde import shapes
-from flowsde.classifier_free import guide
+from flowsde.classifier_free import classifier_free_guidance
 from flowsde.cli import pictures, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
-from flowsde.cli.sources.base import Ask, Loaded
+from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
 from flowsde.shapes import captions, verdict, weights
 
 
-class Embedded:
-    """An `Offer`; ValueError or TypeError naming an option that is wrong."""
+class ShapesSource:
+    """A `Source`; ValueError or TypeError naming an option that is wrong."""
 
-    judged = True
+    has_reward = True
 
     def __init__(self, command: Sample):
         for name, value in vars(command.converted).items():
@@ -38,13 +38,13 @@ class Embedded:
     def slug(self, prompt: str) -> str:
         return prompts.slug(prompt)
 
-    def load(self, prompts: Sequence[str]) -> Loaded:
+    def load(self, prompts: Sequence[str]) -> LoadedSource:
         flow = shapes.load_flow(self._files["shapes"])
         reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
         if self.evaluations > 1:
             nothing = np.zeros(captions.MAX_TOKENS, np.int32)
-            flow = guide(flow, self.settings.guidance, nothing)
-        return Loaded(flow, [Ask(shapes.encode(prompt), reward) for prompt in prompts])
+            flow = classifier_free_guidance(flow, self.settings.guidance, nothing)
+        return LoadedSource(flow, reward, [PromptTask(shapes.encode(one)) for one in prompts])
 
     def save(self, path: Path, image: np.ndarray) -> None:
         pictures.save_image(path, image)
@@ -55,7 +55,7 @@ class Embedded:
     def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
         return {"heldout": verdict.judge(prompt, image)}
 
-    def said(self, values: dict[str, Any]) -> list[str]:
+    def report(self, values: dict[str, Any]) -> list[str]:
         return [
             f"asked   {captions.caption(captions.parse(values['prompt']))}",
             f"seen    {verdict.describe(values['heldout'])}, says the held-out checker",

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from flowsde.models.common.layers import Numerics
+from flowsde.models.family import Family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,3 +43,6 @@ class AestheticHead(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return x[:, 0]
+
+
+FAMILY = Family(name="aesthetic", config=AestheticConfig, build=AestheticHead)

@@ -1,6 +1,3 @@
 """The KL autoencoder of latent models: in SD, SDXL, SD3, FLUX.1 and SiT."""
 
-from flowsde.models.autoencoder_kl.model import AutoencoderKL, AutoencoderKLConfig
-from flowsde.models.family import Family
-
-FAMILY = Family(name="autoencoder_kl", config=AutoencoderKLConfig, build=AutoencoderKL)
+from flowsde.models.autoencoder_kl.model import FAMILY as FAMILY

@@ -22,6 +22,7 @@ from flowsde._keys import as_key
 from flowsde.models.autoencoder_kl.tiles import decode_in_tiles
 from flowsde.models.common.conv import convolution, convolve_doubled, group_norm
 from flowsde.models.common.layers import Numerics, attention
+from flowsde.models.family import Family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,3 +283,6 @@ class AutoencoderKL(nnx.Module):
             factor=self.config.factor,
             channels=self.config.channels,
         )
+
+
+FAMILY = Family(name="autoencoder_kl", config=AutoencoderKLConfig, build=AutoencoderKL)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowsde.models.common.layers import Numerics, attention, parameter, scan, stack
+from flowsde.models.family import Family
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -308,3 +309,8 @@ def _embed(projection: nnx.Linear | None, pooled: jax.Array) -> jax.Array | None
 def _not_none(embedding: jax.Array | None) -> jax.Array:
     assert embedding is not None, "CLIPConfig has projections"
     return embedding
+
+
+TEXT = Family(name="clip_text", config=CLIPTextConfig, build=CLIPText)
+VISION = Family(name="clip_vision", config=CLIPVisionConfig, build=CLIPVision)
+FAMILY = Family(name="clip", config=CLIPConfig, build=CLIP)

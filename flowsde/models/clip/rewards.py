@@ -7,13 +7,12 @@ With e(x) an image's embedding and e(c) a prompt's, both of length one,
     aesthetic   head(e(x))                      Schuhmann, 2022, ViT-L/14
 
 A prompt's embedding does not change in a search: it is made once, by `text_embeddings`, and given
-in `cond`, so that a reward holds the image tower alone. Images are of any size, in [-1, 1], and
-made ready as these models' own preprocessing does; gradients pass through it.
+as `reward_cond`, so that a reward holds the image tower alone. Images are of any size, in [-1, 1],
+and made ready as these models' own preprocessing does; gradients pass through it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,14 +27,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of each colour in [0, 1], over CLIP's training images."""
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of each colour."""
-
-Select = Callable[[Any], jax.Array]
-"""cond -> prompts' embeddings [n, projection]."""
-
-
-def identity(cond: Any) -> jax.Array:
-    """For a cond that is the embeddings."""
-    return cond
 
 
 def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
@@ -96,12 +87,11 @@ def _unit(x: jax.Array) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class _Cosine:
     graph: Any
-    select: Select
 
-    def __call__(self, params: Any, images: jax.Array, cond: Any) -> jax.Array:
+    def __call__(self, params: Any, images: jax.Array, cond: jax.Array) -> jax.Array:
         state, scale = params
         embedding = image_embeddings(nnx.merge(self.graph, state), images)
-        wanted = self.select(cond).astype(jnp.float32)
+        wanted = cond.astype(jnp.float32)
         if wanted.shape != embedding.shape:
             raise ValueError(
                 f"the prompts' embeddings must have shape {list(embedding.shape)}, "
@@ -110,35 +100,35 @@ class _Cosine:
         return scale * jnp.sum(embedding * wanted, axis=-1)
 
 
-def _cosine(vision: CLIPVision, scale: jax.Array, select: Select, name: str) -> DeviceReward:
+def _cosine(vision: CLIPVision, scale: jax.Array, name: str) -> DeviceReward:
     graph, state = nnx.split(vision)
-    return device(jax.tree_util.Partial(_Cosine(graph, select), (state, scale)), name=name)
+    return device(jax.tree_util.Partial(_Cosine(graph), (state, scale)), name=name)
 
 
-def clip_score(model: CLIP, *, scale: float = 1.0, select: Select = identity) -> DeviceReward:
-    """`scale` times the cosine of image and prompt.
+def clip_score(model: CLIP, *, scale: float = 1.0) -> DeviceReward:
+    """`scale` times the cosine of image and prompt, of which it is told the embedding.
 
     Args:
       model: whose image tower is used.
       scale: 1 for the cosine itself; 2.5 and 100 are also in use.
-      select: takes the prompts' embeddings, made by `text_embeddings`, out of cond.
 
     Raises:
       ValueError: a scale that is not positive and finite.
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    return _cosine(model.vision, jnp.float32(scale), select, "clip_score")
+    return _cosine(model.vision, jnp.float32(scale), "clip_score")
 
 
-def pick_score(model: CLIP, *, select: Select = identity) -> DeviceReward:
+def pick_score(model: CLIP) -> DeviceReward:
     """The cosine of image and prompt times exp(logit_scale), about 100, of the model.
+
+    It is told the prompt's embedding.
 
     Args:
       model: PickScore's fine-tuned ViT-H/14.
-      select: takes the prompts' embeddings, made by `text_embeddings`, out of cond.
     """
-    return _cosine(model.vision, jnp.exp(model.logit_scale.get_value()), select, "pick_score")
+    return _cosine(model.vision, jnp.exp(model.logit_scale.get_value()), "pick_score")
 
 
 @dataclasses.dataclass(frozen=True)

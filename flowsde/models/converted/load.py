@@ -1,4 +1,4 @@
-"""Converted models back in memory: `flowsde.load`."""
+"""The weights of a converted model, read onto the devices."""
 
 import dataclasses
 import os
@@ -19,52 +19,27 @@ from flowsde._text import shown
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
 from flowsde.models.converted.arrays import Parameter
-from flowsde.models.converted.opened import Opened, open_model
+from flowsde.models.converted.opened import Opened
 from flowsde.models.converted.store import PARAMS, flat, nested
-from flowsde.models.family import Family
 from flowsde.sharding import ShardingRules, automatic
 
 _HASHING = max(1, min(8, (os.cpu_count() or 2) // 2))
 """Threads; each hashes about a gigabyte a second."""
 
 
-def load_model(
-    folder: Path,
-    mesh: Mesh | None,
-    dtype: DTypeLike | None,
-    rules: ShardingRules | None,
-    numerics: Numerics | None,
-    verify: bool = True,
-) -> Any:
-    """As `flowsde.load`, of one model."""
-    module = load_module(folder, mesh, dtype, rules, numerics, verify)
-    family, config = configuration(folder, verify=False)
-    return module if family.flow is None else family.flow(module, config)
-
-
-def configuration(folder: Path, verify: bool = True) -> tuple[Family, Any]:
-    """Family and configuration of a converted model, without its parameters.
-
-    Args and errors as of `open_model`.
-    """
-    opened = open_model(folder, verify)
-    return opened.family, opened.config
-
-
 def load_module(
-    folder: Path,
+    opened: Opened,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
     verify: bool = True,
 ) -> Any:
-    """The `nnx.Module` of one model, also where its family makes a flow."""
+    """The `nnx.Module` of a model; arguments and errors as of `flowsde.load`."""
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     if rules is not None and mesh is None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
-    opened = open_model(folder, verify)
     held = opened.parameters()
     written = {path: jax.numpy.dtype(one.dtype) for path, one in held.items()}
     numerics = _numerics(numerics, dtype, list(written.values()))
@@ -79,7 +54,7 @@ def load_module(
         for path, p in parameters(model).items()
     }
     with _verifying(opened, held if verify else {}, mesh):
-        params = _restore(folder / PARAMS, like)
+        params = _restore(opened.folder / PARAMS, like)
     return with_parameters(model, params)
 
 

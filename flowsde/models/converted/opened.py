@@ -1,18 +1,18 @@
 """A converted model on disk, found to be what its `config.json` says, before values are read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 
 from flowsde._text import listed, names, shown
-from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted.arrays import Parameter
 from flowsde.models.converted.configs import from_json
 from flowsde.models.converted.store import CONFIG, PARAMS, check_files, read_config
-from flowsde.models.family import Family, abstract
+from flowsde.models.family import Family, abstract, named
 
 
 class Opened(NamedTuple):
@@ -70,23 +70,42 @@ class Opened(NamedTuple):
         )
 
 
-def open_model(folder: Path, verify: bool = True) -> Opened:
+def open_model(folder: Path, families: Mapping[str, Family], verify: bool = True) -> Opened:
     """A converted model, of which small files alone were read.
 
     Args:
       folder: of one model.
+      families: by name, one of which it must be of.
       verify: whether to compare them with their hashes.
 
     Raises:
       FileNotFoundError: no conversion wrote it.
       ValueError: it is not what a conversion wrote; naming file and field.
     """
-    about, where = read_config(folder, verify=verify), folder / CONFIG
+    about = _about(folder, verify)
+    try:
+        family = named("family", about["family"], families)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    return _opened(folder, about, family)
+
+
+def open_as(folder: Path, family: Family, verify: bool = True) -> Opened:
+    """As `open_model`; ValueError for a model of another family."""
+    about = _about(folder, verify)
+    if about["family"] != family.name:
+        found = shown(about["family"])
+        raise ValueError(f"{folder} holds a model of {found}, expected one of {family.name}")
+    return _opened(folder, about, family)
+
+
+def _about(folder: Path, verify: bool) -> dict[str, Any]:
+    about = read_config(folder, verify=verify)
     if verify:
         check_files(folder, about)
-    try:
-        family = registry.named(about["family"], registry.families())
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    config = from_json(family.config, about["config"], f"{where}: config")
+    return about
+
+
+def _opened(folder: Path, about: dict[str, Any], family: Family) -> Opened:
+    config = from_json(family.config, about["config"], f"{folder / CONFIG}: config")
     return Opened(folder, about, family, config)

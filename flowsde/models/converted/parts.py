@@ -5,32 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from flowsde.models.converted import load
+from flowsde.models.converted.opened import open_as
+from flowsde.models.family import Family
 
-Read = Callable[[Path], Any]
-"""From the folder of one converted model to its `nnx.Module`."""
-
-
-def read(folder: Path) -> Any:
-    """A model as it was written, on the first device."""
-    return load.load_module(folder)
+Read = Callable[[Path, Family], Any]
+"""From the folder of one converted model, and the family that it must be of, to its module."""
 
 
-def configuration(folder: Path, wanted: str, verify: bool = True) -> Any:
-    """The configuration of a converted model of a family.
-
-    Args:
-      folder: of the model.
-      wanted: name of the family.
-      verify: whether to compare its files, but the weights, with their hashes.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is of another family, or no single model, or not what was written.
-    """
-    family, config = load.configuration(folder, verify)
-    if family.name != wanted:
-        raise ValueError(f"{folder} holds a model of {family.name}, expected one of {wanted}")
-    return config
+def read(folder: Path, family: Family) -> Any:
+    """A model as it was written, on the first device; errors as of `open_as`."""
+    return load.load_module(open_as(folder, family))
 
 
 class Parts:
@@ -40,28 +24,29 @@ class Parts:
       folders: of each model.
       families: that each must be of.
       read: a model; the only place where weights are read.
-      verify: as of `configuration`.
+      verify: whether to compare their files, but the weights, with their hashes.
 
     Raises:
-      FileNotFoundError, ValueError: as of `configuration`.
+      FileNotFoundError: one is not there.
+      ValueError: one is of another family, or no single model, or not what was written.
     """
 
     def __init__(
         self,
         folders: Mapping[str, Path],
-        families: Mapping[str, str],
+        families: Mapping[str, Family],
         read: Read,
         verify: bool = True,
     ):
-        self._folders, self._read = folders, read
+        self._folders, self._families, self._read = folders, families, read
         self._held: dict[str, Any] = {}
         self.configs = {
-            name: configuration(folders[name], families[name], verify) for name in families
+            name: open_as(folders[name], family, verify).config for name, family in families.items()
         }
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._held:
-            self._held[name] = self._read(self._folders[name])
+            self._held[name] = self._read(self._folders[name], self._families[name])
         return self._held[name]
 
     @property

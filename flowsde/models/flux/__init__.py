@@ -1,6 +1,5 @@
 """FLUX.1: the transformer, its schedule, and the whole pipeline."""
 
-from flowsde.models.family import Family
-from flowsde.models.flux.model import Flux, FluxConfig
-
-FAMILY = Family(name="flux", config=FluxConfig, build=Flux)
+from flowsde.models.flux.model import FAMILY as FAMILY
+from flowsde.models.flux.pipeline import PIPELINE as PIPELINE
+from flowsde.models.flux.sampled import SAMPLING as SAMPLING

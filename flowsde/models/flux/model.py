@@ -27,6 +27,7 @@ from flowsde.models.common.modulation import (
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
 from flowsde.models.common.rope import angles, rotate
+from flowsde.models.family import Family
 
 _TIME_SCALE = 1000.0
 _QK_EPSILON = 1e-6
@@ -301,3 +302,6 @@ class Flux(nnx.Module):
             raise ValueError(f"this model {needs}, got guidance = {guidance}")
         if ids.shape != (image.shape[1], 3):
             raise ValueError(f"ids must have shape ({image.shape[1]}, 3), got {ids.shape}")
+
+
+FAMILY = Family(name="flux", config=FluxConfig, build=Flux)

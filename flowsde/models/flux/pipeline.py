@@ -12,7 +12,8 @@ no cost; schnell, distilled to few steps, has none. A model without that input t
 further to be guided is guided at two evaluations, from a negative prompt, which may be empty:
 
     negative = pipeline.encode([""])
-    flow = flowsde.guide(pipeline.flow(), 3.5, jax.tree.map(lambda a: a[0], negative))
+    null = jax.tree.map(lambda a: a[0], negative)
+    flow = flowsde.classifier_free_guidance(pipeline.flow(), 3.5, null)
 
 Steps and times are the scheduler's, see `schedule`.
 """
@@ -31,22 +32,22 @@ from flax import nnx
 from flowsde._checks import check_count, check_non_negative
 from flowsde.flow import Flow
 from flowsde.grids import Grid
+from flowsde.models import autoencoder_kl, clip, t5
 from flowsde.models.autoencoder_kl.decoder import decoder
 from flowsde.models.common.tokenizers import Tokenizer, clip_tokenizer, t5_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
+from flowsde.models.family import Pipeline
 from flowsde.models.flux import schedule
-from flowsde.models.flux.model import FluxCond, FluxConfig
+from flowsde.models.flux.model import FAMILY, FluxCond, FluxConfig
 
-CLASS = "FluxPipeline"
-"""What `model_index.json` calls it."""
 GUIDANCE = 3.5
 LENGTH = 512
 """Tokens of a prompt, by default and at most."""
 _FAMILIES = {
-    "transformer": "flux",
-    "vae": "autoencoder_kl",
-    "text_encoder": "clip_text",
-    "text_encoder_2": "t5_encoder",
+    "transformer": FAMILY,
+    "vae": autoencoder_kl.FAMILY,
+    "text_encoder": clip.TEXT,
+    "text_encoder_2": t5.ENCODER,
 }
 _ENCODERS = ("text_encoder", "text_encoder_2")
 _SIDE = 128
@@ -197,3 +198,6 @@ def _text(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def _pooled(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens).pooled
+
+
+PIPELINE = Pipeline(name="FluxPipeline", build=FluxPipeline)

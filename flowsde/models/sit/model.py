@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count
+from flowsde.flow import Flow
 from flowsde.models.common.layers import (
     FLOAT32,
     Numerics,
@@ -31,6 +32,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import pack, unpack
+from flowsde.models.family import Family
 
 SIZES = {"S/2": (384, 12, 6), "B/2": (768, 12, 12), "L/2": (1024, 24, 16), "XL/2": (1152, 28, 16)}
 """Width, depth and heads of the published models."""
@@ -220,3 +222,10 @@ def guided_velocity(
     wanted, free = jnp.split(both, 2)
     guided = (free + scale * (wanted - free))[..., :GUIDED_CHANNELS]
     return jnp.concatenate([guided, wanted[..., GUIDED_CHANNELS:]], axis=-1)
+
+
+def _flow(model: SiT, config: SiTConfig) -> Flow:
+    return Flow.from_nnx(model, shape=(config.size, config.size, config.channels))
+
+
+FAMILY = Family(name="sit", config=SiTConfig, build=SiT, flow=_flow)

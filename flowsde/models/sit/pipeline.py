@@ -20,11 +20,11 @@ from flax import nnx
 
 from flowsde._checks import check_non_negative
 from flowsde.flow import Flow
+from flowsde.models import autoencoder_kl
 from flowsde.models.autoencoder_kl.decoder import decoder
 from flowsde.models.converted.parts import Parts, Read, read
-from flowsde.models.sit.model import SiTConfig, guided_velocity
+from flowsde.models.sit.model import FAMILY, SiTConfig, guided_velocity
 
-FAMILY = "sit"
 GUIDANCE = 4.0
 """Scale of the published samples."""
 
@@ -52,7 +52,7 @@ class SiTPipeline:
     """
 
     def __init__(self, folder: Path, vae: Path, read: Read = read):
-        families = {"model": FAMILY, "vae": "autoencoder_kl"}
+        families = {"model": FAMILY, "vae": autoencoder_kl.FAMILY}
         self._parts = Parts({"model": folder, "vae": vae}, families, read)
         self.config: SiTConfig = self._parts.configs["model"]
         latents = self._parts.configs["vae"].latents

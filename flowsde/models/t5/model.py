@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from flowsde.models.common.layers import Numerics, attention, parameter, scan, stack
+from flowsde.models.family import Family
 
 START = 0
 """The token that a decoder starts from: padding."""
@@ -273,3 +274,7 @@ class T5(T5Encoder):
 
 def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+ENCODER = Family(name="t5_encoder", config=T5Config, build=T5Encoder)
+FAMILY = Family(name="t5", config=T5Config, build=T5)

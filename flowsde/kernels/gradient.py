@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from flowsde._checks import check_positive
 from flowsde.kernels.base import Kernel, as_time, standard_normal
-from flowsde.kernels.forward import Renoise
+from flowsde.kernels.renoise import Renoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Guided(Kernel):
         return self.inner.log_prob(x_s - (mean - plain), x, x0, x1, t, s)
 
 
-def guided(kernel: Kernel, temperature: float) -> Kernel:
+def reward_gradient(kernel: Kernel, temperature: float) -> Kernel:
     """A stochastic kernel tilted by the reward's linearisation at the particle.
 
     N(mean, std^2 I) times exp(gradient . x_s / temperature) is N(mean + std^2 gradient /
@@ -50,7 +50,7 @@ def guided(kernel: Kernel, temperature: float) -> Kernel:
 
     Args:
       kernel: `euler_maruyama`, `ddim` or `cps`.
-      temperature: beta > 0, in units of the reward; less is stronger guidance.
+      temperature: beta > 0, in units of the reward; the less, the stronger the pull.
     """
     check_positive("temperature", temperature)
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise | Guided):
@@ -58,6 +58,10 @@ def guided(kernel: Kernel, temperature: float) -> Kernel:
     if not kernel.stochastic or kernel.evaluations != 1:
         raise ValueError(
             f"kernel must be stochastic with one evaluation a step (euler_maruyama, ddim, cps): "
-            f"guidance is in proportion to its variance; got {type(kernel).__name__}"
+            f"the gradient moves it in proportion to its variance; got {type(kernel).__name__}"
         )
     return Guided(kernel.interpolant, kernel, float(temperature))
+
+
+guided = reward_gradient
+"""The former name of `reward_gradient`, for one release."""

@@ -1,0 +1,68 @@
+"""CLIP's rewards as ``flowsde sample --reward`` takes them: out of converted folders."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flowsde.models import aesthetic
+from flowsde.models.clip import rewards
+from flowsde.models.clip.model import CLIP, FAMILY
+from flowsde.models.common.tokenizers import clip_tokenizer
+from flowsde.models.converted.opened import open_as
+from flowsde.models.converted.parts import read
+from flowsde.rewards import DeviceReward
+
+
+@jax.jit
+def _embed(model: CLIP, tokens: jax.Array) -> jax.Array:
+    return rewards.text_embeddings(model, tokens)
+
+
+class Cosine:
+    """Of image and prompt, by a CLIP; it is told the prompt's embedding.
+
+    Args:
+      folder: of the converted CLIP.
+      score: `clip_score` or `pick_score`.
+    """
+
+    reads_text, on_device = True, True
+
+    def __init__(self, folder: Path, score: Callable[[CLIP], DeviceReward]):
+        self._folder, self._score = folder, score
+        text = open_as(folder, FAMILY).config.text
+        self._tokenizer = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        model = read(self._folder, FAMILY)
+        tokens = self._tokenizer(prompts).ids
+        told = [_embed(model, tokens[i : i + 1])[0] for i in range(len(prompts))]
+        # The image tower alone stays.
+        return self._score(model), told
+
+
+class Aesthetic:
+    """LAION's score, of a CLIP and a head.
+
+    Args:
+      tower: folder of the converted CLIP.
+      head: of the converted head.
+    """
+
+    reads_text, on_device = False, True
+
+    def __init__(self, tower: Path, head: Path):
+        self._tower, self._head = tower, head
+        width = open_as(tower, FAMILY).config.vision.projection
+        wanted = open_as(head, aesthetic.FAMILY).config.widths[0]
+        if width != wanted:
+            raise ValueError(
+                f"the head of {head} takes embeddings of {wanted} features, got {width} of {tower}"
+            )
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        vision = read(self._tower, FAMILY).vision
+        reward = rewards.aesthetic(vision, read(self._head, aesthetic.FAMILY))
+        return reward, [None] * len(prompts)

@@ -1,0 +1,104 @@
+"""FLUX.1 as ``flowsde sample --model`` takes it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flowsde._text import shown
+from flowsde.classifier_free import classifier_free_guidance
+from flowsde.flow import Flow
+from flowsde.grids import Grid
+from flowsde.models.family import Sampling
+from flowsde.models.flux.pipeline import LENGTH, PIPELINE, FluxPipeline, check_length
+
+
+class SampledFlux:
+    """A FLUX.1; see `flowsde.models.family.Sampled`."""
+
+    unprompted: str | None = None
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        guidance: float | None,
+        size: str | None,
+        text_tokens: int | None,
+        negative_prompt: str | None,
+    ):
+        self._pipeline = FluxPipeline(folder)
+        self._size = _pixels(size)
+        try:
+            self._pipeline.latents(*self._size)
+        except ValueError as error:
+            # The names of the arguments are those of the option.
+            raise ValueError(f"--size: {error}") from None
+        length = LENGTH if text_tokens is None else text_tokens
+        self._length = check_length("--text-tokens", length)
+        self._negative = negative_prompt
+        # A scale is an input of the model, or costs a second evaluation.
+        self._scale, self.guidance = self._guidance(guidance)
+        sides = [self._pipeline.side if side is None else side for side in self._size]
+        self.named: dict[str, Any] = {
+            "size": "x".join(map(str, sides)),
+            "guidance": self._scale if negative_prompt is None else self.guidance,
+            "negative_prompt": negative_prompt,
+            "text_tokens": self._length,
+        }
+        self.steps = {"ode": self._pipeline.steps, "sde": self._pipeline.steps}
+
+    def _guidance(self, given: float | None) -> tuple[float | None, float]:
+        """Scales: that the model is given, and that of classifier-free guidance."""
+        distilled = self._pipeline.config.guidance
+        if self._negative is None:
+            try:
+                return self._pipeline.scale(given), 1.0
+            except ValueError as error:
+                hint = "" if distilled else "; with --negative-prompt it guides, at two evaluations"
+                raise ValueError(f"--guidance: {error}{hint}") from None
+        if distilled:
+            raise ValueError(
+                "--negative-prompt has no effect with a model that takes its guidance scale as an "
+                f"input, got {self._negative!r}"
+            )
+        if given is None or given < 0 or given == 1.0:
+            got = "none" if given is None else given
+            raise ValueError(f"--negative-prompt wants a --guidance other than 1, got {got}")
+        return None, given
+
+    def grid(self, n: int) -> Grid | None:
+        return self._pipeline.grid(n, *self._size)
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        texts = [*prompts, *([] if self._negative is None else [self._negative])]
+        cond = self._pipeline.encode(texts, guidance=self._scale, length=self._length)
+        self._pipeline.drop_text_encoders()
+        conds = [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(texts))]
+        self._null = conds[-1]
+        return conds[: len(prompts)]
+
+    def flow(self) -> Flow:
+        flow = self._pipeline.flow(*self._size)
+        if self._negative is None:
+            return flow
+        return classifier_free_guidance(flow, self.guidance, self._null)
+
+
+def _pixels(size: str | None) -> tuple[int | None, int | None]:
+    """Height and width."""
+    if size is None:
+        return None, None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
+    if found is None:
+        raise ValueError(
+            f"--size must be HEIGHTxWIDTH or one number of pixels, of five digits at most, "
+            f"got '{shown(size)}'"
+        )
+    height = int(found[1])
+    return height, height if found[2] is None else int(found[2])
+
+
+SAMPLING = Sampling(of=PIPELINE.name, title="a FLUX.1", make=SampledFlux)
