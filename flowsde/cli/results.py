@@ -16,6 +16,7 @@ from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import flag
+from flowsde.cli.sources.base import Source
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
 

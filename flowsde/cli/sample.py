@@ -261,7 +261,7 @@ def _run(run: PromptRun) -> None:
             _own.release(run.folder)
         except BaseException as error:
             raise _ended(run, recorder, error) from None
-    for line in run.offer.said(values):
+    for line in run.offer.report(values):
         print(line)
     spent = f"{values['nfe']} NFE in {values['seconds']['total']:.1f} s"
     print(
