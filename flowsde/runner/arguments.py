@@ -23,6 +23,7 @@ from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_rew
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
+from flowsde.runner.identity import of_run
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, memory
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
@@ -45,6 +46,7 @@ class Job(NamedTuple):
       single: whether there is one prompt, without an axis.
       invalid, resume: as for `flowsde.run`.
       live: bool, which prompts are no padding; None without a mesh.
+      run: uint32, of each prompt, as `flowsde.Result.run`.
     """
 
     keys: jax.Array
@@ -59,6 +61,7 @@ class Job(NamedTuple):
     invalid: str
     resume: Result | None
     live: jax.Array | None
+    run: np.ndarray | None
 
     @property
     def flow(self) -> Flow:
@@ -111,6 +114,7 @@ def prepare(
     flow, cond = with_own_nulls(flow, cond)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
+    run = of_run(program.search, cond, ids.size)
     for budget in np.unique(budgets):
         program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
@@ -149,6 +153,7 @@ def prepare(
         invalid=invalid,
         resume=resume,
         live=live,
+        run=run,
     )
     with layout.around_model():
         _trace(job)

@@ -106,7 +106,7 @@ def own_prompts(result: Result, prompt_ids: Any) -> Iterator[tuple[int, Result]]
         fields = {
             name: _row(value, int(i))
             for name, value in result._asdict().items()
-            if name not in ("info", "state", "given")
+            if name not in ("info", "state", "given", "run")
         }
         seconds = result.info.seconds
         info = jax.tree.map(lambda a, i=i: a[:, i], result.info._replace(seconds=None))

@@ -44,6 +44,8 @@ class Result(NamedTuple):
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
       given: `Given`, what the search began with; None from `flowsde.batch`.
+      run: uint32, checksum of the search's settings and of cond, by which a run that resumes knows
+        its own; None from `flowsde.batch`.
     """
 
     image: Any
@@ -59,6 +61,7 @@ class Result(NamedTuple):
     info: Any
     state: Any
     given: Any = None
+    run: Any = None
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")

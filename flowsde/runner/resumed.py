@@ -32,6 +32,10 @@ def resumed(job: Job, fresh: Carry) -> Carry:
     for name, wanted, got in zip(names, *fetch(begun), strict=True):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
+    # A save of an earlier version has none.
+    if job.run is not None and job.resume.run is not None:
+        if not np.array_equal(job.run, np.atleast_1d(np.asarray(job.resume.run))):
+            raise ValueError("resume was begun with another search or cond than this run's")
     return carry if job.layout.mesh is None else _padded(job, carry, fresh)
 
 

@@ -282,6 +282,7 @@ def _result(
         info=log,
         state=job.trim(carry.state),
         given=job.trim(carry.given),
+        run=job.run[0] if job.single and job.run is not None else job.run,
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

@@ -173,6 +173,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         info=_log(leaves, lead, path),
         given=begun[".given"],
         state=begun[".state"],
+        run=read(".run", np.uint32, *lead) if ".run" in leaves else None,
     )
 
 

@@ -61,7 +61,9 @@ def test_several_prompts():
     shown = picture(result)
     assert shown.shape == (512, 512, 3)
     assert [shown[y, x, 0] for y in (0, 511) for x in (0, 511)] == [0, 255, 0, 255]
-    many = jax.tree.map(lambda a: np.repeat(a, 50, axis=0), result._replace(info=None, state=None))
+    many = jax.tree.map(
+        lambda a: np.repeat(a, 50, axis=0), result._replace(info=None, state=None, given=None)
+    )
     assert len(repr(many)) < 300
 
 

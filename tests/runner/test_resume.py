@@ -8,13 +8,14 @@ import jax
 import killed
 import numpy as np
 import pytest
-from problems import GRID, SDE, batch, flow, reward, row
+from problems import GRID, SDE, VP, batch, flow, reward, row
 
 import flowsde as fs
 from flowsde.runner import saved
 
 KEY = jax.random.key(3)
 SEARCH = fs.search.rbf(nfe=21, kernel=SDE, grid=GRID, finish="mean")
+OTHER = fs.kernels.euler_maruyama(VP, fs.diffusion.square(2.0))
 
 
 def wait(condition, seconds=120.0):
@@ -100,6 +101,8 @@ def test_what_is_not_this_search_is_refused(tmp_path):
         ({"target_reward": 0.5}, "resume was begun with another target_reward"),
         ({"nfe": 20}, "resume was begun with another nfe"),
         ({"search": wide}, "resume is of another search, or of other prompts or shapes"),
+        ({"search": SEARCH.replace(kernel=OTHER)}, "begun with another search or cond"),
+        ({"cond": row(batch(4)[1], 2)}, "resume was begun with another search or cond"),
         ({"prompt_ids": [0, 1], "cond": batch(2)[1]}, "resume is of another search, or"),
         ({"resume": {"nfe": 3}}, "resume must be a flowsde.Result, got dict"),
     ):
