@@ -145,7 +145,8 @@ class Batch(Task):
             _own.release(self.out)
         _print(values, self.out)
         if failed.reasons:
-            title = f"flowsde batch: {len(failed.reasons)} prompts failed"
+            many = len(failed.reasons)
+            title = f"flowsde batch: {many} prompt{'s' * (many > 1)} failed"
             print(_text.listed(failed.lines(), title), file=sys.stderr)
         return 1 if failed.reasons else 0
 

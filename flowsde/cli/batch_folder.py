@@ -18,7 +18,6 @@ import numpy as np
 from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
-from flowsde._text import shown
 from flowsde.cli import results, resume
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.budget import Outcome, added
@@ -138,12 +137,14 @@ class Folder:
         """Discard all that is there; what that is, is said first."""
         finished = sum((folder / results.RESULT).exists() for folder in self.folders)
         files = list(self._kept.glob("*.npz"))
-        lost = f"{finished} of {len(self.folders)} prompts, finished" if finished else ""
-        lost += f"{' and ' * bool(lost)}the attempts of {len(files)} prompts" if files else ""
         unfinished = [folder for folder in self.folders if resume.is_unfinished(folder)]
-        for held in [f"{lost} in {shown(self.out)}"] * bool(lost) + [*map(resume.held, unfinished)]:
-            if held:
-                print(f"discard {held}", flush=True)
+        lost = [
+            *[f"{finished} of {len(self.folders)} prompts, finished"] * (finished > 0),
+            *[f"the attempts of {len(files)} more"] * (len(files) > 0),
+            *filter(None, map(resume.held, unfinished)),
+        ]
+        for what in lost:
+            print(f"discard {what}", flush=True)
         # First: a process killed on the way leaves pictures that are this run's.
         self._mark()
         for folder in unfinished:

@@ -87,6 +87,9 @@ def _do(args: list[str]) -> int:
         except (ValueError, TypeError, ImportError) as error:
             complain(_name(args), str(error), between)
             return 2
+        if "--resume" in args[1:]:
+            # Until it is no option any more.
+            complain(_name(args), "--resume is no longer needed: the same command resumes")
         return work()
     except CommandError as error:
         how = "" if error.permanent else f"; {resume_with(args)}"

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import sys
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -61,14 +61,11 @@ def _help() -> str:
 
 
 def _without_resume(name: str, words: Sequence[str]) -> list[str]:
-    """The words without --resume, an option until 0.1, when the same command began to resume."""
+    """The words without --resume, which `flowsde.cli.main` says is no longer needed."""
     if name not in ("sample", "compare") or "--resume" not in words:
         return list(words)
     if "--overwrite" in words:
         raise OptionError("--resume", "contradicts --overwrite, which begins anew; give only one")
-    print(
-        f"flowsde {name}: --resume is no longer needed: the same command resumes", file=sys.stderr
-    )
     return [word for word in words if word != "--resume"]
 
 
@@ -108,7 +105,8 @@ def _mistake(kind: Any, words: list[str]) -> str:
     """What is wrong with words that tyro refused, if it is a name; else nothing."""
     options = list(_options(kind))
     flags = [option.name for option in options if option.name.startswith("--")] + ["--help"]
-    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    named = [word.partition("=")[0] for word in words if re.match("--.", word)]
+    given = [name.replace("_", "-") for name in named]
     for name in given:
         if name not in flags:
             return f"unknown option {shown(name)}{_hint(name, flags)}"

@@ -99,16 +99,21 @@ def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
     offer = source_of(command)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
-    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
-    wanted = [
-        (folder, own)
-        for folder, own in zip(folders, abouts, strict=True)
-        if not resume.is_complete(folder, own, names, command.overwrite)
-    ]
+    each = zip(folders, abouts, strict=True)
+    wanted = [(folder, own) for folder, own in each if not _is_complete(command, folder, own)]
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
     return [(folder, runs.get(folder)) for folder in folders]
+
+
+def _is_complete(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
+    """As `resume.is_complete`, trajectory included."""
+    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
+    complete = resume.is_complete(folder, about, names, command.overwrite)
+    if complete and command.save_trajectory and not (folder / _TRAJECTORY).exists():
+        raise ValueError(f"the finished run in {folder} has no {_TRAJECTORY}; {results.OTHERWISE}")
+    return complete
 
 
 def _runs(
@@ -123,9 +128,6 @@ def _runs(
     seen = {folder: resume.seen(folder) for folder, _ in wanted}
     saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
     loaded = offer.load([own["prompt"] for _, own in wanted])
-    if command.overwrite:
-        _discard(wanted, seen)
-        seen = {folder: resume.seen(folder) for folder, _ in wanted}
     key, runs = from_seed(command.seed), {}
     for (folder, own), task in zip(wanted, loaded.tasks, strict=True):
         before = saved[folder]
@@ -139,6 +141,10 @@ def _runs(
             folder, own, offer.settings, as_run, loaded.flow, unfinished[folder], before,
             seen[folder], rounds, command.save_trajectory, offer,
         )  # fmt: skip
+    if command.overwrite:
+        # Last of all: now nothing can be wrong any more.
+        _discard(wanted, seen)
+        runs = {folder: run._replace(seen=resume.seen(folder)) for folder, run in runs.items()}
     return runs
 
 

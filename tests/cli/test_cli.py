@@ -154,6 +154,8 @@ def test_seeds_and_overwriting(
         capsys.readouterr()
         _sample(tmp_path, *RBF)
         assert f"{tmp_path} is already complete" in capsys.readouterr().out
+        said = refused(capsys, "sample", *RBF, "--save-trajectory", "--out", str(tmp_path))
+        assert "has no trajectory.npz; expected another --out, or --overwrite" in said
         said = refused(capsys, "sample", *RBF, "--seed", "1", "--out", str(tmp_path))
     assert "--seed 0, not 1" in said and "--overwrite" in said and str(tmp_path) in said
     again = _sample(tmp_path, *RBF, "--overwrite")

@@ -206,7 +206,7 @@ def test_one_prompt_without_a_reward_does_not_block_a_list(
         assert _run([*commands["batch"], "--out", str(out)]) == 1
         said = capsys.readouterr()
         assert said.err.splitlines()[-2:] == [
-            "flowsde batch: 1 prompts failed:",
+            "flowsde batch: 1 prompt failed:",
             "prompt 2 of 3, 'one red circle': reward 'judge' was NaN or -inf for every candidate",
         ]
         assert "Traceback" not in said.err and "prompts 2" in said.out

@@ -330,9 +330,9 @@ def test_results_are_not_overwritten(
     for other, says in (
         (["--seeds", "1"], "has --seeds 2, not 1"),
         (["--prompts", "1"], "has 2 prompts, not 1"),
-        (["--objects", "4"], "has other prompts"),
+        (["--objects", "10"], "has other prompts"),
         (["--nfe", "9"], "has bon at 6 NFE, which this command leaves out"),
-        (["--methods", "svdd"], "has bon at 6 NFE, which this command leaves out"),
+        (["--methods", "ode"], "has bon at 6 NFE, which this command leaves out"),
     ):
         said = refused(capsys, "compare", *few, *other, "--out", str(tmp_path))
         assert f"{says}; expected another --out, or --overwrite" in said
