@@ -116,7 +116,7 @@ def methods_analytic() -> str:
     rows = {(r["budget"], r["path"], r["method"]): r for r in found["rows"]}
     half = max((r["high"] - r["low"]) / 2 for r in rows.values())
     lines = [
-        f"{found['settings']['seeds']} seeds; 95 % intervals are at most ± {half:.3f}.",
+        f"{found['settings']['seeds']} seeds; 95% intervals are at most ± {half:.3f}.",
         "",
         f"| NFE | path | {' | '.join(names.values())} |",
         "|---|---|" + "---|" * len(names),
@@ -140,7 +140,7 @@ def search_overhead() -> str:
     found = json.loads((RESULTS / "search_overhead.json").read_text())
     methods = ("rbf", "svdd", "smc")
     lines = [
-        f"{found['cores']} CPU cores, {found['model_ms']:.1f} ms a candidate, chunks of "
+        f"{found['cores']} CPU cores, {found['model_ms']:.1f} ms per candidate, chunks of "
         f"{found['settings']['chunk']}, {found['settings']['nfe']} NFE; load "
         f"{found['load'][0]:.1f} at the start.",
         "",
@@ -163,11 +163,11 @@ def packing() -> str:
     found = json.loads((RESULTS / "packing.json").read_text())
     settings, rates = found["settings"], found["speed"]["prompts_per_second"]
     lines = [
-        f"{settings['prompts']} captions of at least {settings['objects']} objects, "
-        f"{settings['nfe']} NFE each at most, batches of {settings['batch_size']}; a prompt stops "
+        f"{settings['prompts']} captions of at least {settings['objects']} objects, at "
+        f"most {settings['nfe']} NFE each, batches of {settings['batch_size']}; a prompt stops "
         "when its reward (`rss`) is 0.",
         "",
-        "| rows that are charged | packed | lock-step | surplus | padding | NFE a prompt |",
+        "| share of rows charged | packed | lock-step | surplus | padding | NFE per prompt |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in found["methods"].items():
@@ -180,7 +180,7 @@ def packing() -> str:
         "",
         f"RBF on {found['cores']} CPU cores: {rates['packed']:.2f} prompts/s packed, "
         f"{rates['width 1']:.2f} one at a time ({rates['width 4']:.2f} with waves of 4), "
-        f"{found['prompts_per_second_ratio']:.2f} times as many.",
+        f"packed is {found['prompts_per_second_ratio']:.2f} times as fast.",
         "",
         f"| {shared['prompts']} captions × {shared['seeds']} seeds, {shared['share']} NFE each "
         "| equal split | one budget (`total_nfe`) | difference, paired |",
@@ -215,8 +215,8 @@ def devices() -> str:
     counts = sorted({row["devices"] for row in found["rows"]})
     most = counts[-1]
     lines = [
-        f"| GFLOP a device | scaling | {' | '.join(map(str, counts))} | efficiency at {most} | "
-        f"collectives a device at {most} |",
+        f"| GFLOP per device | scaling | {' | '.join(map(str, counts))} | efficiency at {most} | "
+        f"collectives per device at {most} |",
         "|---|---|" + "---|" * (len(counts) + 2),
     ]
     for program, scaling in dict.fromkeys((r["program"], r["scaling"]) for r in found["rows"]):
@@ -241,9 +241,9 @@ def conversion() -> str:
     found = json.loads((RESULTS / "convert.json").read_text())
     gib = {name: found[f"{name}_bytes"] / 2**30 for name in ("peak_rss", "largest_stacked")}
     return (
-        f"A checkpoint of {found['bytes'] / 2**30:.1f} GiB takes {found['seconds']:.0f} s, copying "
-        f"its files {found['copy_seconds']:.0f} s; at most {gib['peak_rss']:.2f} GiB are resident, "
-        f"its largest stacked parameter has {gib['largest_stacked']:.1f} GiB."
+        f"Converting a checkpoint of {found['bytes'] / 2**30:.1f} GiB takes {found['seconds']:.0f} s; "
+        f"copying its files takes {found['copy_seconds']:.0f} s. Peak memory is "
+        f"{gib['peak_rss']:.2f} GiB; the largest stacked parameter has {gib['largest_stacked']:.1f} GiB."
     )
 
 
@@ -255,8 +255,8 @@ def tpu_plan() -> str:
     lines = [
         f"JAX {versions['jax']}, libtpu {versions['libtpu']}; eight chips.",
         "",
-        "| program | pixels | chip | layout | batch | GB a chip | fits | seconds | of peak | "
-        "NFE/s a chip | GB exchanged | most is lost to |",
+        "| program | pixels | chip | layout | batch | GB per chip | fits | seconds | of peak | "
+        "NFE/s per chip | GB exchanged | bottleneck |",
         "|---" * 12 + "|",
     ]
     for row in rows:
@@ -285,7 +285,7 @@ def _tpu_estimate(row: dict[str, Any]) -> list[str]:
         f"{row['peak_share']:.0%} ({low:.0%} – {high:.0%})" if row["flops"] else "–",
         f"{rate:.2f}" if rate else "–",
         f"{exchanged:.2f}",
-        row["limits"],
+        row["limits"].replace("what is beside", "work outside"),
     ]
 
 
@@ -293,8 +293,8 @@ def tpu_search() -> str:
     """Seconds of a search of 500 evaluations, from `tpu_plan.json`."""
     found = json.loads((RESULTS / "tpu_plan.json").read_text())
     lines = [
-        "| model | pixels | chips | prompts at once | seconds an image | of a round: evaluating, "
-        "decoding, searching |",
+        "| model | pixels | chips | prompts at once | seconds per image | seconds per round: "
+        "evaluating + decoding + searching |",
         "|---" * 6 + "|",
     ]
     for row in found["rbf"]:
