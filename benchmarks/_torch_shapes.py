@@ -17,8 +17,7 @@ from flowsde.shapes.data import SIZE
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import CLASSES, PAIRS, ScorerConfig
 from flowsde_converters.moves import CONV, Permute, Reshape
-from flowsde_converters.rows import linear
-from flowsde_converters.tables import Row, Table, unconvert
+from flowsde_converters.tables import Row, Table, linear, unconvert
 
 _EPSILON = 1e-6
 _F = torch.nn.functional

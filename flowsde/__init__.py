@@ -5,7 +5,8 @@
 `fs.velocity_to_x0`, `fs.x0_to_score`, …    conversions among velocity, score, x0 and x1
 `fs.reparameterise`                         a model on another interpolant, without retraining
 `fs.diffusion`, `fs.kernels`, `fs.grids`    how a sampler moves: noise, one step, all times
-`fs.Flow`, `fs.load`, `fs.guide`            a model, a converted one, classifier-free guidance
+`fs.Flow`, `fs.load`                        a model, and a converted one
+`fs.classifier_free_guidance`               its guided twin; `fs.guide` is the former name
 `fs.sample`, `fs.check_convention`          samples without a search; is the model read rightly?
 `fs.search`, `fs.rewards`                   searches, and rewards outside JAX
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts

@@ -149,6 +149,30 @@ class NNX:
         return output
 
 
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A function of an NNX module, as one of (state, ...); equal ones compute the same."""
+
+    fn: Callable[..., Any]
+    graphdef: Any
+
+    def __call__(self, params: tuple[Any, ...], *args: Any) -> Any:
+        state, *more = params
+        return self.fn(nnx.merge(self.graphdef, state), *more, *args)
+
+
+def bind(fn: Callable[..., Any], module: nnx.Module, *more: Any) -> tuple[Bound, tuple[Any, ...]]:
+    """``fn(module, *more, *args)`` as ``bound(params, *args)``: the function, and its params.
+
+    Args:
+      fn: pure; a method by way of its class, or a function.
+      module: which a call leaves as it is.
+      more: arrays or pytrees that are parameters too.
+    """
+    graphdef, state = nnx.split(module)
+    return Bound(fn, graphdef), (state, *more)
+
+
 def _moving_parts(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
     """Values of batch statistics and random states."""
     state = nnx.state(module, nnx.Any(nnx.BatchStat, nnx.RngState))

@@ -10,11 +10,11 @@ import flowsde as fs
 
 NAMES = {
     "flowsde": """
-        Flow Result ShardingRules __version__ analytic batch check_convention diffusion distributed
-        grids guide interpolants iterate kernels load match_time reparameterise restore_search
-        rewards run sample save_search score_to_velocity score_to_x0 score_to_x1 search shapes
-        velocity_to_score velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1
-        x1_to_score x1_to_velocity x1_to_x0
+        Flow Result ShardingRules __version__ analytic batch check_convention
+        classifier_free_guidance diffusion distributed grids guide interpolants iterate kernels
+        load match_time reparameterise restore_search rewards run sample save_search
+        score_to_velocity score_to_x0 score_to_x1 search shapes velocity_to_score velocity_to_x0
+        velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
     """,
     "flowsde.analytic": "GaussianMixture gaussian mixture",
     "flowsde.diffusion": "clipping constant exp flow_grpo forward linear sigma sin square tan",
@@ -26,7 +26,7 @@ NAMES = {
     """,
     "flowsde.kernels": """
         CPS DDIM EulerMaruyama Guided Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
-        euler_maruyama guided ode_euler ode_heun renoise sde_heun
+        euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """

@@ -12,8 +12,7 @@ from flowsde.models import flux
 from flowsde.models.flux.model import FluxConfig
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
-from flowsde_converters.rows import linear
-from flowsde_converters.tables import Checkpoint, Row, Table
+from flowsde_converters.tables import Checkpoint, Row, Table, linear
 
 
 def table(config: FluxConfig, layout: str) -> Table:

@@ -16,11 +16,6 @@ _SMALL = (".json", ".txt", ".model")
 _USUAL = re.compile(rf"({'|'.join(USUAL)})(-\d+-of-\d+)?\.\w+", re.IGNORECASE)
 
 
-def is_id(source: str) -> bool:
-    """Whether `source` reads as owner/name or owner/name/path of a file or folder in it."""
-    return _ID.fullmatch(source) is not None
-
-
 def fetch(source: str, revision: str | None = None) -> Path:
     """The folder of a model, with the files that a conversion reads, or one file of it.
 

@@ -15,8 +15,7 @@ from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Read
 from flowsde_converters.moves import CONV, Reshape
-from flowsde_converters.rows import linear
-from flowsde_converters.tables import Checkpoint, Row, Table
+from flowsde_converters.tables import Checkpoint, Row, Table, linear
 
 _IMAGENET = 1000
 _LIKE_DIT = "a DiT has the same keys and shapes; its values tell it apart when they are read"

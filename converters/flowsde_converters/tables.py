@@ -24,7 +24,7 @@ from flowsde._text import listed, shown
 from flowsde.models.converted.copying import put
 from flowsde_converters.ignored import Ignored, is_ignored
 from flowsde_converters.ignored import problems as values_wrong
-from flowsde_converters.moves import Move
+from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, Move, SwapHalves
 
 
 class HasShape(Protocol):
@@ -105,6 +105,31 @@ class Row:
 
     def _sizes(self, total: int) -> tuple[int, ...]:
         return self.sizes or (total // len(self.sources),) * len(self.sources)
+
+
+Keys = str | tuple[str, ...]
+
+
+def linear(
+    keys: Keys, target: str, *, swapped: bool = False, sizes: tuple[int, ...] | None = None
+) -> tuple[Row, Row]:
+    """Weight and bias of a linear layer, or of several joined to one.
+
+    Args:
+      keys: without ".weight" and ".bias".
+      target: path of the layer in the model.
+      swapped: whether the halves of its outputs change places.
+      sizes: outputs of each of several; equal parts by default.
+    """
+    weights, biases = _with(keys, ".weight"), _with(keys, ".bias")
+    return (
+        Row(weights, f"{target}.kernel", SWAPPED_LINEAR if swapped else LINEAR, sizes),
+        Row(biases, f"{target}.bias", (SwapHalves(),) if swapped else (), sizes),
+    )
+
+
+def _with(keys: Keys, end: str) -> Keys:
+    return keys + end if isinstance(keys, str) else tuple(key + end for key in keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,8 @@ class Folder:
             one = self.abouts[0]
             wanted |= {"list of prompts": prompts, "settings": speakable(one["settings"])}
             wanted |= {"--seed": one["seed"], "--method": one["method"]}
-            theirs |= {"list of prompts": found["prompts"], "settings": found["settings"]}
+            theirs |= {"list of prompts": found["prompts"]}
+            theirs |= {"settings": results.as_called_now(found["settings"])}
             theirs |= {"--seed": found["seed"], "--method": found["method"]}
         for name, value in wanted.items():
             if value != theirs[name]:

@@ -125,12 +125,15 @@ def write(
     return values
 
 
+def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a result, of which an earlier version may have called one otherwise."""
+    return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
+
+
 def _by_option(about: dict[str, Any]) -> dict[str, Any]:
     """What a run is of, by option, as JSON gives it back."""
     about = speakable(about)
-    settings = {flag(name): value for name, value in about["settings"].items()}
-    if settings.get("--grid") == "flux":
-        settings["--grid"] = "model"  # As it was called at first.
+    settings = {flag(name): value for name, value in as_called_now(about["settings"]).items()}
     prompt = about["prompt"]
     if "model" not in about["settings"]:
         try:

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.shapes import scorer, weights
-from flowsde.shapes.captions import parse, tokenize
+from flowsde.shapes.captions import MAX_TOKENS, parse, tokenize
 from flowsde.shapes.data import SIZE
 from flowsde.shapes.model import ModelConfig, ShapesModel
 
@@ -67,16 +68,20 @@ def _velocity_fn(config: ModelConfig):
     return velocity
 
 
-def load_flow(path: Path | None = None) -> Flow:
+def load_flow(path: Path | None = None, guidance: float = 1.0) -> Flow:
     """The embedded flow: 32x32 RGB pictures in [-1, 1], linear interpolant.
 
     Args:
       path: weights written by ``flowsde train shapes``; the packaged ones by default.
+      guidance: scale of classifier-free guidance; any other than 1 costs two evaluations.
     """
     params, config = _read(
         path or weights.packaged("shapes"), "shapes", ModelConfig, lambda own: _split(own)[1]
     )
-    return Flow.from_callable(_velocity_fn(config), params, (SIZE, SIZE, 3))
+    flow = Flow.from_callable(_velocity_fn(config), params, (SIZE, SIZE, 3))
+    if guidance == 1.0:
+        return flow
+    return classifier_free_guidance(flow, guidance, np.zeros(MAX_TOKENS, np.int32))
 
 
 @cache

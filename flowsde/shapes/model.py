@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowsde.models.common.layers import scan, stack
 from flowsde.shapes.captions import MAX_TOKENS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -82,17 +83,6 @@ class Block(nnx.Module):
         return x + gate2 * self.mix(self.norm2(x) * (1.0 + scale2) + shift2)
 
 
-def make_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:
-    """`config.depth` blocks with independent weights, stacked on a leading axis."""
-
-    @nnx.split_rngs(splits=config.depth)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def build(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs)
-
-    return build(rngs)
-
-
 class ShapesModel(nnx.Module):
     """Velocity of the shapes flow, `model(x, t, cond)`."""
 
@@ -110,7 +100,7 @@ class ShapesModel(nnx.Module):
         self.word_positions = nnx.Param(normal(rngs.params(), (MAX_TOKENS, width), jnp.float32))
         self.time1 = nnx.Linear(width, width, rngs=rngs)
         self.time2 = nnx.Linear(width, width, rngs=rngs)
-        self.blocks = make_blocks(config, rngs)
+        self.blocks = stack(lambda one: Block(config, one), config.depth, rngs)
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=_zeros, rngs=rngs)
         self.unpatchify = nnx.Linear(width, patch * patch * stem, rngs=rngs)
@@ -131,12 +121,7 @@ class ShapesModel(nnx.Module):
 
         time = self.time2(jax.nn.silu(self.time1(time_features(t, self.config.width))))
         time = jax.nn.silu(time)
-        graphdef, stacked = nnx.split(self.blocks)
-
-        def body(h: jax.Array, block: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, block)(h, time), None
-
-        h, _ = jax.lax.scan(body, h, stacked)
+        h = scan(self.blocks, lambda block, h: block(h, time), h)
 
         shift, scale = jnp.split(self.modulation(time)[:, None, :], 2, axis=-1)
         h = self.unpatchify(self.norm(h[:, : side * side]) * (1.0 + scale) + shift)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowsde.models.common.layers import scan, stack
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, NUMBERS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -90,17 +91,6 @@ class Block(nnx.Module):
         return x + self.linear(columns.reshape(-1, columns.shape[-1])).reshape(x.shape)
 
 
-def make_blocks(config: ScorerConfig, rngs: nnx.Rngs) -> Block:
-    """`config.depth` blocks with independent weights, stacked on a leading axis."""
-
-    @nnx.split_rngs(splits=config.depth)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def build(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs)
-
-    return build(rngs)
-
-
 class CountScorer(nnx.Module):
     """Log-probabilities of counts, ``scorer(images)``."""
 
@@ -110,7 +100,7 @@ class CountScorer(nnx.Module):
         detections = PAIRS[0] * PAIRS[1] * config.detectors
         # 8x8 pixels around each cell of 4x4.
         self.stem = nnx.Linear(4 * 48, config.width, rngs=rngs)
-        self.blocks = make_blocks(config, rngs)
+        self.blocks = stack(lambda one: Block(config, one), config.depth, rngs)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         # Objects are rare, and sums of 64 sigmoids must start small.
         self.detect = nnx.Linear(config.width, detections, bias_init=rare, rngs=rngs)
@@ -124,12 +114,7 @@ class CountScorer(nnx.Module):
         x = _pad(jnp.clip(images, -1.0, 1.0), half)
         x = x.reshape(n, GRID + 1, CELL, GRID + 1, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.stem(_neighbourhoods(x.reshape(n, GRID + 1, GRID + 1, -1), 2))
-        graphdef, stacked = nnx.split(self.blocks)
-
-        def body(x: jax.Array, block: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, block)(x), None
-
-        x, _ = jax.lax.scan(body, x, stacked)
+        x = scan(self.blocks, lambda block, x: block(x), x)
         return jax.nn.silu(self.norm(x)).reshape(n, GRID * GRID, -1)
 
     def detect_and_count(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -74,8 +74,8 @@ def test_flux_without_a_reward(places, tmp_path, capsys):
     # As these times were called at first; the option has the name that they have now.
     old = result | {"settings": settings | {"grid": "flux"}}
     (tmp_path / "out" / "result.json").write_text(json.dumps(old))
-    sample(places, f"{text} --grid model --resume", PROMPT)
-    assert "is finished" in capsys.readouterr().out
+    sample(places, f"{text} --grid model", PROMPT)
+    assert "is already complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])

@@ -102,10 +102,9 @@ def test_only_what_is_converted_is_fetched():
         "b.SFT",
     ]
     assert hub.wanted(["config.json"]) == [] == hub.wanted(pipeline, "unet")
-    for name in ("owner/name", "owner/name/a/b.pt"):
-        assert hub.is_id(name)
     for name in ("name", "/owner/name", str(Path("a b") / "c")):
-        assert not hub.is_id(name)
+        with pytest.raises(ValueError, match="is no owner/name of the hub"):
+            hub.fetch(name)
 
 
 @pytest.mark.parametrize("inside", ["..", "../other", "vae/../../x", "../../../etc/passwd"])

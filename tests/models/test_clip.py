@@ -134,7 +134,7 @@ def test_both_towers_and_their_scale():
     ids, x = tokens(3, 12), images(2)
 
     def logits(model, ids, x):
-        a, b = model.image_features(x), model.text_features(ids)
+        a, b = model.vision(x).embedding, model.text_features(ids)
         a, b = (y / jnp.linalg.norm(y, axis=-1, keepdims=True) for y in (a, b))
         return jnp.exp(model.logit_scale) * a @ b.T
 
@@ -215,6 +215,6 @@ def test_a_new_model_runs():
     @jax.jit
     def features():
         model = CLIP(config, Numerics(), rngs=nnx.Rngs(0))
-        return model.image_features(jnp.ones((1, 4, 4, 3)))
+        return model.vision(jnp.ones((1, 4, 4, 3))).embedding
 
     assert jnp.isfinite(features()).all() and (features() != 0).all()

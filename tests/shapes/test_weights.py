@@ -20,7 +20,7 @@ from flowsde import shapes
 from flowsde.cli import main as cli
 from flowsde.cli import presets
 from flowsde.cli.pictures import pixels
-from flowsde.shapes import card, weights
+from flowsde.shapes import card, networks, weights
 from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
@@ -86,7 +86,9 @@ def test_training_exports_and_resumes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(card.NETWORKS, name, card.NETWORKS[name]._replace(sizes=SIZES[name]))
+    monkeypatch.setitem(
+        networks.NETWORKS, name, networks.NETWORKS[name]._replace(sizes=SIZES[name])
+    )
     command = ["train", name, "--out", str(tmp_path), "--steps", "4", *TRAIN, "--sheet-every", "9"]
     cli.main(command)
     path = tmp_path / f"{name}.safetensors"

@@ -28,7 +28,7 @@ from flowsde.cli.pictures import pixels
 from flowsde.cli.progress import bar as shown
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes import checker, weights
-from flowsde.shapes.captions import MAX_TOKENS, caption, counts, parse, tokenize
+from flowsde.shapes.captions import caption, counts, parse, tokenize
 from flowsde.shapes.data import SIZE, sample_groups
 
 BATCH = 25
@@ -189,12 +189,7 @@ def _search_part(
 
 
 def _flow(row: Row, path: Path) -> fs.Flow:
-    flow = shapes.load_flow(path)
-    if presets.evaluations(row.settings) > 1:
-        flow = fs.classifier_free_guidance(
-            flow, row.settings.guidance, np.zeros(MAX_TOKENS, np.int32)
-        )
-    return flow
+    return shapes.load_flow(path, row.settings.guidance)
 
 
 def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from flowsde import shapes
-from flowsde.classifier_free import classifier_free_guidance
 from flowsde.cli import pictures, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources.base import LoadedSource, PromptTask
@@ -39,11 +38,8 @@ class ShapesSource:
         return prompts.slug(prompt)
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        flow = shapes.load_flow(self._files["shapes"])
+        flow = shapes.load_flow(self._files["shapes"], self.settings.guidance)
         reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
-        if self.evaluations > 1:
-            nothing = np.zeros(captions.MAX_TOKENS, np.int32)
-            flow = classifier_free_guidance(flow, self.settings.guidance, nothing)
         return LoadedSource(flow, reward, [PromptTask(shapes.encode(one)) for one in prompts])
 
     def save(self, path: Path, image: np.ndarray) -> None:

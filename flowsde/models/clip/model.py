@@ -287,11 +287,9 @@ class CLIP(nnx.Module):
 
     def text_features(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Embeddings [n, projection] of tokens [n, length], not normalised."""
-        return _not_none(self.text(tokens, mask).embedding)
-
-    def image_features(self, images: jax.Array) -> jax.Array:
-        """Embeddings [n, projection] of images as `CLIPVision` takes them, not normalised."""
-        return _not_none(self.vision(images).embedding)
+        embedding = self.text(tokens, mask).embedding
+        assert embedding is not None, "CLIPConfig has projections"
+        return embedding
 
 
 def _projection(
@@ -304,11 +302,6 @@ def _projection(
 
 def _embed(projection: nnx.Linear | None, pooled: jax.Array) -> jax.Array | None:
     return None if projection is None else projection(pooled)
-
-
-def _not_none(embedding: jax.Array | None) -> jax.Array:
-    assert embedding is not None, "CLIPConfig has projections"
-    return embedding
 
 
 TEXT = Family(name="clip_text", config=CLIPTextConfig, build=CLIPText)

@@ -11,16 +11,15 @@ as `reward_cond`, so that a reward holds the image tower alone. Images are of an
 and made ready as these models' own preprocessing does; gradients pass through it.
 """
 
-import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from flowsde.models.aesthetic.model import AestheticHead
 from flowsde.models.clip.model import CLIP, CLIPVision
+from flowsde.modules import bind
 from flowsde.rewards import DeviceReward, device
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -84,25 +83,16 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cosine:
-    graph: Any
-
-    def __call__(self, params: Any, images: jax.Array, cond: jax.Array) -> jax.Array:
-        state, scale = params
-        embedding = image_embeddings(nnx.merge(self.graph, state), images)
-        wanted = cond.astype(jnp.float32)
-        if wanted.shape != embedding.shape:
-            raise ValueError(
-                f"the prompts' embeddings must have shape {list(embedding.shape)}, "
-                f"got {list(wanted.shape)}"
-            )
-        return scale * jnp.sum(embedding * wanted, axis=-1)
-
-
-def _cosine(vision: CLIPVision, scale: jax.Array, name: str) -> DeviceReward:
-    graph, state = nnx.split(vision)
-    return device(jax.tree_util.Partial(_Cosine(graph), (state, scale)), name=name)
+def _cosine(
+    vision: CLIPVision, scale: jax.Array, images: jax.Array, wanted: jax.Array
+) -> jax.Array:
+    embedding, wanted = image_embeddings(vision, images), wanted.astype(jnp.float32)
+    if wanted.shape != embedding.shape:
+        raise ValueError(
+            f"the prompts' embeddings must have shape {list(embedding.shape)}, "
+            f"got {list(wanted.shape)}"
+        )
+    return scale * jnp.sum(embedding * wanted, axis=-1)
 
 
 def clip_score(model: CLIP, *, scale: float = 1.0) -> DeviceReward:
@@ -117,7 +107,8 @@ def clip_score(model: CLIP, *, scale: float = 1.0) -> DeviceReward:
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    return _cosine(model.vision, jnp.float32(scale), "clip_score")
+    fn = jax.tree_util.Partial(*bind(_cosine, model.vision, jnp.float32(scale)))
+    return device(fn, name="clip_score")
 
 
 def pick_score(model: CLIP) -> DeviceReward:
@@ -128,18 +119,15 @@ def pick_score(model: CLIP) -> DeviceReward:
     Args:
       model: PickScore's fine-tuned ViT-H/14.
     """
-    return _cosine(model.vision, jnp.exp(model.logit_scale.get_value()), "pick_score")
+    scale = jnp.exp(model.logit_scale.get_value())
+    fn = jax.tree_util.Partial(*bind(_cosine, model.vision, scale))
+    return device(fn, name="pick_score")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Aesthetic:
-    vision: Any
-    head: Any
-
-    def __call__(self, params: Any, images: jax.Array, cond: Any) -> jax.Array:
-        vision, head = params
-        embedding = image_embeddings(nnx.merge(self.vision, vision), images)
-        return nnx.merge(self.head, head)(embedding).astype(jnp.float32)
+def _aesthetic(
+    vision: CLIPVision, head: jax.tree_util.Partial, images: jax.Array, cond: Any
+) -> jax.Array:
+    return head(image_embeddings(vision, images)).astype(jnp.float32)
 
 
 def aesthetic(vision: CLIPVision, head: AestheticHead) -> DeviceReward:
@@ -149,7 +137,5 @@ def aesthetic(vision: CLIPVision, head: AestheticHead) -> DeviceReward:
       vision: ViT-L/14 with its projection.
       head: on its embedding.
     """
-    graph, state = nnx.split(vision)
-    head_graph, head_state = nnx.split(head)
-    fn = jax.tree_util.Partial(_Aesthetic(graph, head_graph), (state, head_state))
-    return device(fn, name="aesthetic")
+    score = jax.tree_util.Partial(*bind(AestheticHead.__call__, head))
+    return device(jax.tree_util.Partial(*bind(_aesthetic, vision, score)), name="aesthetic")

@@ -11,31 +11,27 @@ labels has no such label, and is run without.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from flowsde._checks import check_non_negative
 from flowsde.flow import Flow
 from flowsde.models import autoencoder_kl
 from flowsde.models.autoencoder_kl.decoder import decoder
 from flowsde.models.converted.parts import Parts, Read, read
-from flowsde.models.sit.model import FAMILY, SiTConfig, guided_velocity
+from flowsde.models.sit.model import FAMILY, SiT, SiTConfig, guided_velocity
+from flowsde.modules import bind
 
 GUIDANCE = 4.0
 """Scale of the published samples."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Guided:
-    graph: Any
-
-    def __call__(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        state, scale = params
-        return guided_velocity(nnx.merge(self.graph, state), x, t, labels, scale)
+def _guided(
+    model: SiT, scale: jax.Array, x: jax.Array, t: jax.Array, labels: jax.Array
+) -> jax.Array:
+    return guided_velocity(model, x, t, labels, scale)
 
 
 class SiTPipeline:
@@ -111,7 +107,7 @@ class SiTPipeline:
         decode = decoder(self._parts["vae"], size, size)
         if guidance == 1.0:
             return Flow.from_nnx(self._parts["model"], shape, decode=decode)
-        graph, state = nnx.split(self._parts["model"])
-        params = (state, jnp.asarray(guidance, jnp.float32))
-        flow = Flow.from_callable(_Guided(graph), params, shape, decode=decode)
+        scale = jnp.asarray(guidance, jnp.float32)
+        velocity, params = bind(_guided, self._parts["model"], scale)
+        flow = Flow.from_callable(velocity, params, shape, decode=decode)
         return dataclasses.replace(flow, evaluations=2)
