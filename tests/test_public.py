@@ -30,8 +30,9 @@ NAMES = {
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """
-        BestOfN Candidates CoDe Complete Evaluation Info Particle RBF SMC Search SoP bon code rbf
-        smc sop svdd
+        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation GridSearch Info Lines Particle
+        RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code even_shares
+        fold_in_ids map_valid rbf smc sop svdd to_particles tree_take tree_where
     """,
     "flowsde.shapes": "encode load_flow load_reward",
 }

@@ -115,13 +115,12 @@ def _prepared(command: Any, args: list[str]) -> Callable[[], int]:
 
 def _leave(code: int) -> None:
     """End the process."""
-    from flowsde import _threads
-
     for number in interrupts.SIGNALS:
         if signal.getsignal(number) is signal.default_int_handler:
             # There is nothing left to tidy up.
             signal.signal(number, signal.SIG_DFL)
-    if _threads.given_up():
+    threads = sys.modules.get("flowsde._threads")
+    if threads is not None and threads.given_up():
         # A thread that is in JAX when the interpreter goes away aborts the process.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
