@@ -242,7 +242,8 @@ def conversion() -> str:
     gib = {name: found[f"{name}_bytes"] / 2**30 for name in ("peak_rss", "largest_stacked")}
     return (
         f"Converting a checkpoint of {found['bytes'] / 2**30:.1f} GiB takes "
-        f"{found['seconds']:.0f} s; copying its files takes {found['copy_seconds']:.0f} s. Peak memory is "
+        f"{found['seconds']:.0f} s; copying its files takes "
+        f"{found['copy_seconds']:.0f} s. Peak memory is "
         f"{gib['peak_rss']:.2f} GiB; the largest stacked parameter has "
         f"{gib['largest_stacked']:.1f} GiB."
     )

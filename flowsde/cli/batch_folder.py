@@ -173,6 +173,8 @@ class Folder:
             wanted |= {"--seed": one["seed"], "--method": one["method"]}
             theirs |= {"list of prompts": found["prompts"]}
             theirs |= {"settings": results.as_called_now(found["settings"])}
+            if "contents" not in theirs["settings"]:
+                wanted["settings"].pop("contents", None)  # An earlier version kept none.
             theirs |= {"--seed": found["seed"], "--method": found["method"]}
         for name, value in wanted.items():
             if value != theirs[name]:

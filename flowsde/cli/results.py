@@ -125,6 +125,9 @@ def write(
     return values
 
 
+_CONTENTS = "converted models with the checksums"
+
+
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a result, of which an earlier version may have called one otherwise."""
     return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
@@ -140,6 +143,8 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
             prompt = captions.caption(captions.parse(prompt))
         except ValueError:
             pass  # A file may say anything.
+    if contents := settings.pop("--contents", None):
+        settings[_CONTENTS] = contents
     own = {"--method": about["method"], "--seed": about["seed"]}
     return {"PROMPT": prompt} | own | settings | {"version": about["version"]}
 
@@ -147,6 +152,8 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
 def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     """ValueError naming what differs between the run that is wanted and the one in a folder."""
     ours, theirs = _by_option(wanted), _by_option(found)
+    if _CONTENTS not in theirs:
+        ours.pop(_CONTENTS, None)  # An earlier version kept none.
     differ = [name for name in ours if ours[name] != theirs.get(name)]
     # What another method brings along need not be said.
     for first in ("PROMPT", "--method"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from flowsde.cli.sources import published
 from flowsde.models import clip
 from flowsde.models.clip.rewards import clip_score, text_embeddings
 from flowsde.models.common.tokenizers import clip_tokenizer
-from flowsde.models.converted import load, parts
+from flowsde.models.converted import load, parts, store
 
 pytest.importorskip("diffusers")
 PROMPT, OTHER = tiny.PROMPTS
@@ -186,6 +187,30 @@ def test_sit_is_judged_by_a_prompt_of_its_own(places):
     assert result["prompt"] == PROMPT and result["nfe"] == 2 and result["verifier_calls"] == 1
     other = sample(places, f"{text} --overwrite", OTHER)
     assert other["reward"] != result["reward"]
+
+
+@pytest.mark.slow
+def test_another_model_under_the_same_name_is_refused(places, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(places["sit"], model)
+    text = f"--model {model} --vae {{vae}} --label 1 --guidance 1 --steps 2 --method ode"
+    contents = sample(places, text)["settings"]["contents"]
+    assert len(contents) == 2
+    # As if it had been converted from other weights.
+    about = store.read_config(model)
+    about["params"] = {k: v | {"sha256": "0" * 64} for k, v in about["params"].items()}
+    store.write_config(model, {k: v for k, v in about.items() if k not in ("files", "sha256")})
+    with pytest.raises(SystemExit):
+        sample(places, text)
+    said = capsys.readouterr().err
+    assert f"used converted models with the checksums ['{contents[0]}', " in said
+    # A result of an earlier version has none.
+    path = tmp_path / "out" / "result.json"
+    old = json.loads(path.read_text())
+    del old["settings"]["contents"]
+    path.write_text(json.dumps(old))
+    sample(places, text)
+    assert "already complete" in capsys.readouterr().out
 
 
 FLUX = "--model {dev}"

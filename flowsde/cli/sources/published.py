@@ -25,6 +25,7 @@ from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
+from flowsde.models.converted.store import checksum
 from flowsde.models.family import Sampled, Sampling
 from flowsde.models.load import sampling_of
 from flowsde.runner.evaluate import decode
@@ -163,6 +164,9 @@ class PublishedSource:
         self.named = {"model": str(options.model), **self._model.named}
         if options.reward_model:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
+        # Another model may take the place of this one, under the same name.
+        folders = [options.model, options.vae, *(options.reward_model or ())]
+        self.named["contents"] = [checksum(folder)[:16] for folder in folders if folder]
 
     def slug(self, prompt: str) -> str:
         return slug(prompt)

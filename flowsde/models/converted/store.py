@@ -146,6 +146,15 @@ def read_config(folder: Path, kind: str = FORMAT, verify: bool = True) -> dict[s
     raise ValueError(f"{folder} holds a single model, expected a pipeline")
 
 
+def checksum(folder: Path) -> str:
+    """SHA-256 of all that a conversion wrote, by what it wrote of it; raises as `read_config`."""
+    if not is_pipeline(folder):
+        return read_config(folder)["sha256"]
+    about = read_config(folder, PIPELINE)
+    parts = [about["sha256"], *(checksum(folder / name) for name in about["models"])]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
 def _short(value: Any) -> str:
     said = repr(value)
     return said if len(said) <= 80 else said[:80] + "..."
