@@ -132,6 +132,8 @@ def _check_class(source: Path) -> None:
             f"{source} is a {shown(kind)}, expected a {' or a '.join(known)}; its models, as "
             f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
         )
+    if isinstance(kind, str) and kind in known:
+        known[kind].check(source)
 
 
 def _tokenizer(source: Path) -> tuple[str, ...]:

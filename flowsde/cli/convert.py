@@ -170,5 +170,7 @@ def _described(one: Plan, prefix: str) -> list[str]:
     ]
     if one.ignored:
         ignored = _text.names(one.ignored, _IGNORED_SHOWN)
-        lines.append(f"ignores {ignored}: not used by the model")
+        lines.append(
+            f"ignores {ignored}: not used by the model; copies are compared when values are read"
+        )
     return [*lines, f"writes  {' and '.join(sorted(dtypes))}"]

@@ -7,6 +7,7 @@ either known to ``flowsde sample --model``.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from flax import nnx
@@ -42,10 +43,13 @@ class Pipeline:
       name: its class, as `model_index.json` has it.
       build: called with (folder, read, verify): `read` as in `converted.parts`, and whether to
         compare files with their hashes.
+      check: of a folder that is to be converted; ValueError if what is copied of it could not be
+        read later.
     """
 
     name: str
     build: Callable[..., Any]
+    check: Callable[[Path], Any] = lambda folder: None
 
 
 class Sampled(Protocol):

@@ -33,7 +33,9 @@ def test_says_what_was_found_and_written(source, tmp_path, capsys):
     lines = dict(line.split(None, 1) for line in out.splitlines())
     assert lines["found"].startswith("toy, original keys: 70 parameters in 11 tensors, float32")
     assert lines["config"] == "depth=3, width=4, sizes=(2,)"
-    assert lines["ignores"] == "b.0.ids: not used by the model"
+    assert lines["ignores"] == (
+        "b.0.ids: not used by the model; copies are compared when values are read"
+    )
     assert lines["writes"] == "bfloat16"
     assert lines["folder"].startswith(f"{tmp_path / 'out'}: ")
     assert "100%" in err and "B/s" in err

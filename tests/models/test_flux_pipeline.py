@@ -16,6 +16,7 @@ from flowsde.flow import initial_noise
 from flowsde.models.autoencoder_kl import decoder
 from flowsde.models.autoencoder_kl.model import AutoencoderKL
 from flowsde.models.flux import schedule
+from flowsde_converters import convert
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -244,6 +245,15 @@ def test_a_part_of_another_family_or_schedule_is_refused(folders, tmp_path):
         ValueError, match="vae holds a model of clip_text, expected one of autoencoder_kl"
     ):
         fs.load(out, verify=False)
+
+
+def test_a_scheduler_that_cannot_be_read_is_refused_before_converting(folders, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(folders["schnell"] / "source", source)
+    for text in ("[]", '{"shift": "3"}', '{"use_dynamic_shifting": 1}', "{"):
+        (source / "scheduler" / "scheduler_config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"scheduler_config\.json"):
+            convert.prepare(source)
 
 
 def test_a_pipeline_of_another_class_is_refused(folders, tmp_path):

@@ -200,4 +200,10 @@ def _pooled(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens).pooled
 
 
-PIPELINE = Pipeline(name="FluxPipeline", build=FluxPipeline)
+def _check(source: Path) -> None:
+    """ValueError if the times cannot be read; a part that is missing is named elsewhere."""
+    if (source / "scheduler").is_dir():
+        schedule.read(source / "scheduler")
+
+
+PIPELINE = Pipeline(name="FluxPipeline", build=FluxPipeline, check=_check)
