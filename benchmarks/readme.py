@@ -239,13 +239,14 @@ def devices() -> str:
 def conversion() -> str:
     """Seconds and bytes of `convert.json`."""
     found = json.loads((RESULTS / "convert.json").read_text())
-    gib = {name: found[f"{name}_bytes"] / 2**30 for name in ("peak_rss", "largest_stacked")}
+    gib = {
+        name: f"{found[name] / 2**30:.{digits}f} GiB"
+        for name, digits in (("bytes", 1), ("peak_rss_bytes", 2), ("largest_stacked_bytes", 1))
+    }
     return (
-        f"Converting a checkpoint of {found['bytes'] / 2**30:.1f} GiB takes "
-        f"{found['seconds']:.0f} s; copying its files takes "
-        f"{found['copy_seconds']:.0f} s. Peak memory is "
-        f"{gib['peak_rss']:.2f} GiB; the largest stacked parameter has "
-        f"{gib['largest_stacked']:.1f} GiB."
+        f"Converting a checkpoint of {gib['bytes']} takes {found['seconds']:.0f} s; copying its "
+        f"files takes {found['copy_seconds']:.0f} s. Peak memory is {gib['peak_rss_bytes']}; the "
+        f"largest stacked parameter has {gib['largest_stacked_bytes']}."
     )
 
 
