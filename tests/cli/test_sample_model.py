@@ -233,7 +233,7 @@ WRONG = [
     (f"P {FLUX} --method ode --reward-model {{clip}}", "must be no folder for --reward none"),
     (f"P {FLUX} --reward nosuch:thing",
      "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
-    (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images, c"),
+    (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),
     (f"P {FLUX} --reward os:sep", "--reward os:sep must be a function, got '/'"),
     (f"P {FLUX} --reward operator:add --gradient-temperature 1", "--gradient-temperature wants"),
     (f"P {FLUX} --method ode --target-reward 1", "--target-reward has no effect with"),
