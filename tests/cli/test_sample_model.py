@@ -258,7 +258,7 @@ WRONG = [
     (f"{SIT} --method ode --label 1 --text-tokens 9", "--text-tokens has no effect with a SiT"),
     (f"P {FLUX} --method ode --chains 2", "--chains has no effect with method ode"),
     (f"P {FLUX} --method ode --preset best", "--preset must be one of"),
-    (f"P {FLUX} --reward operator:add --grid model", "--grid model wants --interpolant linear, got"),
+    (f"P {FLUX} --reward operator:add --grid model", "--grid model wants --interpolant linear"),
     (f"{SIT} --method ode --label 1 --grid model", "--grid model has no effect with a SiT: its ti"),
     ("one red circle --grid model", "--grid must be one of uniform"),
     (f"P {FLUX} --method mcts", "--method"),
