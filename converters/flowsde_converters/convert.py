@@ -26,7 +26,7 @@ _TOKENIZERS = (*_VOCABULARIES, "merges.txt", "special_tokens_map.json", "tokeniz
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Conversion:
     """What is to be converted.
 
     Attributes:
@@ -65,7 +65,7 @@ def prepare(
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
     entry: str | None = None,
-) -> Job:
+) -> Conversion:
     """Look at everything but the values.
 
     Args:
@@ -88,7 +88,7 @@ def prepare(
             config = {**(checkpoint.config or {}), **settings}
             checkpoint = dataclasses.replace(checkpoint, config=config)
         one = {"": plan(checkpoint, family, dtype, entry)}
-        return Job(source, one, tokenizer=_tokenizer(source))
+        return Conversion(source, one, tokenizer=_tokenizer(source))
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if settings:
@@ -109,7 +109,7 @@ def prepare(
         problems.append(f"none of {', '.join(copied)} holds weights")
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
-    return Job(source, plans, tuple(copied))
+    return Conversion(source, plans, tuple(copied))
 
 
 def _opened(path: Path, source: Path) -> Checkpoint:
@@ -183,7 +183,9 @@ def check_out(source: Path, out: Path, overwrite: bool) -> None:
         )
 
 
-def run(job: Job, out: Path, overwrite: bool = False, advance: Advance = lambda _: None) -> None:
+def run(
+    job: Conversion, out: Path, overwrite: bool = False, advance: Advance = lambda _: None
+) -> None:
     """Convert.
 
     Args:

@@ -16,7 +16,7 @@ from flowsde.cli import progress
 from flowsde.cli.options import Flag, Int, shown
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
-from flowsde_converters.convert import Job, check_out, prepare, run
+from flowsde_converters.convert import Conversion, check_out, prepare, run
 from flowsde_converters.detect import Plan
 
 _IGNORED_SHOWN = 6
@@ -87,7 +87,7 @@ class Convert:
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
         )
 
-    def _prepared(self) -> Job:
+    def _prepared(self) -> Conversion:
         if self.classes is not None and self.classes < 1:
             raise ValueError(f"--classes must be at least 1, got {self.classes}")
         settings: dict[str, Any] = {} if self.classes is None else {"num_classes": self.classes}
@@ -144,7 +144,7 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
     return advance
 
 
-def described(job: Job) -> list[str]:
+def described(job: Conversion) -> list[str]:
     """Lines that say what was found."""
     lines = []
     for name, one in job.plans.items():

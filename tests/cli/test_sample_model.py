@@ -233,8 +233,9 @@ WRONG = [
     (f"P {FLUX} --method ode --reward-model {{clip}}", "must be no folder for --reward none"),
     (f"P {FLUX} --reward nosuch:thing",
      "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
+    (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),
     (f"P {FLUX} --reward os:sep", "--reward os:sep must be a function, got '/'"),
-    (f"P {FLUX} --reward os:listdir --gradient-temperature 1", "--gradient-temperature wants"),
+    (f"P {FLUX} --reward operator:add --gradient-temperature 1", "--gradient-temperature wants"),
     (f"P {FLUX} --method ode --target-reward 1", "--target-reward has no effect with"),
     (f"P {FLUX} --method ode --label 2", "--label has no effect with a FLUX.1, got 2"),
     (f"P {FLUX} --method ode --vae {{vae}}", "--vae has no effect with a FLUX.1"),
@@ -257,7 +258,7 @@ WRONG = [
     (f"{SIT} --method ode --label 1 --text-tokens 9", "--text-tokens has no effect with a SiT"),
     (f"P {FLUX} --method ode --chains 2", "--chains has no effect with method ode"),
     (f"P {FLUX} --method ode --preset best", "--preset must be one of"),
-    (f"P {FLUX} --reward os:listdir --grid model", "--grid model wants --interpolant linear, got"),
+    (f"P {FLUX} --reward operator:add --grid model", "--grid model wants --interpolant linear"),
     (f"{SIT} --method ode --label 1 --grid model", "--grid model has no effect with a SiT: its ti"),
     ("one red circle --grid model", "--grid must be one of uniform"),
     (f"P {FLUX} --method mcts", "--method"),
@@ -300,7 +301,7 @@ def test_times_are_the_models_own_only_along_its_own_path(places):
         command = cli._parse(["sample", PROMPT, "--model", places["dev"], *words])
         return published.PublishedSource(command).settings
 
-    host = "--reward os:listdir"
+    host = "--reward operator:add"
     assert settings("--method ode").steps == 28
     found = settings(f"--method rbf {host}")
     assert (found.grid, found.interpolant, found.data_variance) == ("uniform", "vp", 0.0)

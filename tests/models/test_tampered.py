@@ -81,11 +81,11 @@ def whole(tmp_path_factory):
     }  # fmt: skip
     plans = {name: plan(source / name, *what) for name, what in parts.items()}
     copied = ("tokenizer", "tokenizer_2", "scheduler")
-    convert.run(convert.Job(source, plans, copied), out / "pipeline")
+    convert.run(convert.Conversion(source, plans, copied), out / "pipeline")
     head = plan(source / "head", "aesthetic", AestheticConfig(widths=(6, 5, 4, 3, 2)), "original")
     tiny.write_clip_tokenizer(source / "head", 16)
     words = ("vocab.json", "merges.txt", "tokenizer_config.json")
-    convert.run(convert.Job(source / "head", {"": head}, tokenizer=words), out / "model")
+    convert.run(convert.Conversion(source / "head", {"": head}, tokenizer=words), out / "model")
     return out
 
 

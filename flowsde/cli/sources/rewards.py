@@ -69,7 +69,11 @@ class HostFunction:
     reads_text, on_device = True, False
 
     def __init__(self, name: str, timeout: float):
-        self._reward = host(_imported(name), name, timeout=timeout)
+        function = _imported(name)
+        try:
+            self._reward = host(function, name, timeout=timeout)
+        except TypeError as error:
+            raise ValueError(f"--reward {shown(name)}: {error}") from None
 
     def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
         return self._reward, list(prompts)
