@@ -174,8 +174,9 @@ def bind(fn: Callable[..., Any], module: nnx.Module, *more: Any) -> tuple[Bound,
 
 
 def _moving_parts(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
-    """Values of batch statistics and random states."""
-    state = nnx.state(module, nnx.Any(nnx.BatchStat, nnx.RngState))
+    """Values of all that a call has no reason to change: what is left but caches and records."""
+    records = nnx.Any(nnx.Cache, nnx.Intermediate, nnx.Perturbation)
+    state = nnx.state(module, nnx.All(nnx.Variable, nnx.Not(records)))
     return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 

@@ -172,3 +172,26 @@ def torch_module():
 def test_modules_in_the_wrong_place(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+class Centred(nnx.Module):
+    """With a running mean of its own, in a plain variable."""
+
+    def __init__(self, rngs, kind):
+        self.up = nnx.Linear(2, 2, rngs=rngs)
+        self.mean = kind(jnp.zeros(2))
+
+    def __call__(self, x, t):
+        y = self.up(x)
+        self.mean.set_value(0.9 * self.mean.get_value() + 0.1 * jnp.mean(y, axis=0))
+        return y
+
+
+@pytest.mark.parametrize("kind", [nnx.Variable, nnx.Param, nnx.BatchStat])
+def test_a_variable_that_changes_when_the_model_is_called_is_refused(kind):
+    flow = fs.Flow.from_nnx(Centred(nnx.Rngs(0), kind), (2,))
+    with pytest.raises(ValueError, match=r"Centred .* \(mean changes\)"):
+        flow.velocity_fn(flow.params, X, T, None)
+    # A cache, or what is recorded, is made anew in each call.
+    kept = fs.Flow.from_nnx(Centred(nnx.Rngs(0), nnx.Cache), (2,))
+    assert kept.velocity_fn(kept.params, X, T, None).shape == X.shape
