@@ -25,14 +25,14 @@ NAMES = {
         linear linear_vp match_time polynomial vp
     """,
     "flowsde.kernels": """
-        CPS DDIM EulerMaruyama Guided Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
+        CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
         euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """
-        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation GridSearch Info Lines Particle
-        RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code even_shares
-        fold_in_ids map_valid rbf smc sop svdd to_particles tree_take tree_where
+        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation GridSearch Info Lines METHODS
+        Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code
+        even_shares fold_in_ids map_valid rbf smc sop svdd to_particles tree_take tree_where
     """,
     "flowsde.shapes": "encode load_flow load_reward",
 }

@@ -3,14 +3,14 @@
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import _text
 from flowsde._checks import check_path
-from flowsde.cli.settings import CHOICES, Settings, flag
+from flowsde.cli.settings import CHOICES, TUNING, Settings, default, flag
 
 
 def number(kind: type, name: str) -> PrimitiveConstructorSpec:
@@ -76,46 +76,37 @@ class Trajectory:
     backward pass a candidate. 0, the default, does not."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How the budget is spent; each option begins with the methods that it is for."""
+def _help(name: str) -> str:
+    """An option of some methods: what it is for each of them, and its default."""
+    said: dict[str, list[str]] = {}
+    for method, option in TUNING[name].items():
+        value, text = default(method, name), option.help.replace("`", "").rstrip(".")
+        worked_out = value is None or "default" in text
+        end = "." if worked_out else f" (default: {value})."
+        said.setdefault(text + end, []).append(method)
+    return " ".join(f"{', '.join(methods)}: {text}" for text, methods in said.items())
 
-    chains: Int = None
-    """code, svdd, rbf: independent chains, which share the budget."""
-    seeds: Annotated[Int, tyro.conf.arg(name=flag("seeds")[2:], help_behavior_hint="")] = None
-    """rbf: draws of noise of which a chain starts from the best."""
-    last: Annotated[str | None, word("last")] = None
-    """rbf: whether the last step spends all that is left, or stops at the first improvement."""
-    allocation: Annotated[str | None, word("allocation")] = None
-    """rbf: the same quota for every step, or the public code's, which leaves more for the last."""
-    temperature: Float = None
-    """smc, code, svdd: beta of weights exp(reward / beta); 0 takes the best (not smc)."""
-    block: Int = None
-    """code: steps between selections."""
-    potential: Annotated[str | None, word("potential")] = None
-    """smc: which rewards on the way the particles are weighed by."""
-    scheme: Annotated[str | None, word("scheme")] = None
-    """smc: how particles are resampled."""
-    threshold: Float = None
-    """smc: resample at an effective sample size of at most this share of the particles."""
-    interval: Int = None
-    """smc: resample every so many steps at most."""
-    paths: Int = None
-    """sop: particles kept in each round."""
-    start: Int = None
-    """sop: steps down the grid before the first round."""
-    forward: Int = None
-    """sop: steps up the grid for which a round adds noise."""
-    backward: Int = None
-    """sop: steps back down, more than --forward."""
-    finish: Annotated[str | None, word("finish")] = None
-    """sop, smc, code, svdd, rbf: end by Euler (complete) or Heun ODE steps if that is better, or by
-    the mean."""
-    finish_steps: Int = None
-    """complete, heun: evaluations of the budget for it; half the steps by default, or none
-    where the last time is small already."""
-    width: Int = None
-    """bon, rbf: candidates evaluated at once (of a chain, for rbf): speed, not the answer."""
+
+def _type(name: str) -> Any:
+    """The type of an option of some methods, as tyro reads it."""
+    kind = {option.kind for option in TUNING[name].values()}
+    said = tyro.conf.arg(name=flag(name)[2:], help=_help(name), help_behavior_hint="")
+    if kind == {str}:
+        return Annotated[str | None, word(name), said]
+    return Annotated[Int if kind == {int} else Float, said]
+
+
+if TYPE_CHECKING:
+
+    class Tuning: ...  # noqa: D101
+else:
+    Tuning = dataclasses.make_dataclass(
+        "Tuning",
+        [(name, _type(name), None) for name in TUNING],
+        namespace={"__doc__": "How the budget is spent.", "__module__": __name__},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

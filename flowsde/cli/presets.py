@@ -1,7 +1,7 @@
-"""Settings of `flowsde sample`: what each preset means for each method, and what they build.
+"""Settings of `flowsde sample`: from a preset and the user's options to the search.
 
-A preset gives every setting of every method; options that the user gives replace some. `resolve`
-checks the whole, drops what has no effect, and `build` makes the search.
+Options that the user gives replace a preset's, and makers' defaults fill what both leave open.
+`resolve` checks the whole, drops what has no effect, and `build` makes the search.
 """
 
 import dataclasses
@@ -10,84 +10,42 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from flowsde import diffusion, grids, interpolants, kernels
+from flowsde import diffusion, grids, interpolants, kernels, search
 from flowsde._checks import check_count, check_float, check_non_negative
 from flowsde._text import shown
-from flowsde.cli.settings import CHOICES, Settings, flag
-from flowsde.search import Search, bon, code, rbf, smc, sop, svdd
+from flowsde.cli import settings
+from flowsde.cli.settings import CHOICES, PRESETS, Settings, flag
+from flowsde.search import Search
 from flowsde.search.complete import default_steps
 
 _SHIFT = 3.0
 
 MAKERS: dict[str, Callable[..., Search]] = {
-    "ode": bon,
-    "sde": bon,
-    "bon": bon,
-    "sop": sop,
-    "smc": smc,
-    "code": code,
-    "svdd": svdd,
-    "rbf": rbf,
+    **dict.fromkeys(settings.TRAJECTORIES, search.bon),
+    **search.METHODS,
 }
 """The search of each method; a trajectory is the best of one."""
 
-# Trajectories have no budget of their own: they take the grid's steps.
-_ODE = Settings(nfe=None, kernel="ode_euler", steps=40)
-_BON = Settings(kernel="ode_euler", steps=10, width=16)
-# The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
-_RECOMMENDED = Settings(interpolant="vp", kernel="ddim", data_variance=0.25, steps=None)
-_PAPER = Settings(interpolant="vp", grid="quadratic", steps=10, finish="mean")
-
-PRESETS: dict[str, dict[str, Settings]] = {
-    "recommended": {
-        "ode": _ODE,
-        "sde": Settings(nfe=None, steps=40),
-        "bon": _BON,
-        "sop": Settings(kernel="ode_euler", backward=5),
-        "smc": dataclasses.replace(_RECOMMENDED, temperature=0.1),
-        "code": _RECOMMENDED,
-        "svdd": _RECOMMENDED,
-        "rbf": _RECOMMENDED,
-    },
-    # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
-    "paper": {
-        "ode": dataclasses.replace(_ODE, steps=10),
-        "sde": dataclasses.replace(_PAPER, nfe=None),
-        "bon": _BON,
-        # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
-        # from times of their own; on a grid, this is nearest.
-        "sop": Settings(
-            kernel="ode_euler", steps=14, start=8, forward=7, backward=8, finish="mean"
-        ),
-        "smc": dataclasses.replace(_PAPER, temperature=0.1),
-        "code": _PAPER,
-        "svdd": _PAPER,
-        # As in the public code: a chain begins from the best of 25 draws, and the last transition
-        # has what the others leave, of 500 evaluations 48 a chain.
-        "rbf": dataclasses.replace(_PAPER, seeds=25, allocation="reserve"),
-    },
-}
-
-_COUNTS = (
-    *("nfe", "steps", "chains", "seeds", "block", "interval", "paths", "start", "forward"),
-    *("backward", "finish_steps", "width"),
-)
 _MOST_NFE, _MOST_OTHERS = 1_000_000, 10_000
 """Largest counts: beyond what is of use, below where numbers wrap or memory runs out."""
-_TUNING = (
-    *("chains", "seeds", "last", "allocation", "temperature", "block", "potential", "scheme"),
-    *("threshold", "interval", "paths", "start", "forward", "backward", "finish", "finish_steps"),
-    "width",
-)
-"""Settings of some methods' searches, which take them by these names."""
 
 
-def check(name: str, value: Any) -> None:
-    """ValueError unless a setting can have this value, whatever the method."""
+def check(name: str, value: Any, of_many: bool = False) -> None:
+    """ValueError unless a setting can have this value, whatever the method.
+
+    Args:
+      name: of the setting.
+      value: to check.
+      of_many: whether the option takes several values, and has the plural for its name.
+    """
     if name in CHOICES and value not in CHOICES[name]:
         known = ", ".join(CHOICES[name])
-        raise ValueError(f"{flag(name)} must be one of {known}, got '{shown(value)}'")
-    if name in _COUNTS:
+        more = "; others need --model" if name == "reward" else ""
+        if of_many:
+            more = "; separate them by spaces" if "," in str(value) else ""
+        option = flag(name) + "s" * of_many
+        raise ValueError(f"{option} must be one of {known}, got '{shown(value)}'{more}")
+    if name in settings.COUNTS:
         check_count(flag(name), value, most=_MOST_NFE if name == "nfe" else _MOST_OTHERS)
     if name == "gradient_temperature":
         check_non_negative(flag(name), value)
@@ -97,23 +55,29 @@ def check(name: str, value: Any) -> None:
 
 def _parameters(method: str) -> list[str]:
     """Settings that a method's search takes."""
-    names = inspect.signature(MAKERS[method]).parameters
-    # One trajectory is one candidate wide.
-    one = ("width",) if method in ("ode", "sde") else ()
-    return [name for name in _TUNING if name in names and name not in one]
+    # A single trajectory is one candidate wide, and takes none.
+    return list(settings.SEARCHES.get(method, ()))
+
+
+def _filled(method: str, s: Settings) -> Settings:
+    """Settings with the makers' defaults for those that are None."""
+    every = {**settings.SEARCHES.get(method, {}), **settings.MOVES[s.kernel]}
+    open_ = {name: o.default for name, o in every.items() if getattr(s, name) is None}
+    return dataclasses.replace(s, **open_)
 
 
 def _unused(method: str, s: Settings) -> dict[str, str]:
     """Settings that have no effect, and why."""
     unused: dict[str, str] = {}
     no_gradient = method in ("ode", "sde", "smc") or s.kernel == "ode_euler"
+    diffuses = "diffusion" in inspect.signature(kernels.KERNELS[s.kernel]).parameters
     for names, used, why in (
-        (("eta", "data_variance"), s.kernel in ("ddim", "cps"), f"kernel {s.kernel}"),
-        (("diffusion", "diffusion_scale"), s.kernel == "euler_maruyama", f"kernel {s.kernel}"),
+        (set(settings.MOVING) - set(settings.MOVES[s.kernel]), False, f"kernel {s.kernel}"),
+        (("diffusion", "diffusion_scale"), diffuses, f"kernel {s.kernel}"),
         (("gradient_temperature",), not no_gradient, f"method {method}, kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
         (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
-        (set(_TUNING) - set(_parameters(method)), False, f"method {method}"),
+        (set(settings.TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):
         if not used:
             unused |= dict.fromkeys(names, why)
@@ -122,7 +86,8 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
 
 def unused(preset: str, method: str, given: dict[str, Any]) -> dict[str, str]:
     """Settings that have no effect on a method with some replaced by the user, and why."""
-    return _unused(method, dataclasses.replace(PRESETS[preset][method], **given))
+    s = dataclasses.replace(PRESETS[preset][method], **given)
+    return _unused(method, _filled(method, s))
 
 
 def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
@@ -194,7 +159,7 @@ def resolve_from(
     """
     for name, value in given.items():
         check(name, value)
-    s = dataclasses.replace(base, **given)
+    s = _filled(method, dataclasses.replace(base, **given))
     if (method == "ode") != (s.kernel == "ode_euler") and method in ("ode", "sde"):
         wanted = "ode_euler" if method == "ode" else "euler_maruyama, ddim or cps"
         raise ValueError(f"--kernel must be {wanted} for method {method}, got {s.kernel!r}")
@@ -239,11 +204,11 @@ def _kernel(s: Settings) -> kernels.Kernel:
 
 def _unguided(s: Settings) -> kernels.Kernel:
     p = getattr(interpolants, s.interpolant)()
-    if s.kernel == "ode_euler":
-        return kernels.ode_euler(p)
-    if s.kernel == "euler_maruyama":
-        return kernels.euler_maruyama(p, getattr(diffusion, str(s.diffusion))(s.diffusion_scale))
-    return getattr(kernels, s.kernel)(p, s.eta, s.data_variance)
+    make = kernels.KERNELS[s.kernel]
+    options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
+    if "diffusion" in inspect.signature(make).parameters:
+        options["diffusion"] = getattr(diffusion, str(s.diffusion))(s.diffusion_scale)
+    return make(p, **options)
 
 
 def grid(s: Settings) -> grids.Grid:

@@ -1,13 +1,21 @@
-"""Settings of `flowsde sample`, and the words that they can be.
+"""Settings of `flowsde sample`, the words that they can be, and what each preset sets.
 
-Names alone, so that the command line can be read, and its help be printed, without JAX.
+Without JAX, so that the command line can be read, and its help be printed, without waiting for it.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-METHODS = ("ode", "sde", "bon", "sop", "smc", "code", "svdd", "rbf")
+from flowsde.cli.makers import Option, makers
+
+TRAJECTORIES = ("ode", "sde")
+"""Methods that follow one trajectory; their search is the best of one."""
+SEARCHES = makers("flowsde.search", "METHODS")
+MOVES = makers("flowsde.kernels", "KERNELS")
+METHODS = (*TRAJECTORIES, *SEARCHES)
+KERNELS = tuple(MOVES)
 INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")
-KERNELS = ("euler_maruyama", "ddim", "cps", "ode_euler")
 DIFFUSIONS = (
     *("constant", "sigma", "linear", "square", "sin"),
     *("clipping", "exp", "tan", "flow_grpo", "forward"),
@@ -15,61 +23,129 @@ DIFFUSIONS = (
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 
 
+def _by_option(table: Mapping[str, Mapping[str, Option]]) -> dict[str, dict[str, Option]]:
+    """The options of all makers by name, and of each the makers that have it."""
+    found: dict[str, dict[str, Option]] = {}
+    for maker, options in table.items():
+        for name, option in options.items():
+            found.setdefault(name, {})[maker] = option
+    return found
+
+
+TUNING = _by_option(SEARCHES)
+"""Options of some methods' searches, which take them by these names."""
+MOVING = _by_option(MOVES)
+"""Options of some kernels, likewise."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of one run; after `resolve`, None means that the setting has no effect.
-
-    Attributes are those of `flowsde sample`. In a preset `nfe`, `diffusion_scale`, `steps` and
-    `finish_steps` may be None: one trajectory's worth, the coefficient's own default, a fifth of
-    the budget but at most 20, half the steps or none. A `gradient_temperature` of 0 is no guidance.
-    """
-
+class _Run:
     nfe: int | None = 500
     interpolant: str = "linear"
     kernel: str = "euler_maruyama"
-    eta: float | None = 1.0
-    data_variance: float | None = 0.0
     diffusion: str | None = "square"
     diffusion_scale: float | None = None
     grid: str = "uniform"
     steps: int | None = 20
     reward: str = "likelihood"
-    chains: int | None = 2
-    seeds: int | None = 1
-    last: str | None = "exhaust"
-    allocation: str | None = "even"
-    temperature: float | None = 0.0
-    block: int | None = 2
-    potential: str | None = "difference"
-    scheme: str | None = "systematic"
-    threshold: float | None = 0.5
-    interval: int | None = 1
-    paths: int | None = 2
-    start: int | None = 2
-    forward: int | None = 2
-    backward: int | None = 4
-    finish: str | None = "complete"
-    finish_steps: int | None = None
     guidance: float = 1.0
     gradient_temperature: float | None = 0.0
-    width: int | None = 4
+
+
+_DOC = """The settings of one run: its own, and the options of all makers.
+
+In a preset None is the maker's default, and of `nfe`, `diffusion_scale` and `steps` one
+trajectory's worth, the coefficient's own, and a fifth of the budget but at most 20. After `resolve`
+None means that the setting has no effect. A `gradient_temperature` of 0 is no guidance.
+"""
+
+if TYPE_CHECKING:
+
+    class Settings:  # noqa: D101
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+        def __init__(self, **settings: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    Settings = dataclasses.make_dataclass(
+        "Settings",
+        [(name, Any, None) for name in (*MOVING, *TUNING)],
+        bases=(_Run,),
+        namespace={"__doc__": _DOC, "__module__": __name__},
+        frozen=True,
+        kw_only=True,
+    )
+
+# Trajectories have no budget of their own: they take the grid's steps.
+_ODE: dict[str, Any] = {"nfe": None, "kernel": "ode_euler", "steps": 40}
+_BON: dict[str, Any] = {"kernel": "ode_euler", "steps": 10}
+# The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
+_RECOMMENDED: dict[str, Any] = {
+    "interpolant": "vp", "kernel": "ddim", "data_variance": 0.25, "steps": None
+}  # fmt: skip
+_PAPER: dict[str, Any] = {"interpolant": "vp", "grid": "quadratic", "steps": 10, "finish": "mean"}
+
+_DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
+    "recommended": {
+        "ode": _ODE,
+        "sde": {"nfe": None, "steps": 40},
+        "bon": _BON,
+        "sop": {"kernel": "ode_euler", "backward": 5},
+        "rbf": _RECOMMENDED | {"width": 4},
+    },
+    # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
+    "paper": {
+        "ode": _ODE | {"steps": 10},
+        "sde": {**_PAPER, "nfe": None},
+        "bon": _BON,
+        # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
+        # from times of their own; on a grid, this is nearest.
+        "sop": {
+            "kernel": "ode_euler", "steps": 14, "start": 8, "forward": 7, "backward": 8,
+            "finish": "mean",
+        },
+        # As in the public code: a chain begins from the best of 25 draws, and the last transition
+        # has what the others leave, of 500 evaluations 48 a chain.
+        "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},
+    },
+}  # fmt: skip
+_OF_OTHERS = {"recommended": _RECOMMENDED, "paper": _PAPER}
+
+PRESETS = {
+    preset: {
+        # cps redraws all noise too, unless --eta says otherwise.
+        method: Settings(**{"eta": 1.0, **different.get(method, _OF_OTHERS[preset])})
+        for method in METHODS
+    }
+    for preset, different in _DIFFERENT.items()
+}
+"""What differs from the makers' defaults; methods that are not listed share one setting."""
+
+
+def default(method: str, name: str, preset: str = "recommended") -> Any:
+    """What an option of a method's search is if it is not given."""
+    own = getattr(PRESETS[preset][method], name)
+    return SEARCHES[method][name].default if own is None else own
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
-    "preset": ("recommended", "paper"),
+    "preset": tuple(PRESETS),
     "interpolant": INTERPOLANTS,
     "kernel": KERNELS,
     "diffusion": DIFFUSIONS,
     "grid": GRIDS,
     "reward": ("likelihood", "rss"),
-    "last": ("exhaust", "improve"),
-    "allocation": ("even", "reserve"),
-    "potential": ("difference", "max", "sum", "final"),
-    "scheme": ("multinomial", "stratified", "systematic", "residual", "ssp"),
-    "finish": ("complete", "heun", "mean"),
 }
 """What each option that is a word can be."""
+COUNTS = {"nfe", "steps"}
+"""Options that are whole numbers from 1."""
+for _name, _makers in (TUNING | MOVING).items():
+    for _option in _makers.values():
+        if _option.kind is str:
+            CHOICES[_name] = tuple(dict.fromkeys((*CHOICES.get(_name, ()), *_option.choices)))
+        elif _option.kind is int:
+            COUNTS.add(_name)
 
 
 def flag(name: str) -> str:

@@ -24,6 +24,8 @@ g^2 ~ c / (1 - t) to at most c (.49 for `flow_grpo` at scale .7, 2 for `forward`
 interpolant), alpha' ~ (1 - t)^-1/2 (linear-VP) to 1/2.
 """
 
+from collections.abc import Callable
+
 from flowsde.kernels.base import Kernel
 from flowsde.kernels.euler import (
     EulerMaruyama,
@@ -39,9 +41,18 @@ from flowsde.kernels.gradient import Guided, guided, reward_gradient
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
+KERNELS: dict[str, Callable[..., Kernel]] = {
+    "euler_maruyama": euler_maruyama,
+    "ddim": ddim,
+    "cps": cps,
+    "ode_euler": ode_euler,
+}
+"""The maker of each kernel that searches can use; it makes the options of the command."""
+
 __all__ = [
     "CPS",
     "DDIM",
+    "KERNELS",
     "EulerMaruyama",
     "Guided",
     "Kernel",

@@ -87,5 +87,12 @@ def ddim(interpolant: Interpolant, eta: float = 1.0, data_variance: float = 0.0)
 
 
 def cps(interpolant: Interpolant, eta: float = 0.5, data_variance: float = 0.0) -> Kernel:
-    """Coefficients-preserving sampling: a fixed share sin(eta pi / 2) of the noise is redrawn."""
+    """Coefficients-preserving sampling: a fixed share sin(eta pi / 2) of the noise is redrawn.
+
+    Args:
+      interpolant: of x and the times.
+      eta: share of fresh noise, 0 to 1.
+      data_variance: variance of the data that is assumed, v of the module's docstring; 0 uses x0's
+        mean.
+    """
     return CPS(check_interpolant(interpolant), float(eta), float(data_variance))

@@ -5,6 +5,8 @@
 imports mathematics alone: `flowsde.runner` carries it out.
 """
 
+from collections.abc import Callable
+
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
@@ -34,7 +36,18 @@ from flowsde.search.smc import SMC, smc
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 
+METHODS: dict[str, Callable[..., Search]] = {
+    "bon": bon,
+    "sop": sop,
+    "smc": smc,
+    "code": code,
+    "svdd": svdd,
+    "rbf": rbf,
+}
+"""The maker of each method; its signature and docstring make the options of the command."""
+
 __all__ = [
+    "METHODS",
     "RBF",
     "SMC",
     "BestOfN",

@@ -86,9 +86,9 @@ def test_budgets_too_small_are_left_out_in_words() -> None:
     ("options", "message"),
     [
         ({"methods": []}, "--methods is empty"),
-        ({"methods": ["best"]}, "--method must be one of ode, .*, got 'best'"),
-        ({"interpolants": ["curve"]}, "--interpolant must be one of linear, .*, got 'curve'"),
-        ({"kernels": ["heun"]}, "--kernel must be one of .*, got 'heun'"),
+        ({"methods": ["best"]}, "--methods must be one of ode, .*, got 'best'"),
+        ({"interpolants": ["curve"]}, "--interpolants must be one of linear, .*, got 'curve'"),
+        ({"kernels": ["heun"]}, "--kernels must be one of .*, got 'heun'"),
         ({"methods": ["bon"], "interpolants": ["vp"]}, "--interpolant has no effect on bon, got"),
         ({"given": {"block": 2}}, "--block has no effect on bon, rbf, got 2"),
         ({"given": {"steps": 0}}, "--steps must be an integer of at least 1"),
@@ -302,7 +302,7 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--methods best", "flowsde compare: --method must be one of"),
+        ("--methods best", "flowsde compare: --methods must be one of"),
         ("--nfe many", "flowsde compare: .*nfe"),
         ("--nfe 0", "--nfe must be an integer of at least 1, got 0"),
         ("--nfe 3 --methods rbf", "nfe leaves 2 evaluations"),

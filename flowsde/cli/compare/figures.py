@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from flowsde.cli.compare.rows import SINGLE
+from flowsde.cli.settings import METHODS
 
 MEASURES = {
     "accuracy": "exact captions, by the held-out checker",
@@ -18,16 +19,7 @@ MEASURES = {
 }
 """By key of the table, with what they are called."""
 
-_COLOURS = {
-    "ode": "#7f7f7f",
-    "sde": "#b0a04f",
-    "bon": "#1f77b4",
-    "sop": "#8c564b",
-    "smc": "#2ca02c",
-    "code": "#ff7f0e",
-    "svdd": "#9467bd",
-    "rbf": "#d62728",
-}
+_COLOURS = {name: f"C{i % 10}" for i, name in enumerate(METHODS)}
 _STYLES = ("-", "--", ":", "-.")
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from flowsde.cli import presets
 from flowsde.cli.presets import PRESETS
-from flowsde.cli.settings import Settings, flag
+from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.search import BudgetTooSmall
 
-SINGLE = ("ode", "sde")
+SINGLE = TRAJECTORIES
 """Methods that follow one trajectory."""
 
 
@@ -74,7 +74,7 @@ def plan(
             raise ValueError(f"{flag(name)} is empty, expected at least one")
     for name, words in (("method", methods), ("interpolant", interpolants), ("kernel", kernels)):
         for word in words:
-            presets.check(name, word)
+            presets.check(name, word, of_many=True)
     presets.check("preset", preset)
     rows: list[Row] = []
     left_out: list[str] = []

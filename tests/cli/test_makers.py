@@ -1,0 +1,55 @@
+"""What is read of makers without importing them is what Python says of them."""
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowsde import kernels, search
+from flowsde.cli.makers import described, makers
+
+TABLES = {"flowsde.search": ("METHODS", search.METHODS),
+          "flowsde.kernels": ("KERNELS", kernels.KERNELS)}  # fmt: skip
+EVERY = [
+    pytest.param(package, table, name, maker, id=name)
+    for package, (table, every) in TABLES.items()
+    for name, maker in every.items()
+]
+
+
+@pytest.mark.parametrize("package, table, name, maker", EVERY)
+def test_signature(package: str, table: str, name: str, maker: Callable[..., Any]) -> None:
+    read = makers(package, table)[name]
+    hints = typing.get_type_hints(maker)
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(maker).parameters.values()
+        if parameter.default is not parameter.empty
+    }
+    assert {own: option.default for own, option in read.items()} == defaults
+    for own, option in read.items():
+        first = (typing.get_args(hints[own]) or (hints[own],))[0]
+        if option.kind is str:
+            assert option.choices == typing.get_args(hints[own])
+        else:
+            assert option.choices == () and option.kind is first
+
+
+@pytest.mark.parametrize("package, table, name, maker", EVERY)
+def test_docstring(package: str, table: str, name: str, maker: Callable[..., Any]) -> None:
+    words = " ".join((inspect.getdoc(maker) or "").split())
+    for own, option in makers(package, table)[name].items():
+        assert option.help and f" {own}: {option.help}" in words
+
+
+@pytest.mark.parametrize("package", TABLES)
+def test_order_is_that_of_the_table(package: str) -> None:
+    table, every = TABLES[package]
+    assert list(makers(package, table)) == list(every)
+
+
+def test_entries_are_joined() -> None:
+    text = "Do.\n\nArgs:\n  a, b: one\n    two.\n  c: three: four.\n\nRaises:\n  ValueError: d."
+    assert described(text) == {"a": "one two.", "b": "one two.", "c": "three: four."}
