@@ -148,6 +148,21 @@ for _name, _makers in (TUNING | MOVING).items():
             COUNTS.add(_name)
 
 
+_ALWAYS = (
+    *("nfe", "interpolant", "kernel", "eta", "data_variance", "diffusion", "diffusion_scale"),
+    *("grid", "steps", "reward", "chains", "seeds", "last", "allocation", "temperature", "block"),
+    *("potential", "scheme", "threshold", "interval", "paths", "start", "forward", "backward"),
+    *("finish", "finish_steps", "guidance", "gradient_temperature", "width"),
+)
+"""Settings that results have also where they have no effect; those of later makers only where."""
+
+
+def values(s: Settings) -> dict[str, Any]:
+    """Settings as result.json has them; a maker's new option changes those of no other method."""
+    every = dataclasses.asdict(s)
+    return {name: v for name, v in every.items() if v is not None or name in _ALWAYS}
+
+
 def flag(name: str) -> str:
     """How an option is written on the command line."""
     # "seeds" alone would be mistaken for those of the random numbers.
