@@ -17,7 +17,7 @@ class Given(NamedTuple):
     """What `Search.init` was given, by which a run knows its own when it resumes.
 
     Attributes:
-      key: of the prompt.
+      key: data of the prompt's key, uint32 [2].
       target: float32, the reward at which the search stops.
       nfe: int32, budget in candidates.
     """

@@ -28,8 +28,7 @@ def resumed(job: Job, fresh: Carry) -> Carry:
             "resume is of another search, or of other prompts or shapes, than this run's"
         )
     names = ("key or prompt_ids", "target_reward", "nfe")
-    begun = [c.given._replace(key=jax.random.key_data(c.given.key)) for c in (own, carry)]
-    for name, wanted, got in zip(names, *fetch(begun), strict=True):
+    for name, wanted, got in zip(names, *fetch((own.given, carry.given)), strict=True):
         if not np.array_equal(wanted, got):
             raise ValueError(f"resume was begun with another {name} than this run's")
     # A save of an earlier version has none.

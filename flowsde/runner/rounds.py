@@ -48,7 +48,7 @@ def _init(
 
     def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
-        given = Given(key, target, program.candidates(nfe))
+        given = Given(jax.random.key_data(key), target, program.candidates(nfe))
         state = program.search.init(key, shape, target, given.nfe)
         return Carry(given, state, zero, zero, zero, zero)
 

@@ -142,8 +142,9 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
     shape = x.shape[len(lead) :]
 
     def begin() -> tuple[Given, Any]:
-        given = Given(jax.random.key(0), jnp.float32(0.0), jnp.int32(0))
-        return given, search.init(given.key, shape, given.target, given.nfe)
+        key, target, nfe = jax.random.key(0), jnp.float32(0.0), jnp.int32(0)
+        given = Given(jax.random.key_data(key), target, nfe)
+        return given, search.init(key, shape, target, nfe)
 
     like = dict(zip((".given", ".state"), jax.eval_shape(begin), strict=True))
 
@@ -186,6 +187,8 @@ def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:
         return leaves
     own = ".state.inner" if _finishes(leaves) else ".state"
     given = {f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields}
+    if _is_key(given[".given.key"]):
+        given[".given.key"] = jax.random.key_data(given[".given.key"])
     if _finishes(leaves) and given[".given.nfe"] is not None:
         # An inner search was given what finishing leaves.
         begun = search.init(jax.random.key(0), (1,), jnp.float32(0.0), jnp.int32(search.nfe))
