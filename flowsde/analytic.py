@@ -20,6 +20,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +70,7 @@ class GaussianMixture:
         within = jnp.einsum("k,kij,kj,klj->il", weights, self.axes, self.variances, self.axes)
         return within + jnp.einsum("k,ki,kj->ij", weights, centred, centred)
 
-    def sample(self, key: jax.Array, n: int) -> jax.Array:
+    def sample(self, key: chex.PRNGKey, n: int) -> jax.Array:
         """Exact draws of the data, [n, d]."""
         n = check_count("n", n)
         pick, draw = jax.random.split(as_key(key))
@@ -151,30 +152,30 @@ class GaussianMixture:
             raise ValueError(f"x has shape {x.shape}, expected [..., {self.dimension}]")
         return x, jnp.broadcast_to(expand(t, x[..., 0]), x.shape[:-1])
 
-    def log_prob(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+    def log_prob(self, p: Interpolant, x: chex.Array, t: chex.Numeric) -> jax.Array:
         """Log density [...] of the marginal at t; x is [..., d], t a scalar or leading axes."""
         x, t = self._prepare(x, t)
         return jax.nn.logsumexp(self._terms(p, x, t)[0], axis=-1)
 
-    def x0(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+    def x0(self, p: Interpolant, x: chex.Array, t: chex.Numeric) -> jax.Array:
         """E[data | x_t], shaped as x [..., d]."""
         x, t = self._prepare(x, t)
         log_joint, shrunk, _ = self._terms(p, x, t)
         means = _lead(self.means, t) + p.alpha(t)[..., None, None] * shrunk
         return _average(log_joint, means)
 
-    def x1(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+    def x1(self, p: Interpolant, x: chex.Array, t: chex.Numeric) -> jax.Array:
         """E[noise | x_t], shaped as x [..., d]."""
         x, t = self._prepare(x, t)
         return -p.sigma(t)[..., None] * self.score(p, x, t)
 
-    def score(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+    def score(self, p: Interpolant, x: chex.Array, t: chex.Numeric) -> jax.Array:
         """Gradient of `log_prob` in x, shaped as x [..., d]."""
         x, t = self._prepare(x, t)
         log_joint, _, scaled = self._terms(p, x, t)
         return -_average(log_joint, scaled)
 
-    def velocity(self, p: Interpolant, x: jax.Array, t: jax.Array) -> jax.Array:
+    def velocity(self, p: Interpolant, x: chex.Array, t: chex.Numeric) -> jax.Array:
         """alpha' x0 - (sigma^2)' / 2 score, shaped as x; finite where alpha' is."""
         x, t = self._prepare(x, t)
         slope, rate = p.alpha_dot(t)[..., None], 0.5 * p.variance_dot(t)[..., None]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +178,7 @@ class Flow:
           cond: leading axis n, or None.
           interpolant: of x and s; converted to the source by matching the angle.
         """
+        chex.assert_shape(x, (None, *self.shape), custom_message="x of a flow")
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
         name = name_of(self.velocity_fn)
@@ -208,14 +210,14 @@ def finite_rows(a: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim)))
 
 
-def initial_noise(key: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
+def initial_noise(key: chex.PRNGKey, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
     return radius * standard_normal(key, shape)
 
 
 def sample(
-    key: jax.Array,
+    key: chex.PRNGKey,
     flow: Flow,
     *,
     kernel: Kernel,
@@ -287,7 +289,7 @@ def _check_finite(finite: jax.Array) -> None:
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
 def _sample(
-    key: jax.Array,
+    key: chex.PRNGKey,
     flow: Flow,
     cond: Cond,
     kernel: Kernel,

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -64,7 +65,7 @@ def _rates_over_determinant(p: Interpolant, t: jax.Array) -> tuple[jax.Array, ja
 
 
 def means_from_velocity(
-    p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array
+    p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(x0, x1) from the velocity: both finite on [0, 1] for every interpolant.
 
@@ -78,67 +79,75 @@ def means_from_velocity(
     return s * x - p.sigma(t) * one * velocity, p.alpha(t) * one * velocity - a * x
 
 
-def velocity_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+def velocity_to_x0(
+    p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
+) -> jax.Array:
     """E[data | x_t] from the velocity; finite on [0, 1], see `means_from_velocity` for t = 1."""
     return means_from_velocity(p, x, t, velocity)[0]
 
 
-def velocity_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+def velocity_to_x1(
+    p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
+) -> jax.Array:
     """E[noise | x_t] from the velocity; finite on [0, 1]."""
     return means_from_velocity(p, x, t, velocity)[1]
 
 
-def velocity_to_score(p: Interpolant, x: jax.Array, t: jax.Array, velocity: jax.Array) -> jax.Array:
+def velocity_to_score(
+    p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
+) -> jax.Array:
     """Score of p_t from the velocity; not finite at t = 0, where it is -x1 / sigma = 0 / 0."""
     return x1_to_score(p, x, t, velocity_to_x1(p, x, t, velocity))
 
 
-def x0_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+def x0_to_x1(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
     """E[noise | x_t] from E[data | x_t]; undetermined, hence not finite, at t = 0."""
     x, t, x0 = _prepare(x, t, x0, "x0")
     return (x - p.alpha(t) * x0) / p.sigma(t)
 
 
-def x1_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+def x1_to_x0(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
     """E[data | x_t] from E[noise | x_t]; undetermined, hence not finite, where alpha = 0."""
     x, t, x1 = _prepare(x, t, x1, "x1")
     return (x - p.sigma(t) * x1) / p.alpha(t)
 
 
-def means_to_velocity(p: Interpolant, t: jax.Array, x0: jax.Array, x1: jax.Array) -> jax.Array:
+def means_to_velocity(p: Interpolant, t: chex.Numeric, x0: chex.Array, x1: chex.Array) -> jax.Array:
     """alpha' x0 + sigma' x1; infinite where the interpolant's derivatives are."""
     x0, t, x1 = _prepare(x0, t, x1, "x1")
     return p.alpha_dot(t) * x0 + p.sigma_dot(t) * x1
 
 
-def x0_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+def x0_to_velocity(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
     """Velocity from E[data | x_t]; not finite at t = 0, where x0 = x says nothing of the noise."""
     return means_to_velocity(p, t, x0, x0_to_x1(p, x, t, x0))
 
 
-def x1_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+def x1_to_velocity(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
     """Velocity from E[noise | x_t]; not finite where alpha = 0."""
     return means_to_velocity(p, t, x1_to_x0(p, x, t, x1), x1)
 
 
-def x1_to_score(p: Interpolant, x: jax.Array, t: jax.Array, x1: jax.Array) -> jax.Array:
+def x1_to_score(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
     """Score -x1 / sigma; not finite at t = 0."""
     x, t, x1 = _prepare(x, t, x1, "x1")
     return -x1 / p.sigma(t)
 
 
-def score_to_x1(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+def score_to_x1(p: Interpolant, x: chex.Array, t: chex.Numeric, score: chex.Array) -> jax.Array:
     """E[noise | x_t] = -sigma score; finite on [0, 1]."""
     x, t, score = _prepare(x, t, score, "score")
     return -p.sigma(t) * score
 
 
-def score_to_x0(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+def score_to_x0(p: Interpolant, x: chex.Array, t: chex.Numeric, score: chex.Array) -> jax.Array:
     """Tweedie: (x + sigma^2 score) / alpha; not finite where alpha = 0."""
     return x1_to_x0(p, x, t, score_to_x1(p, x, t, score))
 
 
-def score_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Array) -> jax.Array:
+def score_to_velocity(
+    p: Interpolant, x: chex.Array, t: chex.Numeric, score: chex.Array
+) -> jax.Array:
     """(alpha' / alpha) (x + sigma^2 score) - sigma sigma' score; not finite where alpha = 0.
 
     Finite at t = 0 also for VP, because sigma sigma' is.
@@ -148,7 +157,7 @@ def score_to_velocity(p: Interpolant, x: jax.Array, t: jax.Array, score: jax.Arr
     return p.alpha_dot(t) * x0 - 0.5 * p.variance_dot(t) * score
 
 
-def x0_to_score(p: Interpolant, x: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
+def x0_to_score(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
     """(alpha x0 - x) / sigma^2; not finite at t = 0."""
     return x1_to_score(p, x, t, x0_to_x1(p, x, t, x0))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,8 +143,7 @@ def test_one_gaussian_is_linear_regression():
 def test_isotropic_covariances_may_be_numbers():
     full = A.mixture([1, 3], MEANS[:2], [0.2 * np.eye(2), 0.5 * np.eye(2)])
     short = A.mixture([1, 3], MEANS[:2], [0.2, 0.5])
-    for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(short), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(full, short)
     np.testing.assert_allclose(np.exp(short.log_weights), [0.25, 0.75], rtol=1e-6)
     np.testing.assert_array_equal(
         A.mixture([1, 3], MEANS[:2], 0.3).variances, np.full((2, 2), 0.3, np.float32)
@@ -280,8 +280,7 @@ def test_tilts_add_up_and_undo_each_other():
     assert float(log_z) == pytest.approx(float(log_z1) + float(log_z2), rel=1e-12)
     assert float(log_z3) == pytest.approx(-float(log_z1), rel=1e-12)
     for ours, wanted in ((second, both), (back, data)):
-        for a, b in zip(_moments(ours), _moments(wanted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+        chex.assert_trees_all_close(_moments(ours), _moments(wanted), rtol=1e-11, atol=1e-13)
         np.testing.assert_allclose(ours.log_weights, wanted.log_weights, rtol=1e-11)
         np.testing.assert_allclose(ours.means, wanted.means, rtol=1e-11, atol=1e-13)
 
@@ -292,8 +291,7 @@ def test_limits_of_tilts():
     # Nothing to tilt by.
     same, log_z = _tilt(data, [0.0, 0.0], np.zeros((2, 2)))
     assert float(log_z) == 0.0
-    np.testing.assert_allclose(_moments(same)[0], mean, rtol=1e-14)
-    np.testing.assert_allclose(_moments(same)[1], covariance, rtol=1e-14)
+    chex.assert_trees_all_close(_moments(same), (mean, covariance), rtol=1e-14)
     # A linear reward moves each component by its covariance and keeps it.
     tilted, _ = _tilt(data, LINEAR, temperature=BETA)
     np.testing.assert_allclose(tilted.means, MEANS + COVARIANCES @ LINEAR / BETA, rtol=1e-12)
@@ -316,8 +314,8 @@ def test_limits_of_tilts():
 def test_strong_tilts_stay_finite_and_keep_the_dtype():
     """Weights of components that differ by far more than a float can hold."""
     tilted, log_z = A.mixture(*PARAMETERS).tilt([50.0, 0.0], temperature=0.01)
-    assert all(leaf.dtype == np.float32 for leaf in (*jax.tree.leaves(tilted), log_z))
-    assert all(np.all(np.isfinite(leaf)) for leaf in (*jax.tree.leaves(tilted), log_z))
+    chex.assert_type(jax.tree.leaves((tilted, log_z)), np.float32)
+    chex.assert_tree_all_finite((tilted, log_z))
     assert log_z.shape == ()
     # Component 2 has the largest variance along the reward, which decides here.
     weights = np.exp(tilted.log_weights)

@@ -1,7 +1,9 @@
 """Every diffusion coefficient against its formula; what the module says of the ends."""
 
 import dataclasses
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,16 +100,13 @@ def test_scale_zero_is_no_noise_and_width_must_be_positive():
 
 
 def test_static_argument_and_any_callable_will_do():
-    traced = []
-
+    @partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=2)
     def at(g, t):
-        traced.append(g)
         return g(CURVES["linear"], t)
 
-    compiled = jax.jit(at, static_argnums=0)
     for scale in (1.0, 1.0, 2.0):
-        assert compiled(D.square(scale), jnp.float32(0.5)) == 0.25 * scale
-    assert len(traced) == 2
+        assert at(D.square(scale), jnp.float32(0.5)) == 0.25 * scale
 
     def mine(p, t):
         return 0.5 * p.sigma(t)
@@ -117,5 +116,4 @@ def test_static_argument_and_any_callable_will_do():
     kernel = fs.kernels.euler_maruyama(CURVES["linear"], mine)
     same = fs.kernels.euler_maruyama(CURVES["linear"], D.sigma(0.5))
     both = jax.jit(lambda: [k.moments(x, x, x, t, s) for k in (kernel, same)])
-    for ours, theirs in zip(*both(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(*both())

@@ -269,6 +269,15 @@ def test_a_wrong_velocity_is_named(velocity, got):
         fs.sample(jax.random.key(0), flow, kernel=kernel, grid=[1.0, 0.0], n=4)
 
 
+def test_points_are_shaped_as_the_flow():
+    """Rather than as whatever the model's layers make of them."""
+    x, t, _ = inputs(False)
+    flow = fs.Flow.from_callable(lambda p, x, t, c: x, None, SHAPE)
+    for wrong in (x[0], x[:, :2], x[:, None]):
+        with pytest.raises(AssertionError, match="x of a flow"):
+            flow.means(wrong, t, None, LINEAR)
+
+
 def test_wrong_construction():
     with pytest.raises(TypeError, match="fn must be callable"):
         fs.Flow.from_callable(3, None, SHAPE)

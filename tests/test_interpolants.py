@@ -1,7 +1,9 @@
 """Interpolants against float64 formulas, their derivatives by autodiff, and their inverses."""
 
 import dataclasses
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,14 +109,11 @@ def test_rates_are_the_derivatives(name):
         def slope(f):
             return jax.grad(lambda t: jnp.sum(f(t)))(t)
 
-        pairs = (
-            (p.alpha_dot(t), slope(p.alpha)),
-            (p.sigma_dot(t), slope(p.sigma)),
-            (p.variance_dot(t), slope(lambda t: jnp.square(p.sigma(t)))),
-            (p.determinant(t), jnp.square(p.radius(t)) * slope(p.angle)),
-        )
-        for ours, wanted in pairs:
-            np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
+        ours = [f(t) for f in (p.alpha_dot, p.sigma_dot, p.variance_dot, p.determinant)]
+        variance = slope(lambda t: jnp.square(p.sigma(t)))
+        determinant = jnp.square(p.radius(t)) * slope(p.angle)
+        wanted = [slope(p.alpha), slope(p.sigma), variance, determinant]
+        chex.assert_trees_all_close(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
 @every_dtype
@@ -207,16 +206,16 @@ def test_equal_by_value_and_frozen():
 
 
 def test_equal_instances_share_one_trace():
-    traced = []
 
+    @partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=len(CURVES))
     def at(p, t):
-        traced.append(p)
         return p.alpha(t)
 
-    compiled = jax.jit(at, static_argnums=0)
-    for p in (*CURVES.values(), *_fresh()):
-        compiled(p, jnp.float32(0.3))
-    assert traced == list(CURVES.values())
+    t = jnp.float32(0.3)
+    for p, again in zip(CURVES.values(), _fresh(), strict=True):
+        chex.assert_trees_all_equal(at(p, t), at(again, t))
+        chex.assert_trees_all_close(at(p, t), p.alpha(t), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

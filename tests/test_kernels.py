@@ -558,6 +558,18 @@ def test_the_means_are_of_the_same_particle():
             kernel.log_prob(x[0], x, x, x, 0.5, 0.4)
         with pytest.raises(AssertionError, match="x, x0 and x1 are of one particle"):
             kernel(KEY, x, jnp.ones((4, 2), int), x, 0.5, 0.4)
+    for build in (kernels.sde_heun(LINEAR, diffusion.square()), kernels.ode_heun(LINEAR)):
+        with pytest.raises(AssertionError, match="x, x0 and x1 are of one particle"):
+            build.correct(x, x, x, x, x[0], x, 0.5, 0.4)
+
+
+@pytest.mark.parametrize("build", [kernels.euler_maruyama, kernels.sde_heun])
+def test_a_diffusion_coefficient_is_shaped_as_its_time(build):
+    x = jnp.ones((4, 2))
+    with pytest.raises(AssertionError, match=r"diffusion\(interpolant, t\), shaped as t"):
+        build(LINEAR, lambda p, t: jnp.full(2, 0.5))(KEY, x, x, x, 0.5, 0.4)
+    numbers = build(LINEAR, lambda p, t: 0.5), build(LINEAR, diffusion.constant(0.5))
+    chex.assert_trees_all_equal(*(kernel(KEY, x, x, x, 0.5, 0.4) for kernel in numbers))
 
 
 # Noise

@@ -1,5 +1,6 @@
 """Conversions against closed forms in NumPy float64, for every interpolant and every pair."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,12 +143,12 @@ def test_shapes_and_dtypes_are_kept(a, b):
             for p in CURVES.values():
                 x, t = jax.ShapeDtypeStruct((5, 3), dtype), jax.ShapeDtypeStruct((5,), dtype)
                 out = jax.eval_shape(lambda x, t, y: convert(p, x, t, y), x, t, x)  # noqa: B023
-                assert (out.shape, out.dtype) == ((5, 3), dtype)
+                chex.assert_trees_all_equal_shapes_and_dtypes(out, x)
             for of_x, of_t in shapes:
                 x, t = jax.ShapeDtypeStruct(of_x, dtype), jax.ShapeDtypeStruct(of_t, dtype)
                 p = CURVES["vp"]
                 out = jax.eval_shape(lambda x, t, y: convert(p, x, t, y), x, t, x)  # noqa: B023
-                assert (out.shape, out.dtype) == (of_x, dtype)
+                chex.assert_trees_all_equal_shapes_and_dtypes(out, x)
 
 
 @pytest.mark.parametrize(("a", "b"), CONVERSIONS)

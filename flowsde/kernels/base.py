@@ -47,7 +47,7 @@ class Kernel(Static, abc.ABC):
 
     def __call__(
         self,
-        key: jax.Array,
+        key: chex.PRNGKey,
         x: jax.Array,
         x0: jax.Array,
         x1: jax.Array,
@@ -117,7 +117,9 @@ class Kernel(Static, abc.ABC):
         return jnp.where(point, jnp.where(jnp.all(x_s == mean), jnp.inf, -jnp.inf), density)
 
 
-def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def standard_normal(
+    key: chex.PRNGKey, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
     """`jax.random.normal` of a threefry key, bit for bit, drawn in one row.
 
     XLA compiles a loop over the last axis, for pictures their few channels: drawn in their own

@@ -4,12 +4,13 @@ import abc
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from flowsde.diffusion import Diffusion
 from flowsde.interpolants import Interpolant
-from flowsde.kernels.base import Kernel, as_time, check_interpolant
+from flowsde.kernels.base import Kernel, as_time, check_interpolant, check_particle
 
 
 def _rates(p: Interpolant, t: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,6 +45,7 @@ class _Euler(Kernel):
         """dx / dt at t, in a step between t and `other`."""
 
     def correct(self, x, x0, x1, moved, next_x0, next_x1, t, s):
+        check_particle(x, x0, x1, moved, next_x0, next_x1)
         t, s = as_time("t", t, x), as_time("s", s, x)
         change = self.drift(next_x0, next_x1, s, t) - self.drift(x0, x1, t, s)
         return moved + 0.5 * (s - t) * change
@@ -81,9 +83,14 @@ class EulerMaruyama(_Euler):
 
     def coefficient(self, t: jax.Array, other: jax.Array) -> jax.Array:
         """g at t, at the step's middle where it is infinite."""
-        p = self.interpolant
-        g = self.diffusion(p, t)
-        return jnp.where(jnp.isfinite(g), g, self.diffusion(p, _middle(t, other)))
+        g = self._g(t)
+        return jnp.where(jnp.isfinite(g), g, self._g(_middle(t, other)))
+
+    def _g(self, t: jax.Array) -> jax.Array:
+        """The diffusion coefficient at t, a scalar as t is."""
+        g = jnp.asarray(self.diffusion(self.interpolant, t))
+        chex.assert_rank(g, 0, custom_message="diffusion(interpolant, t), shaped as t")
+        return g
 
     def drift(self, x0, x1, t, other):
         p = self.interpolant
@@ -107,7 +114,7 @@ class SDEHeun(EulerMaruyama):
         return 2
 
     def moments(self, x, x0, x1, t, s):
-        g = self.diffusion(self.interpolant, _middle(t, s))
+        g = self._g(_middle(t, s))
         return x + (s - t) * self.drift(x0, x1, t, s), g * jnp.sqrt(jnp.maximum(t - s, 0.0))
 
     def correct(self, x, x0, x1, moved, next_x0, next_x1, t, s):
