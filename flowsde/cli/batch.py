@@ -40,6 +40,7 @@ from flowsde._files import write_json
 from flowsde._keys import from_seed
 from flowsde.cli import presets, progress, results, settings
 from flowsde.cli.batch_folder import Folder
+from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
 from flowsde.cli.sheet import Cell, write_sheet
@@ -62,6 +63,7 @@ _EVERY = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Batch(Task):
     """Search for a picture of every prompt in a file, many at once in full batches.
 

@@ -13,6 +13,7 @@ from flowsde import _text, _threads, interrupts
 from flowsde._checks import check_path
 from flowsde._replace import settle, target
 from flowsde.cli import progress
+from flowsde.cli.described import described
 from flowsde.cli.options import Flag, Int, shown
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
@@ -24,6 +25,7 @@ _BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Convert:
     """Convert a PyTorch checkpoint to a folder that flowsde.load reads.
 

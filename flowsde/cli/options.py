@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,20 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import _text
 from flowsde._checks import check_path
-from flowsde.cli.settings import CHOICES, TUNING, Settings, default, flag
+from flowsde.cli.described import described
+from flowsde.cli.makers import Option
+from flowsde.cli.settings import (
+    CHOICES,
+    MOVING,
+    TUNING,
+    Settings,
+    default,
+    default_of_kernel,
+    flag,
+)
+
+Table = Mapping[str, Mapping[str, Option]]
+"""Options of makers, by name and by maker."""
 
 
 def number(kind: type, name: str) -> PrimitiveConstructorSpec:
@@ -50,36 +64,39 @@ def word(name: str) -> Any:
     return shown("{" + ",".join(CHOICES[name]) + "}")
 
 
+def words(name: str) -> Any:
+    """An option that is one or more of the choices of a setting."""
+    return shown("{" + ",".join(CHOICES[name]) + "}...")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Trajectory:
     """How a particle moves from noise to data."""
 
-    eta: Float = None
-    """ddim, cps: share of fresh noise, 0 to 1."""
-    data_variance: Float = None
-    """ddim, cps: variance of the data that they assume; 0 uses the posterior mean."""
     diffusion: Annotated[str | None, word("diffusion")] = None
-    """euler_maruyama: diffusion coefficient."""
+    """Diffusion coefficient of euler_maruyama (default: square)."""
     diffusion_scale: Float = None
-    """Its scale; by default the coefficient's own."""
+    """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
-    """Spacing of the times; shifted is Stable Diffusion 3's, by 3; model, with a FLUX.1, takes the
-    model's own."""
+    """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
+    with a FLUX.1, is the model's own, and the default there for ode, sde, bon and sop."""
     steps: Int = None
-    """Steps of the grid; by default 20, for smc, code, svdd and rbf a fifth of a smaller budget."""
+    """Number of steps (default: 40 for ode and sde, 10 for bon, 20 for sop, for the other searches
+    a fifth of the budget and at most 20)."""
     guidance: Float = None
-    """Classifier-free guidance scale; other than 1 it doubles the cost of every candidate. SiT's is
-    4 by default; FLUX.1-dev takes its own, 3.5 by default, as an input and at no cost; other FLUX.1
-    with --negative-prompt."""
+    """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
+    candidate. SiT's default is 4. FLUX.1-dev's is 3.5, an input of the model that costs nothing.
+    Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
-    """Guide a stochastic kernel by the gradient of exp(reward / temperature), not for smc; one
-    backward pass a candidate. 0, the default, does not."""
+    """Move particles along the gradient of reward / temperature, at one backward pass a candidate
+    (default: 0, off). Needs a stochastic kernel; not for smc."""
 
 
-def _help(name: str) -> str:
-    """An option of some methods: what it is for each of them, and its default."""
+def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:
+    """An option of some makers: what it is for each of them, and its default."""
     said: dict[str, list[str]] = {}
-    for method, option in TUNING[name].items():
+    for method, option in table[name].items():
         value, text = default(method, name), option.help.replace("`", "").rstrip(".")
         worked_out = value is None or "default" in text
         end = "." if worked_out else f" (default: {value})."
@@ -87,10 +104,12 @@ def _help(name: str) -> str:
     return " ".join(f"{', '.join(methods)}: {text}" for text, methods in said.items())
 
 
-def _type(name: str) -> Any:
-    """The type of an option of some methods, as tyro reads it."""
-    kind = {option.kind for option in TUNING[name].values()}
-    said = tyro.conf.arg(name=flag(name)[2:], help=_help(name), help_behavior_hint="")
+def _type(name: str, table: Table, default: Callable[[str, str], Any]) -> Any:
+    """The type of an option of some makers, as tyro reads it."""
+    kind = {option.kind for option in table[name].values()}
+    said = tyro.conf.arg(
+        name=flag(name)[2:], help=_help(name, table, default), help_behavior_hint=""
+    )
     if kind == {str}:
         return Annotated[str | None, word(name), said]
     return Annotated[Int if kind == {int} else Float, said]
@@ -99,68 +118,82 @@ def _type(name: str) -> Any:
 if TYPE_CHECKING:
 
     class Tuning: ...  # noqa: D101
+
+    class Moving: ...  # noqa: D101
 else:
-    Tuning = dataclasses.make_dataclass(
-        "Tuning",
-        [(name, _type(name), None) for name in TUNING],
-        namespace={"__doc__": "How the budget is spent.", "__module__": __name__},
-        frozen=True,
-        kw_only=True,
-    )
+
+    def _group(title: str, doc: str, table: Table, default: Callable[[str, str], Any]) -> Any:
+        return dataclasses.make_dataclass(
+            title,
+            [(name, _type(name, table, default), None) for name in table],
+            namespace={"__doc__": doc, "__module__": __name__},
+            frozen=True,
+            kw_only=True,
+        )
+
+    Tuning = _group("Tuning", "Options of the searches.", TUNING, default)
+    Moving = _group("Moving", "Options of the kernels.", MOVING, default_of_kernel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Converted:
-    """A converted model in the place of the embedded one."""
+    """Use a converted model instead of the embedded one."""
 
     model: Annotated[Path | None, shown("FOLDER")] = None
-    """What flowsde convert wrote of a FLUX.1 pipeline or of a SiT."""
+    """Folder that flowsde convert wrote, of a FLUX.1 pipeline or a SiT."""
     size: Annotated[str | None, shown("HEIGHTxWIDTH")] = None
-    """FLUX.1: pixels, 1024x768 or 1024 for a square; by default the model's own."""
+    """FLUX.1: size in pixels, 1024x768, or 1024 for a square (default: the model's own)."""
     text_tokens: Int = None
-    """FLUX.1: tokens of a prompt for its T5, 512 by default and at most; 256 is what Black Forest
-    Labs' own code takes for schnell."""
+    """FLUX.1: length of a prompt for the T5 encoder, at most 512 (default: 512). Black Forest
+    Labs' own code uses 256 for schnell."""
     negative_prompt: Annotated[str | None, shown("TEXT")] = None
-    """FLUX.1 without guidance as an input, de-distilled ones above all: what --guidance leads away
-    from, at two evaluations a candidate; may be empty."""
+    """FLUX.1 without guidance as an input (de-distilled models): what --guidance leads away from,
+    at two evaluations a candidate. May be empty."""
     label: Int = None
-    """SiT: number of the class, in the place of a prompt."""
+    """SiT: number of the class, instead of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None
-    """SiT: the autoencoder that it was trained with, converted (stabilityai/sd-vae-ft-ema)."""
+    """SiT: folder of its converted autoencoder (stabilityai/sd-vae-ft-ema)."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
-    """Rewards clip and pick: a converted CLIP; aesthetic: given twice, a CLIP and the head."""
+    """Folder of a converted CLIP, for the rewards clip and pick. For aesthetic give it twice: a
+    CLIP, then the head."""
     reward_timeout: Annotated[Float, shown("SECONDS")] = None
-    """MODULE:FUNCTION: how long one call may take, an hour by default; after that the run ends, to
-    be gone on with."""
+    """Longest time for one call of a MODULE:FUNCTION reward (default: 3600). After that the run
+    stops, and can be resumed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Task:
-    """What `sample` and `batch` have in common: a method, its settings, and what they are for."""
+    """Options that `sample` and `batch` share."""
 
     method: Annotated[str, word("method")] = "rbf"
-    """ODE or SDE trajectory, Best-of-N, Search over Paths, SMC, CoDe, SVDD, RBF (the default)."""
+    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: rbf)."""
     preset: Annotated[str, word("preset")] = "recommended"
-    """What measures best on the embedded model (the default), or the setting of the RBF paper."""
+    """Defaults of all other settings: "recommended", measured best on the embedded model (the
+    default), or "paper", those of the RBF paper."""
     nfe: Int = None
-    """Budget in evaluations of the model, a hard cap: 500, or one trajectory's steps."""
+    """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps)."""
     interpolant: Annotated[str | None, word("interpolant")] = None
-    """In which the search moves; the flow is converted."""
+    """Interpolant to sample in; the flow is converted to it (default: vp for smc, code, svdd and
+    rbf, else linear)."""
     kernel: Annotated[str | None, word("kernel")] = None
-    """How a particle moves from one time to the next."""
+    """How a particle moves from one time to the next (default: ddim for smc, code, svdd and rbf,
+    euler_maruyama for sde, else ode_euler)."""
     reward: Annotated[str | None, shown("REWARD")] = None
-    """likelihood (of the scorer's counts, the default) or rss (minus their squared error), of which
-    0 is perfect. With --model: clip, pick, aesthetic, MODULE:FUNCTION (of images and prompts), or
-    none, the default of ode and sde."""
+    """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
+    minus their squared error. With --model: clip, pick, aesthetic, MODULE:FUNCTION (of images and
+    prompts), or none, the default of ode and sde."""
     target_reward: Float = None
-    """Stop as soon as a reward is this high."""
+    """Stop as soon as a reward reaches this."""
     seed: Annotated[int, number(int, "an integer")] = 0
-    """Of all random numbers."""
+    """Random seed."""
     weights: Weights = ()
-    """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, in the place
-    of the packaged ones: a file, or the folder of a run. Given twice for both."""
+    """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, instead of
+    the packaged ones: a file, or the folder of a run. Give it twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
+    moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
 
     @property
@@ -170,6 +203,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Sample(Task):
     """Search for a picture of PROMPT with the embedded text-to-image flow, or with --model.
 
@@ -195,15 +229,16 @@ class Sample(Task):
 
 
 def given(command: Any) -> dict[str, Any]:
-    """Fields of `Settings` that the user gave, in its own options and its two groups."""
-    every = vars(command) | vars(command.trajectory) | vars(command.search)
+    """Fields of `Settings` that the user gave, in its own options and its groups."""
+    groups = (command.trajectory, command.moves, command.search)
+    every = vars(command) | {k: v for group in groups for k, v in vars(group).items()}
     fields = [field.name for field in dataclasses.fields(Settings)]
     return {name: every[name] for name in fields if every.get(name) is not None}
 
 
 def names() -> list[str]:
     """All options, by field."""
-    groups = {"converted": Converted, "trajectory": Trajectory, "search": Tuning}
+    groups = {"converted": Converted, "trajectory": Trajectory, "moves": Moving, "search": Tuning}
     own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
     return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]
 

@@ -13,6 +13,7 @@ import tyro
 
 from flowsde._text import shown
 from flowsde.cli import COMMANDS
+from flowsde.cli.described import introduction
 from flowsde.cli.errors import OptionError
 from flowsde.cli.options import check_paths
 
@@ -42,7 +43,13 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     given = _without_resume(name, words[1:])
     try:
         with contextlib.redirect_stderr(errors):
-            command = tyro.cli(kind, prog=f"flowsde {name}", args=given, config=_CONFIG)
+            command = tyro.cli(
+                kind,
+                prog=f"flowsde {name}",
+                description=introduction(kind),
+                args=given,
+                config=_CONFIG,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -128,6 +128,12 @@ def default(method: str, name: str, preset: str = "recommended") -> Any:
     return SEARCHES[method][name].default if own is None else own
 
 
+def default_of_kernel(kernel: str, name: str) -> Any:
+    """What an option of a kernel is if it is not given, where a preset uses the kernel."""
+    own = getattr(PRESETS["recommended"]["rbf"], name)
+    return MOVES[kernel][name].default if own is None else own
+
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "preset": tuple(PRESETS),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from flowsde.cli.described import described
 from flowsde.shapes.runs import export, train
 from flowsde.shapes.train import CARD, TrainConfig
 
@@ -15,6 +16,7 @@ _TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Train:
     """Train an embedded network, or continue the run in --out; export weights and card."""
 

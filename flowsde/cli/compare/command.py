@@ -34,8 +34,20 @@ from flowsde.cli.compare.measure import Measured, Study, captions, counted, meas
 from flowsde.cli.compare.page import page
 from flowsde.cli.compare.rows import Row, plan
 from flowsde.cli.compare.summary import summarise
+from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
-from flowsde.cli.options import Flag, Trajectory, Tuning, Weights, given, number, shown, word
+from flowsde.cli.options import (
+    Flag,
+    Moving,
+    Trajectory,
+    Tuning,
+    Weights,
+    given,
+    number,
+    shown,
+    word,
+    words,
+)
 from flowsde.cli.pictures import try_to_draw
 from flowsde.cli.settings import values
 from flowsde.shapes import weights
@@ -51,6 +63,7 @@ _READ = fields(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Compare:
     """Compare methods on the embedded text-to-image flow, with 95 % intervals.
 
@@ -60,15 +73,16 @@ class Compare:
     resumes; with more methods, budgets, prompts or seeds it extends the comparison.
     """
 
-    methods: Annotated[tuple[str, ...], word("method")] = ("ode", "bon", "svdd", "rbf")
-    """Methods to compare: ode bon svdd rbf by default."""
-    interpolants: Annotated[tuple[str, ...], word("interpolant")] = ()
+    methods: Annotated[tuple[str, ...], words("method")] = ("ode", "bon", "svdd", "rbf")
+    """Methods to compare (default: ode bon svdd rbf)."""
+    interpolants: Annotated[tuple[str, ...], words("interpolant")] = ()
     """Interpolants to sample in; the preset's by default. Methods that follow the ODE (ode, bon,
     sop) have one row for all: its path is the same in each."""
-    kernels: Annotated[tuple[str, ...], word("kernel")] = ()
+    kernels: Annotated[tuple[str, ...], words("kernel")] = ()
     """Kernels to move particles by; the preset's by default."""
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
-    """Budgets, in model evaluations a picture: 50 100 by default."""
+    """Budgets in model evaluations a picture (default: 50 100). ode and sde take one trajectory of
+    the preset's steps, whatever the budget."""
     prompts: Annotated[int, number(int, "an integer")] = 25
     """Number of captions; every fifth has a count, colour and shape never shown in training."""
     objects: Annotated[int, number(int, "an integer")] = 1
@@ -90,6 +104,7 @@ class Compare:
     overwrite: Flag = False
     """Discard the results in the folder and begin anew."""
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
+    moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
 
     def run(self) -> None:
