@@ -186,7 +186,9 @@ def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:
     if ".given.key" in leaves:
         return leaves
     own = ".state.inner" if _finishes(leaves) else ".state"
-    given = {f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields}
+    given: dict[str, Any] = {
+        f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields
+    }
     if _is_key(given[".given.key"]):
         given[".given.key"] = jax.random.key_data(given[".given.key"])
     if _finishes(leaves) and given[".given.nfe"] is not None:

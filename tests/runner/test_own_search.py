@@ -286,7 +286,8 @@ def test_what_keeps_its_bounds_is_let_be(go):
 
 
 def test_a_resumed_search_keeps_its_bounds_too():
-    first = next(fs.iterate(KEY, FLOW, Steady(), reward))
-    over = functools.partial(fs.run, KEY, FLOW, Steady(ends=7), reward)
+    search = Steady(ends=7)
+    first = next(fs.iterate(KEY, FLOW, search, reward))
+    over = functools.partial(fs.run, KEY, FLOW, search, reward)
     with pytest.raises(ValueError, match="charged .* for a budget of 40|not done after"):
         over(resume=first)
