@@ -78,7 +78,7 @@ class Convert:
             settle(self.out)
             check_out(Path(self.source), target(self.out), self.overwrite)
         job = self._prepared()
-        print("\n".join(described(job)), flush=True)
+        print("\n".join(found(job)), flush=True)
         if self.check:
             print("check   all keys and shapes fit; values were not read, nothing was written")
             return
@@ -146,7 +146,7 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
     return advance
 
 
-def described(job: Conversion) -> list[str]:
+def found(job: Conversion) -> list[str]:
     """Lines that say what was found."""
     lines = []
     for name, one in job.plans.items():
