@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search, shapes
     from flowsde.classifier_free import classifier_free_guidance, guide
     from flowsde.convention import check_convention
-    from flowsde.flow import Flow, sample
+    from flowsde.flow import Flow
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
     from flowsde.predictions import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from flowsde.runner.result import Result
     from flowsde.runner.run import iterate, run
     from flowsde.runner.saved import restore_search, save_search
+    from flowsde.sampling import sample
     from flowsde.sharding import ShardingRules
 
 _MODULES = {
@@ -64,7 +65,8 @@ _MODULES = {
 _NAMES = {
     "classifier_free": ("classifier_free_guidance", "guide"),
     "convention": ("check_convention",),
-    "flow": ("Flow", "sample"),
+    "flow": ("Flow",),
+    "sampling": ("sample",),
     "interpolants": ("match_time",),
     "predictions": (
         "reparameterise",

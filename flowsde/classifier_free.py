@@ -7,16 +7,14 @@ Affine in the velocity, and so the same if the model predicts x0, the noise or t
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flowsde._explain import name_of
 from flowsde.conds import Cond, WithNull, as_arrays
-
-if TYPE_CHECKING:
-    from flowsde.flow import Flow
+from flowsde.flow import Flow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ class _ClassifierFree:
         return free + scale * (wanted - free)
 
 
-def classifier_free_guidance(flow: "Flow", scale: float, null_cond: Cond) -> "Flow":
+def classifier_free_guidance(flow: Flow, scale: float, null_cond: Cond) -> Flow:
     """A flow that is led to its condition, and away from the null condition.
 
     Every call runs the model on twice the batch, so the returned flow costs, and is charged, two
@@ -64,7 +62,7 @@ guide = classifier_free_guidance
 """The former name of `classifier_free_guidance`, for one release."""
 
 
-def with_own_nulls(flow: "Flow", cond: Cond) -> tuple["Flow", Cond]:
+def with_own_nulls(flow: Flow, cond: Cond) -> tuple[Flow, Cond]:
     """A flow and the cond of n prompts, with which go null conditions that are a prompt's own.
 
     Args:

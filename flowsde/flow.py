@@ -1,4 +1,4 @@
-"""`Flow`: a velocity field with its parameters, source interpolant and decoder; and `sample`.
+"""`Flow`: a velocity field with its parameters, source interpolant and decoder.
 
 The library knows a model only as ``velocity_fn(params, x, t, cond) -> velocity`` with x
 [n, *shape], t [n] float32 in [0, 1] (0 data, 1 noise) and cond a pytree with leading axis n, or
@@ -10,28 +10,21 @@ functions as an argument.
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from flowsde._arrays import check_output
 from flowsde._checks import check_count
 from flowsde._explain import model_note, name_of, noted
-from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.adapters import Plain, adapt
-from flowsde.changed import warn_if_changed
-from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, as_arrays, check_cond
+from flowsde.conds import Cond
 from flowsde.flow_options import DEFAULTS, Options, with_options
-from flowsde.fresh import warn_if_written_anew
-from flowsde.grids import as_grid
 from flowsde.interpolants import Interpolant, Linear, match_time
-from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.modules import NNX, Linen, as_partial, describe, in_eval_mode, refuse_module
 from flowsde.predictions import expand, means_from_velocity
@@ -214,123 +207,3 @@ def initial_noise(key: chex.PRNGKey, shape: tuple[int, ...], interpolant: Interp
     """A particle at t = 1: N(0, r(1)^2 I), float32."""
     radius = interpolant.radius(jnp.ones((), jnp.float32))
     return radius * standard_normal(key, shape)
-
-
-def sample(
-    key: chex.PRNGKey,
-    flow: Flow,
-    *,
-    kernel: Kernel,
-    grid: Any,
-    n: int,
-    cond: Cond = None,
-    chunk_size: int | None = None,
-    final: Literal["kernel", "mean"] = "kernel",
-) -> jax.Array:
-    """Draw n particles by following a kernel down a grid of times.
-
-    Particle i's random numbers depend on (key, i, step) alone, so neither n nor the chunk size
-    changes them. One compiled scan; memory does not grow with the number of steps.
-
-    Args:
-      key: a JAX random key of any implementation; see `flowsde.run`.
-      flow: the model.
-      kernel: how a particle moves; its interpolant is the one sampled.
-      grid: times falling from 1 to 0, see `flowsde.grids`.
-      n: particles.
-      cond: pytree with leading axis n, or None.
-      chunk_size: particles evaluated at once; all by default.
-      final: "kernel" ends with the kernel's own step to t = 0, whatever noise it adds; "mean"
-        with the posterior mean x0 at the last time above 0, the usual choice for pictures.
-
-    Returns:
-      float32 [n, *flow.shape] at t = 0, not decoded.
-
-    Raises:
-      ValueError, TypeError: naming the argument, before anything is compiled.
-      ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
-        transformations, where there are no values to see.
-    """
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
-    key = as_key(key)
-    n = check_count("n", n)
-    chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
-    if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
-        raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.guided:
-        raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
-    check_flow(flow)
-    check_static("kernel", kernel)
-    if final not in ("kernel", "mean"):
-        raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
-    cond = as_arrays("cond", cond)
-    check_cond(cond, n, "n")
-    flow, cond = with_own_nulls(flow, cond)
-    static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "kernel": kernel}
-    warn_if_written_anew(3, **static)
-    warn_if_changed(3, **static)
-    x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
-    if not isinstance(finite, jax.core.Tracer):
-        _check_finite(finite)
-    return x
-
-
-def _check_finite(finite: jax.Array) -> None:
-    """ValueError unless all particles [n] are; of several processes, each sees its own."""
-    parts = [np.asarray(shard.data) for shard in finite.addressable_shards]
-    if not all(part.all() for part in parts):
-        bad, n = (sum(int(f(part).sum()) for part in parts) for f in (np.invert, np.ones_like))
-        raise ValueError(
-            f"{bad} of {n} particles are NaN or infinite: velocity_fn has weights that are, a "
-            f"float16 model overflows, or a guidance scale or a step is too large"
-        )
-
-
-@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
-def _sample(
-    key: chex.PRNGKey,
-    flow: Flow,
-    cond: Cond,
-    kernel: Kernel,
-    grid: tuple[float, ...],
-    n: int,
-    chunk: int,
-    final: str,
-) -> tuple[jax.Array, jax.Array]:
-    """Particles, and which are finite, bool [n]."""
-    times = jnp.asarray(grid, jnp.float32)
-    p = kernel.interpolant
-
-    def trajectory(args: tuple[jax.Array, Cond]) -> jax.Array:
-        ids, cond = args
-        keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
-
-        def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return flow.means(x, jnp.full(x.shape[:1], t), cond, p)
-
-        def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-            i, t, s = inputs
-            x0, x1 = means(x, t)
-            step_keys = jax.vmap(lambda k: jax.random.fold_in(k, i + 1))(keys)
-            moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
-            if kernel.evaluations == 2:
-                correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
-                moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
-            return moved, None
-
-        def start(k: jax.Array) -> jax.Array:
-            return initial_noise(jax.random.fold_in(k, 0), flow.shape, p)
-
-        steps = len(grid) - (1 if final == "kernel" else 2)
-        inputs = (jnp.arange(steps), times[:steps], times[1 : steps + 1])
-        x, _ = jax.lax.scan(step, jax.vmap(start)(keys), inputs)
-        return x if final == "kernel" else means(x, times[-2])[0]
-
-    # Whole chunks only: the last one is filled up with further particles, then cut.
-    rows = jnp.arange(-(-n // chunk) * chunk)
-    padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], cond)
-    chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, padded))
-    x = jax.lax.map(trajectory, chunks)
-    x = x.reshape(-1, *flow.shape)[:n]
-    return x, finite_rows(x)

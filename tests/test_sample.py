@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowsde as fs
-from flowsde.flow import _sample
+from flowsde.sampling import _sample
 
 LINEAR = fs.interpolants.linear()
 KERNEL = fs.kernels.ddim(LINEAR, 1.0)

@@ -15,7 +15,7 @@ import flowsde as fs
 from flowsde.search.bon import BestOfN
 
 programs = importlib.import_module("flowsde.runner.rounds")
-_sample = importlib.import_module("flowsde.flow")._sample
+_sample = importlib.import_module("flowsde.sampling")._sample
 
 KEY = jax.random.key(0)
 LINEAR = fs.interpolants.linear()
