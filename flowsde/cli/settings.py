@@ -163,7 +163,7 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
-def values(s: Settings) -> dict[str, Any]:
+def as_values(s: Settings) -> dict[str, Any]:
     """Settings as result.json has them; a maker's new option changes those of no other method."""
     every = dataclasses.asdict(s)
     return {name: v for name, v in every.items() if v is not None or name in _ALWAYS}

@@ -49,7 +49,7 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import values
+from flowsde.cli.settings import as_values
 from flowsde.shapes import weights
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
@@ -188,7 +188,7 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
         found = _READ(read_json(folder / FILES[0]), str(folder / FILES[0]))
     except (FileNotFoundError, ValueError):
         return  # What counts are the parts.
-    ours = [(row.method, speakable(values(row.settings))) for row in rows]
+    ours = [(row.method, speakable(as_values(row.settings))) for row in rows]
     theirs = zip(found["rows"], found.get("settings", []), strict=False)
     lost = [row for row, settings in theirs if (row.get("method"), settings) not in ours]
     many, seeds = len(found["prompts"]), found.get("seeds", 0)
@@ -248,7 +248,7 @@ def _write(
         "prompts": list(study.prompts),
         "seeds": study.seeds,
         "networks": study.digests,
-        "settings": [values(row.settings) for row in rows],
+        "settings": [as_values(row.settings) for row in rows],
         "rows": table,
     }
     write_json(folder / "compare.json", values)

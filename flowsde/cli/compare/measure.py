@@ -26,7 +26,7 @@ from flowsde.cli import presets
 from flowsde.cli.compare.rows import Row, labels
 from flowsde.cli.pictures import pixels
 from flowsde.cli.progress import bar as shown
-from flowsde.cli.settings import values
+from flowsde.cli.settings import as_values
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes import checker, weights
 from flowsde.shapes.captions import caption, counts, parse, tokenize
@@ -133,7 +133,7 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
     def part(row: Row, seed: int, ids: np.ndarray) -> Part:
         about = {
             "method": row.method,
-            "settings": values(row.settings),
+            "settings": as_values(row.settings),
             "seed": seed,
             "prompts": {int(i): study.prompts[i] for i in ids},
             "networks": study.digests,

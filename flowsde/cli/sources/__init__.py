@@ -6,7 +6,7 @@ from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde._version import __version__
 from flowsde.cli.options import Sample
-from flowsde.cli.settings import values
+from flowsde.cli.settings import as_values
 from flowsde.cli.sources.base import Source
 from flowsde.cli.sources.shapes import ShapesSource
 
@@ -35,7 +35,7 @@ def source_of(command: Sample) -> Source:
 
 def about(command: Sample, source: Source, prompt: str) -> dict[str, Any]:
     """What identifies a prompt's result, as in result.json."""
-    settings = values(source.settings) | {"target_reward": command.target_reward}
+    settings = as_values(source.settings) | {"target_reward": command.target_reward}
     return {
         "prompt": prompt,
         "method": command.method,
