@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import flowsde as fs
-from flowsde._options import Options
+from flowsde.flow_options import Options
 
 LINEAR, VP = fs.interpolants.linear(), fs.interpolants.vp()
 DATA = fs.analytic.mixture([0.4, 0.6], [[-1.0, 0.5], [1.0, -0.5]], [0.2, 0.4])

@@ -142,7 +142,9 @@ def test_a_search_of_ones_own_keeps_the_protocol():
     result = fs.run(jax.random.key(0), flow, search, reward)
     assert result.nfe == result.evaluations == result.verifier_calls == 15
     *_, last = fs.iterate(jax.random.key(0), flow, search, reward)
-    assert (last.reward, last.nfe) == (result.reward, result.nfe)
+    assert last.nfe == result.nfe
+    # Two programs: the same draws and decisions, values to float32's rounding.
+    assert last.reward == pytest.approx(float(result.reward), abs=1e-5)
     # Each round's answer is the best of that round's children.
     for reward_, best in zip(last.info.reward, last.info.best_reward, strict=True):
         assert best == reward_.max()
