@@ -51,6 +51,7 @@ from flowsde.runner.found import blame
 from flowsde.runner.packed.batch import as_list, prompts_of
 from flowsde.runner.packed.budget import attempts, check_total
 from flowsde.runner.packed.engine import Engine, Totals
+from flowsde.runner.records import Program
 from flowsde.runner.result import COUNTERS, Result
 
 _BAR = (
@@ -105,7 +106,7 @@ class Batch(Task):
             cost = offer.evaluations
             check_total(
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
-                offer.search.with_nfe(offer.search.nfe // cost), cost, len(offer.prompts),
+                Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)

@@ -15,7 +15,8 @@ from flowsde._checks import check_count, check_float, check_non_negative
 from flowsde._text import shown
 from flowsde.cli import settings
 from flowsde.cli.settings import CHOICES, PRESETS, Settings, flag
-from flowsde.search import Search
+from flowsde.runner.records import Program
+from flowsde.search import BudgetTooSmall, Search
 from flowsde.search.complete import default_steps
 
 _SHIFT = 3.0
@@ -190,6 +191,8 @@ def _naming_options(s: Settings) -> Iterator[None]:
         yield
     except ValueError as error:
         first, _, rest = str(error).partition(" ")
+        if isinstance(error, BudgetTooSmall) and first == "nfe":
+            rest += f"; the least is {flag('nfe')} {error.least}"
         name = {"scale": "diffusion_scale"}.get(first, first)
         if name in vars(s):
             raise ValueError(f"{flag(name)} {rest}") from error
@@ -232,7 +235,7 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
             nfe=s.nfe, kernel=_kernel(s), grid=grid(s) if times is None else times, **options
         )
         # The runner divides the budget by what a candidate costs; is that enough?
-        made.with_nfe(made.nfe // evaluations(s))
+        Program.of(made, evaluations(s))
     return made
 
 

@@ -32,6 +32,7 @@ from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
 from flowsde.cli.sources import about, source_of
 from flowsde.cli.sources.base import Source
+from flowsde.runner.records import Program
 from flowsde.runner.result import Result
 from flowsde.search import Search
 
@@ -123,7 +124,7 @@ def _runs(
     if not wanted:
         return {}
     # As it runs: the runner divides the budget by what a candidate costs.
-    as_run = offer.search.with_nfe(offer.search.nfe // offer.evaluations)
+    as_run = Program.of(offer.search, offer.evaluations).search
     unfinished = {f: resume.is_unfinished(f) and not command.overwrite for f, _ in wanted}
     seen = {folder: resume.seen(folder) for folder, _ in wanted}
     saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
