@@ -181,7 +181,6 @@ class RunRecorder:
       hidden: the result's hidden folder, whose lock is held.
       about: what the run is of: prompt, method, seed, settings and version.
       search: that is run.
-      evaluations: model evaluations a candidate costs.
       saved: the run to resume; without one, older states are removed.
     """
 
@@ -190,7 +189,6 @@ class RunRecorder:
         hidden: Path,
         about: dict[str, Any],
         search: Search,
-        evaluations: int,
         saved: SavedRun | None,
     ):
         self._hidden, self._about, self._search = hidden, about, search

@@ -228,7 +228,7 @@ def _begin(run: PromptRun, hidden: Path) -> resume.RunRecorder:
     """Say what is run, and from where."""
     settings = presets.describe(run.about["method"], run.settings, run.offer.named)
     print(f"'{shown(run.prompt)}'\n{shown(settings, 2000)}")
-    recorder = resume.RunRecorder(hidden, run.about, run.search, run.flow.evaluations, run.saved)
+    recorder = resume.RunRecorder(hidden, run.about, run.search, run.saved)
     if run.saved is not None:
         print(f"resume  at {recorder.nfe} of {run.settings.nfe} NFE")
     elif run.unfinished:
