@@ -145,8 +145,7 @@ class Challenge:
 
     def words(self, caption: str) -> str:
         """What is asked for, in words."""
-        groups = self.parse(caption)
-        return ", ".join(filter(None, (captions.caption(groups), self.phrase(groups))))
+        return ", ".join(filter(None, (caption, self.phrase(self.parse(caption)))))
 
     def encode(self, caption: str) -> Any:
         """Condition of one caption: its tokens, or `Cond`; for `flow` and `load_reward`."""
