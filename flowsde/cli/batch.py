@@ -9,8 +9,8 @@ batch.json
     all rows computed that were charged to them; and ``runs``, one for each time that the command
     was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
     ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
-    and ``prompts_per_second``, compilation included. ``failed`` lists the prompts without a result, each with its ``number`` in the list,
-    from 1, its ``prompt`` and the ``reason``.
+    and ``prompts_per_second``, compilation included. ``failed`` lists the prompts without a result,
+    each with its ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
     green frame marks what the held-out judge calls right.

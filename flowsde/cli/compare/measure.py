@@ -289,9 +289,10 @@ def _found(part: Part) -> dict[str, np.ndarray] | None:
         "seconds": array(float),
     }
     try:
-        values = read_arrays(part.path)
-        # Which parts of earlier versions lack, all of them of counts.
-        values = {"success": values.get("exact"), **values}
+        values = dict(read_arrays(part.path))
+        if "exact" in values:
+            # Parts of earlier versions, all of them of counts, have no more.
+            values.setdefault("success", values["exact"])
         return {
             name: read(values.get(name), f"{part.path}: {name}") for name, read in readers.items()
         }

@@ -32,9 +32,9 @@ _GRID = 8
 _CELL = data.SIZE // _GRID
 _RADIUS = 3.0
 """Of the sketch's discs, pixels."""
-_NEAR = 6.0
+_NEAR = 9.0
 """Pixels from a place to the object that stands for it."""
-_LEAST, _MOST = 2, 3
+_LEAST, _MOST = 3, 4
 """Objects of the captions that are drawn."""
 
 
