@@ -76,15 +76,15 @@ def main(args: Args) -> None:
     if args.quick:
         args = dataclasses.replace(args, captions=20, seeds=1, steps=5)
     flow = shapes.load_flow(args.weights)
+    about = {k: getattr(args, k) for k in ("quick", "split", "steps", "captions", "seeds")}
     rows = []
     for name in args.tasks:
         row = measure(TASKS[name], flow, args)
         rows.append(row)
+        save_json(args.json, about | {"rows": rows})
         shown = (f"{row[k]:.4f} [{row[f'{k}_low']:.4f}, {row[f'{k}_high']:.4f}]" for k in
                  ("success", "exact"))  # fmt: skip
         print(f"{name:8} success {next(shown)}  exact counts {next(shown)}", flush=True)
-    about = {k: getattr(args, k) for k in ("quick", "split", "steps", "captions", "seeds")}
-    save_json(args.json, about | {"rows": rows})
 
 
 if __name__ == "__main__":
