@@ -1,0 +1,213 @@
+"""What `tasks.py` compares: methods with all settings that make them what they are.
+
+A setting names every option in which it could differ, so that its name, the identity of its rows,
+does not depend on defaults. One with an option that its method does not have is unknown.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from flowsde.cli import presets, settings
+from flowsde.cli.settings import Settings
+from flowsde.search import Search
+from flowsde.search.protocol import BudgetTooSmall
+
+METHODS = ("ode", "bon", "sop", "smc", "code", "svdd", "rbf")
+MODELS = ("shapes", "shapes-turbo")
+DISTILLED = ("shapes-turbo",)
+"""Models of a few steps, whose posterior means are pictures from the start."""
+
+_BASE = Settings(eta=1.0, nfe=None)
+_WIDTH = {"bon": 8, "rbf": 1}
+"""Candidates of a round; changes no answer."""
+
+
+class Unknown(ValueError):
+    """A setting has an option that this version has not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A method and options by name; all budgets share it."""
+
+    method: str
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """Identity of its rows."""
+        return " ".join([self.method, *(f"{name}={_word(v)}" for name, v in self.options)])
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An option's value."""
+        return dict(self.options).get(name, default)
+
+    def search(self, nfe: int) -> Search:
+        """The search with a budget.
+
+        Raises:
+          Unknown: this version has no such option.
+          ValueError: as of `flowsde.cli.presets.build`.
+        """
+        given = dict(self.options)
+        fields = {field.name for field in dataclasses.fields(Settings)}
+        for name, value in given.items():
+            if name not in fields or value not in settings.CHOICES.get(name, (value,)):
+                raise Unknown(f"this version has no {name}={_word(value)}")
+        if self.method not in settings.TRAJECTORIES:
+            given["nfe"] = nfe
+        resolved = presets.resolve_from(_BASE, self.method, given)
+        if self.method in _WIDTH:
+            resolved = dataclasses.replace(resolved, width=_WIDTH[self.method])
+        return presets.build(self.method, resolved)
+
+    def fits(self, nfe: int) -> bool:
+        """Whether a budget is enough; that of one trajectory is its steps."""
+        if self.method in settings.TRAJECTORIES:
+            return nfe == self.get("steps")
+        try:
+            self.search(nfe)
+        except ValueError as error:
+            if isinstance(error.__cause__ or error, BudgetTooSmall):
+                return False
+            raise
+        return True
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def make(method: str, *groups: dict[str, Any], **more: Any) -> Setting:
+    """A setting of groups of options, later ones first."""
+    options: dict[str, Any] = {}
+    for group in (*groups, more):
+        options |= group
+    return Setting(method, tuple(options.items()))
+
+
+ODE: dict[str, Any] = {"interpolant": "linear", "kernel": "ode_euler"}
+VP: dict[str, Any] = {"interpolant": "vp", "kernel": "ddim", "data_variance": 0.25}
+VP_MEAN = VP | {"data_variance": 0.0}
+LINEAR: dict[str, Any] = {"interpolant": "linear", "kernel": "ddim", "data_variance": 0.0}
+CPS: dict[str, Any] = {"interpolant": "linear", "kernel": "cps", "eta": 0.75}
+_EM: dict[str, Any] = {
+    "kernel": "euler_maruyama", "diffusion": "square", "diffusion_scale": 3.0
+}  # fmt: skip
+EM = {"interpolant": "linear"} | _EM
+VP_EM = {"interpolant": "vp"} | _EM
+PAPER: dict[str, Any] = {"grid": "quadratic", "steps": 10, "finish": "mean"}
+
+PLAIN_NFE = 40
+TRAJECTORY = make("ode", ODE, steps=PLAIN_NFE)
+"""A plain sample: how hard a task is."""
+
+
+def _steps(n: int, finish: int) -> dict[str, Any]:
+    """Steps, and evaluations of finishing; 0 for none."""
+    return {"steps": n} | ({"finish_steps": finish} if finish else {"finish": "mean"})
+
+
+def best_of_n() -> Iterator[Setting]:
+    """The baseline, tuned like the rest."""
+    for n in (4, 6, 8, 10, 20):
+        yield make("bon", ODE, steps=n)
+    for n in (6, 10):
+        yield make("bon", LINEAR, steps=n)
+    for n in (6, 10, 20):
+        yield make("bon", VP, steps=n)
+
+
+def _accepting(accept: str) -> dict[str, Any]:
+    """Rules that `rbf` may not have yet; that of the paper is there without a name."""
+    return {} if accept == "improve" else {"accept": accept}
+
+
+def paper(interpolants: tuple[str, ...] = ("linear", "vp")) -> Iterator[Setting]:
+    """Kim et al., 2025: 10 steps of Euler-Maruyama on their grid, and the posterior mean."""
+    for path in (EM, VP_EM):
+        if path["interpolant"] in interpolants:
+            yield make("smc", path, PAPER, temperature=0.1, potential="difference")
+            yield make("code", path, PAPER, chains=2, block=2)
+            yield make("svdd", path, PAPER, chains=2)
+            yield make("rbf", path, PAPER, chains=2, seeds=25, allocation="reserve")
+
+
+def undistilled() -> Iterator[Setting]:
+    """Of a model with blurred posterior means."""
+    yield from best_of_n()
+    ten, six = _steps(10, 3), _steps(6, 3)
+    for steps in (ten, six, _steps(14, 4)):
+        for beta in (0.25, 0.5, 1.0):
+            yield make("smc", VP, steps, temperature=beta, potential="difference")
+    for path, beta in ((LINEAR, 1.0), (CPS, 0.5), (VP_EM, 0.5), (EM, 0.5)):
+        yield make("smc", path, ten, temperature=beta, potential="difference")
+    yield make("smc", VP, ten, temperature=0.5, potential="max")
+    yield make("smc", VP, ten, temperature=0.5, potential="difference", interval=3)
+    yield make("smc", VP, ten, temperature=0.5, potential="difference", threshold=1.0)
+    for n in (1, 2, 4):
+        yield make("svdd", VP, ten, chains=n)
+    yield make("svdd", VP, six, chains=4)
+    yield make("svdd", VP, ten, chains=2, temperature=0.5)
+    for path, n in ((LINEAR, 4), (CPS, 2), (EM, 2)):
+        yield make("svdd", path, ten, chains=n)
+    for path, block in ((LINEAR, 3), (VP, 3), (VP, 2), (CPS, 3), (EM, 3)):
+        yield make("code", path, ten, chains=2, block=block)
+    yield make("code", VP, six, chains=2, block=2)
+    for n in (1, 2):
+        yield make("sop", ODE, ten, paths=n, start=2, forward=2, backward=4)
+    yield make("sop", ODE, six, paths=1, start=2, forward=2, backward=3)
+    yield make("sop", ODE, _steps(20, 3), paths=2, start=2, forward=2, backward=5)
+    for accept in ("improve", "calibrated", "quantile"):
+        rule = _accepting(accept)
+        yield make("rbf", VP, ten, rule, chains=2)
+        yield make("rbf", VP, six, rule, chains=4)
+        yield make("rbf", LINEAR, ten, rule, chains=2)
+    yield make("rbf", VP, ten, _accepting("calibrated"), chains=4)
+    yield from _looking_ahead()
+    yield from paper()
+
+
+def _looking_ahead() -> Iterator[Setting]:
+    """Rewards of ends of trajectories, and branching at chosen times."""
+    ten, ode = _steps(10, 3), {"value": "ode", "value_steps": 3}
+    samples = {"value": "samples", "value_steps": 2, "value_samples": 2}
+    few = {"branch_at": 3}
+    smc = {"temperature": 0.5, "potential": "difference"}
+    calibrated = {"accept": "calibrated"}
+    for branching in (few, few | ode, few | samples):
+        yield make("smc", VP, ten, smc, branching)
+        yield make("svdd", VP, ten, branching, chains=2)
+    yield make("rbf", VP, ten, few, calibrated, chains=2)
+    yield make("rbf", VP, ten, few, calibrated, ode, chains=2)
+
+
+def distilled() -> Iterator[Setting]:
+    """Of a model of a few steps: few of them, and nothing to finish."""
+    for n in (2, 4, 6, 8):
+        yield make("bon", ODE, steps=n)
+    for path, n in ((LINEAR, 4), (VP_MEAN, 4), (VP, 8)):
+        yield make("bon", path, steps=n)
+    four, eight, ten = _steps(4, 0), _steps(8, 0), _steps(10, 0)
+    paths = ((VP, four), (VP_MEAN, four), (VP, eight), (LINEAR, four), (VP_EM, ten))
+    for path, steps in (*paths, (VP, _steps(6, 2))):
+        for beta in (0.25, 0.5, 1.0) if path is VP else (0.5,):
+            yield make("smc", path, steps, temperature=beta, potential="difference")
+    for path, steps in paths:
+        for n in (1, 4):
+            yield make("svdd", path, steps, chains=n)
+        yield make("code", path, steps, chains=2, block=2)
+        for accept in ("improve", "calibrated", "quantile"):
+            yield make("rbf", path, steps, _accepting(accept), chains=2)
+    yield make("sop", ODE, four, paths=2, start=1, forward=1, backward=2)
+    yield make("sop", ODE, eight, paths=2, start=2, forward=2, backward=4)
+    yield from paper()
+
+
+def declared(model: str) -> tuple[Setting, ...]:
+    """All settings of a kind of model, Best-of-N's first."""
+    made = distilled() if model in DISTILLED else undistilled()
+    return tuple(dict.fromkeys(made))
