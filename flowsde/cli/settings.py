@@ -20,6 +20,8 @@ DIFFUSIONS = (
     *("constant", "sigma", "linear", "square", "sin"),
     *("clipping", "exp", "tan", "flow_grpo", "forward"),
 )
+EMBEDDED = ("shapes", "shapes-turbo")
+"""Models that come with the package."""
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 
 

@@ -12,7 +12,7 @@ from flowsde.shapes.runs import export, train
 from flowsde.shapes.train import CARD, TrainConfig
 
 _DEFAULTS = TrainConfig()
-_TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
+_TASK = tyro.conf.arg(metavar="{shapes,turbo,scorer}", help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class Train:
     """Train an embedded network, or continue the run in --out; export weights and card."""
 
     task: Annotated[str, tyro.conf.Positional, _TASK] = ""
-    """Network to train: the text-to-image flow, or the scorer that is its given reward."""
+    """Network to train: the text-to-image flow, the one distilled from it, or the scorer, which is
+    their given reward."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the run; runs/TASK by default."""
     export_only: bool = False

@@ -70,7 +70,7 @@ def restore(task: Task, config: TrainConfig, run: Path) -> tuple[int, Params]:
     found = latest(task, config, run)
     if found is None:
         raise ValueError(f"--out: the run at {run} has no checkpoint yet")
-    return found.step, found.state.ema
+    return found.step, task.final(found.state.ema)
 
 
 def _export(name: str, run: Path, config: TrainConfig, params: Params, step: int) -> Path:

@@ -49,8 +49,8 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import as_values
-from flowsde.shapes import weights
+from flowsde.cli.settings import EMBEDDED, as_values
+from flowsde.shapes import MODELS, weights
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
 PARTS = f"{HIDDEN}/parts"
@@ -96,6 +96,8 @@ class Compare:
     "paper", those of the RBF paper."""
     reward: Annotated[str | None, word("reward")] = None
     """Reward to search by; likelihood by default."""
+    model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
+    """Embedded model to sample; shapes-turbo is distilled to four steps (default: shapes)."""
     weights: Weights = ()
     """Weights that flowsde train wrote, of the flow or of the scorer, instead of the packaged ones:
     a file, or the folder of a run. Give it twice for both."""
@@ -128,6 +130,10 @@ class Compare:
         else:
             check_count("--objects", self.objects, most=10)
             check_count("--prompts", self.prompts, most=_MOST_PROMPTS)
+        if self.model not in EMBEDDED:
+            raise ValueError(
+                f"--model must be one of {', '.join(EMBEDDED)}, got '{_text.shown(self.model)}'"
+            )
         check_count("--seeds", self.seeds, most=_MOST_SEEDS)
         many = self.prompts if self.prompts_file is None else len(texts)
         if many * self.seeds > _MOST_SEARCHES:
@@ -137,7 +143,8 @@ class Compare:
             )
         if self.prompts_file is None:
             texts = captions(self.prompts, self.objects)
-        study = Study(texts, self.seeds, weights.chosen("--weights", self.weights))
+        networks = weights.chosen("--weights", self.weights, MODELS[self.model])
+        study = Study(texts, self.seeds, networks, self.model)
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:

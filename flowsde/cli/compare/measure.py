@@ -64,17 +64,20 @@ class Study:
     Attributes:
       prompts: captions.
       seeds: searches for each.
-      networks: the file of the weights of each network; the packaged ones by default.
+      networks: the files of the flow's and the scorer's weights, of `weights.chosen`; the packaged
+        ones by default.
+      model: name of the flow.
     """
 
     prompts: Sequence[str]
     seeds: int
     networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
+    model: str = "shapes"
 
     @cached_property
     def digests(self) -> list[str]:
         """SHA-256 of the weights of each network."""
-        return [weights.sha256(self.networks[name]) for name in weights.NAMES]
+        return [weights.sha256(path) for path in self.networks.values()]
 
     @cached_property
     def wanted(self) -> np.ndarray:
@@ -189,8 +192,9 @@ def _search_part(
     return np.asarray(result.image), result
 
 
-def _flow(row: Row, path: Path) -> fs.Flow:
-    return shapes.load_flow(path, row.settings.guidance)
+def _flow(row: Row, study: Study) -> fs.Flow:
+    path = study.networks[shapes.MODELS[study.model]]
+    return shapes.load_flow(path, row.settings.guidance, study.model)
 
 
 def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -238,7 +242,7 @@ def measure(
             if not missing:
                 continue
             bar.set_description(names[family[0]])
-            flow, search = _flow(family[0], study.networks["shapes"]), _search(family)
+            flow, search = _flow(family[0], study), _search(family)
             reward = shapes.load_reward(family[0].settings.reward, study.networks["scorer"])
             compiled: set[int] = set()
             for part in missing:

@@ -20,15 +20,19 @@ class ShapesSource:
     has_reward = True
 
     def __init__(self, command: Sample):
+        model = command.converted.model
+        without = "without --model" if model is None else f"with --model {model}"
         for name, value in vars(command.converted).items():
-            if value != getattr(Converted, name):
-                raise ValueError(
-                    f"{settings.flag(name)} has no effect without --model, got {value}"
-                )
-        self._files = weights.chosen("--weights", command.weights)
+            if name != "model" and value != getattr(Converted, name):
+                raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
+        self._model = str(model or "shapes")
+        self._flow = shapes.MODELS[self._model]
+        self._files = weights.chosen("--weights", command.weights, self._flow)
         given = {n: file for n, file in self._files.items() if file != weights.packaged(n)}
         digests = [f"{name} {weights.sha256(file)}" for name, file in given.items()]
         self.named: dict[str, Any] = {"weights": digests} if digests else {}
+        if self._model != "shapes":
+            self.named["model"] = self._model
         self.prompts = prompts.collect(command.prompt, command.prompts_file)
         self.settings = presets.resolve(command.preset, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
@@ -38,7 +42,7 @@ class ShapesSource:
         return prompts.slug(prompt)
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        flow = shapes.load_flow(self._files["shapes"], self.settings.guidance)
+        flow = shapes.load_flow(self._files[self._flow], self.settings.guidance, self._model)
         reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
         return LoadedSource(flow, reward, [PromptTask(shapes.encode(one)) for one in prompts])
 
