@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowsde.cli.makers import Option, makers
 
-TRAJECTORIES = ("ode", "sde")
-"""Methods that follow one trajectory; their search is the best of one."""
-SEARCHES = makers("flowsde.search", "METHODS")
-MOVES = makers("flowsde.kernels", "KERNELS")
+TRAJECTORIES = {"ode": False, "sde": True}
+"""Methods that follow one trajectory, the best of one, and whether that is stochastic."""
+SEARCHES = makers("flowsde.search")
+MOVES = makers("flowsde.kernels")
 METHODS = (*TRAJECTORIES, *SEARCHES)
 KERNELS = tuple(MOVES)
 INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")

@@ -16,10 +16,12 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Told, as_arrays, check_cond
+from flowsde.conds import Cond, Told, as_arrays, check_cond, for_model
 from flowsde.flow import Flow, check_flow
+from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.rewards import exact as exact_reward
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
@@ -138,8 +140,11 @@ def prepare(
     rows = -(-rows // layout.particles)
     sizes = _sizes(rows, chunk_size, verifier.minibatch)
     _check_size(program, flow, sizes.model * layout.groups if sizes.model < rows else 0)
-    check_search(program.search, flow.shape)
-    on_device = None if isinstance(verifier, HostReward) else verifier
+    check_search(program, flow.shape)
+    flow = exact_flow(flow, for_model(cond))
+    on_device = None
+    if isinstance(verifier, DeviceReward):
+        on_device = verifier = exact_reward(verifier, cond)
     job = Job(
         keys=keys,
         model=Model(flow, on_device, cond),

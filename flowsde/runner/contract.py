@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde.runner.records import Program
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 
 MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
@@ -28,17 +29,17 @@ def check_members(search: Any) -> None:
     raise TypeError(said)
 
 
-def check_search(search: Any, shape: tuple[int, ...]) -> None:
+def check_search(program: Program, shape: tuple[int, ...]) -> None:
     """Trace a search's functions on shapes alone.
 
     Args:
-      search: with all members of the protocol.
+      program: whose search has all members of the protocol.
       shape: of a particle.
 
     Raises:
       ValueError, TypeError: naming the search's class and what one of its members returned.
     """
-    _check_traces(search, shape)
+    _check_traces(program, shape)
 
 
 def _array(dtype: Any, *shape: int) -> Any:
@@ -46,7 +47,8 @@ def _array(dtype: Any, *shape: int) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_traces(search: Any, shape: tuple[int, ...]) -> None:
+def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
+    search: Any = program.search
     own, w = f"search {type(search).__name__}", search.n_candidates
 
     def particles(*lead: int) -> Particle:

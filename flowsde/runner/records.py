@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flowsde._exact import Snapshot
 from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant
@@ -25,16 +26,16 @@ class Sizes(NamedTuple):
     reward: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind(Snapshot):
     """What evaluating depends on of a search: those that share it share the compiled program."""
 
     interpolant: Interpolant
     guided: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program(Snapshot):
     """What is compiled for. Static.
 
     Attributes:

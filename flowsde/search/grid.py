@@ -171,10 +171,14 @@ def affordable_units(total: Any, parts: int, cost: int, last: int) -> Any:
     return units + more.astype(np.int32)
 
 
+class UnusableKernel(ValueError):
+    """A search cannot move particles by the kernel that it is given."""
+
+
 def check_stochastic(kernel: Kernel, consequence: str) -> None:
     """Raise if a kernel is deterministic, saying what follows from that."""
     if not kernel.stochastic:
-        raise ValueError(
+        raise UnusableKernel(
             f"kernel {type(kernel).__name__} is deterministic, so {consequence}; expected a "
             f"stochastic one (euler_maruyama, ddim, cps)"
         )

@@ -32,6 +32,7 @@ from flowsde.kernels import Kernel
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
+    UnusableKernel,
     check_stochastic,
     fold_in_ids,
     map_valid,
@@ -106,7 +107,7 @@ class SMC(GridSearch):
                 self.steps,
             )
         if self.guided:
-            raise ValueError(
+            raise UnusableKernel(
                 "kernel is guided: the weights of smc are those of samples of the unguided kernel; "
                 "expected that, or another method (svdd, code, rbf, bon)"
             )
