@@ -49,6 +49,14 @@ def makers(package: str) -> Mapping[str, Mapping[str, Option]]:
 
 
 @functools.cache
+def names(package: str, table: str) -> tuple[str, ...]:
+    """The names in a package's table, as in `makers`."""
+    value = _assigned(_tree(_ROOT.joinpath(*package.split("."), "__init__.py")), table)
+    assert isinstance(value, ast.Dict), f"{package}.{table} must be a literal dict"
+    return tuple(ast.literal_eval(key) for key in value.keys if key is not None)
+
+
+@functools.cache
 def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 

@@ -36,7 +36,7 @@ ABOUT = {
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "heldout": fields(exact=_schema.flag, rss=number),
+        "heldout": fields({"success": _schema.flag}, exact=_schema.flag, rss=number),
     },
     **ABOUT,
     reward=maybe(number),
@@ -130,6 +130,9 @@ _CONTENTS = "converted models with the checksums"
 
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a result, of which an earlier version may have called one otherwise."""
+    if "model" not in settings:
+        # Which results of the default task do not name.
+        settings = {"task": "counts"} | settings
     return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
 
 

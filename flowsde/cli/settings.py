@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowsde.cli.makers import Option, makers
+from flowsde.cli.makers import Option, makers, names
 
 TRAJECTORIES = {"ode": False, "sde": True}
 """Methods that follow one trajectory, the best of one, and whether that is stochastic."""
@@ -142,6 +142,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "diffusion": DIFFUSIONS,
     "grid": GRIDS,
     "reward": ("likelihood", "rss"),
+    "task": names("flowsde.shapes.tasks", "TASKS"),
+    "split": ("dev", "test"),
 }
 """What each option that is a word can be."""
 COUNTS = {"nfe", "steps"}
