@@ -34,6 +34,7 @@ class Candidates(NamedTuple):
       wants_reward: bool [w]; the reward of other rows is not used.
       wants_gradient: bool [w]; of the reward in x. Such rows are told their reward too.
       valid: bool [w]; other rows are padding.
+      key: uint32 [w, 2], data of random keys, if the search looks ahead at random; else None.
     """
 
     x: jax.Array
@@ -41,6 +42,7 @@ class Candidates(NamedTuple):
     wants_reward: jax.Array
     wants_gradient: jax.Array
     valid: jax.Array
+    key: jax.Array | None = None
 
 
 class Evaluation(NamedTuple):
@@ -48,15 +50,19 @@ class Evaluation(NamedTuple):
 
     Attributes:
       x0, x1: posterior means of data and noise, float32 [w, *shape].
-      reward: float32 [w], of the decoded x0; -inf for NaN and where none was wanted.
+      reward: float32 [w], of the decoded x0, or of what is seen ahead where the search looks ahead
+        (`flowsde.search.value`); -inf for NaN and where none was wanted.
       gradient: of the reward in x, float32 [w, *shape], 0 where none was wanted or it is not
         finite; None unless the search is guided.
+      seen: while their rewards are not known, x0 of what is seen ahead, [w, k, *shape]; None when
+        told, and without.
     """
 
     x0: jax.Array
     x1: jax.Array
     reward: jax.Array
     gradient: jax.Array | None = None
+    seen: jax.Array | None = None
 
 
 class Particle(NamedTuple):
