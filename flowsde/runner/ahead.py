@@ -72,7 +72,7 @@ def to_score(rows: Any, evals: Evaluation, value: LookAhead | None) -> ToScore:
         return ToScore(evals.x0, wanted, rows.prompt)
     assert evals.seen is not None
     k = value.samples
-    first = jnp.arange(k) == 0
+    first = jnp.arange(k)[None] == 0
     every = jnp.where(ahead(rows, value)[:, None], True, first & wanted[:, None])
     x0 = evals.seen.reshape(-1, *evals.seen.shape[2:])
     return ToScore(x0, every.reshape(-1), jnp.repeat(rows.prompt, k))

@@ -97,7 +97,8 @@ class Info(NamedTuple):
       ancestors: int32 [n], the number, among the draws of a step, of the one that each path goes
         on from; -1 where this round decided nothing.
       ess: float32, effective sample size of the weights, before resampling; n without weights.
-      charged: int32, how many more `counted` are than before this round.
+      charged: int32, how many more evaluations the `counted` take than before this round, with
+        those of looking ahead.
       best_reward: float32, of the answer after this round.
       path_time, path_reward: float32 [n], of the particle from which each path goes on.
       evaluations, backward_passes, verifier_calls: int32, as in `Result`, of this round.
@@ -156,7 +157,7 @@ class Search(Protocol):
 
     @property
     def nfe(self) -> int:
-        """The budget: candidates the method may be charged for, at most."""
+        """The budget: evaluations of candidates, and of looking ahead from them, at most."""
 
     @property
     def interpolant(self) -> Interpolant:
