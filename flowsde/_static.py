@@ -45,7 +45,15 @@ class Static(ByValue):
             raise
 
     def __repr__(self) -> str:
-        own = ", ".join(f"{name}={value!r}" for name, value in attributes(self).items())
+        # Without fields that are None by default, as options of later versions are: a checksum of
+        # this, by which a run knows its own when it resumes, stays what it was.
+        fields = getattr(self, "__dataclass_fields__", {}).values()
+        later = {field.name for field in fields if field.default is None}
+        own = ", ".join(
+            f"{name}={value!r}"
+            for name, value in attributes(self).items()
+            if value is not None or name not in later
+        )
         return f"{type(self).__qualname__}({own})"
 
     def replace(self, **changes: Any) -> Self:

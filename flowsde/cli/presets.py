@@ -97,6 +97,10 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (("diffusion", "diffusion_scale"), _diffuses(s.kernel), f"kernel {s.kernel}"),
         (("gradient_temperature",), takes_gradient, f"method {method}, kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
+        (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
+        (("bar",), s.accept == "threshold", f"accept {s.accept}"),
+        (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
+        (("value_samples",), s.value == "samples", f"value {s.value}"),
         (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
         (set(settings.TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):

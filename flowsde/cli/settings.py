@@ -165,10 +165,18 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
+_UNSAID = {"accept": "improve", "value": "mean"}
+"""What an earlier version did, before it was an option."""
+
+
 def as_values(s: Settings) -> dict[str, Any]:
-    """Settings as result.json has them; a maker's new option changes those of no other method."""
+    """Settings as result.json has them; a maker's new option changes those of no other run."""
     every = dataclasses.asdict(s)
-    return {name: v for name, v in every.items() if v is not None or name in _ALWAYS}
+    return {
+        name: value
+        for name, value in every.items()
+        if name in _ALWAYS or value not in (None, _UNSAID.get(name))
+    }
 
 
 def flag(name: str) -> str:

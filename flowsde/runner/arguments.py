@@ -305,7 +305,9 @@ def _check_size(program: Program, flow: Flow, padding: int) -> None:
             f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
             f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
         )
-    most = flow.evaluations * search.max_rounds * (width + padding)
+    value = program.kind.value
+    each = flow.evaluations * (1 if value is None else 1 + value.cost)
+    most = each * search.max_rounds * (width + padding)
     if most > MOST:
         raise ValueError(
             f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "

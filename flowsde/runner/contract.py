@@ -10,6 +10,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.runner.records import Program
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.value import value_of
 
 MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
 """Of the protocol."""
@@ -61,7 +62,9 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
     after, asked = _pair(own, "ask", "Candidates", jax.eval_shape(search.ask, state))
     _compare(f"{own}: the state that ask returns", after, state)
-    _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag))
+    value = value_of(search)
+    key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
+    _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag, key))
     evals = Evaluation(x, x, number, x if search.guided else None)
     after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
     _compare(f"{own}: the state that tell returns", after, state)

@@ -2,7 +2,8 @@
 
 First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
 size. A guided search's rows that want a gradient get both at once, by differentiating through
-reward, decoder and model.
+reward, decoder and model. A search that looks ahead has rows go on in between, see
+`flowsde.runner.ahead`.
 
 Candidates [P, w] of P prompts, or [w] of a single one, are evaluated as rows [m]. On a mesh, each
 group of devices picks the next chunk of its own rows, and the model sees those of all together.
@@ -23,6 +24,8 @@ from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards import DeviceReward, HostReward, as_float32
+from flowsde.runner import ahead
+from flowsde.runner.ahead import to_score, with_rewards
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
@@ -44,6 +47,7 @@ class Rows(NamedTuple):
     wants_gradient: jax.Array
     valid: jax.Array
     prompt: jax.Array
+    key: jax.Array | None = None
 
 
 def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
@@ -235,26 +239,54 @@ def evaluate_model(
             chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), layout
         )
     evals, differentiated = values
-    return evals, Computed(forward, forward * differentiated.astype(jnp.int32))
+    backward = forward * differentiated.astype(jnp.int32)
+    if kind.value is None:
+        return evals, Computed(forward, backward)
+    seen, looked = _look_ahead(model.flow, rows, evals, kind, size, layout, pick)
+    return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
 
 
-def _wanted(rows: Rows) -> jax.Array:
-    """Rows that still want a reward after `evaluate_model`."""
-    return rows.valid & rows.wants_reward & ~rows.wants_gradient
+def _look_ahead(
+    flow: Flow,
+    rows: Rows,
+    evals: Evaluation,
+    kind: Kind,
+    size: int,
+    layout: Layout,
+    pick: Callable[..., Any],
+) -> tuple[jax.Array, jax.Array]:
+    """x0 of what is seen from each row [m, k, ...], and how often it was looked from, int32 [m]."""
+    value = kind.value
+    assert value is not None
+    wanted = ahead.ahead(rows, value)
+
+    def chunk(at: jax.Array) -> jax.Array:
+        particles, own = pick(at, rows.prompt, (rows.x, rows.t, evals.x0, evals.x1, rows.key))
+        with layout.around_model():
+            return ahead.ends(partial(means, flow), value, kind.interpolant, particles, own)
+
+    itself = jnp.broadcast_to(evals.x0[:, None], (wanted.size, value.samples, *flow.shape))
+    return _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, layout)
 
 
 def evaluate_reward(
-    model: Model, asked: Candidates, evals: Evaluation, size: int, layout: Layout = ALONE
+    model: Model,
+    asked: Candidates,
+    evals: Evaluation,
+    kind: Kind,
+    size: int,
+    layout: Layout = ALONE,
 ) -> Evaluation:
     """Add the rewards that are still wanted, to rows of `evaluate_model`."""
     rows, pick = split(asked, layout), _picker(layout, model.cond)
-    wanted, reward = _wanted(rows), model.reward
+    data, wanted, prompt = to_score(rows, evals, kind.value)
+    reward = model.reward
     assert reward is not None
     m = wanted.shape[0]
     nothing = jnp.full(m, -jnp.inf, jnp.float32)
 
     def chunk(at: jax.Array | None) -> jax.Array:
-        x0, own = pick(at, rows.prompt, evals.x0)
+        x0, own = pick(at, prompt, data)
         with layout.around_model():
             return verify(model.flow, reward, x0, own)
 
@@ -263,13 +295,19 @@ def evaluate_reward(
     else:
         last = (~wanted).astype(jnp.int32)
         rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, layout)
-    return evals._replace(reward=jnp.where(wanted, _clean(rewards, wanted), evals.reward))
+    return with_rewards(rows, evals, _clean(rewards, wanted), kind.value)
 
 
-@partial(jax.jit, static_argnames=("layout",))
-def _what_is_wanted(asked: Candidates, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    rows = split(asked, layout)
-    return _wanted(rows), rows.prompt
+@partial(jax.jit, static_argnames=("kind", "layout"))
+def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, layout: Layout) -> Any:
+    return to_score(split(asked, layout), evals, kind.value)
+
+
+@partial(jax.jit, static_argnames=("kind", "layout"))
+def _with_rewards(
+    asked: Candidates, evals: Evaluation, rewards: jax.Array, kind: Kind, layout: Layout
+) -> Evaluation:
+    return with_rewards(split(asked, layout), evals, rewards, kind.value)
 
 
 def evaluate_on_host(
@@ -277,18 +315,21 @@ def evaluate_on_host(
     reward: HostReward,
     asked: Candidates,
     evals: Evaluation,
+    kind: Kind,
     size: int,
     layout: Layout = ALONE,
 ) -> Evaluation:
     """`evaluate_reward` through NumPy."""
-    wanted, prompt = jax.device_get(_what_is_wanted(asked, layout))
+    asking = _to_score(asked, evals, kind, layout)
+    wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
     told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(model.flow, evals.x0[np.resize(at, size)])
+        decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
         rewards = reward(images, own)
         told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
-    return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))
+    told = layout.put(jnp.asarray(told), layout.by_row)
+    return _with_rewards(asked, evals, told, kind, layout)

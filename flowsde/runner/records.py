@@ -17,6 +17,7 @@ from flowsde.interpolants import Interpolant
 from flowsde.rewards import DeviceReward
 from flowsde.runner.mesh import ALONE, Layout
 from flowsde.search.protocol import BudgetTooSmall, Search
+from flowsde.search.value import LookAhead, value_of
 
 
 class Sizes(NamedTuple):
@@ -32,6 +33,7 @@ class Kind(Snapshot):
 
     interpolant: Interpolant
     guided: bool
+    value: LookAhead | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Program(Snapshot):
     @property
     def kind(self) -> Kind:
         """What evaluating depends on."""
-        return Kind(self.search.interpolant, self.search.guided)
+        return Kind(self.search.interpolant, self.search.guided, value_of(self.search))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("flow", "reward", "cond"), meta_fields=())

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.flow import Flow
+from flowsde.runner.ahead import verifier_calls
 from flowsde.runner.evaluate import (
     Computed,
     evaluate_model,
@@ -100,7 +101,7 @@ def counted(
       computed: of each of them.
     """
     passes, search = program.cost, program.search
-    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    verified = verifier_calls(asked, program.kind.value)
     finishing = _of_each(search.finishing, carry)(carry.state)
     info = info._replace(
         evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
@@ -150,7 +151,7 @@ def _round(
 ) -> tuple[Carry, Info, jax.Array]:
     carry, asked = _ask(carry, program)
     evals, computed = evaluate_model(model, asked, program.kind, sizes.model, program.layout)
-    evals = evaluate_reward(model, asked, evals, sizes.reward, program.layout)
+    evals = evaluate_reward(model, asked, evals, program.kind, sizes.reward, program.layout)
     return _tell(carry, program, asked, evals, computed)
 
 
@@ -230,4 +231,4 @@ def tell_and_ask(
 
 start = jax.jit(_init, static_argnames=("program", "shape", "single"))
 model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "layout"))
-reward_step = jax.jit(evaluate_reward, static_argnames=("size", "layout"))
+reward_step = jax.jit(evaluate_reward, static_argnames=("kind", "size", "layout"))

@@ -161,11 +161,14 @@ def answers(search, info, i):
     """
     finishing = getattr(search, "steps", 0) if isinstance(search, fs.search.Complete) else 0
     counted = np.asarray(info.counted)[:, i]
+    # What is seen ahead is not for the answer.
+    until = np.inf if search.value is None else np.float32(search.value.until)
     # Rounds behind the prompt's own are padding of the batch.
     rounds = np.flatnonzero(counted.any(-1))[-1] + 1
     answer, after = (1.0, -np.inf), []
     for k in range(len(counted)):
         here = counted[k] & np.isfinite(np.asarray(info.reward)[k, i])
+        here &= np.asarray(info.time)[k, i] <= until
         for t, r in zip(info.time[k, i][here], info.reward[k, i][here], strict=True):
             better = (-t, r) > (-answer[0], answer[1])
             finished = rounds - finishing <= k < rounds
