@@ -35,6 +35,7 @@ from flowsde.cli.failures import one_line
 from flowsde.cli.options import (
     Converted,
     Flag,
+    Int,
     Moving,
     Sample,
     Trajectory,
@@ -95,9 +96,9 @@ class Diagnose:
     pick, aesthetic or MODULE:FUNCTION."""
     trajectories: Annotated[int, number(int, "an integer")] = 256
     """Number of trajectories of each prompt, 8 at least (default: 256)."""
-    families: Annotated[int, number(int, "an integer")] = 64
+    families: Int = None
     """Trajectories of each prompt from which siblings branch off at every step; they take most of
-    the evaluations. 0 for none (default: 64)."""
+    the evaluations. 0 for none (default: 64, or all)."""
     siblings: Annotated[int, number(int, "an integer")] = 2
     """Children of one state, the trajectory's own included (default: 2)."""
     seed: Annotated[int, number(int, "an integer")] = 0
@@ -125,7 +126,7 @@ class Diagnose:
         if not offer.has_reward:
             raise OptionError("--reward", "a diagnosis looks at one, expected another than none")
         plan = self._plan(offer)
-        about = self._about(offer)
+        about = self._about(offer, plan)
         results.make(self.out)
         with _own.locked(self.out) as hidden:
             if _is_complete(self.out, hidden, about, self.overwrite):
@@ -141,8 +142,9 @@ class Diagnose:
         if self.trajectory.gradient_temperature:
             raise OptionError("--gradient-temperature", "particles are looked at without guidance")
         check_count("--trajectories", self.trajectories, least=8, most=_MOST)
-        check_count("--families", self.families, least=0, most=self.trajectories)
         check_count("--siblings", self.siblings, least=2, most=_MOST)
+        if self.families is not None:
+            check_count("--families", self.families, least=0, most=self.trajectories)
         if self.families == 1:
             raise ValueError("--families must be at least 2, or 0 for none, got 1")
         # Finishing wraps a search.
@@ -151,11 +153,10 @@ class Diagnose:
             search.kernel, search.grid, self.trajectories, self.families, self.siblings, "mean"
         )
 
-    def _about(self, offer: Source) -> dict[str, Any]:
+    def _about(self, offer: Source, plan: Plan) -> dict[str, Any]:
         """What identifies the diagnosis, as in diagnose.json."""
         settings = {k: v for k, v in as_values(offer.settings).items() if k in _SETTINGS}
-        for name in ("trajectories", "families", "siblings"):
-            settings[name] = getattr(self, name)
+        settings |= {"trajectories": plan.n, "families": plan.families, "siblings": plan.siblings}
         return {
             "prompts": offer.prompts,
             "method": self.method,

@@ -18,8 +18,8 @@ from flowsde.kernels import Kernel, Renoise, ode_euler
 from flowsde.runner.arguments import Job, prepare
 from flowsde.search import Search, bon
 
-CHUNK = 64
-"""Rows evaluated at once, by default."""
+CHUNK, FAMILIES = 64, 64
+"""Rows evaluated at once, and trajectories with siblings, by default."""
 
 
 def diagnose(
@@ -30,7 +30,7 @@ def diagnose(
     kernel: Kernel,
     grid: Any,
     n: int = 256,
-    families: int = 64,
+    families: int | None = None,
     siblings: int = 2,
     final: Literal["mean", "kernel"] = "mean",
     cond: Cond = None,
@@ -56,7 +56,8 @@ def diagnose(
       kernel: how a particle moves; a deterministic one has no siblings.
       grid: times falling from 1 to 0.
       n: trajectories of each prompt, at least 8.
-      families: trajectories of each prompt that have siblings, at most n, at least 2; 0 for none.
+      families: trajectories of each prompt that have siblings, 2 to n, or 0; 64, or n if those are
+        fewer, by default.
       siblings: children of one state, the trajectory's own included; at least 2.
       final: the picture at a trajectory's end: "mean", the posterior mean at the last time above 0,
         or "kernel", the kernel's own step to t = 0.
@@ -95,6 +96,7 @@ def plan_of(kernel: Any, grid: Any, n: Any, families: Any, siblings: Any, final:
     if final not in ("mean", "kernel"):
         raise ValueError(f"final must be 'mean' or 'kernel', got {final!r}")
     n = check_count("n", n, least=8)
+    families = min(FAMILIES, n) if families is None else families
     families = check_count("families", families, least=0, most=n)
     if families == 1:
         raise ValueError("families must be at least 2, or 0 for none, got 1")

@@ -7,12 +7,20 @@ import pytest
 from matplotlib.image import imread
 
 import flowsde as fs
+from flowsde.diagnosis import statistics
 
 LINEAR, VP = fs.interpolants.linear(), fs.interpolants.vp()
 DDIM = fs.kernels.ddim(VP)
 GRID = fs.grids.uniform(4)
 DATA = fs.analytic.mixture([0.5, 0.5], [[1.0, 1.0], [-1.0, 0.5]], 0.1)
 SMALL = {"grid": GRID, "n": 12, "families": 5, "siblings": 3}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Of the bootstrap, which test_diagnose_exact.py is about."""
+    monkeypatch.setattr(statistics, "_DRAWS", 20)
+    monkeypatch.setattr(statistics, "_AT_ONCE", 20)
 
 
 def reward(images, cond):
@@ -72,30 +80,26 @@ def test_neither_chunks_nor_other_trajectories_matter():
     assert parts.nfe == whole.nfe and parts.verifier_calls == whole.verifier_calls
 
 
-class Counting:
-    """A velocity that counts the rows that it is evaluated on."""
+def counting():
+    """A flow, the rows that it is evaluated on, and how often it is traced."""
+    rows, traces = [], []
 
-    def __init__(self):
-        self.rows, self.traces = 0, 0
-
-    def __call__(self, params, x, t, cond):
-        self.traces += 1
-        jax.debug.callback(lambda n=x.shape[0]: self._count(n))
+    def velocity(params, x, t, cond):
+        traces.append(x.shape)
+        jax.debug.callback(lambda n=x.shape[0]: rows.append(n))
         return DATA.velocity(LINEAR, x, t)
 
-    def _count(self, n):
-        self.rows += n
+    return fs.Flow.from_callable(velocity, None, (2,)), rows, traces
 
 
 @pytest.mark.parametrize("final", ["mean", "kernel"])
 @pytest.mark.parametrize("kernel", [DDIM, SDE_HEUN], ids=["ddim", "sde_heun"])
 def test_nfe_is_what_the_model_sees(kernel, final):
-    counting = Counting()
-    flow = fs.Flow.from_callable(counting, None, (2,))
+    flow, seen, _ = counting()
     # In chunks of one row there is no padding.
     one = run(kernel, flow, chunk_size=1, final=final, n=8, families=2)
     jax.effects_barrier()
-    assert one.nfe == one.evaluations == counting.rows
+    assert one.nfe == one.evaluations == sum(seen)
     rows = 0
     for i in range(4):  # trajectories and all siblings born so far are evaluated at each time,
         rows += 8 + 2 * 2 * i
@@ -105,18 +109,17 @@ def test_nfe_is_what_the_model_sees(kernel, final):
     assert one.nfe == rows
     padded = run(kernel, flow, chunk_size=5, final=final, n=8, families=2)
     jax.effects_barrier()
-    assert padded.nfe == one.nfe and one.nfe + padded.evaluations == counting.rows
+    assert padded.nfe == one.nfe and one.nfe + padded.evaluations == sum(seen)
     rewards = sum(8 + 4 * i for i in range(4 + (final == "kernel")))
     assert padded.verifier_calls == one.verifier_calls == rewards
 
 
 def test_second_call_compiles_nothing():
-    counting = Counting()
-    flow = fs.Flow.from_callable(counting, None, (2,))
+    flow, _, traces = counting()
     run(flow=flow)
-    before = counting.traces
+    before = len(traces)
     run(flow=flow, seed=1)
-    assert before <= 1 and counting.traces == before
+    assert before == len(set(traces)) == len(traces) == 1
 
 
 def test_guided_flow_costs_two_evaluations():
