@@ -47,8 +47,8 @@ def test_writes_what_the_library_says(tmp_path: Path, capsys: pytest.CaptureFixt
     )  # fmt: skip
     for ours, theirs in zip(told["rows"], own.table(), strict=True):
         assert list(ours) == list(theirs)
-        both = (np.asarray(list(row.values()), np.float64) for row in (ours, theirs))
-        np.testing.assert_allclose(*both, rtol=1e-3, atol=1e-3)  # None is NaN
+        a, b = (np.asarray(list(row.values()), np.float64) for row in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)  # None is NaN
     assert told["nfe"] == own.nfe == 3 * 10 + 4 * 3 and told["prompts"] == [PROMPT]
     assert told["settings"]["interpolant"] == "vp" and told["seconds"]["total"] > 0.0
     out, err = capsys.readouterr()
@@ -75,23 +75,21 @@ def test_interrupted_it_goes_on_with_the_next_prompt(
 ) -> None:
     prompts = [PROMPT, "one red circle"]
     whole = _diagnose(tmp_path / "whole", *prompts)
-    calls = []
+    calls: list[Any] = []
+    stop_at, real = 2, diagnose.measured
 
     def measured(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == stop_at:
             raise KeyboardInterrupt
         return real(*args)
 
-    real = diagnose.measured
-    with monkeypatch.context() as patch:
-        patch.setattr(diagnose, "measured", measured)
-        with pytest.raises(SystemExit) as stop:
-            _diagnose(tmp_path / "parts", *prompts)
+    monkeypatch.setattr(diagnose, "measured", measured)
+    with pytest.raises(SystemExit) as stop:
+        _diagnose(tmp_path / "parts", *prompts)
     assert stop.value.code == 130
     assert "resume with: " in capsys.readouterr().err
     calls.clear()
-    monkeypatch.setattr(diagnose, "measured", lambda *a: calls.append(a) or real(*a))
     resumed = _diagnose(tmp_path / "parts", *prompts)
     assert len(calls) == 1 and "1 of 2 prompts are measured" in capsys.readouterr().out
     assert resumed["rows"] == whole["rows"] and resumed["nfe"] == whole["nfe"]
