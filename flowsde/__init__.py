@@ -17,8 +17,9 @@
 `fs.analytic`, `fs.shapes`                  flows with known answers, and a small trained one
 ==========================================  ====================================================
 
-Everything else is private. Names are imported when they are first used (PEP 562), so that the
-command answers ``--help`` and wrong options without waiting for JAX.
+Everything else is private, the other modules that `help` lists among them. Names are imported when
+they are first used (PEP 562), so that the command answers ``--help`` and wrong options without
+waiting for JAX.
 """
 
 from importlib import import_module

@@ -24,7 +24,7 @@ class Train:
     """Network to train: the text-to-image flow, or the scorer that is its given reward."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the run; runs/TASK by default."""
-    export_only: bool = False
+    export_only: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Export the run's last checkpoint, with its own configuration, without training."""
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = _DEFAULTS
 

@@ -54,8 +54,8 @@ def slots_of(state: Any) -> Slots:
 def _numbers(first: int, prompts: int, shape: tuple[int, ...]) -> jax.Array:
     """Numbers [prompts, *shape] that count on from `first` for each prompt.
 
-    They are random keys, which can be selected and not computed with: a search that does more
-    fails when it is traced.
+    They are random keys, which can be selected and not computed with: tracing a search that does
+    more fails.
     """
     counted = first + jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     data = jnp.broadcast_to(counted[None, ..., None], (prompts, *shape, 2))
@@ -74,11 +74,14 @@ def tell_by_number(
     evals: Evaluation,
     rewards: jax.Array,
     layout: Layout,
-) -> tuple[Any, Info]:
+) -> tuple[Any, Info] | None:
     """`Search.tell` of P prompts; within `Layout.local`.
 
+    None for a search that does more than select particles: one that computes with their arrays, or
+    keeps some outside of a `Particle`.
+
     Args:
-      search: that only selects particles.
+      search: of the prompts.
       state: [P, ...].
       asked: [P, w].
       evals: of the rows of this device, [k, ...].
@@ -99,7 +102,12 @@ def tell_by_number(
     rows = _numbers(there, prompts, (width,))
     gradient = None if evals.gradient is None else rows
     told = Evaluation(rows, rows, rewards, gradient)
-    new, info = jax.vmap(search.tell)(numbered, asked._replace(x=rows), told)
+    try:
+        new, info = jax.vmap(search.tell)(numbered, asked._replace(x=rows), told)
+    except (TypeError, ValueError):
+        return None
+    if _kinds(new) != _kinds(numbered):
+        return None
 
     # Which old slot, or row behind them, each new slot is.
     kept = slots_of(new)
@@ -135,6 +143,12 @@ def tell_by_number(
         )
 
     return jax.tree.map(fill, new, is_leaf=_is_particle), info
+
+
+def _kinds(tree: Any) -> Any:
+    """The structure of a tree, and the shapes and dtypes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _like(condition: jax.Array, a: jax.Array) -> jax.Array:

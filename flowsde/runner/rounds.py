@@ -130,13 +130,16 @@ def _tell(
     ) -> tuple[Carry, Info, jax.Array]:
         lead = asked.t.shape
         computed = join_counts(computed, lead, layout)
+        by_number = None
         # Where the state holds fewer particles than were asked about, only those are moved.
         if layout.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
             rewards = join(evals.reward, lead, layout)
-            state, info = tell_by_number(search, carry.state, asked, evals, rewards, layout)
-        else:
+            by_number = tell_by_number(search, carry.state, asked, evals, rewards, layout)
+        if by_number is None:
             evals = join(evals, lead, layout)
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
+        else:
+            state, info = by_number
         carry, info = counted(carry, program, state, info, asked, computed)
         return carry, info, _done(carry, program)
 

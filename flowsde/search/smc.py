@@ -328,11 +328,13 @@ def smc(
       grid: times falling from 1 to 0. Particles are evaluated at all but the last.
       temperature: beta > 0, in units of the reward: samples are weighed by exp(reward / beta). A
         sequence with an entry for each evaluated time tempers; the target is that of its last.
-      potential: when particles are weighed; see the module's docstring.
-      scheme: of resampling, from `flowsde.search.resampling`.
+      potential: what particles are weighed by at a step: the "difference" of their rewards to those
+        of the step before, the "max" or the "sum" of their rewards so far, or nothing but the
+        "final" reward.
+      scheme: how particles are resampled, see `flowsde.search.resampling`.
       threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
-        always does.
-      interval: resample every so many steps at most.
+        resamples always.
+      interval: least number of steps from one resampling to the next.
       branch_at: steps at which particles are weighed and may be resampled, besides the last, where
         they are weighed: so many spread evenly, or in Python a tuple of positions in the grid or of
         times. By default all. Not with potential "final".
