@@ -5,9 +5,9 @@
 2,000 samples of 20 ODE steps a task: 200 captions of the development set, 10 seeds each. No reward
 is asked. Intervals are 95 % bootstraps over captions.
 
-JSON keys: quick, split, steps, captions, seeds, and ``rows``: task, summary; success (share of the
-samples that are what the task asks for, by the held-out judge) and exact (share whose counts are),
-each with _low and _high; unclear (mean number of regions that are no clean object); nfe a sample.
+JSON keys: quick, split, steps, and ``rows``: task, summary; success (share of the samples that are
+what the task asks for, by the held-out judge) and exact (share whose counts are), each with _low
+and _high; unclear (mean number of regions that are no clean object); captions, seeds (of each).
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def measure(task: Challenge, flow: fs.Flow, args: Args) -> dict[str, Any]:
         values = np.mean([getattr(one, name) for one in found], axis=0)
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(values, True), strict=True))
     unclear = float(np.mean([one.unclear for one in found]))
-    return row | {"unclear": unclear, "nfe": args.steps}
+    return row | {"unclear": unclear, "captions": len(texts), "seeds": args.seeds}
 
 
 def main(args: Args) -> None:
@@ -76,7 +76,7 @@ def main(args: Args) -> None:
     if args.quick:
         args = dataclasses.replace(args, captions=20, seeds=1, steps=5)
     flow = shapes.load_flow(args.weights)
-    about = {k: getattr(args, k) for k in ("quick", "split", "steps", "captions", "seeds")}
+    about = {k: getattr(args, k) for k in ("quick", "split", "steps")}
     rows = []
     for name in args.tasks:
         row = measure(TASKS[name], flow, args)
