@@ -266,7 +266,9 @@ def _look_ahead(
             return ahead.ends(partial(means, flow), value, kind.interpolant, particles, own)
 
     itself = jnp.broadcast_to(evals.x0[:, None], (wanted.size, value.samples, *flow.shape))
-    return _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, layout)
+    seen, looked = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, layout)
+    # What fills the last chunk up is scored by its mean all the same.
+    return jnp.where(expand(wanted, seen), seen, itself), looked
 
 
 def evaluate_reward(
