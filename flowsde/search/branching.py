@@ -4,15 +4,15 @@ Elsewhere a particle has one child, of which no reward is wanted, and the budget
 at which rewards say something.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flowsde._checks import check_count
-from flowsde.grids import Grid
 
 
-def as_steps(branch_at: Any, grid: Grid) -> tuple[int, ...] | None:
+def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
     """Positions in a grid, rising, from what a user says of them.
 
     Args:

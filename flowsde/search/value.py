@@ -20,7 +20,7 @@ answer, and only they meet a target.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,7 +29,6 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde._static import Static
-from flowsde.grids import Grid
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import ddim
 from flowsde.search.finishing import finishing_time, line_time
@@ -67,7 +66,7 @@ class LookAhead(Static):
         """Whether it takes random keys."""
         return self.kind == "samples"
 
-    def looks(self, t: jax.Array) -> jax.Array:
+    def looks(self, t: Any) -> jax.Array:
         """Whether a particle at a time is scored by looking ahead."""
         return t > jnp.float32(self.until)
 
@@ -136,7 +135,7 @@ def value_of(search: Any) -> LookAhead | None:
 
 
 def as_value(
-    value: str, steps: int, samples: int, grid: Grid, temperature: float = 0.0
+    value: str, steps: int, samples: int, grid: Sequence[float], temperature: float = 0.0
 ) -> LookAhead | None:
     """The look-ahead of a search down a grid, or None for posterior means.
 
