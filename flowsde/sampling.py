@@ -63,7 +63,7 @@ def sample(
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.guided:
+    if kernel.uses_gradient:
         raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
     check_flow(flow)
     check_static("kernel", kernel)

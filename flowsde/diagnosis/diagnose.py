@@ -87,7 +87,7 @@ def plan_of(kernel: Any, grid: Any, n: Any, families: Any, siblings: Any, final:
     """Checked arguments; ValueError or TypeError naming the one that is wrong."""
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.guided:
+    if kernel.uses_gradient:
         raise TypeError(
             "kernel is guided by a reward; trajectories are diagnosed without, expected the kernel "
             "that it wraps"

@@ -182,7 +182,7 @@ def _check_reward(search: Search, reward: Reward) -> Reward:
     """The reward, if the search can use it."""
     if isinstance(reward, DeviceReward):
         check_static("reward", reward.fn)
-    elif search.guided:
+    elif search.uses_gradient:
         raise TypeError(
             f"reward {reward.name!r} runs outside JAX and has no gradient, which the search's "
             f"guided kernel wants; expected a JAX function"
@@ -336,6 +336,6 @@ def _trace(job: Job) -> None:
             decode_and_check.eval_shape(job.flow, shapes(job.sizes.reward)[0])
             return
         # A guided search takes rewards with the model's chunks as well.
-        for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
+        for n in {job.sizes.reward, *([job.sizes.model] if job.search.uses_gradient else [])}:
             x, _, cond = shapes(n)
             verify.eval_shape(job.flow, job.reward, x, cond)

@@ -54,7 +54,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
 
     def particles(*lead: int) -> Particle:
         x, number = _array(jnp.float32, *lead, *shape), _array(jnp.float32, *lead)
-        return Particle(x, number, x, x, number, x if search.guided else None)
+        return Particle(x, number, x, x, number, x if search.uses_gradient else None)
 
     state = jax.eval_shape(
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
@@ -65,7 +65,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
     _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag, key))
-    evals = Evaluation(x, x, number, x if search.guided else None)
+    evals = Evaluation(x, x, number, x if search.uses_gradient else None)
     after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
     _compare(f"{own}: the state that tell returns", after, state)
     path = jax.eval_shape(search.path, state)

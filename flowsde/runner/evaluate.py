@@ -120,16 +120,16 @@ def _clean(rewards: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def _model(
-    flow: Flow, reward: Any, interpolant: Interpolant, guided: bool, x, t, cond, wants_gradient
+    flow: Flow, reward: Any, interpolant: Interpolant, uses_gradient: bool, x, t, cond, wants_gradient
 ) -> tuple[Evaluation, jax.Array]:
     """Means of rows, reward and gradient where wanted; and whether they were differentiated."""
     nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
 
     def forward() -> Evaluation:
         x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
-        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if guided else None)
+        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if uses_gradient else None)
 
-    if not guided:
+    if not uses_gradient:
         return forward(), jnp.zeros(t.shape, jnp.bool)
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -219,7 +219,7 @@ def evaluate_model(
     rows, pick = split(asked, layout), _picker(layout, model.cond)
     m = rows.t.shape[0]
     wants_gradient = rows.valid & rows.wants_gradient
-    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.guided)
+    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
         (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
@@ -231,7 +231,7 @@ def evaluate_model(
     else:
         zeros = jnp.zeros_like(rows.x)
         empty = Evaluation(
-            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.guided else None
+            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.uses_gradient else None
         )
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)

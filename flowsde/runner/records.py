@@ -32,7 +32,7 @@ class Kind(Snapshot):
     """What evaluating depends on of a search: those that share it share the compiled program."""
 
     interpolant: Interpolant
-    guided: bool
+    uses_gradient: bool
     value: LookAhead | None = None
 
 
@@ -78,7 +78,7 @@ class Program(Snapshot):
     @property
     def kind(self) -> Kind:
         """What evaluating depends on."""
-        return Kind(self.search.interpolant, self.search.guided, value_of(self.search))
+        return Kind(self.search.interpolant, self.search.uses_gradient, value_of(self.search))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("flow", "reward", "cond"), meta_fields=())

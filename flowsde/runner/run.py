@@ -181,7 +181,7 @@ def _log_of(job: Job, carry: Carry) -> Info:
 def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
     """Arguments of `rounds.model_step`; a reward is one only if its gradient is taken there."""
     model = job.model
-    if not job.search.guided:
+    if not job.search.uses_gradient:
         model = dataclasses.replace(model, reward=None)
     return model, asked, job.program.kind, job.sizes.model, job.layout
 

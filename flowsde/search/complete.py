@@ -71,8 +71,8 @@ class Complete(SearchBase):
         return self.inner.interpolant
 
     @property
-    def guided(self) -> bool:
-        return self.inner.guided
+    def uses_gradient(self) -> bool:
+        return self.inner.uses_gradient
 
     @property
     def value(self) -> LookAhead | None:

@@ -48,8 +48,8 @@ class GridSearch(SearchBase):
         return self.kernel.interpolant
 
     @property
-    def guided(self) -> bool:
-        return self.kernel.guided
+    def uses_gradient(self) -> bool:
+        return self.kernel.uses_gradient
 
     def costs(self, verified: Any) -> np.ndarray:
         """Evaluations of a candidate at each step, int32 [steps].
@@ -77,7 +77,7 @@ class GridSearch(SearchBase):
         lead = () if n is None else (n,)
         zeros = jnp.zeros(lead + shape, jnp.float32)
         ones, nothing = jnp.ones(lead, jnp.float32), jnp.full(lead, -jnp.inf, jnp.float32)
-        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.guided else None)
+        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.uses_gradient else None)
 
     def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
@@ -93,7 +93,7 @@ class GridSearch(SearchBase):
 
     def wants_gradient(self, step: jax.Array) -> jax.Array:
         """Whether candidates at a step want a gradient: not at the last, where none moves on."""
-        return (step < self.steps - 1) & self.guided
+        return (step < self.steps - 1) & self.uses_gradient
 
 
 def to_particles(candidates: Candidates, evals: Evaluation) -> Particle:

@@ -164,7 +164,7 @@ class Search(Protocol):
         """The interpolant of candidates' times."""
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         """Whether candidates want the gradient of their reward."""
 
     @property
@@ -232,7 +232,7 @@ class SearchBase(Static):
     """Base of searches, with what most of them need not say; for the rest see `Search`."""
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         return False
 
     @property

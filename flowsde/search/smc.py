@@ -111,7 +111,7 @@ class SMC(GridSearch):
                 f"particle's: the grid takes {self._cost}",
                 self._cost,
             )
-        if self.guided:
+        if self.uses_gradient:
             raise UnusableKernel(
                 "kernel is guided: the weights of smc are those of samples of the unguided kernel; "
                 "expected that, or another method (svdd, code, rbf, bon)"

@@ -197,7 +197,7 @@ class SoP(GridSearch):
             x=map_valid(extend, valid, keys, number),
             t=jnp.full(n, t),
             wants_reward=jnp.full(n, self._verifies(state.slot)),
-            wants_gradient=jnp.full(n, ~at.ends & self.guided),
+            wants_gradient=jnp.full(n, ~at.ends & self.uses_gradient),
             valid=valid,
             key=self.keys_ahead(keys),
         )

@@ -137,7 +137,7 @@ def test_gradients_are_asked_for_and_counted(small: None, tmp_path: Path) -> Non
     assert result["settings"]["gradient_temperature"] == 0.5
     assert 0 < result["backward_passes"] < result["nfe"] == 17
     search = presets.build("rbf", resolve("recommended", "rbf", {"gradient_temperature": 0.5}))
-    assert search.guided and search.inner.kernel.temperature == 0.5
+    assert search.uses_gradient and search.inner.kernel.temperature == 0.5
 
 
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ class NoInfo(Steady):
 class Lacking:
     nfe: int = 3
     interpolant = LINEAR
-    guided = False
+    uses_gradient = False
 
     def ask(self, state):
         return state

@@ -92,7 +92,7 @@ def empty(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
         asked=Candidates(x, number, no, no, no, key),
-        evals=Evaluation(x, x, number, x if search.guided else None),
+        evals=Evaluation(x, x, number, x if search.uses_gradient else None),
         backward=jnp.zeros(lead, jnp.int32),
         waiting=no,
         due=no,

@@ -222,5 +222,5 @@ def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> 
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.guided else None)
+    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.uses_gradient else None)
     return batch, evals, number
