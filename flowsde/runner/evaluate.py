@@ -26,7 +26,7 @@ from flowsde.predictions import expand
 from flowsde.rewards import DeviceReward, HostReward, as_float32
 from flowsde.runner import ahead
 from flowsde.runner.ahead import to_score, with_rewards
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
 
@@ -55,32 +55,32 @@ def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
     return jax.tree.map(lambda a: a[prompts % a.shape[0]], cond)
 
 
-def split(asked: Candidates, layout: Layout) -> Rows:
+def split(asked: Candidates, placement: Placement) -> Rows:
     """The rows of candidates [P, w], or [w] of a single prompt."""
 
     def own(asked: Candidates) -> Rows:
         lead = asked.t.shape
         flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
         m, width = flat.t.shape[0], lead[-1]
-        prompt = layout.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
-        rows = layout.own(Rows(**flat._asdict(), prompt=prompt))
-        return rows._replace(valid=rows.valid & ~layout.repeated(m))
+        prompt = placement.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
+        rows = placement.own(Rows(**flat._asdict(), prompt=prompt))
+        return rows._replace(valid=rows.valid & ~placement.repeated(m))
 
-    return layout.local(own, layout.by_prompt, layout.by_row)(asked)
+    return placement.local(own, placement.by_prompt, placement.by_row)(asked)
 
 
-def join(rows: Any, lead: tuple[int, ...], layout: Layout) -> Any:
-    """Arrays of rows as of candidates [*lead]; within `Layout.local`."""
+def join(rows: Any, lead: tuple[int, ...], placement: Placement) -> Any:
+    """Arrays of rows as of candidates [*lead]; within `Placement.local`."""
     m = math.prod(lead)
-    rows = layout.joined(rows) if layout.particles > 1 else rows
+    rows = placement.joined(rows) if placement.particles > 1 else rows
     return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), rows)
 
 
-def join_counts(computed: Computed, lead: tuple[int, ...], layout: Layout) -> Computed:
+def join_counts(computed: Computed, lead: tuple[int, ...], placement: Placement) -> Computed:
     """`join`, with what was computed only to come out even put down to the last row."""
     m = math.prod(lead)
-    if layout.particles > 1:
-        computed = layout.joined(computed)
+    if placement.particles > 1:
+        computed = placement.joined(computed)
         computed = jax.tree.map(lambda a: a.at[m - 1].add(jnp.sum(a[m:])), computed)
     return jax.tree.map(lambda a: a[:m].reshape(lead), computed)
 
@@ -120,7 +120,14 @@ def _clean(rewards: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def _model(
-    flow: Flow, reward: Any, interpolant: Interpolant, uses_gradient: bool, x, t, cond, wants_gradient
+    flow: Flow,
+    reward: Any,
+    interpolant: Interpolant,
+    uses_gradient: bool,
+    x,
+    t,
+    cond,
+    wants_gradient,
 ) -> tuple[Evaluation, jax.Array]:
     """Means of rows, reward and gradient where wanted; and whether they were differentiated."""
     nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
@@ -154,7 +161,7 @@ def _in_chunks(
     last: jax.Array,
     size: int,
     empty: Any,
-    layout: Layout,
+    placement: Placement,
 ) -> tuple[Any, jax.Array]:
     """``f(at)`` for the rows of each group that are wanted, in as many whole chunks as they need.
 
@@ -164,7 +171,7 @@ def _in_chunks(
       last: int32 [m], the greater the later; rows that are not wanted come last.
       size: rows of a group at once.
       empty: what rows that are not computed are given.
-      layout: of the groups.
+      placement: of the groups.
 
     Returns:
       `empty`, with f's values in the rows computed; and how often each was, int32 [m].
@@ -181,21 +188,21 @@ def _in_chunks(
         buffers = jax.tree.map(lambda buffer, rows: buffer.at[at].set(rows), buffers, new)
         return buffers, computed.at[at].add(1)
 
-    order, counts = layout.rowwise(plan)(wanted, last)
+    order, counts = placement.rowwise(plan)(wanted, last)
     n = jnp.max(counts)
-    next_places = layout.local(places, (layout.by_row, EVERYWHERE), layout.by_row)
+    next_places = placement.local(places, (placement.by_row, EVERYWHERE), placement.by_row)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, buffers, computed = carry
         at = next_places(order, i)
-        return i + 1, *layout.rowwise(put)(buffers, computed, at, f(at))
+        return i + 1, *placement.rowwise(put)(buffers, computed, at, f(at))
 
     start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(wanted.shape, jnp.int32))
     _, values, computed = jax.lax.while_loop(lambda carry: carry[0] * size < n, body, start)
     return values, computed
 
 
-def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
+def _picker(placement: Placement, cond: Cond) -> Callable[..., Any]:
     """``(at, prompt, arrays) -> arrays, cond`` of some rows of each group; of all for None."""
 
     def pick(at: Any, prompt: jax.Array, arrays: Any, cond: Cond) -> tuple[Any, Cond]:
@@ -203,30 +210,30 @@ def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
             prompt, arrays = jax.tree.map(lambda a: a[at], (prompt, arrays))
         return arrays, of_prompts(cond, prompt)
 
-    ins = (layout.by_row, layout.by_row, layout.by_row, layout.by_prompt)
-    local = layout.local(pick, ins, layout.by_row)
+    ins = (placement.by_row, placement.by_row, placement.by_row, placement.by_prompt)
+    local = placement.local(pick, ins, placement.by_row)
     return lambda at, prompt, arrays: local(at, prompt, arrays, cond)
 
 
 def evaluate_model(
-    model: Model, asked: Candidates, kind: Kind, size: int, layout: Layout = ALONE
+    model: Model, asked: Candidates, kind: Kind, size: int, placement: Placement = ALONE
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
 
     Returns:
       Leaves [m, ...].
     """
-    rows, pick = split(asked, layout), _picker(layout, model.cond)
+    rows, pick = split(asked, placement), _picker(placement, model.cond)
     m = rows.t.shape[0]
     wants_gradient = rows.valid & rows.wants_gradient
     evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
         (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
-        with layout.around_model():
+        with placement.around_model():
             return evaluate(x, t, own, wanted)
 
-    if size == m // layout.groups:
+    if size == m // placement.groups:
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
         zeros = jnp.zeros_like(rows.x)
@@ -236,13 +243,13 @@ def evaluate_model(
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
         values, forward = _in_chunks(
-            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), layout
+            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), placement
         )
     evals, differentiated = values
     backward = forward * differentiated.astype(jnp.int32)
     if kind.value is None:
         return evals, Computed(forward, backward)
-    seen, looked = _look_ahead(model.flow, rows, evals, kind, size, layout, pick)
+    seen, looked = _look_ahead(model.flow, rows, evals, kind, size, placement, pick)
     return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
 
 
@@ -252,7 +259,7 @@ def _look_ahead(
     evals: Evaluation,
     kind: Kind,
     size: int,
-    layout: Layout,
+    placement: Placement,
     pick: Callable[..., Any],
 ) -> tuple[jax.Array, jax.Array]:
     """x0 of what is seen from each row [m, k, ...], and how often it was looked from, int32 [m]."""
@@ -262,11 +269,11 @@ def _look_ahead(
 
     def chunk(at: jax.Array) -> jax.Array:
         particles, own = pick(at, rows.prompt, (rows.x, rows.t, evals.x0, evals.x1, rows.key))
-        with layout.around_model():
+        with placement.around_model():
             return ahead.ends(partial(means, flow), value, kind.interpolant, particles, own)
 
     itself = jnp.broadcast_to(evals.x0[:, None], (wanted.size, value.samples, *flow.shape))
-    seen, looked = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, layout)
+    seen, looked = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, placement)
     # What fills the last chunk up is scored by its mean all the same.
     return jnp.where(expand(wanted, seen), seen, itself), looked
 
@@ -277,10 +284,10 @@ def evaluate_reward(
     evals: Evaluation,
     kind: Kind,
     size: int,
-    layout: Layout = ALONE,
+    placement: Placement = ALONE,
 ) -> Evaluation:
     """Add the rewards that are still wanted, to rows of `evaluate_model`."""
-    rows, pick = split(asked, layout), _picker(layout, model.cond)
+    rows, pick = split(asked, placement), _picker(placement, model.cond)
     data, wanted, prompt = to_score(rows, evals, kind.value)
     reward = model.reward
     assert reward is not None
@@ -289,27 +296,27 @@ def evaluate_reward(
 
     def chunk(at: jax.Array | None) -> jax.Array:
         x0, own = pick(at, prompt, data)
-        with layout.around_model():
+        with placement.around_model():
             return verify(model.flow, reward, x0, own)
 
-    if size == m // layout.groups:
+    if size == m // placement.groups:
         rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
     else:
         last = (~wanted).astype(jnp.int32)
-        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, layout)
+        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
     return with_rewards(rows, evals, _clean(rewards, wanted), kind.value)
 
 
-@partial(jax.jit, static_argnames=("kind", "layout"))
-def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, layout: Layout) -> Any:
-    return to_score(split(asked, layout), evals, kind.value)
+@partial(jax.jit, static_argnames=("kind", "placement"))
+def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Placement) -> Any:
+    return to_score(split(asked, placement), evals, kind.value)
 
 
-@partial(jax.jit, static_argnames=("kind", "layout"))
+@partial(jax.jit, static_argnames=("kind", "placement"))
 def _with_rewards(
-    asked: Candidates, evals: Evaluation, rewards: jax.Array, kind: Kind, layout: Layout
+    asked: Candidates, evals: Evaluation, rewards: jax.Array, kind: Kind, placement: Placement
 ) -> Evaluation:
-    return with_rewards(split(asked, layout), evals, rewards, kind.value)
+    return with_rewards(split(asked, placement), evals, rewards, kind.value)
 
 
 def evaluate_on_host(
@@ -319,10 +326,10 @@ def evaluate_on_host(
     evals: Evaluation,
     kind: Kind,
     size: int,
-    layout: Layout = ALONE,
+    placement: Placement = ALONE,
 ) -> Evaluation:
     """`evaluate_reward` through NumPy."""
-    asking = _to_score(asked, evals, kind, layout)
+    asking = _to_score(asked, evals, kind, placement)
     wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
     told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
     for start in range(0, at_all.size, size):
@@ -333,5 +340,5 @@ def evaluate_on_host(
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
         rewards = reward(images, own)
         told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
-    told = layout.put(jnp.asarray(told), layout.by_row)
-    return _with_rewards(asked, evals, told, kind, layout)
+    told = placement.put(jnp.asarray(told), placement.by_row)
+    return _with_rewards(asked, evals, told, kind, placement)

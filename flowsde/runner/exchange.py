@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.runner.mesh import Layout
+from flowsde.runner.mesh import Placement
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 
 _IMPLEMENTATION = "threefry2x32"
@@ -73,9 +73,9 @@ def tell_by_number(
     asked: Candidates,
     evals: Evaluation,
     rewards: jax.Array,
-    layout: Layout,
+    placement: Placement,
 ) -> tuple[Any, Info] | None:
-    """`Search.tell` of P prompts; within `Layout.local`.
+    """`Search.tell` of P prompts; within `Placement.local`.
 
     None for a search that does more than select particles: one that computes with their arrays, or
     keeps some outside of a `Particle`.
@@ -86,7 +86,7 @@ def tell_by_number(
       asked: [P, w].
       evals: of the rows of this device, [k, ...].
       rewards: of all rows, [P, w].
-      layout: whose particle axes share the prompts.
+      placement: whose particle axes share the prompts.
     """
     old = slots_of(state)
     prompts, width = asked.t.shape
@@ -115,15 +115,15 @@ def tell_by_number(
     row, is_row = jnp.maximum(chosen - there, 0), chosen >= there
     slot = jnp.minimum(chosen, there - 1)
     flat = row + width * jnp.arange(prompts, dtype=jnp.int32)[:, None]
-    here = is_row & (flat % layout.particles == jax.lax.axis_index(layout.particle))
+    here = is_row & (flat % placement.particles == jax.lax.axis_index(placement.particle))
 
     def resolve(name: str, of_rows: jax.Array) -> jax.Array:
         before = jax.vmap(lambda a, at: a[at])(old.field(name), slot)
         return jnp.where(_like(is_row, before), of_rows, before)
 
     def sent(a: jax.Array) -> jax.Array:
-        mine = a[flat // layout.particles]
-        return jax.lax.psum(jnp.where(_like(here, mine), mine, 0.0), layout.particle)
+        mine = a[flat // placement.particles]
+        return jax.lax.psum(jnp.where(_like(here, mine), mine, 0.0), placement.particle)
 
     values = {"x": resolve("x", jax.vmap(lambda a, at: a[at])(asked.x, row))}
     for name in ("x0", "x1") if evals.gradient is None else ("x0", "x1", "gradient"):

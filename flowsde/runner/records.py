@@ -15,7 +15,7 @@ from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant
 from flowsde.rewards import DeviceReward
-from flowsde.runner.mesh import ALONE, Layout
+from flowsde.runner.mesh import ALONE, Placement
 from flowsde.search.protocol import BudgetTooSmall, Search
 from flowsde.search.value import LookAhead, value_of
 
@@ -43,17 +43,17 @@ class Program(Snapshot):
     Attributes:
       search: whose budget is in candidates.
       cost: evaluations of the model that a candidate takes.
-      layout: of a mesh.
+      placement: of a mesh.
     """
 
     search: Search
     cost: int = 1
-    layout: Layout = ALONE
+    placement: Placement = ALONE
 
     @classmethod
-    def of(cls, search: Search, cost: int, layout: Layout = ALONE) -> "Program":
+    def of(cls, search: Search, cost: int, placement: Placement = ALONE) -> "Program":
         """For a search whose budget is in model evaluations; ValueError if they are too few."""
-        program = cls(search, cost, layout)
+        program = cls(search, cost, placement)
         return program if cost == 1 else program.replace(search=program.with_budget(search.nfe))
 
     def candidates(self, nfe: Any) -> Any:

@@ -150,7 +150,7 @@ def _begin(job: Job) -> Carry:
         job.target,
         job.program,
         shape=job.flow.shape,
-        single=job.single and job.layout.mesh is None,
+        single=job.single and job.placement.mesh is None,
         live=job.live,
     )
     return carry if job.resume is None else resumed(job, carry)
@@ -183,7 +183,7 @@ def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
     model = job.model
     if not job.search.uses_gradient:
         model = dataclasses.replace(model, reward=None)
-    return model, asked, job.program.kind, job.sizes.model, job.layout
+    return model, asked, job.program.kind, job.sizes.model, job.placement
 
 
 _ROOM = 256
@@ -213,10 +213,10 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     model = clock.lap(evals)
     if isinstance(job.reward, HostReward):
         evals = evaluate_on_host(
-            job.model, job.reward, asked, evals, kind, job.sizes.reward, job.layout
+            job.model, job.reward, asked, evals, kind, job.sizes.reward, job.placement
         )
     else:
-        evals = rounds.reward_step(job.model, asked, evals, kind, job.sizes.reward, job.layout)
+        evals = rounds.reward_step(job.model, asked, evals, kind, job.sizes.reward, job.placement)
     carry, following, packed = rounds.tell_and_ask(carry, job.program, asked, evals, computed)
     verifier = clock.lap(evals)
     told = fetch(packed).unpack()
