@@ -310,7 +310,7 @@ def test_wrong_values(
     "args, names",
     [
         ("smaple", "smaple"),
-        ("train", "TASK must be one of"),
+        ("train", "NETWORK must be one of"),
         ("train cat", "'cat'"),
         ("train scorer --steps 0", "--steps"),
         ("train scorer --steps x", "--steps"),
