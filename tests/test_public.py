@@ -34,7 +34,7 @@ NAMES = {
         Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code
         even_shares fold_in_ids map_valid rbf smc sop svdd to_particles tree_take tree_where
     """,
-    "flowsde.shapes": "encode load_flow load_reward",
+    "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }
 
 

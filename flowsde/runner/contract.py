@@ -108,7 +108,12 @@ def _said(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     fields = getattr(value, "_fields", None)
     if fields is not None:
-        lacking = [name for name, one in zip(fields, value, strict=True) if one is None]
+        lacking = [
+            name
+            for name, one in zip(fields, value, strict=True)
+            # A search is asked for a key only where it looks ahead.
+            if one is None and name != "key"
+        ]
         without = f" without {', '.join(lacking)}" if lacking else ""
         return f"{type(value).__name__}{without}"
     if isinstance(value, tuple):
