@@ -26,10 +26,15 @@ class Train:
     """Folder of the run; runs/NETWORK by default."""
     export_only: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Export the run's last checkpoint, with its own configuration, without training."""
+    overwrite: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Discard the run in the folder and begin anew; without it, the same command resumes."""
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = _DEFAULTS
 
     def run(self) -> None:
         """Train or export, and print where the files are."""
         folder = Path("runs") / self.network if self.out is None else self.out
-        make = export if self.export_only else partial(train, config=self.config)
+        if self.export_only and self.overwrite:
+            raise ValueError("--overwrite has no effect with --export-only, which trains nothing")
+        begin = partial(train, config=self.config, overwrite=self.overwrite)
+        make = export if self.export_only else begin
         print(f"weights {make(self.network, folder)}\ncard    {folder / CARD}", flush=True)
