@@ -3,17 +3,17 @@
 batch.json
     ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
-    without one), ``exact`` (share of the embedded model's pictures that the held-out checker calls
-    exact), ``reward`` (mean); ``nfe``, ``evaluations``, ``backward_passes`` and ``verifier_calls``
-    of the finished prompts; ``occupancy``, the share of all rows computed that were charged to
-    them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
-    ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
-    `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
-    included. ``failed`` lists the prompts without a result, each with its ``number`` in the list,
-    from 1, its ``prompt`` and the ``reason``.
+    without one), ``exact`` (share of the embedded model's pictures that are what the task
+    asks for, by the held-out judge), ``reward`` (mean); ``nfe``, ``evaluations``,
+    ``backward_passes`` and ``verifier_calls`` of the finished prompts; ``occupancy``, the share of
+    all rows computed that were charged to them; and ``runs``, one for each time that the command
+    was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
+    ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
+    and ``prompts_per_second``, compilation included. ``failed`` lists the prompts without a result,
+    each with its ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
-    green frame marks what the held-out checker calls exact.
+    green frame marks what the held-out judge calls right.
 
 A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is reported
 at the end, the others are searched, and the exit code is 1. The same command tries unfinished
@@ -53,6 +53,7 @@ from flowsde.runner.packed.budget import attempts, check_total
 from flowsde.runner.packed.engine import Engine, Totals
 from flowsde.runner.records import Program
 from flowsde.runner.result import COUNTERS, Result
+from flowsde.shapes.verdict import is_right
 
 _BAR = (
     "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
@@ -309,7 +310,7 @@ def _values(
     read = _schema.maybe(_schema.number)
     rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
     target = command.target_reward
-    exact = [one["heldout"]["exact"] for one in every if "heldout" in one]
+    exact = [is_right(one["heldout"]) for one in every if "heldout" in one]
     computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
     first = folder.abouts[0]
     return {
@@ -329,8 +330,9 @@ def _values(
 
 def _cell(i: int, values: dict[str, Any], picture: Path) -> Cell:
     reward = _schema.maybe(_schema.number)(values["reward"], "reward")
-    exact = values.get("heldout", {}).get("exact")
-    verdict = "" if exact is None else " exact" if exact else " not exact"
+    exact = is_right(values["heldout"]) if "heldout" in values else None
+    word = "right" if "task" in values.get("heldout", {}) else "exact"
+    verdict = "" if exact is None else f" {word}" if exact else f" not {word}"
     label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
     return Cell(picture, label, values["prompt"], exact)
 

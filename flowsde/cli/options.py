@@ -185,6 +185,11 @@ class Task:
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
     minus their squared error. With --model: clip, pick, aesthetic, MODULE:FUNCTION (of images and
     prompts), or none, the default of ode and sde."""
+    task: Annotated[str, word("task")] = "counts"
+    """Embedded model: what a picture of the prompt must also be, for the reward and for the
+    held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or
+    more, the first group left and the second right, all in one row, the first above the second,
+    larger than usual, at the places of a sketch, or with a count that training never showed."""
     target_reward: Float = None
     """Stop as soon as a reward reaches this."""
     seed: Annotated[int, number(int, "an integer")] = 0
@@ -242,6 +247,15 @@ def names() -> list[str]:
     groups = {"converted": Converted, "trajectory": Trajectory, "moves": Moving, "search": Tuning}
     own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
     return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]
+
+
+def check_words(command: Any) -> None:
+    """ValueError naming an option of the embedded model that is none of its choices."""
+    for name in ("task", "split"):
+        value = getattr(command, name, None)
+        if value is not None and value not in CHOICES[name]:
+            known = ", ".join(CHOICES[name])
+            raise ValueError(f"{flag(name)} must be one of {known}, got '{_text.shown(value)}'")
 
 
 def check_paths(command: Any) -> None:

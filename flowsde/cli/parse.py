@@ -15,7 +15,7 @@ from flowsde._text import shown
 from flowsde.cli import COMMANDS
 from flowsde.cli.described import introduction
 from flowsde.cli.errors import OptionError
-from flowsde.cli.options import check_paths
+from flowsde.cli.options import check_paths, check_words
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
@@ -55,6 +55,7 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
             raise
         raise ValueError(_mistake(kind, given) or _message(errors.getvalue())) from None
     check_paths(command)
+    check_words(command)
     return command
 
 

@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowsde.cli.makers import Option, makers
+from flowsde.cli.makers import Option, makers, names
 
-TRAJECTORIES = ("ode", "sde")
-"""Methods that follow one trajectory; their search is the best of one."""
-SEARCHES = makers("flowsde.search", "METHODS")
-MOVES = makers("flowsde.kernels", "KERNELS")
+TRAJECTORIES = {"ode": False, "sde": True}
+"""Methods that follow one trajectory, the best of one, and whether that is stochastic."""
+SEARCHES = makers("flowsde.search")
+MOVES = makers("flowsde.kernels")
 METHODS = (*TRAJECTORIES, *SEARCHES)
 KERNELS = tuple(MOVES)
 INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")
@@ -144,6 +144,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "diffusion": DIFFUSIONS,
     "grid": GRIDS,
     "reward": ("likelihood", "rss"),
+    "task": names("flowsde.shapes.tasks", "TASKS"),
+    "split": ("dev", "test"),
 }
 """What each option that is a word can be."""
 COUNTS = {"nfe", "steps"}
@@ -165,10 +167,18 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
+_UNSAID = {"accept": "improve", "value": "mean"}
+"""What an earlier version did, before it was an option."""
+
+
 def as_values(s: Settings) -> dict[str, Any]:
-    """Settings as result.json has them; a maker's new option changes those of no other method."""
+    """Settings as result.json has them; a maker's new option changes those of no other run."""
     every = dataclasses.asdict(s)
-    return {name: v for name, v in every.items() if v is not None or name in _ALWAYS}
+    return {
+        name: value
+        for name, value in every.items()
+        if name in _ALWAYS or value not in (None, _UNSAID.get(name))
+    }
 
 
 def flag(name: str) -> str:

@@ -24,7 +24,7 @@ from flowsde.shapes.captions import MAX_TOKENS, parse, tokenize
 from flowsde.shapes.data import SIZE
 from flowsde.shapes.model import ModelConfig, ShapesModel
 
-__all__ = ["encode", "load_flow", "load_reward"]
+__all__ = ["encode", "load_flow", "load_reward", "load_scorer"]
 
 MODELS = {"shapes": "shapes", "shapes-turbo": "turbo"}
 """Names of the embedded flows, with those of their weights."""
@@ -90,9 +90,21 @@ def load_flow(path: Path | None = None, guidance: float = 1.0, model: str = "sha
     return classifier_free_guidance(flow, guidance, np.zeros(MAX_TOKENS, np.int32))
 
 
+def measure_named(name: str) -> scorer.Measure:
+    """What makes a reward of counts; ValueError if there is none of that name."""
+    if name not in _MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, got {name!r}")
+    return _MEASURES[name]
+
+
 @cache
 def _reward_fn(config: scorer.ScorerConfig, measure: str):
-    return scorer.make_reward(config, _MEASURES[measure])
+    return scorer.make_reward(config, measure_named(measure))
+
+
+def load_scorer(path: Path | None = None) -> tuple[scorer.Params, scorer.ScorerConfig]:
+    """Parameters and sizes of the learned scorer, the packaged one by default."""
+    return _read(path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.shapes)
 
 
 def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tree_util.Partial:
@@ -103,9 +115,6 @@ def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tr
         "rss", minus the squared error of its most likely counts (0 is a perfect picture).
       path: weights written by ``flowsde train scorer``; the packaged ones by default.
     """
-    if measure not in _MEASURES:
-        raise ValueError(f"measure must be one of {', '.join(_MEASURES)}, got {measure!r}")
-    params, config = _read(
-        path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.shapes
-    )
+    measure_named(measure)
+    params, config = load_scorer(path)
     return jax.tree_util.Partial(_reward_fn(config, measure), params)

@@ -1,4 +1,4 @@
-"""Held-out checker of shapes pictures: counts clean objects with classical vision, no weights.
+"""Held-out checker of shapes pictures: finds clean objects with classical vision, no weights.
 
 No search ever sees this judge, and it shares neither code nor weights with the learned scorer.
 
@@ -6,10 +6,8 @@ No search ever sees this judge, and it shares neither code nor weights with the 
    ``p_c``; with ``c = argmax d.p_c / |p_c|`` its coverage is ``a = d.p_c / |p_c|^2``.
    Connected pixels (8 neighbours) with ``a > 1/2`` are one component, whatever their colours.
 2. *Fit.* Each component is compared with an ideal circle, square and upright triangle
-   ``T(centre, radius)``. A template is a stack of ``K`` thin slabs whose exact overlap with the
-   pixel grid is separable, ``T[y, x] = sum_k A[k, y] B[k, x]``, hence smooth in its parameters:
-   Gauss-Newton steps from the moments minimise ``sum_w (a - s T)^2``. The kind is the one with
-   the least relative residual ``sqrt(sum_w (a - s T)^2 / sum_w (s T)^2)``.
+   ``T(centre, radius)``, see `flowsde.shapes.ideal`. The kind is the one with the least relative
+   residual ``sqrt(sum_w (a - s T)^2 / sum_w (s T)^2)``.
 3. *Judge.* A component is a clean object if its residual is small and clearly the smallest, its
    colour is near one palette entry, and it lies whole inside the picture at a plausible size.
    Anything else is unclear, and so is whatever the clean objects, painted back, leave behind.
@@ -21,6 +19,7 @@ import numpy as np
 
 from flowsde.shapes.captions import COLOURS, KINDS
 from flowsde.shapes.data import BACKGROUND, PALETTE, SIZE
+from flowsde.shapes.ideal import WINDOW, boxes, fit
 
 _CORE = 0.5
 """Least coverage of a component's pixels; half coverage is where an ideal edge lies."""
@@ -41,21 +40,12 @@ _CUT = 0.75
 _REST = 0.25
 """Least coverage of the pixels that clean objects leave unexplained."""
 
-_WINDOW = 18
-_SLABS = 16
-_STEPS = 4
 _CHUNK = 256
 # Pictures are padded so that every window lies inside.
-_MARGINS = ((0, 0), (_WINDOW, _WINDOW), (_WINDOW, _WINDOW))
+_MARGINS = ((0, 0), (WINDOW, WINDOW), (WINDOW, WINDOW))
 
 _OFFSETS = (PALETTE - BACKGROUND).astype(np.float32)
 _NORMS = np.linalg.norm(_OFFSETS, axis=-1)
-# Of each kind with radius 1: top and bottom below the centroid, largest half width, area.
-# The radius is the circle's, half the square's side, and the triangle's circumradius.
-_TOP = np.asarray([-1.0, -1.0, -1.0], np.float32)
-_BOTTOM = np.asarray([1.0, 1.0, 0.5], np.float32)
-_HALF_WIDTH = np.asarray([1.0, 1.0, 3**0.5 / 2], np.float32)
-_UNIT_AREA = np.asarray([np.pi, 4.0, 3 * 3**0.5 / 4], np.float32)
 
 
 class Detections(NamedTuple):
@@ -70,6 +60,41 @@ class Detections(NamedTuple):
     unclear: np.ndarray
 
 
+class Objects(NamedTuple):
+    """The m clean objects of n pictures, in the order of the pictures.
+
+    Attributes:
+      picture: int [m], which picture.
+      colour, kind: int [m], by index.
+      low, high: [m, 2], corners (x right, y down) of the box around the ideal shape, pixels.
+      area: [m] of the ideal shape, pixels.
+    """
+
+    picture: np.ndarray
+    colour: np.ndarray
+    kind: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    area: np.ndarray
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Centres of the boxes [m, 2]."""
+        return (self.low + self.high) / 2
+
+    def where(self, chosen: np.ndarray) -> "Objects":
+        """The objects for which bool [m] holds."""
+        return Objects(*(part[chosen] for part in self))
+
+
+class Scene(NamedTuple):
+    """What the checker sees in n pictures, with places; see `Detections` and `Objects`."""
+
+    counts: np.ndarray
+    unclear: np.ndarray
+    objects: Objects
+
+
 class _Components(NamedTuple):
     """m components, each in a window of its picture; offsets are windows of colour offsets."""
 
@@ -78,14 +103,6 @@ class _Components(NamedTuple):
     own: np.ndarray  # bool [m, w, w]
     weight: np.ndarray  # [m, w, w], 1 where the component alone decides the pixel
     offsets: np.ndarray  # [m, w, w, 3]
-
-
-class _Fit(NamedTuple):
-    """Best template of each component and kind."""
-
-    params: np.ndarray  # [m, kinds, 3]: centroid x, y in the window, radius
-    template: np.ndarray  # [m, kinds, w, w]
-    residual: np.ndarray  # [m, kinds]
 
 
 def _coverage(offsets: np.ndarray) -> np.ndarray:
@@ -118,7 +135,7 @@ def _label(mask: np.ndarray) -> np.ndarray:
 
 def _window_pixels(image: np.ndarray, corner: np.ndarray) -> tuple[np.ndarray, ...]:
     """Index of the windows [m, w, w] in pictures padded by `_MARGINS`."""
-    steps = np.arange(_WINDOW) + _WINDOW
+    steps = np.arange(WINDOW) + WINDOW
     rows = corner[:, 1, None, None] + steps[:, None]
     columns = corner[:, 0, None, None] + steps
     return image[:, None, None], rows, columns
@@ -134,8 +151,8 @@ def _cut_windows(labels: np.ndarray, offsets: np.ndarray) -> tuple[_Components, 
     np.maximum.at(high, which, np.stack([x, y], -1))
     picture = np.zeros(len(ids), np.int64)
     picture[which] = image
-    fits = (high - low < _WINDOW - 4).all(-1)
-    corner = ((low + high + 1) // 2 - _WINDOW // 2)[fits]
+    fits = (high - low < WINDOW - 4).all(-1)
+    corner = ((low + high + 1) // 2 - WINDOW // 2)[fits]
 
     # Padding stands outside the picture: it gives no evidence, so it gets no weight.
     at = _window_pixels(picture[fits], corner)
@@ -149,95 +166,22 @@ def _cut_windows(labels: np.ndarray, offsets: np.ndarray) -> tuple[_Components, 
     return _Components(picture[fits], corner, own, weight.astype(np.float32), cut), picture[~fits]
 
 
-def _overlap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Length of [low, high] inside each pixel of a window: [...] -> [..., w]."""
-    left = np.arange(_WINDOW, dtype=np.float32)
-    inside = np.minimum(high[..., None], left + 1) - np.maximum(low[..., None], left)
-    return np.maximum(inside, 0.0)
+def _whole(low: np.ndarray, high: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Whether shapes are of nameable size and not cut off."""
+    inside = (low > -_CUT).all(-1) & (high < SIZE + _CUT).all(-1)
+    return inside & (area > _AREA[0]) & (area < _AREA[1])
 
 
-def _template(params: np.ndarray) -> np.ndarray:
-    """Ideal anti-aliased shapes of every kind: params [..., kinds, 3] -> [..., kinds, w, w]."""
-    x, y, radius = (params[..., i, None] for i in range(3))
-    edges = np.linspace(0.0, 1.0, _SLABS + 1, dtype=np.float32)
-    edges = _TOP[:, None] + (_BOTTOM - _TOP)[:, None] * edges
-    middle = (edges[:, 1:] + edges[:, :-1]) / 2
-    half = np.stack(
-        [
-            np.sqrt(1 - middle[0] ** 2),
-            np.ones(_SLABS, np.float32),
-            (middle[2] + 1) / np.float32(3**0.5),
-        ]
-    )
-    rows = _overlap(y + radius * edges[:, :-1], y + radius * edges[:, 1:])
-    columns = _overlap(x - radius * half, x + radius * half)
-    return np.swapaxes(rows, -1, -2) @ columns
-
-
-def _first_guess(coverage: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Centroid and the radius that gives each kind the component's area: [m, kinds, 3]."""
-    mass = np.maximum(coverage, 0.0) * weight
-    total = mass.sum((1, 2))
-    at = np.arange(_WINDOW, dtype=np.float32) + 0.5
-    x = (mass * at).sum((1, 2)) / total
-    y = (mass * at[:, None]).sum((1, 2)) / total
-    radius = np.sqrt(total[:, None] / _UNIT_AREA)
-    kinds = np.ones(len(KINDS), np.float32)
-    return np.stack([x[:, None] * kinds, y[:, None] * kinds, radius], -1).astype(np.float32)
-
-
-def _fit(coverage: np.ndarray, weight: np.ndarray) -> _Fit:
-    """Least squares of ``scale * template`` to coverage [m, w, w], all kinds at once."""
-    params = _first_guess(coverage, weight)
-    shape = (*params.shape[:2], _WINDOW**2)
-    root = np.sqrt(weight)[:, None]
-    target = (root * coverage[:, None]).reshape(len(params), 1, _WINDOW**2)
-    delta = np.float32(0.05)
-
-    def weighted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        flat = (root * _template(p)).reshape(shape)
-        power = np.maximum((flat**2).sum(-1), 1e-6)
-        scale = (flat * target).sum(-1) / power
-        return flat, scale, power
-
-    for _ in range(_STEPS):
-        flat, scale, _ = weighted(params)
-        slopes = [
-            (weighted(params + delta * axis)[0] - flat) * (scale[..., None] / delta)
-            for axis in np.eye(3, dtype=np.float32)
-        ]
-        jacobian = np.stack([*slopes, flat], -2)
-        normal = jacobian @ np.swapaxes(jacobian, -1, -2) + 1e-3 * np.eye(4, dtype=np.float32)
-        pull = jacobian @ (target - scale[..., None] * flat)[..., None]
-        params = params + np.clip(np.linalg.solve(normal, pull)[..., :3, 0], -0.5, 0.5)
-        params[..., 2] = np.clip(params[..., 2], 0.5, _WINDOW / 2)
-    flat, scale, power = weighted(params)
-    error = ((target - scale[..., None] * flat) ** 2).sum(-1)
-    residual = np.sqrt(error / np.maximum(scale**2 * power, 1e-6))
-    return _Fit(params, _template(params), residual)
-
-
-def _whole(params: np.ndarray, kind: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Whether shapes, params [m, 3] in their windows, are of nameable size and not cut off."""
-    radius = params[:, 2]
-    centre = params[:, :2] + corner
-    reach = radius * _HALF_WIDTH[kind]
-    low = np.minimum(centre[:, 0] - reach, centre[:, 1] + radius * _TOP[kind])
-    high = np.maximum(centre[:, 0] + reach, centre[:, 1] + radius * _BOTTOM[kind])
-    area = _UNIT_AREA[kind] * radius**2
-    return (low > -_CUT) & (high < SIZE + _CUT) & (area > _AREA[0]) & (area < _AREA[1])
-
-
-def _judge(parts: _Components) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each component: clean or not [m], colour [m], kind [m], its ideal picture."""
+def _judge(parts: _Components) -> tuple[np.ndarray, Objects, np.ndarray]:
+    """Of each component: clean or not [m], the object that it would be, its ideal picture."""
     core = (parts.offsets * parts.own[..., None]).sum((1, 2))
     colour = (core @ (_OFFSETS / _NORMS[:, None]).T).argmax(-1)
     along = (parts.offsets @ (_OFFSETS / _NORMS[:, None] ** 2)[colour][:, None, :, None])[..., 0]
-    fit = _fit(along, parts.weight)
+    fitted = fit(along, parts.weight)
     row = np.arange(len(colour))
-    kind = fit.residual.argmin(-1)
-    best, second = np.sort(fit.residual, -1)[:, :2].T
-    template = fit.template[row, kind]
+    kind = fitted.residual.argmin(-1)
+    best, second = np.sort(fitted.residual, -1)[:, :2].T
+    template, params = fitted.template[row, kind], fitted.params[row, kind]
 
     weighted = template * parts.weight
     power = np.maximum((weighted * template).sum((1, 2)), 1e-6)
@@ -252,8 +196,8 @@ def _judge(parts: _Components) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 
     clean = (best < _SHAPE_TOLERANCE) & (second > _KIND_MARGIN * best)
     clean &= (off_colour < _COLOUR_TOLERANCE) & (mixed < _MIX_TOLERANCE)
-    clean &= _whole(fit.params[row, kind], kind, parts.corner)
-    return clean, colour, kind, ideal
+    box = boxes(params[:, :2] + parts.corner, params[:, 2], kind)
+    return clean & _whole(*box), Objects(parts.image, colour, kind, *box), ideal
 
 
 def _masses(labels: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -286,29 +230,31 @@ def _leftovers(
     at = _window_pixels(parts.image, parts.corner)
     np.subtract.at(rest, at, ideal * clean[:, None, None, None])
     np.subtract.at(unclear, at, (parts.own & clean[:, None, None]).astype(np.int8))
-    inside = (slice(None), slice(_WINDOW, -_WINDOW), slice(_WINDOW, -_WINDOW))
+    inside = (slice(None), slice(WINDOW, -WINDOW), slice(WINDOW, -WINDOW))
     amount = np.linalg.norm(rest[inside], axis=-1) / _NORMS.mean()
     mask = (amount > _REST) & (_spread(unclear[inside]) == 0)
     image, mass = _masses(_label(mask), amount)
     return np.bincount(image[mass >= _SPECK], minlength=len(offsets))
 
 
-def _detect_chunk(images: np.ndarray) -> Detections:
+def _locate_chunk(images: np.ndarray) -> Scene:
     n = len(images)
     offsets = (np.clip(images, -1.0, 1.0).astype(np.float32) + 1) / 2 - BACKGROUND
     coverage = _coverage(offsets)
     labels = _without_specks(_label(coverage > _CORE), coverage)
     parts, too_large = _cut_windows(labels, offsets)
-    clean, colour, kind, ideal = _judge(parts)
+    clean, objects, ideal = _judge(parts)
+    order = np.argsort(parts.image[clean], kind="stable")
+    found = objects.where(np.flatnonzero(clean)[order])
     counts = np.zeros((n, len(COLOURS), len(KINDS)), np.int32)
-    np.add.at(counts, (parts.image[clean], colour[clean], kind[clean]), 1)
+    np.add.at(counts, (found.picture, found.colour, found.kind), 1)
     unclear = np.bincount(np.concatenate([parts.image[~clean], too_large]), minlength=n)
     unclear += _leftovers(offsets, labels, parts, clean, ideal)
-    return Detections(counts, unclear.astype(np.int32))
+    return Scene(counts, unclear.astype(np.int32), found)
 
 
-def detect(images: np.ndarray) -> Detections:
-    """Count the clean objects of each colour and kind.
+def locate(images: np.ndarray) -> Scene:
+    """Find the clean objects, with colours, kinds, places and sizes.
 
     Args:
       images: floating [n, 32, 32, 3]; values outside [-1, 1] are clipped.
@@ -324,37 +270,49 @@ def detect(images: np.ndarray) -> Detections:
     if np.isnan(images).any():
         bad = int(np.isnan(images).any((1, 2, 3)).sum())
         raise ValueError(f"images: got NaN in {bad} of {len(images)} pictures, expected numbers")
-    chunks = [_detect_chunk(images[i : i + _CHUNK]) for i in range(0, max(len(images), 1), _CHUNK)]
-    return Detections(*(np.concatenate(part) for part in zip(*chunks, strict=True)))
+    begins = range(0, max(len(images), 1), _CHUNK)
+    chunks = [_locate_chunk(images[i : i + _CHUNK]) for i in begins]
+    objects = [
+        chunk.objects._replace(picture=chunk.objects.picture + i)
+        for i, chunk in zip(begins, chunks, strict=True)
+    ]
+    return Scene(
+        np.concatenate([chunk.counts for chunk in chunks]),
+        np.concatenate([chunk.unclear for chunk in chunks]),
+        Objects(*(np.concatenate(part) for part in zip(*objects, strict=True))),
+    )
 
 
-def _differences(images: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts less wanted [n, colours, kinds], and unclear [n]."""
-    found = detect(images)
+def detect(images: np.ndarray) -> Detections:
+    """Count the clean objects of each colour and kind; arguments and errors are of `locate`."""
+    found = locate(images)
+    return Detections(found.counts, found.unclear)
+
+
+def squared_error(found: Scene | Detections, wanted: np.ndarray) -> np.ndarray:
+    """`rss` of pictures that have been looked at."""
     wanted = np.asarray(wanted)
     if wanted.shape != found.counts.shape or wanted.dtype.kind not in "iu":
         raise ValueError(
             f"wanted: got {wanted.dtype} of shape {wanted.shape}, "
             f"expected integers of shape {found.counts.shape}"
         )
-    return found.counts - wanted.astype(np.int64), found.unclear
-
-
-def exact(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether each picture shows exactly what was wanted and nothing unclear: bool [n].
-
-    Args:
-      images: as in `detect`.
-      wanted: int [n, colours, kinds], as from `captions.counts`.
-    """
-    difference, unclear = _differences(images, wanted)
-    return (difference == 0).all((1, 2)) & (unclear == 0)
+    difference = found.counts - wanted.astype(np.int64)
+    return (difference**2).sum((1, 2)).astype(np.float64) + found.unclear
 
 
 def rss(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Residual sum of squares of the counts, float [n]; 0 exactly where `exact` holds.
 
     The sum over colours and kinds of (count - wanted)^2; each unclear region adds 1.
+
+    Args:
+      images: as in `locate`.
+      wanted: int [n, colours, kinds], as from `captions.counts`.
     """
-    difference, unclear = _differences(images, wanted)
-    return (difference**2).sum((1, 2)).astype(np.float64) + unclear
+    return squared_error(detect(images), wanted)
+
+
+def exact(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether each picture shows exactly what was wanted and nothing unclear, bool [n]."""
+    return rss(images, wanted) == 0.0

@@ -11,6 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from flowsde._keys import from_seed
+from flowsde.pictures import pixels
 from flowsde.shapes import data
 from flowsde.shapes.captions import parse, tokenize
 from flowsde.shapes.model import ModelConfig, ShapesModel
@@ -68,8 +69,9 @@ def make_sheet(velocity: Velocity, steps: int) -> Callable[[Params, Path], None]
     def sheet(params: Params, path: Path) -> None:
         tokens = np.repeat(np.stack([tokenize(parse(c)) for c in _SHEET]), 8, axis=0)
         images = np.asarray(draw(params, from_seed(0), jnp.asarray(tokens)))
-        pixels = np.clip(127.5 * (images + 1.0), 0, 255).astype(np.uint8)
-        tiles = np.pad(pixels.reshape(8, 8, 32, 32, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        tiles = np.pad(
+            pixels(images).reshape(8, 8, 32, 32, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
+        )
         Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(272, 272, 3)).resize(
             (816, 816), Image.Resampling.NEAREST
         ).save(path)

@@ -95,7 +95,7 @@ NETWORKS = {
 def network_named(name: str) -> Network:
     """An embedded network; ValueError names those that there are."""
     if name not in NETWORKS:
-        raise ValueError(f"TASK must be one of {', '.join(NETWORKS)}, got '{shown(name)}'")
+        raise ValueError(f"NETWORK must be one of {', '.join(NETWORKS)}, got '{shown(name)}'")
     return NETWORKS[name]
 
 

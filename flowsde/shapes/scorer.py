@@ -162,17 +162,26 @@ def make_scorer(config: ScorerConfig) -> Callable[[Params, jax.Array], jax.Array
     return score
 
 
-def counts_from_tokens(tokens: jax.Array) -> jax.Array:
-    """Meaning of captions: token ids int32 [n, MAX_TOKENS] -> counts int32 [n, colours, kinds].
+def groups_from_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Captions' groups: token ids int32 [n, MAX_TOKENS] -> counts, colours and kinds [n, groups].
 
-    The inverse of `captions.tokenize`, up to `captions.counts`; all-zero tokens want no objects.
+    Counts are 0 for a group that a caption has not.
     """
     groups = tokens[:, : _WORDS * MAX_GROUPS].reshape(-1, MAX_GROUPS, _WORDS)
     number, colour, kind = groups[..., 0], groups[..., 1], groups[..., 2]
     count = jnp.where(number > 0, number - _FIRST_NUMBER + 1, 0).astype(jnp.int32)
     # Singular words, then plural ones, in the same order.
-    kinds = jax.nn.one_hot((kind - _FIRST_KIND) % PAIRS[1], PAIRS[1], dtype=jnp.int32)
-    colours = jax.nn.one_hot(colour - _FIRST_COLOUR, PAIRS[0], dtype=jnp.int32)
+    return count, colour - _FIRST_COLOUR, (kind - _FIRST_KIND) % PAIRS[1]
+
+
+def counts_from_tokens(tokens: jax.Array) -> jax.Array:
+    """Meaning of captions: token ids int32 [n, MAX_TOKENS] -> counts int32 [n, colours, kinds].
+
+    The inverse of `captions.tokenize`, up to `captions.counts`; all-zero tokens want no objects.
+    """
+    count, colour, kind = groups_from_tokens(tokens)
+    kinds = jax.nn.one_hot(kind, PAIRS[1], dtype=jnp.int32)
+    colours = jax.nn.one_hot(colour, PAIRS[0], dtype=jnp.int32)
     return jnp.einsum("ng,ngc,ngk->nck", count, colours, kinds)
 
 

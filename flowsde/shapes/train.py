@@ -157,19 +157,22 @@ def init_state(task: Task, config: TrainConfig) -> TrainState:
     return TrainState(params, jax.tree.map(jnp.copy, params), task.optimizer(config).init(params))
 
 
-def fit(task: Task, config: TrainConfig, out: Path) -> Params:
+def fit(task: Task, config: TrainConfig, out: Path, overwrite: bool = False) -> Params:
     """Train `task`, or continue the run in `out`, and return the averaged weights.
 
     Args:
       task: the network and its loss.
       config: must equal that of the run being continued.
       out: folder for checkpoints, ``log.jsonl`` (step, loss, images/s) and sample sheets.
+      overwrite: begin anew, whatever run the folder holds.
 
     Raises:
       ValueError: `out` holds a run of another configuration, a log that is not of flowsde's, or
         another process is writing to it.
     """
     with _own.locked(out) as hidden:
+        if overwrite and (hidden / CONFIG).exists():
+            _discard(hidden, out)
         return _fit(task, config, out, hidden)
 
 
@@ -246,7 +249,10 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
     """The checkpoint to go on from; ValueError if the folder is not this run's."""
     wanted, found = _wanted(task, config), run_config(out)
     if found not in (None, wanted):
-        raise ValueError(f"{out} holds another run: {found}, asked to train {wanted}")
+        raise ValueError(
+            f"{out} holds another run: {found}, asked to train {wanted}; expected another folder, "
+            f"or to overwrite it"
+        )
     if found is None and not (hidden / CONFIG).exists():
         if (out / CONFIG).exists() and (out / _CHECKPOINTS).is_dir():
             raise ValueError(
@@ -259,6 +265,16 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
                 raise ValueError(f"{path} is not of flowsde's; expected another folder")
     write_json(hidden / CONFIG, wanted)
     return latest(task, config, out)
+
+
+def _discard(hidden: Path, out: Path) -> None:
+    """Say what run a folder holds, and begin its states anew; its files stay known as ours."""
+    found = _states.newest(hidden / _CHECKPOINTS, _states.load)[0]
+    at = "without a checkpoint" if found is None else f"at step {found[1].get('step')}"
+    print(f"discard the run in {out} {at}", flush=True)
+    if (hidden / _CHECKPOINTS).exists():
+        _own.discard(hidden / _CHECKPOINTS)
+    (hidden / CONFIG).write_text("{}")
 
 
 def _save(hidden: Path, task: Task, config: TrainConfig, own: Checkpoint) -> None:

@@ -163,7 +163,8 @@ def _measured(exact: Any, seed: int = 0) -> compare.Measured:
     ones = np.ones(exact.shape, np.int32)
     images = rng.integers(0, 255, (*exact.shape, 4, 4, 3)).astype(np.uint8)
     return compare.Measured(
-        images=images, reward=rng.normal(size=exact.shape), exact=exact, rss=4.0 * ~exact,
+        images=images, reward=rng.normal(size=exact.shape), success=exact, exact=exact,
+        rss=4.0 * ~exact,
         objects=3 * ones, unclear=ones, nfe=7 * ones, evaluations=8 * ones,
         backward_passes=0 * ones, verifier_calls=2 * ones, seconds=0.5,
     )  # fmt: skip
@@ -216,7 +217,7 @@ def test_a_cell_is_one_search(small: None, tmp_path: Path, monkeypatch: pytest.M
             for seed in range(2):
                 alone = fs.run(
                     jax.random.key(seed), stand_in.FLOW, search, stand_in._reward,
-                    cond=study.tokens[i : i + 1], prompt_ids=[i],
+                    cond=study.cond[i : i + 1], prompt_ids=[i],
                 )  # fmt: skip
                 image = np.asarray(alone.image)
                 near = np.abs(m.images[i, seed].astype(int) - pixels(image)[0].astype(int))

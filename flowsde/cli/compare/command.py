@@ -1,7 +1,7 @@
 """`flowsde compare`: the options, and the files that it writes.
 
 compare.json
-    ``title``, ``version``, ``prompts``, ``seeds``, ``networks`` (SHA-256 of the weights),
+    ``title``, ``version``, ``task``, ``prompts``, ``seeds``, ``networks`` (SHA-256 of the weights),
     ``settings`` of each row, and ``rows`` as in `flowsde.cli.compare.summarise`.
 compare.csv
     The same rows.
@@ -29,7 +29,7 @@ from flowsde._checks import check_count
 from flowsde._files import HIDDEN, read_json, replacing, speakable, write_json
 from flowsde._schema import fields, items, mapping, text, whole
 from flowsde.cli import prompts, results
-from flowsde.cli.compare.figures import MEASURES, figure
+from flowsde.cli.compare.figures import MEASURES, figure, measures
 from flowsde.cli.compare.measure import Measured, Study, captions, counted, measure
 from flowsde.cli.compare.page import page
 from flowsde.cli.compare.rows import Row, plan
@@ -38,6 +38,7 @@ from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import (
     Flag,
+    Int,
     Moving,
     Trajectory,
     Tuning,
@@ -51,13 +52,14 @@ from flowsde.cli.options import (
 from flowsde.cli.pictures import try_to_draw
 from flowsde.cli.settings import EMBEDDED, as_values
 from flowsde.shapes import MODELS, weights
+from flowsde.shapes.tasks import TASKS, Challenge
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
 PARTS = f"{HIDDEN}/parts"
 """Folder, below that of the results, of what was measured."""
 FILES = ("compare.json", "compare.csv", "compare.html")
 _READ = fields(
-    {"seeds": whole(1), "settings": items(mapping), "networks": items(text)},
+    {"seeds": whole(1), "settings": items(mapping), "networks": items(text), "task": text},
     title=text, version=text, prompts=items(text), rows=items(mapping),
 )  # fmt: skip
 
@@ -68,7 +70,8 @@ class Compare:
     """Compare methods on the embedded text-to-image flow, with 95 % intervals.
 
     Every row is a method with an interpolant, a kernel and a budget, and searches the same prompts
-    with the same seeds. A held-out checker, which no search sees, judges the pictures. Writes
+    with the same seeds. A held-out checker, which no search sees, judges the pictures. On most
+    --task a plain sample is seldom right, so that a search is needed. Writes
     tables (JSON, CSV), plots, and a page with all of them and the pictures. The same command again
     resumes; with more methods, budgets, prompts or seeds it extends the comparison.
     """
@@ -83,10 +86,17 @@ class Compare:
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
     """Budgets in model evaluations a picture (default: 50 100). ode and sde take one trajectory of
     the preset's steps, whatever the budget."""
+    task: Annotated[str, word("task")] = "counts"
+    """What a picture must be beside its objects, as for flowsde sample: the task's own captions,
+    reward and held-out judge (default: counts, just the objects of the prompt)."""
+    split: Annotated[str | None, word("split")] = None
+    """Captions of the task: dev, to choose settings by, or test, to report on; no caption is in
+    both (default: dev; for counts, captions of both)."""
     prompts: Annotated[int, number(int, "an integer")] = 25
-    """Number of captions; every fifth has a count, colour and shape never shown in training."""
-    objects: Annotated[int, number(int, "an integer")] = 1
-    """Least number of objects in a caption, up to 10; more are harder."""
+    """Number of captions. Of counts, every fifth has a count, colour and shape never shown in
+    training."""
+    objects: Annotated[Int, number(int, "an integer")] = None
+    """Task counts: least number of objects in a caption, up to 10 (default: 1); more are harder."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
     """File of prompts to use instead, one a line."""
     seeds: Annotated[int, number(int, "an integer")] = 2
@@ -125,26 +135,14 @@ class Compare:
             preset=self.preset,
             given=own,
         )
-        if self.prompts_file is not None:
-            texts = prompts.collect((), self.prompts_file)
-        else:
-            check_count("--objects", self.objects, most=10)
-            check_count("--prompts", self.prompts, most=_MOST_PROMPTS)
+        task = TASKS[self.task]
+        texts = self._texts(task)
         if self.model not in EMBEDDED:
             raise ValueError(
                 f"--model must be one of {', '.join(EMBEDDED)}, got '{_text.shown(self.model)}'"
             )
-        check_count("--seeds", self.seeds, most=_MOST_SEEDS)
-        many = self.prompts if self.prompts_file is None else len(texts)
-        if many * self.seeds > _MOST_SEARCHES:
-            raise ValueError(
-                f"--seeds must be at most {_MOST_SEARCHES // many} for {many} prompts, "
-                f"got {self.seeds}"
-            )
-        if self.prompts_file is None:
-            texts = captions(self.prompts, self.objects)
         networks = weights.chosen("--weights", self.weights, MODELS[self.model])
-        study = Study(texts, self.seeds, networks, self.model)
+        study = Study(texts, self.seeds, networks, task, self.model)
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:
@@ -160,6 +158,39 @@ class Compare:
                 print(f"skipped {_text.shown(words)}", flush=True)
             with one_line("failed"):
                 report(self.out, "Methods compared", rows, study)
+
+    def _texts(self, task: Challenge) -> list[str]:
+        """The prompts; ValueError naming an option that is wrong."""
+        check_count("--seeds", self.seeds, most=_MOST_SEEDS)
+        plain = task.name == "counts" and self.split is None and self.prompts_file is None
+        if self.objects is not None and not plain:
+            raise ValueError(
+                f"--objects has no effect with --task, --split or --prompts-file, "
+                f"got {self.objects}"
+            )
+        if self.prompts_file is not None:
+            if self.split is not None:
+                raise ValueError(f"--split has no effect with --prompts-file, got {self.split}")
+            texts = prompts.collect((), self.prompts_file, partial(_slug, task))
+        many = self.prompts if self.prompts_file is None else len(texts)
+        check_count("--prompts", many, most=_MOST_PROMPTS)
+        if many * self.seeds > _MOST_SEARCHES:
+            raise ValueError(
+                f"--seeds must be at most {_MOST_SEARCHES // many} for {many} prompts, "
+                f"got {self.seeds}"
+            )
+        if self.prompts_file is not None:
+            return texts
+        if plain:
+            objects = 1 if self.objects is None else self.objects
+            return captions(many, check_count("--objects", objects, most=10))
+        return task.captions(self.split or "dev", many)
+
+
+def _slug(task: Challenge, prompt: str) -> str:
+    """What a prompt means; ValueError for one that the task cannot ask for."""
+    task.parse(prompt)
+    return prompts.slug(prompt)
 
 
 def prepare(folder: Path, overwrite: bool) -> None:
@@ -199,7 +230,9 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
     theirs = zip(found["rows"], found.get("settings", []), strict=False)
     lost = [row for row, settings in theirs if (row.get("method"), settings) not in ours]
     many, seeds = len(found["prompts"]), found.get("seeds", 0)
-    if found.get("networks", study.digests) != study.digests:
+    if found.get("task", "counts") != study.task.name:
+        has = f"--task {_text.shown(found.get('task', 'counts'), 20)}, not {study.task.name}"
+    elif found.get("networks", study.digests) != study.digests:
         has = "other --weights"
     elif list(study.prompts[:many]) != found["prompts"]:
         fewer = many > len(study.prompts)
@@ -228,7 +261,7 @@ def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[
     measured = measure(rows, study, folder / PARTS)
     table = summarise(rows, measured)
     _write(folder, title, rows, study, measured, table)
-    print(describe(table))
+    print(describe(table, "exact captions" if study.task.name == "counts" else "success"))
     print(f"page    {_text.shown(folder / 'compare.html', 4096)}", flush=True)
     return table
 
@@ -252,6 +285,7 @@ def _write(
     values = {
         "title": title,
         "version": fs.__version__,
+        "task": study.task.name,
         "prompts": list(study.prompts),
         "seeds": study.seeds,
         "networks": study.digests,
@@ -259,24 +293,24 @@ def _write(
         "rows": table,
     }
     write_json(folder / "compare.json", values)
-    _draw(folder, table)
+    _draw(folder, table, study.task.name)
 
 
-def _draw(folder: Path, table: list[dict[str, Any]]) -> None:
+def _draw(folder: Path, table: list[dict[str, Any]], task: str) -> None:
     names = list(dict.fromkeys(line["table"] for line in table))
     for name in names:
         prefix = "" if len(names) == 1 else f"{name.replace(' ', '-')}-"
         lines = [line for line in table if line["table"] == name]
-        for key in MEASURES:
+        for key, called in measures(task).items():
             path = folder / f"{prefix}{key}.png"
-            try_to_draw("flowsde compare", path, partial(figure, lines, key))
+            try_to_draw("flowsde compare", path, partial(figure, lines, key, called))
 
 
-def describe(table: Sequence[dict[str, Any]]) -> str:
-    """The table in plain text."""
+def describe(table: Sequence[dict[str, Any]], success: str = "exact captions") -> str:
+    """The table in plain text, with this name for pictures that are right."""
     width = max(len(row["label"]) for row in table)
     lines = [
-        f"{'':{width}} {'NFE':>5} {'exact captions':>19} {'given reward':>12} {'RSS':>6} "
+        f"{'':{width}} {'NFE':>5} {success:>19} {'given reward':>12} {'RSS':>6} "
         f"{'diversity':>9} {'s/prompt':>8}"
     ]
     for row in table:

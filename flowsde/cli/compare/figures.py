@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from flowsde.cli.compare.rows import SINGLE
+from flowsde.cli.presets import stochastic
 from flowsde.cli.settings import METHODS
 
 MEASURES = {
@@ -19,13 +20,19 @@ MEASURES = {
 }
 """By key of the table, with what they are called."""
 
+
+def measures(task: str) -> dict[str, str]:
+    """`MEASURES`, in the words of a task."""
+    return MEASURES | ({} if task == "counts" else {"accuracy": f"success at {task}, held out"})
+
+
 _COLOURS = {name: f"C{i % 10}" for i, name in enumerate(METHODS)}
 _STYLES = ("-", "--", ":", "-.")
 
 
 def _panels(table: Sequence[dict[str, Any]]) -> list[str]:
     """Interpolants that something moves in; the ODE's, if nothing else does."""
-    moving = [row["interpolant"] for row in table if row["kernel"] != "ode_euler"]
+    moving = [row["interpolant"] for row in table if stochastic(row["kernel"])]
     return list(dict.fromkeys(moving or [row["interpolant"] for row in table]))
 
 
@@ -49,8 +56,13 @@ def _draw(axes: Axes, rows: list[dict[str, Any]], measure: str, style: str, shif
     )  # fmt: skip
 
 
-def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
-    """One measure of one table with its 95 % intervals; None if no row has it."""
+def figure(
+    table: Sequence[dict[str, Any]], measure: str, words: str | None = None
+) -> Figure | None:
+    """One measure of one table with its 95 % intervals, as `MEASURES` calls it or as told.
+
+    None if no row has it.
+    """
     table = [row for row in table if row[measure] is not None]
     if not table:
         return None
@@ -58,7 +70,7 @@ def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
     drawn = Figure(figsize=(5.2 * len(panels) + 2.6, 4.4), layout="constrained")
     every = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, interpolant in zip(every, panels, strict=True):
-        here = [row for row in table if row["kernel"] == "ode_euler"]
+        here = [row for row in table if not stochastic(row["kernel"])]
         here += [row for row in table if row not in here and row["interpolant"] == interpolant]
         lines: dict[str, list[dict[str, Any]]] = {}
         for row in here:
@@ -78,7 +90,7 @@ def figure(table: Sequence[dict[str, Any]], measure: str) -> Figure | None:
         axes.set_xlabel("NFE")
         axes.set_title(f"{interpolant.replace('_', ' ')} interpolant", loc="left", fontsize=10)
         axes.grid(alpha=0.3)
-    every[0].set_ylabel(MEASURES[measure])
+    every[0].set_ylabel(words or MEASURES[measure])
     handles: dict[str, Any] = {}
     for axes in every:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -27,10 +27,12 @@ from flowsde.cli.compare.rows import Row, labels
 from flowsde.cli.pictures import pixels
 from flowsde.cli.progress import bar as shown
 from flowsde.cli.settings import as_values
+from flowsde.conds import stacked
 from flowsde.runner.result import COUNTERS
-from flowsde.shapes import checker, weights
-from flowsde.shapes.captions import caption, counts, parse, tokenize
+from flowsde.shapes import weights
+from flowsde.shapes.captions import caption
 from flowsde.shapes.data import SIZE, sample_groups
+from flowsde.shapes.tasks import TASKS, Challenge
 
 BATCH = 25
 """Prompts searched together, and candidates evaluated at once."""
@@ -66,12 +68,14 @@ class Study:
       seeds: searches for each.
       networks: the files of the flow's and the scorer's weights, of `weights.chosen`; the packaged
         ones by default.
+      task: of which the prompts are captions.
       model: name of the flow.
     """
 
     prompts: Sequence[str]
     seeds: int
     networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
+    task: Challenge = TASKS["counts"]
     model: str = "shapes"
 
     @cached_property
@@ -80,14 +84,9 @@ class Study:
         return [weights.sha256(path) for path in self.networks.values()]
 
     @cached_property
-    def wanted(self) -> np.ndarray:
-        """Objects asked for, int32 [P, colours, kinds]."""
-        return np.stack([counts(parse(prompt)) for prompt in self.prompts])
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """Conditions, int32 [P, 8]."""
-        return np.stack([tokenize(parse(prompt)) for prompt in self.prompts])
+    def cond(self) -> Any:
+        """Conditions, a pytree with leading axis P."""
+        return stacked("cond", [self.task.encode(prompt) for prompt in self.prompts])
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -102,7 +101,8 @@ class Measured(NamedTuple):
     Attributes:
       images: uint8 [P, M, 32, 32, 3].
       reward: the given one.
-      exact, rss: by the held-out checker.
+      success: whether pictures are what the task asks for, by the held-out judge.
+      exact, rss: of their counts, by the held-out checker.
       objects, unclear: clean objects that it sees, and regions that are no clean object.
       nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
       seconds: a prompt, without compilation.
@@ -110,6 +110,7 @@ class Measured(NamedTuple):
 
     images: np.ndarray
     reward: np.ndarray
+    success: np.ndarray
     exact: np.ndarray
     rss: np.ndarray
     objects: np.ndarray
@@ -140,6 +141,7 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
             "seed": seed,
             "prompts": {int(i): study.prompts[i] for i in ids},
             "networks": study.digests,
+            **({} if study.task.name == "counts" else {"task": study.task.name}),
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         return Part(row, seed, ids, folder / f"{row.method}-{row.settings.nfe}-{digest}.npz")
@@ -157,12 +159,13 @@ def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> d
     seconds = time.perf_counter() - began
     if not np.isfinite(images).all():
         raise FloatingPointError(f"{part.row.method}'s pictures have numbers that are not finite")
-    wanted, found = study.wanted[part.ids], checker.detect(images)
+    found = study.task.judge(images, [study.prompts[i] for i in part.ids])
     return {
         "images": pixels(images),
         "reward": np.asarray(result.reward),
-        "exact": checker.exact(images, wanted),
-        "rss": checker.rss(images, wanted),
+        "success": found.success,
+        "exact": found.exact,
+        "rss": found.rss,
         "objects": found.counts.sum((1, 2)),
         "unclear": found.unclear,
         "nfe": np.asarray(result.nfe),
@@ -182,7 +185,7 @@ def _search_part(
         flow,
         search,
         reward,
-        cond=study.tokens[part.ids],
+        cond=jax.tree.map(lambda a: a[part.ids], study.cond),
         prompt_ids=part.ids,
         chunk_size=min(BATCH, len(study.prompts)),
         target_reward=target,
@@ -194,7 +197,7 @@ def _search_part(
 
 def _flow(row: Row, study: Study) -> fs.Flow:
     path = study.networks[shapes.MODELS[study.model]]
-    return shapes.load_flow(path, row.settings.guidance, study.model)
+    return study.task.flow(shapes.load_flow(path, row.settings.guidance, study.model))
 
 
 def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -243,7 +246,7 @@ def measure(
                 continue
             bar.set_description(names[family[0]])
             flow, search = _flow(family[0], study), _search(family)
-            reward = shapes.load_reward(family[0].settings.reward, study.networks["scorer"])
+            reward = study.task.load_reward(family[0].settings.reward, study.networks["scorer"])
             compiled: set[int] = set()
             for part in missing:
                 interrupts.check()
@@ -282,6 +285,7 @@ def _found(part: Part) -> dict[str, np.ndarray] | None:
     readers |= {
         "images": array(np.uint8, n, SIZE, SIZE, 3),
         "reward": array(np.float32, n),
+        "success": array(np.bool_, n),
         "exact": array(np.bool_, n),
         "rss": array(np.float64, n),
         "objects": array(int, n),
@@ -289,7 +293,10 @@ def _found(part: Part) -> dict[str, np.ndarray] | None:
         "seconds": array(float),
     }
     try:
-        values = read_arrays(part.path)
+        values = dict(read_arrays(part.path))
+        if "exact" in values:
+            # Parts of earlier versions, all of them of counts, have no more.
+            values.setdefault("success", values["exact"])
         return {
             name: read(values.get(name), f"{part.path}: {name}") for name, read in readers.items()
         }

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flowsde.cli.compare.figures import MEASURES, figure
+from flowsde.cli.compare.figures import figure, measures
 from flowsde.cli.compare.measure import Measured, Study
 from flowsde.cli.compare.rows import Row
 
@@ -21,6 +21,7 @@ _COLUMNS = (
     ("label", "row"),
     ("nfe", "NFE"),
     ("accuracy", "exact captions"),
+    ("exact", "exact counts"),
     ("gain", "gain, paired"),
     ("given", "given reward"),
     ("rss", "squared error"),
@@ -83,10 +84,19 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return f"{shown}<small>[{low:.2f}, {high:.2f}]</small>"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f'<th scope="col">{words}</th>' for _, words in _COLUMNS)
+def _columns(task: str) -> dict[str, str]:
+    """Columns by key, in the words of a task."""
+    columns = dict(_COLUMNS)
+    if task == "counts":
+        del columns["exact"]
+        return columns
+    return columns | {"accuracy": "success"}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    head = "".join(f'<th scope="col">{words}</th>' for words in columns.values())
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row, name)}</td>" for name, _ in _COLUMNS) + "</tr>\n"
+        "<tr>" + "".join(f"<td>{_cell(row, name)}</td>" for name in columns) + "</tr>\n"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n{body}</table></div>'
@@ -103,14 +113,15 @@ def _pictures(
 ) -> str:
     """A grid of the first seed's pictures: a row for each row, a column for each prompt."""
     chosen = _chosen(study)
-    head = "".join(f'<th scope="col">{html.escape(study.prompts[i])}</th>' for i in chosen)
+    asked = [html.escape(study.task.words(study.prompts[i])) for i in chosen]
+    head = "".join(f'<th scope="col">{words}</th>' for words in asked)
     lines = []
     for label, row in named:
         found = measured[row]
         cells = []
         for i in chosen:
             source = _png(Image.fromarray(found.images[i, 0]))
-            mark = ' class="exact"' if found.exact[i, 0] else ""
+            mark = ' class="exact"' if found.success[i, 0] else ""
             words = html.escape(f"{study.prompts[i]}, {label}")
             cells.append(f'<td><img{mark} alt="{words}" src="{source}"></td>')
         lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
@@ -130,8 +141,9 @@ def page(
     parts = []
     for name in dict.fromkeys(row.table for row in rows):
         own = [line for line in table if line["table"] == name]
-        parts += [f"<h2>{html.escape(name)}</h2>", _table(own)]
-        drawn = {words: figure(own, measure) for measure, words in MEASURES.items()}
+        parts += [f"<h2>{html.escape(name)}</h2>", _table(own, _columns(study.task.name))]
+        named_measures = measures(study.task.name).items()
+        drawn = {words: figure(own, measure, words) for measure, words in named_measures}
         plots = "".join(_plot(shown, words) for words, shown in drawn.items() if shown)
         parts.append(f'<div class="plots">{plots}</div>')
         named = [
@@ -147,10 +159,13 @@ def page(
             shown = "<details open>" if nfe == budgets[0] else "<details>"
             grid = _pictures(study, here, measured)
             parts.append(f"{shown}<summary>Pictures, {nfe} NFE</summary>{grid}</details>")
+    counts = study.task.name == "counts"
+    what, green = ("exact captions", "an exact match") if counts else ("success", "success")
     about = (
+        f"Task {study.task.name}: {study.task.summary}. "
         f"{len(study.prompts)} prompts × {study.seeds} seeds. Intervals are 95 % bootstraps over "
-        f"prompts. Gain is the difference in exact captions from the first row with the same "
-        f"budget, paired over prompts. A green frame marks an exact match, by the held-out "
+        f"prompts. Gain is the difference in {what} from the first row with the same "
+        f"budget, paired over prompts. A green frame marks {green}, by the held-out "
         f"checker, which no search sees."
     )
     return (

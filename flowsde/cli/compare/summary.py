@@ -73,9 +73,10 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     """One dict a row, in their order.
 
     Keys: table, label, method, interpolant, kernel, grid, steps, nfe (the budget), charged,
-    evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy, rss
-    and diversity, each with _low and _high; given_right and given_wrong, the medians of the given
-    reward over pictures that are exact and that are not; clean (share of objects that are clean
+    evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy (share
+    of pictures that are what the task asks for), exact (share whose counts are), rss and diversity,
+    each with _low and _high; given_right and given_wrong, the medians of the given
+    reward over pictures that are right and that are not; clean (share of objects that are clean
     shapes); gain, the difference in accuracy from the first row of the table with this budget,
     paired over prompts, with _low and _high, and against, the label of that row, None for itself;
     prompts, seeds.
@@ -84,9 +85,9 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     first: dict[Any, tuple[str, np.ndarray]] = {}
     for row, label in zip(rows, names, strict=True):
         m, s = measured[row], row.settings
-        exact = m.exact.mean(1)
-        reference = first.setdefault((row.table, s.nfe), (label, exact))
-        is_first = reference[1] is exact
+        right = m.success.mean(1)
+        reference = first.setdefault((row.table, s.nfe), (label, right))
+        is_first = reference[1] is right
         seen = m.objects.sum() + m.unclear.sum()
         table.append(
             {
@@ -104,16 +105,17 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 "verifier_calls": float(m.verifier_calls.mean()),
                 "seconds": m.seconds,
                 **_with_interval("given", m.reward.mean(1)),
-                **_with_interval("accuracy", exact, share=True),
+                **_with_interval("accuracy", right, share=True),
+                **_with_interval("exact", m.exact.mean(1), share=True),
                 **_with_interval("rss", m.rss.mean(1)),
                 **_with_interval("diversity", diversity(m.images)),
-                "given_right": _median(m.reward[m.exact]),
-                "given_wrong": _median(m.reward[~m.exact]),
+                "given_right": _median(m.reward[m.success]),
+                "given_wrong": _median(m.reward[~m.success]),
                 "clean": float(m.objects.sum() / seen) if seen else 0.0,
-                **_with_interval("gain", None if is_first else exact - reference[1]),
+                **_with_interval("gain", None if is_first else right - reference[1]),
                 "against": None if is_first else reference[0],
-                "prompts": exact.size,
-                "seeds": m.exact.shape[1],
+                "prompts": right.size,
+                "seeds": m.success.shape[1],
             }
         )
     return table

@@ -23,6 +23,8 @@ def source_of(command: Sample) -> Source:
 
         if command.weights:
             raise ValueError("--weights has no effect with --model, whose are converted")
+        if command.task != "counts":
+            raise ValueError(f"--task has no effect with --model, got {command.task}")
         source = PublishedSource(command)
     if not 0 <= command.seed < 2**32:
         raise ValueError(

@@ -12,6 +12,7 @@ from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
 from flowsde.shapes import captions, verdict, weights
+from flowsde.shapes.tasks import TASKS
 
 
 class ShapesSource:
@@ -30,21 +31,26 @@ class ShapesSource:
         self._files = weights.chosen("--weights", command.weights, self._flow)
         given = {n: file for n, file in self._files.items() if file != weights.packaged(n)}
         digests = [f"{name} {weights.sha256(file)}" for name, file in given.items()]
+        self._task = TASKS[command.task]
         self.named: dict[str, Any] = {"weights": digests} if digests else {}
+        if command.task != "counts":
+            self.named["task"] = command.task
         if self._model != "shapes":
             self.named["model"] = self._model
-        self.prompts = prompts.collect(command.prompt, command.prompts_file)
+        self.prompts = prompts.collect(command.prompt, command.prompts_file, self.slug)
         self.settings = presets.resolve(command.preset, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
         self.evaluations = presets.evaluations(self.settings)
 
     def slug(self, prompt: str) -> str:
-        return prompts.slug(prompt)
+        self._task.parse(prompt)
+        return prompts.slug(prompt) + f"-{self._task.name}" * ("task" in self.named)
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
         flow = shapes.load_flow(self._files[self._flow], self.settings.guidance, self._model)
-        reward = shapes.load_reward(self.settings.reward, self._files["scorer"])
-        return LoadedSource(flow, reward, [PromptTask(shapes.encode(one)) for one in prompts])
+        reward = self._task.load_reward(self.settings.reward, self._files["scorer"])
+        tasks = [PromptTask(self._task.encode(one)) for one in prompts]
+        return LoadedSource(self._task.flow(flow), reward, tasks)
 
     def save(self, path: Path, image: np.ndarray) -> None:
         pictures.save_image(path, image)
@@ -53,10 +59,10 @@ class ShapesSource:
         return flow.decode
 
     def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:
-        return {"heldout": verdict.judge(prompt, image)}
+        return {"heldout": verdict.judge(prompt, image, self._task)}
 
     def report(self, values: dict[str, Any]) -> list[str]:
         return [
-            f"asked   {captions.caption(captions.parse(values['prompt']))}",
+            f"asked   {self._task.words(captions.caption(captions.parse(values['prompt'])))}",
             f"seen    {verdict.describe(values['heldout'])}, says the held-out checker",
         ]
