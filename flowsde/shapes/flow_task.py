@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,13 @@ def sample_times(key: jax.Array, n: int) -> jax.Array:
     return jax.nn.sigmoid(0.5 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
 
 
-def drop_captions(key: jax.Array, tokens: jax.Array) -> jax.Array:
+def drop_captions(key: jax.Array, tokens: Any) -> jax.Array:
     """Replaces a tenth of the captions [n, MAX_TOKENS] by padding."""
     keep = jax.random.bernoulli(key, 1.0 - _DROP, (tokens.shape[0], 1))
     return jnp.where(keep, tokens, 0)
 
 
-def noised(x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+def noised(x0: Any, t: jax.Array, noise: jax.Array) -> jax.Array:
     """(1 - t) x0 + t noise, the linear interpolant, of pictures [n, h, w, c] at times [n]."""
     ratio = t[:, None, None, None]
     return (1.0 - ratio) * x0 + ratio * noise

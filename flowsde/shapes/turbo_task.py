@@ -17,6 +17,7 @@ random times: kernels with noise, too, are to find a sharp picture at every time
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def turbo_task(teacher: Flow, uses: str = "") -> Task:
         return x - t[:, None, None, None] * velocity(params, x, t, tokens)
 
     def inputs(
-        student: Params, key: jax.Array, images: jax.Array, tokens: jax.Array
+        student: Params, key: jax.Array, images: Any, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What the student is to make pictures of: states, times and captions."""
         noise_key, time_key, scene_key = jax.random.split(key, 3)
