@@ -131,8 +131,8 @@ _CONTENTS = "converted models with the checksums"
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a result, of which an earlier version may have called one otherwise."""
     if settings.get("model", "shapes") in EMBEDDED:
-        # Which results of the default task do not name.
-        settings = {"task": "counts"} | settings
+        # Which results of the default model and task do not name.
+        settings = {"model": EMBEDDED[0], "task": "counts"} | settings
     return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
 
 

@@ -233,7 +233,7 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
     if found.get("task", "counts") != study.task.name:
         has = f"--task {_text.shown(found.get('task', 'counts'), 20)}, not {study.task.name}"
     elif found.get("networks", study.digests) != study.digests:
-        has = "other --weights"
+        has = "other --model or --weights"
     elif list(study.prompts[:many]) != found["prompts"]:
         fewer = many > len(study.prompts)
         has = f"{many} prompts, not {len(study.prompts)}" if fewer else "other prompts"
