@@ -16,7 +16,7 @@ from flowsde.shapes.captions import MAX_TOKENS, VOCABULARY
 from flowsde.shapes.data import SIZE
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import CLASSES, PAIRS, ScorerConfig
-from flowsde_converters.moves import CONV, Permute, Reshape
+from flowsde_converters.relayout import CONV, Permute, Reshape
 from flowsde_converters.tables import Row, Table, linear, unconvert
 
 _EPSILON = 1e-6

@@ -25,7 +25,7 @@ from flowsde.models.sit.model import Block, SiT, SiTConfig
 from flowsde.models.t5.model import T5Block, T5Config, T5Encoder
 from flowsde.runner import records, rounds
 from flowsde.runner.evaluate import Computed, evaluate_model
-from flowsde.runner.mesh import Layout
+from flowsde.runner.mesh import Placement
 from flowsde.search.protocol import Candidates, Evaluation, Search
 from flowsde.sharding import ShardingRules
 
@@ -99,10 +99,10 @@ class Place:
         return Numerics(dtype=_LOW, param_dtype=_LOW, attention=name, rules=self.rules)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> Placement:
         """Of a run."""
         rules = self.rules
-        return Layout(self.mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+        return Placement(self.mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
 
     def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> Any:
         """Shape of an array whose first axes have these names."""
@@ -352,7 +352,7 @@ def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) ->
         return Candidates(x, t, yes, yes, yes), told, Computed(counts, counts)
 
     carry, told = jax.eval_shape(begin), jax.eval_shape(asked_and_told)
-    program = records.Program(method, layout=place.layout)
+    program = records.Program(method, placement=place.layout)
     lower = place.lower(
         lambda carry, asked, evals, computed: rounds.tell_and_ask(
             carry, program, asked, evals, computed

@@ -44,7 +44,7 @@ import flowsde as fs
 from flowsde.models.common.layers import Numerics, stack
 from flowsde_converters import convert, detect
 from flowsde_converters.family import Convertible, Found
-from flowsde_converters.moves import LINEAR
+from flowsde_converters.relayout import LINEAR
 from flowsde_converters.safetensors_file import SafetensorsWriter
 from flowsde_converters.tables import Row, Table
 

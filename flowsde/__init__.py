@@ -10,14 +10,16 @@
 `fs.sample`, `fs.check_convention`          samples without a search; is the model read rightly?
 `fs.search`, `fs.rewards`                   searches, and rewards outside JAX
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
+`fs.diagnose`                               when is a reward worth asking?
 `fs.Result`                                 what these return
 `fs.save_search`, `fs.restore_search`       searches that go on later
 `fs.ShardingRules`, `fs.distributed`        several devices, several processes
 `fs.analytic`, `fs.shapes`                  flows with known answers, and a small trained one
 ==========================================  ====================================================
 
-Everything else is private. Names are imported when they are first used (PEP 562), so that the
-command answers ``--help`` and wrong options without waiting for JAX.
+Everything else is private, the other modules that `help` lists among them. Names are imported when
+they are first used (PEP 562), so that the command answers ``--help`` and wrong options without
+waiting for JAX.
 """
 
 from importlib import import_module
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from flowsde import analytic, diffusion, grids, interpolants, kernels, rewards, search, shapes
     from flowsde.classifier_free import classifier_free_guidance, guide
     from flowsde.convention import check_convention
+    from flowsde.diagnosis.diagnose import diagnose
     from flowsde.flow import Flow
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
@@ -65,6 +68,7 @@ _MODULES = {
 _NAMES = {
     "classifier_free": ("classifier_free_guidance", "guide"),
     "convention": ("check_convention",),
+    "diagnosis.diagnose": ("diagnose",),
     "flow": ("Flow",),
     "sampling": ("sample",),
     "interpolants": ("match_time",),
@@ -91,6 +95,7 @@ __all__ = [
     "batch",
     "check_convention",
     "classifier_free_guidance",
+    "diagnose",
     "diffusion",
     "distributed",
     "grids",

@@ -6,15 +6,15 @@ program of whichever instance came first.
 """
 
 import dataclasses
-import math
-from functools import cache, cached_property
 from typing import Any, Self
 
 import jax
 from flax import linen
 
+from flowsde._exact import ByValue, Key, attributes
 
-class Static:
+
+class Static(ByValue):
     """Base of kernels, interpolants, diffusion coefficients and searches: hashed by value.
 
     Two are equal if they are of the same class and all their attributes are, in type as well:
@@ -33,7 +33,7 @@ class Static:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return type(self) is type(other) and _same(attributes(self), attributes(other))
+        return type(self) is type(other) and Key(self) == Key(other)
 
     def __hash__(self) -> int:
         own = attributes(self)
@@ -45,7 +45,15 @@ class Static:
             raise
 
     def __repr__(self) -> str:
-        own = ", ".join(f"{name}={value!r}" for name, value in attributes(self).items())
+        # Without fields that are None by default, as options of later versions are: a checksum of
+        # this, by which a run knows its own when it resumes, stays what it was.
+        fields = getattr(self, "__dataclass_fields__", {}).values()
+        later = {field.name for field in fields if field.default is None}
+        own = ", ".join(
+            f"{name}={value!r}"
+            for name, value in attributes(self).items()
+            if value is not None or name not in later
+        )
         return f"{type(self).__qualname__}({own})"
 
     def replace(self, **changes: Any) -> Self:
@@ -56,43 +64,6 @@ class Static:
         if check := getattr(new, "__post_init__", None):
             check()
         return new
-
-
-def attributes(value: Any) -> dict[str, Any]:
-    """All that an object keeps, but for cached properties, which follow from the rest."""
-    cls: Any = type(value)
-    slots, derived = _kept(cls)
-    own = dict(getattr(value, "__dict__", ()))
-    for name in slots:
-        if hasattr(value, name):
-            own[name] = getattr(value, name)
-    for name in derived:
-        own.pop(name, None)
-    return own
-
-
-@cache
-def _kept(cls: type) -> tuple[list[str], list[str]]:
-    """Names of a class's slots, and of its cached properties."""
-    every = [vars(base).get("__slots__", ()) for base in cls.__mro__]
-    slots = {name for some in every for name in ([some] if isinstance(some, str) else some)}
-    derived = [n for n in dir(cls) if isinstance(getattr(cls, n, None), cached_property)]
-    return sorted(slots - {"__dict__", "__weakref__"}), derived
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality under which 2, 2.0 and True differ, and so do 0.0 and -0.0."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, float):
-        return a == b and math.copysign(1.0, a) == math.copysign(1.0, b)
-    return bool(a == b)
 
 
 def check_hashable(name: str, value: Any) -> None:

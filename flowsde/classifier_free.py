@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._explain import name_of
+from flowsde._static import Static
 from flowsde.conds import Cond, WithNull, as_arrays
 from flowsde.flow import Flow
 
 
 @dataclasses.dataclass(frozen=True)
-class _ClassifierFree:
+class _ClassifierFree(Static):
     velocity_fn: Callable[..., jax.Array]
 
     @property

@@ -19,6 +19,7 @@ from flax import nnx
 
 from flowsde._arrays import check_output
 from flowsde._checks import check_count
+from flowsde._exact import Exact, Key
 from flowsde._explain import model_note, name_of, noted
 from flowsde._static import check_static
 from flowsde.adapters import Plain, adapt
@@ -196,6 +197,19 @@ def check_flow(flow: Flow) -> None:
     check_static("velocity_fn", flow.velocity_fn)
     check_static("interpolant", flow.interpolant)
     check_static("decode", flow.decode)
+
+
+def exact(flow: Flow, cond: Cond) -> Flow:
+    """A flow as it is now, which shares programs with none but its like.
+
+    Args:
+      flow: whose programs are looked up by all that they depend on: its functions, and what
+        params, decode and cond keep beside their arrays.
+      cond: that the model is given, or one of its structure.
+    """
+    trees = (flow.params, flow.decode, cond)
+    key = Key((flow.velocity_fn, flow.interpolant, *map(jax.tree.structure, trees)))
+    return dataclasses.replace(flow, velocity_fn=Exact(flow.velocity_fn, key))
 
 
 def finite_rows(a: jax.Array) -> jax.Array:

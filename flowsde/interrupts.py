@@ -1,13 +1,13 @@
-"""Signals that ask a command to stop: noted as they come, looked at after each round.
+"""Signals that ask a command to stop: noted when they arrive, acted on after each round.
 
-An exception raised by a signal's handler appears wherever Python is just then, and while JAX
-compiles that is a callback in which exceptions are printed and dropped. So the handler only notes
-the signal, and `check` raises where it is called: after each round of a search, batch, step of
-training, part of a comparison, tensor of a conversion, and while a reward outside JAX is waited
-for. What is being compiled is waited for.
+An exception from a signal handler is raised wherever Python happens to be. While JAX compiles, that
+is a callback in which exceptions are printed and dropped. So the handler only notes the signal, and
+`check` raises where it is called: after each round of a search, batch, training step, part of a
+comparison or tensor of a conversion, and while waiting for a reward outside JAX. Compilation is
+never interrupted.
 
-A second signal ends the process at once. Python's handlers run in the main thread, which may be
-compiling; a thread of its own therefore reads of signals as they come.
+A second signal ends the process at once. Python runs handlers in the main thread, which may be busy
+compiling, so a separate thread reads the signals from a socket.
 
 A process ends with exit code 128 and the signal's number, as a shell has it: 130 for Ctrl-C
 (SIGINT), 143 for SIGTERM, 129 for SIGHUP. Signals that were ignored when it was started, as by
@@ -26,7 +26,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME = 0.5
 """Seconds within which signals count as one: a terminal and a launcher may both send it."""
-_SAID = b"\nflowsde: stopping as soon as this round is done; once more to stop at once\n"
+_SAID = b"\nflowsde: stopping after this round; press Ctrl-C again to stop at once\n"
 
 _came: list[int] = []
 

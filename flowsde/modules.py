@@ -17,6 +17,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.core.meta import Partitioned
 
+from flowsde._exact import Snapshot
+
 
 def refuse_module(name: str, value: Any) -> None:
     """TypeError for a module that the argument of this name does not take, saying what does."""
@@ -76,8 +78,8 @@ def as_partial(name: str, fn: Any) -> Callable[..., jax.Array]:
     return in_eval_mode(fn) if is_pytree else jax.tree_util.Partial(fn)
 
 
-@dataclasses.dataclass(frozen=True)
-class Linen:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linen(Snapshot):
     """A linen module, as a function of its variables."""
 
     module: nn.Module
@@ -118,8 +120,8 @@ def _unboxed(value: Any) -> Any:
     return value.unbox(apply_constraint=False) if _is_partitioned(value) else value
 
 
-@dataclasses.dataclass(frozen=True)
-class NNX:
+@dataclasses.dataclass(frozen=True, eq=False)
+class NNX(Snapshot):
     """An NNX module in evaluation mode, as a function of its state."""
 
     graphdef: Any
@@ -149,8 +151,8 @@ class NNX:
         return output
 
 
-@dataclasses.dataclass(frozen=True)
-class Bound:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound(Snapshot):
     """A function of an NNX module, as one of (state, ...); equal ones compute the same."""
 
     fn: Callable[..., Any]

@@ -48,3 +48,10 @@ def save_figure(path: Path, figure: "Figure") -> None:
     """A figure as PNG."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """A figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowsde import _threads
 from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde._exact import Exact, Key
 from flowsde._explain import name_of, noted, outside_jax, shapes, without_cond
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
@@ -223,6 +224,17 @@ def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward
 def as_reward(reward: Any) -> Reward:
     """A plain function as a `DeviceReward`; others as they are."""
     return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+
+
+def exact(reward: DeviceReward, cond: Cond) -> DeviceReward:
+    """A reward as it is now, which shares programs with none but its like; see `flow.exact`."""
+    key = Key(jax.tree.structure((reward.fn, cond)))
+    fn = jax.tree_util.Partial(Exact(_apply, key), reward.fn)
+    return dataclasses.replace(reward, fn=fn)
+
+
+def _apply(fn: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    return fn(*args)
 
 
 def _said(error: BaseException) -> str:

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde._exact import Exact, Key
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
 from flowsde.conds import Cond, as_arrays, check_cond
-from flowsde.flow import Flow, check_flow, finite_rows, initial_noise
+from flowsde.flow import Flow, check_flow, exact, finite_rows, initial_noise
 from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, Renoise
@@ -62,7 +63,7 @@ def sample(
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.guided:
+    if kernel.uses_gradient:
         raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
     check_flow(flow)
     check_static("kernel", kernel)
@@ -74,7 +75,8 @@ def sample(
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "kernel": kernel}
     warn_if_written_anew(3, **static)
     warn_if_changed(3, **static)
-    x, finite = _sample(key, flow, cond, kernel, as_grid("grid", grid), n, chunk, final)
+    flow, moves = exact(flow, cond), Exact(kernel, Key(kernel))
+    x, finite = _sample(key, flow, cond, moves, as_grid("grid", grid), n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)
     return x
@@ -96,7 +98,7 @@ def _sample(
     key: chex.PRNGKey,
     flow: Flow,
     cond: Cond,
-    kernel: Kernel,
+    moves: Exact,
     grid: tuple[float, ...],
     n: int,
     chunk: int,
@@ -104,6 +106,7 @@ def _sample(
 ) -> tuple[jax.Array, jax.Array]:
     """Particles, and which are finite, bool [n]."""
     times = jnp.asarray(grid, jnp.float32)
+    kernel: Kernel = moves.value
     p = kernel.interpolant
 
     def trajectory(args: tuple[jax.Array, Cond]) -> jax.Array:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from importlib.metadata import version
+from zlib import crc32
 
 import matplotlib
 
@@ -40,6 +41,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 # Some tests shard prompts over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part", default="0/1", metavar="I/N", help="run one of N parts of the tests that are left"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Which part a test is in depends on its name alone: other tests come and go."""
+    part, parts = map(int, config.getoption("--part").split("/"))
+    own = [crc32(item.nodeid.encode()) % parts == part % parts for item in items]
+    config.hook.pytest_deselected(
+        items=[one for one, mine in zip(items, own, strict=True) if not mine]
+    )
+    items[:] = [one for one, mine in zip(items, own, strict=True) if mine]
 
 
 def pytest_collection_finish():

@@ -14,6 +14,7 @@ LAYERS = (  # from the lowest; private helpers know nothing of flows
     " rewards sampling sharding",
     "search",
     "runner",
+    "diagnosis",
     "models",
     "shapes",
     "flowsde",  # the public door, which imports all of the above when a name is first used

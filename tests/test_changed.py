@@ -1,4 +1,4 @@
-"""Objects that change after a program was compiled from them are warned of."""
+"""Objects that change after a program was compiled from them run a new one, and are warned of."""
 
 import warnings
 from functools import partial
@@ -48,9 +48,7 @@ def sample(model):
     "given",
     [
         lambda one: one.score,
-        lambda one: one,
-        lambda one: partial(one.score),
-        lambda one: jax.tree_util.Partial(one.score),
+        lambda one: jax.tree_util.Partial(partial(one)),
     ],
 )
 def test_of_a_reward(given):
@@ -60,9 +58,12 @@ def test_of_a_reward(given):
     run(first)
     one.weight = -1.0
     with pytest.warns(UserWarning, match="reward: the attribute 'weight' of a Reward has changed"):
-        run(first)
-    # Once for each change.
-    run(first)
+        found = run(first)
+    np.testing.assert_allclose(found.reward, -found.image[0], rtol=1e-6)
+    # Once for each object.
+    one.weight = -2.0
+    found = run(first)
+    np.testing.assert_allclose(found.reward, -2.0 * found.image[0], rtol=1e-6)
 
 
 def test_of_a_model_in_sample():
@@ -70,7 +71,8 @@ def test_of_a_model_in_sample():
     sample(model)
     model.scale = np.float32(2.0)
     with pytest.warns(UserWarning, match="'scale' of a Model has changed since"):
-        sample(model)
+        found = sample(model)
+    np.testing.assert_array_equal(found, sample(Model(np.float32(2.0))))
 
 
 def test_arrays_in_the_place_of_others():

@@ -16,6 +16,31 @@ TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"^```(python|diff)\n# (\S+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
+# Beside the page's: a kernel of no noise, of which no other file may have to know.
+STILL = """\
+import dataclasses
+
+import jax.numpy as jnp
+
+from flowsde.kernels.base import Kernel, check_interpolant
+
+
+@dataclasses.dataclass(frozen=True)
+class Still(Kernel):
+    @property
+    def stochastic(self):
+        return False
+
+    def moments(self, x, x0, x1, t, s):
+        p = self.interpolant
+        return p.alpha(s) * x0 + p.sigma(s) * x1, jnp.zeros_like(t)
+
+
+def still(interpolant):
+    return Still(check_interpolant(interpolant))
+"""
+
+
 def patched(text, diff):
     """Lines with + go behind the line before them, those with - away; each is there once."""
     lines, at = text.splitlines(), 0
@@ -44,6 +69,9 @@ def extended(tmp_path_factory):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text if kind == "python" else patched(path.read_text(), text))
+    (folder / "flowsde" / "kernels" / "still.py").write_text(STILL)
+    with (folder / "flowsde" / "kernels" / "makers.py").open("a") as makers:
+        makers.write("from flowsde.kernels.still import still\n")
     return folder
 
 
@@ -56,6 +84,14 @@ def command(extended, *words):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     return found.stdout
+
+
+def python(extended, code):
+    """Lines of Python with the extended package."""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=extended, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_every_block_is_a_file_or_lines_of_one():
@@ -91,6 +127,28 @@ def test_sample_and_batch(extended, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_deterministic_kernel_is_known_for_one(extended):
+    """By what it says of itself: `ode` takes it, `sde` and the reward's gradient do not."""
+    code = (
+        "from flowsde.cli import presets\n"
+        "from flowsde.cli.compare import rows\n"
+        "def refused(method, **given):\n"
+        "    try:\n"
+        "        presets.resolve('recommended', method, {'kernel': 'still', **given})\n"
+        "    except ValueError as error:\n"
+        "        return str(error)\n"
+        "found = presets.resolve('recommended', 'ode', {'kernel': 'still', 'steps': 4})\n"
+        "assert presets.build('ode', found).kernel.stochastic is False\n"
+        "assert rows.labels([rows.Row('ode', found)]) == ['ode']\n"
+        "one_of = '--kernel must be euler_maruyama, ddim, cps, mixed for method sde'\n"
+        "assert refused('sde').startswith(one_of)\n"
+        "assert 'no effect' in refused('rbf', gradient_temperature=1.0)\n"
+        "assert refused('bon') is None\n"
+    )
+    python(extended, code)
+
+
+@pytest.mark.slow
 def test_compare(extended, tmp_path):
     command(
         extended, "compare", "--methods", "greedy", "bon", "--nfe", "40", "--prompts", "2",
@@ -115,10 +173,7 @@ def test_a_family_and_a_reward_are_found(extended):
         "assert u.shape == (3, 2) and not u.any()\n"
         "assert brightness(np.ones((2, 4, 4, 3)), ['a', 'b']).tolist() == [1.0, 1.0]\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=extended, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
+    python(extended, code)
 
 
 def test_a_search_of_ones_own_keeps_the_protocol():

@@ -104,4 +104,4 @@ def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: 
         began = time.monotonic()
         assert process.wait(timeout=30) == code
         assert time.monotonic() - began < 5
-        assert "stopping as soon as this round is done" in process.stderr.read()
+        assert "stopping after this round" in process.stderr.read()

@@ -11,8 +11,8 @@ import flowsde as fs
 NAMES = {
     "flowsde": """
         Flow Result ShardingRules __version__ analytic batch check_convention
-        classifier_free_guidance diffusion distributed grids guide interpolants iterate kernels
-        load match_time reparameterise restore_search rewards run sample save_search
+        classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
+        kernels load match_time reparameterise restore_search rewards run sample save_search
         score_to_velocity score_to_x0 score_to_x1 search shapes velocity_to_score velocity_to_x0
         velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
     """,
@@ -34,7 +34,7 @@ NAMES = {
         Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code
         even_shares fold_in_ids map_valid rbf smc sop svdd to_particles tree_take tree_where
     """,
-    "flowsde.shapes": "encode load_flow load_reward",
+    "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }
 
 

@@ -79,7 +79,8 @@ def test_commands_are_understood():
 
     blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    commands = re.findall(r"flowsde ((?:sample|batch|compare|train|convert).*)", "\n".join(lines))
+    known = "sample|batch|compare|diagnose|train|convert"
+    commands = re.findall(f"flowsde ((?:{known}).*)", "\n".join(lines))
     assert len(commands) >= 2
     for command in commands:
         cli._parse(shlex.split(command))

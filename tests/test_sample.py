@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flowsde as fs
+from flowsde._exact import Exact, Key
 from flowsde.sampling import _sample
 
 LINEAR = fs.interpolants.linear()
@@ -171,7 +172,14 @@ def test_memory_does_not_grow_with_steps():
 
     def temporaries(steps):
         lowered = _sample.lower(
-            KEY, flow, None, KERNEL, tuple(fs.grids.uniform(steps)), 64, 64, "kernel"
+            KEY,
+            flow,
+            None,
+            Exact(KERNEL, Key(KERNEL)),
+            tuple(fs.grids.uniform(steps)),
+            64,
+            64,
+            "kernel",
         )
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

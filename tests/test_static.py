@@ -231,7 +231,7 @@ def own_search(value):
     functions = ("with_nfe", "with_width", "init", "ask", "tell", "done", "finishing", "best")
     for name in (*functions, "path", "lines"):
         setattr(Own, name, lambda *args: None)
-    Own.interpolant, Own.guided, Own.path_name = LINEAR, False, "path"
+    Own.interpolant, Own.uses_gradient, Own.path_name = LINEAR, False, "path"
     own = Own()
     object.__setattr__(own, "factor", value)
     return own

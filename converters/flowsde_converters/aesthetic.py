@@ -6,7 +6,7 @@ from typing import Any
 from flowsde.models import aesthetic
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde_converters.family import Found, convertible
-from flowsde_converters.moves import LINEAR
+from flowsde_converters.relayout import LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
 LAYOUT = "original"

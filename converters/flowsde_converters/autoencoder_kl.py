@@ -14,7 +14,7 @@ from flowsde.models import autoencoder_kl
 from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
-from flowsde_converters.moves import CONV, LINEAR, Move, Reshape
+from flowsde_converters.relayout import CONV, LINEAR, Relayout, Reshape
 from flowsde_converters.tables import Checkpoint, Row, Table
 
 _ATTENTION = {
@@ -56,11 +56,11 @@ def _middle(half: str, width: int, layout: str) -> Iterator[Row]:
     yield from _block(keys[2], f"{target}.block2", None)
     norm, *linear = _ATTENTION[layout]
     yield from _norm(f"{keys[1]}.{norm}", f"{target}.attention.norm")
-    pixel: tuple[Move, ...] = (Reshape((width, width, 1, 1), (width, width)),)
-    moves = (*(pixel if original else ()), *LINEAR)
+    pixel: tuple[Relayout, ...] = (Reshape((width, width, 1, 1), (width, width)),)
+    relayouts = (*(pixel if original else ()), *LINEAR)
     for key, name in zip(linear, ("query", "key", "value", "out"), strict=True):
         to = f"{target}.attention.{name}"
-        yield Row(f"{keys[1]}.{key}.weight", f"{to}.kernel", moves)
+        yield Row(f"{keys[1]}.{key}.weight", f"{to}.kernel", relayouts)
         yield Row(f"{keys[1]}.{key}.bias", f"{to}.bias")
 
 

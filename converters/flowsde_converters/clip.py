@@ -19,7 +19,7 @@ from flowsde.models.clip.model import (
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Ignored, Positions
-from flowsde_converters.moves import CONV, LINEAR
+from flowsde_converters.relayout import CONV, LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
 LAYOUTS = ("transformers", "transformers-bare")

@@ -14,7 +14,7 @@ from flowsde.models.sit.model import SIZES, SiTConfig
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Read
-from flowsde_converters.moves import CONV, Reshape
+from flowsde_converters.relayout import CONV, Reshape
 from flowsde_converters.tables import Checkpoint, Row, Table, linear
 
 _IMAGENET = 1000

@@ -15,7 +15,7 @@ from flowsde.models.t5.model import START, T5Config
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Copy, Unused
-from flowsde_converters.moves import LINEAR
+from flowsde_converters.relayout import LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table
 
 _TOKENS = {

@@ -3,10 +3,10 @@
 A table has a row for each parameter: the key (or keys) it comes from, its dotted path in the
 model, and how it is laid out. In a key `{i}` stands for the number of a block; the blocks are
 stacked on the leading axis of the parameter. Several keys are joined on their first axis,
-PyTorch's outputs, before the layout's moves. Both ways of use come from the same row:
+PyTorch's outputs, before they are laid out anew. Both ways of use come from the same row:
 
-    apply   tensors -> join -> moves -> stack over {i} -> parameter
-    invert  parameter -> each {i} -> moves undone -> split -> tensors
+    apply   tensors -> join -> relayouts -> stack over {i} -> parameter
+    invert  parameter -> each {i} -> relayouts undone -> split -> tensors
 
 `problems` compares a table with what a checkpoint holds and a model wants, by shapes alone, and
 returns all that is wrong; a conversion starts only from an empty list.
@@ -24,7 +24,7 @@ from flowsde._text import listed, shown
 from flowsde.models.converted.copying import put
 from flowsde_converters.ignored import Ignored, is_ignored
 from flowsde_converters.ignored import problems as values_wrong
-from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, Move, SwapHalves
+from flowsde_converters.relayout import LINEAR, SWAPPED_LINEAR, Relayout, SwapHalves
 
 
 class HasShape(Protocol):
@@ -57,13 +57,13 @@ class Row:
     Attributes:
       source: key in the checkpoint, with `{i}` for the number of a block; several are joined.
       target: dotted path in the model.
-      moves: how the (joined) tensor is laid out, in order.
+      relayouts: how the (joined) tensor is laid out, in order.
       sizes: rows of each of several keys on the first axis; equal parts by default.
     """
 
     source: str | tuple[str, ...]
     target: str
-    moves: tuple[Move, ...] = ()
+    relayouts: tuple[Relayout, ...] = ()
     sizes: tuple[int, ...] | None = None
 
     @property
@@ -91,14 +91,14 @@ class Row:
         if len(tensors) > 1 and tuple(rows) != self._sizes(sum(rows)):
             raise ValueError(f"first axes {rows}, expected {list(self._sizes(sum(rows)))}")
         array = tensors[0] if len(tensors) == 1 else np.concatenate(tensors, out=joined)
-        for move in self.moves:
-            array = move.apply(array)
+        for one in self.relayouts:
+            array = one.apply(array)
         return array
 
     def invert(self, array: np.ndarray) -> list[np.ndarray]:
         """The tensors of one block's array."""
-        for move in reversed(self.moves):
-            array = move.invert(array)
+        for one in reversed(self.relayouts):
+            array = one.invert(array)
         if len(self.sources) == 1:
             return [array]
         return np.split(array, np.cumsum(self._sizes(array.shape[0]))[:-1])

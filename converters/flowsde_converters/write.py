@@ -42,10 +42,10 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
         _save(plan, stream, folder / PARAMS)
         hashes = {path: found.result() for path, found in stream.hashes.items()}
         files = {name: found.result() for name, found in stream.sources.items()}
-    write_config(folder, _about(plan, hashes, files))
+    write_config(folder, described(plan, hashes, files))
 
 
-def _about(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict[str, Any]:
+def described(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict[str, Any]:
     """The values of `config.json`."""
     dtypes = {like.dtype.name for like in plan.model.values()}
     of_key = {

@@ -4,6 +4,7 @@ COMMANDS = {
     "sample": "search for a picture of a prompt",
     "batch": "search for pictures of a long list of prompts, in full batches",
     "compare": "compare methods on the same prompts and seeds",
+    "diagnose": "measure at which times a reward is worth asking",
     "train": "train the embedded networks",
     "convert": "convert a PyTorch checkpoint, or a converted one back",
 }

@@ -169,7 +169,8 @@ class Folder:
         theirs = {"--total-nfe": found["total_nfe"]}
         if total_nfe is not None:
             one = self.abouts[0]
-            wanted |= {"list of prompts": prompts, "settings": speakable(one["settings"])}
+            ours = results.as_called_now(speakable(one["settings"]))
+            wanted |= {"list of prompts": prompts, "settings": ours}
             wanted |= {"--seed": one["seed"], "--method": one["method"]}
             theirs |= {"list of prompts": found["prompts"]}
             theirs |= {"settings": results.as_called_now(found["settings"])}

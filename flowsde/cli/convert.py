@@ -15,8 +15,10 @@ from flowsde._replace import settle, target
 from flowsde.cli import progress
 from flowsde.cli.described import described
 from flowsde.cli.options import Flag, Int, shown
+from flowsde.models.converted.store import kind_of
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
+from flowsde_converters.complete import is_complete
 from flowsde_converters.convert import Conversion, check_out, prepare, run
 from flowsde_converters.detect import Plan
 
@@ -61,7 +63,8 @@ class Convert:
     """Convert back: SOURCE is a converted folder, OUT a new .safetensors file with the original
     keys and bits, or a new folder with that file and its config.json."""
     overwrite: Flag = False
-    """Replace the conversion in OUT."""
+    """Replace the conversion in OUT, whatever it is of; without it, the same command finds what is
+    complete."""
 
     def run(self) -> None:
         """Convert, and print what was found and written.
@@ -74,10 +77,17 @@ class Convert:
         check_path("SOURCE", self.source)
         if self.to_torch:
             return self._back()
-        if self.out is not None:
-            settle(self.out)
-            check_out(Path(self.source), target(self.out), self.overwrite)
+        there = self.out is not None and self._is_there(self.out)
         job = self._prepared()
+        if there and self.out is not None:
+            place = target(self.out)
+            if not is_complete(job, place):
+                raise ValueError(
+                    f"OUT {place} exists and holds another conversion, expected another one or "
+                    f"--overwrite"
+                )
+            print(f"flowsde convert: {_text.shown(self.out, 4096)} is already complete", flush=True)
+            return
         print("\n".join(found(job)), flush=True)
         if self.check:
             print("check   all keys and shapes fit; values were not read, nothing was written")
@@ -88,6 +98,15 @@ class Convert:
         print(
             f"folder  {self.out}: {job.to_write / 1e9:.2f} GB, read back and compared", flush=True
         )
+
+    def _is_there(self, out: Path) -> bool:
+        """Whether OUT holds a conversion, perhaps this one; ValueError if it cannot be written."""
+        settle(out)
+        place = target(out)
+        if not (self.check or self.overwrite) and kind_of(place) is not None:
+            return True
+        check_out(Path(self.source), place, self.overwrite)
+        return False
 
     def _prepared(self) -> Conversion:
         if self.classes is not None and self.classes < 1:

@@ -10,6 +10,7 @@ import jax
 from flowsde._text import shown
 from flowsde.cli.errors import CommandError
 from flowsde.rewards import RewardError
+from flowsde.runner.found import NoAnswer
 
 _PERMANENT = (ValueError, FloatingPointError)
 """What the same command would meet again: no finite reward, a model that gives NaN."""
@@ -34,8 +35,8 @@ def one_line(what: str) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """An exception in one line, with the place that raised it if a reward did."""
-    # A command searches each prompt alone, under this id.
-    text = " ".join(str(error).split()).removesuffix(" of prompt ids [0]")
+    # A command names prompts itself, and knows them by no id.
+    text = " ".join((error.why if isinstance(error, NoAnswer) else str(error)).split())
     if isinstance(error, OSError) and error.strerror:
         text = " ".join([error.strerror, *([f"({error.filename})"] if error.filename else [])])
     elif not isinstance(error, (*_PERMANENT, RewardError)):

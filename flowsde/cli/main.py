@@ -1,4 +1,4 @@
-"""The `flowsde` command: `sample`, `batch`, `compare`, `train {shapes,scorer}` and `convert`.
+"""The `flowsde` command: `sample`, `batch`, `compare`, `diagnose`, `train` and `convert`.
 
 Exit codes:
 
@@ -51,6 +51,10 @@ def _kind(name: str) -> Any:
         from flowsde.cli.compare.command import Compare
 
         return Compare
+    if name == "diagnose":
+        from flowsde.cli.diagnose import Diagnose
+
+        return Diagnose
     if name == "train":
         from flowsde.cli.train import Train
 

@@ -1,7 +1,7 @@
 """Options of a method or a kernel, read from the source of its maker.
 
-`flowsde.search.METHODS` and `flowsde.kernels.KERNELS` map names to makers. Their signatures and
-docstrings are read with `ast`, so that help and mistakes do not wait for JAX.
+`flowsde/search/makers.py` and `flowsde/kernels/makers.py` import the makers, a line each. Their
+signatures and docstrings are read with `ast`, so that help and mistakes do not wait for JAX.
 """
 
 import ast
@@ -32,21 +32,20 @@ class Option(NamedTuple):
 
 
 @functools.cache
-def makers(package: str, table: str) -> Mapping[str, Mapping[str, Option]]:
-    """The options of each maker in a package's table.
+def makers(package: str) -> Mapping[str, Mapping[str, Option]]:
+    """The options of each maker that a package's `makers.py` imports, by its name.
 
     Args:
-      package: `flowsde.search`, say; its source has ``table = {"name": maker, …}``.
-      table: the name of the table.
+      package: `flowsde.search`, say.
     """
-    file = _ROOT.joinpath(*package.split("."), "__init__.py")
-    value = _assigned(_tree(file), table)
-    assert isinstance(value, ast.Dict), f"{package}.{table} must be a literal dict"
-    return {
-        ast.literal_eval(key): _options(*_found(file, value.id))
-        for key, value in zip(value.keys, value.values, strict=True)
-        if key is not None and isinstance(value, ast.Name)
-    }
+    file = _ROOT.joinpath(*package.split("."), "makers.py")
+    names = [
+        alias.name
+        for node in _tree(file).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    return {name: _options(*_found(file, name)) for name in names}
 
 
 @functools.cache

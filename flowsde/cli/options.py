@@ -138,10 +138,11 @@ else:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @described
 class Converted:
-    """Use a converted model instead of the embedded one."""
+    """Use another model."""
 
-    model: Annotated[Path | None, shown("FOLDER")] = None
-    """Folder that flowsde convert wrote, of a FLUX.1 pipeline or a SiT."""
+    model: Annotated[Path | None, shown("NAME|FOLDER")] = None
+    """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
+    the folder that flowsde convert wrote, of a FLUX.1 pipeline or a SiT."""
     size: Annotated[str | None, shown("HEIGHTxWIDTH")] = None
     """FLUX.1: size in pixels, 1024x768, or 1024 for a square (default: the model's own)."""
     text_tokens: Int = None

@@ -12,6 +12,7 @@ from flowsde.cli.lineage import FINISH, SAMPLE, SINGLE, Shot, Trace
 from flowsde.pictures import pixels
 from flowsde.runner.result import Result
 from flowsde.search import Search
+from flowsde.search.value import value_of
 
 _COLUMNS = 10
 _SAMPLES = 50
@@ -146,8 +147,13 @@ def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
     # Candidates are in order of their chain.
     chain = np.broadcast_to(np.arange(counted.shape[1]) * chains // counted.shape[1], counted.shape)
     times, index = np.unique(time[counted], return_inverse=True)
+    cost = np.full(len(times), evaluations)
+    if (value := value_of(search)) is not None:
+        scored = counted & (np.asarray(info.reward)[rows] > -np.inf)
+        looks = np.isin(times, time[scored]) & np.asarray(value.looks(times))
+        cost[looks] *= 1 + value.cost
     budget = np.zeros((len(times), chains), np.int64)
-    np.add.at(budget, (index, chain[counted]), evaluations)
+    np.add.at(budget, (index, chain[counted]), cost[index])
     return Spending(times[::-1], budget[::-1], finishing * evaluations)
 
 

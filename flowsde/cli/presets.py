@@ -5,6 +5,7 @@ Options that the user gives replace a preset's, and makers' defaults fill what b
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from flowsde.cli.settings import CHOICES, PRESETS, Settings, flag
 from flowsde.runner.records import Program
 from flowsde.search import BudgetTooSmall, Search
 from flowsde.search.complete import default_steps
+from flowsde.search.grid import UnusableKernel
 
 _SHIFT = 3.0
 
@@ -67,16 +69,38 @@ def _filled(method: str, s: Settings) -> Settings:
     return dataclasses.replace(s, **open_)
 
 
+@functools.cache
+def stochastic(kernel: str) -> bool:
+    """Whether a kernel adds noise; it says so itself."""
+    return _made(kernel, interpolants.linear(), diffusion.square()).stochastic
+
+
+@functools.cache
+def _takes_gradient(method: str) -> bool:
+    """Whether a method can use the gradient of the reward; its search says so itself."""
+    if method in settings.TRAJECTORIES:
+        return False  # There is no reward.
+    kernel = kernels.reward_gradient(kernels.ddim(interpolants.linear()), 1.0)
+    try:
+        MAKERS[method](nfe=_MOST_NFE, kernel=kernel, grid=grids.uniform(20))
+    except UnusableKernel:
+        return False
+    return True
+
+
 def _unused(method: str, s: Settings) -> dict[str, str]:
     """Settings that have no effect, and why."""
     unused: dict[str, str] = {}
-    no_gradient = method in ("ode", "sde", "smc") or s.kernel == "ode_euler"
-    diffuses = "diffusion" in inspect.signature(kernels.KERNELS[s.kernel]).parameters
+    takes_gradient = _takes_gradient(method) and stochastic(s.kernel)
     for names, used, why in (
         (set(settings.MOVING) - set(settings.MOVES[s.kernel]), False, f"kernel {s.kernel}"),
-        (("diffusion", "diffusion_scale"), diffuses, f"kernel {s.kernel}"),
-        (("gradient_temperature",), not no_gradient, f"method {method}, kernel {s.kernel}"),
+        (("diffusion", "diffusion_scale"), _diffuses(s.kernel), f"kernel {s.kernel}"),
+        (("gradient_temperature",), takes_gradient, f"method {method}, kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
+        (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
+        (("bar",), s.accept == "threshold", f"accept {s.accept}"),
+        (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
+        (("value_samples",), s.value == "samples", f"value {s.value}"),
         (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
         (set(settings.TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):
@@ -161,15 +185,16 @@ def resolve_from(
     for name, value in given.items():
         check(name, value)
     s = _filled(method, dataclasses.replace(base, **given))
-    if (method == "ode") != (s.kernel == "ode_euler") and method in ("ode", "sde"):
-        wanted = "ode_euler" if method == "ode" else "euler_maruyama, ddim or cps"
+    adds_noise = settings.TRAJECTORIES.get(method)
+    if adds_noise is not None and stochastic(s.kernel) != adds_noise:
+        wanted = ", ".join(k for k in settings.KERNELS if stochastic(k) == adds_noise)
         raise ValueError(f"--kernel must be {wanted} for method {method}, got {s.kernel!r}")
     without = _unused(method, s)
     for name in given:
         if name in without:
             why = without[name]
             raise ValueError(f"{flag(name)} has no effect with {why}, got {given[name]!r}")
-    if method in ("ode", "sde"):
+    if method in settings.TRAJECTORIES:
         s = _one_trajectory(method, s, given)
     s = _by_budget(s)
     if s.diffusion_scale is None and s.diffusion is not None:
@@ -207,11 +232,19 @@ def _kernel(s: Settings) -> kernels.Kernel:
 
 def _unguided(s: Settings) -> kernels.Kernel:
     p = getattr(interpolants, s.interpolant)()
-    make = kernels.KERNELS[s.kernel]
     options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
-    if "diffusion" in inspect.signature(make).parameters:
-        options["diffusion"] = getattr(diffusion, str(s.diffusion))(s.diffusion_scale)
-    return make(p, **options)
+    g = getattr(diffusion, str(s.diffusion))(s.diffusion_scale) if _diffuses(s.kernel) else None
+    return _made(s.kernel, p, g, **options)
+
+
+def _diffuses(kernel: str) -> bool:
+    return "diffusion" in inspect.signature(kernels.KERNELS[kernel]).parameters
+
+
+def _made(kernel: str, p: interpolants.Interpolant, g: Any, **options: Any) -> kernels.Kernel:
+    """A kernel by name, with a diffusion coefficient if it takes one."""
+    own = (p, g) if _diffuses(kernel) else (p,)
+    return kernels.KERNELS[kernel](*own, **options)
 
 
 def grid(s: Settings) -> grids.Grid:

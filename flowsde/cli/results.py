@@ -15,7 +15,7 @@ from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
-from flowsde.cli.settings import flag
+from flowsde.cli.settings import EMBEDDED, flag
 from flowsde.cli.sources.base import Source
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
@@ -130,9 +130,9 @@ _CONTENTS = "converted models with the checksums"
 
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a result, of which an earlier version may have called one otherwise."""
-    if "model" not in settings:
-        # Which results of the default task do not name.
-        settings = {"task": "counts"} | settings
+    if settings.get("model", "shapes") in EMBEDDED:
+        # Which results of the default model and task do not name.
+        settings = {"model": EMBEDDED[0], "task": "counts"} | settings
     return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
 
 
@@ -141,7 +141,7 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
     about = speakable(about)
     settings = {flag(name): value for name, value in as_called_now(about["settings"]).items()}
     prompt = about["prompt"]
-    if "model" not in about["settings"]:
+    if about["settings"].get("model", "shapes") in EMBEDDED:
         try:
             prompt = captions.caption(captions.parse(prompt))
         except ValueError:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowsde.cli.makers import Option, makers, names
 
-TRAJECTORIES = ("ode", "sde")
-"""Methods that follow one trajectory; their search is the best of one."""
-SEARCHES = makers("flowsde.search", "METHODS")
-MOVES = makers("flowsde.kernels", "KERNELS")
+TRAJECTORIES = {"ode": False, "sde": True}
+"""Methods that follow one trajectory, the best of one, and whether that is stochastic."""
+SEARCHES = makers("flowsde.search")
+MOVES = makers("flowsde.kernels")
 METHODS = (*TRAJECTORIES, *SEARCHES)
 KERNELS = tuple(MOVES)
 INTERPOLANTS = ("linear", "vp", "cosine", "linear_vp", "polynomial")
@@ -20,6 +20,8 @@ DIFFUSIONS = (
     *("constant", "sigma", "linear", "square", "sin"),
     *("clipping", "exp", "tan", "flow_grpo", "forward"),
 )
+EMBEDDED = ("shapes", "shapes-turbo")
+"""Models that come with the package."""
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 
 
@@ -165,10 +167,18 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
+_UNSAID = {"accept": "improve", "value": "mean"}
+"""What an earlier version did, before it was an option."""
+
+
 def as_values(s: Settings) -> dict[str, Any]:
-    """Settings as result.json has them; a maker's new option changes those of no other method."""
+    """Settings as result.json has them; a maker's new option changes those of no other run."""
     every = dataclasses.asdict(s)
-    return {name: v for name, v in every.items() if v is not None or name in _ALWAYS}
+    return {
+        name: value
+        for name, value in every.items()
+        if name in _ALWAYS or value not in (None, _UNSAID.get(name))
+    }
 
 
 def flag(name: str) -> str:

@@ -12,7 +12,7 @@ from flowsde.shapes.runs import export, train
 from flowsde.shapes.train import CARD, TrainConfig
 
 _DEFAULTS = TrainConfig()
-_TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
+_NETWORK = tyro.conf.arg(metavar="{shapes,turbo,scorer}", help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,16 +20,22 @@ _TASK = tyro.conf.arg(metavar="{shapes,scorer}", help_behavior_hint="")
 class Train:
     """Train an embedded network, or continue the run in --out; export weights and card."""
 
-    task: Annotated[str, tyro.conf.Positional, _TASK] = ""
-    """Network to train: the text-to-image flow, or the scorer that is its given reward."""
+    network: Annotated[str, tyro.conf.Positional, _NETWORK] = ""
+    """Network to train: the text-to-image flow, the one distilled from it, or the scorer, which is
+    their given reward."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of the run; runs/TASK by default."""
-    export_only: bool = False
+    """Folder of the run; runs/NETWORK by default."""
+    export_only: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Export the run's last checkpoint, with its own configuration, without training."""
+    overwrite: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Discard the run in the folder and begin anew; without it, the same command resumes."""
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = _DEFAULTS
 
     def run(self) -> None:
         """Train or export, and print where the files are."""
-        folder = Path("runs") / self.task if self.out is None else self.out
-        make = export if self.export_only else partial(train, config=self.config)
-        print(f"weights {make(self.task, folder)}\ncard    {folder / CARD}", flush=True)
+        folder = Path("runs") / self.network if self.out is None else self.out
+        if self.export_only and self.overwrite:
+            raise ValueError("--overwrite has no effect with --export-only, which trains nothing")
+        begin = partial(train, config=self.config, overwrite=self.overwrite)
+        make = export if self.export_only else begin
+        print(f"weights {make(self.network, folder)}\ncard    {folder / CARD}", flush=True)

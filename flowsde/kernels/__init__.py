@@ -24,8 +24,10 @@ g^2 ~ c / (1 - t) to at most c (.49 for `flow_grpo` at scale .7, 2 for `forward`
 interpolant), alpha' ~ (1 - t)^-1/2 (linear-VP) to 1/2.
 """
 
+import inspect
 from collections.abc import Callable
 
+from flowsde.kernels import makers
 from flowsde.kernels.base import Kernel
 from flowsde.kernels.euler import (
     EulerMaruyama,
@@ -42,10 +44,7 @@ from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
 KERNELS: dict[str, Callable[..., Kernel]] = {
-    "euler_maruyama": euler_maruyama,
-    "ddim": ddim,
-    "cps": cps,
-    "ode_euler": ode_euler,
+    name: maker for name, maker in vars(makers).items() if inspect.isfunction(maker)
 }
 """The maker of each kernel that searches can use; it makes the options of the command."""
 

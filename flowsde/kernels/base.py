@@ -35,7 +35,7 @@ class Kernel(Static, abc.ABC):
         return True
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         """Whether a call takes, last, the gradient of the reward in x."""
         return False
 

@@ -17,7 +17,7 @@ class Guided(Kernel):
     temperature: float
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         return True
 
     def moments(self, x, x0, x1, t, s, gradient=None):

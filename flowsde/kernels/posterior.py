@@ -81,7 +81,8 @@ def ddim(interpolant: Interpolant, eta: float = 1.0, data_variance: float = 0.0)
     Args:
       interpolant: of x and the times.
       eta: 0 keeps all noise (an ODE step), 1 redraws as much as ancestral sampling.
-      data_variance: v of the module's docstring; 0 uses x0's mean.
+      data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
+        takes x0's mean.
     """
     return DDIM(check_interpolant(interpolant), float(eta), float(data_variance))
 
@@ -92,7 +93,7 @@ def cps(interpolant: Interpolant, eta: float = 0.5, data_variance: float = 0.0) 
     Args:
       interpolant: of x and the times.
       eta: share of fresh noise, 0 to 1.
-      data_variance: variance of the data that is assumed, v of the module's docstring; 0 uses x0's
-        mean.
+      data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
+        takes x0's mean.
     """
     return CPS(check_interpolant(interpolant), float(eta), float(data_variance))

@@ -16,15 +16,17 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Told, as_arrays, check_cond
+from flowsde.conds import Cond, Told, as_arrays, check_cond, for_model
 from flowsde.flow import Flow, check_flow
+from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.rewards import exact as exact_reward
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout, memory
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, memory
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
@@ -72,12 +74,12 @@ class Job(NamedTuple):
         return self.program.search
 
     @property
-    def layout(self) -> Layout:
-        return self.program.layout
+    def placement(self) -> Placement:
+        return self.program.placement
 
     def trim(self, tree: Any, axis: int = 0) -> Any:
         """What concerns the job's own prompts; of a single one, without their axis."""
-        if self.layout.mesh is None:
+        if self.placement.mesh is None:
             return tree
         lead = (slice(None),) * axis
         if self.single:
@@ -127,26 +129,31 @@ def prepare(
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
-    layout = ALONE
+    placement = ALONE
     if mesh is not None:
-        layout, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
-        program = program.replace(layout=layout)
+        placement, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
+        program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
-    (keys, cond, numbers), live = _filled_up(layout, ids.size, (keys, cond, jnp.asarray(budgets)))
-    rows = -(-keys.size // layout.prompts) * program.search.n_candidates
-    rows = -(-rows // layout.particles)
+    (keys, cond, numbers), live = _filled_up(
+        placement, ids.size, (keys, cond, jnp.asarray(budgets))
+    )
+    rows = -(-keys.size // placement.prompts) * program.search.n_candidates
+    rows = -(-rows // placement.particles)
     sizes = _sizes(rows, chunk_size, verifier.minibatch)
-    _check_size(program, flow, sizes.model * layout.groups if sizes.model < rows else 0)
-    check_search(program.search, flow.shape)
-    on_device = None if isinstance(verifier, HostReward) else verifier
+    _check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
+    check_search(program, flow.shape)
+    flow = exact_flow(flow, for_model(cond))
+    on_device = None
+    if isinstance(verifier, DeviceReward):
+        on_device = verifier = exact_reward(verifier, cond)
     job = Job(
         keys=keys,
         model=Model(flow, on_device, cond),
         program=program,
         sizes=sizes,
         reward=verifier,
-        target=layout.put(jnp.asarray(target), EVERYWHERE),
+        target=placement.put(jnp.asarray(target), EVERYWHERE),
         nfe=numbers,
         ids=ids,
         single=single,
@@ -155,7 +162,7 @@ def prepare(
         live=live,
         run=run,
     )
-    with layout.around_model():
+    with placement.around_model():
         _trace(job)
     return job
 
@@ -177,7 +184,7 @@ def _check_reward(search: Search, reward: Reward) -> Reward:
     """The reward, if the search can use it."""
     if isinstance(reward, DeviceReward):
         check_static("reward", reward.fn)
-    elif search.guided:
+    elif search.uses_gradient:
         raise TypeError(
             f"reward {reward.name!r} runs outside JAX and has no gradient, which the search's "
             f"guided kernel wants; expected a JAX function"
@@ -212,31 +219,31 @@ def _checked(name: str, cond: Cond, n: int, single: bool) -> Cond:
     return cond
 
 
-def _filled_up(layout: Layout, n: int, each: Any) -> tuple[Any, jax.Array | None]:
+def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array | None]:
     """Arrays of n prompts on the mesh, with as many more as parts of it come out even with.
 
     Returns:
       The arrays, in which what is more is the first prompt again; and which are not, bool.
       Without a mesh, the arrays and None.
     """
-    if layout.mesh is None:
+    if placement.mesh is None:
         return each, None
-    places = jnp.arange(-(-n // layout.prompts) * layout.prompts, dtype=jnp.int32)
+    places = jnp.arange(-(-n // placement.prompts) * placement.prompts, dtype=jnp.int32)
     live = places < n
     at = jnp.where(live, places, 0)
     filled = jax.tree.map(lambda a: a[at], each)
-    return layout.put((filled, live), layout.by_prompt)
+    return placement.put((filled, live), placement.by_prompt)
 
 
 def _on_mesh(
     mesh: Mesh, rules: ShardingRules | None, flow: Flow, reward: Reward
-) -> tuple[Layout, Flow, Reward]:
+) -> tuple[Placement, Flow, Reward]:
     """How the run lies on a mesh, with the parameters of the model and the reward there."""
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     rules = (rules or ShardingRules()).on(mesh)
-    layout = Layout(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
-    if both := set(layout.prompt) & set(layout.particle):
+    placement = Placement(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+    if both := set(placement.prompt) & set(placement.particle):
         raise ValueError(
             f"rules split both prompts and particles over mesh axis {both.pop()!r}, expected "
             f"different ones"
@@ -247,7 +254,7 @@ def _on_mesh(
             raise ValueError(f"reward {reward.name!r} runs outside JAX, expected a single process")
     else:
         reward = place(reward, mesh, rules)
-    used = {*layout.prompt, *layout.particle}
+    used = {*placement.prompt, *placement.particle}
     for leaf in jax.tree.leaves((flow, reward if isinstance(reward, DeviceReward) else None)):
         for axes in leaf.sharding.spec:
             used |= {axes} if isinstance(axes, str) else set(axes or ())
@@ -257,7 +264,7 @@ def _on_mesh(
             f"mesh axis {idle[0]!r} of {mesh.shape[idle[0]]} devices splits neither prompts, nor "
             f"particles, nor any parameter: its devices would all do the same"
         )
-    return layout, flow, reward
+    return placement, flow, reward
 
 
 def _check_target(target_reward: Any) -> np.float32:
@@ -290,17 +297,19 @@ def _check_size(program: Program, flow: Flow, padding: int) -> None:
     Args:
       padding: rows of a round that may be computed for a prompt besides its candidates.
     """
-    search, layout = program.search, program.layout
+    search, placement = program.search, program.placement
     width = search.n_candidates
     # x, x0 and x1 of every one, at least.
-    needed = 12 * -(-width // layout.particles) * math.prod(flow.shape)
-    there = memory(layout.mesh)
+    needed = 12 * -(-width // placement.particles) * math.prod(flow.shape)
+    there = memory(placement.mesh)
     if needed > there:
         raise ValueError(
             f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
             f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
         )
-    most = flow.evaluations * search.max_rounds * (width + padding)
+    value = program.kind.value
+    each = flow.evaluations * (1 if value is None else 1 + value.cost)
+    most = each * search.max_rounds * (width + padding)
     if most > MOST:
         raise ValueError(
             f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "
@@ -317,7 +326,7 @@ def _trace(job: Job) -> None:
     """Trace the model and the reward on shapes alone: their errors come before any work."""
 
     def shapes(n: int) -> tuple[Any, Any, Any]:
-        n *= job.layout.groups
+        n *= job.placement.groups
         own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.model.cond)
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
         return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
@@ -329,6 +338,6 @@ def _trace(job: Job) -> None:
             decode_and_check.eval_shape(job.flow, shapes(job.sizes.reward)[0])
             return
         # A guided search takes rewards with the model's chunks as well.
-        for n in {job.sizes.reward, *([job.sizes.model] if job.search.guided else [])}:
+        for n in {job.sizes.reward, *([job.sizes.model] if job.search.uses_gradient else [])}:
             x, _, cond = shapes(n)
             verify.eval_shape(job.flow, job.reward, x, cond)

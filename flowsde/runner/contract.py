@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde.runner.records import Program
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.value import value_of
 
 MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
 """Of the protocol."""
@@ -28,17 +30,17 @@ def check_members(search: Any) -> None:
     raise TypeError(said)
 
 
-def check_search(search: Any, shape: tuple[int, ...]) -> None:
+def check_search(program: Program, shape: tuple[int, ...]) -> None:
     """Trace a search's functions on shapes alone.
 
     Args:
-      search: with all members of the protocol.
+      program: whose search has all members of the protocol.
       shape: of a particle.
 
     Raises:
       ValueError, TypeError: naming the search's class and what one of its members returned.
     """
-    _check_traces(search, shape)
+    _check_traces(program, shape)
 
 
 def _array(dtype: Any, *shape: int) -> Any:
@@ -46,12 +48,13 @@ def _array(dtype: Any, *shape: int) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_traces(search: Any, shape: tuple[int, ...]) -> None:
+def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
+    search: Any = program.search
     own, w = f"search {type(search).__name__}", search.n_candidates
 
     def particles(*lead: int) -> Particle:
         x, number = _array(jnp.float32, *lead, *shape), _array(jnp.float32, *lead)
-        return Particle(x, number, x, x, number, x if search.guided else None)
+        return Particle(x, number, x, x, number, x if search.uses_gradient else None)
 
     state = jax.eval_shape(
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
@@ -59,8 +62,10 @@ def _check_traces(search: Any, shape: tuple[int, ...]) -> None:
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
     after, asked = _pair(own, "ask", "Candidates", jax.eval_shape(search.ask, state))
     _compare(f"{own}: the state that ask returns", after, state)
-    _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag))
-    evals = Evaluation(x, x, number, x if search.guided else None)
+    value = value_of(search)
+    key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
+    _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag, key))
+    evals = Evaluation(x, x, number, x if search.uses_gradient else None)
     after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
     _compare(f"{own}: the state that tell returns", after, state)
     path = jax.eval_shape(search.path, state)
@@ -103,7 +108,12 @@ def _said(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     fields = getattr(value, "_fields", None)
     if fields is not None:
-        lacking = [name for name, one in zip(fields, value, strict=True) if one is None]
+        lacking = [
+            name
+            for name, one in zip(fields, value, strict=True)
+            # A search is asked for a key only where it looks ahead.
+            if one is None and name != "key"
+        ]
         without = f" without {', '.join(lacking)}" if lacking else ""
         return f"{type(value).__name__}{without}"
     if isinstance(value, tuple):

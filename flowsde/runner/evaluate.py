@@ -2,7 +2,8 @@
 
 First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
 size. A guided search's rows that want a gradient get both at once, by differentiating through
-reward, decoder and model.
+reward, decoder and model. A search that looks ahead has rows go on in between, see
+`flowsde.runner.ahead`.
 
 Candidates [P, w] of P prompts, or [w] of a single one, are evaluated as rows [m]. On a mesh, each
 group of devices picks the next chunk of its own rows, and the model sees those of all together.
@@ -23,7 +24,9 @@ from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards import DeviceReward, HostReward, as_float32
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Layout
+from flowsde.runner import ahead
+from flowsde.runner.ahead import to_score, with_rewards
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
 
@@ -44,6 +47,7 @@ class Rows(NamedTuple):
     wants_gradient: jax.Array
     valid: jax.Array
     prompt: jax.Array
+    key: jax.Array | None = None
 
 
 def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
@@ -51,32 +55,32 @@ def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
     return jax.tree.map(lambda a: a[prompts % a.shape[0]], cond)
 
 
-def split(asked: Candidates, layout: Layout) -> Rows:
+def split(asked: Candidates, placement: Placement) -> Rows:
     """The rows of candidates [P, w], or [w] of a single prompt."""
 
     def own(asked: Candidates) -> Rows:
         lead = asked.t.shape
         flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), asked)
         m, width = flat.t.shape[0], lead[-1]
-        prompt = layout.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
-        rows = layout.own(Rows(**flat._asdict(), prompt=prompt))
-        return rows._replace(valid=rows.valid & ~layout.repeated(m))
+        prompt = placement.first_prompt(m // width) + jnp.arange(m, dtype=jnp.int32) // width
+        rows = placement.own(Rows(**flat._asdict(), prompt=prompt))
+        return rows._replace(valid=rows.valid & ~placement.repeated(m))
 
-    return layout.local(own, layout.by_prompt, layout.by_row)(asked)
+    return placement.local(own, placement.by_prompt, placement.by_row)(asked)
 
 
-def join(rows: Any, lead: tuple[int, ...], layout: Layout) -> Any:
-    """Arrays of rows as of candidates [*lead]; within `Layout.local`."""
+def join(rows: Any, lead: tuple[int, ...], placement: Placement) -> Any:
+    """Arrays of rows as of candidates [*lead]; within `Placement.local`."""
     m = math.prod(lead)
-    rows = layout.joined(rows) if layout.particles > 1 else rows
+    rows = placement.joined(rows) if placement.particles > 1 else rows
     return jax.tree.map(lambda a: a[:m].reshape(*lead, *a.shape[1:]), rows)
 
 
-def join_counts(computed: Computed, lead: tuple[int, ...], layout: Layout) -> Computed:
+def join_counts(computed: Computed, lead: tuple[int, ...], placement: Placement) -> Computed:
     """`join`, with what was computed only to come out even put down to the last row."""
     m = math.prod(lead)
-    if layout.particles > 1:
-        computed = layout.joined(computed)
+    if placement.particles > 1:
+        computed = placement.joined(computed)
         computed = jax.tree.map(lambda a: a.at[m - 1].add(jnp.sum(a[m:])), computed)
     return jax.tree.map(lambda a: a[:m].reshape(lead), computed)
 
@@ -116,16 +120,23 @@ def _clean(rewards: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def _model(
-    flow: Flow, reward: Any, interpolant: Interpolant, guided: bool, x, t, cond, wants_gradient
+    flow: Flow,
+    reward: Any,
+    interpolant: Interpolant,
+    uses_gradient: bool,
+    x,
+    t,
+    cond,
+    wants_gradient,
 ) -> tuple[Evaluation, jax.Array]:
     """Means of rows, reward and gradient where wanted; and whether they were differentiated."""
     nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
 
     def forward() -> Evaluation:
         x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
-        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if guided else None)
+        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if uses_gradient else None)
 
-    if not guided:
+    if not uses_gradient:
         return forward(), jnp.zeros(t.shape, jnp.bool)
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -150,7 +161,7 @@ def _in_chunks(
     last: jax.Array,
     size: int,
     empty: Any,
-    layout: Layout,
+    placement: Placement,
 ) -> tuple[Any, jax.Array]:
     """``f(at)`` for the rows of each group that are wanted, in as many whole chunks as they need.
 
@@ -160,7 +171,7 @@ def _in_chunks(
       last: int32 [m], the greater the later; rows that are not wanted come last.
       size: rows of a group at once.
       empty: what rows that are not computed are given.
-      layout: of the groups.
+      placement: of the groups.
 
     Returns:
       `empty`, with f's values in the rows computed; and how often each was, int32 [m].
@@ -177,21 +188,21 @@ def _in_chunks(
         buffers = jax.tree.map(lambda buffer, rows: buffer.at[at].set(rows), buffers, new)
         return buffers, computed.at[at].add(1)
 
-    order, counts = layout.rowwise(plan)(wanted, last)
+    order, counts = placement.rowwise(plan)(wanted, last)
     n = jnp.max(counts)
-    next_places = layout.local(places, (layout.by_row, EVERYWHERE), layout.by_row)
+    next_places = placement.local(places, (placement.by_row, EVERYWHERE), placement.by_row)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, buffers, computed = carry
         at = next_places(order, i)
-        return i + 1, *layout.rowwise(put)(buffers, computed, at, f(at))
+        return i + 1, *placement.rowwise(put)(buffers, computed, at, f(at))
 
     start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(wanted.shape, jnp.int32))
     _, values, computed = jax.lax.while_loop(lambda carry: carry[0] * size < n, body, start)
     return values, computed
 
 
-def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
+def _picker(placement: Placement, cond: Cond) -> Callable[..., Any]:
     """``(at, prompt, arrays) -> arrays, cond`` of some rows of each group; of all for None."""
 
     def pick(at: Any, prompt: jax.Array, arrays: Any, cond: Cond) -> tuple[Any, Cond]:
@@ -199,77 +210,113 @@ def _picker(layout: Layout, cond: Cond) -> Callable[..., Any]:
             prompt, arrays = jax.tree.map(lambda a: a[at], (prompt, arrays))
         return arrays, of_prompts(cond, prompt)
 
-    ins = (layout.by_row, layout.by_row, layout.by_row, layout.by_prompt)
-    local = layout.local(pick, ins, layout.by_row)
+    ins = (placement.by_row, placement.by_row, placement.by_row, placement.by_prompt)
+    local = placement.local(pick, ins, placement.by_row)
     return lambda at, prompt, arrays: local(at, prompt, arrays, cond)
 
 
 def evaluate_model(
-    model: Model, asked: Candidates, kind: Kind, size: int, layout: Layout = ALONE
+    model: Model, asked: Candidates, kind: Kind, size: int, placement: Placement = ALONE
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
 
     Returns:
       Leaves [m, ...].
     """
-    rows, pick = split(asked, layout), _picker(layout, model.cond)
+    rows, pick = split(asked, placement), _picker(placement, model.cond)
     m = rows.t.shape[0]
     wants_gradient = rows.valid & rows.wants_gradient
-    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.guided)
+    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
         (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
-        with layout.around_model():
+        with placement.around_model():
             return evaluate(x, t, own, wanted)
 
-    if size == m // layout.groups:
+    if size == m // placement.groups:
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
         zeros = jnp.zeros_like(rows.x)
         empty = Evaluation(
-            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.guided else None
+            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.uses_gradient else None
         )
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
         values, forward = _in_chunks(
-            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), layout
+            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), placement
         )
     evals, differentiated = values
-    return evals, Computed(forward, forward * differentiated.astype(jnp.int32))
+    backward = forward * differentiated.astype(jnp.int32)
+    if kind.value is None:
+        return evals, Computed(forward, backward)
+    seen, looked = _look_ahead(model.flow, rows, evals, kind, size, placement, pick)
+    return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
 
 
-def _wanted(rows: Rows) -> jax.Array:
-    """Rows that still want a reward after `evaluate_model`."""
-    return rows.valid & rows.wants_reward & ~rows.wants_gradient
+def _look_ahead(
+    flow: Flow,
+    rows: Rows,
+    evals: Evaluation,
+    kind: Kind,
+    size: int,
+    placement: Placement,
+    pick: Callable[..., Any],
+) -> tuple[jax.Array, jax.Array]:
+    """x0 of what is seen from each row [m, k, ...], and how often it was looked from, int32 [m]."""
+    value = kind.value
+    assert value is not None
+    wanted = ahead.ahead(rows, value)
+
+    def chunk(at: jax.Array) -> jax.Array:
+        particles, own = pick(at, rows.prompt, (rows.x, rows.t, evals.x0, evals.x1, rows.key))
+        with placement.around_model():
+            return ahead.ends(partial(means, flow), value, kind.interpolant, particles, own)
+
+    itself = jnp.broadcast_to(evals.x0[:, None], (wanted.size, value.samples, *flow.shape))
+    seen, looked = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, placement)
+    # What fills the last chunk up is scored by its mean all the same.
+    return jnp.where(expand(wanted, seen), seen, itself), looked
 
 
 def evaluate_reward(
-    model: Model, asked: Candidates, evals: Evaluation, size: int, layout: Layout = ALONE
+    model: Model,
+    asked: Candidates,
+    evals: Evaluation,
+    kind: Kind,
+    size: int,
+    placement: Placement = ALONE,
 ) -> Evaluation:
     """Add the rewards that are still wanted, to rows of `evaluate_model`."""
-    rows, pick = split(asked, layout), _picker(layout, model.cond)
-    wanted, reward = _wanted(rows), model.reward
+    rows, pick = split(asked, placement), _picker(placement, model.cond)
+    data, wanted, prompt = to_score(rows, evals, kind.value)
+    reward = model.reward
     assert reward is not None
     m = wanted.shape[0]
     nothing = jnp.full(m, -jnp.inf, jnp.float32)
 
     def chunk(at: jax.Array | None) -> jax.Array:
-        x0, own = pick(at, rows.prompt, evals.x0)
-        with layout.around_model():
+        x0, own = pick(at, prompt, data)
+        with placement.around_model():
             return verify(model.flow, reward, x0, own)
 
-    if size == m // layout.groups:
+    if size == m // placement.groups:
         rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
     else:
         last = (~wanted).astype(jnp.int32)
-        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, layout)
-    return evals._replace(reward=jnp.where(wanted, _clean(rewards, wanted), evals.reward))
+        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
+    return with_rewards(rows, evals, _clean(rewards, wanted), kind.value)
 
 
-@partial(jax.jit, static_argnames=("layout",))
-def _what_is_wanted(asked: Candidates, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    rows = split(asked, layout)
-    return _wanted(rows), rows.prompt
+@partial(jax.jit, static_argnames=("kind", "placement"))
+def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Placement) -> Any:
+    return to_score(split(asked, placement), evals, kind.value)
+
+
+@partial(jax.jit, static_argnames=("kind", "placement"))
+def _with_rewards(
+    asked: Candidates, evals: Evaluation, rewards: jax.Array, kind: Kind, placement: Placement
+) -> Evaluation:
+    return with_rewards(split(asked, placement), evals, rewards, kind.value)
 
 
 def evaluate_on_host(
@@ -277,18 +324,21 @@ def evaluate_on_host(
     reward: HostReward,
     asked: Candidates,
     evals: Evaluation,
+    kind: Kind,
     size: int,
-    layout: Layout = ALONE,
+    placement: Placement = ALONE,
 ) -> Evaluation:
     """`evaluate_reward` through NumPy."""
-    wanted, prompt = jax.device_get(_what_is_wanted(asked, layout))
+    asking = _to_score(asked, evals, kind, placement)
+    wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
     told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(model.flow, evals.x0[np.resize(at, size)])
+        decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
         rewards = reward(images, own)
         told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
-    return evals._replace(reward=layout.put(jnp.asarray(told), layout.by_row))
+    told = placement.put(jnp.asarray(told), placement.by_row)
+    return _with_rewards(asked, evals, told, kind, placement)

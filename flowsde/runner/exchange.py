@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.runner.mesh import Layout
+from flowsde.runner.mesh import Placement
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 
 _IMPLEMENTATION = "threefry2x32"
@@ -54,8 +54,8 @@ def slots_of(state: Any) -> Slots:
 def _numbers(first: int, prompts: int, shape: tuple[int, ...]) -> jax.Array:
     """Numbers [prompts, *shape] that count on from `first` for each prompt.
 
-    They are random keys, which can be selected and not computed with: a search that does more
-    fails when it is traced.
+    They are random keys, which can be selected and not computed with: tracing a search that does
+    more fails.
     """
     counted = first + jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     data = jnp.broadcast_to(counted[None, ..., None], (prompts, *shape, 2))
@@ -73,17 +73,20 @@ def tell_by_number(
     asked: Candidates,
     evals: Evaluation,
     rewards: jax.Array,
-    layout: Layout,
-) -> tuple[Any, Info]:
-    """`Search.tell` of P prompts; within `Layout.local`.
+    placement: Placement,
+) -> tuple[Any, Info] | None:
+    """`Search.tell` of P prompts; within `Placement.local`.
+
+    None for a search that does more than select particles: one that computes with their arrays, or
+    keeps some outside of a `Particle`.
 
     Args:
-      search: that only selects particles.
+      search: of the prompts.
       state: [P, ...].
       asked: [P, w].
       evals: of the rows of this device, [k, ...].
       rewards: of all rows, [P, w].
-      layout: whose particle axes share the prompts.
+      placement: whose particle axes share the prompts.
     """
     old = slots_of(state)
     prompts, width = asked.t.shape
@@ -99,7 +102,12 @@ def tell_by_number(
     rows = _numbers(there, prompts, (width,))
     gradient = None if evals.gradient is None else rows
     told = Evaluation(rows, rows, rewards, gradient)
-    new, info = jax.vmap(search.tell)(numbered, asked._replace(x=rows), told)
+    try:
+        new, info = jax.vmap(search.tell)(numbered, asked._replace(x=rows), told)
+    except (TypeError, ValueError):
+        return None
+    if _kinds(new) != _kinds(numbered):
+        return None
 
     # Which old slot, or row behind them, each new slot is.
     kept = slots_of(new)
@@ -107,15 +115,15 @@ def tell_by_number(
     row, is_row = jnp.maximum(chosen - there, 0), chosen >= there
     slot = jnp.minimum(chosen, there - 1)
     flat = row + width * jnp.arange(prompts, dtype=jnp.int32)[:, None]
-    here = is_row & (flat % layout.particles == jax.lax.axis_index(layout.particle))
+    here = is_row & (flat % placement.particles == jax.lax.axis_index(placement.particle))
 
     def resolve(name: str, of_rows: jax.Array) -> jax.Array:
         before = jax.vmap(lambda a, at: a[at])(old.field(name), slot)
         return jnp.where(_like(is_row, before), of_rows, before)
 
     def sent(a: jax.Array) -> jax.Array:
-        mine = a[flat // layout.particles]
-        return jax.lax.psum(jnp.where(_like(here, mine), mine, 0.0), layout.particle)
+        mine = a[flat // placement.particles]
+        return jax.lax.psum(jnp.where(_like(here, mine), mine, 0.0), placement.particle)
 
     values = {"x": resolve("x", jax.vmap(lambda a, at: a[at])(asked.x, row))}
     for name in ("x0", "x1") if evals.gradient is None else ("x0", "x1", "gradient"):
@@ -135,6 +143,12 @@ def tell_by_number(
         )
 
     return jax.tree.map(fill, new, is_leaf=_is_particle), info
+
+
+def _kinds(tree: Any) -> Any:
+    """The structure of a tree, and the shapes and dtypes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _like(condition: jax.Array, a: jax.Array) -> jax.Array:

@@ -9,6 +9,18 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.mesh import fetch
 
 
+class NoAnswer(ValueError):
+    """Prompts of which no candidate had a finite reward.
+
+    Attributes:
+      why: without the prompts.
+    """
+
+    def __init__(self, why: str, ids: list[int]):
+        super().__init__(f"{why} of prompt ids {ids}")
+        self.why = why
+
+
 def check_found(job: Job, ids: np.ndarray, rewards: Any, answers: Any = None) -> None:
     """Raise or warn, as the job asks, about prompts that never had a reward.
 
@@ -21,11 +33,11 @@ def check_found(job: Job, ids: np.ndarray, rewards: Any, answers: Any = None) ->
     hopeless = np.isneginf(np.atleast_1d(rewards))
     if not hopeless.any():
         return
-    message = f"{blame(job, hopeless, answers)} of prompt ids {ids[hopeless].tolist()}"
+    error = NoAnswer(blame(job, hopeless, answers), ids[hopeless].tolist())
     if job.invalid == "error":
-        raise ValueError(message)
+        raise error
     # Two functions lie between this and the user's line.
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(str(error), stacklevel=4)
 
 
 def blame(job: Job, hopeless: np.ndarray, answers: Any) -> str:

@@ -28,7 +28,7 @@ EVERYWHERE = PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Placement:
     """Axes of a mesh, by what is split over them. Static.
 
     Attributes:
@@ -164,5 +164,5 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(gather(tree))
 
 
-ALONE = Layout()
+ALONE = Placement()
 """Without a mesh."""

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flowsde._exact import Snapshot
 from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant
 from flowsde.rewards import DeviceReward
-from flowsde.runner.mesh import ALONE, Layout
+from flowsde.runner.mesh import ALONE, Placement
 from flowsde.search.protocol import BudgetTooSmall, Search
+from flowsde.search.value import LookAhead, value_of
 
 
 class Sizes(NamedTuple):
@@ -25,32 +27,33 @@ class Sizes(NamedTuple):
     reward: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind(Snapshot):
     """What evaluating depends on of a search: those that share it share the compiled program."""
 
     interpolant: Interpolant
-    guided: bool
+    uses_gradient: bool
+    value: LookAhead | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program(Snapshot):
     """What is compiled for. Static.
 
     Attributes:
       search: whose budget is in candidates.
       cost: evaluations of the model that a candidate takes.
-      layout: of a mesh.
+      placement: of a mesh.
     """
 
     search: Search
     cost: int = 1
-    layout: Layout = ALONE
+    placement: Placement = ALONE
 
     @classmethod
-    def of(cls, search: Search, cost: int, layout: Layout = ALONE) -> "Program":
+    def of(cls, search: Search, cost: int, placement: Placement = ALONE) -> "Program":
         """For a search whose budget is in model evaluations; ValueError if they are too few."""
-        program = cls(search, cost, layout)
+        program = cls(search, cost, placement)
         return program if cost == 1 else program.replace(search=program.with_budget(search.nfe))
 
     def candidates(self, nfe: Any) -> Any:
@@ -75,7 +78,7 @@ class Program:
     @property
     def kind(self) -> Kind:
         """What evaluating depends on."""
-        return Kind(self.search.interpolant, self.search.guided)
+        return Kind(self.search.interpolant, self.search.uses_gradient, value_of(self.search))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("flow", "reward", "cond"), meta_fields=())

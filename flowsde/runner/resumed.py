@@ -35,7 +35,7 @@ def resumed(job: Job, fresh: Carry) -> Carry:
     if job.run is not None and job.resume.run is not None:
         if not np.array_equal(job.run, np.atleast_1d(np.asarray(job.resume.run))):
             raise ValueError("resume was begun with another search or cond than this run's")
-    return carry if job.layout.mesh is None else _padded(job, carry, fresh)
+    return carry if job.placement.mesh is None else _padded(job, carry, fresh)
 
 
 def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
@@ -45,6 +45,6 @@ def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
         own = own[None] if job.single else own
         if len(own) < len(begun):
             own = jnp.concatenate(gather([own, begun[len(own) :]]))
-        return job.layout.put(own, job.layout.by_prompt)
+        return job.placement.put(own, job.placement.by_prompt)
 
     return jax.tree.map(pad, carry._replace(live=job.live), fresh)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.flow import Flow
+from flowsde.runner.ahead import verifier_calls
 from flowsde.runner.evaluate import (
     Computed,
     evaluate_model,
@@ -54,9 +55,9 @@ def _init(
 
     if single:
         return begin(keys[0], nfe[0], target)
-    by_prompt = program.layout.by_prompt
+    by_prompt = program.placement.by_prompt
     each = jax.vmap(begin, (0, 0, None))
-    begun = program.layout.local(each, (by_prompt, by_prompt, EVERYWHERE), by_prompt)
+    begun = program.placement.local(each, (by_prompt, by_prompt, EVERYWHERE), by_prompt)
     return begun(keys, nfe, target)._replace(live=live)
 
 
@@ -77,14 +78,14 @@ def _done(carry: Carry, program: Program) -> jax.Array:
 
 
 def _ask(carry: Carry, program: Program) -> tuple[Carry, Candidates]:
-    layout = program.layout
+    placement = program.placement
 
     def ask(carry: Carry) -> tuple[Carry, Candidates]:
         state, asked = _of_each(program.search.ask, carry)(carry.state)
         asked = asked._replace(valid=_among_live(carry, asked.valid))
         return carry._replace(state=state), asked
 
-    return layout.local(ask, layout.by_prompt, layout.by_prompt)(carry)
+    return placement.local(ask, placement.by_prompt, placement.by_prompt)(carry)
 
 
 def counted(
@@ -100,7 +101,7 @@ def counted(
       computed: of each of them.
     """
     passes, search = program.cost, program.search
-    verified = asked.valid & (asked.wants_reward | asked.wants_gradient)
+    verified = verifier_calls(asked, program.kind.value)
     finishing = _of_each(search.finishing, carry)(carry.state)
     info = info._replace(
         evaluations=passes * jnp.sum(computed.forward, -1, dtype=jnp.int32),
@@ -122,25 +123,28 @@ def _tell(
     carry: Carry, program: Program, asked: Candidates, evals: Evaluation, computed: Computed
 ) -> tuple[Carry, Info, jax.Array]:
     """Tell all prompts, count and charge, and say whether all are done."""
-    layout, search = program.layout, program.search
+    placement, search = program.placement, program.search
 
     def tell(
         carry: Carry, asked: Candidates, evals: Evaluation, computed: Computed
     ) -> tuple[Carry, Info, jax.Array]:
         lead = asked.t.shape
-        computed = join_counts(computed, lead, layout)
+        computed = join_counts(computed, lead, placement)
+        by_number = None
         # Where the state holds fewer particles than were asked about, only those are moved.
-        if layout.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
-            rewards = join(evals.reward, lead, layout)
-            state, info = tell_by_number(search, carry.state, asked, evals, rewards, layout)
-        else:
-            evals = join(evals, lead, layout)
+        if placement.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
+            rewards = join(evals.reward, lead, placement)
+            by_number = tell_by_number(search, carry.state, asked, evals, rewards, placement)
+        if by_number is None:
+            evals = join(evals, lead, placement)
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
+        else:
+            state, info = by_number
         carry, info = counted(carry, program, state, info, asked, computed)
         return carry, info, _done(carry, program)
 
-    by_prompt, by_row = layout.by_prompt, layout.by_row
-    told = layout.local(tell, (by_prompt, by_prompt, by_row, by_row), by_prompt)
+    by_prompt, by_row = placement.by_prompt, placement.by_row
+    told = placement.local(tell, (by_prompt, by_prompt, by_row, by_row), by_prompt)
     carry, info, done = told(carry, asked, evals, computed)
     return carry, info, jnp.all(done)
 
@@ -149,8 +153,8 @@ def _round(
     carry: Carry, model: Model, program: Program, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array]:
     carry, asked = _ask(carry, program)
-    evals, computed = evaluate_model(model, asked, program.kind, sizes.model, program.layout)
-    evals = evaluate_reward(model, asked, evals, sizes.reward, program.layout)
+    evals, computed = evaluate_model(model, asked, program.kind, sizes.model, program.placement)
+    evals = evaluate_reward(model, asked, evals, program.kind, sizes.reward, program.placement)
     return _tell(carry, program, asked, evals, computed)
 
 
@@ -187,23 +191,25 @@ def run_rounds(
 @partial(jax.jit, static_argnames=("program",))
 def all_done(carry: Carry, program: Program) -> jax.Array:
     """Whether no prompt has anything left to do."""
-    layout = program.layout
-    done = layout.local(partial(_done, program=program), layout.by_prompt, layout.by_prompt)
+    placement = program.placement
+    done = placement.local(
+        partial(_done, program=program), placement.by_prompt, placement.by_prompt
+    )
     return jnp.all(done(carry))
 
 
 def _best(carry: Carry, program: Program) -> Particle:
-    best, layout = _of_each(program.search.best, carry), program.layout
-    return layout.local(best, layout.by_prompt, layout.by_prompt)(carry.state)
+    best, placement = _of_each(program.search.best, carry), program.placement
+    return placement.local(best, placement.by_prompt, placement.by_prompt)(carry.state)
 
 
 @partial(jax.jit, static_argnames=("program",))
 def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any]:
     """The best so far and its image."""
-    best, layout = _best(carry, program), program.layout
+    best, placement = _best(carry, program), program.placement
     if carry.nfe.ndim:
-        with layout.around_model():
-            return best, layout.keep(flow.decode(best.x0), layout.by_prompt)
+        with placement.around_model():
+            return best, placement.keep(flow.decode(best.x0), placement.by_prompt)
     return best, flow.decode(best.x0[None])[0]
 
 
@@ -229,5 +235,5 @@ def tell_and_ask(
 
 
 start = jax.jit(_init, static_argnames=("program", "shape", "single"))
-model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "layout"))
-reward_step = jax.jit(evaluate_reward, static_argnames=("size", "layout"))
+model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "placement"))
+reward_step = jax.jit(evaluate_reward, static_argnames=("kind", "size", "placement"))

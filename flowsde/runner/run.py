@@ -150,7 +150,7 @@ def _begin(job: Job) -> Carry:
         job.target,
         job.program,
         shape=job.flow.shape,
-        single=job.single and job.layout.mesh is None,
+        single=job.single and job.placement.mesh is None,
         live=job.live,
     )
     return carry if job.resume is None else resumed(job, carry)
@@ -172,6 +172,7 @@ def _log_of(job: Job, carry: Carry) -> Info:
     # Shapes through the compiled parts, whose traces are kept from call to call.
     asked = rounds.first_ask.eval_shape(carry, job.program)
     evals, computed = rounds.model_step.eval_shape(*_for_model(job, asked))
+    evals = evals._replace(seen=None)
     *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
@@ -180,9 +181,9 @@ def _log_of(job: Job, carry: Carry) -> Info:
 def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
     """Arguments of `rounds.model_step`; a reward is one only if its gradient is taken there."""
     model = job.model
-    if not job.search.guided:
+    if not job.search.uses_gradient:
         model = dataclasses.replace(model, reward=None)
-    return model, asked, job.program.kind, job.sizes.model, job.layout
+    return model, asked, job.program.kind, job.sizes.model, job.placement
 
 
 _ROOM = 256
@@ -207,13 +208,15 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     The model is waited for before anything follows: a host that is slow to notice its end would
     count what follows as the model's. The reward and what comes after it are under way together.
     """
-    clock = _Clock()
+    clock, kind = _Clock(), job.program.kind
     evals, computed = rounds.model_step(*_for_model(job, asked))
     model = clock.lap(evals)
     if isinstance(job.reward, HostReward):
-        evals = evaluate_on_host(job.model, job.reward, asked, evals, job.sizes.reward, job.layout)
+        evals = evaluate_on_host(
+            job.model, job.reward, asked, evals, kind, job.sizes.reward, job.placement
+        )
     else:
-        evals = rounds.reward_step(job.model, asked, evals, job.sizes.reward, job.layout)
+        evals = rounds.reward_step(job.model, asked, evals, kind, job.sizes.reward, job.placement)
     carry, following, packed = rounds.tell_and_ask(carry, job.program, asked, evals, computed)
     verifier = clock.lap(evals)
     told = fetch(packed).unpack()

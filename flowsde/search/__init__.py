@@ -5,8 +5,10 @@
 imports mathematics alone: `flowsde.runner` carries it out.
 """
 
+import inspect
 from collections.abc import Callable
 
+from flowsde.search import makers
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
@@ -37,12 +39,7 @@ from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 
 METHODS: dict[str, Callable[..., Search]] = {
-    "bon": bon,
-    "sop": sop,
-    "smc": smc,
-    "code": code,
-    "svdd": svdd,
-    "rbf": rbf,
+    name: maker for name, maker in vars(makers).items() if inspect.isfunction(maker)
 }
 """The maker of each method; its signature and docstring make the options of the command."""
 

@@ -4,10 +4,14 @@ Each chain starts from one draw of noise. From its particle K children follow th
 of steps, the reward at the block's end picks one of them, and the chain goes on from it. Within
 the budget every block gets as many children as it can, earlier blocks one more: no evaluation is
 spent on copies of the start, where there is nothing to choose.
+
+With `branch_at`, blocks begin at the steps chosen alone, and end before the next of them. At the
+other steps a chain has one child, whose reward is wanted at the last only.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count, check_non_negative
+from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
+from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
-    affordable_units,
+    affordable,
     check_stochastic,
     even_shares,
     fold_in_ids,
@@ -29,6 +35,7 @@ from flowsde.search.grid import (
     tree_where,
 )
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.value import Value, as_value
 
 _SELECT = np.iinfo(np.int32).max
 """In place of a draw's number, the key of a stage's selection."""
@@ -54,6 +61,21 @@ class CoDeState(NamedTuple):
     champion: Particle
 
 
+class Blocks(NamedTuple):
+    """A grid in blocks, of which the start is the first; NumPy.
+
+    Attributes:
+      number: int32 [steps], the block that each step is in.
+      begins, ends: bool [steps], where a block does.
+      branches: bool [blocks], where a chain has K children; else it has one.
+    """
+
+    number: Any
+    begins: Any
+    ends: Any
+    branches: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoDe(GridSearch):
     """See `code`; without finishing."""
@@ -61,9 +83,10 @@ class CoDe(GridSearch):
     chains: int
     block: int
     temperature: float
+    branch_at: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        least = self.chains * self.steps
+        least = self.chains * int(self._block_costs.sum())
         if self.nfe < least:
             raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
@@ -73,25 +96,47 @@ class CoDe(GridSearch):
         if self.n_children > 1:
             check_stochastic(self.kernel, "all children of a particle are the same")
 
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where blocks begin and end."""
+        starts = range(1, self.steps, self.block) if self.branch_at is None else self.branch_at
+        begins = np.ones(self.steps, bool)
+        for start in starts:
+            begins[start + 1 : start + self.block] = False
+            begins[start] = True
+        number = np.cumsum(begins, dtype=np.int32) - 1
+        branches = np.zeros(int(number[-1]) + 1, bool)
+        branches[number[list(starts)]] = True
+        # A grid of one step is a choice among draws of noise.
+        branches |= self.steps == 1
+        return Blocks(number, begins, np.append(begins[1:], True), branches)
+
+    @cached_property
+    def verified(self) -> np.ndarray:
+        """bool [steps], where rewards are wanted."""
+        chosen = self.blocks.ends & self.blocks.branches[self.blocks.number]
+        return chosen | (np.arange(self.steps) == self.steps - 1)
+
+    @property
+    def _block_costs(self) -> np.ndarray:
+        """Evaluations that a child takes in each block."""
+        return np.bincount(self.blocks.number, self.costs(self.verified)).astype(np.int32)
+
     def _children(self, nfe: Any) -> Any:
-        """int32 [C, blocks]: children of each chain in each block; of one step, its draws.
+        """int32 [C, blocks]: children of each chain in each block.
 
         They cost nfe, less what is not enough for one more child of any block.
         """
-        totals, moves = even_shares(nfe, self.chains), self.steps - 1
-        if moves == 0:
-            return totals[:, None]
-        blocks = -(-moves // self.block)
-        last = moves - (blocks - 1) * self.block
-        return affordable_units(totals - 1, blocks, self.block, last)
+        branches, costs = self.blocks.branches, self._block_costs
+        left = even_shares(nfe, self.chains) - int(costs[~branches].sum())
+        several = branches.astype(np.int32)[None]
+        place = np.maximum(np.cumsum(branches) - 1, 0)
+        children = affordable(left, costs[branches])[:, place]
+        return children * several + (1 - several)
 
     def quotas(self, nfe: jax.Array) -> jax.Array:
         """int32 [C, steps]: children of each chain at each time, the same within a block."""
-        children, moves = self._children(nfe), self.steps - 1
-        if moves == 0:
-            return children
-        ones = jnp.ones((self.chains, 1), jnp.int32)
-        return jnp.concatenate([ones, jnp.repeat(children, self.block, 1)[:, :moves]], 1)
+        return self._children(nfe)[:, self.blocks.number]
 
     @property
     def n_children(self) -> int:
@@ -122,14 +167,8 @@ class CoDe(GridSearch):
         split = (self.chains, self.n_children)
         return jax.tree.map(lambda a: a.reshape(*split, *a.shape[1:]), particles)
 
-    def _place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Whether a step begins a block, and whether it ends one."""
-        begins = (step == 0) | ((step - 1) % self.block == 0)
-        ends = (step % self.block == 0) | (step == self.steps - 1)
-        return begins, ends & ((step > 0) | (self.steps == 1))
-
     def ask(self, state: CoDeState) -> tuple[CoDeState, Candidates]:
-        begins, ends = self._place(state.step)
+        begins = jnp.asarray(self.blocks.begins)[state.step]
         step = jnp.minimum(state.step, self.steps - 1)
         n = self.n_candidates
         # Chain and number of each candidate.
@@ -148,26 +187,27 @@ class CoDe(GridSearch):
         return state, Candidates(
             x=map_valid(extend, valid, keys, chain, number),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
-            wants_reward=jnp.full(n, ends),
+            wants_reward=jnp.full(n, jnp.asarray(self.verified)[step]),
             wants_gradient=jnp.full(n, self.wants_gradient(step)),
             valid=valid,
+            key=self.keys_ahead(keys),
         )
 
     def tell(
         self, state: CoDeState, candidates: Candidates, evals: Evaluation
     ) -> tuple[CoDeState, Info]:
         active = ~self.done(state)
-        _, ends = self._place(state.step)
+        step = jnp.minimum(state.step, self.steps - 1)
         flat = to_particles(candidates, evals)
         children = self._by_chain(flat)
         chain = jnp.arange(self.chains, dtype=jnp.int32)
         pick = jax.vmap(self._select, (None, 0, None, 0))
         chosen = pick(state.key, chain, state.step, children.reward)
         selected = jax.vmap(tree_take)(children, chosen)
-        winner = tree_take(flat, jnp.argmax(flat.reward))
+        winner = self.as_answer(tree_take(flat, jnp.argmax(flat.reward)))
         better = active & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
-        # The start has one particle a chain, child 0.
-        decided = active & (ends | (state.step == 0))
+        decided = active & jnp.asarray(self.blocks.ends)[step]
+        cost = jnp.asarray(self.costs(self.verified))[step]
         new = state._replace(
             step=state.step + active.astype(jnp.int32),
             parents=tree_where(jnp.full(self.chains, decided), selected, state.parents),
@@ -181,7 +221,7 @@ class CoDe(GridSearch):
             accepted=(decided & (jnp.arange(self.n_children)[None] == chosen[:, None])).reshape(-1),
             ancestors=jnp.where(decided, chosen, -1).astype(jnp.int32),
             ess=jnp.full((), self.chains, jnp.float32),
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=cost * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
             path_time=new.parents.t,
             path_reward=new.parents.reward,
@@ -218,6 +258,10 @@ def code(
     chains: int = 2,
     block: int = 2,
     temperature: float = 0.0,
+    branch_at: int | Sequence[float] | None = None,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -231,6 +275,14 @@ def code(
       block: steps between selections.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta); 0 takes the best.
+      branch_at: steps at which blocks begin, of which only these have more than one child: so many
+        spread evenly, or in Python a tuple of positions in the grid or of times. By default every
+        `block`-th.
+      value: of a child before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or the mean reward of samples from there ("samples"), at a
+        temperature beta log mean exp(reward / beta).
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
@@ -241,13 +293,16 @@ def code(
       ValueError, TypeError: naming the argument.
     """
     check_non_negative("temperature", temperature)
+    times = as_grid("grid", grid)
     return finished(
         CoDe,
         nfe,
         finish,
         finish_steps,
         kernel=kernel,
-        grid=grid,
+        grid=times,
+        value=as_value(value, value_steps, value_samples, times, temperature),
+        branch_at=as_steps(branch_at, times),
         chains=check_count("chains", chains),
         block=check_count("block", block),
         temperature=temperature,

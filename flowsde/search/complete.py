@@ -8,9 +8,7 @@ started from is higher.
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
 a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
-two. Times are evenly spaced in linear time down to `END`, where the posterior mean is the image:
-further down the mean is sharp already, and models that were rarely asked for such times add speckle
-(benchmarks/finishing.py). From below `END`, times are spaced evenly towards 0.
+two. Their times are those of `flowsde.search.finishing`.
 """
 
 import contextlib
@@ -23,8 +21,9 @@ import jax.numpy as jnp
 
 from flowsde._checks import check_count
 from flowsde.grids import Grid, as_grid
-from flowsde.interpolants import Interpolant, Linear
+from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, ddim
+from flowsde.search.finishing import END, LINE, finishing_time
 from flowsde.search.grid import any_over_prompts, check_kernel, to_particles, tree_take, tree_where
 from flowsde.search.protocol import (
     BudgetTooSmall,
@@ -36,10 +35,7 @@ from flowsde.search.protocol import (
     Search,
     SearchBase,
 )
-
-_LINE = Linear()
-END = 0.07
-"""Linear time at which finishing ends."""
+from flowsde.search.value import LookAhead, value_of
 
 
 class CompleteState(NamedTuple):
@@ -75,8 +71,12 @@ class Complete(SearchBase):
         return self.inner.interpolant
 
     @property
-    def guided(self) -> bool:
-        return self.inner.guided
+    def uses_gradient(self) -> bool:
+        return self.inner.uses_gradient
+
+    @property
+    def value(self) -> LookAhead | None:
+        return value_of(self.inner)
 
     @property
     def n_candidates(self) -> int:
@@ -111,11 +111,8 @@ class Complete(SearchBase):
         p = self.interpolant
         particle = tree_where(state.step == 0, start, state.particle)
         n = self.steps // self.order
-        first = _LINE.time(p.angle(start.t))
-        last = jnp.where(first > END, END, first / (n + 1))
         done = (state.step // self.order + 1).astype(jnp.float32) / n
-        line_t = first + (last - first) * done
-        t = p.time(_LINE.angle(line_t))
+        line_t, t = finishing_time(p, start.t, done, n)
         base = particle
         if state.base is not None:
             base = tree_where(state.step % 2 == 0, particle, state.base)
@@ -123,8 +120,8 @@ class Complete(SearchBase):
         x = euler(jax.random.key(0), base.x, base.x0, base.x1, base.t, t)
         if state.base is not None:
             turn = (particle.x1 - particle.x0) - (base.x1 - base.x0)
-            scale = p.radius(t) / _LINE.radius(line_t)
-            step = line_t - _LINE.time(p.angle(base.t))
+            scale = p.radius(t) / LINE.radius(line_t)
+            step = line_t - LINE.time(p.angle(base.t))
             x = jnp.where(state.step % 2 == 0, x, x + 0.5 * scale * step * turn)
         return base, x, t
 
@@ -142,6 +139,7 @@ class Complete(SearchBase):
                 wants_reward=more & (state.step == self.steps - 1),
                 wants_gradient=jnp.zeros_like(more),
                 valid=more,
+                key=asked.key,
             )
             kept = None if state.base is None else base
             return kept, tree_where(jnp.full(row.shape, finishing), own, asked)
@@ -224,7 +222,7 @@ def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[f
     0 if the search's last time is below twice `END`: there is next to nothing to finish.
     """
     with jax.ensure_compile_time_eval():
-        start = float(_LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
+        start = float(LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
     order = _ORDERS[finish]
     steps = max((len(grid) - 1) // 2 // order, 1)
     return steps * order if start >= 2.0 * END else 0

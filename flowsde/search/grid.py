@@ -17,6 +17,7 @@ from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.protocol import Candidates, Evaluation, Particle, SearchBase
+from flowsde.search.value import LookAhead
 
 _ROWS_AT_ONCE = 4
 
@@ -29,11 +30,13 @@ class GridSearch(SearchBase):
       nfe: budget in candidates.
       kernel: how a particle moves.
       grid: times falling from 1 to 0.
+      value: how particles above the last time are scored; None by their posterior means.
     """
 
     nfe: int
     kernel: Kernel
     grid: tuple[float, ...]
+    value: LookAhead | None = None
 
     @property
     def steps(self) -> int:
@@ -45,15 +48,36 @@ class GridSearch(SearchBase):
         return self.kernel.interpolant
 
     @property
-    def guided(self) -> bool:
-        return self.kernel.guided
+    def uses_gradient(self) -> bool:
+        return self.kernel.uses_gradient
+
+    def costs(self, verified: Any) -> np.ndarray:
+        """Evaluations of a candidate at each step, int32 [steps].
+
+        Args:
+          verified: bool [steps], where a reward is wanted.
+        """
+        ahead = 0 if self.value is None else self.value.cost
+        looks = np.asarray(verified, bool) & (np.arange(self.steps) < self.steps - 1)
+        return (1 + ahead * looks).astype(np.int32)
+
+    def keys_ahead(self, keys: jax.Array) -> jax.Array | None:
+        """`Candidates.key` of candidates drawn with these keys [w]."""
+        return None if self.value is None else self.value.keys(keys)
+
+    def as_answer(self, particle: Particle) -> Particle:
+        """With a reward only if that is of its posterior mean, as the answer's is."""
+        if self.value is None:
+            return particle
+        looks = self.value.looks(particle.t)
+        return particle._replace(reward=jnp.where(looks, -jnp.inf, particle.reward))
 
     def empty(self, n: int | None, shape: tuple[int, ...]) -> Particle:
         """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
         lead = () if n is None else (n,)
         zeros = jnp.zeros(lead + shape, jnp.float32)
         ones, nothing = jnp.ones(lead, jnp.float32), jnp.full(lead, -jnp.inf, jnp.float32)
-        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.guided else None)
+        return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.uses_gradient else None)
 
     def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
@@ -69,7 +93,7 @@ class GridSearch(SearchBase):
 
     def wants_gradient(self, step: jax.Array) -> jax.Array:
         """Whether candidates at a step want a gradient: not at the last, where none moves on."""
-        return (step < self.steps - 1) & self.guided
+        return (step < self.steps - 1) & self.uses_gradient
 
 
 def to_particles(candidates: Candidates, evals: Evaluation) -> Particle:
@@ -153,28 +177,39 @@ def even_shares(total: Any, parts: int) -> Any:
 
 
 def affordable_units(total: Any, parts: int, cost: int, last: int) -> Any:
+    """`affordable` for parts whose units cost the same, but for the last: 1 to `cost`."""
+    return affordable(total, [cost] * (parts - 1) + [last])
+
+
+def affordable(total: Any, costs: Any) -> Any:
     """Units [..., parts] that a budget [...] pays for: everywhere as many, then one more each.
 
     Args:
       total: int32.
-      parts: how many ways it goes.
-      cost: of a unit of each part but the last.
-      last: of one of the last part, 1 to `cost`.
+      costs: of a unit of each part.
 
     Returns:
-      Units that leave less than any part's next; earlier parts are the first to have one more.
+      Units that leave less than the next one that is wanted costs, and less than the last part's;
+      earlier parts are the first to have one more.
     """
-    index = np.arange(parts, dtype=np.int32).reshape([1] * total.ndim + [parts])
-    whole = cost * (parts - 1) + last
+    each = np.asarray(costs, np.int32).reshape([1] * total.ndim + [-1])
+    upto = np.cumsum(each, -1, dtype=np.int32)
+    whole, last = upto[..., -1:], each[..., -1:]
     units, left = total[..., None] // whole, total[..., None] % whole
-    more = (index < left // cost) | ((index == parts - 1) & (left % cost >= last))
-    return units + more.astype(np.int32)
+    more = (upto <= left).astype(np.int32)
+    spent = (more * each).sum(-1, dtype=np.int32)[..., None]
+    is_last = (np.arange(each.size) == each.size - 1).astype(np.int32).reshape(each.shape)
+    return units + more + is_last * (left - spent >= last).astype(np.int32)
+
+
+class UnusableKernel(ValueError):
+    """A search cannot move particles by the kernel that it is given."""
 
 
 def check_stochastic(kernel: Kernel, consequence: str) -> None:
     """Raise if a kernel is deterministic, saying what follows from that."""
     if not kernel.stochastic:
-        raise ValueError(
+        raise UnusableKernel(
             f"kernel {type(kernel).__name__} is deterministic, so {consequence}; expected a "
             f"stochastic one (euler_maruyama, ddim, cps)"
         )

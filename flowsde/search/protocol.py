@@ -34,6 +34,7 @@ class Candidates(NamedTuple):
       wants_reward: bool [w]; the reward of other rows is not used.
       wants_gradient: bool [w]; of the reward in x. Such rows are told their reward too.
       valid: bool [w]; other rows are padding.
+      key: uint32 [w, 2], data of random keys, if the search looks ahead at random; else None.
     """
 
     x: jax.Array
@@ -41,6 +42,7 @@ class Candidates(NamedTuple):
     wants_reward: jax.Array
     wants_gradient: jax.Array
     valid: jax.Array
+    key: jax.Array | None = None
 
 
 class Evaluation(NamedTuple):
@@ -48,15 +50,19 @@ class Evaluation(NamedTuple):
 
     Attributes:
       x0, x1: posterior means of data and noise, float32 [w, *shape].
-      reward: float32 [w], of the decoded x0; -inf for NaN and where none was wanted.
+      reward: float32 [w], of the decoded x0, or of what is seen ahead where the search looks ahead
+        (`flowsde.search.value`); -inf for NaN and where none was wanted.
       gradient: of the reward in x, float32 [w, *shape], 0 where none was wanted or it is not
         finite; None unless the search is guided.
+      seen: while their rewards are not known, x0 of what is seen ahead, [w, k, *shape]; None when
+        told, and without.
     """
 
     x0: jax.Array
     x1: jax.Array
     reward: jax.Array
     gradient: jax.Array | None = None
+    seen: jax.Array | None = None
 
 
 class Particle(NamedTuple):
@@ -91,7 +97,8 @@ class Info(NamedTuple):
       ancestors: int32 [n], the number, among the draws of a step, of the one that each path goes
         on from; -1 where this round decided nothing.
       ess: float32, effective sample size of the weights, before resampling; n without weights.
-      charged: int32, how many more `counted` are than before this round.
+      charged: int32, how many more evaluations the `counted` take than before this round, with
+        those of looking ahead.
       best_reward: float32, of the answer after this round.
       path_time, path_reward: float32 [n], of the particle from which each path goes on.
       evaluations, backward_passes, verifier_calls: int32, as in `Result`, of this round.
@@ -150,14 +157,14 @@ class Search(Protocol):
 
     @property
     def nfe(self) -> int:
-        """The budget: candidates the method may be charged for, at most."""
+        """The budget: evaluations of candidates, and of looking ahead from them, at most."""
 
     @property
     def interpolant(self) -> Interpolant:
         """The interpolant of candidates' times."""
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         """Whether candidates want the gradient of their reward."""
 
     @property
@@ -225,7 +232,7 @@ class SearchBase(Static):
     """Base of searches, with what most of them need not say; for the rest see `Search`."""
 
     @property
-    def guided(self) -> bool:
+    def uses_gradient(self) -> bool:
         return False
 
     @property

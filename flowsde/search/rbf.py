@@ -12,13 +12,18 @@ Children beyond the first improvement are surplus, evaluated but not charged.
 Chains are independent. With a target reward they stop together, at the first count of draws at
 which a chain one draw at a time, all chains abreast, would meet it; this too does not depend on w.
 
+What ends a step early is a rule of `flowsde.search.acceptance`. With `branch_at`, only the steps
+chosen have quotas; at others a chain has one child, which is accepted, and what was rolled over
+goes past it. Quotas and charges are in evaluations: a draw whose value is seen ahead costs several.
+
 The answer is the best particle of the last time that any chain has reached: rewards of posterior
 means of different times mean different things (at t = 1 the mean is an average of all data). After
 a hit, only what met the target competes.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,11 +31,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
+from flowsde.search.acceptance import (
+    IMPROVE,
+    Accept,
+    Acceptance,
+    Siblings,
+    Step,
+    as_acceptance,
+)
+from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
-    affordable_units,
     check_stochastic,
     even_shares,
     fold_in_ids,
@@ -40,6 +54,8 @@ from flowsde.search.grid import (
     tree_where,
 )
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.quotas import even_quotas, reserving_quotas
+from flowsde.search.value import Value, as_value
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -49,14 +65,16 @@ class Chains(NamedTuple):
 
     Attributes:
       stage: int32, position in the grid whose children are being drawn; `RBF.steps` when done.
-      quota, drawn: int32, of this stage, rolled-over budget included.
-      charged: int32, draws counted so far.
+      quota: int32, evaluations of this stage, rolled-over budget included.
+      drawn: int32, its draws so far.
+      charged: int32, evaluations counted so far.
       hit: int32, the count at which the target was met.
       incumbent_reward: float32, r*.
       parent: the accepted particle.
       child: best child of this stage so far.
       child_draw: int32, its number among the stage's draws.
       champion: best particle of the last stage that had one with a reward.
+      siblings: the stage's children; None if the rule of acceptance takes no interest in them.
     """
 
     stage: jax.Array
@@ -69,6 +87,7 @@ class Chains(NamedTuple):
     child: Particle
     child_draw: jax.Array
     champion: Particle
+    siblings: Siblings | None
 
 
 class RBFState(NamedTuple):
@@ -89,13 +108,18 @@ class RBF(GridSearch):
     width: int
     last: Literal["exhaust", "improve"]
     allocation: Literal["even", "reserve"]
+    branch_at: tuple[int, ...] | None = None
+    accept: Acceptance | None = None
 
     def __post_init__(self) -> None:
         reserves = self.allocation == "reserve"
         if reserves and self.steps == 1:
             raise ValueError("allocation 'reserve' needs a grid of at least 2 steps, got 1")
-        steps = self.steps if reserves else self.steps - 1
-        least = self.chains * (self.seeds + steps)
+        costs = self._draw_costs
+        least = self.chains * (self.seeds * int(costs[0]) + int(costs[1:].sum()))
+        steps = self.steps - 1
+        if reserves:
+            steps, least = self.steps, least + self.chains
         if self.nfe < least:
             raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
@@ -106,25 +130,40 @@ class RBF(GridSearch):
         if self.steps > 1 and self.nfe > least:
             check_stochastic(self.kernel, "all children of a particle are the same")
 
+    @property
+    def _rule(self) -> Acceptance:
+        return IMPROVE if self.accept is None else self.accept
+
+    @cached_property
+    def _branches(self) -> np.ndarray:
+        """bool [steps], where a chain has a quota; elsewhere it has one child."""
+        branches = np.full(self.steps, self.branch_at is None)
+        branches[[0, *(self.branch_at or ())]] = True
+        return branches
+
+    @cached_property
+    def _verified(self) -> np.ndarray:
+        """bool [steps], where rewards are wanted."""
+        verified = self._branches | (np.arange(self.steps) == self.steps - 1)
+        if self._rule.wants_parent:
+            verified |= np.append(self._branches[1:], False)
+        return verified
+
+    @property
+    def _draw_costs(self) -> np.ndarray:
+        """Evaluations of a draw at each step."""
+        return self.costs(self._verified)
+
     def quotas(self, nfe: jax.Array) -> jax.Array:
-        """int32 [C, steps]: draws of each chain at each time, summing to nfe at most."""
+        """int32 [C, steps]: evaluations of each chain at each time, summing to nfe at most."""
         if self.allocation == "reserve":
-            return self._reserving(nfe)
-        totals = even_shares(nfe, self.chains)
+            return reserving_quotas(nfe, self.chains, self.seeds, self.steps)
+        totals = jnp.asarray(even_shares(nfe, self.chains))
         if self.steps == 1:
             return totals[:, None]
-        seeds = np.full((self.chains, 1), self.seeds, np.int32)
-        children = affordable_units(totals - self.seeds, self.steps - 1, 1, 1)
-        return jnp.concatenate([seeds, children], 1)
-
-    def _reserving(self, nfe: jax.Array) -> jax.Array:
-        """As the public code: it stops when another draw of every chain would reach nfe."""
-        children = nfe - self.seeds * self.chains
-        each, total = children // (self.steps * self.chains), (children - 1) // self.chains
-        moves = jnp.full(self.steps - 2, each)
-        last = total - each * (self.steps - 2)
-        quotas = jnp.concatenate([jnp.asarray([self.seeds], jnp.int32), moves, last[None]])
-        return jnp.broadcast_to(quotas, (self.chains, self.steps))
+        seeds, costs = self.seeds * self._draw_costs[:1], self._draw_costs[1:]
+        even = self._rule.has_quotas
+        return even_quotas(totals, seeds, costs, self._branches[1:], even=even)
 
     @property
     def n_candidates(self) -> int:
@@ -155,6 +194,7 @@ class RBF(GridSearch):
             child=particles,
             child_draw=zeros,
             champion=particles,
+            siblings=Siblings.none((self.chains,)) if self._rule.wants_siblings else None,
         )
         return RBFState(key, target_reward, nfe, chains)
 
@@ -164,8 +204,9 @@ class RBF(GridSearch):
         chain, offset = jnp.divmod(jnp.arange(self.n_candidates, dtype=jnp.int32), self.width)
         stage = jnp.minimum(chains.stage, self.steps - 1)[chain]
         number = chains.drawn[chain] + offset
-        valid = self._active(chains)[chain] & (number < chains.quota[chain])
-        valid &= chains.charged[chain] + offset < _limit(chains)
+        cost, draws = self._draws(stage, chains.quota[chain])
+        valid = self._active(chains)[chain] & (number < draws)
+        valid &= chains.charged[chain] + cost * offset < _limit(chains)
         keys = jax.vmap(partial(fold_in_ids, state.key))(chain, stage, number)
 
         def extend(key: jax.Array, chain: jax.Array, stage: jax.Array) -> jax.Array:
@@ -174,10 +215,17 @@ class RBF(GridSearch):
         return state, Candidates(
             x=map_valid(extend, valid, keys, chain, stage),
             t=jnp.asarray(self.grid, jnp.float32)[stage],
-            wants_reward=valid,
+            wants_reward=valid & jnp.asarray(self._verified)[stage],
             wants_gradient=valid & self.wants_gradient(stage),
             valid=valid,
+            key=self.keys_ahead(keys),
         )
+
+    def _draws(self, stage: jax.Array, quota: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a draw of a stage costs, and how many the quota pays for, int32."""
+        stage = jnp.minimum(stage, self.steps - 1)
+        cost = jnp.asarray(self._draw_costs)[stage]
+        return cost, jnp.where(jnp.asarray(self._branches)[stage], quota // cost, 1)
 
     def tell(
         self, state: RBFState, candidates: Candidates, evals: Evaluation
@@ -218,36 +266,52 @@ class RBF(GridSearch):
         """One chain reads its wave in draw order; also says which candidates counted."""
         keeps_drawing = chain.stage == 0
         if self.last == "exhaust":
-            keeps_drawing |= chain.stage == self.steps - 1
-        hits = valid & (wave.reward >= target)
-        incumbent = chain.incumbent_reward
-        improves = valid & (wave.reward > incumbent) & ~keeps_drawing
-        stopped = jnp.any(hits | improves)
-        first = jnp.argmax(hits | improves)
+            keeps_drawing |= chain.stage == np.flatnonzero(self._branches)[-1]
+        cost, draws = self._draws(chain.stage, chain.quota)
+        step = Step(chain.stage, draws, chain.incumbent_reward, chain.parent.reward)
+        bars, siblings = self._rule.read(step, chain.siblings, wave.reward, valid)
+        hits = valid & (self.as_answer(wave).reward >= target)
+        passes = valid & (wave.reward > bars) & ~keeps_drawing
+        stopped = jnp.any(hits | passes)
+        first = jnp.argmax(hits | passes)
         counted = valid & (~stopped | (jnp.arange(self.width) <= first))
         n = jnp.sum(counted, dtype=jnp.int32)
+        siblings = tree_where(n > 0, tree_take(siblings, n - 1), chain.siblings)
 
         row = jnp.argmax(jnp.where(counted, wave.reward, -jnp.inf)).astype(jnp.int32)
         winner = tree_take(wave, row)
         better = (n > 0) & ((chain.drawn == 0) | (winner.reward > chain.child.reward))
         child = tree_where(better, winner, chain.child)
-        best = (n > 0) & ((child.reward > -jnp.inf) | (chain.charged == 0))
-        drawn, charged = chain.drawn + n, chain.charged + n
-        over = (n > 0) & (stopped | (drawn == chain.quota))
+        drawn, charged = chain.drawn + n, chain.charged + cost * n
+        over = (n > 0) & (stopped | (drawn == draws))
         following = jnp.minimum(chain.stage + 1, self.steps)
+        carried = jnp.where(jnp.any(passes & counted), -jnp.inf, self._rule.carried(step, siblings))
+        fresh = None if siblings is None else Siblings.none()
         new = Chains(
             stage=jnp.where(over, following, chain.stage),
-            quota=jnp.where(over, quotas[following] + chain.quota - drawn, chain.quota),
+            quota=jnp.where(over, quotas[following] + chain.quota - cost * drawn, chain.quota),
             drawn=jnp.where(over, 0, drawn),
             charged=charged,
             hit=jnp.where(jnp.any(hits & counted), charged, chain.hit),
-            incumbent_reward=jnp.where(over, jnp.maximum(incumbent, child.reward), incumbent),
+            incumbent_reward=jnp.where(
+                over, jnp.maximum(carried, child.reward), chain.incumbent_reward
+            ),
             parent=tree_where(over, child, chain.parent),
             child=child,
             child_draw=jnp.where(better, chain.drawn + row, chain.child_draw),
-            champion=tree_where(best, child, chain.champion),
+            champion=self._crowned(chain, child, n > 0),
+            siblings=tree_where(over, fresh, siblings),
         )
         return new, counted
+
+    def _crowned(self, chain: Chains, child: Particle, told: jax.Array) -> Particle:
+        """The champion after a wave of which `child` is the best of its stage."""
+        child = self.as_answer(child)
+        best = (child.reward > -jnp.inf) | (chain.charged == 0)
+        if self.value is not None:
+            # The latest, as long as none has a reward that the answer can have.
+            best |= chain.champion.reward == -jnp.inf
+        return tree_where(told & best, child, chain.champion)
 
     def _active(self, chains: Chains) -> jax.Array:
         """bool [C]: draws are left, below the count at which the run stops."""
@@ -270,12 +334,12 @@ class RBF(GridSearch):
 
 
 def _limit(chains: Chains) -> jax.Array:
-    """The count of draws a chain at which the first chain met the target."""
+    """The count of evaluations a chain at which the first chain met the target."""
     return jnp.min(chains.hit)
 
 
 def _charged(chains: Chains) -> jax.Array:
-    """Draws of all chains, each up to the limit; drops when a slower chain sets a lower limit."""
+    """Evaluations of all chains, each up to the limit; fewer when a slower chain lowers it."""
     return jnp.sum(jnp.minimum(chains.charged, _limit(chains)), dtype=jnp.int32)
 
 
@@ -289,6 +353,13 @@ def rbf(
     width: int = 1,
     last: Literal["exhaust", "improve"] = "exhaust",
     allocation: Literal["even", "reserve"] = "even",
+    accept: Accept = "improve",
+    quantile: float | None = None,
+    bar: float | Sequence[float] | None = None,
+    branch_at: int | Sequence[float] | None = None,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -307,6 +378,19 @@ def rbf(
         and spends the whole budget; "reserve" is the public code's: a share for each of
         len(grid) - 1 steps, rounded down, of which the last step has what the others leave. It
         ends before the round in which the budget would be reached: up to `chains` are not spent.
+      accept: when a step ends before its quota: "improve" at the first child above r*, "calibrated"
+        above r* and the natural gain of the step, as its siblings have it, "quantile" above a
+        quantile of its siblings' distribution, "threshold" above `bar`, without quotas. See
+        `flowsde.search.acceptance`.
+      quantile: of "quantile", within 0 and 1; by default 1 - 1 / Q with the quota Q.
+      bar: of "threshold", a reward, in Python also one for each evaluated time but the first.
+      branch_at: steps that have quotas; the others have one child. So many spread evenly, or in
+        Python a tuple of positions in the grid or of times. By default all. The last of them
+        takes the place of the last step in `last`.
+      value: of a particle before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or the mean reward of samples from there ("samples").
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a particle.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
@@ -320,16 +404,40 @@ def rbf(
         raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
     if allocation not in ("even", "reserve"):
         raise ValueError(f"allocation must be 'even' or 'reserve', got {allocation!r}")
+    times = as_grid("grid", grid)
+    rule = as_acceptance(accept, quantile, bar, len(times) - 2)
+    ahead, steps = as_value(value, value_steps, value_samples, times), as_steps(branch_at, times)
+    if allocation == "reserve":
+        _refuse_reserving("accept", accept, "improve")
+        _refuse_reserving("branch_at", branch_at, None)
+        _refuse_reserving("value", value, "mean")
+    if ahead is not None and last == "improve" and (steps is None or steps[-1] == len(times) - 2):
+        raise ValueError(
+            f"last must be 'exhaust' with value {value!r}, got 'improve': particles of the last "
+            f"time are scored by their posterior means, which no look-ahead compares with"
+        )
     return finished(
         RBF,
         nfe,
         finish,
         finish_steps,
         kernel=kernel,
-        grid=grid,
+        grid=times,
+        value=ahead,
+        branch_at=steps,
+        accept=None if rule == IMPROVE else rule,
         chains=check_count("chains", chains),
         seeds=check_count("seeds", seeds),
         width=check_count("width", width),
         last=last,
         allocation=allocation,
     )
+
+
+def _refuse_reserving(name: str, value: Any, expected: Any) -> None:
+    """ValueError for an option that the public code does not have."""
+    if value != expected:
+        raise ValueError(
+            f"allocation 'reserve' is the public code's and takes no {name}, got {value!r}; "
+            f"expected allocation 'even'"
+        )

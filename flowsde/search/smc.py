@@ -14,12 +14,14 @@ et al., 2025, arXiv 2501.06848); they differ in when particles are weighed:
 * sum: phi_i = phi_{i-1} + sum_{j <= i} r_j / beta_i;
 * final: phi_i = 0 until the last time, importance sampling without resampling on the way.
 
+With `branch_at`, particles are weighed and resampled at the steps chosen and at the last alone.
 beta_i is constant or falls on a schedule to beta. All weights are logarithms. Weights are carried
 where resampling is skipped. The answer is the particle of the highest reward at the last time.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,9 +31,11 @@ import numpy as np
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
+from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
+    UnusableKernel,
     check_stochastic,
     fold_in_ids,
     map_valid,
@@ -49,6 +53,7 @@ from flowsde.search.protocol import (
     Search,
 )
 from flowsde.search.resampling import SCHEMES
+from flowsde.search.value import Value, as_value
 
 POTENTIALS = ("difference", "max", "sum", "final")
 _RESAMPLE = np.iinfo(np.int32).max
@@ -97,26 +102,40 @@ class SMC(GridSearch):
     scheme: str
     threshold: float
     interval: int
+    branch_at: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.nfe < self.steps:
+        if self.nfe < self._cost:
             raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least one "
-                f"particle's: the grid takes {self.steps}",
-                self.steps,
+                f"particle's: the grid takes {self._cost}",
+                self._cost,
             )
-        if self.guided:
-            raise ValueError(
+        if self.uses_gradient:
+            raise UnusableKernel(
                 "kernel is guided: the weights of smc are those of samples of the unguided kernel; "
                 "expected that, or another method (svdd, code, rbf, bon)"
             )
         if self.n_candidates > 1 and self.potential != "final":
             check_stochastic(self.kernel, "copies of a particle stay the same")
 
+    @cached_property
+    def weighed(self) -> np.ndarray:
+        """bool [steps], where rewards are wanted."""
+        every = self.branch_at is None and self.potential != "final"
+        weighed = np.full(self.steps, every)
+        weighed[[*(self.branch_at or ()), self.steps - 1]] = True
+        return weighed
+
+    @property
+    def _cost(self) -> int:
+        """Evaluations of a particle."""
+        return int(self.costs(self.weighed).sum())
+
     @property
     def n_candidates(self) -> int:
-        """Particles: what is left of nfe after `steps` for each is not used."""
-        return self.nfe // self.steps
+        """Particles: what is left of nfe after the whole grid for each is not used."""
+        return self.nfe // self._cost
 
     @property
     def max_rounds(self) -> int:
@@ -128,7 +147,7 @@ class SMC(GridSearch):
 
     def _in_use(self, nfe: jax.Array) -> tuple[jax.Array, jax.Array]:
         """N of a budget, and which particles they are."""
-        n = nfe // self.steps
+        n = nfe // self._cost
         return n, jnp.arange(self.n_candidates, dtype=jnp.int32) < n
 
     def init(self, key, shape, target_reward, nfe) -> SMCState:
@@ -157,33 +176,39 @@ class SMC(GridSearch):
         def extend(key: jax.Array, i: jax.Array) -> jax.Array:
             return self.extend(key, tree_take(state.particles, i), step)
 
-        wants = (step == self.steps - 1) | (self.potential != "final")
         return state, Candidates(
             x=map_valid(extend, valid, keys, particle),
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
-            wants_reward=jnp.full(n, wants),
+            wants_reward=jnp.full(n, jnp.asarray(self.weighed)[step]),
             wants_gradient=jnp.zeros(n, jnp.bool),
             valid=valid,
+            key=self.keys_ahead(keys),
         )
 
     def tell(
         self, state: SMCState, candidates: Candidates, evals: Evaluation
     ) -> tuple[SMCState, Info]:
         active = ~self.done(state)
+        step = jnp.minimum(state.step, self.steps - 1)
         last = state.step == self.steps - 1
+        weighed = jnp.asarray(self.weighed)[step]
         particles = to_particles(candidates, evals)
         told = self._weigh(state, particles.reward)
-        winner = tree_take(particles, jnp.argmax(particles.reward))
+        winner = self.as_answer(tree_take(particles, jnp.argmax(particles.reward)))
         better = active & ((winner.reward > -jnp.inf) | (state.step == 0))
+        if self.value is not None:
+            # The latest, as long as none has a reward that the answer can have.
+            better |= active & (state.champion.reward == -jnp.inf)
         told = told._replace(
             step=state.step + 1,
             particles=particles,
             champion=tree_where(better, winner, state.champion),
         )
+        cost = jnp.asarray(self.costs(self.weighed))[step]
         ess = effective_sample_size(told.log_weights)
         n = self._in_use(state.nfe)[0].astype(jnp.float32)
         due = (ess <= self.threshold * n) & ((state.step + 1) % self.interval == 0)
-        due &= ~last & (self.potential != "final")
+        due &= ~last & weighed
         ancestors = self._ancestors(told, due)
         new = tree_where(active, self._resample(told, ancestors, due), state)
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[ancestors].set(True)
@@ -194,7 +219,7 @@ class SMC(GridSearch):
             accepted=candidates.valid & survives,
             ancestors=jnp.where(candidates.valid, ancestors, -1),
             ess=ess,
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=cost * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
             path_time=new.particles.t,
             path_reward=new.particles.reward,
@@ -203,7 +228,9 @@ class SMC(GridSearch):
     def _weigh(self, state: SMCState, reward: jax.Array) -> SMCState:
         """Multiply the weights by the potential's change; skip a step at which all would be 0."""
         last = state.step == self.steps - 1
-        beta = jnp.asarray(self.temperatures, jnp.float32)[jnp.minimum(state.step, self.steps - 1)]
+        step = jnp.minimum(state.step, self.steps - 1)
+        beta = jnp.asarray(self.temperatures, jnp.float32)[step]
+        weighed = jnp.asarray(self.weighed)[step]
         # Infinity less infinity is no weight; +inf is a very large number here.
         scaled = jnp.clip(reward / beta, -_LARGE, _LARGE)
         memory, potential = state.memory, state.potential
@@ -218,7 +245,10 @@ class SMC(GridSearch):
                 potential = potential + memory / beta
         potential = jnp.where(last, scaled, potential)
         # A particle without a reward has weight 0, and keeps it until it is resampled away.
-        alive = (reward > -jnp.inf) | (~last & (self.potential == "final"))
+        alive = (reward > -jnp.inf) | ~weighed
+        if self.branch_at is not None:
+            potential = jnp.where(weighed, potential, state.potential)
+            memory = jnp.where(weighed, memory, state.memory)
         change = jnp.where(alive, potential - state.potential, -jnp.inf)
         log_weights = state.log_weights + change
         some = jnp.any(log_weights > -jnp.inf)
@@ -283,10 +313,14 @@ def smc(
     scheme: Literal["multinomial", "stratified", "systematic", "residual", "ssp"] = "systematic",
     threshold: float = 0.5,
     interval: int = 1,
+    branch_at: int | Sequence[float] | None = None,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
-    """Sequential Monte Carlo with N = nfe // steps particles.
+    """Sequential Monte Carlo with as many particles as the budget has trajectories.
 
     Args:
       nfe: budget in model evaluations, finishing included; a hard cap.
@@ -294,11 +328,21 @@ def smc(
       grid: times falling from 1 to 0. Particles are evaluated at all but the last.
       temperature: beta > 0, in units of the reward: samples are weighed by exp(reward / beta). A
         sequence with an entry for each evaluated time tempers; the target is that of its last.
-      potential: when particles are weighed; see the module's docstring.
-      scheme: of resampling, from `flowsde.search.resampling`.
+      potential: what particles are weighed by at a step: the "difference" of their rewards to those
+        of the step before, the "max" or the "sum" of their rewards so far, or nothing but the
+        "final" reward.
+      scheme: how particles are resampled, see `flowsde.search.resampling`.
       threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
-        always does.
-      interval: resample every so many steps at most.
+        resamples always.
+      interval: least number of steps from one resampling to the next.
+      branch_at: steps at which particles are weighed and may be resampled, besides the last, where
+        they are weighed: so many spread evenly, or in Python a tuple of positions in the grid or of
+        times. By default all. Not with potential "final".
+      value: of a particle before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or of samples from there beta log mean exp(reward / beta), at the
+        last beta ("samples").
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a particle.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
@@ -308,16 +352,24 @@ def smc(
     Raises:
       ValueError, TypeError: naming the argument.
     """
-    for name, value, known in (
+    for name, word, known in (
         ("potential", potential, POTENTIALS),
         ("scheme", scheme, tuple(SCHEMES)),
     ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if word not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r}")
     check_non_negative("threshold", threshold)
     if threshold > 1.0:
         raise ValueError(f"threshold is a share of the particles, 0 to 1, got {threshold}")
     times = as_grid("grid", grid)
+    betas = _schedule(temperature, len(times) - 1)
+    if potential == "final":
+        for name, given in (("branch_at", branch_at is not None), ("value", value != "mean")):
+            if given:
+                raise ValueError(
+                    f"{name} has no effect with potential 'final', which weighs particles at the "
+                    f"last time alone; expected another potential"
+                )
     return finished(
         SMC,
         nfe,
@@ -325,7 +377,9 @@ def smc(
         finish_steps,
         kernel=kernel,
         grid=times,
-        temperatures=_schedule(temperature, len(times) - 1),
+        value=as_value(value, value_steps, value_samples, times, betas[-1]),
+        branch_at=as_steps(branch_at, times),
+        temperatures=betas,
         potential=potential,
         scheme=scheme,
         threshold=threshold,

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
-    affordable_units,
+    affordable,
     fold_in_ids,
     map_valid,
     to_particles,
@@ -37,6 +38,7 @@ from flowsde.search.protocol import (
     Particle,
     Search,
 )
+from flowsde.search.value import Value, as_value
 
 
 class SoPState(NamedTuple):
@@ -99,7 +101,7 @@ class SoP(GridSearch):
                 f"start must be below the last evaluated time, number {self.steps - 1} of the "
                 f"grid, got {self.start}"
             )
-        least = self.paths * (self.start + 1 + sum(self._lengths))
+        least = self.paths * (self.start + 1 + sum(self._costs))
         if self.nfe < least:
             raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
@@ -122,14 +124,18 @@ class SoP(GridSearch):
             for here, there in zip(begins, self._arrivals, strict=True)
         ]
 
+    @property
+    def _costs(self) -> list[int]:
+        """Evaluations of a child in each round, with what is seen ahead from its end."""
+        ahead = self.costs(np.ones(self.steps, bool)) - 1
+        return [n + int(ahead[i]) for n, i in zip(self._lengths, self._arrivals, strict=True)]
+
     def children(self, nfe: Any) -> Any:
         """int32 [rounds]: children in each, K N or one more.
 
         They cost nfe, less what is not enough for one more child of any round.
         """
-        lengths = self._lengths
-        left = nfe - self.paths * (self.start + 1)
-        return affordable_units(left, len(lengths), lengths[0], lengths[-1])
+        return affordable(nfe - self.paths * (self.start + 1), self._costs)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -190,11 +196,15 @@ class SoP(GridSearch):
         return state, Candidates(
             x=map_valid(extend, valid, keys, number),
             t=jnp.full(n, t),
-            # The first N are kept whatever they are worth.
-            wants_reward=jnp.full(n, at.ends & (state.slot > self.start)),
-            wants_gradient=jnp.full(n, ~at.ends & self.guided),
+            wants_reward=jnp.full(n, self._verifies(state.slot)),
+            wants_gradient=jnp.full(n, ~at.ends & self.uses_gradient),
             valid=valid,
+            key=self.keys_ahead(keys),
         )
+
+    def _verifies(self, slot: jax.Array) -> jax.Array:
+        """Whether rewards are wanted in a slot; the first N are kept whatever they are worth."""
+        return self._at(slot).ends & (slot > self.start)
 
     def tell(
         self, state: SoPState, candidates: Candidates, evals: Evaluation
@@ -207,7 +217,7 @@ class SoP(GridSearch):
         decided = active & at.ends
         selected = tree_take(children, kept)
         parents = tree_where(jnp.full(self.paths, decided), selected, state.parents)
-        winner = tree_take(children, kept[0])
+        winner = self.as_answer(tree_take(children, kept[0]))
         better = decided & ((winner.reward > -jnp.inf) | (state.champion.reward == -jnp.inf))
         new = state._replace(
             slot=state.slot + active.astype(jnp.int32),
@@ -215,6 +225,8 @@ class SoP(GridSearch):
             children=children,
             champion=tree_where(better, winner, state.champion),
         )
+        ahead = jnp.asarray(self.costs(np.ones(self.steps, bool)) - 1)[at.step]
+        cost = 1 + ahead * self._verifies(state.slot).astype(jnp.int32)
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[kept].set(True)
         return new, Info(
             time=candidates.t,
@@ -223,7 +235,7 @@ class SoP(GridSearch):
             accepted=decided & survives,
             ancestors=jnp.where(decided, kept, -1),
             ess=jnp.full((), self.paths, jnp.float32),
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=cost * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.champion.reward,
             path_time=parents.t,
             path_reward=parents.reward,
@@ -252,6 +264,9 @@ def sop(
     start: int = 2,
     forward: int = 2,
     backward: int = 4,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -266,6 +281,10 @@ def sop(
       start: position in the grid down to which the N particles are sampled first.
       forward: steps of the grid for which noise is added.
       backward: steps back down, more than `forward`; a child takes one evaluation more than these.
+      value: of a child before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or the mean reward of samples from there ("samples").
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
@@ -275,13 +294,15 @@ def sop(
     Raises:
       ValueError, TypeError: naming the argument.
     """
+    times = as_grid("grid", grid)
     return finished(
         SoP,
         nfe,
         finish,
         finish_steps,
         kernel=kernel,
-        grid=grid,
+        grid=times,
+        value=as_value(value, value_steps, value_samples, times),
         paths=check_count("paths", paths),
         start=check_count("start", start),
         forward=check_count("forward", forward),

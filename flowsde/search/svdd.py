@@ -1,14 +1,17 @@
 """SVDD: at every step draw K children, keep one by its reward (Li et al., 2024, arXiv 2408.08252).
 
-The value of a child is the reward of its posterior mean. This is CoDe with blocks of one step.
+The value of a child is the reward of its posterior mean, or what `flowsde.search.value` says. This
+is CoDe with blocks of one step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from flowsde.kernels import Kernel
 from flowsde.search.code import code
 from flowsde.search.complete import Finish
 from flowsde.search.protocol import Search
+from flowsde.search.value import Value
 
 
 def svdd(
@@ -18,6 +21,10 @@ def svdd(
     grid: Any,
     chains: int = 2,
     temperature: float = 0.0,
+    branch_at: int | Sequence[float] | None = None,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -30,6 +37,13 @@ def svdd(
       chains: independent chains, which share the budget; the best of all is returned.
       temperature: beta >= 0, in units of the reward. A child is drawn with probability
         proportional to exp(reward / beta), as published; 0 takes the best, as in the RBF paper.
+      branch_at: steps that have more than one child: so many spread evenly, or in Python a tuple of
+        positions in the grid or of times. By default all.
+      value: of a child before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or the mean reward of samples from there ("samples"), at a
+        temperature beta log mean exp(reward / beta).
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, scores the final image, and returns the better of the two by reward; "mean"
         returns the posterior mean of the best particle.
@@ -46,6 +60,10 @@ def svdd(
         chains=chains,
         block=1,
         temperature=temperature,
+        branch_at=branch_at,
+        value=value,
+        value_steps=value_steps,
+        value_samples=value_samples,
         finish=finish,
         finish_steps=finish_steps,
     )

@@ -26,6 +26,8 @@ from flowsde.shapes.model import ModelConfig, ShapesModel
 
 __all__ = ["encode", "load_flow", "load_reward", "load_scorer"]
 
+MODELS = {"shapes": "shapes", "shapes-turbo": "turbo"}
+"""Names of the embedded flows, with those of their weights."""
 _MEASURES = {"likelihood": scorer.log_likelihood, "rss": scorer.negative_rss}
 
 
@@ -68,15 +70,19 @@ def _velocity_fn(config: ModelConfig):
     return velocity
 
 
-def load_flow(path: Path | None = None, guidance: float = 1.0) -> Flow:
-    """The embedded flow: 32x32 RGB pictures in [-1, 1], linear interpolant.
+def load_flow(path: Path | None = None, guidance: float = 1.0, model: str = "shapes") -> Flow:
+    """An embedded flow: 32x32 RGB pictures in [-1, 1], linear interpolant.
 
     Args:
-      path: weights written by ``flowsde train shapes``; the packaged ones by default.
+      path: weights written by ``flowsde train``, of the same model; the packaged ones by default.
       guidance: scale of classifier-free guidance; any other than 1 costs two evaluations.
+      model: "shapes", or "shapes-turbo", which is distilled to four steps.
     """
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    name = MODELS[model]
     params, config = _read(
-        path or weights.packaged("shapes"), "shapes", ModelConfig, lambda own: _split(own)[1]
+        path or weights.packaged(name), name, ModelConfig, lambda own: _split(own)[1]
     )
     flow = Flow.from_callable(_velocity_fn(config), params, (SIZE, SIZE, 3))
     if guidance == 1.0:

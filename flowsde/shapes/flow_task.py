@@ -1,6 +1,9 @@
 """What the embedded flow is trained on: flow matching with captions (Lipman et al., 2023)."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from flowsde._keys import from_seed
+from flowsde.pictures import pixels
 from flowsde.shapes import data
 from flowsde.shapes.captions import parse, tokenize
 from flowsde.shapes.model import ModelConfig, ShapesModel
@@ -16,6 +20,7 @@ from flowsde.shapes.train import Params, Task
 
 _DROP = 0.1
 """Share of captions replaced by padding, so that guidance has an unconditional velocity."""
+Velocity = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
 _SHEET = (
     "three red circles and two blue squares",
     "one yellow triangle",
@@ -33,6 +38,48 @@ def sample_times(key: jax.Array, n: int) -> jax.Array:
     return jax.nn.sigmoid(0.5 + 1.2 * jax.random.normal(key, (n,), jnp.float32))
 
 
+def drop_captions(key: jax.Array, tokens: Any) -> jax.Array:
+    """Replaces a tenth of the captions [n, MAX_TOKENS] by padding."""
+    keep = jax.random.bernoulli(key, 1.0 - _DROP, (tokens.shape[0], 1))
+    return jnp.where(keep, tokens, 0)
+
+
+def noised(x0: Any, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """(1 - t) x0 + t noise, the linear interpolant, of pictures [n, h, w, c] at times [n]."""
+    ratio = t[:, None, None, None]
+    return (1.0 - ratio) * x0 + ratio * noise
+
+
+def sample(
+    velocity: Velocity, params: Params, key: jax.Array, tokens: jax.Array, steps: int
+) -> jax.Array:
+    """Pictures [n, 32, 32, 3] of captions, by Euler's method on a uniform grid."""
+    shape = (tokens.shape[0], data.SIZE, data.SIZE, 3)
+
+    def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        return x - velocity(params, x, jnp.full(x.shape[:1], t), tokens) / steps, None
+
+    times = jnp.linspace(1.0, 1.0 / steps, steps, dtype=jnp.float32)
+    return jax.lax.scan(body, jax.random.normal(key, shape, jnp.float32), times)[0]
+
+
+def make_sheet(velocity: Velocity, steps: int) -> Callable[[Params, Path], None]:
+    """(params, path) -> None: writes eight pictures of each of eight captions."""
+    draw = jax.jit(partial(sample, velocity, steps=steps))
+
+    def sheet(params: Params, path: Path) -> None:
+        tokens = np.repeat(np.stack([tokenize(parse(c)) for c in _SHEET]), 8, axis=0)
+        images = np.asarray(draw(params, from_seed(0), jnp.asarray(tokens)))
+        tiles = np.pad(
+            pixels(images).reshape(8, 8, 32, 32, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
+        )
+        Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(272, 272, 3)).resize(
+            (816, 816), Image.Resampling.NEAREST
+        ).save(path)
+
+    return sheet
+
+
 def flow_task(config: ModelConfig) -> Task:
     """Regress the velocity noise - data of the linear interpolant."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
@@ -45,33 +92,10 @@ def flow_task(config: ModelConfig) -> Task:
 
     def loss(params: Params, key: jax.Array, scenes: data.Scenes) -> jax.Array:
         time_key, noise_key, drop_key = jax.random.split(key, 3)
-        n = scenes.images.shape[0]
-        t = sample_times(time_key, n)
+        t = sample_times(time_key, scenes.images.shape[0])
         noise = jax.random.normal(noise_key, scenes.images.shape, jnp.float32)
-        keep = jax.random.bernoulli(drop_key, 1.0 - _DROP, (n, 1))
-        ratio = t[:, None, None, None]
-        x = (1.0 - ratio) * scenes.images + ratio * noise
-        u = velocity(params, x, t, jnp.where(keep, scenes.tokens, 0))
+        x = noised(scenes.images, t, noise)
+        u = velocity(params, x, t, drop_captions(drop_key, scenes.tokens))
         return jnp.mean(jnp.square(u - (noise - scenes.images)))
 
-    @jax.jit
-    def sample(params: Params, tokens: jax.Array) -> jax.Array:
-        steps = 40
-        shape = (tokens.shape[0], data.SIZE, data.SIZE, 3)
-
-        def body(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-            return x - velocity(params, x, jnp.full(x.shape[:1], t), tokens) / steps, None
-
-        times = jnp.linspace(1.0, 1.0 / steps, steps, dtype=jnp.float32)
-        return jax.lax.scan(body, jax.random.normal(from_seed(0), shape), times)[0]
-
-    def sheet(params: Params, path: Path) -> None:
-        tokens = np.repeat(np.stack([tokenize(parse(c)) for c in _SHEET]), 8, axis=0)
-        images = np.asarray(sample(params, jnp.asarray(tokens)))
-        pixels = np.clip(127.5 * (images + 1.0), 0, 255).astype(np.uint8)
-        tiles = np.pad(pixels.reshape(8, 8, 32, 32, 3), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-        Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(272, 272, 3)).resize(
-            (816, 816), Image.Resampling.NEAREST
-        ).save(path)
-
-    return Task("shapes", init, loss, sheet)
+    return Task("shapes", init, loss, make_sheet(velocity, steps=40))

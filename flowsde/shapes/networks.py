@@ -11,6 +11,7 @@ from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.scorer_task import scorer_task
 from flowsde.shapes.train import Task
+from flowsde.shapes.turbo_task import STEPS, turbo_task
 
 _WORLD = (
     f"Procedural {SIZE}x{SIZE} RGB scenes (`flowsde.shapes.data`): anti-aliased, non-touching "
@@ -35,9 +36,19 @@ class Network(NamedTuple):
     use: str
 
 
-def _scorer_task(sizes: ScorerConfig) -> Task:
+def _packaged_flow() -> str:
+    """Name and hash of the file that the embedded flow is loaded from."""
     path = weights.packaged("shapes")
-    return scorer_task(sizes, load_flow(), f"{path.name} {weights.sha256(path)}")
+    return f"{path.name} {weights.sha256(path)}"
+
+
+def _scorer_task(sizes: ScorerConfig) -> Task:
+    return scorer_task(sizes, load_flow(), _packaged_flow())
+
+
+def _turbo_task(sizes: ModelConfig) -> Task:
+    # The sizes are the teacher's.
+    return turbo_task(load_flow(), _packaged_flow())
 
 
 NETWORKS = {
@@ -52,6 +63,17 @@ NETWORKS = {
         f"{_WORLD} {_CAPTIONS}",
         "Demonstrations and measurements of inference-time search. It knows nothing but these "
         "captions, and gets the counts wrong often, on purpose: that is what search is to mend.",
+    ),
+    "turbo": Network(
+        _turbo_task,
+        ModelConfig(),
+        "few-step text-to-image flow of the shapes world",
+        "The network of `shapes`, distilled from it by distribution matching "
+        f"(`flowsde.shapes.turbo_task`): it samples in {STEPS} steps of Euler's method, and "
+        "its x - t u is a sharp picture at every time.",
+        f"{_WORLD} {_CAPTIONS}",
+        "The kind of model that people run, few-step distilled, for demonstrations and "
+        "measurements of inference-time search. `--model shapes-turbo` samples it.",
     ),
     "scorer": Network(
         _scorer_task,
@@ -73,7 +95,7 @@ NETWORKS = {
 def network_named(name: str) -> Network:
     """An embedded network; ValueError names those that there are."""
     if name not in NETWORKS:
-        raise ValueError(f"TASK must be one of {', '.join(NETWORKS)}, got '{shown(name)}'")
+        raise ValueError(f"NETWORK must be one of {', '.join(NETWORKS)}, got '{shown(name)}'")
     return NETWORKS[name]
 
 

@@ -30,8 +30,10 @@ def _check(config: TrainConfig) -> None:
         raise ValueError(f"--ema must be below 1, got {config.ema}")
 
 
-def train(name: str, run: Path, config: TrainConfig) -> Path:
+def train(name: str, run: Path, config: TrainConfig, overwrite: bool = False) -> Path:
     """Train, or continue the run in `run`, and export; the path of the weights.
+
+    With `overwrite`, begin anew whatever run is there.
 
     Raises:
       ValueError: a setting is wrong, or `run` holds a run of another configuration.
@@ -39,7 +41,7 @@ def train(name: str, run: Path, config: TrainConfig) -> Path:
     network_named(name)
     _check(config)
     task = make_task(name)
-    return _export(name, run, config, fit(task, config, run), config.steps)
+    return _export(name, run, config, fit(task, config, run, overwrite=overwrite), config.steps)
 
 
 def export(name: str, run: Path) -> Path:
@@ -70,7 +72,7 @@ def restore(task: Task, config: TrainConfig, run: Path) -> tuple[int, Params]:
     found = latest(task, config, run)
     if found is None:
         raise ValueError(f"--out: the run at {run} has no checkpoint yet")
-    return found.step, found.state.ema
+    return found.step, task.final(found.state.ema)
 
 
 def _export(name: str, run: Path, config: TrainConfig, params: Params, step: int) -> Path:

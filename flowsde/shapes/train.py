@@ -72,40 +72,12 @@ def scene_batch(seed: int, step: int, size: int) -> data.Scenes:
     return data.scenes(seed, range(step * size, (step + 1) * size))
 
 
-class Task(NamedTuple):
-    """What is trained.
-
-    Attributes:
-      name: of the network, used for its files.
-      init: key -> params, a nested dict of arrays.
-      loss: (params, key, batch) -> scalar.
-      sheet: (params, path) -> None, writes a picture of what the network does; optional.
-      batch: (seed, step, size) -> a pytree of arrays, what `loss` gets; a function of these alone.
-      uses: weights that `batch` depends on, by name and hash; a run continues only with the same.
-    """
-
-    name: str
-    init: Callable[[jax.Array], Params]
-    loss: Callable[[Params, jax.Array, Any], jax.Array]
-    sheet: Callable[[Params, Path], None] | None = None
-    batch: Callable[[int, int, int], Any] = scene_batch
-    uses: str = ""
-
-
-class TrainState(NamedTuple):
-    """Weights, their moving average, and the optimiser's state."""
-
-    params: Params
-    ema: Params
-    opt_state: optax.OptState
-
-
 def _muon_matrices(params: Params) -> Params:
     """Marks the stacked matrices [depth, in, out] of attention and MLP for Muon."""
 
     def mark(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [key.key for key in path]
-        is_matrix = names[0] == "blocks" and names[-1] == "kernel" and "modulation" not in names
+        is_matrix = "blocks" in names and names[-1] == "kernel" and "modulation" not in names
         return MuonDimensionNumbers(1, 2) if is_matrix else None
 
     return jax.tree.map_with_path(mark, params)
@@ -127,9 +99,42 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
+class Task(NamedTuple):
+    """What is trained.
+
+    Attributes:
+      name: of the network, used for its files.
+      init: key -> params, a nested dict of arrays.
+      loss: (params, key, batch) -> scalar.
+      sheet: (params, path) -> None, writes a picture of what the network does; optional.
+      batch: (seed, step, size) -> a pytree of arrays, what `loss` gets; a function of these alone.
+      uses: weights that `init`, `loss` or `batch` depend on, by name and hash; a run continues only
+        with the same.
+      optimizer: of `params`, given the configuration.
+      final: params -> those of the network that is named, if others learn beside it.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, jax.Array, Any], jax.Array]
+    sheet: Callable[[Params, Path], None] | None = None
+    batch: Callable[[int, int, int], Any] = scene_batch
+    uses: str = ""
+    optimizer: Callable[[TrainConfig], optax.GradientTransformation] = optimizer
+    final: Callable[[Params], Params] = lambda params: params
+
+
+class TrainState(NamedTuple):
+    """Weights, their moving average, and the optimiser's state."""
+
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
 def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState, jax.Array]]:
     """(state, step number, scenes) -> (state, loss), compiled, donating the state."""
-    tx = optimizer(config)
+    tx = task.optimizer(config)
 
     def step(state: TrainState, k: jax.Array, scenes: data.Scenes) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(from_seed(config.seed + 1), k)
@@ -146,35 +151,35 @@ def make_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState
     return jax.jit(step, donate_argnums=0)
 
 
-def init_state(task: Task, config: TrainConfig, initial: Params | None = None) -> TrainState:
-    """State before step 0: fresh weights, or those of an earlier run."""
-    params = task.init(from_seed(config.seed)) if initial is None else initial
-    return TrainState(params, jax.tree.map(jnp.copy, params), optimizer(config).init(params))
+def init_state(task: Task, config: TrainConfig) -> TrainState:
+    """State before step 0."""
+    params = task.init(from_seed(config.seed))
+    return TrainState(params, jax.tree.map(jnp.copy, params), task.optimizer(config).init(params))
 
 
-def fit(task: Task, config: TrainConfig, out: Path, initial: Params | None = None) -> Params:
+def fit(task: Task, config: TrainConfig, out: Path, overwrite: bool = False) -> Params:
     """Train `task`, or continue the run in `out`, and return the averaged weights.
 
     Args:
       task: the network and its loss.
       config: must equal that of the run being continued.
-      initial: weights to begin from instead of fresh ones; a run that continues has its own.
       out: folder for checkpoints, ``log.jsonl`` (step, loss, images/s) and sample sheets.
+      overwrite: begin anew, whatever run the folder holds.
 
     Raises:
       ValueError: `out` holds a run of another configuration, a log that is not of flowsde's, or
         another process is writing to it.
     """
     with _own.locked(out) as hidden:
-        return _fit(task, config, out, hidden, initial)
+        if overwrite and (hidden / CONFIG).exists():
+            _discard(hidden, out)
+        return _fit(task, config, out, hidden)
 
 
-def _fit(
-    task: Task, config: TrainConfig, out: Path, hidden: Path, initial: Params | None
-) -> Params:
+def _fit(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Params:
     """`fit`, in a folder whose lock is held."""
     last = _begin(task, config, out, hidden)
-    state, start = init_state(task, config, initial), 0
+    state, start = init_state(task, config), 0
     rows: list[Row] = []
     if last is not None:
         state, start, rows = last
@@ -210,8 +215,8 @@ def _fit(
             if done % config.save_every == 0 or done == config.steps:
                 _save(hidden, task, config, Checkpoint(state, done, rows))
             if task.sheet and (done % config.sheet_every == 0 or done == config.steps):
-                task.sheet(state.ema, out / f"sheet_{done:06d}.png")
-    return state.ema
+                task.sheet(task.final(state.ema), out / f"sheet_{done:06d}.png")
+    return task.final(state.ema)
 
 
 LOG, CONFIG, _CHECKPOINTS = "log.jsonl", "config.json", "checkpoints"
@@ -244,7 +249,10 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
     """The checkpoint to go on from; ValueError if the folder is not this run's."""
     wanted, found = _wanted(task, config), run_config(out)
     if found not in (None, wanted):
-        raise ValueError(f"{out} holds another run: {found}, asked to train {wanted}")
+        raise ValueError(
+            f"{out} holds another run: {found}, asked to train {wanted}; expected another folder, "
+            f"or to overwrite it"
+        )
     if found is None and not (hidden / CONFIG).exists():
         if (out / CONFIG).exists() and (out / _CHECKPOINTS).is_dir():
             raise ValueError(
@@ -257,6 +265,16 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
                 raise ValueError(f"{path} is not of flowsde's; expected another folder")
     write_json(hidden / CONFIG, wanted)
     return latest(task, config, out)
+
+
+def _discard(hidden: Path, out: Path) -> None:
+    """Say what run a folder holds, and begin its states anew; its files stay known as ours."""
+    found = _states.newest(hidden / _CHECKPOINTS, _states.load)[0]
+    at = "without a checkpoint" if found is None else f"at step {found[1].get('step')}"
+    print(f"discard the run in {out} {at}", flush=True)
+    if (hidden / _CHECKPOINTS).exists():
+        _own.discard(hidden / _CHECKPOINTS)
+    (hidden / CONFIG).write_text("{}")
 
 
 def _save(hidden: Path, task: Task, config: TrainConfig, own: Checkpoint) -> None:

@@ -46,8 +46,8 @@ def _sort_header(file: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + file[end:]
 
 
-NAMES = ("shapes", "scorer")
-"""Of the networks: the flow, and its given reward."""
+NAMES = ("shapes", "turbo", "scorer")
+"""Of the networks: the flow, the one that is distilled from it, and their given reward."""
 
 
 def packaged(name: str) -> Path:
@@ -55,19 +55,24 @@ def packaged(name: str) -> Path:
     return FOLDER / f"{name}.safetensors"
 
 
-def chosen(option: str, paths: Sequence[Path]) -> dict[str, Path]:
-    """The file of each network: the packaged ones but for those that are given.
+def chosen(option: str, paths: Sequence[Path], flow: str = "shapes") -> dict[str, Path]:
+    """The files of a flow and of the scorer: the packaged ones but for those that are given.
 
     Args:
       option: names the paths in errors.
       paths: files that ``flowsde train`` wrote, or folders of its runs.
+      flow: the network that samples.
+
+    Returns:
+      The flow's, then the scorer's, by the name of the network.
 
     Raises:
-      ValueError: a path holds no weights of a network, or two hold those of one.
+      ValueError: a path holds no weights of one of the two, or two hold those of one.
     """
+    names = (flow, "scorer")
     found: dict[str, Path] = {}
     for path in paths:
-        inside = [path / packaged(name).name for name in NAMES] if path.is_dir() else [path]
+        inside = [path / packaged(name).name for name in names] if path.is_dir() else [path]
         files = [file for file in inside if file.is_file()]
         if not files:
             raise ValueError(
@@ -78,12 +83,17 @@ def chosen(option: str, paths: Sequence[Path]) -> dict[str, Path]:
             name = _metadata(file).get("name")
             if name not in NAMES:
                 raise ValueError(f"{option}: {shown(file)} was not written by flowsde train")
+            if name not in names:
+                raise ValueError(
+                    f"{option}: {shown(file)} holds weights of {name}, expected those of "
+                    f"{' or '.join(names)}"
+                )
             if name in found:
                 raise ValueError(
                     f"{option}: both {shown(found[name])} and {shown(file)} hold weights of {name}"
                 )
             found[name] = file
-    return {name: packaged(name) for name in NAMES} | found
+    return {name: packaged(name) for name in names} | found
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -41,7 +41,9 @@ TRAINING = (
     "steps batch-size learning-rate adam-learning-rate warmup clip ema seed log-every save-every "
     "sheet-every"
 ).split()
-NAMED = re.compile(r"--?[a-z]|PROMPT|prompt|TASK|SOURCE|OUT|[Uu]nrecognized|argument|command|\.txt")
+NAMED = re.compile(
+    r"--?[a-z]|PROMPT|prompt|NETWORK|SOURCE|OUT|[Uu]nrecognized|argument|command|\.txt"
+)
 
 
 def _number(draw: random.Random) -> str:

@@ -10,18 +10,17 @@ import pytest
 from flowsde import kernels, search
 from flowsde.cli.makers import described, makers
 
-TABLES = {"flowsde.search": ("METHODS", search.METHODS),
-          "flowsde.kernels": ("KERNELS", kernels.KERNELS)}  # fmt: skip
+TABLES = {"flowsde.search": search.METHODS, "flowsde.kernels": kernels.KERNELS}
 EVERY = [
-    pytest.param(package, table, name, maker, id=name)
-    for package, (table, every) in TABLES.items()
+    pytest.param(package, name, maker, id=name)
+    for package, every in TABLES.items()
     for name, maker in every.items()
 ]
 
 
-@pytest.mark.parametrize("package, table, name, maker", EVERY)
-def test_signature(package: str, table: str, name: str, maker: Callable[..., Any]) -> None:
-    read = makers(package, table)[name]
+@pytest.mark.parametrize("package, name, maker", EVERY)
+def test_signature(package: str, name: str, maker: Callable[..., Any]) -> None:
+    read = makers(package)[name]
     hints = typing.get_type_hints(maker)
     defaults = {
         parameter.name: parameter.default
@@ -37,17 +36,23 @@ def test_signature(package: str, table: str, name: str, maker: Callable[..., Any
             assert option.choices == () and option.kind is first
 
 
-@pytest.mark.parametrize("package, table, name, maker", EVERY)
-def test_docstring(package: str, table: str, name: str, maker: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("package, name, maker", EVERY)
+def test_docstring(package: str, name: str, maker: Callable[..., Any]) -> None:
     words = " ".join((inspect.getdoc(maker) or "").split())
-    for own, option in makers(package, table)[name].items():
+    for own, option in makers(package)[name].items():
         assert option.help and f" {own}: {option.help}" in words
 
 
 @pytest.mark.parametrize("package", TABLES)
 def test_order_is_that_of_the_table(package: str) -> None:
-    table, every = TABLES[package]
-    assert list(makers(package, table)) == list(every)
+    assert list(makers(package)) == list(TABLES[package])
+
+
+def test_the_names_are_those_of_the_functions() -> None:
+    words = "bon sop smc code svdd rbf"
+    assert {name: getattr(search, name) for name in words.split()} == search.METHODS
+    words = "euler_maruyama ddim cps ode_euler"
+    assert {name: getattr(kernels, name) for name in words.split()} == kernels.KERNELS
 
 
 def test_entries_are_joined() -> None:

@@ -41,6 +41,28 @@ def test_says_what_was_found_and_written(source, tmp_path, capsys):
     assert "100%" in err and "B/s" in err
 
 
+def test_the_same_command_again_has_nothing_to_do(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    say(capsys, source, out, "--dtype", "bfloat16")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    said, _ = say(capsys, source, out, "--dtype", "bfloat16")
+    assert said == f"flowsde convert: {out} is already complete\n"
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    # Of another dtype, or of a source that has changed, it is another conversion.
+    assert "holds another conversion" in refused(capsys, source, out)
+    tensors = toy.tensors()
+    tensors["head.bias"][0] += 1.0
+    save_file(tensors, source)
+    words = [source, out, "--dtype", "bfloat16"]
+    assert "expected another one or --overwrite" in refused(capsys, *words)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    say(capsys, *words, "--overwrite")
+    assert "already complete" in say(capsys, *words)[0]
+    # What cannot be read is no conversion of anything.
+    (out / "config.json").write_text((out / "config.json").read_text().replace("toy", "yot"))
+    assert "holds another conversion" in refused(capsys, *words)
+
+
 def test_check_writes_nothing(source, tmp_path, capsys):
     tensors = toy.tensors()
     tensors["head.bias"][0] = np.nan

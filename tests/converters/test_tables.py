@@ -8,7 +8,7 @@ from flax import nnx
 from flowsde.models.common.layers import Numerics, scan, stack
 from flowsde.models.common.paths import parameters, with_parameters
 from flowsde_converters.ignored import Unused
-from flowsde_converters.moves import CONV, LINEAR, SWAPPED_LINEAR, Permute, Reshape, SwapHalves
+from flowsde_converters.relayout import CONV, LINEAR, SWAPPED_LINEAR, Permute, Reshape, SwapHalves
 from flowsde_converters.tables import Row, Table, convert, unconvert
 
 NUMERICS = Numerics()

@@ -20,6 +20,19 @@ METHODS = {
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),
+    "rbf, quantile, samples": fs.search.rbf(
+        kernel=SDE,
+        chains=1,
+        width=3,
+        accept="quantile",
+        value="samples",
+        value_steps=1,
+        value_samples=2,
+        **OPTIONS,
+    ),
+    "guided svdd, ode at some": fs.search.svdd(
+        kernel=GUIDED, chains=1, branch_at=(1, 3), value="ode", value_steps=2, **OPTIONS
+    ),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

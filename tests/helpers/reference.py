@@ -5,6 +5,7 @@ reward and decides; chains take turns, one draw each. Only the model, the kernel
 the keys (prompt id, chain, stage, draw) are the library's.
 """
 
+import statistics
 from typing import NamedTuple
 
 import jax
@@ -64,8 +65,46 @@ def shares(total, parts):
     return [total // parts + (1 if i < total % parts else 0) for i in range(parts)]
 
 
-def chain(c, key, budget, grid, seeds, last, noise, move, evaluate, cond):
-    """One chain of Algorithm 2; yields (point, accepted so far) after every draw."""
+def has_passed(rule, rewards, best, parent, quota, step):
+    """Whether the last of the rewards of a step's children ends it; and r* if none ever does.
+
+    Args:
+      rule: (name, option).
+      rewards: in the order of drawing.
+      best, parent: r*, and the reward of the particle that they come from.
+      quota: draws that the step has.
+      step: position in the grid.
+    """
+    name, option = rule
+    new, earlier = rewards[-1], [r for r in rewards[:-1] if r > -np.inf]
+    if name == "improve":
+        return new > best, best
+    if name == "threshold":
+        return new > option[step - 1], best
+    if name == "quantile":
+        q = 1.0 - 1.0 / quota if option is None else option
+        if len(earlier) < 2 or q == 0.0:
+            return False, best
+        spread = np.std(earlier, ddof=1) * statistics.NormalDist().inv_cdf(q)
+        return new > np.mean(earlier) + spread, best
+    gain = natural_gain(earlier, parent)
+    every = natural_gain(rewards, parent)
+    carried = best + every if np.isfinite(best + every) else best
+    return bool(earlier) and new > best + gain, carried
+
+
+def natural_gain(rewards, parent):
+    """By how much children are above their parent: a running mean, in float32 as ties want."""
+    mean, n = np.float32(0.0), 0
+    for r in rewards:
+        if r > -np.inf:
+            n += 1
+            mean = mean + (np.float32(r) - mean) / np.float32(n)
+    return mean - np.float32(parent) if n and parent > -np.inf else np.float32(0.0)
+
+
+def chain(c, key, budget, grid, seeds, last, noise, move, evaluate, cond, rule, branch_at):
+    """One chain; yields (point, accepted so far) after every draw."""
     stages = len(grid) - 1
     accepted, drawn = [], []
     if stages == 1:
@@ -78,34 +117,56 @@ def chain(c, key, budget, grid, seeds, last, noise, move, evaluate, cond):
     if stages == 1:
         return
     current = accepted[-1]
-    best_reward = current.reward
-    quotas = shares(budget - seeds, stages - 1)
+    best_reward = np.float32(current.reward)
+    steps = list(range(1, stages)) if branch_at is None else list(branch_at)
+    left = budget - seeds - (stages - 1 - len(steps))
+    quotas = dict(zip(steps, shares(left, len(steps)), strict=True))
+    if rule[0] == "threshold":
+        quotas = dict.fromkeys(steps, 1) | {steps[0]: left - len(steps) + 1}
+    rolled = 0
     for i in range(1, stages):
-        quota = quotas[i - 1]
-        keeps_drawing = last == "exhaust" and i == stages - 1
-        children = []
+        quota = quotas[i] + rolled if i in quotas else 1
+        keeps_drawing = last == "exhaust" and i == steps[-1]
+        children, carried = [], best_reward
         for j in range(quota):
             child = evaluate(move(key, current, grid[i], c, i, j), grid[i], cond)
+            if i not in quotas and i < stages - 1:
+                child = child._replace(reward=-np.inf)
+                if rule[0] == "calibrated" and i + 1 in quotas:
+                    child = evaluate(child.x, child.t, cond)
             children.append(child)
-            improved = child.reward > best_reward and not keeps_drawing
-            if improved or j == quota - 1:
-                accepted.append(child if improved else max(children, key=lambda p: p.reward))
+            rewards = [p.reward for p in children]
+            passed, carried = has_passed(rule, rewards, best_reward, current.reward, quota, i)
+            passed = passed and not keeps_drawing
+            if passed or j == quota - 1:
+                accepted.append(max(children, key=lambda p: p.reward))
             yield child, accepted
-            if improved:
-                best_reward = child.reward
-                if i < stages - 1:
-                    quotas[i] += quota - (j + 1)
+            if passed:
                 break
         current = accepted[-1]
+        best_reward = np.float32(current.reward if passed else max(carried, current.reward))
+        if i in quotas:
+            rolled = quota - len(children)
 
 
-def rbf(search, key, prompt_id, cond, noise, move, evaluate, target=np.inf):
+def rbf(search, key, prompt_id, cond, noise, move, evaluate, target=np.inf, rule=("improve", None)):
     """(answer, accepted points of each chain, charged)."""
     key = jax.random.fold_in(key, prompt_id)
     budgets = shares(search.nfe, search.chains)
     running = [
         chain(
-            c, key, budgets[c], search.grid, search.seeds, search.last, noise, move, evaluate, cond
+            c,
+            key,
+            budgets[c],
+            search.grid,
+            search.seeds,
+            search.last,
+            noise,
+            move,
+            evaluate,
+            cond,
+            rule,
+            search.branch_at,
         )
         for c in range(search.chains)
     ]
@@ -166,25 +227,50 @@ def bon(search, key, prompt_id, cond, noise, move, evaluate):
     return samples
 
 
-def code(search, key, prompt_id, cond, noise, move, evaluate):
-    """Blockwise best-of-K: (children of the last block of all chains, charged)."""
+def blocks_of(search):
+    """(steps, whether they have several children) of each block but the start."""
+    stages = len(search.grid) - 1
+    starts = search.branch_at or range(1, stages, search.block)
+    blocks, i = [], 1
+    while i < stages:
+        following = min([s for s in starts if s > i], default=stages)
+        length = min(search.block, following - i) if i in starts else 1
+        blocks.append((range(i, i + length), i in starts))
+        i += length
+    return blocks
+
+
+def code(search, key, prompt_id, cond, noise, move, evaluate, look=None, ahead=0):
+    """Blockwise best-of-K: (children of the last block of all chains, charged).
+
+    Args:
+      look: ``(point, cond) -> reward``, of looking ahead; None for the point's own.
+      ahead: evaluations that it takes.
+    """
     key = jax.random.fold_in(key, prompt_id)
     grid, stages = search.grid, len(search.grid) - 1
-    blocks = [range(i, min(i + search.block, stages)) for i in range(1, stages, search.block)]
+    blocks = blocks_of(search)
+    several = [block for block, branches in blocks if branches]
+    cost = {b: len(b) + (0 if b[-1] == stages - 1 else ahead) for b in several}
     finished, charged = [], 0
     for c, budget in enumerate(shares(search.nfe, search.chains)):
         current = evaluate(noise(key, c, 0, 0), grid[0], cond)
         charged += 1
-        each, left = divmod(budget - 1, stages - 1)
-        for block in blocks:
-            more = left >= len(block)
-            left -= len(block) * more
+        singles = sum(not branches for _, branches in blocks)
+        each, left = divmod(budget - 1 - singles, sum(cost.values()))
+        for block, branches in blocks:
+            more = branches and left >= cost[block]
+            if branches:
+                left -= cost[block] * more
             children = []
-            for j in range(each + more):
+            for j in range(each + more if branches else 1):
                 child = current
                 for i in block:
                     child = evaluate(move(key, child, grid[i], c, i, j), grid[i], cond)
                     charged += 1
+                if look is not None and branches and block[-1] < stages - 1:
+                    child = child._replace(reward=look(child, cond))
+                    charged += ahead
                 children.append(child)
             current = max(children, key=lambda p: p.reward)
         finished += children

@@ -14,7 +14,7 @@ from flowsde.models.common.layers import Numerics, scan, stack
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.ignored import Unused
-from flowsde_converters.moves import LINEAR, SWAPPED_LINEAR, SwapHalves
+from flowsde_converters.relayout import LINEAR, SWAPPED_LINEAR, SwapHalves
 from flowsde_converters.tables import Row, Table
 
 

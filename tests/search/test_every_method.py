@@ -131,7 +131,7 @@ def test_host_rewards_are_jax_rewards(search):
     ids, cond = batch(PROMPTS)
     options = {"cond": cond, "prompt_ids": ids}
     hosted = fs.rewards.host(host_reward, minibatch=3, cost=0.5)
-    if search.guided:
+    if search.uses_gradient:
         with pytest.raises(TypeError, match=r"'host_reward' runs outside JAX and has no gradient"):
             fs.run(KEY, flow(), search, hosted, **options)
         return
@@ -145,7 +145,7 @@ def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
     _, cond = batch(PROMPTS)
     result = together(search)
     assert np.all(result.nfe <= search.nfe) and np.all(result.evaluations >= result.nfe)
-    assert (np.asarray(result.backward_passes) > 0).all() == search.guided
+    assert (np.asarray(result.backward_passes) > 0).all() == search.uses_gradient
     x0, _ = evaluate.means(flow(), result.x, result.t, cond, interpolant=VP)
     np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(result.image, decode(result.x0), rtol=1e-6)
@@ -161,11 +161,14 @@ def answers(search, info, i):
     """
     finishing = getattr(search, "steps", 0) if isinstance(search, fs.search.Complete) else 0
     counted = np.asarray(info.counted)[:, i]
+    # What is seen ahead is not for the answer.
+    until = np.inf if search.value is None else np.float32(search.value.until)
     # Rounds behind the prompt's own are padding of the batch.
     rounds = np.flatnonzero(counted.any(-1))[-1] + 1
     answer, after = (1.0, -np.inf), []
     for k in range(len(counted)):
         here = counted[k] & np.isfinite(np.asarray(info.reward)[k, i])
+        here &= np.asarray(info.time)[k, i] <= until
         for t, r in zip(info.time[k, i][here], info.reward[k, i][here], strict=True):
             better = (-t, r) > (-answer[0], answer[1])
             finished = rounds - finishing <= k < rounds

@@ -92,6 +92,27 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         fit(_line(), dataclasses.replace(CONFIG, steps=7), tmp_path)
 
 
+def test_a_run_is_begun_anew_when_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(_line(), CONFIG, tmp_path / "whole")
+    out, other = tmp_path / "out", dataclasses.replace(CONFIG, steps=4, seed=7)
+    fit(_line(), other, out)
+    capsys.readouterr()
+    anew = fit(_line(), CONFIG, out, overwrite=True)
+    assert capsys.readouterr().out == f"discard the run in {out} at step 4\n"
+    chex.assert_trees_all_equal(whole, anew)
+    again = fit(_mortal(_line(), last=0), CONFIG, out)
+    chex.assert_trees_all_equal(whole, again)
+    # Of others nothing is discarded.
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "log.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="is not of flowsde's"):
+        fit(_line(), CONFIG, own, overwrite=True)
+    assert (own / "log.jsonl").read_text() == "mine"
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     for name in ("log.jsonl", "line.safetensors", "sheet_000500.png"):
         own = tmp_path / name / "run"

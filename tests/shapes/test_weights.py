@@ -26,11 +26,13 @@ from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.train import TrainConfig
 
-TRAIN = "--batch-size 2 --warmup 1 --log-every 1 --save-every 2 --seed 5".split()
+TRAIN = "--batch-size 8 --warmup 1 --log-every 1 --save-every 2 --seed 5".split()
 # Networks that compile fast.
 SIZES = {
     "scorer": ScorerConfig(width=8, depth=1, hidden=8),
     "shapes": ModelConfig(width=16, depth=1, heads=2, stem=4),
+    # Those of its teacher.
+    "turbo": ModelConfig(),
 }
 PARAMS = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}, "b": jnp.zeros(2)}
 
@@ -53,7 +55,9 @@ def test_weights_are_read_as_written(tmp_path: Path) -> None:
         weights.load(tmp_path / "y.safetensors", "x")
 
 
-@pytest.mark.parametrize("name, least, most", [("shapes", 1e6, 1e7), ("scorer", 1e4, 1e6)])
+@pytest.mark.parametrize(
+    "name, least, most", [("shapes", 1e6, 1e7), ("turbo", 1e6, 1e7), ("scorer", 1e4, 1e6)]
+)
 def test_packaged_weights(name: str, least: float, most: float) -> None:
     path = weights.FOLDER / f"{name}.safetensors"
     params, _ = weights.load(path, name)
@@ -79,7 +83,7 @@ def test_card_of_a_run_without_a_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["scorer", "shapes"])
+@pytest.mark.parametrize("name", ["scorer", "shapes", "turbo"])
 def test_training_exports_and_resumes(
     name: str,
     tmp_path: Path,
@@ -97,11 +101,14 @@ def test_training_exports_and_resumes(
     assert digest in text and "Apache-2.0" in text and "stopped early" not in text
     with Image.open(tmp_path / card.LOSS) as picture:
         picture.verify()
-    if name == "shapes":
-        assert shapes.load_flow(path).shape == (32, 32, 3)
-        assert "five" in text
-    else:
+    if name == "scorer":
         assert callable(shapes.load_reward(path=path))
+    else:
+        model = {"shapes": "shapes", "turbo": "shapes-turbo"}[name]
+        assert shapes.load_flow(path, 1.0, model).shape == (32, 32, 3)
+        assert "five" in text
+        with pytest.raises(ValueError, match=f"holds '{name}', expected weights of"):
+            shapes.load_flow(path, 1.0, "shapes" if name == "turbo" else "shapes-turbo")
 
     # The command in the card is that of this run: it continues it, and finds it finished.
     again = re.search(rf"^flowsde (train {name} .*)$", text, re.MULTILINE)

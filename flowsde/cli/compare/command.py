@@ -50,8 +50,8 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import as_values
-from flowsde.shapes import weights
+from flowsde.cli.settings import EMBEDDED, as_values
+from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
@@ -106,6 +106,8 @@ class Compare:
     "paper", those of the RBF paper."""
     reward: Annotated[str | None, word("reward")] = None
     """Reward to search by; likelihood by default."""
+    model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
+    """Embedded model to sample; shapes-turbo is distilled to four steps (default: shapes)."""
     weights: Weights = ()
     """Weights that flowsde train wrote, of the flow or of the scorer, instead of the packaged ones:
     a file, or the folder of a run. Give it twice for both."""
@@ -135,7 +137,12 @@ class Compare:
         )
         task = TASKS[self.task]
         texts = self._texts(task)
-        study = Study(texts, self.seeds, weights.chosen("--weights", self.weights), task)
+        if self.model not in EMBEDDED:
+            raise ValueError(
+                f"--model must be one of {', '.join(EMBEDDED)}, got '{_text.shown(self.model)}'"
+            )
+        networks = weights.chosen("--weights", self.weights, MODELS[self.model])
+        study = Study(texts, self.seeds, networks, task, self.model)
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:
@@ -226,7 +233,7 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
     if found.get("task", "counts") != study.task.name:
         has = f"--task {_text.shown(found.get('task', 'counts'), 20)}, not {study.task.name}"
     elif found.get("networks", study.digests) != study.digests:
-        has = "other --weights"
+        has = "other --model or --weights"
     elif list(study.prompts[:many]) != found["prompts"]:
         fewer = many > len(study.prompts)
         has = f"{many} prompts, not {len(study.prompts)}" if fewer else "other prompts"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from flowsde.cli.compare.rows import SINGLE
+from flowsde.cli.presets import stochastic
 from flowsde.cli.settings import METHODS
 
 MEASURES = {
@@ -31,7 +32,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 def _panels(table: Sequence[dict[str, Any]]) -> list[str]:
     """Interpolants that something moves in; the ODE's, if nothing else does."""
-    moving = [row["interpolant"] for row in table if row["kernel"] != "ode_euler"]
+    moving = [row["interpolant"] for row in table if stochastic(row["kernel"])]
     return list(dict.fromkeys(moving or [row["interpolant"] for row in table]))
 
 
@@ -69,7 +70,7 @@ def figure(
     drawn = Figure(figsize=(5.2 * len(panels) + 2.6, 4.4), layout="constrained")
     every = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, interpolant in zip(every, panels, strict=True):
-        here = [row for row in table if row["kernel"] == "ode_euler"]
+        here = [row for row in table if not stochastic(row["kernel"])]
         here += [row for row in table if row not in here and row["interpolant"] == interpolant]
         lines: dict[str, list[dict[str, Any]]] = {}
         for row in here:

@@ -66,19 +66,22 @@ class Study:
     Attributes:
       prompts: captions.
       seeds: searches for each.
-      networks: the file of the weights of each network; the packaged ones by default.
+      networks: the files of the flow's and the scorer's weights, of `weights.chosen`; the packaged
+        ones by default.
       task: of which the prompts are captions.
+      model: name of the flow.
     """
 
     prompts: Sequence[str]
     seeds: int
     networks: Mapping[str, Path] = dataclasses.field(default_factory=lambda: weights.chosen("", ()))
     task: Challenge = TASKS["counts"]
+    model: str = "shapes"
 
     @cached_property
     def digests(self) -> list[str]:
         """SHA-256 of the weights of each network."""
-        return [weights.sha256(self.networks[name]) for name in weights.NAMES]
+        return [weights.sha256(path) for path in self.networks.values()]
 
     @cached_property
     def cond(self) -> Any:
@@ -193,7 +196,8 @@ def _search_part(
 
 
 def _flow(row: Row, study: Study) -> fs.Flow:
-    return study.task.flow(shapes.load_flow(study.networks["shapes"], row.settings.guidance))
+    path = study.networks[shapes.MODELS[study.model]]
+    return study.task.flow(shapes.load_flow(path, row.settings.guidance, study.model))
 
 
 def _families(rows: Sequence[Row]) -> Iterator[list[Row]]:

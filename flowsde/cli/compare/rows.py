@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 def _follows_ode(preset: str, method: str) -> bool:
-    return PRESETS[preset][method].kernel == "ode_euler"
+    return not presets.stochastic(PRESETS[preset][method].kernel)
 
 
 def plan(
@@ -132,7 +132,7 @@ def labels(rows: Sequence[Row]) -> list[str]:
             if name == "nfe" or value is None:
                 continue
             if name in ("interpolant", "kernel"):
-                parts += [value] if row.settings.kernel != "ode_euler" else []
+                parts += [value] if presets.stochastic(row.settings.kernel) else []
             elif (row.table, row.method, name) in varying:
                 shown = f"{value:g}" if isinstance(value, float) else str(value)
                 parts.append(f"{name.replace('_', ' ')} {shown}")

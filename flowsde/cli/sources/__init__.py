@@ -6,7 +6,7 @@ from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde._version import __version__
 from flowsde.cli.options import Sample
-from flowsde.cli.settings import as_values
+from flowsde.cli.settings import EMBEDDED, as_values
 from flowsde.cli.sources.base import Source
 from flowsde.cli.sources.shapes import ShapesSource
 
@@ -14,7 +14,8 @@ from flowsde.cli.sources.shapes import ShapesSource
 def source_of(command: Sample) -> Source:
     """The model that is asked for; ValueError or TypeError naming an option that is wrong."""
     source: Source
-    if command.converted.model is None:
+    model = command.converted.model
+    if model is None or str(model) in EMBEDDED:
         source = ShapesSource(command)
     else:
         # Imported here: the embedded model does without the ports.

@@ -19,7 +19,7 @@ from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde.cli import pictures, presets, prompts
 from flowsde.cli.options import Converted, Sample
-from flowsde.cli.settings import Settings, flag
+from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import rewards
 from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
@@ -84,7 +84,7 @@ def slug(prompt: str) -> str:
 
 def _reward(command: Sample) -> tuple[str, rewards.RewardSource]:
     """By name, and checked."""
-    trajectory = command.method in ("ode", "sde")
+    trajectory = command.method in TRAJECTORIES
     name = command.reward or ("none" if trajectory else None)
     if name is None:
         known = ", ".join(name for name in rewards.KNOWN if name != "none")

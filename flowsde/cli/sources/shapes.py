@@ -21,18 +21,22 @@ class ShapesSource:
     has_reward = True
 
     def __init__(self, command: Sample):
+        model = command.converted.model
+        without = "without --model" if model is None else f"with --model {model}"
         for name, value in vars(command.converted).items():
-            if value != getattr(Converted, name):
-                raise ValueError(
-                    f"{settings.flag(name)} has no effect without --model, got {value}"
-                )
-        self._files = weights.chosen("--weights", command.weights)
+            if name != "model" and value != getattr(Converted, name):
+                raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
+        self._model = str(model or "shapes")
+        self._flow = shapes.MODELS[self._model]
+        self._files = weights.chosen("--weights", command.weights, self._flow)
         given = {n: file for n, file in self._files.items() if file != weights.packaged(n)}
         digests = [f"{name} {weights.sha256(file)}" for name, file in given.items()]
         self._task = TASKS[command.task]
         self.named: dict[str, Any] = {"weights": digests} if digests else {}
         if command.task != "counts":
             self.named["task"] = command.task
+        if self._model != "shapes":
+            self.named["model"] = self._model
         self.prompts = prompts.collect(command.prompt, command.prompts_file, self.slug)
         self.settings = presets.resolve(command.preset, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
@@ -43,10 +47,10 @@ class ShapesSource:
         return prompts.slug(prompt) + f"-{self._task.name}" * ("task" in self.named)
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        flow = self._task.flow(shapes.load_flow(self._files["shapes"], self.settings.guidance))
+        flow = shapes.load_flow(self._files[self._flow], self.settings.guidance, self._model)
         reward = self._task.load_reward(self.settings.reward, self._files["scorer"])
         tasks = [PromptTask(self._task.encode(one)) for one in prompts]
-        return LoadedSource(flow, reward, tasks)
+        return LoadedSource(self._task.flow(flow), reward, tasks)
 
     def save(self, path: Path, image: np.ndarray) -> None:
         pictures.save_image(path, image)

@@ -135,7 +135,7 @@ class Engine:
             )
             report = packed.unpack()
             if report.sent:
-                self._count(int(report.sent), width)
+                self._count(int(report.sent), int(report.ahead), width)
                 under_way.append(_UnderWay(batch, self._judge.begin(batch)))
             active = int(report.active)
             yield from self._ended(report, best)
@@ -165,14 +165,18 @@ class Engine:
         ]
         return pool, deque(moved)
 
-    def _count(self, sent: int, width: int) -> None:
-        """A batch of so many candidates."""
-        cost, t = self._program.cost, self.totals
+    def _count(self, sent: int, ahead: int, width: int) -> None:
+        """A batch of so many candidates, of which so many look ahead."""
+        cost, t, value = self._program.cost, self.totals, self._program.kind.value
+        computed, padding = self._size, self._size - sent
+        if value is not None and ahead:
+            computed += value.cost * self._size
+            padding += value.cost * (self._size - ahead)
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
-            evaluations=t.evaluations + cost * self._size,
-            padding=t.padding + cost * (self._size - sent),
+            evaluations=t.evaluations + cost * computed,
+            padding=t.padding + cost * padding,
             widths=(*t.widths, width) if is_new else t.widths,
         )
 

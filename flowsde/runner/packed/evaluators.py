@@ -16,7 +16,9 @@ from flowsde import _threads
 from flowsde.conds import for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.rewards import HostReward
-from flowsde.runner.evaluate import evaluate_model
+from flowsde.runner.ahead import to_score, with_rewards
+from flowsde.runner.evaluate import Rows, evaluate_model, split
+from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import Batch
 from flowsde.runner.packed.steps import evaluate
 from flowsde.runner.records import Kind, Model
@@ -60,18 +62,17 @@ class OnDevice:
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate_and_decode(
     flow: Flow, batch: Batch, kind: Kind, minibatch: int
-) -> tuple[Worth, jax.Array, jax.Array, jax.Array]:
-    """A batch's means; rows with those that want a reward first, their images in that order, and
-    which of these are finite.
+) -> tuple[Worth, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A batch's means; what is to be scored, with what is wanted first: its numbers, images in that
+    order, which of these are finite, and numbers of the prompts.
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
     model = Model(flow, None, batch.cond)
     evals, computed = evaluate_model(model, batch.asked, kind, batch.place.size)
-    wanted = (batch.asked.valid & batch.asked.wants_reward)[:, 0]
+    x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
-    x0 = evals.x0
     like = jax.eval_shape(flow.decode, x0[:minibatch])
 
     def decode(at: jax.Array) -> jax.Array:
@@ -85,7 +86,17 @@ def evaluate_and_decode(
     images = images.reshape(-1, *images.shape[2:])[: order.size]
     at = jnp.where(wanted[order], order, -1)
     finite = finite_rows(x0)[order] & finite_rows(images)
-    return (evals, computed.backward), at, images, finite
+    return (evals, computed.backward), at, images, finite, prompt
+
+
+def _rows(batch: Batch) -> Rows:
+    return split(batch.asked, ALONE)._replace(prompt=batch.prompt)
+
+
+@partial(jax.jit, static_argnames=("kind",))
+def scored(batch: Batch, evals: Evaluation, rewards: jax.Array, kind: Kind) -> Evaluation:
+    """With the rewards of what was to be scored."""
+    return with_rewards(_rows(batch), evals, rewards, kind.value)
 
 
 class OnHost:
@@ -95,14 +106,19 @@ class OnHost:
 
     def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
         self._evaluate = partial(evaluate_and_decode, model.flow, kind=kind, minibatch=minibatch)
-        self._reward, self._minibatch = reward, minibatch
+        self._reward, self._minibatch, self._kind = reward, minibatch, kind
         self._cond = jax.device_get(for_reward(model.cond))
         self._thread = _threads.Line(f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        (evals, backward), at, images, finite = self._evaluate(batch)
-        scored = self._thread.submit(self._score, at, images, finite, batch.prompt)
-        return lambda: (evals._replace(reward=jnp.asarray(_threads.wait(scored))), backward)
+        (evals, backward), *to_score = self._evaluate(batch)
+        rewards = self._thread.submit(self._score, *to_score)
+
+        def wait() -> Worth:
+            told = jnp.asarray(_threads.wait(rewards))
+            return scored(batch, evals, told, kind=self._kind), backward
+
+        return wait
 
     def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:
         rows = np.asarray(rows)

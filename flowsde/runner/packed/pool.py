@@ -86,12 +86,13 @@ def empty(
     carry = start(prompts.keys[first], prompts.nfe[first], target, program, shape=shape)
     lead = (slots, search.n_candidates)
     x, number = jnp.zeros(lead + shape, jnp.float32), jnp.zeros(lead, jnp.float32)
-    no = jnp.zeros(lead, jnp.bool)
+    no, value = jnp.zeros(lead, jnp.bool), program.kind.value
+    key = jnp.zeros((*lead, 2), jnp.uint32) if value is not None and value.draws else None
     return Pool(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
-        asked=Candidates(x, number, no, no, no),
-        evals=Evaluation(x, x, number, x if search.guided else None),
+        asked=Candidates(x, number, no, no, no, key),
+        evals=Evaluation(x, x, number, x if search.uses_gradient else None),
         backward=jnp.zeros(lead, jnp.int32),
         waiting=no,
         due=no,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
 from flowsde.runner.packed.widths import searching
@@ -32,6 +33,7 @@ class Report(NamedTuple):
       budgets: int32 [S], its budget in model evaluations.
       done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
+      ahead: int32, those of them that are scored by looking ahead.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
@@ -43,6 +45,7 @@ class Report(NamedTuple):
     budgets: jax.Array
     done: jax.Array
     sent: jax.Array
+    ahead: jax.Array
     active: jax.Array
     searching: jax.Array
     left: jax.Array
@@ -72,7 +75,10 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
     carry, asked = pool.carry, pool.asked
     state, info = jax.vmap(program.search.tell)(carry.state, asked, pool.evals)
-    computed = Computed(asked.valid.astype(jnp.int32), jnp.where(asked.valid, pool.backward, 0))
+    forward, value = asked.valid.astype(jnp.int32), program.kind.value
+    if value is not None:
+        forward += value.cost * ahead(asked, value).astype(jnp.int32)
+    computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
     told, _ = counted(carry, program, state, info, asked, computed)
     rounds = pool.rounds + ready.astype(jnp.int32)
     return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
@@ -186,6 +192,7 @@ def advance(
         budgets=budgets,
         done=done,
         sent=sent,
+        ahead=jnp.sum(ahead(following.asked, program.kind.value), dtype=jnp.int32),
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
@@ -200,7 +207,7 @@ def evaluate(
     """A batch's evaluation [B], and which passes were differentiated."""
     own = dataclasses.replace(model, cond=batch.cond)
     evals, computed = evaluate_model(own, batch.asked, kind, batch.place.size)
-    return evaluate_reward(own, batch.asked, evals, minibatch), computed.backward
+    return evaluate_reward(own, batch.asked, evals, kind, minibatch), computed.backward
 
 
 def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> Any:
@@ -208,11 +215,12 @@ def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> 
     zeros = jnp.zeros((size, 1), jnp.float32)
     x, no = jnp.zeros((size, 1, *shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
     number = jnp.zeros(size, jnp.int32)
+    key = jnp.zeros((size, 1, 2), jnp.uint32) if kind.value and kind.value.draws else None
     batch = Batch(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
-        asked=Candidates(x, zeros, no, no, no),
+        asked=Candidates(x, zeros, no, no, no, key),
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.guided else None)
+    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.uses_gradient else None)
     return batch, evals, number

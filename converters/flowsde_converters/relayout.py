@@ -1,6 +1,6 @@
 """Ways to lay out a PyTorch tensor as a Flax array; each can be undone exactly.
 
-Moves carry values and never change them, so `invert` gives back the same bits. They take and
+Values are carried and never changed, so `invert` gives back the same bits. They take and
 give NumPy arrays, views where NumPy can.
 """
 
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 
-class Move(Protocol):
+class Relayout(Protocol):
     """One array to one array, and back."""
 
     def apply(self, a: np.ndarray) -> np.ndarray:

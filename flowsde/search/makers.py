@@ -1,0 +1,12 @@
+"""The maker of each method, one line each; a new one is its file and a line here.
+
+`flowsde.search.METHODS` has every function that is imported here, in this order, by its own name.
+"""
+
+# ruff: noqa: F401, I001 - the order is that of the command's help.
+from flowsde.search.bon import bon
+from flowsde.search.sop import sop
+from flowsde.search.smc import smc
+from flowsde.search.code import code
+from flowsde.search.svdd import svdd
+from flowsde.search.rbf import rbf
