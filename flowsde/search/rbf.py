@@ -266,7 +266,7 @@ class RBF(GridSearch):
         """One chain reads its wave in draw order; also says which candidates counted."""
         keeps_drawing = chain.stage == 0
         if self.last == "exhaust":
-            keeps_drawing |= chain.stage == np.flatnonzero(self._branches)[-1]
+            keeps_drawing |= chain.stage == int(np.flatnonzero(self._branches)[-1])
         cost, draws = self._draws(chain.stage, chain.quota)
         step = Step(chain.stage, draws, chain.incumbent_reward, chain.parent.reward)
         bars, siblings = self._rule.read(step, chain.siblings, wave.reward, valid)
