@@ -30,6 +30,7 @@ from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, memory
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
+from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 
 
@@ -172,6 +173,11 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     check_members(search)
+    if search.uses_gradient and value_of(search) is not None:
+        raise ValueError(
+            "the search looks ahead with a kernel guided by the reward's gradient, which is not "
+            "supported; expected value='mean', or a kernel without"
+        )
     check_flow(flow)
     check_static("search", search)
     if invalid not in ("error", "warn"):

@@ -30,9 +30,7 @@ METHODS = {
         value_samples=2,
         **OPTIONS,
     ),
-    "guided svdd, ode at some": fs.search.svdd(
-        kernel=GUIDED, chains=1, branch_at=(1, 3), value="ode", value_steps=2, **OPTIONS
-    ),
+    "guided svdd at some": fs.search.svdd(kernel=GUIDED, chains=1, branch_at=(1, 3), **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

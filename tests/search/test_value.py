@@ -170,3 +170,11 @@ def test_all_is_counted(name):
 def test_what_is_wrong_is_said(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         fs.search.rbf(**(OPTIONS | {"finish": "mean", "finish_steps": None} | options))
+
+
+def test_a_guided_kernel_is_refused():
+    kernel = fs.kernels.reward_gradient(SDE, temperature=2.0)
+    search = fs.search.svdd(**(OPTIONS | {"kernel": kernel}), **ODE)
+    ids, cond = batch(2)
+    with pytest.raises(ValueError, match="looks ahead with a kernel guided by the reward's"):
+        fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
