@@ -97,9 +97,15 @@ class _Exact:
         return -self.velocity + self.column(self.g(name)) ** 2 / 2 * self.score
 
     def step(self, name):
+        return sum(self.summands(name))
+
+    def summands(self, name):
+        """x, the two drifts and the noise of a step."""
         dt, noise = (DATA[key].astype(np.float64) for key in ("dt", "noise"))
-        drift = self.reverse_drift(name) * self.column(dt)
-        return DATA["x"] + drift + self.column(self.g(name) * np.sqrt(dt)) * noise
+        g = self.g(name)
+        pull = self.column(g**2 / 2 * dt) * self.score
+        wind = -self.velocity * self.column(dt)
+        return DATA["x"].astype(np.float64), wind, pull, self.column(g * np.sqrt(dt)) * noise
 
 
 def _source_velocity(x, t):
@@ -159,24 +165,33 @@ def _expected(key):
     return getattr(exact, name)
 
 
-def _relative(value, reference):
+def _largest_summands(key):
+    """Sums of the absolute summands of a step's entries; 0 for what is not a step."""
+    target, _, name = key.partition("/")
+    kind, _, coefficient = name.partition("/")
+    return sum(map(np.abs, _Exact(target).summands(coefficient))) if kind == "step" else 0.0
+
+
+def _relative(value, reference, summands):
     """Elementwise relative difference.
 
     Velocities, drifts and steps are sums that cancel: a value near 0 carries the roundings
     (6e-8 each) of summands several times larger than the largest entry at its time. Differences
-    are therefore relative to at least 5 % of that entry, so that 2e-5 allows 1e-6 of it.
+    are therefore relative to at least 5 % of that entry, or of a step's own summands, so that 2e-5
+    allows 1e-6 of it.
     """
     size = np.abs(reference)
     if reference.ndim == 3:
-        size = np.maximum(size, 0.05 * size.max((1, 2), keepdims=True))
+        size = np.maximum(size, 0.05 * np.maximum(size.max((1, 2), keepdims=True), summands))
     return np.abs(value - reference) / np.where(size > 0, size, 1.0)
 
 
 def _check(key, value, golden, exact):
-    golden = golden.astype(np.float64)
+    golden, summands = golden.astype(np.float64), _largest_summands(key)
     assert value.shape == golden.shape == exact.shape
-    ours_off, golden_off = _relative(value, exact), _relative(golden, exact)
-    agrees = _relative(value, golden) <= TOLERANCE
+    ours_off = _relative(value, exact, summands)
+    golden_off = _relative(golden, exact, summands)
+    agrees = _relative(value, golden, summands) <= TOLERANCE
     decided = (ours_off <= golden_off) & (ours_off <= TOLERANCE)
     assert np.all(agrees | decided), (key, value - golden, ours_off, golden_off)
 

@@ -168,7 +168,7 @@ def _discard(wanted: list[tuple[Path, dict[str, Any]]], seen: dict[Path, Any]) -
 
 
 _BAR = (
-    "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} NFE, "
+    "{desc}{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} NFE, "
     "{rate_fmt}, {elapsed}<{remaining}{postfix}"
 )
 
