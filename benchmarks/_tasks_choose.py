@@ -1,6 +1,7 @@
 """What goes on to be measured, and what is chosen: by intervals on the development captions.
 
-- `race`: within a method, a setting goes on unless it is clearly worse than the method's best.
+- `race`: within a method, a setting goes on unless it is clearly worse than the method's best; of
+  a method that is clearly worse than another, only the best. Best-of-N is tuned to every task.
 - `contenders`: of all methods, those that are not clearly worse than the best of all, and the best
   of each method, so that every method is in the table.
 - `choose`: never clearly worse than Best-of-N on any task, and of those the largest least ratio of
@@ -69,11 +70,15 @@ def clearly_worse(rows: Sequence[Row], than: Sequence[Row]) -> bool:
 
 def race(rows: Sequence[Row]) -> set[str]:
     """Names of the settings that go on, of rows of one model."""
-    going: set[str] = set()
-    for own in grouped(rows, "method").values():
+    every = {name: r for (name,), r in grouped(rows, "setting").items()}
+    leader, going = every[best(every)], set()
+    for (method,), own in grouped(rows, "method").items():
         settings = {name: r for (name,), r in grouped(own, "setting").items()}
-        first = settings[best(settings)]
-        going |= {name for name, r in settings.items() if not clearly_worse(r, first)}
+        first = best(settings)
+        if method != "bon" and clearly_worse(settings[first], leader):
+            going.add(first)
+        else:
+            going |= {n for n, r in settings.items() if not clearly_worse(r, settings[first])}
     return going
 
 

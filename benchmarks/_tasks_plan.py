@@ -1,7 +1,7 @@
 """The stages of `tasks.py`: which cases each measures, in rounds that depend on those before.
 
-- screen: every declared setting on development captions at 100 and 300 NFE, two tasks a round;
-  settings that lose the race within their method do not go on to the next two.
+- screen: every declared setting on development captions at 100 and 300 NFE, one task after the
+  other; settings that lose the race do not go on to the next one.
 - tune: contenders at 500, 50 and 1000 NFE.
 - confirm: what is chosen and the best Best-of-N of each task and budget on the test captions; then
   what is chosen with the NFE that it can afford in Best-of-N's seconds; then each method's best.
@@ -20,7 +20,6 @@ from _tasks_costs import VERIFIERS, affordable
 from _tasks_rows import Case, Row, Table
 from _tasks_settings import PLAIN_NFE, TRAJECTORY, Setting
 
-_TASKS_A_ROUND = 2
 _BASELINES = 4
 """Settings of Best-of-N that are tuned to every task."""
 
@@ -93,15 +92,14 @@ class Plan:
 
 
 def screen(plan: Plan, table: Table) -> Iterator[list[Case]]:
-    """Two tasks after two."""
+    """One task after the other."""
     s = plan.sizes
     for model in plan.models:
         yield [
             Case(task, model, TRAJECTORY, PLAIN_NFE, "dev", s.captions, s.plain_seeds)
             for task in plan.tasks
         ]
-    for first in range(0, len(plan.tasks), _TASKS_A_ROUND):
-        tasks = plan.tasks[first : first + _TASKS_A_ROUND]
+    for task in plan.tasks:
         for model in plan.models:
             going = plan.settings[model]
             rows = [row for row in plan.rows(table, model) if row["nfe"] in s.screened]
@@ -109,7 +107,7 @@ def screen(plan: Plan, table: Table) -> Iterator[list[Case]]:
                 # New settings have no rows yet: they join.
                 lost = {row["setting"] for row in rows} - race(rows)
                 going = tuple(setting for setting in going if setting.name not in lost)
-            yield plan.cases(model, list(going), s.screened, tasks)
+            yield plan.cases(model, list(going), s.screened, (task,))
 
 
 def _baselines(rows: list[Row]) -> list[str]:

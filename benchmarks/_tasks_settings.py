@@ -165,10 +165,9 @@ def undistilled() -> Iterator[Setting]:
         rule = _accepting(accept)
         yield make("rbf", VP, ten, rule, chains=2)
         yield make("rbf", VP, six, rule, chains=4)
-        yield make("rbf", LINEAR, ten, rule, chains=2)
+    yield make("rbf", LINEAR, ten, _accepting("calibrated"), chains=2)
     yield make("rbf", VP, ten, _accepting("calibrated"), chains=4)
     yield from _looking_ahead()
-    yield from paper()
 
 
 def _looking_ahead() -> Iterator[Setting]:
@@ -197,14 +196,14 @@ def distilled() -> Iterator[Setting]:
         for beta in (0.25, 0.5, 1.0) if path is VP else (0.5,):
             yield make("smc", path, steps, temperature=beta, potential="difference")
     for path, steps in paths:
-        for n in (1, 4):
-            yield make("svdd", path, steps, chains=n)
+        yield make("svdd", path, steps, chains=4)
         yield make("code", path, steps, chains=2, block=2)
-        for accept in ("improve", "calibrated", "quantile"):
+        for accept in ("improve", "calibrated"):
             yield make("rbf", path, steps, _accepting(accept), chains=2)
+    yield make("svdd", VP, four, chains=1)
+    yield make("rbf", VP, four, _accepting("quantile"), chains=2)
     yield make("sop", ODE, four, paths=2, start=1, forward=1, backward=2)
     yield make("sop", ODE, eight, paths=2, start=2, forward=2, backward=4)
-    yield from paper()
 
 
 def declared(model: str) -> tuple[Setting, ...]:

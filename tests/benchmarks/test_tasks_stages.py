@@ -37,12 +37,12 @@ class Stub:
     """Measures nothing: what it was asked for is kept, and chances of success are made up."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.chances = [], dict(CHANCE)
 
     def __call__(self, case):
         self.asked.append(case)
         rng = np.random.default_rng(len(case.task) + case.nfe)
-        wins = rng.binomial(case.seeds, CHANCE[case.setting], size=case.prompts)
+        wins = rng.binomial(case.seeds, self.chances[case.setting], size=case.prompts)
         share = success(wins, case.seeds)
         return {
             "task": case.task, "model": case.model, "setting": case.setting.name, "nfe": case.nfe,
@@ -84,9 +84,21 @@ def test_losers_are_not_screened_on_further_tasks(stub):
     asked = {(case.task, case.setting) for case in stub.asked}
     assert ("sides", SLOW_BON) in asked and ("above", SLOW_BON) not in asked
     assert {("above", setting) for setting in (BON, SMC, RBF)} <= asked
-    # Budgets of one compiled search are side by side over tasks.
-    searches = [(case.setting, case.nfe) for case in stub.asked if case.task in TASKS[:2]]
-    assert len([1 for a, b in itertools.pairwise(searches) if a != b]) == 8
+    # One task after the other, and a setting's budgets side by side.
+    searches = [(case.task, case.setting) for case in stub.asked if case.setting.method != "ode"]
+    assert len(list(itertools.groupby(searches))) == len(set(searches))
+    assert [name for name, _ in itertools.groupby(task for task, _ in searches)] == list(TASKS)
+
+
+def test_of_a_method_that_loses_only_the_best_goes_on(stub):
+    made = table()
+    again = Setting("rbf", (*RBF.options, ("seeds", 2)))
+    stub.chances[again] = CHANCE[RBF]
+    searched = plan()
+    searched.settings["shapes"] += (again,)
+    assert tasks.work("screen", searched, made, tasks.Progress(None))
+    first, last = ({c.setting for c in stub.asked if c.task == t} for t in (TASKS[0], TASKS[-1]))
+    assert {RBF, again} < first and {BON, SMC} < last and len({RBF, again} & last) == 1
 
 
 def test_what_is_there_is_not_measured_again(stub, tmp_path, capsys):
