@@ -1,5 +1,6 @@
 """The scorer's captions, rewards, training pictures and loss agree with their definitions."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from scipy import special
 
 from flowsde import Flow
 from flowsde.shapes import data, posterior, scorer, scorer_data, scorer_task
@@ -137,6 +140,24 @@ def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) ->
     np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1.0, rtol=1e-5)
     expected = scorer.log_likelihood(log_probs, jnp.asarray(scenes.counts))
     np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_an_untrained_gaussian_read_out_is_a_discrete_gaussian_about_the_sum() -> None:
+    config = dataclasses.replace(TINY, gaussian=True)
+    params = jax.jit(partial(scorer.init, config))(jax.random.key(0))
+    # From no objects at all to more than the classes go.
+    images = jnp.asarray(data.scenes(0, range(4)).images)
+    for bias in (-9.0, -3.0, -2.0, -1.0):
+        detect = params["detect"] | {"bias": jnp.full_like(params["detect"]["bias"], bias)}
+        model = nnx.merge(scorer.graph(config), params | {"detect": detect})
+        logits, log_probs = map(np.asarray, jax.jit(model.detect_and_count)(images))
+        total = special.expit(logits[..., 0].astype(np.float64)).sum(1)
+        squares = np.square(np.arange(7) - np.minimum(total, 6.0)[..., None])
+        np.testing.assert_allclose(log_probs, special.log_softmax(-squares, axis=-1), atol=1e-4)
+
+
+def test_a_configuration_without_the_read_out_is_of_a_perceptron_alone() -> None:
+    assert not scorer.ScorerConfig(**{"width": 64, "depth": 2}).gaussian
 
 
 # Training pictures
