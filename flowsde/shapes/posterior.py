@@ -20,7 +20,7 @@ from flowsde.shapes.scorer_data import Batch, count_table, render, sample_layout
 
 _WRONG = 0.5
 """Share of captions that are off by one."""
-_LATE = 1.5
+_LATE = 2.0
 """Times are powers of uniform numbers: late ones, of sharp means, are likelier."""
 
 

@@ -89,12 +89,21 @@ def count_table(layout: Layout) -> np.ndarray:
 
 
 def centre_table(layout: Layout) -> np.ndarray:
-    """Objects of each pair by the cell of their centre, float32 [GRID GRID, colours, kinds]."""
+    """Objects of each pair by the cell of their centre, float32 [GRID GRID, colours, kinds].
+
+    A centre counts in a cell by the share of the square of 2 pixels a side around it that lies
+    there: a sum over cells is then smooth in the centre, and one for each object.
+    """
     table = np.zeros((GRID * GRID, *PAIRS), np.float32)
-    x, y = np.clip(layout.centres / CELL, 0, GRID - 1).astype(np.int64).T
-    present = layout.radii > 0
-    table[(GRID * y + x)[present], layout.colours[present], layout.kinds[present]] = 1.0
-    return table
+    edges = CELL * np.arange(GRID + 1)
+    # What lies beyond the picture is of the cells at its border.
+    edges[0], edges[-1] = -2 * data.SIZE, 3 * data.SIZE
+    passed = np.clip(0.5 + (edges - layout.centres[..., None]) / 2.0, 0.0, 1.0)
+    x, y = np.moveaxis(np.diff(passed, axis=-1), 1, 0)
+    shares = (y[:, :, None] * x[:, None, :]).reshape(-1, GRID * GRID)
+    for i in np.flatnonzero(layout.radii > 0):
+        table[:, layout.colours[i], layout.kinds[i]] += shares[i]
+    return np.minimum(table, 1.0)
 
 
 def _copy(layout: Layout) -> Layout:
