@@ -132,9 +132,9 @@ def scorer() -> str:
         rows = [own(found["reward"], name, "pictures", label) for name in names]
         cells = ["–" if row is None else f"{row['quantiles'][quantile]:.2f}" for row in rows]
         line(f"reward of {label} samples, {float(quantile):.0%} quantile", cells)
-    for label in ("precision", "recall"):
-        at = {row["scorer"]: row[label] for row in found["places"]}
-        line(f"places: {label}", [f"{at[name]:.3f}" for name in names])
+    for key, label in (("median", "median"), ("worst", "95% quantile")):
+        at = {row["scorer"]: row[key] for row in found["places"]}
+        line(f"error of the mean place, pixels: {label}", [f"{at[name]:.2f}" for name in names])
     return "\n".join(
         [
             f"{found['captions']} captions of at least five objects; {found['samples']} samples "

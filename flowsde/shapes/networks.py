@@ -84,7 +84,7 @@ NETWORKS = {
         "sum, with learned precision and corrections (`flowsde.shapes.scorer`, Flax NNX).",
         f"{_WORLD} Two thirds of the scenes are captions', a quarter of those with triples that "
         "the flow never saw, and about half with one object too many or too few; the others hold 0 "
-        "to 12 objects of any kind. A fifth of the pictures are the flow's posterior means of "
+        "to 12 objects of any kind. A quarter of the pictures are the flow's posterior means of "
         "such scenes at random times; many of the others are damaged, blended, blurred, faded and "
         "made noisy (`flowsde.shapes.scorer_task`).",
         "The reward that searches maximise. Judge results by `flowsde.shapes.checker`, which "

@@ -20,8 +20,6 @@ from flowsde.shapes.scorer_data import Batch, count_table, render, sample_layout
 
 _WRONG = 0.5
 """Share of captions that are off by one."""
-_LATE = 2.0
-"""Times are powers of uniform numbers: late ones, of sharp means, are likelier."""
 
 
 def hint(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
@@ -46,7 +44,7 @@ def _means(flow: Flow, images: jax.Array, tokens: jax.Array, keys: jax.Array) ->
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         time_key, noise_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, images.shape[1:], jnp.float32)
-        return jax.random.uniform(time_key, (), jnp.float32) ** _LATE, noise
+        return jax.random.uniform(time_key, (), jnp.float32), noise
 
     t, noise = jax.vmap(draw)(keys)
     ratio = t[:, None, None, None]

@@ -7,9 +7,9 @@ Maximum likelihood of the true counts, so that probabilities are calibrated: wit
 where the second term, the binary cross-entropy of the first detector of each pair in each cell
 ("the centre of such an object is here"), only makes the first learn many times faster.
 
-Four fifths of the pictures are scenes, some of them damaged (`flowsde.shapes.scorer_data`). Six
+Three quarters of the pictures are scenes, some of them damaged (`flowsde.shapes.scorer_data`). Six
 in ten of these stay clean; the rest are blended with another scene, blurred, faded towards the
-background and made noisy. The other fifth are posterior means of the embedded flow
+background and made noisy. The other quarter are posterior means of the embedded flow
 (`flowsde.shapes.posterior`), which is what searches score on their way.
 """
 
@@ -33,7 +33,7 @@ _FADE = 0.3
 """Largest loss of contrast."""
 _GHOST = 0.2
 """Largest weight of a ghost of another scene."""
-_MEANS = 5
+_MEANS = 4
 """One in so many pictures is a posterior mean."""
 
 
