@@ -127,14 +127,14 @@ class TorchScorer(torch.nn.Module):
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
-        width, self.detectors = config.width, config.detectors
+        width, self.detectors, self.gaussian = config.width, config.detectors, config.gaussian
         self.stem = torch.nn.Conv2d(3, width, 8, stride=4, padding=2)
         self.blocks = torch.nn.Sequential(*(ScorerBlock(config) for _ in range(config.depth)))
         self.norm = ChannelNorm(width)
         self.detect = torch.nn.Linear(width, PAIRS[0] * PAIRS[1] * config.detectors)
         self.summary = torch.nn.Linear(width, config.context)
         self.read1 = torch.nn.Linear(config.detectors + config.context, config.hidden)
-        self.read2 = torch.nn.Linear(config.hidden, CLASSES)
+        self.read2 = torch.nn.Linear(config.hidden, CLASSES + config.gaussian)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Values beyond [-1, 1] are clipped."""
@@ -143,7 +143,14 @@ class TorchScorer(torch.nn.Module):
         counted = self.detect(x).sigmoid().sum(1).view(len(x), *PAIRS, self.detectors)
         context = self.summary(x).mean(1)[:, None, None].expand(-1, *PAIRS, -1)
         h = _F.silu(self.read1(torch.cat([counted, context], -1)))
-        return self.read2(h).log_softmax(-1)
+        scores = self.read2(h)
+        if self.gaussian:
+            scores, precision = scores[..., :-1], scores[..., -1:].clamp(max=4.0).exp()
+            total = counted[..., :1].clamp(max=CLASSES - 1.0)
+            scores = (
+                scores - precision * (torch.arange(CLASSES, device=total.device) - total).square()
+            )
+        return scores.log_softmax(-1)
 
 
 def log_likelihood(log_probs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -109,6 +109,47 @@ def paper_ablations() -> str:
     return "\n".join(lines)
 
 
+def scorer() -> str:
+    """Exact captions, ranking accuracies, places and speed of `scorer.json`, by scorer."""
+    found = json.loads((RESULTS / "scorer.json").read_text())
+    names = list(dict.fromkeys(row["scorer"] for row in found["ranking"]))
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+
+    def line(label: str, cells: list[str]) -> None:
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+
+    def own(rows: list[dict[str, Any]], name: str, key: str, value: str) -> dict[str, Any] | None:
+        match = [row for row in rows if row["scorer"] == name and row[key] == value]
+        return match[0] if match else None
+
+    for key, share, part in (("label", _share, "search"), ("pictures", _ranked, "ranking")):
+        for value in dict.fromkeys(row[key] for row in found.get(part, [])):
+            rows = [own(found[part], name, key, value) for name in names]
+            cells = ["–" if row is None else share(row) for row in rows]
+            budget = next(f", {row['nfe']} NFE" if "nfe" in row else "" for row in rows if row)
+            line(f"{'ranked: ' if part == 'ranking' else 'exact: '}{value}{budget}", cells)
+    for label, quantile in (("right", "0.05"), ("wrong", "0.95")):
+        rows = [own(found["reward"], name, "pictures", label) for name in names]
+        cells = ["–" if row is None else f"{row['quantiles'][quantile]:.2f}" for row in rows]
+        line(f"reward of {label} samples, {float(quantile):.0%} quantile", cells)
+    for key, label in (("median", "median"), ("worst", "95% quantile")):
+        at = {row["scorer"]: row[key] for row in found["places"]}
+        line(f"error of the mean place, pixels: {label}", [f"{at[name]:.2f}" for name in names])
+    return "\n".join(
+        [
+            f"{found['captions']} captions of at least five objects; {found['samples']} samples "
+            f"of each are ranked, {found['seeds']} searches are run.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _ranked(row: dict[str, Any]) -> str:
+    """Accuracy with its interval."""
+    return f"{row['accuracy']:.3f} ({row['accuracy_low']:.3f} – {row['accuracy_high']:.3f})"
+
+
 def methods_analytic() -> str:
     """Mean rewards of `methods_analytic.json` by path and method, the best of each row in bold."""
     found = json.loads((RESULTS / "methods_analytic.json").read_text())
@@ -381,6 +422,7 @@ TABLES = {
     "paper_settings": paper_settings,
     "paper_ablations": paper_ablations,
     "methods_analytic": methods_analytic,
+    "scorer": scorer,
     "search_overhead": search_overhead,
 }
 

@@ -77,15 +77,16 @@ NETWORKS = {
     ),
     "scorer": Network(
         _scorer_task,
-        ScorerConfig(),
+        ScorerConfig(gaussian=True),
         "given reward of the shapes world",
         "Convolutional network whose soft detections are summed over an 8x8 grid and read out as "
-        "log-probabilities of the count of each colour and shape (`flowsde.shapes.scorer`, Flax "
-        "NNX).",
-        f"{_WORLD} Half of the scenes are captions', a quarter of those with triples that the flow "
-        "never saw; the others hold 0 to 10 objects of any kind. A third of the pictures are the "
-        "flow's posterior means of such scenes at random times; many of the others are damaged, "
-        "blended, blurred, faded and made noisy (`flowsde.shapes.scorer_task`).",
+        "log-probabilities of the count of each colour and shape: a discrete Gaussian about the "
+        "sum, with learned precision and corrections (`flowsde.shapes.scorer`, Flax NNX).",
+        f"{_WORLD} Two thirds of the scenes are captions', a quarter of those with triples that "
+        "the flow never saw, and about half with one object too many or too few; the others hold 0 "
+        "to 12 objects of any kind. A quarter of the pictures are the flow's posterior means of "
+        "such scenes at random times; many of the others are damaged, blended, blurred, faded and "
+        "made noisy (`flowsde.shapes.scorer_task`).",
         "The reward that searches maximise. Judge results by `flowsde.shapes.checker`, which "
         "shares no weights and no code with it.",
     ),

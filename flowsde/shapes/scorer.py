@@ -12,7 +12,11 @@ squares of counting that RBF (Kim et al., 2025, arXiv 2503.19385) uses.
 
 The network counts by addition: every cell of an 8x8 grid holds soft detections in (0, 1) for
 each pair, these are summed over the grid (Zhang et al., 2018, arXiv 1802.05766 and others count
-so), and one small read-out, shared by all pairs, turns sums into log-probabilities.
+so), and one small read-out, shared by all pairs, turns sums into log-probabilities. A smooth
+function of a sum near 5 hardly tells 5 from 6, so the read-out is a discrete Gaussian about the
+first sum ``s``, whose precision and corrections a perceptron ``f`` of all sums chooses:
+
+    log p(count = k) = f_k - exp(f_precision) (k - s)^2 + const.
 """
 
 import dataclasses
@@ -38,6 +42,9 @@ CELL = 4
 """Pixels a side of a grid cell."""
 GRID = SIZE // CELL
 
+_MOST_PRECISE = 4.0
+"""Largest logarithm of a precision, so that early steps of training stay finite."""
+
 _FIRST_COLOUR = VOCABULARY.index(COLOURS[0])
 _FIRST_KIND = VOCABULARY.index(KINDS[0])
 _FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
@@ -55,6 +62,7 @@ class ScorerConfig:
       detectors: soft detections of each pair in a cell.
       context: averages of the whole picture that the read-out also sees.
       hidden: width of the read-out.
+      gaussian: whether the read-out is about the first sum; without it, ``f_k`` alone.
     """
 
     width: int = 64
@@ -62,6 +70,7 @@ class ScorerConfig:
     detectors: int = 4
     context: int = 8
     hidden: int = 64
+    gaussian: bool = False
 
 
 def _neighbourhoods(x: jax.Array, size: int) -> jax.Array:
@@ -73,6 +82,14 @@ def _neighbourhoods(x: jax.Array, size: int) -> jax.Array:
 
 def _pad(x: jax.Array, margin: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def _squared_distances(total: jax.Array, log_precision: jax.Array) -> jax.Array:
+    """``exp(log_precision) (k - total)^2`` for each class k, the last of which is "or more"."""
+    classes = jnp.arange(CLASSES, dtype=jnp.float32)
+    total = jnp.minimum(total.astype(jnp.float32), CLASSES - 1)[..., None]
+    distances = jnp.square(classes.reshape(*[1] * (total.ndim - 1), -1) - total)
+    return jnp.exp(jnp.minimum(log_precision, _MOST_PRECISE))[..., None] * distances
 
 
 class Block(nnx.Module):
@@ -106,7 +123,8 @@ class CountScorer(nnx.Module):
         self.detect = nnx.Linear(config.width, detections, bias_init=rare, rngs=rngs)
         self.summary = nnx.Linear(config.width, config.context, rngs=rngs)
         self.read1 = nnx.Linear(config.detectors + config.context, config.hidden, rngs=rngs)
-        self.read2 = nnx.Linear(config.hidden, CLASSES, kernel_init=zeros, rngs=rngs)
+        outputs = CLASSES + config.gaussian
+        self.read2 = nnx.Linear(config.hidden, outputs, kernel_init=zeros, rngs=rngs)
 
     def features(self, images: jax.Array) -> jax.Array:
         """Features [n, GRID GRID, width] of images [n, 32, 32, 3]; see `__call__`."""
@@ -125,7 +143,10 @@ class CountScorer(nnx.Module):
         context = jnp.mean(self.summary(x), axis=1)[:, None, None, :]
         context = jnp.broadcast_to(context, (*counted.shape[:-1], context.shape[-1]))
         h = jax.nn.silu(self.read1(jnp.concatenate([counted, context], axis=-1)))
-        return logits, jax.nn.log_softmax(self.read2(h).astype(jnp.float32), axis=-1)
+        scores = self.read2(h).astype(jnp.float32)
+        if self.config.gaussian:
+            scores = scores[..., :-1] - _squared_distances(counted[..., 0], scores[..., -1])
+        return logits, jax.nn.log_softmax(scores, axis=-1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Log-probabilities, float32 [n, colours, kinds, CLASSES], of images [n, 32, 32, 3].

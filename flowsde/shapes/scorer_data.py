@@ -1,13 +1,16 @@
 """Scenes that the given reward learns to count in, as arrays on the host.
 
-Half of the scenes are captions', half hold 0 to 10 objects of any colours and kinds. A flow's
-finished pictures have defects that scenes have not, and searches exploit what a reward has not
-seen. So some scenes differ from a true scene A in one object:
+A flow's finished pictures are most often wrong by one object, and searches look for what a reward
+takes for right. So the scenes are captions', captions' with one object too many or too few, and
+crowds of up to 12 objects of few pairs; and some differ from a true scene A in one object, by
+which they become another scene B or none at all:
 
-* *faded*: ``w A + (1 - w) B`` where B lacks, recolours or reshapes that object. This is a
-  posterior mean, hence its target is the posterior, ``w`` on A's counts and ``1 - w`` on B's.
-* *cut*, *merged* or *tiny*: half an object, two in one, or one too small to name. Nothing says
-  how many objects that is, so that the target of the pairs concerned is uniform.
+* *faded*, *patchy*: ``w A + (1 - w) B`` where B lacks, recolours or reshapes that object, and w is
+  one weight, or varies over the picture. Only near w = 1 or 0 this is a picture of A or of B.
+* *cut*, *merged*, *tiny* or a *speck*: half an object, two that touch, one too small to name,
+  or such a one beside the others. Nothing says how many objects that is.
+
+The targets of pairs that nothing tells the counts of are uniform.
 """
 
 from collections.abc import Sequence
@@ -19,9 +22,11 @@ from flowsde.shapes import data
 from flowsde.shapes.captions import COLOURS, KINDS
 from flowsde.shapes.scorer import CELL, CLASSES, GRID, PAIRS
 
-_OBJECTS = 10
+_OBJECTS = 12
 _DAMAGED = 0.4
 """Share of the scenes that differ from a true one in one object."""
+_CAPTIONED, _OFF = 0.3, 0.35
+"""Shares of the scenes of captions, and of those with one object too many or too few."""
 
 
 class Batch(NamedTuple):
@@ -47,18 +52,24 @@ class Layout(NamedTuple):
     colours: np.ndarray
 
 
-def sample_layout(rng: np.random.Generator) -> Layout:
-    """A scene of a caption (half of the time) or of 0 to 10 objects of 1 to 10 pairs."""
-    if rng.random() < 0.5:
-        groups = data.sample_groups(rng, held_out=rng.random() < 0.25)
-        counts = [g.count for g in groups]
-        kinds = np.repeat([g.kind for g in groups], counts)
-        colours = np.repeat([g.colour for g in groups], counts)
-    else:
+def _sample_pairs(rng: np.random.Generator) -> np.ndarray:
+    """Pairs ``kinds colour + kind`` of a scene's objects, at most _OBJECTS."""
+    draw = rng.random()
+    if draw >= _CAPTIONED + _OFF:
         objects = int(rng.integers(_OBJECTS + 1))
         pool = rng.integers(PAIRS[0] * PAIRS[1], size=rng.choice([1, 2, 3, 4, _OBJECTS]))
-        pairs = rng.choice(pool, objects)
-        kinds, colours = pairs % PAIRS[1], pairs // PAIRS[1]
+        return rng.choice(pool, objects)
+    groups = data.sample_groups(rng, held_out=rng.random() < 0.25)
+    counts = [g.count for g in groups]
+    if draw < _OFF:
+        counts[rng.integers(len(counts))] += rng.choice([-1, 1])
+    return np.repeat([PAIRS[1] * g.colour + g.kind for g in groups], counts)
+
+
+def sample_layout(rng: np.random.Generator) -> Layout:
+    """A scene of a caption, nearly of one, or of 0 to 12 objects of 1 to 12 pairs."""
+    pairs = _sample_pairs(rng)
+    kinds, colours = pairs % PAIRS[1], pairs // PAIRS[1]
     layout = Layout(
         np.zeros((_OBJECTS, 2)),
         np.zeros(_OBJECTS),
@@ -78,12 +89,21 @@ def count_table(layout: Layout) -> np.ndarray:
 
 
 def centre_table(layout: Layout) -> np.ndarray:
-    """Objects of each pair by the cell of their centre, float32 [GRID GRID, colours, kinds]."""
+    """Objects of each pair by the cell of their centre, float32 [GRID GRID, colours, kinds].
+
+    A centre counts in a cell by the share of the square of 2 pixels a side around it that lies
+    there: a sum over cells is then smooth in the centre, and one for each object.
+    """
     table = np.zeros((GRID * GRID, *PAIRS), np.float32)
-    x, y = np.clip(layout.centres / CELL, 0, GRID - 1).astype(np.int64).T
-    present = layout.radii > 0
-    table[(GRID * y + x)[present], layout.colours[present], layout.kinds[present]] = 1.0
-    return table
+    edges = CELL * np.arange(GRID + 1)
+    # What lies beyond the picture is of the cells at its border.
+    edges[0], edges[-1] = -2 * data.SIZE, 3 * data.SIZE
+    passed = np.clip(0.5 + (edges - layout.centres[..., None]) / 2.0, 0.0, 1.0)
+    x, y = np.moveaxis(np.diff(passed, axis=-1), 1, 0)
+    shares = (y[:, :, None] * x[:, None, :]).reshape(-1, GRID * GRID)
+    for i in np.flatnonzero(layout.radii > 0):
+        table[:, layout.colours[i], layout.kinds[i]] += shares[i]
+    return np.minimum(table, 1.0)
 
 
 def _copy(layout: Layout) -> Layout:
@@ -113,12 +133,37 @@ def _half_plane(rng: np.random.Generator, layout: Layout, i: int) -> np.ndarray:
     return np.clip(0.5 + along + rng.uniform(-0.35, 0.35) * layout.radii[i], 0.0, 1.0)
 
 
+def _patches(rng: np.random.Generator) -> np.ndarray:
+    """Weights [32, 32] that vary over a few pixels, everywhere between 0 and 1."""
+    pixel = np.arange(data.SIZE)
+    waves = 0.0
+    for _ in range(3):
+        fx, fy = rng.uniform(-1.2, 1.2, 2)
+        waves = waves + np.cos(fx * pixel[None, :] + fy * pixel[:, None] + rng.uniform(0.0, 6.3))
+    return np.clip(0.5 + 0.5 * waves, 0.0, 1.0)
+
+
 def _shift(rng: np.random.Generator, layout: Layout, i: int) -> Layout:
-    """Moves object i by about its radius, perhaps changing it too."""
+    """Moves object i until it just touches where it was, perhaps changing it too."""
     other = _copy(layout) if rng.random() < 0.7 else _change(rng, layout, i)
-    angle, length = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.6, 1.4) * layout.radii[i]
+    angle, length = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.5, 2.1) * layout.radii[i]
     other.centres[i] += length * np.asarray([np.cos(angle), np.sin(angle)])
     other.radii[i] = layout.radii[i]
+    return other
+
+
+def _speck(rng: np.random.Generator, layout: Layout, i: int) -> Layout:
+    """Makes object i too small to name, or puts such a one of its pair somewhere else."""
+    other = _copy(layout)
+    free = np.flatnonzero(layout.radii == 0)
+    at = rng.uniform(1.0, data.SIZE - 1.0, 2)
+    apart = np.linalg.norm(layout.centres - at, axis=-1) > 5.5
+    if free.size and rng.random() < 0.5 and (apart | (layout.radii == 0)).all():
+        j = free[0]
+        other.centres[j], other.colours[j], other.kinds[j] = at, layout.colours[i], layout.kinds[i]
+    else:
+        j = i
+    other.radii[j] = rng.uniform(0.7, 1.9)
     return other
 
 
@@ -155,6 +200,14 @@ def _unclear(a: Layout, b: Layout, i: int) -> tuple[np.ndarray, np.ndarray]:
     return target, _average(a, b, 0.5)[1]
 
 
+def _between(a: Layout, b: Layout, i: int, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """Targets of a blend: of A at weight 1, of B at 0, and no clear ones at a half."""
+    sure = abs(2.0 * weight - 1.0)
+    counts, _ = truth(a if weight > 0.5 else b)
+    unclear, _ = _unclear(a, b, i)
+    return sure * counts + (1.0 - sure) * unclear, _average(a, b, weight)[1]
+
+
 def sample_damage(rng: np.random.Generator, layout: Layout) -> _Damage:
     """Damages one object of a scene; see the module's docstring."""
     present = np.flatnonzero(layout.radii)
@@ -162,9 +215,12 @@ def sample_damage(rng: np.random.Generator, layout: Layout) -> _Damage:
         return _Damage(layout, 1.0, False, *truth(layout))
     i = int(rng.choice(present))
     match rng.integers(6):
-        case 0 | 1 | 2:
+        case 0 | 1:
             other, weight = _change(rng, layout, i), rng.random()
-            return _Damage(other, weight, False, *_average(layout, other, weight))
+            return _Damage(other, weight, False, *_between(layout, other, i, weight))
+        case 2:
+            other = _change(rng, layout, i)
+            return _Damage(other, _patches(rng), False, *_unclear(layout, other, i))
         case 3:
             other = _change(rng, layout, i)
             return _Damage(other, _half_plane(rng, layout, i), False, *_unclear(layout, other, i))
@@ -172,8 +228,7 @@ def sample_damage(rng: np.random.Generator, layout: Layout) -> _Damage:
             other = _shift(rng, layout, i)
             return _Damage(other, 1.0, True, *_unclear(layout, other, i))
         case _:
-            other = _copy(layout)
-            other.radii[i] = rng.uniform(0.7, 1.8)
+            other = _speck(rng, layout, i)
             return _Damage(other, 0.0, False, *_unclear(layout, other, i))
 
 

@@ -7,9 +7,9 @@ Maximum likelihood of the true counts, so that probabilities are calibrated: wit
 where the second term, the binary cross-entropy of the first detector of each pair in each cell
 ("the centre of such an object is here"), only makes the first learn many times faster.
 
-Two thirds of the pictures are scenes, some of them damaged (`flowsde.shapes.scorer_data`). A third
-of these stay clean; the rest are blended with another scene, blurred, faded towards the background
-and made noisy. The other third are posterior means of the embedded flow
+Three quarters of the pictures are scenes, some of them damaged (`flowsde.shapes.scorer_data`). Six
+in ten of these stay clean; the rest are blended with another scene, blurred, faded towards the
+background and made noisy. The other quarter are posterior means of the embedded flow
 (`flowsde.shapes.posterior`), which is what searches score on their way.
 """
 
@@ -23,17 +23,17 @@ from flowsde.shapes.scorer import Params, ScorerConfig, graph, init
 from flowsde.shapes.scorer_data import Batch
 from flowsde.shapes.train import Task
 
-_CLEAN = 0.35
+_CLEAN = 0.6
 """Share of the pictures that are not augmented, but for a trace of noise."""
-_BLUR = 2.0
+_BLUR = 1.0
 """Largest standard deviation of the blur, pixels."""
-_NOISE = 0.3
+_NOISE = 0.1
 """Largest standard deviation of the noise."""
-_FADE = 0.4
+_FADE = 0.3
 """Largest loss of contrast."""
-_GHOST = 0.3
+_GHOST = 0.2
 """Largest weight of a ghost of another scene."""
-_MEANS = 3
+_MEANS = 4
 """One in so many pictures is a posterior mean."""
 
 
