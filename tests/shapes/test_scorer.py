@@ -176,7 +176,7 @@ def test_batch_is_of_pictures_and_distributions(batch: scorer_data.Batch) -> Non
     assert all(part.dtype == np.float32 for part in batch)
     assert np.abs(batch.images).max() <= 1.0
     assert batch.targets.min() >= 0.0
-    assert 0.0 == batch.centres.min() < batch.centres.max() == 1.0
+    assert 0.0 == batch.centres.min() < batch.centres.max() <= 1.0
     np.testing.assert_allclose(batch.targets.sum(-1), 1.0, rtol=1e-6)
 
 
@@ -237,7 +237,8 @@ def test_augmentation_is_finite_and_keeps_distributions(
         assert jnp.isfinite(after).all()
     np.testing.assert_allclose(augmented.targets.sum(-1), 1.0, rtol=1e-5)
     changed = np.abs(augmented.images - batch.images).max((1, 2, 3)) > 0.1
-    assert 0.4 < changed.mean() < 0.9
+    # Four in ten are not clean, and a few of these are hardly damaged.
+    assert 0.25 < changed.mean() < 0.5
 
 
 def test_hints_are_true_or_off_by_one() -> None:
