@@ -84,8 +84,8 @@ def _value(d: Record) -> list[str]:
         said.append(
             f"The posterior mean's reward is no reliable value before the last step: its rank "
             f"correlation with the final picture's is not surely above {USABLE} up to the end, at "
-            f"most {c.at(best)} at {_time(d, best)}. Judge pictures, as Best-of-N and a look-ahead "
-            f"along the ODE do."
+            f"most {c.at(best)} at {_time(d, best)}. Judge pictures: Best-of-N does, and every "
+            f"search that looks ahead along the ODE (value='ode')."
         )
     else:
         when = "at every time" if first == 0 else f"from {_time(d, first)} on"
@@ -193,7 +193,9 @@ def _setting(d: Record) -> list[str]:
     said, good = _few_steps(d), d.worth.low > 1.0
     if not good.any():
         return [*said, "Setting to try first: Best-of-N with few steps."]
-    where = "" if good.all() else f"; if it can be told where to branch, at {_ranges(d, good)}"
+    # Children of a step compete where they arrive.
+    arrive = ", ".join(f"{t:.3g}" for t in d.times[1:][good] if t > 0.0)
+    few = "" if good.all() or not arrive else f", with branch_at=[{arrive}] (where children arrive)"
     rising = bool((d.rises.low > OFTEN).any())
     what = "rbf, svdd, code or smc"
     if rising:
@@ -204,7 +206,7 @@ def _setting(d: Record) -> list[str]:
     soft = " Choose softly at first (a small weight of the reward), where it says little."
     return [
         *said,
-        f"Setting to try first: {what}{where}.{soft * bool(_blind(d).any())} One choice at one "
+        f"Setting to try first: {what}{few}.{soft * bool(_blind(d).any())} One choice at one "
         f"step is measured here; many in a row gain less than their sum.",
     ]
 

@@ -1,5 +1,9 @@
 """`flowsde.diagnose`: what is drawn, counted and refused, whatever the chunks and the prompts."""
 
+import ast
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,3 +208,19 @@ def test_it_shows_itself(tmp_path):
 def test_wrong_arguments(wrong, said):
     with pytest.raises((ValueError, TypeError), match=said):
         run(**wrong)
+
+
+@pytest.mark.parametrize("final", ["mean", "kernel"])
+def test_it_says_at_which_steps_a_search_is_to_branch(final):
+    found = run(final=final)
+    # Steps that end at positions 1, 3, and at no position of a search but the picture itself.
+    good = np.isin(np.arange(len(found.times) - 1), (0, 2, 3))
+    bound = np.where(good, 2.0, 0.5)
+    worth = found.worth._replace(value=bound, low=bound, high=bound)
+    said = " ".join(dataclasses.replace(found, worth=worth).advice())
+    given = re.search(r"branch_at=(\[.*?\])", said)
+    assert given
+    search = fs.search.smc(
+        nfe=40, kernel=DDIM, grid=GRID, finish="mean", branch_at=ast.literal_eval(given[1])
+    )
+    assert search.branch_at == (1, 3)
