@@ -23,14 +23,23 @@ from matplotlib.ticker import (
 )
 
 NAMES = {
-    "bon": "Best-of-N", "sop": "SoP", "smc": "SMC", "code": "CoDe", "svdd": "SVDD", "rbf": "RBF"
+    "bon": "Best-of-N", "sop": "SoP", "evolution": "evolution", "smc": "SMC", "code": "CoDe",
+    "svdd": "SVDD", "rbf": "RBF",
 }  # fmt: skip
 # Okabe and Ito's, told apart without colour vision; the baseline is black.
 _COLOURS = {
-    "bon": "black", "sop": "#56B4E9", "smc": "#0072B2", "code": "#009E73", "svdd": "#E69F00",
-    "rbf": "#D55E00",
+    "bon": "black", "sop": "#56B4E9", "evolution": "#CC79A7", "smc": "#0072B2", "code": "#009E73",
+    "svdd": "#E69F00", "rbf": "#D55E00",
 }  # fmt: skip
-_MARKERS = {"bon": "s", "sop": "v", "smc": "o", "code": "^", "svdd": "D", "rbf": "P"}
+_MARKERS = {
+    "bon": "s",
+    "sop": "v",
+    "evolution": "X",
+    "smc": "o",
+    "code": "^",
+    "svdd": "D",
+    "rbf": "P",
+}
 _APART = 1.015
 """Factor between neighbouring methods, so that intervals do not hide each other."""
 

@@ -13,7 +13,7 @@ from flowsde.cli.settings import Settings
 from flowsde.search import Search
 from flowsde.search.protocol import BudgetTooSmall
 
-METHODS = ("ode", "bon", "sop", "smc", "code", "svdd", "rbf")
+METHODS = ("ode", "bon", "sop", "evolution", "smc", "code", "svdd", "rbf")
 MODELS = ("shapes", "shapes-turbo")
 DISTILLED = ("shapes-turbo",)
 """Models of a few steps, whose posterior means are pictures from the start."""
@@ -146,26 +146,19 @@ def undistilled() -> Iterator[Setting]:
     for path, beta in ((LINEAR, 1.0), (CPS, 0.5), (VP_EM, 0.5), (EM, 0.5)):
         yield make("smc", path, ten, temperature=beta, potential="difference")
     yield make("smc", VP, ten, temperature=0.5, potential="max")
-    yield make("smc", VP, ten, temperature=0.5, potential="difference", interval=3)
-    yield make("smc", VP, ten, temperature=0.5, potential="difference", threshold=1.0)
-    for n in (1, 2, 4):
+    yield make("smc", VP, ten, temperature=0.25, potential="difference", interval=3)
+    for n in (2, 4):
         yield make("svdd", VP, ten, chains=n)
-    yield make("svdd", VP, six, chains=4)
-    yield make("svdd", VP, ten, chains=2, temperature=0.5)
-    for path, n in ((LINEAR, 4), (CPS, 2), (EM, 2)):
-        yield make("svdd", path, ten, chains=n)
-    for path, block in ((LINEAR, 3), (VP, 3), (VP, 2), (CPS, 3), (EM, 3)):
-        yield make("code", path, ten, chains=2, block=block)
+    for path in (LINEAR, VP):
+        yield make("code", path, ten, chains=2, block=3)
     yield make("code", VP, six, chains=2, block=2)
     for n in (1, 2):
         yield make("sop", ODE, ten, paths=n, start=2, forward=2, backward=4)
-    yield make("sop", ODE, six, paths=1, start=2, forward=2, backward=3)
-    yield make("sop", ODE, _steps(20, 3), paths=2, start=2, forward=2, backward=5)
+    for n, children, parents in ((4, 4, 1), (4, 8, 2), (5, 4, 1)):
+        drawn = {"children": children, "parents": parents, "mutate_at": 1.0 - 1.0 / n}
+        yield make("evolution", ODE, drawn, steps=n)
     for accept in ("improve", "calibrated", "quantile"):
-        rule = _accepting(accept)
-        yield make("rbf", VP, ten, rule, chains=2)
-        yield make("rbf", VP, six, rule, chains=4)
-    yield make("rbf", LINEAR, ten, _accepting("calibrated"), chains=2)
+        yield make("rbf", VP, ten, _accepting(accept), chains=2)
     yield make("rbf", VP, ten, _accepting("calibrated"), chains=4)
     yield from _looking_ahead()
 
@@ -173,14 +166,11 @@ def undistilled() -> Iterator[Setting]:
 def _looking_ahead() -> Iterator[Setting]:
     """Rewards of ends of trajectories, and branching at chosen times."""
     ten, ode = _steps(10, 3), {"value": "ode", "value_steps": 3}
-    samples = {"value": "samples", "value_steps": 2, "value_samples": 2}
-    few = {"branch_at": 3}
-    smc = {"temperature": 0.5, "potential": "difference"}
-    calibrated = {"accept": "calibrated"}
-    for branching in (few, few | ode, few | samples):
+    few, calibrated = {"branch_at": 3}, {"accept": "calibrated"}
+    smc = {"temperature": 0.25, "potential": "difference"}
+    for branching in (few, few | ode):
         yield make("smc", VP, ten, smc, branching)
-        yield make("svdd", VP, ten, branching, chains=2)
-    yield make("rbf", VP, ten, few, calibrated, chains=2)
+    yield make("svdd", VP, ten, few | ode, chains=2)
     yield make("rbf", VP, ten, few, calibrated, ode, chains=2)
 
 
@@ -195,13 +185,16 @@ def distilled() -> Iterator[Setting]:
     for path, steps in (*paths, (VP, _steps(6, 2))):
         for beta in (0.25, 0.5, 1.0) if path is VP else (0.5,):
             yield make("smc", path, steps, temperature=beta, potential="difference")
-    for path, steps in paths:
+    for path, steps in ((VP, four), (VP_EM, ten)):
         yield make("svdd", path, steps, chains=4)
         yield make("code", path, steps, chains=2, block=2)
         for accept in ("improve", "calibrated"):
             yield make("rbf", path, steps, _accepting(accept), chains=2)
     yield make("svdd", VP, four, chains=1)
     yield make("rbf", VP, four, _accepting("quantile"), chains=2)
+    for n, children, parents in ((4, 4, 1), (4, 8, 2), (3, 4, 1)):
+        drawn = {"children": children, "parents": parents, "mutate_at": 1.0 - 1.0 / n}
+        yield make("evolution", ODE, drawn, steps=n)
     yield make("sop", ODE, four, paths=2, start=1, forward=1, backward=2)
     yield make("sop", ODE, eight, paths=2, start=2, forward=2, backward=4)
 

@@ -93,6 +93,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 40},
         "bon": _BON,
         "sop": {"kernel": "ode_euler", "backward": 5},
+        "evolution": {"kernel": "ode_euler", "steps": 4},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.

@@ -12,6 +12,7 @@ from flowsde.search import makers
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
+from flowsde.search.evolution import Evolution, evolution
 from flowsde.search.grid import (
     GridSearch,
     affordable_units,
@@ -53,6 +54,7 @@ __all__ = [
     "CoDe",
     "Complete",
     "Evaluation",
+    "Evolution",
     "GridSearch",
     "Info",
     "Lines",
@@ -65,6 +67,7 @@ __all__ = [
     "bon",
     "code",
     "even_shares",
+    "evolution",
     "fold_in_ids",
     "map_valid",
     "rbf",

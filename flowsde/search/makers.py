@@ -6,6 +6,7 @@
 # ruff: noqa: F401, I001 - the order is that of the command's help.
 from flowsde.search.bon import bon
 from flowsde.search.sop import sop
+from flowsde.search.evolution import evolution
 from flowsde.search.smc import smc
 from flowsde.search.code import code
 from flowsde.search.svdd import svdd

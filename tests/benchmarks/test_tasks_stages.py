@@ -204,7 +204,9 @@ def test_settings_have_names_of_their_own_and_unknown_options_say_so():
     for model in settings.MODELS:
         declared = settings.declared(model)
         assert len({setting.name for setting in declared}) == len(declared)
-        assert {"bon", "sop", "smc", "code", "svdd", "rbf"} == {s.method for s in declared}
+        assert {"bon", "sop", "evolution", "smc", "code", "svdd", "rbf"} == {
+            s.method for s in declared
+        }
     odd = Setting("rbf", (*RBF.options, ("wishes", 3)))
     with pytest.raises(Unknown, match="has no wishes=3"):
         odd.search(100)

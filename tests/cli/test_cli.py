@@ -87,6 +87,7 @@ SMALL = {
     "sde": "",
     "bon": "--nfe 7 --width 2",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
+    "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
     "svdd": "--nfe 17 --finish mean --temperature .1",
@@ -94,7 +95,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "code", "sop")
+SLOW = ("sde", "code", "sop", "evolution")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, sop, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, sop, evolution, smc, code, svdd, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

@@ -15,6 +15,7 @@ SEARCHES = {
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.3, finish="heun", **OPTIONS),
     "smc": fs.search.smc(kernel=SDE, **OPTIONS),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
+    "evolution": fs.search.evolution(nfe=48, kernel=ODE, grid=GRID, parents=2),
     "bon": fs.search.bon(nfe=48, kernel=ODE, grid=GRID, width=2),
 }
 

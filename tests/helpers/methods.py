@@ -17,6 +17,9 @@ METHODS = {
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
     "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
+    "evolution": fs.search.evolution(
+        nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
+    ),
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),

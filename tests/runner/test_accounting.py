@@ -19,7 +19,7 @@ KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
-METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop")
+METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop", "evolution")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -104,6 +104,8 @@ def unit(search):
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
+        case fs.search.Evolution():
+            return search.steps  # one more sample; of later generations less
         case fs.search.SoP():
             return search.backward + 1  # one more child of a round
 
@@ -112,12 +114,12 @@ def unit(search):
 def searches(draw, method):
     """A search of random settings with room for 80 to 600 evaluations."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    steps = number(4 if method == "sop" else 1, 8)
+    steps = number({"sop": 4, "evolution": 2}.get(method, 1), 8)
     guided = method != "smc" and number(0, 5) == 0
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method != "bon":
+    if method not in ("bon", "evolution"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -133,6 +135,10 @@ def searches(draw, method):
             options |= {"chains": number(1, 4), "block": number(1, 9)}
         case "smc":
             options |= {"interval": number(1, 3), "potential": draw(st.sampled_from(POTENTIALS))}
+        case "evolution":
+            options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"parents": number(1, options["children"])}
+            options |= {"mutate_at": number(1, 19) / 20}
         case "sop":
             start = number(1, steps - 2)
             forward = number(1, start)

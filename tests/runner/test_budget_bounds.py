@@ -40,6 +40,7 @@ METHODS = {
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
     "smc": partial(fs.search.smc, **OPTIONS),
+    "evolution": partial(fs.search.evolution, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "sop": partial(
         fs.search.sop, start=1, forward=1, backward=2, **OPTIONS | {"grid": fs.grids.uniform(4)}
     ),

@@ -28,7 +28,7 @@ def wait(condition, seconds=120.0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rbf", "svdd", "smc", "sop", "bon"])
+@pytest.mark.parametrize("method", ["rbf", "svdd", "smc", "sop", "evolution", "bon"])
 def test_six_kills_change_nothing(method, tmp_path):
     """SIGKILL at random moments, of the rounds and of the saving; then left to finish."""
     processes = multiprocessing.get_context("forkserver")

@@ -1,0 +1,240 @@
+"""Evolution of finished pictures: noise a good one part of the way, bring it back, keep the better.
+
+The first generation are samples of the kernel, from noise down the whole grid. The children of the
+following ones begin at a time between: noise is added to a parent by the forward process up to
+there, and the kernel brings the child back. So a child costs part of a sample, shares its parent's
+layout, and is a sample of the model too: parents are, and the forward process keeps the marginal.
+Of parents and children the best go on, as in a (mu + lambda) evolution strategy. Rewards are asked
+of finished pictures alone.
+
+EvoSearch (He et al., 2025, arXiv 2505.17618) is the same idea. It mutates the states that a
+population has passed, at times that fall from generation to generation, by adding noise without
+taking any away, which leaves the marginal; the mutation here is that of SDEdit (Meng et al., 2021,
+arXiv 2108.01073).
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel, renoise
+from flowsde.kernels.base import standard_normal
+from flowsde.search.branching import as_steps
+from flowsde.search.grid import (
+    GridSearch,
+    check_kernel,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
+
+
+class EvolutionState(NamedTuple):
+    """State of `Evolution`.
+
+    Attributes:
+      key, target, nfe: of the run.
+      generation: int32, those that have ended.
+      step: int32, position in the grid at which children are evaluated next.
+      children: on their way, or those of the generation that has just ended, [lambda].
+      mothers: int32 [lambda], the draws that they come from; -1 for none.
+      parents: the best finished pictures, the highest reward first, [mu].
+      draws: int32 [mu], their numbers among all that were drawn; -1 before there are any.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    nfe: jax.Array
+    generation: jax.Array
+    step: jax.Array
+    children: Particle
+    mothers: jax.Array
+    parents: Particle
+    draws: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evolution(GridSearch):
+    """See `evolution`."""
+
+    children: int
+    parents: int
+    start: int
+
+    def __post_init__(self) -> None:
+        if self.parents > self.children:
+            raise ValueError(
+                f"parents must be at most children = {self.children}, got {self.parents}"
+            )
+        if self.nfe < self.steps:
+            raise BudgetTooSmall(
+                f"nfe = {self.nfe} is less than one sample: the grid takes {self.steps} "
+                f"evaluations",
+                self.steps,
+            )
+
+    def samples(self, nfe: Any) -> Any:
+        """Finished pictures that a budget pays for: a whole first generation, if it can."""
+        xp = jnp if isinstance(nfe, jax.Array) else np
+        first = self.children * self.steps
+        later = xp.maximum(nfe - first, 0) // (self.steps - self.start)
+        return xp.minimum(nfe, first) // self.steps + later
+
+    @property
+    def n_candidates(self) -> int:
+        return int(min(self.children, self.samples(self.nfe)))
+
+    @property
+    def max_rounds(self) -> int:
+        generations = -(-int(self.samples(self.nfe)) // self.n_candidates)
+        return self.steps + (generations - 1) * (self.steps - self.start)
+
+    def init(self, key, shape, target_reward, nfe) -> EvolutionState:
+        zero = jnp.zeros((), jnp.int32)
+        return EvolutionState(
+            key=key,
+            target=target_reward,
+            nfe=nfe,
+            generation=zero,
+            step=zero,
+            children=self.empty(self.n_candidates, shape),
+            mothers=jnp.full(self.n_candidates, -1, jnp.int32),
+            parents=self.empty(self.parents, shape),
+            draws=jnp.full(self.parents, -1, jnp.int32),
+        )
+
+    def _numbers(self, generation: jax.Array) -> jax.Array:
+        """Of a generation's children among all draws."""
+        return generation * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
+
+    def ask(self, state: EvolutionState) -> tuple[EvolutionState, Candidates]:
+        numbers, rows = self._numbers(state.generation), jnp.arange(self.n_candidates)
+        valid = (numbers < self.samples(state.nfe)) & ~self.done(state)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(numbers, state.step)
+        t = jnp.asarray(self.grid, jnp.float32)[state.step]
+        born = (state.generation > 0) & (state.step == self.start)
+        forward = renoise(self.interpolant)
+
+        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
+            parent = tree_take(state.parents, row % self.parents)
+            noise = standard_normal(key, parent.x.shape)
+            mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
+            down = self.move(noise, tree_take(state.children, row), state.step)
+            return jnp.where(born, mean + std * noise, down)
+
+        mothers = jnp.where(born, state.draws[rows % self.parents], state.mothers)
+        last = state.step == self.steps - 1
+        return state._replace(mothers=mothers), Candidates(
+            x=map_valid(extend, valid, keys, rows.astype(jnp.int32)),
+            t=jnp.full(self.n_candidates, t),
+            wants_reward=jnp.full(self.n_candidates, last),
+            wants_gradient=jnp.full(self.n_candidates, self.wants_gradient(state.step)),
+            valid=valid,
+        )
+
+    def tell(
+        self, state: EvolutionState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[EvolutionState, Info]:
+        active, numbers = ~self.done(state), self._numbers(state.generation)
+        children = to_particles(candidates, evals)
+        ended = active & (state.step == self.steps - 1)
+        every = jax.tree.map(lambda *a: jnp.concatenate(a), state.parents, children)
+        draws = jnp.concatenate([state.draws, numbers])
+        # What was there first is kept of equals; a picture without a reward comes before none.
+        there = jnp.concatenate([state.draws >= 0, candidates.valid])
+        order = jnp.lexsort((-every.reward, ~there))[: self.parents]
+        kept = jnp.full(self.parents, ended)
+        new = state._replace(
+            generation=state.generation + ended.astype(jnp.int32),
+            step=jnp.where(ended, self.start, state.step + active.astype(jnp.int32)),
+            children=children,
+            parents=tree_where(kept, tree_take(every, order), state.parents),
+            draws=jnp.where(kept, draws[order], state.draws),
+        )
+        chosen = ended & (order >= self.parents)
+        survives = jnp.zeros(draws.shape, jnp.bool).at[order].set(chosen)[self.parents :]
+        return new, Info(
+            time=candidates.t,
+            reward=children.reward,
+            counted=candidates.valid,
+            accepted=survives,
+            ancestors=jnp.where(chosen, draws[order], -1),
+            ess=jnp.full((), self.parents, jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=new.parents.reward[0],
+            path_time=new.parents.t,
+            path_reward=new.parents.reward,
+        )
+
+    def done(self, state: EvolutionState) -> jax.Array:
+        spent = state.generation * self.n_candidates >= self.samples(state.nfe)
+        return spent | (state.parents.reward[0] >= state.target)
+
+    def best(self, state: EvolutionState) -> Particle:
+        return tree_take(state.parents, jnp.zeros((), jnp.int32))
+
+    def path(self, state: EvolutionState) -> Particle:
+        return state.parents
+
+    def lines(self, state: EvolutionState, info: Info) -> Lines:
+        """Finished pictures, a line each, that continues its parent's."""
+        numbers = self._numbers(state.generation - 1)
+        told = info.counted & (info.time == jnp.asarray(self.grid, jnp.float32)[-2])
+        return Lines(jnp.where(told, numbers, -1), state.mothers, state.children)
+
+
+def evolution(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    children: int = 4,
+    parents: int = 1,
+    mutate_at: float = 0.75,
+) -> Evolution:
+    """Evolution of finished pictures.
+
+    Args:
+      nfe: budget in model evaluations; what is left after whole pictures is not used.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      grid: times falling from 1 to 0, few: a sample takes len(grid) - 1 evaluations, and a child
+        those from `mutate_at` on.
+      children: pictures of a generation.
+      parents: the best ones kept, from which children come in turn.
+      mutate_at: time up to which a parent is noised; the nearest one of the grid that is evaluated,
+        below 1. Near 1 a child is hardly like its parent, near 0 hardly different.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    times = as_grid("grid", grid)
+    return Evolution(
+        nfe=check_count("nfe", nfe),
+        kernel=check_kernel(kernel),
+        grid=times,
+        children=check_count("children", children),
+        parents=check_count("parents", parents),
+        start=_start(mutate_at, times),
+    )
+
+
+def _start(mutate_at: float, grid: tuple[float, ...]) -> int:
+    """Position in the grid at which children begin."""
+    if len(grid) < 3:
+        raise ValueError("grid must have at least 2 steps: children begin after the first, got 1")
+    if isinstance(mutate_at, bool) or not isinstance(mutate_at, float | np.floating):
+        raise TypeError(f"mutate_at must be a time between 0 and 1, got {mutate_at!r}")
+    if not 0.0 < mutate_at < 1.0:
+        raise ValueError(f"mutate_at must be a time between 0 and 1, got {mutate_at!r}")
+    steps = as_steps([float(mutate_at)], grid)
+    assert steps is not None
+    return steps[0]

@@ -1,0 +1,135 @@
+"""Evolution against pictures drawn one by one, its account, and the marginal of its children."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import GRID, SDE, VP, batch, flow, reward, row, tools
+
+import flowsde as fs
+
+KEY = jax.random.key(4)
+ODE = fs.kernels.ode_euler(VP)
+LINEAR = fs.interpolants.linear()
+COUNT = 12
+
+
+def evolution(nfe=41, kernel=ODE, grid=GRID, **options):
+    options = {"children": 3, "parents": 2, "mutate_at": float(GRID[2])} | options
+    return fs.search.evolution(nfe=nfe, kernel=kernel, grid=grid, **options)
+
+
+@jax.jit
+def renoise(key, number, step, x, t, s):
+    key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+    return fs.kernels.renoise(VP)(key, x, x, x, t, s)
+
+
+def one_by_one(search, start, prompt_id, cond, noise, move, evaluate):
+    """(best pictures, evaluations, pictures), each child on its own."""
+    key, grid = jax.random.fold_in(KEY, prompt_id), search.grid
+    steps, left, number = len(grid) - 1, search.nfe, 0
+    parents = []
+    while True:
+        born, fresh = [], number < search.children
+        for j in range(search.children):
+            if left < (steps if fresh else steps - start):
+                break
+            first = 0 if fresh else start
+            if fresh:
+                x = noise(key, number, 0)
+            else:
+                mother = parents[j % len(parents)]
+                x = renoise(key, number, start, mother.x, mother.t, np.float32(grid[start]))
+            child = evaluate(x, grid[first], cond)
+            for i in range(first + 1, steps):
+                child = evaluate(move(key, child, grid[i], number, i), grid[i], cond)
+            left -= steps - first
+            born.append(child)
+            number += 1
+        if not born:
+            return parents, search.nfe - left, number
+        # Stable: of equals, those that were there first.
+        parents = sorted(parents + born, key=lambda p: -p.reward)[: search.parents]
+        if len(born) < search.children:
+            return parents, search.nfe - left, number
+
+
+@pytest.mark.parametrize(
+    ("search", "start"),
+    [
+        (evolution(), 2),
+        pytest.param(evolution(50, SDE, children=4, parents=1), 2, marks=pytest.mark.slow),
+        pytest.param(evolution(33, mutate_at=float(GRID[1])), 1, marks=pytest.mark.slow),
+    ],
+    ids=["ode", "sde", "early"],
+)
+def test_equals_pictures_drawn_one_by_one(search, start):
+    ids, cond = batch(COUNT)
+    result = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, invalid="warn")
+    for i in range(COUNT):
+        parents, charged, drawn = one_by_one(
+            search, start, int(ids[i]), row(cond, i), *tools(search.kernel)
+        )
+        size = cond["size"][i]
+        assert result.nfe[i] == charged <= search.nfe
+        assert result.verifier_calls[i] == drawn
+        np.testing.assert_allclose(
+            result.reward[i] / size, parents[0].reward / size, rtol=2e-5, atol=5e-5
+        )
+        np.testing.assert_allclose(result.x[i], parents[0].x, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_second_generation_it_is_best_of_n():
+    ids, cond = batch(COUNT)
+    flat = {"cond": cond, "prompt_ids": ids, "invalid": "warn"}
+    one = fs.run(KEY, flow(), evolution(30, children=6), reward, **flat)
+    bon = fs.search.bon(nfe=30, kernel=ODE, grid=GRID, width=6)
+    other = fs.run(KEY, flow(), bon, reward, **flat)
+    np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_array_equal(one.nfe, other.nfe)
+
+
+def blind(images, cond):
+    """A reward that knows nothing of where a picture lies."""
+    return jnp.sin(1e5 * images[:, 0])
+
+
+def test_without_preferences_pictures_stay_the_models():
+    # Ten in eleven answers are descendants.
+    data, count = fs.analytic.mixture([0.7, 0.3], [[1.0], [-1.0]], 0.05), 4000
+    grid, ode = fs.grids.uniform(10), fs.kernels.ode_euler(fs.interpolants.linear())
+
+    def answers(nfe):
+        search = fs.search.evolution(
+            nfe=nfe, kernel=ode, grid=grid, children=1, parents=1, mutate_at=0.5
+        )
+        found = fs.run(
+            KEY, data.flow(), search, blind,
+            cond=np.zeros(count, np.float32), prompt_ids=np.arange(count),
+        )  # fmt: skip
+        return np.asarray(found.x0[:, 0])
+
+    plain, evolved = answers(10), answers(60)
+    assert np.mean(np.abs(plain - evolved) > 1e-3) > 0.8
+    for x in (plain, evolved):
+        # Four standard errors of the share, and a tenth of the spread.
+        assert abs(np.mean(x > 0.0) - 0.7) < 4.0 * np.sqrt(0.21 / count)
+        spread = np.std(x[x > 0.0])
+        assert abs(spread / np.std(plain[plain > 0.0]) - 1.0) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"parents": 4}, ValueError, "parents must be at most children = 3, got 4"),
+        ({"nfe": 4}, ValueError, "nfe = 4 is less than one sample: the grid takes 5 evaluations"),
+        ({"mutate_at": 1.0}, ValueError, "mutate_at must be a time between 0 and 1, got 1.0"),
+        ({"mutate_at": 2}, TypeError, "mutate_at must be a time between 0 and 1, got 2"),
+        ({"grid": (1.0, 0.0)}, ValueError, "grid must have at least 2 steps"),
+        ({"children": 0}, ValueError, "children must be an integer of at least 1, got 0"),
+    ],
+)
+def test_errors_name_the_argument(options, error, message):
+    with pytest.raises(error, match=message):
+        evolution(**options)
