@@ -147,8 +147,10 @@ def undistilled() -> Iterator[Setting]:
         yield make("smc", path, ten, temperature=beta, potential="difference")
     yield make("smc", VP, ten, temperature=0.5, potential="max")
     yield make("smc", VP, ten, temperature=0.25, potential="difference", interval=3)
-    for n in (2, 4):
+    for n in (2, 4, 8):
         yield make("svdd", VP, ten, chains=n)
+    for n in (2, 4):
+        yield make("svdd", VP, six, chains=n)
     for path in (LINEAR, VP):
         yield make("code", path, ten, chains=2, block=3)
     yield make("code", VP, six, chains=2, block=2)
@@ -190,7 +192,10 @@ def distilled() -> Iterator[Setting]:
         yield make("code", path, steps, chains=2, block=2)
         for accept in ("improve", "calibrated"):
             yield make("rbf", path, steps, _accepting(accept), chains=2)
-    yield make("svdd", VP, four, chains=1)
+    for n in (1, 2, 8):
+        yield make("svdd", VP, four, chains=n)
+    for path in (LINEAR, VP_MEAN):
+        yield make("svdd", path, four, chains=4)
     yield make("rbf", VP, four, _accepting("quantile"), chains=2)
     for n, children, parents in ((4, 4, 1), (4, 8, 2), (3, 4, 1)):
         drawn = {"children": children, "parents": parents, "mutate_at": 1.0 - 1.0 / n}
