@@ -47,3 +47,53 @@ def recommended(results: dict[str, Any], equal: str, verifier: int | None = None
         cells = " | ".join(_cell(by_budget.get(n)) for n in budgets)
         lines.append(f"| {task} | {model} | {cells} |")
     return "\n".join(lines)
+
+
+def best_settings(results: dict[str, Any]) -> str:
+    """Successes on the development captions of each method's best setting.
+
+    That is the one with the largest mean over what most have been measured on. Best-of-N is tuned
+    to each task and budget.
+    """
+    rows = [r for r in results["rows"] if r["split"] == "dev" and r["method"] != "ode"]
+    lines = []
+    for (model,), of_model in grouped(rows, "model").items():
+        tasks = list(dict.fromkeys(row["task"] for row in of_model))
+        budgets = sorted({row["nfe"] for row in of_model if row["method"] == "bon"})
+        columns = [(task, nfe) for task in tasks for nfe in budgets]
+        shown = {}
+        for (method,), own in grouped(of_model, "method").items():
+            name = "bon, tuned" if method == "bon" else _leader(own)
+            found = own if method == "bon" else [r for r in own if r["setting"] == name]
+            shown[name] = [
+                max((r["success"] for r in found if _at(r) == column), default=None)
+                for column in columns
+            ]
+        best = [
+            max(v for v in column if v is not None) for column in zip(*shown.values(), strict=True)
+        ]
+        lines.append(f"| {model} | {' | '.join(f'{task} {nfe}' for task, nfe in columns)} |")
+        lines.append("|---|" + "---|" * len(columns))
+        for name, own in shown.items():
+            lines.append(f"| `{name}` | {' | '.join(map(_marked, own, best))} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _marked(value: float | None, best: float) -> str:
+    """Two digits, the best in bold."""
+    if value is None:
+        return "–"
+    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+
+
+def _at(row: dict[str, Any]) -> tuple[str, int]:
+    return row["task"], row["nfe"]
+
+
+def _leader(rows: list[dict[str, Any]]) -> str:
+    """A method's best setting by its mean, of those that have been measured most."""
+    settings = {name: found for (name,), found in grouped(rows, "setting").items()}
+    most = max(map(len, settings.values()))
+    full = [name for name, found in settings.items() if len(found) == most]
+    return max(full, key=lambda name: sum(row["success"] for row in settings[name]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from _files import replace_file
+from _tasks_page import best_settings, recommended
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,6 +72,38 @@ def headline() -> str:
         f"{ode['nfe']} evaluations: {_share(ode)}.",
     ]
     return "\n".join(lines)
+
+
+def base_success() -> str:
+    """How often a plain sample succeeds, task by task."""
+    found = json.loads((RESULTS / "base_success.json").read_text())
+    rows = sorted(found["rows"], key=lambda row: row["success"])
+    (captions,), (seeds,) = {row["captions"] for row in rows}, {row["seeds"] for row in rows}
+    lines = ["| task | asked for | success | exact counts |", "|---|---|---|---|"]
+    for row in rows:
+        success = f"{row['success']:.4f} ({row['success_low']:.4f} – {row['success_high']:.4f})"
+        lines.append(f"| {row['task']} | {row['summary']} | {success} | {row['exact']:.2f} |")
+    steps = f"{captions} captions × {seeds} seeds, {found['steps']} ODE steps; 95% intervals."
+    return "\n".join([*lines, "", steps])
+
+
+def _tasks() -> dict[str, Any]:
+    return json.loads((RESULTS / "tasks.json").read_text())
+
+
+def tasks_nfe() -> str:
+    """What is recommended against the best Best-of-N, at equal NFE."""
+    return recommended(_tasks(), "nfe")
+
+
+def tasks_seconds(verifier: int) -> str:
+    """The same at equal seconds, a reward costing so many network evaluations."""
+    return recommended(_tasks(), "seconds", verifier)
+
+
+def tasks_methods() -> str:
+    """Each method's best setting of the development captions."""
+    return best_settings(_tasks())
 
 
 def paper_methods() -> str:
@@ -423,6 +456,11 @@ TABLES = {
     "paper_ablations": paper_ablations,
     "methods_analytic": methods_analytic,
     "scorer": scorer,
+    "base_success": base_success,
+    "tasks_nfe": tasks_nfe,
+    "tasks_seconds_1": partial(tasks_seconds, 1),
+    "tasks_seconds_5": partial(tasks_seconds, 5),
+    "tasks_methods": tasks_methods,
     "search_overhead": search_overhead,
 }
 

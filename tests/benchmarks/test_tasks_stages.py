@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tasks
 from _tasks_compare import comparisons
-from _tasks_page import recommended
+from _tasks_page import best_settings, recommended
 from _tasks_plan import Plan, Sizes
 from _tasks_plots import budget_figure, success_figure
 from _tasks_rows import Case, Table
@@ -181,6 +181,19 @@ def test_the_page_has_a_row_for_each_task(stub):
         assert lines[0].startswith("| task | model | 100 NFE | 300 NFE")
         assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in TASKS]
         assert all("against" in line and "×" in line for line in lines[2:])
+
+
+def test_the_page_has_a_row_for_each_method(stub):
+    made = table()
+    run(["screen"], made)
+    lines = best_settings({"rows": list(made.rows.values())}).splitlines()
+    assert lines[0] == f"| shapes | {' | '.join(f'{t} {n}' for t in TASKS for n in (100, 300))} |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| `bon, tuned`", f"| `{SMC.name}`", f"| `{RBF.name}`"
+    ]  # fmt: skip
+    # Best-of-N of 6 steps and SMC, by their chances.
+    row = made.select(task="sides", setting=BON.name, nfe=300)[0]
+    assert f" {row['success']:.2f} " in lines[2] and lines[3].count("**") == 2 * len(TASKS) * 2
 
 
 def test_it_stops_when_time_is_up(stub, capsys):
