@@ -4,6 +4,7 @@ The rule of all commands: the same command again resumes, or says that all is co
 is refused, unless --overwrite is given, which discards what is there and says so first.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def write(
     values = {
         **about,
         "reward": float(result.reward) if offer.has_reward else None,
+        **_parts(result),
         **offer.heldout(about["prompt"], image),
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
@@ -123,6 +125,14 @@ def write(
     }
     write_json(folder / RESULT, values)
     return values
+
+
+def _parts(result: Result) -> dict[str, Any]:
+    """What the parts of a combined reward say of the picture, by name."""
+    if result.parts is None:
+        return {}
+    numbers = {name: float(part) for name, part in result.parts.items()}
+    return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
 
 
 _CONTENTS = "converted models with the checksums"

@@ -200,7 +200,9 @@ def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict
     """Write what a search found; the contents of result.json."""
     if run.save_trajectory:
         particles = {f"particle_{name}": a for name, a in recorder.trace.arrays().items()}
-        write_arrays(run.folder / _TRAJECTORY, result.info._asdict() | particles)
+        info = result.info._asdict()
+        parts = {f"part_{name}": a for name, a in (info.pop("parts") or {}).items()}
+        write_arrays(run.folder / _TRAJECTORY, info | parts | particles)
     values = results.write(run.folder, run.offer, run.about, result, recorder.seconds())
     interrupts.check()
     return values

@@ -20,8 +20,8 @@ from flowsde.conds import Cond, Told, as_arrays, check_cond, for_model
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
-from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
-from flowsde.rewards import exact as exact_reward
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.rewards.base import exact as exact_reward
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
@@ -77,6 +77,12 @@ class Job(NamedTuple):
     @property
     def placement(self) -> Placement:
         return self.program.placement
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of those of a combined reward."""
+        combination = self.reward.combination
+        return () if combination is None else combination.names
 
     def trim(self, tree: Any, axis: int = 0) -> Any:
         """What concerns the job's own prompts; of a single one, without their axis."""

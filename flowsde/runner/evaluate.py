@@ -23,10 +23,11 @@ from flowsde.conds import Cond, for_model, for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
-from flowsde.rewards import DeviceReward, HostReward, as_float32
+from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
 from flowsde.runner import ahead
 from flowsde.runner.ahead import to_score, with_rewards
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.parts import not_scored, row_parts, write_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
 
@@ -96,12 +97,14 @@ def means(
 
 
 @jax.jit
-def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> jax.Array:
+def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> Scores:
     """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
     images = decoded(flow.decode, x0)
-    rewards = as_float32(reward(images, for_reward(cond)), jnp)
+    scores = reward.scores(images, for_reward(cond))
+    rewards = as_float32(scores.reward, jnp)
     # Images may be integers, in which what was not finite no longer shows.
-    return jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
+    rewards = jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
+    return scores._replace(reward=rewards)
 
 
 decode = jax.jit(lambda flow, x0: decoded(flow.decode, x0))
@@ -131,25 +134,28 @@ def _model(
 ) -> tuple[Evaluation, jax.Array]:
     """Means of rows, reward and gradient where wanted; and whether they were differentiated."""
     nothing = jnp.full(t.shape, -jnp.inf, jnp.float32)
+    unseen = no_parts(reward, t.size) if uses_gradient else None
 
     def forward() -> Evaluation:
         x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
-        return Evaluation(x0, x1, nothing, jnp.zeros_like(x) if uses_gradient else None)
+        gradient = jnp.zeros_like(x) if uses_gradient else None
+        return Evaluation(x0, x1, nothing, gradient, parts=unseen)
 
     if not uses_gradient:
         return forward(), jnp.zeros(t.shape, jnp.bool)
 
-    def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def total(x: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
         x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
-        rewards = verify(flow, reward, x0, cond)
+        rewards, parts = verify(flow, reward, x0, cond)
         # Rows do not depend on each other, so the sum's gradient holds that of each.
-        return jnp.sum(jnp.where(wants_gradient, rewards, 0.0)), (x0, x1, rewards)
+        return jnp.sum(jnp.where(wants_gradient, rewards, 0.0)), (x0, x1, rewards, parts)
 
     def backward() -> Evaluation:
-        gradient, (x0, x1, rewards) = jax.grad(total, has_aux=True)(x)
+        gradient, (x0, x1, rewards, parts) = jax.grad(total, has_aux=True)(x)
         usable = jnp.isfinite(gradient) & expand(jnp.isfinite(rewards) & wants_gradient, x)
         gradient = jnp.where(usable, gradient, 0.0)
-        return Evaluation(x0, x1, _clean(rewards, wants_gradient), gradient)
+        parts = jax.tree.map(lambda part: jnp.where(wants_gradient, part, jnp.nan), parts)
+        return Evaluation(x0, x1, _clean(rewards, wants_gradient), gradient, parts=parts)
 
     some = jnp.any(wants_gradient)
     return jax.lax.cond(some, backward, forward), jnp.full(t.shape, some)
@@ -237,9 +243,10 @@ def evaluate_model(
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
         zeros = jnp.zeros_like(rows.x)
-        empty = Evaluation(
-            zeros, zeros, jnp.full(m, -jnp.inf, jnp.float32), zeros if kind.uses_gradient else None
-        )
+        nothing = jnp.full(m, -jnp.inf, jnp.float32)
+        empty = Evaluation(zeros, zeros, nothing)
+        if kind.uses_gradient:
+            empty = empty._replace(gradient=zeros, parts=no_parts(model.reward, m))
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
         values, forward = _in_chunks(
@@ -292,19 +299,25 @@ def evaluate_reward(
     reward = model.reward
     assert reward is not None
     m = wanted.shape[0]
-    nothing = jnp.full(m, -jnp.inf, jnp.float32)
+    nothing = Scores(jnp.full(m, -jnp.inf, jnp.float32), no_parts(reward, m))
 
-    def chunk(at: jax.Array | None) -> jax.Array:
+    def chunk(at: jax.Array | None) -> Scores:
         x0, own = pick(at, prompt, data)
         with placement.around_model():
             return verify(model.flow, reward, x0, own)
 
     if size == m // placement.groups:
-        rewards = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
+        scores = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
     else:
         last = (~wanted).astype(jnp.int32)
-        rewards, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
-    return with_rewards(rows, evals, _clean(rewards, wanted), kind.value)
+        scores, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
+    return with_scores(rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind)
+
+
+def with_scores(rows: Rows, evals: Evaluation, scores: Scores, kind: Kind) -> Evaluation:
+    """Rows [m] with what was scored [m k]."""
+    parts = row_parts(rows, scores.parts, evals.parts, kind.value)
+    return with_rewards(rows, evals, scores.reward, kind.value)._replace(parts=parts)
 
 
 @partial(jax.jit, static_argnames=("kind", "placement"))
@@ -313,10 +326,10 @@ def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Place
 
 
 @partial(jax.jit, static_argnames=("kind", "placement"))
-def _with_rewards(
-    asked: Candidates, evals: Evaluation, rewards: jax.Array, kind: Kind, placement: Placement
+def _scored(
+    asked: Candidates, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement
 ) -> Evaluation:
-    return with_rewards(split(asked, placement), evals, rewards, kind.value)
+    return with_scores(split(asked, placement), evals, scores, kind)
 
 
 def evaluate_on_host(
@@ -331,14 +344,13 @@ def evaluate_on_host(
     """`evaluate_reward` through NumPy."""
     asking = _to_score(asked, evals, kind, placement)
     wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
-    told, at_all = np.full(wanted.size, -np.inf, np.float32), np.flatnonzero(wanted)
+    told, at_all = not_scored(reward, wanted.size), np.flatnonzero(wanted)
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
         decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
         images, finite = (np.asarray(a)[: at.size] for a in decoded)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
-        rewards = reward(images, own)
-        told[at] = np.where(finite & ~np.isnan(rewards), rewards, -np.inf)
-    told = placement.put(jnp.asarray(told), placement.by_row)
-    return _with_rewards(asked, evals, told, kind, placement)
+        write_scores(told, at, reward.scores(images, own), finite)
+    on_device = placement.put(jax.tree.map(jnp.asarray, told), placement.by_row)
+    return _scored(asked, evals, on_device, kind, placement)

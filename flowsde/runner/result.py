@@ -44,6 +44,8 @@ class Result(NamedTuple):
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
       given: `Given`, what the search began with; None from `flowsde.batch`.
+      parts: float32 [] each, what the parts of a combined reward say of the answer, by name; NaN
+        before it has been scored. None of any other reward.
       run: uint32, checksum of the search's settings and of cond, by which a run that resumes knows
         its own; None from `flowsde.batch`.
     """
@@ -62,6 +64,7 @@ class Result(NamedTuple):
     state: Any
     given: Any = None
     run: Any = None
+    parts: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")
@@ -99,7 +102,8 @@ def _shape(array: Any) -> str:
 class Carry(NamedTuple):
     """State and counters of P prompts, with a leading axis of them; of a single one, without.
 
-    On a mesh, prompts that are there only to come out even are not `live`, bool [P].
+    On a mesh, prompts that are there only to come out even are not `live`, bool [P]. Those of a
+    combined reward are known by their `parts`, as in `Result`.
     """
 
     given: Given
@@ -109,6 +113,7 @@ class Carry(NamedTuple):
     backward_passes: jax.Array
     verifier_calls: jax.Array
     live: jax.Array | None = None
+    parts: dict[str, jax.Array] | None = None
 
     @property
     def counts(self) -> tuple[jax.Array, ...]:
@@ -161,7 +166,8 @@ class Packed:
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
     counts = (jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
-    return Carry(result.given, result.state, *counts)
+    parts = jax.tree.map(jnp.asarray, result.parts)
+    return Carry(result.given, result.state, *counts, parts=parts)
 
 
 def with_numbers(result: Result) -> Result:

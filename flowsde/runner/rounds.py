@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.flow import Flow
+from flowsde.rewards.base import Parts
 from flowsde.runner.ahead import verifier_calls
 from flowsde.runner.evaluate import (
     Computed,
@@ -22,6 +23,7 @@ from flowsde.runner.evaluate import (
 )
 from flowsde.runner.exchange import slots_of, tell_by_number
 from flowsde.runner.mesh import EVERYWHERE
+from flowsde.runner.parts import answer_parts
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Carry, Given, Packed
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
@@ -44,14 +46,20 @@ def _init(
     shape: tuple[int, ...],
     single: bool = False,
     live: jax.Array | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Carry:
-    """Carry before the first round, of prompts with budgets in model evaluations."""
+    """Carry before the first round, of prompts with budgets in model evaluations.
+
+    Args:
+      parts: names of those of the reward.
+    """
+    unknown = {name: jnp.full((), jnp.nan, jnp.float32) for name in parts} or None
 
     def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
         given = Given(jax.random.key_data(key), target, program.candidates(nfe))
         state = program.search.init(key, shape, target, given.nfe)
-        return Carry(given, state, zero, zero, zero, zero)
+        return Carry(given, state, zero, zero, zero, zero, parts=unknown)
 
     if single:
         return begin(keys[0], nfe[0], target)
@@ -89,7 +97,13 @@ def _ask(carry: Carry, program: Program) -> tuple[Carry, Candidates]:
 
 
 def counted(
-    carry: Carry, program: Program, state: Any, info: Info, asked: Candidates, computed: Computed
+    carry: Carry,
+    program: Program,
+    state: Any,
+    info: Info,
+    asked: Candidates,
+    computed: Computed,
+    parts: Parts | None = None,
 ) -> tuple[Carry, Info]:
     """A state that has been told, with all that a round of its prompts is counted and charged.
 
@@ -99,6 +113,7 @@ def counted(
       state, info: as `Search.tell` gives them.
       asked: candidates [..., w].
       computed: of each of them.
+      parts: of a combined reward, [..., w].
     """
     passes, search = program.cost, program.search
     verified = verifier_calls(asked, program.kind.value)
@@ -108,7 +123,13 @@ def counted(
         backward_passes=passes * jnp.sum(computed.backward, -1, dtype=jnp.int32),
         verifier_calls=jnp.sum(verified, -1, dtype=jnp.int32),
         finishing=finishing & jnp.any(asked.valid, -1),
+        parts=parts,
     )
+    if parts is not None:
+        assert carry.parts is not None
+        old, new = (_of_each(search.best, carry)(s) for s in (carry.state, state))
+        own = _of_each(answer_parts, carry)(carry.parts, old, new, asked, parts)
+        carry = carry._replace(parts=own)
     carry = carry._replace(
         state=state,
         nfe=carry.nfe + passes * info.charged,
@@ -131,6 +152,8 @@ def _tell(
         lead = asked.t.shape
         computed = join_counts(computed, lead, placement)
         by_number = None
+        parts = join(evals.parts, lead, placement)
+        evals = evals._replace(parts=None)
         # Where the state holds fewer particles than were asked about, only those are moved.
         if placement.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
             rewards = join(evals.reward, lead, placement)
@@ -140,7 +163,7 @@ def _tell(
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
         else:
             state, info = by_number
-        carry, info = counted(carry, program, state, info, asked, computed)
+        carry, info = counted(carry, program, state, info, asked, computed, parts)
         return carry, info, _done(carry, program)
 
     by_prompt, by_row = placement.by_prompt, placement.by_row
@@ -234,6 +257,6 @@ def tell_and_ask(
     return told, _ask(told, program)[1], packed
 
 
-start = jax.jit(_init, static_argnames=("program", "shape", "single"))
+start = jax.jit(_init, static_argnames=("program", "shape", "single", "parts"))
 model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "placement"))
 reward_step = jax.jit(evaluate_reward, static_argnames=("kind", "size", "placement"))

@@ -152,6 +152,7 @@ def _begin(job: Job) -> Carry:
         shape=job.flow.shape,
         single=job.single and job.placement.mesh is None,
         live=job.live,
+        parts=job.parts,
     )
     return carry if job.resume is None else resumed(job, carry)
 
@@ -172,7 +173,8 @@ def _log_of(job: Job, carry: Carry) -> Info:
     # Shapes through the compiled parts, whose traces are kept from call to call.
     asked = rounds.first_ask.eval_shape(carry, job.program)
     evals, computed = rounds.model_step.eval_shape(*_for_model(job, asked))
-    evals = evals._replace(seen=None)
+    parts = dict.fromkeys(job.parts, evals.reward)
+    evals = evals._replace(seen=None, parts=parts or None)
     *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
@@ -247,7 +249,7 @@ def _iterate(job: Job) -> Iterator[Result]:
         if n == len(log.time):
             # Twice as long: room for all that a budget might take may be more than there is.
             log = longer(log, min(max(n, _ROOM), job.search.max_rounds - n))
-        for all_rows, row in zip(log, told.info, strict=True):
+        for all_rows, row in zip(*map(jax.tree.leaves, (log, told.info)), strict=True):
             all_rows[n] = row
         n += 1
         counts, done = told.counts, bool(told.done)
@@ -286,6 +288,7 @@ def _result(
         state=job.trim(carry.state),
         given=job.trim(carry.given),
         run=job.run[0] if job.single and job.run is not None else job.run,
+        parts=job.trim(carry.parts),
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

@@ -4,6 +4,7 @@ It is saved to FOLDER/.flowsde/search/, as in `flowsde._states`: the last two sa
 file that is whole or not there, so that a process killed at any moment leaves one to go on from.
 """
 
+import ast
 import warnings
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         given=begun[".given"],
         state=begun[".state"],
         run=read(".run", np.uint32, *lead) if ".run" in leaves else None,
+        parts=_parts(leaves, ".parts", path, lead),
     )
 
 
@@ -230,9 +232,23 @@ def _counted(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> dict[
 _LOGGED = {
     name: np.bool_ if name in ("counted", "accepted", "finishing") else np.float32
     for name in Info._fields
+    if name != "parts"
 } | dict.fromkeys(("ancestors", "charged", *COUNTERS[1:]), np.int32)
 _WIDE = (("time", "reward", "counted", "accepted"), ("ancestors", "path_time", "path_reward"))
 """Fields of `Info` with an axis of candidates, and those with one of paths."""
+
+
+def _parts(
+    leaves: dict[str, Any], of: str, path: Path, shape: tuple[int, ...]
+) -> dict[str, np.ndarray] | None:
+    """What parts of a combined reward say, by name; None if there are none."""
+    names = [name for name in leaves if name.startswith(f"{of}[")]
+    read = array(np.float32, *shape)
+    # As in a path of JAX: .parts['name'].
+    return {
+        ast.literal_eval(name[len(of) + 1 : -1]): read(np.asarray(leaves[name]), f"{path}: {name}")
+        for name in names
+    } or None
 
 
 def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:
@@ -253,7 +269,10 @@ def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:
         width = read(names[0], rounds, *lead, None).shape[-1]
         log |= {name: read(name, rounds, *lead, width) for name in names}
     for name in Info._fields:
-        if name == "seconds":
+        if name == "parts":
+            shape = (rounds, *lead, np.shape(log["time"])[-1])
+            log[name] = _parts(leaves, ".info.parts", path, shape)
+        elif name == "seconds":
             log[name] = read(name, rounds, 3) if ".info.seconds" in leaves else None
         elif name not in log:
             log[name] = read(name, rounds, *lead)

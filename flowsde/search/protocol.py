@@ -56,6 +56,7 @@ class Evaluation(NamedTuple):
         finite; None unless the search is guided.
       seen: while their rewards are not known, x0 of what is seen ahead, [w, k, *shape]; None when
         told, and without.
+      parts: of a combined reward, as `Info.parts`; None when told, and without.
     """
 
     x0: jax.Array
@@ -63,6 +64,7 @@ class Evaluation(NamedTuple):
     reward: jax.Array
     gradient: jax.Array | None = None
     seen: jax.Array | None = None
+    parts: dict[str, jax.Array] | None = None
 
 
 class Particle(NamedTuple):
@@ -105,6 +107,8 @@ class Info(NamedTuple):
       finishing: bool, whether the round went into completing the best particle.
       seconds: float32 [3], of the model, the verifier and the rest, by the wall clock; the first
         round compiles. None from `run`, whose rounds are inside one program.
+      parts: float32 [w] each, what the parts of a combined reward say, by name; NaN where none was
+        wanted, the mean where several pictures were seen ahead. None of any other reward.
     """
 
     time: jax.Array
@@ -122,6 +126,7 @@ class Info(NamedTuple):
     verifier_calls: Any = None
     finishing: Any = None
     seconds: Any = None
+    parts: dict[str, Any] | None = None
 
 
 class Lines(NamedTuple):

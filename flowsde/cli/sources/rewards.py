@@ -4,13 +4,15 @@
     pick               PickScore, by its own
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
-                       [n, h, w, 3] in [-1, 1], prompts n strings
+                       [n, h, w, 3] in [-1, 1], prompts n strings; or what `flowsde.rewards` made
+                       of such functions
     none               no reward
 
 A reward of your own model is one more line of `KNOWN`. Making a `RewardSource` checks the options
 and imports the function; `load` reads weights.
 """
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from flowsde._text import shown
 from flowsde.models.clip.rewards import clip_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
-from flowsde.rewards import Reward, device, host
+from flowsde.rewards.base import HostReward, Reward, device, host
 
 
 class RewardSource(Protocol):
@@ -70,6 +72,10 @@ class HostFunction:
 
     def __init__(self, name: str, timeout: float):
         function = _imported(name)
+        if isinstance(function, HostReward):
+            # Of several, for one.
+            self._reward = dataclasses.replace(function, name=name, timeout=timeout)
+            return
         try:
             self._reward = host(function, name, timeout=timeout)
         except TypeError as error:

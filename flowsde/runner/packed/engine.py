@@ -15,10 +15,10 @@ from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
-from flowsde.runner.packed.steps import advance, nothing
+from flowsde.runner.packed.steps import Ended, advance, nothing
 from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.result import COUNTERS, Result
-from flowsde.search.protocol import Particle, Search
+from flowsde.search.protocol import Search
 
 
 class Totals(NamedTuple):
@@ -55,7 +55,7 @@ class Totals(NamedTuple):
 
 
 @jax.jit
-def _row(best: Particle, slot: jax.Array) -> Particle:
+def _row(best: Ended, slot: jax.Array) -> Ended:
     return jax.tree.map(lambda a: a[slot], best)
 
 
@@ -122,8 +122,8 @@ class Engine:
         slots = self._slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self._size)
         program = self._program.with_width(width)
-        pool = empty(prompts, job.target, program, slots, job.flow.shape)
-        none = nothing(prompts, program.kind, self._size, job.flow.shape)
+        pool = empty(prompts, job.target, program, slots, job.flow.shape, job.parts)
+        none = nothing(prompts, program.kind, self._size, job.flow.shape, job.parts)
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
@@ -180,10 +180,10 @@ class Engine:
             widths=(*t.widths, width) if is_new else t.widths,
         )
 
-    def _ended(self, report: Any, best: Particle) -> Iterator[tuple[int, Result]]:
+    def _ended(self, report: Any, best: Ended) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
-            particle = _row(best, jnp.int32(slot))
+            particle, parts = _row(best, jnp.int32(slot))
             own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
             number = int(report.finished[slot])
             check_bounds(
@@ -200,6 +200,7 @@ class Engine:
                 verifier_cost=self._job.reward.cost * own["verifier_calls"],
                 info=None,
                 state=None,
+                parts=parts,
             )
             t = self.totals
             self.totals = t._replace(

@@ -15,12 +15,13 @@ import numpy as np
 from flowsde import _threads
 from flowsde.conds import for_reward
 from flowsde.flow import Flow, finite_rows
-from flowsde.rewards import HostReward
-from flowsde.runner.ahead import to_score, with_rewards
-from flowsde.runner.evaluate import Rows, evaluate_model, split
+from flowsde.rewards.base import HostReward, Scores
+from flowsde.runner.ahead import to_score
+from flowsde.runner.evaluate import Rows, evaluate_model, split, with_scores
 from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import Batch
 from flowsde.runner.packed.steps import evaluate
+from flowsde.runner.parts import not_scored, write_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Evaluation
 
@@ -94,9 +95,9 @@ def _rows(batch: Batch) -> Rows:
 
 
 @partial(jax.jit, static_argnames=("kind",))
-def scored(batch: Batch, evals: Evaluation, rewards: jax.Array, kind: Kind) -> Evaluation:
+def scored(batch: Batch, evals: Evaluation, scores: Scores, kind: Kind) -> Evaluation:
     """With the rewards of what was to be scored."""
-    return with_rewards(_rows(batch), evals, rewards, kind.value)
+    return with_scores(_rows(batch), evals, scores, kind)
 
 
 class OnHost:
@@ -115,14 +116,14 @@ class OnHost:
         rewards = self._thread.submit(self._score, *to_score)
 
         def wait() -> Worth:
-            told = jnp.asarray(_threads.wait(rewards))
+            told = jax.tree.map(jnp.asarray, _threads.wait(rewards))
             return scored(batch, evals, told, kind=self._kind), backward
 
         return wait
 
-    def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> np.ndarray:
+    def _score(self, rows: Any, images: Any, finite: Any, prompts: Any) -> Scores:
         rows = np.asarray(rows)
-        told, wanted = np.full(rows.size, -np.inf, np.float32), rows[rows >= 0]
+        told, wanted = not_scored(self._reward, rows.size), rows[rows >= 0]
         if wanted.size == 0:
             return told
         images, finite = (np.asarray(a)[: wanted.size] for a in (images, finite))
@@ -130,8 +131,7 @@ class OnHost:
         for start in range(0, wanted.size, self._minibatch):
             some = slice(start, start + self._minibatch)
             own = jax.tree.map(lambda a, some=some: a[prompts[some]], self._cond)
-            rewards = self._reward(images[some], own)
-            told[wanted[some]] = np.where(finite[some] & ~np.isnan(rewards), rewards, -np.inf)
+            write_scores(told, wanted[some], self._reward.scores(images[some], own), finite[some])
         return told
 
     def close(self) -> None:

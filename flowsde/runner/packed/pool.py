@@ -77,13 +77,20 @@ class Batch(NamedTuple):
     cond: Cond
 
 
-@partial(jax.jit, static_argnames=("program", "slots", "shape"))
+@partial(jax.jit, static_argnames=("program", "slots", "shape", "parts"))
 def empty(
-    prompts: Prompts, target: jax.Array, program: Program, slots: int, shape: tuple[int, ...]
+    prompts: Prompts,
+    target: jax.Array,
+    program: Program,
+    slots: int,
+    shape: tuple[int, ...],
+    parts: tuple[str, ...] = (),
 ) -> Pool:
     """S free slots, for particles of a shape, of as many columns as the search has candidates."""
     first, search = jnp.zeros(slots, jnp.int32), program.search
-    carry = start(prompts.keys[first], prompts.nfe[first], target, program, shape=shape)
+    carry = start(
+        prompts.keys[first], prompts.nfe[first], target, program, shape=shape, parts=parts
+    )
     lead = (slots, search.n_candidates)
     x, number = jnp.zeros(lead + shape, jnp.float32), jnp.zeros(lead, jnp.float32)
     no, value = jnp.zeros(lead, jnp.bool), program.kind.value
@@ -92,7 +99,13 @@ def empty(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
         asked=Candidates(x, number, no, no, no, key),
-        evals=Evaluation(x, x, number, x if search.uses_gradient else None),
+        evals=Evaluation(
+            x,
+            x,
+            number,
+            x if search.uses_gradient else None,
+            parts=dict.fromkeys(parts, number) or None,
+        ),
         backward=jnp.zeros(lead, jnp.int32),
         waiting=no,
         due=no,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flowsde.rewards.base import Parts
 from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
@@ -51,6 +52,13 @@ class Report(NamedTuple):
     left: jax.Array
 
 
+class Ended(NamedTuple):
+    """Of each slot, the best particle and what the parts of a combined reward say of it."""
+
+    particle: Particle
+    parts: Parts | None
+
+
 def _budgets(pool: Pool, program: Program) -> jax.Array:
     """Of each slot, in model evaluations."""
     return pool.carry.given.nfe * program.cost
@@ -74,12 +82,13 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
 def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
     carry, asked = pool.carry, pool.asked
-    state, info = jax.vmap(program.search.tell)(carry.state, asked, pool.evals)
+    told_of = pool.evals._replace(parts=None)
+    state, info = jax.vmap(program.search.tell)(carry.state, asked, told_of)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
     if value is not None:
         forward += value.cost * ahead(asked, value).astype(jnp.int32)
     computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
-    told, _ = counted(carry, program, state, info, asked, computed)
+    told, _ = counted(carry, program, state, info, asked, computed, pool.evals.parts)
     rounds = pool.rounds + ready.astype(jnp.int32)
     return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
@@ -92,7 +101,10 @@ def _fill(
     begins = free & (turn < prompts.length)
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
     shape = pool.asked.x.shape[2:]
-    fresh = start(prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape)
+    parts = tuple(pool.carry.parts or ())
+    fresh = start(
+        prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape, parts=parts
+    )
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
         rounds=jnp.where(begins, 0, pool.rounds),
@@ -153,7 +165,7 @@ def advance(
     target: jax.Array,
     least: jax.Array,
     program: Program,
-) -> tuple[Pool, Batch, Particle, Packed]:
+) -> tuple[Pool, Batch, Ended, Packed]:
     """All that happens between two batches.
 
     Args:
@@ -165,8 +177,8 @@ def advance(
       program: whose search asks and is told.
 
     Returns:
-      The pool, the next batch, the best particle of each slot before it was given to another
-      prompt, and a `Report`.
+      The pool, the next batch, what each slot had found before it was given to another prompt, and
+      a `Report`.
     """
     search = program.search
     pool = _take_in(pool, batch, evals, backward)
@@ -177,7 +189,7 @@ def advance(
     # One that breaks its bounds ends too: the host says so.
     finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
     rounds = pool.rounds
-    best = jax.vmap(search.best)(pool.carry.state)
+    best = Ended(jax.vmap(search.best)(pool.carry.state), pool.carry.parts)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
     pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))
@@ -210,7 +222,9 @@ def evaluate(
     return evaluate_reward(own, batch.asked, evals, kind, minibatch), computed.backward
 
 
-def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> Any:
+def nothing(
+    prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...], parts: tuple[str, ...] = ()
+) -> Any:
     """(batch, evals, backward) with which the first step begins: no candidates."""
     zeros = jnp.zeros((size, 1), jnp.float32)
     x, no = jnp.zeros((size, 1, *shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
@@ -223,4 +237,5 @@ def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> 
         cond=of_prompts(prompts.cond, number),
     )
     evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.uses_gradient else None)
+    evals = evals._replace(parts=dict.fromkeys(parts, zeros[:, 0]) or None)
     return batch, evals, number

@@ -1,16 +1,10 @@
-"""Rewards: ``reward(images, cond) -> [n]``, higher is better.
-
-A plain JAX function is a reward. One with parameters is a
-``jax.tree_util.Partial(fn, params)``, so that they are arguments of the compiled search and not
-constants in it. `device` gives one a name, a cost and a minibatch; `host` marks a function that
-runs outside JAX.
-"""
+"""What a reward is: a function of JAX (`device`), or one outside it (`host`)."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +16,17 @@ from flowsde._exact import Exact, Key
 from flowsde._explain import name_of, noted, outside_jax, shapes, without_cond
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
+from flowsde.rewards.combination import Combination
 
-__all__ = ["DeviceReward", "HostReward", "RewardError", "device", "host"]
+Parts = dict[str, Any]
+"""What each part of a combined reward says, [n], by name."""
+
+
+class Scores(NamedTuple):
+    """Rewards [n], and those of the parts of a combined one; None without."""
+
+    reward: Any
+    parts: Parts | None = None
 
 
 class RewardError(RuntimeError):
@@ -42,23 +45,35 @@ class RewardError(RuntimeError):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("fn",),
-    meta_fields=("name", "cost", "minibatch"),
+    meta_fields=("name", "cost", "minibatch", "combination"),
 )
 @dataclasses.dataclass(frozen=True)
 class DeviceReward:
-    """A JAX function ``fn(images, cond) -> [n]`` with a name; build it with `device`."""
+    """A JAX function ``fn(images, cond) -> [n]`` with a name; build it with `device`.
 
-    fn: Callable[[jax.Array, Any], jax.Array]
+    That of several rewards (`flowsde.rewards.weighted`, …) gives those of all parts by name, which
+    `combination` makes one of.
+    """
+
+    fn: Callable[[jax.Array, Any], Any]
     name: str
     cost: float
     minibatch: int | None
+    combination: Combination | None = None
 
     def __call__(self, images: jax.Array, cond: Any) -> jax.Array:
         """Rewards [n]; raises if the function returns anything else."""
+        return self.scores(images, cond).reward
+
+    def scores(self, images: jax.Array, cond: Any) -> Scores:
+        """Rewards [n], and those of the parts."""
+        if self.combination is not None:
+            parts = self.fn(images, cond)
+            return Scores(self.combination(parts, jnp), parts)
         with noted(partial(self._note, images, cond)):
             rewards = self.fn(images, cond)
             check_rewards(self.name, rewards, images.shape[0])
-        return rewards
+        return Scores(rewards)
 
     def _note(self, images: jax.Array, cond: Any, error: Exception) -> str:
         note = (
@@ -84,9 +99,14 @@ class HostReward:
     cost: float
     minibatch: int | None
     timeout: float | None
+    combination: Combination | None = None
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
-        """Rewards float32 [n].
+        """Rewards float32 [n]; raises as `scores` does."""
+        return self.scores(images, cond).reward
+
+    def scores(self, images: np.ndarray, cond: Any) -> Scores:
+        """Rewards float32 [n], and those of the parts.
 
         Raises:
           RewardError: the function raised, took longer than the timeout, or returned anything
@@ -95,6 +115,9 @@ class HostReward:
         try:
             # Writable, which is all that PyTorch takes.
             given = jax.tree.map(_writable, (images, cond))
+            if self.combination is not None:
+                parts = self._call(*given)
+                return Scores(as_float32(self.combination(parts, np), np), parts)
             rewards = np.asarray(self._call(*given))
         except RewardError:
             raise
@@ -104,7 +127,7 @@ class HostReward:
             check_rewards(self.name, rewards, images.shape[0])
         except ValueError as error:
             raise RewardError(str(error)) from None
-        return as_float32(rewards, np)
+        return Scores(as_float32(rewards, np))
 
     def _call(self, images: np.ndarray, cond: Any) -> Any:
         if self.timeout is None:
@@ -224,6 +247,13 @@ def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward
 def as_reward(reward: Any) -> Reward:
     """A plain function as a `DeviceReward`; others as they are."""
     return reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+
+
+def no_parts(reward: Reward | None, n: int) -> Parts | None:
+    """What parts say of n pictures that they have not seen: NaN."""
+    if reward is None or reward.combination is None:
+        return None
+    return {name: jnp.full(n, jnp.nan, jnp.float32) for name in reward.combination.names}
 
 
 def exact(reward: DeviceReward, cond: Cond) -> DeviceReward:

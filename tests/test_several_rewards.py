@@ -1,0 +1,156 @@
+"""One reward of several: what the rules say, and what of the parts is kept."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from methods import METHODS
+
+import flowsde as fs
+
+KEY = jax.random.key(3)
+NAMES = ("bon", "sop", "guided svdd", "rbf, quantile, samples")
+
+
+def wave(images, cond):
+    return jnp.sin(jnp.sum(images * cond["frequency"], axis=-1) + cond["phase"])
+
+
+def size(images, cond):
+    return -jnp.sum(jnp.square(images), axis=-1)
+
+
+def host_wave(images, cond):
+    return np.sin(np.sum(images * cond["frequency"], axis=-1) + cond["phase"])
+
+
+BOTH = fs.rewards.weighted([wave, size], [1.0, 0.1])
+
+
+def given(*columns):
+    """Rewards that say what images [n, k] hold."""
+
+    def column(i):
+        return fs.rewards.device(lambda images, cond: images[:, i], name=f"r{i}")
+
+    return [column(i) for i in range(len(columns))], jnp.stack(columns, -1).astype(jnp.float32)
+
+
+def test_weighted_and_minimum_are_the_sum_and_the_least():
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 50)).astype(np.float32)
+    rewards, images = given(a, b, c)
+    total = fs.rewards.weighted(rewards, [1.0, -2.0, 0.5])(images, None)
+    np.testing.assert_allclose(total, a - 2.0 * b + 0.5 * c, rtol=1e-5, atol=1e-6)
+    least = fs.rewards.minimum(rewards, [1.0, 2.0, 0.5])(images, None)
+    np.testing.assert_array_equal(least, np.minimum(np.minimum(a, 2.0 * b), 0.5 * c))
+
+
+def test_lexicographic_orders_as_tuples_do():
+    steps = (1.0, 0.5, 0.1)
+    values = [np.asarray([-3.0, -1.2, -1.0, 0.0, 0.9, 2.0, 40.0]) * step for step in steps]
+    every = np.asarray(list(itertools.product(*values)), np.float32)
+    rewards, images = given(*every.T)
+    packed = np.asarray(fs.rewards.lexicographic(rewards, steps)(images, None))
+
+    def compared(row):
+        a, b, c = (row.astype(np.float64) / steps).tolist()
+        return np.floor(a + 1e-6), np.floor(b + 1e-6), c
+
+    order = sorted(range(len(every)), key=lambda i: compared(every[i]))
+    np.testing.assert_array_less(packed[order][:-1], np.nextafter(packed[order][1:], np.inf))
+    firsts = [compared(every[i])[:2] for i in order]
+    rises = [i for i, (one, two) in enumerate(itertools.pairwise(firsts)) if one < two]
+    assert len(rises) > 30
+    assert all(packed[order[i]] < packed[order[i + 1]] for i in rises)
+
+
+@pytest.mark.parametrize("nothing", [np.nan, -np.inf])
+def test_a_picture_without_a_part_is_never_the_best(nothing):
+    rewards, images = given(jnp.asarray([1.0, 2.0]), jnp.asarray([0.0, nothing]))
+    for combined in (
+        fs.rewards.weighted(rewards, [1.0, -1.0]),
+        fs.rewards.minimum(rewards),
+        fs.rewards.lexicographic(rewards, [1.0, 1.0]),
+    ):
+        told = np.asarray(combined(images, None))
+        assert np.isfinite(told[0]) and np.isnan(told[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_those_of_the_answer_and_of_every_candidate(name):
+    search, flow = METHODS[name], problems.flow()
+    ids, cond = problems.batch(3)
+    result = fs.run(KEY, flow, search, BOTH, cond=cond, prompt_ids=ids)
+    plain = fs.run(
+        KEY, flow, search, lambda i, c: wave(i, c) + np.float32(0.1) * size(i, c), cond=cond,
+        prompt_ids=ids,
+    )  # fmt: skip
+    # The same search, but for how the compiler rounds a sum.
+    np.testing.assert_array_equal(result.nfe, plain.nfe)
+    np.testing.assert_allclose(result.x, plain.x, rtol=1e-4, atol=1e-5)
+    for part, fn in (("wave", wave), ("size", size)):
+        np.testing.assert_allclose(
+            result.parts[part], fn(result.image, cond), rtol=1e-5, atol=1e-5
+        )
+    parts, told = result.info.parts, result.info.reward > -np.inf
+    np.testing.assert_array_equal(~np.isnan(parts["wave"]), told)
+    if search.value is None if hasattr(search, "value") else True:
+        total = parts["wave"] + np.float32(0.1) * parts["size"]
+        np.testing.assert_allclose(total[told], result.info.reward[told], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bon", "rbf, quantile, samples"])
+def test_parts_are_the_same_in_rounds_in_batches_outside_jax_and_after_resuming(name, tmp_path):
+    search, flow = METHODS[name], problems.flow()
+    ids, cond = problems.batch(3)
+    options = {"cond": cond, "prompt_ids": ids}
+    result = fs.run(KEY, flow, search, BOTH, **options)
+
+    def same(parts, wanted):
+        for part, value in wanted.items():
+            np.testing.assert_allclose(parts[part], value, rtol=1e-5, atol=1e-5)
+
+    rounds = list(fs.iterate(KEY, flow, search, BOTH, chunk_size=2, **options))
+    same(rounds[-1].parts, result.parts)
+    fs.save_search(tmp_path, search, rounds[2])
+    kept = fs.restore_search(tmp_path, search)
+    np.testing.assert_array_equal(kept.info.parts["size"], rounds[2].info.parts["size"])
+    again = fs.run(KEY, flow, search, BOTH, resume=kept, **options)
+    same(again.parts, result.parts)
+    same(again.info.parts, result.info.parts)
+    host = fs.rewards.weighted([fs.rewards.host(host_wave, "wave"), size], [1.0, 0.1])
+    for reward in (BOTH, host):
+        for i, (_, one) in enumerate(sorted(fs.batch(KEY, flow, search, reward, **options))):
+            same(one.parts, {part: value[i] for part, value in result.parts.items()})
+    same(fs.run(KEY, flow, search, host, **options).info.parts, result.info.parts)
+
+
+def test_costs_and_minibatches_add_up():
+    parts = [
+        fs.rewards.device(wave, cost=2.0, minibatch=8),
+        fs.rewards.host(host_wave, "other", cost=0.5, minibatch=3),
+    ]
+    both = fs.rewards.minimum(parts)
+    assert isinstance(both, fs.rewards.HostReward)
+    assert (both.cost, both.minibatch, both.name) == (2.5, 3, "minimum(wave, other)")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fs.rewards.weighted([wave], [1.0]), "at least two"),
+        (lambda: fs.rewards.weighted([wave, wave], [1.0, 1.0]), "different names, got 'wave'"),
+        (lambda: fs.rewards.weighted([wave, size], [1.0]), "weights must be 2 numbers"),
+        (lambda: fs.rewards.weighted([wave, size], [1.0, 0.0]), "weights must not be 0"),
+        (lambda: fs.rewards.weighted([wave, size], [1.0, np.nan]), "weights"),
+        (lambda: fs.rewards.minimum([wave, size], [1.0, -1.0]), "scales"),
+        (lambda: fs.rewards.lexicographic([wave, size], [1.0, 0.0]), "steps"),
+    ],
+)
+def test_what_cannot_be_combined_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
