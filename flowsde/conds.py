@@ -29,6 +29,20 @@ class WithNull(NamedTuple):
     null: Cond
 
 
+class Held(NamedTuple):
+    """What a model is told where part of the data is known; see `flowsde.start`.
+
+    Attributes:
+      cond: what it is told besides.
+      x0: the data, float32 [n, *shape].
+      mask: bool [n, *shape], True where they are not known.
+    """
+
+    cond: Cond
+    x0: Any
+    mask: Any
+
+
 def for_model(cond: Cond) -> Cond:
     """What the model is told."""
     return cond.model if isinstance(cond, Told) else cond
@@ -38,6 +52,8 @@ def for_reward(cond: Cond) -> Cond:
     """What the reward is told."""
     if isinstance(cond, Told):
         return cond.reward
+    if isinstance(cond, Held):
+        cond = cond.cond
     return cond.cond if isinstance(cond, WithNull) else cond
 
 

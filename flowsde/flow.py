@@ -23,12 +23,13 @@ from flowsde._exact import Exact, Key
 from flowsde._explain import model_note, name_of, noted
 from flowsde._static import check_static
 from flowsde.adapters import Plain, adapt
-from flowsde.conds import Cond
+from flowsde.conds import Cond, Held
 from flowsde.flow_options import DEFAULTS, Options, with_options
 from flowsde.interpolants import Interpolant, Linear, match_time
 from flowsde.kernels.base import standard_normal
 from flowsde.modules import NNX, Linen, as_partial, describe, in_eval_mode, refuse_module
 from flowsde.predictions import expand, means_from_velocity
+from flowsde.start import hold
 
 Params = Any
 VelocityFn = Callable[[Params, jax.Array, jax.Array, Cond], jax.Array]
@@ -36,7 +37,7 @@ VelocityFn = Callable[[Params, jax.Array, jax.Array, Cond], jax.Array]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "decode"),
+    data_fields=("params", "decode", "encode"),
     meta_fields=("velocity_fn", "shape", "interpolant", "evaluations"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Flow:
       decode: maps x0 [n, *shape] to what rewards see; a pytree callable
         (`jax.tree_util.Partial`), so a decoder's own parameters are leaves too.
       evaluations: forward passes of the model that one call of `velocity_fn` costs.
+      encode: maps images to x0 [n, *shape], as the `start` of `flowsde.run`; None where x0 are the
+        images, or there is no encoder. No part of what a search computes.
     """
 
     params: Params
@@ -59,6 +62,7 @@ class Flow:
     interpolant: Interpolant = Linear()
     decode: Callable[[jax.Array], jax.Array]
     evaluations: int = 1
+    encode: Callable[[jax.Array], jax.Array] | None = None
 
     @classmethod
     @with_options
@@ -169,10 +173,14 @@ class Flow:
         Args:
           x: float32 [n, *shape], at times `s` of `interpolant`.
           s: float32 [n].
-          cond: leading axis n, or None.
+          cond: leading axis n, or None; with `flowsde.conds.Held`, means of known data where they
+            are known.
           interpolant: of x and s; converted to the source by matching the angle.
         """
         chex.assert_shape(x, (None, *self.shape), custom_message="x of a flow")
+        if isinstance(cond, Held):
+            x0, x1 = self.means(x, s, cond.cond, interpolant)
+            return hold(interpolant, x, s, x0, x1, cond)
         t, scale = match_time(self.interpolant, interpolant, s)
         point = expand(scale, x) * x
         name = name_of(self.velocity_fn)

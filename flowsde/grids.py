@@ -11,7 +11,7 @@ import numpy as np
 
 from flowsde._checks import check_count, check_positive
 
-__all__ = ["cosine", "flux", "quadratic", "shifted", "uniform"]
+__all__ = ["cosine", "flux", "quadratic", "shifted", "tail", "uniform"]
 
 Grid = np.ndarray
 MOST_STEPS = 2**20
@@ -97,12 +97,34 @@ def flux(
     return shifted(n, math.exp(low[1] + slope * (check_count("tokens", tokens) - low[0])))
 
 
-def as_grid(name: str, values: Any) -> tuple[float, ...]:
+def tail(grid: Any, strength: float) -> Grid:
+    """The last steps of a grid, for a given picture to begin from (`start` of `flowsde.run`).
+
+    As in diffusers: of n steps the last strength n, rounded up. The first time is how noisy the
+    picture becomes; any other grid that begins below 1 will do as well.
+
+    Args:
+      grid: n + 1 times falling from 1 to 0.
+      strength: above 0, to 1, which is the whole grid and forgets the picture.
+
+    Returns:
+      Times falling to 0.
+    """
+    times = as_grid("grid", grid, whole=True)
+    check_positive("strength", strength)
+    if strength > 1.0:
+        raise ValueError(f"strength must be at most 1, got {strength}")
+    # Less what a product of floats is off by.
+    return np.asarray(times[-1 - math.ceil((len(times) - 1) * strength - 1e-9) :])
+
+
+def as_grid(name: str, values: Any, whole: bool = False) -> tuple[float, ...]:
     """Check a user's grid and make it hashable.
 
     Args:
       name: of the argument, for the error.
-      values: two times to 2**20 + 1, strictly falling, within [0, 1], from 1 to 0.
+      values: two times to 2**20 + 1, strictly falling, within [0, 1], to 0.
+      whole: whether they must begin at 1; without, those of a given start may begin below.
 
     Raises:
       ValueError: saying where the grid is wrong.
@@ -126,6 +148,6 @@ def as_grid(name: str, values: Any) -> tuple[float, ...]:
         raise ValueError(
             f"{name} must fall strictly, got {grid[i]} then {grid[i + 1]} at position {i + 1}"
         )
-    if grid[0] != 1.0 or grid[-1] != 0.0:
+    if (whole and grid[0] != 1.0) or grid[-1] != 0.0:
         raise ValueError(f"{name} must run from 1 to 0, got {grid[0]} to {grid[-1]}")
     return tuple(float(t) for t in grid)

@@ -1,5 +1,6 @@
 """Samples of a flow without a search: a kernel followed down a grid of times."""
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, as_arrays, check_cond
-from flowsde.flow import Flow, check_flow, exact, finite_rows, initial_noise
+from flowsde.conds import Cond, Held, as_arrays, check_cond
+from flowsde.flow import Flow, check_flow, exact, finite_rows
 from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels.base import standard_normal
+from flowsde.start import Start, as_start, begin, check_first_time
 
 
 def sample(
@@ -31,6 +34,9 @@ def sample(
     cond: Cond = None,
     chunk_size: int | None = None,
     final: Literal["kernel", "mean"] = "kernel",
+    start: Any = None,
+    mask: Any = None,
+    noise: Any = None,
 ) -> jax.Array:
     """Draw n particles by following a kernel down a grid of times.
 
@@ -41,12 +47,17 @@ def sample(
       key: a JAX random key of any implementation; see `flowsde.run`.
       flow: the model.
       kernel: how a particle moves; its interpolant is the one sampled.
-      grid: times falling from 1 to 0, see `flowsde.grids`.
+      grid: times falling from 1 to 0, see `flowsde.grids`; with a start from any time.
       n: particles.
       cond: pytree with leading axis n, or None.
       chunk_size: particles evaluated at once; all by default.
       final: "kernel" ends with the kernel's own step to t = 0, whatever noise it adds; "mean"
         with the posterior mean x0 at the last time above 0, the usual choice for pictures.
+      start: data [*flow.shape], or n of them, with noise of the grid's first time added: that of
+        `flowsde.grids.tail` for image-to-image. A flow of latents takes `flow.encode` of images.
+      mask: bool, shaped as start, True where it is drawn anew; the rest stays to the bit. By
+        replacement, see `flowsde.start` for what that is not.
+      noise: standard normal, shaped as start, in place of what is drawn for the first time.
 
     Returns:
       float32 [n, *flow.shape] at t = 0, not decoded.
@@ -71,12 +82,16 @@ def sample(
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
-    flow, cond = with_own_nulls(flow, cond)
+    flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
+    times = as_grid("grid", grid)
+    given, held = as_start(start, mask, noise, flow.shape, n, "n", single=False)
+    check_first_time("grid", times[0], given)
+    cond = cond if held is None else Held(cond, *held)
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "kernel": kernel}
     warn_if_written_anew(3, **static)
     warn_if_changed(3, **static)
     flow, moves = exact(flow, cond), Exact(kernel, Key(kernel))
-    x, finite = _sample(key, flow, cond, moves, as_grid("grid", grid), n, chunk, final)
+    x, finite = _sample(key, flow, cond, given, moves, times, n, chunk, final)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)
     return x
@@ -93,11 +108,12 @@ def _check_finite(finite: jax.Array) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _sample(
     key: chex.PRNGKey,
     flow: Flow,
     cond: Cond,
+    start: Start | None,
     moves: Exact,
     grid: tuple[float, ...],
     n: int,
@@ -109,8 +125,8 @@ def _sample(
     kernel: Kernel = moves.value
     p = kernel.interpolant
 
-    def trajectory(args: tuple[jax.Array, Cond]) -> jax.Array:
-        ids, cond = args
+    def trajectory(args: tuple[jax.Array, Cond, Start | None]) -> jax.Array:
+        ids, cond, given = args
         keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
 
         def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,18 +142,21 @@ def _sample(
                 moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
             return moved, None
 
-        def start(k: jax.Array) -> jax.Array:
-            return initial_noise(jax.random.fold_in(k, 0), flow.shape, p)
+        def first(k: jax.Array, given: Start | None) -> jax.Array:
+            return begin(p, grid[0], standard_normal(jax.random.fold_in(k, 0), flow.shape), given)
 
         steps = len(grid) - (1 if final == "kernel" else 2)
         inputs = (jnp.arange(steps), times[:steps], times[1 : steps + 1])
-        x, _ = jax.lax.scan(step, jax.vmap(start)(keys), inputs)
-        return x if final == "kernel" else means(x, times[-2])[0]
+        x, _ = jax.lax.scan(step, jax.vmap(first)(keys, given), inputs)
+        if final == "mean":
+            return means(x, times[-2])[0]
+        # The last step may add noise, or round.
+        return jnp.where(cond.mask, x, cond.x0) if isinstance(cond, Held) else x
 
     # Whole chunks only: the last one is filled up with further particles, then cut.
     rows = jnp.arange(-(-n // chunk) * chunk)
-    padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], cond)
-    chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, padded))
+    padded = jax.tree.map(lambda a: a[jnp.minimum(rows, n - 1)], (cond, start))
+    chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (rows, *padded))
     x = jax.lax.map(trajectory, chunks)
     x = x.reshape(-1, *flow.shape)[:n]
     return x, finite_rows(x)

@@ -103,7 +103,7 @@ def plan_of(kernel: Any, grid: Any, n: Any, families: Any, siblings: Any, final:
     siblings = check_count("siblings", siblings, least=2)
     return Plan(
         kernel=kernel,
-        grid=as_grid("grid", grid),
+        grid=as_grid("grid", grid, whole=True),
         n=n,
         families=families if kernel.stochastic else 0,
         siblings=siblings,

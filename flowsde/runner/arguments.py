@@ -1,5 +1,6 @@
 """The arguments of a run, checked before any work."""
 
+import dataclasses
 import math
 import reprlib
 from functools import partial
@@ -16,7 +17,7 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Told, as_arrays, check_cond, for_model
+from flowsde.conds import Cond, Held, Told, as_arrays, check_cond, for_model
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
@@ -30,8 +31,10 @@ from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, memory
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
+from flowsde.search.starting import check_start
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
+from flowsde.start import Start, as_start
 
 
 class Job(NamedTuple):
@@ -50,6 +53,7 @@ class Job(NamedTuple):
       invalid, resume: as for `flowsde.run`.
       live: bool, which prompts are no padding; None without a mesh.
       run: uint32, of each prompt, as `flowsde.Result.run`.
+      start: what each prompt begins from; None without.
     """
 
     keys: jax.Array
@@ -65,6 +69,7 @@ class Job(NamedTuple):
     resume: Result | None
     live: jax.Array | None
     run: np.ndarray | None
+    start: Start | None
 
     @property
     def flow(self) -> Flow:
@@ -111,19 +116,27 @@ def prepare(
     resume: Result | None = None,
     mesh: Any = None,
     rules: ShardingRules | None = None,
+    start: Any = None,
+    mask: Any = None,
+    noise: Any = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
     _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
+    _check_not_traced((start, mask, noise))
     key = as_key(key)
     _check_kinds(flow, search, invalid, resume)
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
-    flow, cond = with_own_nulls(flow, cond)
+    flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
+    axis = "len(prompt_ids)"
+    begins, held = as_start(start, mask, noise, flow.shape, ids.size, axis, single)
+    check_start(search, begins)
+    cond = cond if held is None else Held(cond, *held)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
-    run = of_run(program.search, cond, ids.size)
+    run = of_run(program.search, (cond, begins), ids.size)
     for budget in np.unique(budgets):
         program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
@@ -142,8 +155,8 @@ def prepare(
         program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
-    (keys, cond, numbers), live = _filled_up(
-        placement, ids.size, (keys, cond, jnp.asarray(budgets))
+    (keys, cond, numbers, begins), live = _filled_up(
+        placement, ids.size, (keys, cond, jnp.asarray(budgets), begins)
     )
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
@@ -168,6 +181,7 @@ def prepare(
         resume=resume,
         live=live,
         run=run,
+        start=begins,
     )
     with placement.around_model():
         _trace(job)

@@ -63,9 +63,9 @@ def answer_parts(
     """
 
     def is_new(x: jax.Array, t: jax.Array) -> jax.Array:
-        return jnp.all((x == new.x).reshape(*t.shape, -1), -1) & (t == new.t)
+        return jnp.all(x == new.x) & (t == new.t)
 
-    found = is_new(asked.x, asked.t) & asked.valid
+    found = jax.vmap(is_new)(asked.x, asked.t) & asked.valid
     kept, row = is_new(old.x, old.t), jnp.argmax(found)
 
     def of_answer(before: jax.Array, part: jax.Array) -> jax.Array:

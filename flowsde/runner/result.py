@@ -11,6 +11,7 @@ import numpy as np
 
 from flowsde.pictures import png
 from flowsde.search.protocol import Info
+from flowsde.start import Start
 
 
 class Given(NamedTuple):
@@ -103,7 +104,8 @@ class Carry(NamedTuple):
     """State and counters of P prompts, with a leading axis of them; of a single one, without.
 
     On a mesh, prompts that are there only to come out even are not `live`, bool [P]. Those of a
-    combined reward are known by their `parts`, as in `Result`.
+    combined reward are known by their `parts`, as in `Result`. Those that begin from something
+    given have it as their `start`.
     """
 
     given: Given
@@ -114,6 +116,7 @@ class Carry(NamedTuple):
     verifier_calls: jax.Array
     live: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
+    start: Start | None = None
 
     @property
     def counts(self) -> tuple[jax.Array, ...]:

@@ -17,8 +17,8 @@ def resumed(job: Job, fresh: Carry) -> Carry:
       fresh: what the job would begin with.
     """
     assert job.resume is not None
-    own = job.trim(fresh)._replace(live=None)
-    carry = carry_of(job.resume)
+    own = job.trim(fresh._replace(live=None))
+    carry = carry_of(job.resume)._replace(start=own.start)
     like, found = jax.tree.structure(own), jax.tree.structure(carry)
     if str(like) != str(found) or any(
         a.shape != b.shape or a.dtype != b.dtype

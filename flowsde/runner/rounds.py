@@ -27,6 +27,7 @@ from flowsde.runner.parts import answer_parts
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Carry, Given, Packed
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
+from flowsde.search.starting import ask as ask_one
 
 
 class Told(NamedTuple):
@@ -89,7 +90,8 @@ def _ask(carry: Carry, program: Program) -> tuple[Carry, Candidates]:
     placement = program.placement
 
     def ask(carry: Carry) -> tuple[Carry, Candidates]:
-        state, asked = _of_each(program.search.ask, carry)(carry.state)
+        one = partial(ask_one, program.search)
+        state, asked = _of_each(one, carry)(carry.state, carry.start)
         asked = asked._replace(valid=_among_live(carry, asked.valid))
         return carry._replace(state=state), asked
 

@@ -58,6 +58,9 @@ def run(
     resume: Result | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    start: Any = None,
+    mask: Any = None,
+    noise: Any = None,
 ) -> Result:
     """Run a search to its end.
 
@@ -88,6 +91,13 @@ def run(
         first two, and parameters by the logical names of their axes; `chunk_size` is of one part.
         Prompts that do not come out even are filled up with some that are charged nothing.
       rules: of the mesh, `ShardingRules()` by default.
+      start: data [*flow.shape] to begin from, or P of them: all first draws are of it, with noise of
+        the first time of the search's grid, as of `flowsde.grids.tail` for image-to-image. A flow of
+        latents takes `flow.encode` of images. At t = 1 it is forgotten.
+      mask: bool, shaped as start, True where it is drawn anew; the rest stays to the bit. By
+        replacement, see `flowsde.start` for what that is not.
+      noise: standard normal [*flow.shape], or P of them, of which all first draws are made; what
+        follows them is drawn as ever.
 
     Returns:
       A `Result`.
@@ -132,6 +142,9 @@ def iterate(
     resume: Result | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    start: Any = None,
+    mask: Any = None,
+    noise: Any = None,
 ) -> Iterator[Result]:
     """`run`, round by round: yields a `Result` after each, whose last equals that of `run`.
 
@@ -154,6 +167,11 @@ def _begin(job: Job) -> Carry:
         live=job.live,
         parts=job.parts,
     )
+    if job.start is not None:
+        # The program takes over the arrays that it is given.
+        one = job.single and job.placement.mesh is None
+        start = jax.tree.map(lambda a: jnp.copy(a[0] if one else a), job.start)
+        carry = carry._replace(start=start)
     return carry if job.resume is None else resumed(job, carry)
 
 

@@ -35,7 +35,9 @@ from flowsde.search.protocol import (
     Search,
     SearchBase,
 )
+from flowsde.search.starting import beginning, first_time
 from flowsde.search.value import LookAhead, value_of
+from flowsde.start import Start
 
 
 class CompleteState(NamedTuple):
@@ -89,6 +91,13 @@ class Complete(SearchBase):
     @property
     def path_name(self) -> str:
         return self.inner.path_name
+
+    @property
+    def first_time(self) -> float:
+        return first_time(self.inner)
+
+    def beginning(self, start: Start) -> "Complete":
+        return self.replace(inner=beginning(self.inner, start))
 
     def with_nfe(self, nfe: int) -> "Complete":
         with _costing(self.steps):

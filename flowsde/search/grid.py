@@ -6,7 +6,7 @@ random keys (`fold_in_ids`), and whole shares of a budget (`even_shares`, `affor
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flowsde.kernels import Kernel, Renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.protocol import Candidates, Evaluation, Particle, SearchBase
 from flowsde.search.value import LookAhead
+from flowsde.start import Start, begin
 
 _ROWS_AT_ONCE = 4
 
@@ -29,14 +30,28 @@ class GridSearch(SearchBase):
     Attributes:
       nfe: budget in candidates.
       kernel: how a particle moves.
-      grid: times falling from 1 to 0.
+      grid: times falling to 0, from 1 or from that of a given start.
       value: how particles above the last time are scored; None by their posterior means.
+      start: what particles of step 0 begin from, while a prompt is asked; else None.
     """
 
     nfe: int
     kernel: Kernel
     grid: tuple[float, ...]
     value: LookAhead | None = None
+    start: Start | None = None
+
+    @property
+    def first_time(self) -> float:
+        """At which particles begin; below 1 with a given start."""
+        return self.grid[0]
+
+    def beginning(self, start: Start) -> Self:
+        """The same search of a prompt whose first draws are of what is given.
+
+        Within a compiled function: what is given are arrays, by which no search is compared.
+        """
+        return self.replace(start=start)
 
     @property
     def steps(self) -> int:
@@ -80,14 +95,14 @@ class GridSearch(SearchBase):
         return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.uses_gradient else None)
 
     def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
-        """x of a parent's child at a step of the grid; noise at step 0, whatever the parent."""
+        """x of a parent's child at a step of the grid; a start at step 0, whatever the parent."""
         return self.move(standard_normal(key, parent.x.shape), parent, step)
 
     def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
         """`extend` with the standard normal noise given: drawing it once is most of the work."""
         gradient = () if parent.gradient is None else (parent.gradient,)
         s = jnp.asarray(self.grid, jnp.float32)[step]
-        start = self.interpolant.radius(jnp.ones((), jnp.float32)) * noise
+        start = begin(self.interpolant, self.grid[0], noise, self.start)
         mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
         return jnp.where(step == 0, start, mean + std * noise)
 

@@ -58,6 +58,9 @@ def batch(
     nfe: Any = None,
     total_nfe: int | None = None,
     invalid: Literal["error", "warn"] = "error",
+    start: Any = None,
+    mask: Any = None,
+    noise: Any = None,
 ) -> Packing:
     """Run a search for each of many prompts, their candidates packed into batches of one size.
 
@@ -83,6 +86,7 @@ def batch(
         results come at the end.
       invalid: what to do with a prompt whose every reward was NaN or -inf, as that of a picture
         that is not finite is: raise when it ends, or warn and give its first particle.
+      start, mask, noise: as for `flowsde.run`, one for all prompts or P of each.
 
     Returns:
       An iterator over (prompt id, `Result`), with `totals`.
@@ -97,6 +101,7 @@ def batch(
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
         chunk_size=size, target_reward=target_reward, nfe=nfe, invalid=invalid,
+        start=start, mask=mask, noise=noise,
     )  # fmt: skip
     if total_nfe is not None:
         total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
@@ -127,7 +132,8 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
 def prompts_of(job: Job) -> Prompts:
     """A job's prompts in their order."""
     order = np.arange(job.ids.size, dtype=np.int32)
-    return Prompts(job.keys, job.nfe, job.model.cond, jnp.asarray(order), jnp.int32(order.size))
+    length = jnp.int32(order.size)
+    return Prompts(job.keys, job.nfe, job.model.cond, jnp.asarray(order), length, job.start)
 
 
 def _results(

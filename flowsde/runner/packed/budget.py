@@ -155,7 +155,12 @@ def _prompts(job: Job, budgets: Mapping[int, int], attempt: int) -> Prompts:
     nfe[list(budgets)] = list(budgets.values())
     order = np.resize(np.asarray(sorted(budgets), np.int32), job.ids.size)
     return Prompts(
-        keys, jnp.asarray(nfe), job.model.cond, jnp.asarray(order), jnp.int32(len(budgets))
+        keys,
+        jnp.asarray(nfe),
+        job.model.cond,
+        jnp.asarray(order),
+        jnp.int32(len(budgets)),
+        job.start,
     )
 
 

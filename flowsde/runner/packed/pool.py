@@ -15,10 +15,11 @@ from flowsde.runner.records import Program
 from flowsde.runner.result import Carry
 from flowsde.runner.rounds import start
 from flowsde.search.protocol import Candidates, Evaluation
+from flowsde.start import Start
 
 
 class Prompts(NamedTuple):
-    """The list: every leaf but `length` has a leading axis of P.
+    """The list: every leaf but `length` has a leading axis of P prompts.
 
     Attributes:
       keys: of each prompt.
@@ -26,6 +27,7 @@ class Prompts(NamedTuple):
       cond: of each.
       order: int32, numbers of the prompts, in which slots take them.
       length: int32, how many of `order` there are to take.
+      start: what each begins from; None without.
     """
 
     keys: jax.Array
@@ -33,6 +35,11 @@ class Prompts(NamedTuple):
     cond: Cond
     order: jax.Array
     length: jax.Array
+    start: Start | None = None
+
+    def start_of(self, prompts: jax.Array) -> Start | None:
+        """What some of them begin from."""
+        return jax.tree.map(lambda a: a[prompts], self.start)
 
 
 class Pool(NamedTuple):
@@ -91,6 +98,7 @@ def empty(
     carry = start(
         prompts.keys[first], prompts.nfe[first], target, program, shape=shape, parts=parts
     )
+    carry = carry._replace(start=prompts.start_of(first))
     lead = (slots, search.n_candidates)
     x, number = jnp.zeros(lead + shape, jnp.float32), jnp.zeros(lead, jnp.float32)
     no, value = jnp.zeros(lead, jnp.bool), program.kind.value

@@ -22,6 +22,7 @@ from flowsde.runner.result import COUNTERS, Packed
 from flowsde.runner.rounds import counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
+from flowsde.search.starting import ask
 
 
 class Report(NamedTuple):
@@ -105,6 +106,7 @@ def _fill(
     fresh = start(
         prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape, parts=parts
     )
+    fresh = fresh._replace(start=prompts.start_of(prompt))
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
         rounds=jnp.where(begins, 0, pool.rounds),
@@ -115,7 +117,7 @@ def _fill(
 
 def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
     """New candidates of the slots that ask."""
-    state, asked = jax.vmap(search.ask)(pool.carry.state)
+    state, asked = jax.vmap(partial(ask, search))(pool.carry.state, pool.carry.start)
     mine = asks[:, None]
     return pool._replace(
         carry=pool.carry._replace(state=tree_where(asks, state, pool.carry.state)),
