@@ -12,6 +12,7 @@
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
 `fs.diagnose`                               when is a reward worth asking?
 `fs.Result`                                 what these return
+`fs.tournament`                             the best of several by comparing pairs
 `fs.save_search`, `fs.restore_search`       searches that go on later
 `fs.ShardingRules`, `fs.distributed`        several devices, several processes
 `fs.analytic`, `fs.shapes`                  flows with known answers, and a small trained one
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from flowsde.runner.saved import restore_search, save_search
     from flowsde.sampling import sample
     from flowsde.sharding import ShardingRules
+    from flowsde.tournament import tournament
 
 _MODULES = {
     name: name
@@ -83,6 +85,7 @@ _NAMES = {
     "runner.run": ("iterate", "run"),
     "runner.saved": ("restore_search", "save_search"),
     "sharding": ("ShardingRules",),
+    "tournament": ("tournament",),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -116,6 +119,7 @@ __all__ = [
     "score_to_x1",
     "search",
     "shapes",
+    "tournament",
     "velocity_to_score",
     "velocity_to_x0",
     "velocity_to_x1",

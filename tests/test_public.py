@@ -13,13 +13,13 @@ NAMES = {
         Flow Result ShardingRules __version__ analytic batch check_convention
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
         kernels load match_time reparameterise restore_search rewards run sample save_search
-        score_to_velocity score_to_x0 score_to_x1 search shapes velocity_to_score velocity_to_x0
-        velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
+        score_to_velocity score_to_x0 score_to_x1 search shapes tournament velocity_to_score
+        velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
     """,
     "flowsde.analytic": "GaussianMixture gaussian mixture",
     "flowsde.diffusion": "clipping constant exp flow_grpo forward linear sigma sin square tan",
     "flowsde.distributed": "job own_prompts",
-    "flowsde.grids": "cosine flux quadratic shifted uniform",
+    "flowsde.grids": "cosine flux quadratic shifted tail uniform",
     "flowsde.interpolants": """
         Cosine FromFunctions Interpolant Linear LinearVP Polynomial VP cosine from_functions
         linear linear_vp match_time polynomial vp
@@ -28,7 +28,9 @@ NAMES = {
         CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
         euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
     """,
-    "flowsde.rewards": "DeviceReward HostReward RewardError device host",
+    "flowsde.rewards": """
+        DeviceReward HostReward RewardError device host lexicographic minimum normalised weighted
+    """,
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Lines
         METHODS Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code

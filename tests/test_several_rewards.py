@@ -129,6 +129,27 @@ def test_parts_are_the_same_in_rounds_in_batches_outside_jax_and_after_resuming(
     same(fs.run(KEY, flow, search, host, **options).info.parts, result.info.parts)
 
 
+def test_normalised_is_relative_to_a_pool_of_pictures_drawn_before():
+    """With the pool's own pictures each part has mean 0 and variance 1."""
+    rng = np.random.default_rng(4)
+    a, b = (rng.normal(m, s, 200).astype(np.float32) for m, s in ((5.0, 0.1), (-300.0, 50.0)))
+    pool = {"r0": a, "r1": np.append(b, [np.nan, -np.inf])}
+    rewards, images = given(a, b)
+    both = fs.rewards.normalised(rewards, pool, [1.0, 2.0])
+    scores = both.scores(images, None)
+    for part in scores.parts.values():
+        np.testing.assert_allclose([np.mean(part), np.std(part)], [0.0, 1.0], atol=1e-3)
+    wanted = (a - a.mean()) / a.std() + 2.0 * (b - b.mean()) / b.std()
+    np.testing.assert_allclose(scores.reward, wanted, atol=2e-3)
+    outside = [fs.rewards.host(lambda i, c, k=k: np.asarray(i)[:, k], f"r{k}") for k in (0, 1)]
+    host = fs.rewards.normalised(outside, pool, [1.0, 2.0])
+    np.testing.assert_allclose(host(np.asarray(images), None), wanted, atol=2e-3)
+    with pytest.raises(TypeError, match="would depend on its width"):
+        fs.rewards.normalised(rewards, None)
+    with pytest.raises(ValueError, match="nothing of reward 'r1'"):
+        fs.rewards.normalised(rewards, {"r0": a})
+
+
 def test_costs_and_minibatches_add_up():
     parts = [
         fs.rewards.device(wave, cost=2.0, minibatch=8),

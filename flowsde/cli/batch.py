@@ -38,7 +38,7 @@ from flowsde import _own, _schema, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
-from flowsde.cli import presets, progress, results, settings
+from flowsde.cli import beginning, presets, progress, results, settings
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
@@ -197,6 +197,7 @@ def _job(command: Batch, offer: Source, prompts: list[str], size: int | None) ->
         from_seed(command.seed), loaded.flow, offer.search, loaded.reward, cond=cond,
         reward_cond=None if told[0] is None else told, prompt_ids=0 * ids, chunk_size=size,
         target_reward=command.target_reward, nfe=None, invalid="error", resume=None,
+        **beginning.read(command.beginning, loaded.flow),
     )  # fmt: skip
     return job, size
 

@@ -166,6 +166,28 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @described
+class Beginning:
+    """Begin from a picture."""
+
+    image: Annotated[Path | None, shown("FILE")] = None
+    """A picture to begin from, cropped and resized to the model's size, instead of noise."""
+    strength: Float = None
+    """Share of the steps that are run on --image, as in diffusers, and so how noisy it becomes: the
+    steps before are neither taken nor charged (default: 0.8, or 1 with --mask)."""
+    mask: Annotated[Path | None, shown("FILE")] = None
+    """A picture that is white where --image is drawn anew, and black where it stays."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Fields of `Settings`."""
+        if self.image is None:
+            return {}
+        default = 0.8 if self.mask is None else 1.0
+        return {"strength": default if self.strength is None else self.strength}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@described
 class Task:
     """Options that `sample` and `batch` share."""
 
@@ -199,6 +221,7 @@ class Task:
     """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, instead of
     the packaged ones: a file, or the folder of a run. Give it twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
+    beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = Beginning()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()
@@ -206,7 +229,7 @@ class Task:
     @property
     def given(self) -> dict[str, Any]:
         """Fields of `Settings` that the user gave."""
-        return given(self)
+        return given(self) | self.beginning.given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +268,13 @@ def given(command: Any) -> dict[str, Any]:
 
 def names() -> list[str]:
     """All options, by field."""
-    groups = {"converted": Converted, "trajectory": Trajectory, "moves": Moving, "search": Tuning}
+    groups = {
+        "converted": Converted,
+        "beginning": Beginning,
+        "trajectory": Trajectory,
+        "moves": Moving,
+        "search": Tuning,
+    }
     own = [f.name for f in dataclasses.fields(Sample) if f.name not in groups]
     return own + [f.name for group in groups.values() for f in dataclasses.fields(group)]
 

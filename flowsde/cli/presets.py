@@ -119,8 +119,16 @@ def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings
     """The budget of one trajectory is its steps, twice that with guidance."""
     cost = evaluations(s)
     assert s.steps is not None
+    run = len(cut(s, grids.uniform(s.steps))) - 1
     if s.nfe is None:
-        return dataclasses.replace(s, nfe=s.steps * cost)
+        return dataclasses.replace(s, nfe=run * cost)
+    if s.strength is not None:
+        if run * cost != s.nfe:
+            raise ValueError(
+                f"--nfe must be {run * cost} for the one trajectory of method {method}, whose last "
+                f"{run} of {s.steps} steps are run, got {s.nfe}"
+            )
+        return s
     steps = s.steps if "steps" in given else s.nfe // cost
     if steps * cost != s.nfe:
         raise ValueError(
@@ -206,7 +214,7 @@ def resolve_from(
     assert s.steps is not None
     own = times(s.steps)
     with _naming_options(s):
-        return _by_times(s, grid(s) if own is None else own)
+        return _by_times(s, grid(s) if own is None else cut(s, own))
 
 
 @contextmanager
@@ -250,7 +258,12 @@ def _made(kernel: str, p: interpolants.Interpolant, g: Any, **options: Any) -> k
 def grid(s: Settings) -> grids.Grid:
     """The times of resolved settings."""
     shift = (_SHIFT,) if s.grid == "shifted" else ()
-    return getattr(grids, s.grid)(s.steps, *shift)
+    return cut(s, getattr(grids, s.grid)(s.steps, *shift))
+
+
+def cut(s: Settings, times: grids.Grid) -> grids.Grid:
+    """The times that are run: the last of them for a picture to begin from."""
+    return times if s.strength is None else grids.tail(times, s.strength)
 
 
 def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
@@ -265,7 +278,10 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
     options = {name: value for name, value in options.items() if value is not None}
     with _naming_options(s):
         made = MAKERS[method](
-            nfe=s.nfe, kernel=_kernel(s), grid=grid(s) if times is None else times, **options
+            nfe=s.nfe,
+            kernel=_kernel(s),
+            grid=grid(s) if times is None else cut(s, times),
+            **options,
         )
         # The runner divides the budget by what a candidate costs; is that enough?
         Program.of(made, evaluations(s))

@@ -135,6 +135,7 @@ def _parts(result: Result) -> dict[str, Any]:
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
 
 
+_BEGINNING = ("--image", "--mask", "--strength")
 _CONTENTS = "converted models with the checksums"
 
 
@@ -168,11 +169,13 @@ def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str,
     if _CONTENTS not in theirs:
         ours.pop(_CONTENTS, None)  # An earlier version kept none.
     differ = [name for name in ours if ours[name] != theirs.get(name)]
+    # Of a run with a picture to begin from, and one without.
+    differ += [name for name in _BEGINNING if name not in ours and name in theirs]
     # What another method brings along need not be said.
     for first in ("PROMPT", "--method"):
         differ = [first] if first in differ else differ
     if differ:
-        used = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours[n])}" for n in differ)
+        used = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours.get(n))}" for n in differ)
         raise ValueError(f"the {kind} run in {folder} used {used}; {OTHERWISE}")
 
 

@@ -24,7 +24,7 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import pictures, presets, progress, results, resume
+from flowsde.cli import beginning, pictures, presets, progress, results, resume
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
@@ -130,13 +130,14 @@ def _runs(
     saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
     loaded = offer.load([own["prompt"] for _, own in wanted])
     key, runs = from_seed(command.seed), {}
+    given = beginning.read(command.beginning, loaded.flow)
     for (folder, own), task in zip(wanted, loaded.tasks, strict=True):
         before = saved[folder]
         rounds = fs.iterate(
             key, loaded.flow, offer.search, loaded.reward, cond=task.cond,
             reward_cond=task.reward_cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
-            resume=before and before.result,
+            resume=before and before.result, **given,
         )  # fmt: skip
         runs[folder] = PromptRun(
             folder, own, offer.settings, as_run, loaded.flow, unfinished[folder], before,

@@ -1,11 +1,11 @@
-"""One reward of several: `weighted`, `minimum`, `lexicographic`.
+"""One reward of several: `weighted`, `minimum`, `lexicographic`, `normalised`.
 
 What each part says of a candidate is kept next to the reward: `flowsde.search.Info.parts` and
 `flowsde.Result.parts`, by the parts' names.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,6 +73,76 @@ def lexicographic(rewards: Sequence[Any], steps: Sequence[float]) -> Reward:
     for number in numbers:
         check_positive("steps", number)
     return _combined("lexicographic", rewards, Lexicographic(numbers))
+
+
+def normalised(
+    rewards: Sequence[Any], pool: Mapping[str, Any], weights: Sequence[float] | None = None
+) -> Reward:
+    """The sum of several rewards, each less its mean over a pool and by its standard deviation.
+
+    The pool is what the rewards say of pictures of this very prompt that were drawn before, for
+    example of `Result.info.parts` of a best-of-N of a few, which was charged for them. It stays
+    fixed: statistics that went on with the search would depend on which candidates a round happens
+    to hold, so on width and batch, and a particle kept from one round could not be compared with
+    those of the next. The parts that are kept are normalised.
+
+    Args:
+      rewards: as for `weighted`.
+      pool: by name of the reward, numbers of any shape, of one prompt; NaN and infinite ones are
+        left out. Where all are the same, they are the mean and the deviation counts as 1.
+      weights: as for `weighted`; 1 by default.
+
+    Returns, Raises: as `weighted`.
+    """
+    parts = [as_reward(one) for one in _listed(rewards)]
+    given = [1.0] * len(parts) if weights is None else weights
+    if not isinstance(pool, Mapping):
+        raise TypeError(
+            f"pool must map the names of the rewards to what they say of pictures of the prompt "
+            f"that were drawn before, got {type(pool).__name__}: statistics of a search under way "
+            f"would depend on its width and batches"
+        )
+    statistics = [_statistics(part.name, pool) for part in parts]
+    scaled = [_scaled(part, *own) for part, own in zip(parts, statistics, strict=True)]
+    reward = weighted(scaled, given)
+    return dataclasses.replace(reward, name=reward.name.replace("weighted", "normalised", 1))
+
+
+def _statistics(name: str, pool: Mapping[str, Any]) -> tuple[np.float32, np.float32]:
+    """Mean and standard deviation of what a reward says of a pool."""
+    if name not in pool:
+        raise ValueError(f"pool has nothing of reward {name!r}, expected numbers by that name")
+    numbers = np.asarray(pool[name], np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if numbers.size < 2:
+        raise ValueError(f"pool must have at least two numbers of reward {name!r}")
+    deviation = float(numbers.std())
+    return np.float32(numbers.mean()), np.float32(deviation or 1.0)
+
+
+def _scaled(part: Reward, mean: np.float32, deviation: np.float32) -> Reward:
+    """(reward - mean) / deviation; of a JAX function both are parameters, and compile nothing."""
+    if isinstance(part, HostReward):
+        own = dataclasses.replace(part, combination=None, timeout=None)
+        return dataclasses.replace(own, fn=_ScaledOnHost(part, mean, deviation))
+    fn = jax.tree_util.Partial(_scale, part, jnp.asarray(mean), jnp.asarray(deviation))
+    return dataclasses.replace(part, fn=fn, combination=None)
+
+
+def _scale(
+    part: DeviceReward, mean: jax.Array, deviation: jax.Array, images: jax.Array, cond: Any
+) -> jax.Array:
+    return (as_float32(part(images, cond), jnp) - mean) / deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class _ScaledOnHost:
+    part: HostReward
+    mean: np.float32
+    deviation: np.float32
+
+    def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
+        return (self.part(images, cond) - self.mean) / self.deviation
 
 
 def _listed(rewards: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde._version import __version__
+from flowsde.cli import beginning
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import EMBEDDED, as_values
 from flowsde.cli.sources.base import Source
@@ -14,6 +15,7 @@ from flowsde.cli.sources.shapes import ShapesSource
 def source_of(command: Sample) -> Source:
     """The model that is asked for; ValueError or TypeError naming an option that is wrong."""
     source: Source
+    beginning.check(command.beginning)
     model = command.converted.model
     if model is None or str(model) in EMBEDDED:
         source = ShapesSource(command)
@@ -44,6 +46,6 @@ def about(command: Sample, source: Source, prompt: str) -> dict[str, Any]:
         "method": command.method,
         "seed": command.seed,
         "preset": command.preset,
-        "settings": settings | source.named,
+        "settings": settings | source.named | beginning.named(command.beginning),
         "version": __version__,
     }

@@ -1,4 +1,4 @@
-"""An autoencoder as the `decode` of a flow: a pytree whose leaves are its parameters."""
+"""An autoencoder as the `decode` and the `encode` of a flow: pytrees of its parameters."""
 
 import jax
 
@@ -15,3 +15,8 @@ def decoder(vae: AutoencoderKL, height: int, width: int) -> jax.tree_util.Partia
     tiled = height * width > WHOLE
     decode = AutoencoderKL.decode_tiled if tiled else AutoencoderKL.decode
     return jax.tree_util.Partial(*bind(decode, vae))
+
+
+def encoder(vae: AutoencoderKL) -> jax.tree_util.Partial:
+    """Images [n, height, width, 3] to the means of their latents."""
+    return jax.tree_util.Partial(*bind(AutoencoderKL.encode, vae))

@@ -33,7 +33,7 @@ from flowsde._checks import check_count, check_non_negative
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models import autoencoder_kl, clip, t5
-from flowsde.models.autoencoder_kl.decoder import decoder
+from flowsde.models.autoencoder_kl.decoder import decoder, encoder
 from flowsde.models.common.tokenizers import Tokenizer, clip_tokenizer, t5_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.family import Pipeline
@@ -141,7 +141,8 @@ class FluxPipeline:
         self._parts.drop(*_ENCODERS)
 
     def flow(self, height: int | None = None, width: int | None = None) -> Flow:
-        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its `decode`.
+        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
+        `decode` and `encode`.
 
         Args:
           height: pixels, a multiple of 16 for the published models; `side` by default.
@@ -156,7 +157,8 @@ class FluxPipeline:
         rows, columns = self.latents(height, width)
         shape = (rows, columns, self.config.channels // _PATCH**2)
         decode = decoder(self._parts["vae"], rows, columns)
-        return Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
+        flow = Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
+        return dataclasses.replace(flow, encode=encoder(self._parts["vae"]))
 
     def grid(self, n: int, height: int | None = None, width: int | None = None) -> Grid:
         """The n + 1 times that the model was made for: those of dev depend on the size.

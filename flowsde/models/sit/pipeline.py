@@ -19,7 +19,7 @@ import numpy as np
 from flowsde._checks import check_non_negative
 from flowsde.flow import Flow
 from flowsde.models import autoencoder_kl
-from flowsde.models.autoencoder_kl.decoder import decoder
+from flowsde.models.autoencoder_kl.decoder import decoder, encoder
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.sit.model import FAMILY, SiT, SiTConfig, guided_velocity
 from flowsde.modules import bind
@@ -88,7 +88,7 @@ class SiTPipeline:
         return guidance
 
     def flow(self, guidance: float | None = None) -> Flow:
-        """The flow of latents, with the autoencoder as its `decode`.
+        """The flow of latents, with the autoencoder as its `decode` and `encode`.
 
         Args:
           guidance: scale, 4 by default where the model has a label for none; at 1, without
@@ -105,9 +105,11 @@ class SiTPipeline:
         size = self.config.size
         shape = (size, size, self.config.channels)
         decode = decoder(self._parts["vae"], size, size)
+        encode = encoder(self._parts["vae"])
         if guidance == 1.0:
-            return Flow.from_nnx(self._parts["model"], shape, decode=decode)
+            flow = Flow.from_nnx(self._parts["model"], shape, decode=decode)
+            return dataclasses.replace(flow, encode=encode)
         scale = jnp.asarray(guidance, jnp.float32)
         velocity, params = bind(_guided, self._parts["model"], scale)
         flow = Flow.from_callable(velocity, params, shape, decode=decode)
-        return dataclasses.replace(flow, evaluations=2)
+        return dataclasses.replace(flow, evaluations=2, encode=encode)

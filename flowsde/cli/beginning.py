@@ -1,0 +1,89 @@
+"""The picture that a command begins from: ``--image``, ``--strength`` and ``--mask``.
+
+As in diffusers: strength is the share of the steps that are run, and a mask is white where the
+picture is drawn anew. Both files are cropped to the model's aspect ratio around their centre and
+resized to its pictures.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_float
+from flowsde._text import shown
+from flowsde.cli.options import Beginning
+from flowsde.flow import Flow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_WHITE = 128
+"""Least brightness at which a mask is."""
+
+
+def check(given: Beginning) -> None:
+    """ValueError naming an option that is wrong; the files are read."""
+    for name, value in (("mask", given.mask), ("strength", given.strength)):
+        if given.image is None and value is not None:
+            raise ValueError(f"--{name} has no effect without --image, got {shown(value)}")
+    if given.strength is not None:
+        check_float("--strength", given.strength)
+        if not 0.0 < given.strength <= 1.0:
+            raise ValueError(f"--strength must be above 0, to 1, got {given.strength}")
+    for name, path in (("image", given.image), ("mask", given.mask)):
+        if path is not None:
+            _opened(name, path)
+
+
+def named(given: Beginning) -> dict[str, Any]:
+    """Settings of a result: the files, which another may take the place of, with their digests."""
+    files = {"image": given.image, "mask": given.mask}
+    return {
+        name: f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+        for name, path in files.items()
+        if path is not None
+    }
+
+
+def read(given: Beginning, flow: Flow) -> dict[str, Any]:
+    """`start` and `mask` of `flowsde.run`, for a flow whose `decode` gives RGB pictures."""
+    if given.image is None:
+        return {}
+    like = jax.ShapeDtypeStruct((1, *flow.shape), jnp.float32)
+    height, width = jax.eval_shape(flow.decode, like).shape[1:3]
+    image = np.asarray(_fitted("image", given.image, height, width).convert("RGB"), np.float32)
+    x0 = image / 127.5 - 1.0
+    if flow.encode is not None:
+        x0 = np.asarray(jax.jit(lambda encode, x: encode(x))(flow.encode, jnp.asarray(x0)[None]))[0]
+    if given.mask is None:
+        return {"start": x0}
+    white = np.asarray(_fitted("mask", given.mask, height, width).convert("L")) >= _WHITE
+    rows, columns = flow.shape[:2]
+    # A latent stays where all of its pixels do.
+    anew = white.reshape(rows, height // rows, columns, width // columns).any((1, 3))
+    return {"start": x0, "mask": np.broadcast_to(anew[..., None], flow.shape)}
+
+
+def _opened(name: str, path: Path) -> "Image":
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            # Upright, as viewers show it.
+            return ImageOps.exif_transpose(file)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or "it is no picture that can be read"
+        raise ValueError(f"--{name} {shown(path, 500)}: {why}") from None
+
+
+def _fitted(name: str, path: Path, height: int, width: int) -> "Image":
+    from PIL import Image, ImageOps
+
+    picture = _opened(name, path)
+    picture = picture.convert("L" if name == "mask" else "RGB")
+    method = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture, (width, height), method)

@@ -1,0 +1,186 @@
+"""Beginning from something given, on flows with known answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from methods import METHODS
+
+import flowsde as fs
+
+KEY = jax.random.key(5)
+LINEAR, VP = fs.interpolants.linear(), fs.interpolants.vp()
+X0 = np.asarray([0.3, -0.7], np.float32)
+ANEW = np.asarray([True, False])
+TAIL = fs.grids.tail(problems.GRID, 0.6)
+
+
+def gaussian(interpolant=LINEAR, shape=(2,), variance=0.25):
+    """Of N(0, v): E[data | x] = alpha v x / (alpha^2 v + sigma^2), and the noise likewise."""
+
+    def velocity(params, x, t, cond):
+        t = t[:, None]
+        x0 = (1.0 - t) * variance * x / ((1.0 - t) ** 2 * variance + t**2)
+        x1 = t * x / ((1.0 - t) ** 2 * variance + t**2)
+        return x1 - x0
+
+    return fs.Flow.from_callable(velocity, None, shape)
+
+
+def late(search):
+    """A search on the last steps of its grid."""
+    if hasattr(search, "inner"):
+        return search.replace(inner=late(search.inner))
+    return search.replace(grid=tuple(TAIL.tolist()))
+
+
+@pytest.mark.parametrize(("n", "strength", "steps"), [(10, 0.75, 8), (10, 1.0, 10), (20, 0.55, 11)])
+def test_the_tail_of_a_grid_is_that_of_diffusers(n, strength, steps):
+    tail, whole = fs.grids.tail(fs.grids.uniform(n), strength), fs.grids.uniform(n)
+    # n - floor(n - n strength) steps, of real numbers.
+    assert len(tail) == steps + 1
+    np.testing.assert_array_equal(tail, whole[-len(tail) :])
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, 1.5])
+def test_a_strength_is_a_share(strength):
+    with pytest.raises(ValueError, match="strength must be"):
+        fs.grids.tail(fs.grids.uniform(4), strength)
+
+
+@pytest.mark.parametrize("interpolant", [LINEAR, VP])
+def test_the_start_is_the_picture_with_noise(interpolant):
+    """One step of Euler in linear time is linear in x: the law of the start can be read off."""
+    t, n = 0.6, 20_000
+    flow, kernel = gaussian(), fs.kernels.ddim(interpolant, eta=0.0)
+    x = fs.sample(KEY, flow, kernel=kernel, grid=(t, 0.0), n=n, start=X0, final="mean")
+    alpha, sigma = (float(f(jnp.float32(t))) for f in (interpolant.alpha, interpolant.sigma))
+    gain = 0.25 * alpha / (0.25 * alpha**2 + sigma**2)
+    error = gain * sigma / np.sqrt(n)
+    np.testing.assert_allclose(np.mean(x, 0), gain * alpha * X0, atol=5.0 * error)
+    np.testing.assert_allclose(np.var(x, 0), (gain * sigma) ** 2, rtol=0.06)
+
+
+def test_little_noise_leaves_the_picture_and_all_of_it_nothing():
+    flow, kernel = gaussian(), fs.kernels.ode_euler(LINEAR)
+    near = fs.sample(KEY, flow, kernel=kernel, grid=(1e-3, 0.0), n=5, start=X0)
+    # x0 of N(0, v) is within sigma of x, and that within sigma and t x0 of the picture.
+    np.testing.assert_allclose(near, np.broadcast_to(X0, (5, 2)), atol=6e-3)
+    options = {"kernel": kernel, "grid": fs.grids.uniform(3), "n": 5}
+    without = fs.sample(KEY, flow, **options)
+    np.testing.assert_array_equal(fs.sample(KEY, flow, **options, start=X0), without)
+
+
+def test_given_noise_is_where_a_sample_begins():
+    flow, kernel = gaussian(), fs.kernels.ode_euler(LINEAR)
+    noise = np.asarray([[1.0, 2.0], [-1.0, 0.5]], np.float32)
+    whole = fs.sample(KEY, flow, kernel=kernel, grid=(1.0, 0.0), n=2, noise=noise)
+    # One step from t = 1, where the mean of the data is 0 and that of the noise x.
+    np.testing.assert_allclose(whole, 0.0, atol=1e-6)
+    late = fs.sample(
+        KEY, flow, kernel=kernel, grid=(0.5, 0.0), n=2, noise=noise, start=X0, chunk_size=1
+    )
+    x = 0.5 * X0 + 0.5 * noise
+    np.testing.assert_allclose(late, 0.125 * x / (0.0625 + 0.25), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [
+    fs.kernels.ode_euler(VP), fs.kernels.ode_heun(LINEAR), problems.SDE, fs.kernels.ddim(VP, 1.0),
+])  # fmt: skip
+@pytest.mark.parametrize("final", ["kernel", "mean"])
+def test_what_a_mask_leaves_is_the_picture_to_the_bit(kernel, final):
+    x = fs.sample(
+        KEY, gaussian(), kernel=kernel, grid=fs.grids.uniform(4), n=3, start=X0, mask=ANEW,
+        final=final,
+    )  # fmt: skip
+    np.testing.assert_array_equal(x[:, 1], np.float32(-0.7))
+    assert len(np.unique(x[:, 0])) == 3
+
+
+def test_held_values_keep_the_noise_level_of_the_picture():
+    """Under DDIM(1) the held values are those of the forward process of the picture."""
+    seen = []
+
+    def velocity(params, x, t, cond):
+        jax.debug.callback(lambda x, t: seen.append((np.asarray(x), float(t[0]))), x, t)
+        return x
+
+    flow = fs.Flow.from_callable(velocity, None, (2,))
+    fs.sample(
+        KEY, flow, kernel=fs.kernels.ddim(LINEAR, 1.0), grid=fs.grids.uniform(4), n=4000,
+        start=X0, mask=ANEW,
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert sorted({t for _, t in seen}) == [0.25, 0.5, 0.75, 1.0]
+    for x, t in seen:
+        held = x[:, 1]
+        np.testing.assert_allclose(np.mean(held), (1.0 - t) * X0[1], atol=0.08 * t)
+        np.testing.assert_allclose(np.std(held), t, rtol=0.06)
+
+
+@pytest.mark.parametrize("name", ["bon", "sop", "guided svdd", "rbf, quantile, samples"])
+def test_every_search_begins_from_the_picture_and_is_charged_its_own_steps(name):
+    search, flow = late(METHODS[name]), problems.flow()
+    ids, cond = problems.batch(3)
+    options = {"cond": cond, "prompt_ids": ids, "start": X0, "mask": ANEW}
+    result = fs.run(KEY, flow, search, problems.reward, **options)
+    np.testing.assert_array_equal(result.x0[:, 1], X0[1])
+    np.testing.assert_array_equal(result.image[:, 1], 2.0 * X0[1])
+    assert np.all(result.nfe <= search.nfe)
+    valid = result.info.charged > 0
+    assert np.max(result.info.time[valid]) == np.float32(TAIL[0])
+    if name not in ("bon", "rbf, quantile, samples"):
+        return
+    *_, rounds = fs.iterate(KEY, flow, search, problems.reward, chunk_size=2, **options)
+    np.testing.assert_allclose(rounds.x, result.x, rtol=1e-5, atol=1e-5)
+    packed = dict(fs.batch(KEY, flow, search, problems.reward, batch_size=4, **options))
+    for i, number in enumerate(ids):
+        np.testing.assert_allclose(packed[number].x, result.x[i], rtol=1e-5, atol=1e-5)
+        assert packed[number].nfe == result.nfe[i]
+
+
+def test_samples_of_best_of_n_begin_from_the_picture_one_wave_after_the_other():
+    """With a grid of one step a sample is the start's posterior mean, linear in it."""
+    t, n = 0.5, 4000
+    seen = []
+
+    def judge(images, cond):
+        seen.append(np.array(images))
+        return images[:, 0]
+
+    search = fs.search.bon(nfe=n, kernel=fs.kernels.ode_euler(LINEAR), grid=(t, 0.0), width=500)
+    fs.run(KEY, gaussian(), search, fs.rewards.host(judge), start=X0)
+    x = np.concatenate(seen) * (0.0625 + 0.25) / 0.125
+    assert len(x) == n
+    np.testing.assert_allclose(np.mean(x, 0), 0.5 * X0, atol=0.04)
+    np.testing.assert_allclose(np.std(x, 0), 0.5, rtol=0.06)
+
+
+def test_a_picture_is_forgotten_at_t_1_and_another_is_another_run():
+    search, flow = METHODS["rbf"], problems.flow()
+    cond = problems.row(problems.batch(3)[1], 0)
+    without = fs.run(KEY, flow, search, problems.reward, cond=cond)
+    given = list(fs.iterate(KEY, flow, search, problems.reward, cond=cond, start=X0))
+    np.testing.assert_array_equal(given[-1].x, without.x)
+    again = fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0, resume=given[3])
+    np.testing.assert_array_equal(again.x, without.x)
+    with pytest.raises(ValueError, match="another search or cond"):
+        fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0 + 1.0, resume=given[3])
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({}, "must run from 1 to 0, got 0.5 to 0.0: .* expected start"),
+    ({"noise": X0}, "expected start"),
+    ({"start": X0[:1]}, r"start has shape \(1,\), expected \(2,\)"),
+    ({"start": X0 * np.nan}, "start has values that are NaN"),
+    ({"start": X0, "mask": [0.5, 1.0]}, "mask must be True where"),
+    ({"mask": ANEW}, "expected a start"),
+])  # fmt: skip
+def test_what_cannot_begin_is_named_before_any_work(given, message):
+    kernel, grid = fs.kernels.ode_euler(LINEAR), (0.5, 0.0)
+    with pytest.raises(ValueError, match=message):
+        fs.sample(KEY, gaussian(), kernel=kernel, grid=grid, n=2, **given)
+    search = fs.search.bon(nfe=4, kernel=kernel, grid=grid)
+    with pytest.raises(ValueError, match=message):
+        fs.run(KEY, gaussian(), search, lambda images, cond: images[:, 0], **given)
