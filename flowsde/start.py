@@ -99,32 +99,27 @@ def as_start(
     given = Start(x0, None if noise is None else _rows("noise", noise, shape, n, axis, single))
     if mask is None:
         return given, None
-    anew = np.asarray(mask)
-    if anew.dtype != bool:
-        if not np.isin(anew, (0, 1)).all():
-            raise ValueError("mask must be True where start is drawn anew and False where it stays")
-        anew = anew.astype(bool)
-    return given, (given.x0, _rows("mask", anew, shape, n, axis, single))
+    held = _rows("mask", mask, shape, n, axis, single)
+    if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
+        raise ValueError("mask must be True where start is drawn anew and False where it stays")
+    return given, (given.x0, held.astype(jnp.bool))
 
 
 def _rows(
     name: str, value: Any, shape: tuple[int, ...], n: int, axis: str, single: bool
 ) -> jax.Array:
-    """An array [n, *shape] of one [*shape], or of n."""
+    """Float32 [n, *shape] of one [*shape], or of n."""
+    traced = isinstance(value, jax.core.Tracer)
     try:
-        array = np.asarray(value)
+        array = (value if traced else np.asarray(value)).astype(np.float32)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}") from None
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must be an array of numbers, got {array.dtype}")
+        raise TypeError(f"{name} must be numbers, got {type(value).__name__}") from None
     if array.shape != shape and (single or array.shape != (n, *shape)):
         more = "" if single else f", or {(n, *shape)} with {axis} = {n}"
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}{more}")
-    if array.dtype != bool:
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} has values that are NaN or infinite")
-    return jnp.asarray(np.broadcast_to(array, (n, *shape)))
+    if not traced and not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are NaN or infinite")
+    return jnp.broadcast_to(jnp.asarray(array), (n, *shape))
 
 
 def check_first_time(name: str, first: float, start: Start | None) -> None:

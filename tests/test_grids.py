@@ -102,7 +102,7 @@ def test_wrong_shift_and_tokens_are_named():
 )
 def test_as_grid_says_where_a_grid_is_wrong(values, words):
     with pytest.raises(ValueError, match=words):
-        as_grid("my_grid", values)
+        as_grid("my_grid", values, whole=True)
 
 
 @pytest.mark.parametrize("values", ["uniform", G.uniform, {"n": 10}, [1.0, "0.5", "zero"]])

@@ -14,7 +14,8 @@ NAMES = {
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
         kernels load match_time reparameterise restore_search rewards run sample save_search
         score_to_velocity score_to_x0 score_to_x1 search shapes tournament velocity_to_score
-        velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
+        velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score
+        x1_to_velocity x1_to_x0
     """,
     "flowsde.analytic": "GaussianMixture gaussian mixture",
     "flowsde.diffusion": "clipping constant exp flow_grpo forward linear sigma sin square tan",

@@ -93,9 +93,7 @@ def test_parts_are_those_of_the_answer_and_of_every_candidate(name):
     np.testing.assert_array_equal(result.nfe, plain.nfe)
     np.testing.assert_allclose(result.x, plain.x, rtol=1e-4, atol=1e-5)
     for part, fn in (("wave", wave), ("size", size)):
-        np.testing.assert_allclose(
-            result.parts[part], fn(result.image, cond), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(result.parts[part], fn(result.image, cond), rtol=1e-5, atol=1e-5)
     parts, told = result.info.parts, result.info.reward > -np.inf
     np.testing.assert_array_equal(~np.isnan(parts["wave"]), told)
     if search.value is None if hasattr(search, "value") else True:

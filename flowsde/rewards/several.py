@@ -185,9 +185,7 @@ def _combined(kind: str, rewards: Sequence[Any], rule: Rule) -> Reward:
     return HostReward(fn=_EachOnHost(parts), timeout=None, **about)
 
 
-def _each(
-    parts: tuple[DeviceReward, ...], images: jax.Array, cond: Any
-) -> dict[str, jax.Array]:
+def _each(parts: tuple[DeviceReward, ...], images: jax.Array, cond: Any) -> dict[str, jax.Array]:
     """Rewards float32 [n] of every part, by name."""
     return {part.name: as_float32(part(images, cond), jnp) for part in parts}
 

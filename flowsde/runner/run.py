@@ -91,9 +91,9 @@ def run(
         first two, and parameters by the logical names of their axes; `chunk_size` is of one part.
         Prompts that do not come out even are filled up with some that are charged nothing.
       rules: of the mesh, `ShardingRules()` by default.
-      start: data [*flow.shape] to begin from, or P of them: all first draws are of it, with noise of
-        the first time of the search's grid, as of `flowsde.grids.tail` for image-to-image. A flow of
-        latents takes `flow.encode` of images. At t = 1 it is forgotten.
+      start: data [*flow.shape] to begin from, or P of them: all first draws are of it, with noise
+        of the first time of the search's grid, as of `flowsde.grids.tail` for image-to-image. A
+        flow of latents takes `flow.encode` of images. At t = 1 it is forgotten.
       mask: bool, shaped as start, True where it is drawn anew; the rest stays to the bit. By
         replacement, see `flowsde.start` for what that is not.
       noise: standard normal [*flow.shape], or P of them, of which all first draws are made; what

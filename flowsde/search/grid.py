@@ -32,14 +32,14 @@ class GridSearch(SearchBase):
       kernel: how a particle moves.
       grid: times falling to 0, from 1 or from that of a given start.
       value: how particles above the last time are scored; None by their posterior means.
-      start: what particles of step 0 begin from, while a prompt is asked; else None.
+      given: what particles of step 0 begin from, while a prompt is asked; else None.
     """
 
     nfe: int
     kernel: Kernel
     grid: tuple[float, ...]
     value: LookAhead | None = None
-    start: Start | None = None
+    given: Start | None = None
 
     @property
     def first_time(self) -> float:
@@ -51,7 +51,7 @@ class GridSearch(SearchBase):
 
         Within a compiled function: what is given are arrays, by which no search is compared.
         """
-        return self.replace(start=start)
+        return self.replace(given=start)
 
     @property
     def steps(self) -> int:
@@ -102,7 +102,7 @@ class GridSearch(SearchBase):
         """`extend` with the standard normal noise given: drawing it once is most of the work."""
         gradient = () if parent.gradient is None else (parent.gradient,)
         s = jnp.asarray(self.grid, jnp.float32)[step]
-        start = begin(self.interpolant, self.grid[0], noise, self.start)
+        start = begin(self.interpolant, self.grid[0], noise, self.given)
         mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
         return jnp.where(step == 0, start, mean + std * noise)
 
