@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flowsde.flow import Flow
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
+    from flowsde.pairwise import tournament
     from flowsde.predictions import (
         reparameterise,
         score_to_velocity,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from flowsde.runner.saved import restore_search, save_search
     from flowsde.sampling import sample
     from flowsde.sharding import ShardingRules
-    from flowsde.tournament import tournament
 
 _MODULES = {
     name: name
@@ -80,12 +80,12 @@ _NAMES = {
           for b in ("score", "velocity", "x0", "x1") if a != b),
     ),
     "models.load": ("load",),
+    "pairwise": ("tournament",),
     "runner.packed.batch": ("batch",),
     "runner.result": ("Result",),
     "runner.run": ("iterate", "run"),
     "runner.saved": ("restore_search", "save_search"),
     "sharding": ("ShardingRules",),
-    "tournament": ("tournament",),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

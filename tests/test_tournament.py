@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flowsde as fs
-from flowsde.tournament import strengths
+from flowsde.pairwise import strengths
 
 KEY = jax.random.key(11)
 
