@@ -1,7 +1,6 @@
 """The arguments of a run, checked before any work."""
 
 import dataclasses
-import math
 import reprlib
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flowsde._checks import MOST, check_count, check_integers
+from flowsde._checks import MOST, check_integers
 from flowsde._explain import noted
 from flowsde._keys import as_key
 from flowsde._static import check_static
@@ -27,9 +26,10 @@ from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, memory
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
+from flowsde.runner.sizes import check_size, sizes_of
 from flowsde.search.protocol import Search
 from flowsde.search.starting import check_start
 from flowsde.search.value import value_of
@@ -160,8 +160,8 @@ def prepare(
     )
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
-    sizes = _sizes(rows, chunk_size, verifier.minibatch)
-    _check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
+    sizes = sizes_of(rows, chunk_size, verifier.minibatch)
+    check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
     flow = exact_flow(flow, for_model(cond))
     on_device = None
@@ -315,37 +315,6 @@ def _budgets(search: Search, prompts: int, nfe: Any) -> np.ndarray:
     if given.max() > search.nfe:
         raise ValueError(f"nfe must be at most that of the search, {search.nfe}, got {given.max()}")
     return np.broadcast_to(given, (prompts,)).astype(np.int32)
-
-
-def _check_size(program: Program, flow: Flow, padding: int) -> None:
-    """ValueError if a round has more candidates than fit, or all rounds more than are counted.
-
-    Args:
-      padding: rows of a round that may be computed for a prompt besides its candidates.
-    """
-    search, placement = program.search, program.placement
-    width = search.n_candidates
-    # x, x0 and x1 of every one, at least.
-    needed = 12 * -(-width // placement.particles) * math.prod(flow.shape)
-    there = memory(placement.mesh)
-    if needed > there:
-        raise ValueError(
-            f"nfe = {search.nfe} makes rounds of {width} candidates, at least "
-            f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
-        )
-    value = program.kind.value
-    each = flow.evaluations * (1 if value is None else 1 + value.cost)
-    most = each * search.max_rounds * (width + padding)
-    if most > MOST:
-        raise ValueError(
-            f"nfe = {search.nfe} may take {most} evaluations, surplus and padding included, and no "
-            f"more than {MOST} are counted: nfe, the width or chunk_size is too large"
-        )
-
-
-def _sizes(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:
-    model = most if chunk_size is None else min(most, check_count("chunk_size", chunk_size))
-    return Sizes(model, model if minibatch is None else min(most, minibatch))
 
 
 def _trace(job: Job) -> None:

@@ -25,9 +25,9 @@ from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
 from flowsde.runner import ahead
-from flowsde.runner.ahead import to_score, with_rewards
+from flowsde.runner.ahead import to_score
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
-from flowsde.runner.parts import not_scored, row_parts, write_scores
+from flowsde.runner.parts import not_scored, with_scores, write_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
 
@@ -311,13 +311,9 @@ def evaluate_reward(
     else:
         last = (~wanted).astype(jnp.int32)
         scores, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
-    return with_scores(rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind)
-
-
-def with_scores(rows: Rows, evals: Evaluation, scores: Scores, kind: Kind) -> Evaluation:
-    """Rows [m] with what was scored [m k]."""
-    parts = row_parts(rows, scores.parts, evals.parts, kind.value)
-    return with_rewards(rows, evals, scores.reward, kind.value)._replace(parts=parts)
+    return with_scores(
+        rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind.value
+    )
 
 
 @partial(jax.jit, static_argnames=("kind", "placement"))
@@ -329,7 +325,7 @@ def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Place
 def _scored(
     asked: Candidates, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement
 ) -> Evaluation:
-    return with_scores(split(asked, placement), evals, scores, kind)
+    return with_scores(split(asked, placement), evals, scores, kind.value)
 
 
 def evaluate_on_host(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde.rewards.base import HostReward, Parts, Scores
-from flowsde.runner.ahead import ahead
-from flowsde.search.protocol import Candidates, Particle
+from flowsde.runner.ahead import ahead, with_rewards
+from flowsde.search.protocol import Candidates, Evaluation, Particle
 from flowsde.search.value import LookAhead
 
 
@@ -31,6 +31,14 @@ def row_parts(
 
     given = before or jax.tree.map(lambda part: jnp.full(wanted.size, jnp.nan, part.dtype), parts)
     return jax.tree.map(of_rows, parts, given)
+
+
+def with_scores(
+    rows: Any, evals: Evaluation, scores: Scores, value: LookAhead | None
+) -> Evaluation:
+    """Rows [m] with what was scored [m k]."""
+    parts = row_parts(rows, scores.parts, evals.parts, value)
+    return with_rewards(rows, evals, scores.reward, value)._replace(parts=parts)
 
 
 def not_scored(reward: HostReward, n: int) -> Scores:

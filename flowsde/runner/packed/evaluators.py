@@ -17,11 +17,11 @@ from flowsde.conds import for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
-from flowsde.runner.evaluate import Rows, evaluate_model, split, with_scores
+from flowsde.runner.evaluate import Rows, evaluate_model, split
 from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import Batch
 from flowsde.runner.packed.steps import evaluate
-from flowsde.runner.parts import not_scored, write_scores
+from flowsde.runner.parts import not_scored, with_scores, write_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Evaluation
 
@@ -97,7 +97,7 @@ def _rows(batch: Batch) -> Rows:
 @partial(jax.jit, static_argnames=("kind",))
 def scored(batch: Batch, evals: Evaluation, scores: Scores, kind: Kind) -> Evaluation:
     """With the rewards of what was to be scored."""
-    return with_scores(_rows(batch), evals, scores, kind)
+    return with_scores(_rows(batch), evals, scores, kind.value)
 
 
 class OnHost:
