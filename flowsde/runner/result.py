@@ -169,8 +169,8 @@ class Packed:
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
     counts = (jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
-    parts = jax.tree.map(jnp.asarray, result.parts)
-    return Carry(result.given, result.state, *counts, parts=parts)
+    carry = Carry(result.given, result.state, *counts)
+    return carry._replace(parts=jax.tree.map(jnp.asarray, result.parts))
 
 
 def with_numbers(result: Result) -> Result:
