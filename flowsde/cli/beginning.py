@@ -61,11 +61,11 @@ def read(given: Beginning, flow: Flow) -> dict[str, Any]:
         x0 = np.asarray(jax.jit(lambda encode, x: encode(x))(flow.encode, jnp.asarray(x0)[None]))[0]
     if given.mask is None:
         return {"start": x0}
-    white = np.asarray(_fitted("mask", given.mask, height, width).convert("L")) >= _WHITE
+    mask = np.asarray(_fitted("mask", given.mask, height, width).convert("L"))
     rows, columns = flow.shape[:2]
     # A latent stays where all of its pixels do.
-    anew = white.reshape(rows, height // rows, columns, width // columns).any((1, 3))
-    return {"start": x0, "mask": np.broadcast_to(anew[..., None], flow.shape)}
+    anew = mask.reshape(rows, height // rows, columns, width // columns).max((1, 3)) >= _WHITE
+    return {"start": x0, "mask": np.broadcast_to(anew.reshape(rows, columns, 1), flow.shape)}
 
 
 def _opened(name: str, path: Path) -> "Image":

@@ -56,7 +56,7 @@ def latents(factor: int) -> fs.Flow:
 @pytest.mark.parametrize("factor", [1, 3])
 def test_files_become_data_of_the_flow(files: dict[str, Path], factor: int) -> None:
     flow = latents(factor)
-    given = beginning.read(Beginning(**files), flow)
+    given = beginning.read(Beginning(image=files["image"], mask=files["mask"]), flow)
     assert given["start"].shape == given["mask"].shape == flow.shape
     np.testing.assert_allclose(given["start"], np.broadcast_to([1.0, -1.0, -0.6], flow.shape))
     np.testing.assert_array_equal(given["mask"][:, :4], True)
@@ -99,7 +99,7 @@ def test_trajectories_take_the_steps_that_are_run() -> None:
     with pytest.raises(ValueError, match="--nfe must be 8 for the one trajectory"):
         presets.resolve("recommended", "ode", {"steps": 10, "strength": 0.75, "nfe": 10})
     search = presets.resolve("recommended", "rbf", {"nfe": 100, "strength": 0.5})
-    made = presets.build("rbf", search)
+    made: Any = presets.build("rbf", search)
     assert made.nfe == 100 and len(made.inner.grid) - 1 == 10 and made.inner.grid[0] == 0.5
 
 
