@@ -168,9 +168,9 @@ class Packed:
 
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
-    counts = (jnp.asarray(getattr(result, name), jnp.int32) for name in COUNTERS)
-    carry = Carry(result.given, result.state, *counts)
-    return carry._replace(parts=jax.tree.map(jnp.asarray, result.parts))
+    counts: dict[str, Any] = {n: jnp.asarray(getattr(result, n), jnp.int32) for n in COUNTERS}
+    parts = jax.tree.map(jnp.asarray, result.parts)
+    return Carry(result.given, result.state, **counts, parts=parts)
 
 
 def with_numbers(result: Result) -> Result:
