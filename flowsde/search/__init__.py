@@ -23,6 +23,7 @@ from flowsde.search.grid import (
     tree_take,
     tree_where,
 )
+from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -60,12 +61,14 @@ __all__ = [
     "Search",
     "SearchBase",
     "SoP",
+    "SuccessiveHalving",
     "affordable_units",
     "any_over_prompts",
     "bon",
     "code",
     "even_shares",
     "fold_in_ids",
+    "halving",
     "map_valid",
     "rbf",
     "smc",
