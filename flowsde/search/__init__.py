@@ -24,6 +24,7 @@ from flowsde.search.grid import (
     tree_where,
 )
 from flowsde.search.halving import SuccessiveHalving, halving
+from flowsde.search.keep import Keeping, keep
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -56,6 +57,7 @@ __all__ = [
     "Evaluation",
     "GridSearch",
     "Info",
+    "Keeping",
     "Lines",
     "Particle",
     "Search",
@@ -69,6 +71,7 @@ __all__ = [
     "even_shares",
     "fold_in_ids",
     "halving",
+    "keep",
     "map_valid",
     "rbf",
     "smc",
