@@ -86,6 +86,7 @@ SMALL = {
     "ode": "",
     "sde": "",
     "bon": "--nfe 7 --width 2",
+    "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
@@ -95,7 +96,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "code", "sop", "evolution")
+SLOW = ("sde", "halving", "code", "sop", "evolution")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,22 @@ def test_gradients_are_asked_for_and_counted(small: None, tmp_path: Path) -> Non
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, PROMPT, "--method", "ode", "--steps", "3", "--guidance", "2")
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
+
+
+def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
+    bon = [PROMPT, "--method", "bon", "--steps", "3", "--nfe", "12"]
+    result = _sample(tmp_path / "kept", *bon, "--keep", "3")
+    one = _sample(tmp_path / "one", *bon)
+    names = ["image.png", "image-2.png", "image-3.png"]
+    assert [kept["image"] for kept in result["kept"]] == names and "kept" not in one
+    assert result["settings"]["keep"] == 3 and "keep" not in one["settings"]
+    rewards = [kept["reward"] for kept in result["kept"]]
+    assert rewards == sorted(rewards, reverse=True) and rewards[0] == result["reward"]
+    assert result["reward"] == one["reward"]
+    assert result["kept"][0]["heldout"] == result["heldout"]
+    pictures = [(tmp_path / "kept" / name).read_bytes() for name in names]
+    assert len(set(pictures)) == 3
+    assert pictures[0] == (tmp_path / "one" / "image.png").read_bytes()
 
 
 def test_seeds_and_overwriting(
@@ -228,7 +245,7 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, sop, evolution, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, halving, sop, evolution, smc, code, svdd, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),
@@ -255,6 +272,8 @@ WRONG = [
     ("P --target-reward nan", "--target-reward"),
     ("P --target-reward inf", "--target-reward"),
     ("P --target-reward high", "--target-reward"),
+    ("P --keep 0", "--keep must be an integer of at least 1, got 0"),
+    ("P --method ode --keep 2", "--keep has no effect with method ode, which comes to one"),
     ("P --seed -1", "--seed"),
     ("P --seed x", "--seed"),
     ("P --kernel ddim --eta 2", "eta"),
@@ -415,7 +434,7 @@ def test_options_are_the_settings() -> None:
     assert {f.name for f in dataclasses.fields(settings.Settings)} <= set(options.names())
 
 
-@pytest.mark.parametrize("method", ["bon", "smc", "svdd", "code", "sop"])
+@pytest.mark.parametrize("method", ["bon", "halving", "smc", "svdd", "code", "sop"])
 def test_paper_presets_of_others(method: str) -> None:
     search: Any = presets.build(method, resolve("paper", method, {}))
     assert search.nfe == 500
