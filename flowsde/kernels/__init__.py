@@ -6,8 +6,9 @@ Each is Gaussian given the model's posterior means x0 and x1 at (x, t):
 
 pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch. Deterministic
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
-draw a predicted point in this way, which `correct` then moves, given the means there. Multistep
-solvers, `ode_adams` and `dpm_solver_2m`, also take what the step before left; see `Multistep`.
+draw a predicted point in this way, which `correct` then moves, given the means there. `glass`
+draws a point from which x_s is some evaluations away, `arrive`. Multistep solvers, `ode_adams` and
+`dpm_solver_2m`, also take what the step before left; see `Multistep`.
 
 `ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`,
 `cps`, `exact` and `correlated` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps
@@ -41,6 +42,7 @@ from flowsde.kernels.euler import (
     ode_heun,
     sde_heun,
 )
+from flowsde.kernels.glass import GLASS, glass
 from flowsde.kernels.gradient import Guided, guided, reward_gradient
 from flowsde.kernels.multistep import (
     Before,
@@ -50,6 +52,7 @@ from flowsde.kernels.multistep import (
     dpm_solver_2m,
     ode_adams,
 )
+from flowsde.kernels.noise_tilt import NoiseTilt, noise_tilt
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
@@ -61,6 +64,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
 __all__ = [
     "CPS",
     "DDIM",
+    "GLASS",
     "KERNELS",
     "Before",
     "Correlated",
@@ -70,6 +74,7 @@ __all__ = [
     "Guided",
     "Kernel",
     "Multistep",
+    "NoiseTilt",
     "ODEAdams",
     "ODEEuler",
     "ODEHeun",
@@ -81,7 +86,9 @@ __all__ = [
     "dpm_solver_2m",
     "euler_maruyama",
     "exact",
+    "glass",
     "guided",
+    "noise_tilt",
     "ode_adams",
     "ode_euler",
     "ode_heun",

@@ -6,6 +6,7 @@ from problems import GRID, SDE, VP
 import flowsde as fs
 
 ODE = fs.kernels.ode_euler(VP)
+GLASS = fs.kernels.glass(VP, inner_steps=2)
 GUIDED = fs.kernels.guided(SDE, temperature=2.0)
 PROMPTS = 8
 OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
@@ -43,6 +44,7 @@ METHODS = {
     "guided halving, rungs": fs.search.halving(
         nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, factor=2, rungs=1
     ),
+    "glass rbf": fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

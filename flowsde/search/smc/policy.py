@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,8 @@ class SMC(GridSearch):
     Attributes:
       shares: lambda at each step, of a fixed tempering; None for none and for `adaptive`.
     """
+
+    charges_moves: ClassVar[bool] = True
 
     temperatures: tuple[float, ...]
     potential: str
