@@ -31,7 +31,7 @@ NAMES = {
         dpm_solver_2m euler_maruyama exact glass guided noise_tilt ode_adams ode_euler ode_heun
         renoise reward_gradient sde_heun
     """,
-    "flowsde.rewards": "DeviceReward HostReward RewardError device host",
+    "flowsde.rewards": "DeviceReward HostReward RewardError device host remote",
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Keeping
         Lines METHODS Particle RBF SMC Search SearchBase SoP SuccessiveHalving affordable_units
