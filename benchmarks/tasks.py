@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py [--quick] [--json FILE] [--stage screen tune confirm paper]
                                [--only NAME ...] [--models NAME ...] [--hours H] [--dry]
-                               [--costs] [--plots FOLDER]
+                               [--budgets NFE ...] [--costs] [--plots FOLDER]
 
 The tasks are those of `flowsde.shapes.tasks`: success is the word of their held-out judge, which no
 search sees. Settings are chosen on development captions, `screen` and `tune`, and what is chosen is
@@ -81,6 +81,8 @@ class Args:
     """Of development."""
     test_captions: int = Sizes.test_captions
     """Of confirming."""
+    budgets: tuple[int, ...] = Sizes.confirmed
+    """NFE of confirming, in their order."""
     most: int = Sizes.most
     """Settings of a model that are tuned, beside each method's best."""
 
@@ -121,7 +123,12 @@ def plan_of(args: Args) -> Plan:
             settings.make("smc", settings.VP, steps=4, finish="mean", temperature=0.5),
         )
         return Plan(tasks[:1], models[:1], {models[0]: few}, QUICK)
-    sizes = Sizes(captions=args.captions, test_captions=args.test_captions, most=args.most)
+    sizes = Sizes(
+        captions=args.captions,
+        test_captions=args.test_captions,
+        confirmed=args.budgets,
+        most=args.most,
+    )
     return Plan(tasks, models, {model: known(model, methods) for model in models}, sizes)
 
 
