@@ -25,8 +25,9 @@ NAMES = {
         linear linear_vp match_time polynomial vp
     """,
     "flowsde.kernels": """
-        CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
-        euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
+        CPS Correlated DDIM EulerMaruyama Exact Guided KERNELS Kernel ODEEuler ODEHeun Renoise
+        SDEHeun correlated cps ddim euler_maruyama exact guided ode_euler ode_heun renoise
+        reward_gradient sde_heun
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """

@@ -75,7 +75,7 @@ class Trajectory:
     """How a particle moves from noise to data."""
 
     diffusion: Annotated[str | None, word("diffusion")] = None
-    """Diffusion coefficient of euler_maruyama (default: square)."""
+    """Diffusion coefficient of euler_maruyama and exact (default: square)."""
     diffusion_scale: Float = None
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None

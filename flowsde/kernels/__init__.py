@@ -8,10 +8,10 @@ pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
 draw a predicted point in this way, which `correct` then moves, given the means there.
 
-`ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`
-and `cps` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps with
-rho^2 + zeta^2 = sigma_s^2, so that the noise level is right at any step size. They still lose x0's
-posterior spread: with ``data_variance`` = v they draw x0 with the covariance that isotropic
+`ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`,
+`cps`, `exact` and `correlated` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps
+with rho^2 + zeta^2 = sigma_s^2, so that the noise level is right at any step size. They still lose
+x0's posterior spread: with ``data_variance`` = v they draw x0 with the covariance that isotropic
 Gaussian data of variance v would have, v sigma_t^2 / (alpha_t^2 v + sigma_t^2), instead of using
 its mean (the idea of Analytic-DPM, Bao et al., 2022, arXiv 2201.06503), which is exact for such
 data at any step size.
@@ -29,6 +29,7 @@ from collections.abc import Callable
 
 from flowsde.kernels import makers
 from flowsde.kernels.base import Kernel
+from flowsde.kernels.correlated import Correlated, Exact, correlated, exact
 from flowsde.kernels.euler import (
     EulerMaruyama,
     ODEEuler,
@@ -52,16 +53,20 @@ __all__ = [
     "CPS",
     "DDIM",
     "KERNELS",
+    "Correlated",
     "EulerMaruyama",
+    "Exact",
     "Guided",
     "Kernel",
     "ODEEuler",
     "ODEHeun",
     "Renoise",
     "SDEHeun",
+    "correlated",
     "cps",
     "ddim",
     "euler_maruyama",
+    "exact",
     "guided",
     "ode_euler",
     "ode_heun",

@@ -49,7 +49,7 @@ def reward_gradient(kernel: Kernel, temperature: float) -> Kernel:
     search with such a kernel asks for it, one backward pass a candidate.
 
     Args:
-      kernel: `euler_maruyama`, `ddim` or `cps`.
+      kernel: stochastic, with one evaluation a step.
       temperature: beta > 0, in units of the reward; the less, the stronger the pull.
     """
     check_positive("temperature", temperature)
