@@ -25,9 +25,9 @@ NAMES = {
         linear linear_vp match_time polynomial vp
     """,
     "flowsde.kernels": """
-        CPS Correlated DDIM EulerMaruyama Exact Guided KERNELS Kernel ODEEuler ODEHeun Renoise
-        SDEHeun correlated cps ddim euler_maruyama exact guided ode_euler ode_heun renoise
-        reward_gradient sde_heun
+        Before CPS Correlated DDIM DPMSolver2M EulerMaruyama Exact Guided KERNELS Kernel Multistep
+        ODEAdams ODEEuler ODEHeun Renoise SDEHeun correlated cps ddim dpm_solver_2m
+        euler_maruyama exact guided ode_adams ode_euler ode_heun renoise reward_gradient sde_heun
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """

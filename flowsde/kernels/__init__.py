@@ -6,7 +6,8 @@ Each is Gaussian given the model's posterior means x0 and x1 at (x, t):
 
 pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch. Deterministic
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
-draw a predicted point in this way, which `correct` then moves, given the means there.
+draw a predicted point in this way, which `correct` then moves, given the means there. Multistep
+solvers, `ode_adams` and `dpm_solver_2m`, also take what the step before left; see `Multistep`.
 
 `ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`,
 `cps`, `exact` and `correlated` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps
@@ -41,6 +42,14 @@ from flowsde.kernels.euler import (
     sde_heun,
 )
 from flowsde.kernels.gradient import Guided, guided, reward_gradient
+from flowsde.kernels.multistep import (
+    Before,
+    DPMSolver2M,
+    Multistep,
+    ODEAdams,
+    dpm_solver_2m,
+    ode_adams,
+)
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
@@ -53,11 +62,15 @@ __all__ = [
     "CPS",
     "DDIM",
     "KERNELS",
+    "Before",
     "Correlated",
+    "DPMSolver2M",
     "EulerMaruyama",
     "Exact",
     "Guided",
     "Kernel",
+    "Multistep",
+    "ODEAdams",
     "ODEEuler",
     "ODEHeun",
     "Renoise",
@@ -65,9 +78,11 @@ __all__ = [
     "correlated",
     "cps",
     "ddim",
+    "dpm_solver_2m",
     "euler_maruyama",
     "exact",
     "guided",
+    "ode_adams",
     "ode_euler",
     "ode_heun",
     "renoise",

@@ -8,7 +8,8 @@ started from is higher.
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
 a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
-two. Their times are those of `flowsde.search.finishing`.
+two. A step of Adams (`flowsde.kernels.multistep`) takes one and what the step before left. Their
+times are those of `flowsde.search.finishing`.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from flowsde._checks import check_count
 from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant
-from flowsde.kernels import Kernel, ddim
+from flowsde.kernels import Before, Kernel, Multistep, ddim, ode_adams
 from flowsde.search.finishing import END, LINE, finishing_time
 from flowsde.search.grid import any_over_prompts, check_kernel, to_particles, tree_take, tree_where
 from flowsde.search.protocol import (
@@ -45,7 +46,8 @@ class CompleteState(NamedTuple):
       inner: the inner search's.
       step: int32, evaluations of finishing so far.
       particle: the last one evaluated.
-      base: the one before a Heun step's predictor; None without.
+      base: the one before a Heun step's predictor, or what the last step of a multistep solver
+        left; None without.
     """
 
     inner: Any
@@ -56,11 +58,19 @@ class CompleteState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Complete(SearchBase):
-    """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
+    """`inner`, then `steps` evaluations of ODE from its best particle.
+
+    Attributes:
+      inner: the search.
+      steps: evaluations of finishing.
+      order: evaluations a step, 1 of Euler or 2 of Heun.
+      solver: of the steps, of one evaluation each, in place of Euler; or None.
+    """
 
     inner: Search
     steps: int
     order: int = 1
+    solver: Multistep | None = None
 
     @property
     def nfe(self) -> int:
@@ -100,7 +110,7 @@ class Complete(SearchBase):
     def init(self, key, shape, target_reward, nfe) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
         best = self.inner.best(inner)
-        base = best if self.order == 2 else None
+        base = best if self.order == 2 or self.solver else None
         return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
 
     def finishing(self, state: CompleteState) -> jax.Array:
@@ -114,6 +124,8 @@ class Complete(SearchBase):
         done = (state.step // self.order + 1).astype(jnp.float32) / n
         line_t, t = finishing_time(p, start.t, done, n)
         base = particle
+        if self.solver is not None:
+            return self._multistep(state, particle, t)
         if state.base is not None:
             base = tree_where(state.step % 2 == 0, particle, state.base)
         euler = ddim(p, eta=0.0)
@@ -124,6 +136,16 @@ class Complete(SearchBase):
             step = line_t - LINE.time(p.angle(base.t))
             x = jnp.where(state.step % 2 == 0, x, x + 0.5 * scale * step * turn)
         return base, x, t
+
+    def _multistep(
+        self, state: CompleteState, particle: Particle, t: jax.Array
+    ) -> tuple[Particle, jax.Array, jax.Array]:
+        """As `_next`, by the solver; the particle is the step's, as it is remembered."""
+        assert self.solver is not None and state.base is not None
+        last = state.base
+        before = Before(last.x, last.x0, last.x1, jnp.where(state.step == 0, 0.0, last.t))
+        x, now = self.solver(before, particle.x, particle.x0, particle.x1, particle.t, t)
+        return particle._replace(**now._asdict()), x, t
 
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
@@ -211,8 +233,8 @@ def _costing(steps: int) -> Iterator[None]:
         raise BudgetTooSmall(str(error), error.least + steps) from None
 
 
-Finish = Literal["complete", "heun", "mean"]
-_ORDERS = {"complete": 1, "heun": 2}
+Finish = Literal["complete", "heun", "adams", "mean"]
+_ORDERS = {"complete": 1, "heun": 2, "adams": 1}
 """Evaluations a step."""
 
 
@@ -230,7 +252,7 @@ def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[f
 
 def _check(finish: str, finish_steps: int | None) -> None:
     if finish not in get_args(Finish):
-        raise ValueError(f"finish must be 'complete', 'heun' or 'mean', got {finish!r}")
+        raise ValueError(f"finish must be 'complete', 'heun', 'adams' or 'mean', got {finish!r}")
     if finish == "mean" or finish_steps is None:
         return
     order = _ORDERS[finish]
@@ -264,4 +286,5 @@ def finished(
     left = check_count("nfe", nfe) - steps
     with _costing(steps):
         search = make(nfe=left, kernel=kernel, grid=times, **options)
-    return Complete(search, steps, _ORDERS[finish]) if steps else search
+    solver = ode_adams(kernel.interpolant) if finish == "adams" else None
+    return Complete(search, steps, _ORDERS[finish], solver) if steps else search

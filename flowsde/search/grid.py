@@ -14,7 +14,7 @@ import numpy as np
 
 from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
-from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels import Kernel, Multistep, Renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.search.protocol import Candidates, Evaluation, Particle, SearchBase
 from flowsde.search.value import LookAhead
@@ -217,6 +217,11 @@ def check_stochastic(kernel: Kernel, consequence: str) -> None:
 
 def check_kernel(kernel: Any) -> Kernel:
     """A kernel that a search can use: reverse in time, one evaluation a step."""
+    if isinstance(kernel, Multistep):
+        raise TypeError(
+            f"kernel must move a particle that has no step before, got {kernel!r}, which serves "
+            f"flowsde.sample, and finishing as finish='adams'"
+        )
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
     if kernel.evaluations != 1:
