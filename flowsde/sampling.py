@@ -18,7 +18,7 @@ from flowsde.conds import Cond, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow, exact, finite_rows, initial_noise
 from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
-from flowsde.kernels import Before, Kernel, Multistep, Renoise
+from flowsde.kernels import Kernel, Multistep, Renoise
 
 
 def sample(
@@ -116,7 +116,7 @@ def _sample(
         def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
             return flow.means(x, jnp.full(x.shape[:1], t), cond, p)
 
-        def step(carry: tuple[jax.Array, Before | None], inputs: tuple[jax.Array, ...]) -> Any:
+        def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, ...]) -> Any:
             (x, before), (i, t, s) = carry, inputs
             x0, x1 = means(x, t)
             if isinstance(kernel, Multistep):

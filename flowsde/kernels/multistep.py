@@ -44,13 +44,18 @@ class Before(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Multistep(Static, abc.ABC):
-    """A deterministic transition of one particle that depends on the one before, of one evaluation.
+    """A deterministic transition of one particle that depends on the one before.
 
     Attributes:
       interpolant: in which x and times are.
+      evaluations: model evaluations a step, 1.
     """
 
     interpolant: Interpolant
+
+    @property
+    def evaluations(self) -> int:
+        return 1
 
     def start(self, x: jax.Array) -> Before:
         """What the first step, from a particle shaped as x, takes for the one before."""

@@ -33,7 +33,9 @@ METHODS = {
         value_samples=2,
         **OPTIONS,
     ),
-    "guided svdd at some": fs.search.svdd(kernel=GUIDED, chains=1, branch_at=(1, 3), **OPTIONS),
+    "guided svdd at some, adams": fs.search.svdd(
+        kernel=GUIDED, chains=1, branch_at=(1, 3), finish="adams", **OPTIONS
+    ),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 
