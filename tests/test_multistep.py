@@ -68,9 +68,9 @@ def runge_kutta(p, data, x, span, steps=640):
     "solver, name, span",
     [
         ("adams", "linear", (1.0, 0.0)),
-        ("adams", "cosine", (0.9, 0.2)),
         ("dpm", "linear", (0.9, 0.2)),
-        ("dpm", "cosine", (0.9, 0.2)),
+        pytest.param("adams", "cosine", (0.9, 0.2), marks=pytest.mark.slow),
+        pytest.param("dpm", "cosine", (0.9, 0.2), marks=pytest.mark.slow),
     ],
 )
 def test_second_order(solver, name, span):
