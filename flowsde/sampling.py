@@ -120,8 +120,13 @@ def _sample(
             i, t, s = inputs
             x0, x1 = means(x, t)
             step_keys = jax.vmap(lambda k: jax.random.fold_in(k, i + 1))(keys)
-            moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
-            if kernel.evaluations == 2:
+            draw = kernel.draw if kernel.inner_evaluations else kernel
+            moved = jax.vmap(draw, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
+            if kernel.inner_evaluations:
+                own = partial(flow.means, cond=cond, interpolant=p)
+                both = (jnp.full(x.shape[:1], time) for time in (t, s))
+                moved = kernel.arrive(own, x, moved, *both)
+            elif kernel.evaluations == 2:
                 correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
                 moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
             return moved, None

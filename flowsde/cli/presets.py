@@ -116,15 +116,20 @@ def unused(preset: str, method: str, given: dict[str, Any]) -> dict[str, str]:
 
 
 def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
-    """The budget of one trajectory is its steps, twice that with guidance."""
-    cost = evaluations(s)
+    """The budget of one trajectory is its steps, twice that with guidance.
+
+    A step from one time to another takes the kernel's inner evaluations too.
+    """
+    cost, inner = evaluations(s), _inner_evaluations(s)
     assert s.steps is not None
     if s.nfe is None:
-        return dataclasses.replace(s, nfe=s.steps * cost)
-    steps = s.steps if "steps" in given else s.nfe // cost
-    if steps * cost != s.nfe:
+        return dataclasses.replace(s, nfe=(s.steps + (s.steps - 1) * inner) * cost)
+    steps = s.steps if "steps" in given else (s.nfe // cost + inner) // (1 + inner)
+    takes = (steps + (steps - 1) * inner) * cost
+    if takes != s.nfe:
+        each = f" x --inner-steps = {1 + inner}, less the first" if inner else ""
         raise ValueError(
-            f"--nfe must be {cost} x --steps = {cost * max(steps, 1)} for the one trajectory of "
+            f"--nfe must be {cost} x --steps{each} = {max(takes, cost)} for the one trajectory of "
             f"method {method}, got {s.nfe}"
         )
     return dataclasses.replace(s, steps=steps)
@@ -135,7 +140,8 @@ def _by_budget(s: Settings) -> Settings:
     if s.steps is not None:
         return s
     assert s.nfe is not None
-    return dataclasses.replace(s, steps=min(max(s.nfe // evaluations(s) // 5, 2), 20))
+    each = evaluations(s) * (1 + _inner_evaluations(s))
+    return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), 20))
 
 
 def _by_times(s: Settings, times: grids.Grid) -> Settings:
@@ -235,6 +241,14 @@ def _unguided(s: Settings) -> kernels.Kernel:
     options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
     g = getattr(diffusion, str(s.diffusion))(s.diffusion_scale) if _diffuses(s.kernel) else None
     return _made(s.kernel, p, g, **options)
+
+
+def _inner_evaluations(s: Settings) -> int:
+    """Those between two times, which no kernel's coefficient has a part in."""
+    options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
+    with _naming_options(s):
+        made = _made(s.kernel, interpolants.linear(), diffusion.square(), **options)
+    return made.inner_evaluations
 
 
 def _diffuses(kernel: str) -> bool:

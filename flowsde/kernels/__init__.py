@@ -6,7 +6,8 @@ Each is Gaussian given the model's posterior means x0 and x1 at (x, t):
 
 pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch. Deterministic
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
-draw a predicted point in this way, which `correct` then moves, given the means there.
+draw a predicted point in this way, which `correct` then moves, given the means there. `glass`
+draws a point from which x_s is some evaluations away, `arrive`.
 
 `ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`
 and `cps` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps with
@@ -39,6 +40,7 @@ from flowsde.kernels.euler import (
     ode_heun,
     sde_heun,
 )
+from flowsde.kernels.glass import GLASS, glass
 from flowsde.kernels.gradient import Guided, guided, reward_gradient
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
@@ -51,6 +53,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
 __all__ = [
     "CPS",
     "DDIM",
+    "GLASS",
     "KERNELS",
     "EulerMaruyama",
     "Guided",
@@ -62,6 +65,7 @@ __all__ = [
     "cps",
     "ddim",
     "euler_maruyama",
+    "glass",
     "guided",
     "ode_euler",
     "ode_heun",

@@ -47,7 +47,7 @@ class _Posterior(Kernel):
         return mean, jnp.sqrt(jnp.square(zeta) + jnp.square(weight) * spread)
 
 
-def _noise_ratio(p: Interpolant, t: jax.Array, s: jax.Array) -> jax.Array:
+def noise_ratio(p: Interpolant, t: jax.Array, s: jax.Array) -> jax.Array:
     """tan(angle_s) / tan(angle_t), at most 1 for s <= t."""
     below = p.alpha(s) * p.sigma(t)
     ratio = p.alpha(t) * p.sigma(s) / jnp.where(below > 0.0, below, 1.0)
@@ -59,7 +59,7 @@ class DDIM(_Posterior):
     """zeta = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2)."""
 
     def zeta_and_rho(self, t, s):
-        ratio = _noise_ratio(self.interpolant, t, s)
+        ratio = noise_ratio(self.interpolant, t, s)
         share = self.eta * jnp.sqrt((1.0 - ratio) * (1.0 + ratio))
         sigma = self.interpolant.sigma(s)
         return sigma * share, sigma * jnp.sqrt((1.0 - share) * (1.0 + share))

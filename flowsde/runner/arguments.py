@@ -29,7 +29,7 @@ from flowsde.runner.identity import of_run
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, memory
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
-from flowsde.search.protocol import Search
+from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 
@@ -178,6 +178,13 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
             "the search looks ahead with a kernel guided by the reward's gradient, which is not "
             "supported; expected value='mean', or a kernel without"
         )
+    kernel = inner_kernel(search)
+    if kernel is not None and not getattr(search, "charges_moves", False):
+        raise ValueError(
+            f"search {type(search).__name__} does not say that it charges the evaluations between "
+            f"two times, which kernel {kernel} takes: expected charges_moves, charges of "
+            f"GridSearch.costs, and this kernel, or another kernel"
+        )
     check_flow(flow)
     check_static("search", search)
     if invalid not in ("error", "warn"):
@@ -314,7 +321,7 @@ def _check_size(program: Program, flow: Flow, padding: int) -> None:
             f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
         )
     value = program.kind.value
-    each = flow.evaluations * (1 if value is None else 1 + value.cost)
+    each = flow.evaluations * (1 + program.kind.inner + (0 if value is None else value.cost))
     most = each * search.max_rounds * (width + padding)
     if most > MOST:
         raise ValueError(

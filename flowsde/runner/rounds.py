@@ -21,6 +21,7 @@ from flowsde.runner.evaluate import (
     join_counts,
 )
 from flowsde.runner.exchange import slots_of, tell_by_number
+from flowsde.runner.inner import arrived
 from flowsde.runner.mesh import EVERYWHERE
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Carry, Given, Packed
@@ -136,7 +137,7 @@ def _tell(
             rewards = join(evals.reward, lead, placement)
             by_number = tell_by_number(search, carry.state, asked, evals, rewards, placement)
         if by_number is None:
-            evals = join(evals, lead, placement)
+            asked, evals = arrived(asked, join(evals, lead, placement))
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
         else:
             state, info = by_number

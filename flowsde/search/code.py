@@ -12,7 +12,7 @@ other steps a chain has one child, whose reward is wanted at the last only.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ class Blocks(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoDe(GridSearch):
     """See `code`; without finishing."""
+
+    charges_moves: ClassVar[bool] = True
 
     chains: int
     block: int

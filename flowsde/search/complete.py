@@ -31,6 +31,7 @@ from flowsde.search.protocol import (
     Evaluation,
     Info,
     Lines,
+    Moving,
     Particle,
     Search,
     SearchBase,
@@ -73,6 +74,15 @@ class Complete(SearchBase):
     @property
     def uses_gradient(self) -> bool:
         return self.inner.uses_gradient
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """By which the inner search moves particles."""
+        return getattr(self.inner, "kernel", None)
+
+    @property
+    def charges_moves(self) -> bool:
+        return getattr(self.inner, "charges_moves", False)
 
     @property
     def value(self) -> LookAhead | None:
@@ -133,8 +143,9 @@ class Complete(SearchBase):
             base, x, t = self._next(state, self.inner.best(inner))
             row = jnp.arange(self.n_candidates)
             more = (row == 0) & (state.step < self.steps)
+            there = Moving(x, x, t) if isinstance(asked.x, Moving) else x
             own = Candidates(
-                x=asked.x.at[0].set(x),
+                x=jax.tree.map(lambda rows, row: rows.at[0].set(row), asked.x, there),
                 t=jnp.full(row.shape, t),
                 wants_reward=more & (state.step == self.steps - 1),
                 wants_gradient=jnp.zeros_like(more),

@@ -24,7 +24,7 @@ a hit, only what met the target competes.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,8 @@ class RBFState(NamedTuple):
 class RBF(GridSearch):
     """See `rbf`; without finishing."""
 
+    charges_moves: ClassVar[bool] = True
+
     chains: int
     seeds: int
     width: int
@@ -115,6 +117,8 @@ class RBF(GridSearch):
         reserves = self.allocation == "reserve"
         if reserves and self.steps == 1:
             raise ValueError("allocation 'reserve' needs a grid of at least 2 steps, got 1")
+        if reserves and self.kernel.inner_evaluations:
+            _refuse_reserving("kernel of inner steps", self.kernel, None)
         costs = self._draw_costs
         least = self.chains * (self.seeds * int(costs[0]) + int(costs[1:].sum()))
         steps = self.steps - 1

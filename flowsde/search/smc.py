@@ -22,7 +22,7 @@ where resampling is skipped. The answer is the particle of the highest reward at
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,8 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SMC(GridSearch):
     """See `smc`; without finishing."""
+
+    charges_moves: ClassVar[bool] = True
 
     temperatures: tuple[float, ...]
     potential: str

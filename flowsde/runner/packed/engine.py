@@ -135,7 +135,7 @@ class Engine:
             )
             report = packed.unpack()
             if report.sent:
-                self._count(int(report.sent), int(report.ahead), width)
+                self._count(int(report.sent), int(report.ahead), int(report.moving), width)
                 under_way.append(_UnderWay(batch, self._judge.begin(batch)))
             active = int(report.active)
             yield from self._ended(report, best)
@@ -165,13 +165,15 @@ class Engine:
         ]
         return pool, deque(moved)
 
-    def _count(self, sent: int, ahead: int, width: int) -> None:
-        """A batch of so many candidates, of which so many look ahead."""
-        cost, t, value = self._program.cost, self.totals, self._program.kind.value
+    def _count(self, sent: int, ahead: int, moving: int, width: int) -> None:
+        """A batch of so many candidates, of which so many look ahead and so many move."""
+        cost, t, kind = self._program.cost, self.totals, self._program.kind
         computed, padding = self._size, self._size - sent
-        if value is not None and ahead:
-            computed += value.cost * self._size
-            padding += value.cost * (self._size - ahead)
+        looking = (0 if kind.value is None else kind.value.cost, ahead)
+        for each, rows in (looking, (kind.inner, moving)):
+            if rows:
+                computed += each * self._size
+                padding += each * (self._size - rows)
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
-from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
+from flowsde.runner.inner import arrived, like, moving
+from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import COUNTERS, Packed
@@ -34,6 +35,7 @@ class Report(NamedTuple):
       done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
       ahead: int32, those of them that are scored by looking ahead.
+      moving: int32, those of them that inner steps move.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
@@ -46,6 +48,7 @@ class Report(NamedTuple):
     done: jax.Array
     sent: jax.Array
     ahead: jax.Array
+    moving: jax.Array
     active: jax.Array
     searching: jax.Array
     left: jax.Array
@@ -73,9 +76,11 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
 
 def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
-    carry, asked = pool.carry, pool.asked
-    state, info = jax.vmap(program.search.tell)(carry.state, asked, pool.evals)
+    carry, (asked, evals) = pool.carry, arrived(pool.asked, pool.evals)
+    state, info = jax.vmap(program.search.tell)(carry.state, asked, evals)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
+    if program.kind.inner:
+        forward += program.kind.inner * moving(pool.asked).astype(jnp.int32)
     if value is not None:
         forward += value.cost * ahead(asked, value).astype(jnp.int32)
     computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
@@ -91,7 +96,7 @@ def _fill(
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     begins = free & (turn < prompts.length)
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
-    shape = pool.asked.x.shape[2:]
+    shape = pool.evals.x0.shape[2:]
     fresh = start(prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape)
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
@@ -193,6 +198,7 @@ def advance(
         done=done,
         sent=sent,
         ahead=jnp.sum(ahead(following.asked, program.kind.value), dtype=jnp.int32),
+        moving=jnp.sum(moving(following.asked), dtype=jnp.int32),
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
@@ -218,9 +224,8 @@ def nothing(prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...]) -> 
     key = jnp.zeros((size, 1, 2), jnp.uint32) if kind.value and kind.value.draws else None
     batch = Batch(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
-        asked=Candidates(x, zeros, no, no, no, key),
+        asked=Candidates(like(x, zeros, kind.moves), zeros, no, no, no, key),
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.uses_gradient else None)
-    return batch, evals, number
+    return batch, unknown(x[:, 0], zeros[:, 0], kind), number
