@@ -152,11 +152,16 @@ class Kernel(Static, abc.ABC):
             )
         check_particle(x, x0, x1, x_s)
         mean, std = self.moments(x, x0, x1, as_time("t", t, x), as_time("s", s, x))
-        point = std == 0.0
-        safe = jnp.where(point, 1.0, std)
-        quadratic = jnp.sum(jnp.square((x_s - mean) / safe))
-        density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
-        return jnp.where(point, jnp.where(jnp.all(x_s == mean), jnp.inf, -jnp.inf), density)
+        return normal_log_prob(x_s, mean, std)
+
+
+def normal_log_prob(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Log density of N(mean, std^2 I), a scalar; at std = 0 its limit, inf at the mean."""
+    point = std == 0.0
+    safe = jnp.where(point, 1.0, std)
+    quadratic = jnp.sum(jnp.square((x - mean) / safe))
+    density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
+    return jnp.where(point, jnp.where(jnp.all(x == mean), jnp.inf, -jnp.inf), density)
 
 
 def standard_normal(
