@@ -42,6 +42,7 @@ from flowsde.kernels.euler import (
 )
 from flowsde.kernels.glass import GLASS, glass
 from flowsde.kernels.gradient import Guided, guided, reward_gradient
+from flowsde.kernels.noise_tilt import NoiseTilt, noise_tilt
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
@@ -58,6 +59,7 @@ __all__ = [
     "EulerMaruyama",
     "Guided",
     "Kernel",
+    "NoiseTilt",
     "ODEEuler",
     "ODEHeun",
     "Renoise",
@@ -67,6 +69,7 @@ __all__ = [
     "euler_maruyama",
     "glass",
     "guided",
+    "noise_tilt",
     "ode_euler",
     "ode_heun",
     "renoise",
