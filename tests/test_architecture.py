@@ -11,7 +11,7 @@ LAYERS = (  # from the lowest; private helpers know nothing of flows
     "_ interrupts pictures",
     "interpolants predictions diffusion grids kernels",
     "adapters analytic changed classifier_free conds convention flow flow_options fresh modules"
-    " rewards sampling sharding",
+    " posterior_samples rewards sampling sharding",
     "search",
     "runner",
     "diagnosis",

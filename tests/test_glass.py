@@ -160,8 +160,9 @@ def test_inner_times_fall_from_t(name):
 
 
 @pytest.mark.parametrize(
-    "t, s, rho, steps", [(0.8, 0.5, 0.4, 4), (0.7, 0.0, 0.0, 8), (0.6, 0.3, 0.999, 6), (0.9, 0.4, -1.0, 3)]
-)  # fmt: skip
+    "t, s, rho, steps",
+    [(0.8, 0.5, 0.4, 4), (0.7, 0.0, 0.0, 8), (0.6, 0.3, 0.999, 6), (0.9, 0.4, -1.0, 3)],
+)
 def test_float32_is_enough(t, s, rho, steps):
     ends = []
     for dtype in (jnp.float32, jnp.float64):
@@ -225,8 +226,8 @@ def exact_posterior(x, t):
     total = alpha**2 * variances + sigma**2
     log_weights = np.log(WEIGHTS) - 0.5 * (x - alpha * centres) ** 2 / total - 0.5 * np.log(total)
     weights = np.exp(log_weights - log_weights.max())
-    slopes = alpha * variances / total
-    return weights / weights.sum(), centres + slopes * (x - alpha * centres), variances * sigma**2 / total  # fmt: skip
+    centres = centres + alpha * variances / total * (x - alpha * centres)
+    return weights / weights.sum(), centres, variances * sigma**2 / total
 
 
 def test_posterior_samples_follow_the_posterior():

@@ -12,9 +12,10 @@ NAMES = {
     "flowsde": """
         Flow Result ShardingRules __version__ analytic batch check_convention
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
-        kernels load match_time reparameterise restore_search rewards run sample save_search
-        score_to_velocity score_to_x0 score_to_x1 search shapes velocity_to_score velocity_to_x0
-        velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score x1_to_velocity x1_to_x0
+        kernels load match_time posterior_samples reparameterise restore_search rewards run sample
+        save_search score_to_velocity score_to_x0 score_to_x1 search shapes velocity_to_score
+        velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score
+        x1_to_velocity x1_to_x0
     """,
     "flowsde.analytic": "GaussianMixture gaussian mixture",
     "flowsde.diffusion": "clipping constant exp flow_grpo forward linear sigma sin square tan",
@@ -25,8 +26,9 @@ NAMES = {
         linear linear_vp match_time polynomial vp
     """,
     "flowsde.kernels": """
-        CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
-        euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
+        CPS DDIM EulerMaruyama GLASS Guided KERNELS Kernel NoiseTilt ODEEuler ODEHeun Renoise
+        SDEHeun cps ddim euler_maruyama glass guided noise_tilt ode_euler ode_heun renoise
+        reward_gradient sde_heun
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host",
     "flowsde.search": """

@@ -65,7 +65,7 @@ class GLASS(Kernel):
     def correlation(self, t: jax.Array, s: jax.Array) -> jax.Array:
         """rho of a transition."""
         if self.kappa is None:
-            return jnp.full_like(t, self.rho)
+            return jnp.full_like(t, RHO if self.rho is None else self.rho)
         return noise_ratio(self.interpolant, t, s) ** self.kappa
 
     def _ends(self, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
