@@ -127,9 +127,9 @@ def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings
     steps = s.steps if "steps" in given else (s.nfe // cost + inner) // (1 + inner)
     takes = (steps + (steps - 1) * inner) * cost
     if takes != s.nfe:
-        each = f" x --inner-steps = {1 + inner}, less the first" if inner else ""
+        said = f"(1 + (--steps - 1) x {1 + inner})" if inner else "--steps"
         raise ValueError(
-            f"--nfe must be {cost} x --steps{each} = {max(takes, cost)} for the one trajectory of "
+            f"--nfe must be {cost} x {said} = {max(takes, cost)} for the one trajectory of "
             f"method {method}, got {s.nfe}"
         )
     return dataclasses.replace(s, steps=steps)

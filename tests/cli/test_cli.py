@@ -537,3 +537,28 @@ def test_choices_are_what_there_is() -> None:
         assert there is None or set(words) <= set(there), name
         if name in ("method", "preset", "potential", "scheme"):
             assert tuple(words) == tuple(there), name
+
+
+def test_inner_steps_of_a_kernel_are_part_of_the_budget() -> None:
+    def made(method: str, **given: Any) -> tuple[settings.Settings, fs.search.Search]:
+        s = presets.resolve("recommended", method, {"kernel": "glass", **given})
+        return s, presets.build(method, s)
+
+    s, search = made("rbf", nfe=100, inner_steps=2, kappa=1.0)
+    vp = fs.interpolants.vp()
+    assert (s.steps, s.eta, s.data_variance) == (10, None, None)
+    assert search.kernel == fs.kernels.glass(vp, 2, kappa=1.0)  # type: ignore[attr-defined]
+    # Of one trajectory, the noise is evaluated alone.
+    s, search = made("sde", steps=5, inner_steps=3)
+    assert s.nfe == search.nfe == 1 + 4 * 3
+    assert made("sde", nfe=13, inner_steps=3)[0].steps == 5
+    assert made("sde", nfe=26, inner_steps=3, guidance=2.0)[0].steps == 5
+    for given, message in (
+        ({"nfe": 14, "inner_steps": 3}, r"--nfe must be 1 x \(1 \+ \(--steps - 1\) x 3\) = 13 for"),
+        ({"rho": 1.5}, "--rho must lie in"),
+        ({"eta": 0.5}, "--eta has no effect with kernel glass"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made("sde", **given)
+    with pytest.raises(ValueError, match="--kernel must be stochastic with one evaluation a step"):
+        made("rbf", gradient_temperature=0.5)

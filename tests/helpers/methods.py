@@ -6,6 +6,7 @@ from problems import GRID, SDE, VP
 import flowsde as fs
 
 ODE = fs.kernels.ode_euler(VP)
+GLASS = fs.kernels.glass(VP, inner_steps=2)
 GUIDED = fs.kernels.guided(SDE, temperature=2.0)
 PROMPTS = 8
 OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
@@ -33,6 +34,7 @@ METHODS = {
         value_samples=2,
         **OPTIONS,
     ),
+    "glass rbf": fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, **OPTIONS),
     "guided svdd at some": fs.search.svdd(kernel=GUIDED, chains=1, branch_at=(1, 3), **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
