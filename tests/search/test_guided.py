@@ -121,17 +121,21 @@ def test_a_damped_gradient_is_that_of_the_tilted_law(p):
 
 @pytest.mark.slow
 def test_damped_guidance_samples_the_tilted_law():
-    """400 trajectories; without damping they are drawn too close together, and too far."""
+    """Means of 400 trajectories; without damping they are pulled too far."""
     c, a, n = 1.5, np.float32([1.0, 0.2]), 400
     tilted, _ = DATA.tilt(2.0 * c * a, -2.0 * c * np.eye(2), BETA)
     base = fs.kernels.euler_maruyama(VP, fs.diffusion.forward())
+
+    def near(images, cond):
+        return -c * jnp.sum(jnp.square(images - a[None]), axis=-1)
+
     distances = {}
     for name, curvature in (("plain", None), ("damped", c)):
         damping = {} if curvature is None else {"curvature": c, "data_variance": VARIANCE}
         kernel = fs.kernels.reward_gradient(base, BETA, **damping)
         search = fs.search.bon(nfe=100, kernel=kernel, grid=fs.grids.cosine(100))
         result = fs.run(
-            KEY, DATA.flow(), search, lambda x, cond: -c * jnp.sum(jnp.square(x - a), -1),
+            KEY, DATA.flow(), search, near,
             cond=np.zeros(n, np.float32), prompt_ids=np.arange(n),
         )  # fmt: skip
         off = np.asarray(result.x0) - np.asarray(tilted.mean())
