@@ -83,8 +83,8 @@ class Trajectory:
     with a FLUX.1, is the model's own, and the default there for ode, sde, bon, halving, sop
     and evolution."""
     steps: Int = None
-    """Number of steps (default: 40 for ode and sde, 10 for bon and halving, 20 for sop, 4 for
-    evolution, for the other searches a fifth of the budget and at most 20)."""
+    """Number of steps (default: 40 for ode and sde, 6 for bon, 10 for halving, 20 for sop, 4 for
+    evolution, for the other searches a fifth of the budget and at most 10)."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
     candidate. SiT's default is 4. FLUX.1-dev's is 3.5, an input of the model that costs nothing.
@@ -169,8 +169,8 @@ class Converted:
 class Task:
     """Options that `sample` and `batch` share."""
 
-    method: Annotated[str, word("method")] = "rbf"
-    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: rbf)."""
+    method: Annotated[str, word("method")] = "svdd"
+    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: svdd)."""
     preset: Annotated[str, word("preset")] = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
     default), or "paper", those of the RBF paper."""

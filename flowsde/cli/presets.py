@@ -23,6 +23,12 @@ from flowsde.search.grid import UnusableKernel
 
 _SHIFT = 3.0
 
+# Few steps leave more of a budget to the search: benchmarks/tasks.py.
+_MOST_STEPS = 10
+"""Steps that are left to the budget, at most."""
+_MOST_FINISHING = 3
+"""Evaluations of finishing that are left to the times, at most."""
+
 MAKERS: dict[str, Callable[..., Search]] = {
     **dict.fromkeys(settings.TRAJECTORIES, search.bon),
     **search.METHODS,
@@ -152,7 +158,7 @@ def _by_budget(s: Settings) -> Settings:
         return s
     assert s.nfe is not None
     each = evaluations(s) * (1 + _inner_evaluations(s))
-    return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), 20))
+    return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), _MOST_STEPS))
 
 
 def _by_times(s: Settings, times: grids.Grid) -> Settings:
@@ -162,7 +168,8 @@ def _by_times(s: Settings, times: grids.Grid) -> Settings:
     steps = default_steps(str(s.finish), _unguided(s).interpolant, times)
     if steps == 0:
         return dataclasses.replace(s, finish="mean")
-    return dataclasses.replace(s, finish_steps=steps)
+    most = _MOST_FINISHING - _MOST_FINISHING % (2 if s.finish == "heun" else 1)
+    return dataclasses.replace(s, finish_steps=min(steps, most))
 
 
 def evaluations(s: Settings) -> int:

@@ -57,7 +57,7 @@ class _Run:
 _DOC = """The settings of one run: its own, and the options of all makers.
 
 In a preset None is the maker's default, and of `nfe`, `diffusion_scale` and `steps` one
-trajectory's worth, the coefficient's own, and a fifth of the budget but at most 20. After `resolve`
+trajectory's worth, the coefficient's own, and a fifth of the budget but at most 10. After `resolve`
 None means that the setting has no effect. A `gradient_temperature` of 0 is no guidance.
 """
 
@@ -81,7 +81,6 @@ else:
 # Trajectories have no budget of their own: they take the grid's steps.
 _ODE: dict[str, Any] = {"nfe": None, "kernel": "ode_euler", "steps": 40}
 _BON: dict[str, Any] = {"kernel": "ode_euler", "steps": 10}
-# The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
 _RECOMMENDED: dict[str, Any] = {
     "interpolant": "vp", "kernel": "ddim", "data_variance": 0.25, "steps": None
 }  # fmt: skip
@@ -91,10 +90,12 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
         "ode": _ODE,
         "sde": {"nfe": None, "steps": 40},
-        "bon": _BON,
+        "bon": _BON | {"steps": 6},
         "halving": _BON,
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
+        # Of the embedded scorer's log-likelihood; the scale of a reward decides.
+        "smc": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.

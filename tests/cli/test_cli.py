@@ -467,9 +467,9 @@ def test_small_budgets_take_fewer_steps(method: str) -> None:
         assert presets.build(method, settings).nfe == nfe
         return settings.steps, settings.finish_steps
 
-    assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 5), (20, 10), (20, 10)]
-    assert steps(100, guidance=2.0) == (10, 5)
-    assert steps(50, steps=14) == (14, 7) and steps(50, finish_steps=8) == (10, 8)
+    assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 3), (10, 3), (10, 3)]
+    assert steps(60, guidance=2.0) == (6, 3)
+    assert steps(50, steps=14) == (14, 3) and steps(50, finish_steps=8) == (10, 8)
 
 
 def test_paper_preset() -> None:
