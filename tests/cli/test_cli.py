@@ -26,8 +26,7 @@ from flowsde.search.smc import POTENTIALS
 
 PROMPT = "three red circles and two blue squares"
 FILES = {"image.png", "path.png", "search.png", "result.json"}
-TINY = ["--steps", "3", "--width", "2"]
-RBF = [PROMPT, *TINY, "--nfe", "17", "--finish-steps", "2"]
+RBF = [PROMPT, "--method", "rbf", *"--steps 3 --width 2 --nfe 17 --finish-steps 2".split()]
 
 
 @pytest.fixture
@@ -286,14 +285,14 @@ WRONG = [
     ("P --kernel ddim --diffusion sin", "--diffusion has no effect"),
     ("P --finish mean --finish-steps 3", "--finish-steps has no effect"),
     ("P --method bon --chains 3", "--chains has no effect with method bon"),
-    ("P --method bon --nfe 9", "nfe"),
+    ("P --method bon --nfe 5", "nfe"),
     ("P --method ode --width 3", "--width has no effect"),
     ("P --method ode --kernel ddim", "--kernel"),
     ("P --method sde --kernel ode_euler", "--kernel"),
     ("P --method ode --nfe 30 --steps 20", "--nfe"),
     ("P --method ode --nfe 3 --guidance 2", "--nfe"),
     ("P --metod ode", "unknown option --metod; did you mean --method?"),
-    ("P --temperature 1", "--temperature has no effect with method rbf"),
+    ("P --method rbf --temperature 1", "--temperature has no effect with method rbf"),
     ("P --method smc --temperature 0", "temperature"),
     ("P --method smc --potential final --scheme ssp", "--scheme has no effect with potential"),
     ("P --method smc --potential final --funnel .5", "--funnel has no effect with potential"),
@@ -439,7 +438,7 @@ def test_paper_presets_of_others(method: str) -> None:
     search: Any = presets.build(method, resolve("paper", method, {}))
     assert search.nfe == 500
     linear, vp = fs.interpolants.linear(), fs.interpolants.vp()
-    if method in ("bon", "sop"):
+    if method in ("bon", "halving", "sop"):
         assert search.kernel == fs.kernels.ode_euler(linear)
     else:
         assert search.kernel == fs.kernels.euler_maruyama(vp, fs.diffusion.square(scale=3.0))

@@ -23,7 +23,7 @@ from flowsde.cli import resume
 PROMPT = "two green triangles"
 KEPT = {".flowsde"}
 OPTIONS = {
-    "rbf": "--steps 3 --width 2 --nfe 17 --finish-steps 2",
+    "rbf": "--method rbf --steps 3 --width 2 --nfe 17 --finish-steps 2",
     "smc": "--method smc --steps 3 --nfe 17 --finish heun --finish-steps 2",
 }
 
