@@ -91,7 +91,7 @@ class Trajectory:
     Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
-    (default: 0, off). Needs a stochastic kernel; not for smc."""
+    (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
 
 
 def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:

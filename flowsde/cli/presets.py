@@ -29,6 +29,12 @@ MAKERS: dict[str, Callable[..., Search]] = {
 }
 """The search of each method; a trajectory is the best of one."""
 
+_RESAMPLING = (
+    *("scheme", "threshold", "interval", "resample_from", "resample_until"),
+    *("funnel", "tempering", "tempering_rate"),
+)
+"""Settings of SMC on its way; importance sampling has none."""
+
 _MOST_NFE, _MOST_OTHERS = 1_000_000, 10_000
 """Largest counts: beyond what is of use, below where numbers wrap or memory runs out."""
 
@@ -101,7 +107,12 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (("bar",), s.accept == "threshold", f"accept {s.accept}"),
         (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
         (("value_samples",), s.value == "samples", f"value {s.value}"),
-        (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
+        (_RESAMPLING, s.potential != "final", f"potential {s.potential}"),
+        (
+            ("tempering_rate",),
+            s.tempering in ("exponential", "polynomial"),
+            f"tempering {s.tempering}",
+        ),
         (set(settings.TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):
         if not used:

@@ -168,7 +168,7 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
-_UNSAID = {"accept": "improve", "value": "mean"}
+_UNSAID = {"accept": "improve", "value": "mean", "tempering": "none", "funnel": 1.0}
 """What an earlier version did, before it was an option."""
 
 

@@ -112,7 +112,8 @@ def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
         return copies, jnp.where(done, i, left), jnp.where(done, other, part)
 
     start = (whole.astype(jnp.int32), jnp.zeros((), jnp.int32), expected[0] - whole[0])
-    copies, left, _ = jax.lax.fori_loop(1, n, meet, start)
+    used = jnp.max(jnp.where(log_weights > -jnp.inf, jnp.arange(1, room + 1, dtype=jnp.int32), 0))
+    copies, left, _ = jax.lax.fori_loop(1, jnp.maximum(n, used), meet, start)
     copies = copies.at[left].add(n - jnp.sum(copies))
     return jnp.repeat(jnp.arange(room, dtype=jnp.int32), copies, total_repeat_length=room)
 

@@ -16,6 +16,9 @@ METHODS = {
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
     "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
+    "guided smc, adaptive, funnel": fs.search.smc(
+        kernel=GUIDED, temperature=2.0, tempering="adaptive", funnel=0.4, **OPTIONS
+    ),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
     "evolution": fs.search.evolution(
         nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5

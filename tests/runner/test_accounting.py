@@ -115,7 +115,7 @@ def searches(draw, method):
     """A search of random settings with room for 80 to 600 evaluations."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     steps = number({"sop": 4, "evolution": 2}.get(method, 1), 8)
-    guided = method != "smc" and number(0, 5) == 0
+    guided = number(0, 5) == 0
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
@@ -135,6 +135,9 @@ def searches(draw, method):
             options |= {"chains": number(1, 4), "block": number(1, 9)}
         case "smc":
             options |= {"interval": number(1, 3), "potential": draw(st.sampled_from(POTENTIALS))}
+            if options["potential"] != "final" and options["interval"] < steps:
+                options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
+                options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
         case "evolution":
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
@@ -161,7 +164,7 @@ def least(search):
     return next(nfe for nfe in range(1, search.nfe + 1) if fits(nfe))
 
 
-POTENTIALS = ("difference", "max", "sum", "final")
+POTENTIALS = ("difference", "current", "max", "sum", "final")
 TARGETS = np.asarray([None, None, 0.3, -2.0])
 PROGRAM = st.fixed_dictionaries(
     {

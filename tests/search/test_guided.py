@@ -61,7 +61,7 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "sop", "code"])
+@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "sop", "code", "smc"])
 def test_guided_searches_find_more_reward(method):
     """400 seeds of each, at equal evaluations; one trajectory of `bon` is DPS."""
     options = {"nfe": 25, "grid": GRID} | {"bon": {"nfe": 6}}.get(method, {})
@@ -94,8 +94,6 @@ def test_what_cannot_be_guided_is_refused():
         guided(DDIM, 0.0)
     with pytest.raises(TypeError, match="guided by a reward, which only a search has"):
         fs.sample(KEY, DATA.flow(), kernel=GUIDED, grid=GRID, n=2)
-    with pytest.raises(ValueError, match="kernel is guided: the weights of smc"):
-        fs.search.smc(nfe=50, kernel=GUIDED, grid=GRID, finish="mean")
     x, t = jnp.zeros(2, jnp.float32), jnp.float32(0.5)
     with pytest.raises(TypeError, match="needs the gradient of a reward"):
         GUIDED(KEY, x, x, x, t, jnp.float32(0.4))
