@@ -46,7 +46,7 @@ CASES = {
         "funnel": 0.5,
         "scheme": "ssp",
     },
-    "guided, adaptive": {"kernel": GUIDED, "tempering": "adaptive", "scheme": "stratified"},
+    "guided, adaptive": {"kernel": GUIDED, "tempering": "adaptive", "interval": 2},
     "guided, falling": {"kernel": GUIDED, "temperature": FALLING, "threshold": 0.0},
 }
 QUICK = ("current, window", "guided, adaptive")

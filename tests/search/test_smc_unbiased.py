@@ -1,8 +1,9 @@
 """SMC with guided proposals, tempering, windows and funnels: E[exp(log_z)] = Z in closed form.
 
 Of Gaussian data N(m, v I), DDIM with data_variance = v is exact at any step: the posterior means D
-that SMC ends with are N(m, k I), k = alpha^2 v^2 / (alpha^2 v + sigma^2) at the last time. Tilted by exp(r(D) / beta) of a quadratic reward, Z and the mean of D are known. Neither depends on
-the proposal or on what happens on the way, at any number of particles.
+that SMC ends with are N(m, k I), k = alpha^2 v^2 / (alpha^2 v + sigma^2) at the last time. Tilted
+by exp(r(D) / beta) of a quadratic reward, Z and the mean of D are known. Neither depends on the
+proposal or on what happens on the way, at any number of particles.
 """
 
 import functools
