@@ -56,6 +56,24 @@ def test_without_noise_nothing_is_owed():
     assert float(log_ratio(kernel, x, of, jnp.float32(0.0))) == 0.0
 
 
+def test_extreme_gradients_leave_numbers():
+    """A draw that is moved out of float32 has weight 0; if all are, that step weighs nothing."""
+    of, s = parent(3, 0.6), jnp.float32(0.5)
+    kernel = fs.kernels.guided(EULER, temperature=1e-30)
+    far = of._replace(gradient=jnp.full(3, 1e30, jnp.float32))
+    x = kernel(jax.random.key(0), far.x, far.x0, far.x1, far.t, s, far.gradient)
+    assert not np.isfinite(x).any() and float(log_ratio(kernel, x, far, s)) == -np.inf
+    search = fs.search.smc(nfe=16, kernel=kernel, grid=fs.grids.uniform(4), finish="mean")
+    state = search.init(jax.random.key(0), (3,), jnp.float32(jnp.inf), jnp.int32(16))
+    rewards = jnp.log(jnp.asarray([1.0, 2.0, 3.0, 4.0], jnp.float32)) / 10.0
+    for ratio, wanted in (
+        ([0.0, -np.inf, 0.0, 0.0], np.asarray([1.0, 0.0, 3.0, 4.0]) / 8.0),
+        ([-np.inf] * 4, np.asarray([1.0, 2.0, 3.0, 4.0]) / 10.0),
+    ):
+        told = search._weigh(state, rewards, jnp.asarray(ratio, jnp.float32))
+        np.testing.assert_allclose(jax.nn.softmax(told.log_weights), wanted, rtol=1e-5)
+
+
 def test_a_guided_kernel_says_what_it_guides():
     class Opaque(type(EULER)):
         @property

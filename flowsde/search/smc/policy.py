@@ -271,7 +271,9 @@ class SMC(GridSearch):
         step = jnp.minimum(state.step, self.steps - 1)
         beta = jnp.asarray(self.temperatures, jnp.float32)[step]
         weighed = jnp.asarray(self.weighed)[step]
-        before = state.log_weights if ratio is None else state.log_weights + ratio
+        before = state.log_weights
+        if ratio is not None:
+            before = jnp.where(jnp.any(before + ratio > -jnp.inf), before + ratio, before)
         scaled = bounded(reward / beta)
         memory = remembered(self.potential, state.memory, reward)
         # A particle without a reward has weight 0, and keeps it until it is resampled away.

@@ -65,5 +65,7 @@ def log_ratio(kernel: Kernel, x: jax.Array, parent: Particle, s: jax.Array) -> j
     u, v = jnp.where(both, own_std, 1.0), jnp.where(both, std, 1.0)
     e, z = (x - own_mean) / u, (x - mean) / v
     ratio = 0.5 * jnp.sum((e - z) * (e + z)) + x.size * jnp.log(u / v)
-    # Where neither has noise they are the same point; where one has, there is no density.
-    return jnp.where(both, ratio, jnp.where(std == own_std, 0.0, -jnp.inf))
+    # Where neither has noise they are the same point; where one has, there is no density. Gradients
+    # that move a draw out of float32 leave it no weight.
+    ratio = jnp.where(both, ratio, jnp.where(std == own_std, 0.0, -jnp.inf))
+    return jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
