@@ -24,6 +24,7 @@ from flowsde.search.grid import (
     tree_take,
     tree_where,
 )
+from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -62,6 +63,7 @@ __all__ = [
     "Search",
     "SearchBase",
     "SoP",
+    "SuccessiveHalving",
     "affordable_units",
     "any_over_prompts",
     "bon",
@@ -69,6 +71,7 @@ __all__ = [
     "even_shares",
     "evolution",
     "fold_in_ids",
+    "halving",
     "map_valid",
     "rbf",
     "smc",

@@ -12,7 +12,9 @@ import numpy as np
 from flowsde._checks import check_count
 
 
-def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
+def as_steps(
+    branch_at: Any, grid: Sequence[float], name: str = "branch_at"
+) -> tuple[int, ...] | None:
     """Positions in a grid, rising, from what a user says of them.
 
     Args:
@@ -20,6 +22,7 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         positions; or a sequence, integers for positions from 1 to the last that is evaluated,
         floats for times, the nearest position each.
       grid: times falling from 1 to 0.
+      name: of the argument.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -28,16 +31,16 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         return None
     last = len(grid) - 2
     if last < 1:
-        raise ValueError("branch_at needs a grid of at least 2 steps, got 1")
+        raise ValueError(f"{name} needs a grid of at least 2 steps, got 1")
     expected = f"positions in the grid from 1 to {last}, or times between 0 and 1"
     if isinstance(branch_at, str) or (np.ndim(branch_at) == 0 and not _is_count(branch_at)):
-        raise TypeError(f"branch_at must be a number of steps, or {expected}, got {branch_at!r}")
+        raise TypeError(f"{name} must be a number of steps, or {expected}, got {branch_at!r}")
     if np.ndim(branch_at) == 0:
-        n = check_count("branch_at", branch_at, most=last)
+        n = check_count(name, branch_at, most=last)
         return tuple(int(i) for i in np.ceil(np.arange(1, n + 1) * last / n))
     values = list(branch_at)
     if not values:
-        raise ValueError(f"branch_at must have at least one of {expected}, got none")
+        raise ValueError(f"{name} must have at least one of {expected}, got none")
     times = np.asarray(grid[1:-1])
     steps = []
     for value in values:
@@ -46,9 +49,9 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         elif isinstance(value, float | np.floating) and 0.0 < value < 1.0:
             steps.append(1 + int(np.argmin(np.abs(times - value))))
         else:
-            raise ValueError(f"branch_at must hold {expected}, got {value!r}")
+            raise ValueError(f"{name} must hold {expected}, got {value!r}")
     if len(set(steps)) < len(steps):
-        raise ValueError(f"branch_at must hold different steps of the grid, got {branch_at!r}")
+        raise ValueError(f"{name} must hold different steps of the grid, got {branch_at!r}")
     return tuple(sorted(steps))
 
 

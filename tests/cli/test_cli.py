@@ -86,6 +86,7 @@ SMALL = {
     "ode": "",
     "sde": "",
     "bon": "--nfe 7 --width 2",
+    "halving": "--nfe 10 --draft-steps 2 --factor 2",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
@@ -95,7 +96,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "code", "sop", "evolution")
+SLOW = ("sde", "halving", "code", "sop", "evolution")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, sop, evolution, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, halving, sop, evolution, smc, code, svdd, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),
@@ -410,7 +411,7 @@ def test_options_are_the_settings() -> None:
     assert {f.name for f in dataclasses.fields(settings.Settings)} <= set(options.names())
 
 
-@pytest.mark.parametrize("method", ["bon", "smc", "svdd", "code", "sop"])
+@pytest.mark.parametrize("method", ["bon", "halving", "smc", "svdd", "code", "sop"])
 def test_paper_presets_of_others(method: str) -> None:
     search: Any = presets.build(method, resolve("paper", method, {}))
     assert search.nfe == 500
