@@ -92,6 +92,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "ode": _ODE,
         "sde": {"nfe": None, "steps": 40},
         "bon": _BON,
+        "halving": _BON,
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
         "rbf": _RECOMMENDED | {"width": 4},
@@ -101,6 +102,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "ode": _ODE | {"steps": 10},
         "sde": {**_PAPER, "nfe": None},
         "bon": _BON,
+        "halving": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {

@@ -217,12 +217,11 @@ class SuccessiveHalving(GridSearch):
         self, state: HalvingState, candidates: Candidates, evals: Evaluation
     ) -> tuple[HalvingState, Info]:
         at, active, n = self._at(state.slot), ~self.done(state), self.n_candidates
-        particles = to_particles(candidates, evals)
-        kept = state.kept
+        particles, kept = to_particles(candidates, evals), state.kept
         if kept is not None:
             kept = tree_where(jnp.full(n, active & at.keeps), particles, kept)
 
-        row = jnp.argmax(jnp.where(candidates.valid, particles.reward, -jnp.inf))
+        row = jnp.argmax(particles.reward).astype(jnp.int32)
         winner, best = tree_take(particles, row), state.best
         lower = (winner.t < best.t) | ((winner.t == best.t) & (winner.reward > best.reward))
         none = best.reward == -jnp.inf
@@ -231,25 +230,26 @@ class SuccessiveHalving(GridSearch):
 
         # Highest reward first; padding last, also behind what has no reward.
         order = jnp.lexsort((-particles.reward, ~candidates.valid))
-        rank = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32))
-        last = at.leg == len(self._legs) - 1
-        following = jnp.append(self.trajectories(state.nfe)[1:], n)[at.leg]
-        goes_on = rank < following
         rows = jnp.arange(n, dtype=jnp.int32)
-        moved = jnp.where(active & at.ends & ~last, jnp.argsort(~goes_on).astype(jnp.int32), rows)
-        ids, particles_moved, kept = tree_take((state.ids, particles, kept), moved)
+        rank = jnp.zeros(n, jnp.int32).at[order].set(rows)
+        # Behind the last leg, where none goes on, nothing moves.
+        goes_on = rank < jnp.append(self.trajectories(state.nfe)[1:], n)[at.leg]
+        decided = active & at.ends
+        place = jnp.where(decided, jnp.argsort(~goes_on).astype(jnp.int32), rows)
+        ids, survivors, kept = tree_take((state.ids, particles, kept), place)
         new = state._replace(
             slot=state.slot + active.astype(jnp.int32),
             ids=ids,
-            particles=particles_moved,
+            particles=survivors,
             kept=kept,
             best=best,
         )
+        is_last = at.leg == len(self._legs) - 1
         return new, Info(
             time=candidates.t,
             reward=particles.reward,
             counted=candidates.valid,
-            accepted=jnp.where(last, better & (rows == row), active & at.ends & goes_on),
+            accepted=decided & jnp.where(is_last, better & (rows == row), goes_on),
             ancestors=jnp.where(better, state.ids[row], -1)[None],
             ess=jnp.ones((), jnp.float32),
             charged=jnp.sum(candidates.valid, dtype=jnp.int32),

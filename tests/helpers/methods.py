@@ -12,6 +12,7 @@ OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 
 METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
+    "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
@@ -34,6 +35,9 @@ METHODS = {
         **OPTIONS,
     ),
     "guided svdd at some": fs.search.svdd(kernel=GUIDED, chains=1, branch_at=(1, 3), **OPTIONS),
+    "guided halving, rungs": fs.search.halving(
+        nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, factor=2, rungs=1
+    ),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

@@ -1,6 +1,6 @@
 """What is charged against what a counting model and a counting verifier really see.
 
-2,000 random settings: 4 random searches of each method, which are programs of their own, each with
+2,400 random settings: 4 random searches of each method, which are programs of their own, each with
 84 random budgets and targets.
 """
 
@@ -19,7 +19,7 @@ KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
-METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop", "evolution")
+METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -101,6 +101,8 @@ def unit(search):
             return 1
         case fs.search.BestOfN() | fs.search.SMC():
             return search.steps  # one more sample
+        case fs.search.SuccessiveHalving():
+            return sum(search._lengths)  # one more draft and its continuation
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
@@ -119,12 +121,17 @@ def searches(draw, method):
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "evolution"):
+    if method not in ("bon", "halving", "evolution"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
         case "bon":
             options |= {"width": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+        case "halving":
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE])), "factor": number(1, 5)}
+            options |= {"draft_steps": number(0, steps), "resume_at": number(0, 10) / 10}
+            room_for = steps - 2 if options["resume_at"] == 1.0 else 0
+            options |= {"rungs": number(0, max(room_for, 0))}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}

@@ -61,11 +61,11 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "sop", "code"])
+@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "halving", "sop", "code"])
 def test_guided_searches_find_more_reward(method):
     """400 seeds of each, at equal evaluations; one trajectory of `bon` is DPS."""
     options = {"nfe": 25, "grid": GRID} | {"bon": {"nfe": 6}}.get(method, {})
-    options |= {"finish": "mean"} if method != "bon" else {}
+    options |= {"finish": "mean"} if method not in ("bon", "halving") else {}
     options |= {"start": 1, "forward": 1, "backward": 2, "nfe": 32} if method == "sop" else {}
     rewards = {}
     for name, kernel in (("plain", DDIM), ("guided", GUIDED)):
