@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._checks import check_count
 from flowsde.pictures import png
-from flowsde.search.protocol import Info
+from flowsde.search.protocol import Info, Particle
 
 
 class Given(NamedTuple):
@@ -25,6 +26,21 @@ class Given(NamedTuple):
     key: jax.Array
     target: jax.Array
     nfe: jax.Array
+
+
+class Answers(NamedTuple):
+    """Particles as in `Result`, one or with leading axes: image, x0, x, t and reward."""
+
+    image: Any
+    x0: Any
+    x: Any
+    t: Any
+    reward: Any
+
+    @classmethod
+    def of(cls, particle: Particle, image: Any) -> "Answers":
+        """Of evaluated particles and their decoded x0."""
+        return cls(image, particle.x0, particle.x, particle.t, particle.reward)
 
 
 class Result(NamedTuple):
@@ -46,6 +62,8 @@ class Result(NamedTuple):
       given: `Given`, what the search began with; None from `flowsde.batch`.
       run: uint32, checksum of the search's settings and of cond, by which a run that resumes knows
         its own; None from `flowsde.batch`.
+      kept: `Answers` with a further axis of k, of a search made by `flowsde.search.keep`, the
+        highest reward first and -inf where there are fewer; else None. `top` reads them.
     """
 
     image: Any
@@ -62,6 +80,32 @@ class Result(NamedTuple):
     state: Any
     given: Any = None
     run: Any = None
+    kept: Any = None
+
+    def top(self, k: int) -> list[Any]:
+        """The k best different answers, the search's own first and then by falling reward.
+
+        Args:
+          k: at most that of `flowsde.search.keep`; 1 for any search.
+
+        Returns:
+          `Answers` of one prompt each, fewer than k if no more were found; of several prompts a
+          list of them for each.
+
+        Raises:
+          ValueError, TypeError: k is none, or more than were kept.
+        """
+        there = 1 if self.kept is None else np.shape(self.kept.reward)[-1]
+        if check_count("k", k) > there:
+            raise ValueError(
+                f"k must be at most {there}, which the search kept, got {k}; "
+                f"flowsde.search.keep(search, {k}) keeps more"
+            )
+        own = Answers(*(getattr(self, name) for name in Answers._fields))
+        if np.ndim(self.reward) == 0:
+            return _different(own, self.kept, k)
+        every = [jax.tree.map(lambda a, i=i: a[i], (own, self.kept)) for i in range(len(self.t))]
+        return [_different(*one, k) for one in every]
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")
@@ -75,6 +119,17 @@ class Result(NamedTuple):
         if len(shape) != 3 + lead or shape[-1] != 3 or not _is_here(self.image):
             return None
         return png(np.asarray(self.image).reshape(-1, *shape[-3:]))
+
+
+def _different(own: Answers, kept: Answers | None, k: int) -> list[Answers]:
+    """An answer and the others that were kept, up to k that differ in x0."""
+    found = [own]
+    for i in range(0 if kept is None else len(kept.t)):
+        one = jax.tree.map(lambda a, i=i: a[i], kept)
+        seen = any(np.array_equal(one.x0, other.x0) for other in found)
+        if len(found) < k and not seen and one.reward > -np.inf:
+            found.append(one)
+    return found
 
 
 def _is_here(array: Any) -> bool:

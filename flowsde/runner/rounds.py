@@ -4,6 +4,7 @@ Of many prompts everything has a leading axis of them; of a single one it has no
 `lax.cond` can leave work out.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from flowsde.runner.evaluate import (
 from flowsde.runner.exchange import slots_of, tell_by_number
 from flowsde.runner.mesh import EVERYWHERE
 from flowsde.runner.records import Model, Program, Sizes
-from flowsde.runner.result import Carry, Given, Packed
+from flowsde.runner.result import Answers, Carry, Given, Packed
+from flowsde.search.keep import kept
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
 
 
@@ -198,19 +200,28 @@ def all_done(carry: Carry, program: Program) -> jax.Array:
     return jnp.all(done(carry))
 
 
-def _best(carry: Carry, program: Program) -> Particle:
-    best, placement = _of_each(program.search.best, carry), program.placement
+def _best(carry: Carry, program: Program) -> tuple[Particle, Particle | None]:
+    """The best so far, and what the search keeps beside it."""
+    search, placement = program.search, program.placement
+    best = _of_each(lambda state: (search.best(state), kept(search, state)), carry)
     return placement.local(best, placement.by_prompt, placement.by_prompt)(carry.state)
 
 
 @partial(jax.jit, static_argnames=("program",))
-def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any]:
-    """The best so far and its image."""
-    best, placement = _best(carry, program), program.placement
+def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any, Answers | None]:
+    """The best so far, its image, and what is kept beside it."""
+    (best, others), placement = _best(carry, program), program.placement
     if carry.nfe.ndim:
         with placement.around_model():
-            return best, placement.keep(flow.decode(best.x0), placement.by_prompt)
-    return best, flow.decode(best.x0[None])[0]
+            image = placement.keep(flow.decode(best.x0), placement.by_prompt)
+            if others is None:
+                return best, image, None
+            flat = others.x0.reshape(-1, *flow.shape)
+            images = flow.decode(flat)
+            images = images.reshape(*others.t.shape, *images.shape[1:])
+            return best, image, Answers.of(others, placement.keep(images, placement.by_prompt))
+    image = flow.decode(best.x0[None])[0]
+    return best, image, None if others is None else Answers.of(others, flow.decode(others.x0))
 
 
 @partial(jax.jit, static_argnames=("program",))
@@ -229,7 +240,9 @@ def tell_and_ask(
     told, info, done = _tell(begun, program, asked, evals, computed)
     old, new = (_best(c, program) for c in (carry, told))
     # A particle is known by its place and time.
-    changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
+    known = [[(p.x, p.t) for p in both if p is not None] for both in (old, new)]
+    pairs = zip(*map(jax.tree.leaves, known), strict=True)
+    changed = functools.reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
     packed = Packed.of(Told(info, told.counts, done, changed))
     return told, _ask(told, program)[1], packed
 

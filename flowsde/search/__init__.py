@@ -25,6 +25,7 @@ from flowsde.search.grid import (
     tree_where,
 )
 from flowsde.search.halving import SuccessiveHalving, halving
+from flowsde.search.keep import Keeping, keep
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -58,6 +59,7 @@ __all__ = [
     "Evolution",
     "GridSearch",
     "Info",
+    "Keeping",
     "Lines",
     "Particle",
     "Search",
@@ -72,6 +74,7 @@ __all__ = [
     "evolution",
     "fold_in_ids",
     "halving",
+    "keep",
     "map_valid",
     "rbf",
     "smc",

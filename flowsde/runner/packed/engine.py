@@ -17,7 +17,7 @@ from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import advance, nothing
 from flowsde.runner.packed.widths import waves, widen, width_for
-from flowsde.runner.result import COUNTERS, Result
+from flowsde.runner.result import COUNTERS, Answers, Result
 from flowsde.search.protocol import Particle, Search
 
 
@@ -55,7 +55,7 @@ class Totals(NamedTuple):
 
 
 @jax.jit
-def _row(best: Particle, slot: jax.Array) -> Particle:
+def _row(best: Any, slot: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[slot], best)
 
 
@@ -180,10 +180,16 @@ class Engine:
             widths=(*t.widths, width) if is_new else t.widths,
         )
 
-    def _ended(self, report: Any, best: Particle) -> Iterator[tuple[int, Result]]:
+    def _answers(self, kept: Particle | None) -> Answers | None:
+        """What a search keeps beside its answer, with images."""
+        return None if kept is None else Answers.of(kept, decode(self._job.flow, kept.x0))
+
+    def _ended(
+        self, report: Any, best: tuple[Particle, Particle | None]
+    ) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
-            particle = _row(best, jnp.int32(slot))
+            particle, others = _row(best, jnp.int32(slot))
             own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
             number = int(report.finished[slot])
             check_bounds(
@@ -200,6 +206,7 @@ class Engine:
                 verifier_cost=self._job.reward.cost * own["verifier_calls"],
                 info=None,
                 state=None,
+                kept=self._answers(others),
             )
             t = self.totals
             self.totals = t._replace(

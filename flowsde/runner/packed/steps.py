@@ -20,6 +20,7 @@ from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import COUNTERS, Packed
 from flowsde.runner.rounds import counted, start
 from flowsde.search.grid import tree_where
+from flowsde.search.keep import kept
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
 
 
@@ -153,7 +154,7 @@ def advance(
     target: jax.Array,
     least: jax.Array,
     program: Program,
-) -> tuple[Pool, Batch, Particle, Packed]:
+) -> tuple[Pool, Batch, tuple[Particle, Particle | None], Packed]:
     """All that happens between two batches.
 
     Args:
@@ -165,8 +166,8 @@ def advance(
       program: whose search asks and is told.
 
     Returns:
-      The pool, the next batch, the best particle of each slot before it was given to another
-      prompt, and a `Report`.
+      The pool, the next batch, the best particle of each slot and what is kept beside it, before
+      it was given to another prompt, and a `Report`.
     """
     search = program.search
     pool = _take_in(pool, batch, evals, backward)
@@ -177,7 +178,7 @@ def advance(
     # One that breaks its bounds ends too: the host says so.
     finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
     rounds = pool.rounds
-    best = jax.vmap(search.best)(pool.carry.state)
+    best = jax.vmap(lambda state: (search.best(state), kept(search, state)))(pool.carry.state)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
     pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))

@@ -1,0 +1,159 @@
+"""More than one answer: remember the k best of what could have been the answer of a search.
+
+A search returns one particle. Many others were evaluated at the same time and scored; `Keeping`
+wraps a search and keeps those of the highest rewards beside its state, so that they are saved,
+resumed and split over a mesh as it is. The search itself, its draws, its answer and its account
+are what they were.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowsde._checks import check_count
+from flowsde.interpolants import Interpolant
+from flowsde.search.grid import to_particles, tree_take, tree_where
+from flowsde.search.protocol import (
+    Candidates,
+    Evaluation,
+    Info,
+    Lines,
+    Particle,
+    Search,
+    SearchBase,
+)
+from flowsde.search.value import LookAhead, value_of
+
+
+class KeepingState(NamedTuple):
+    """State of `Keeping`: the inner search's, and the best [k], the highest reward first.
+
+    Places that nothing has come to have a reward of -inf.
+    """
+
+    inner: Any
+    kept: Particle
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping(SearchBase):
+    """See `keep`."""
+
+    inner: Search
+    k: int
+
+    @property
+    def nfe(self) -> int:
+        return self.inner.nfe
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.inner.interpolant
+
+    @property
+    def uses_gradient(self) -> bool:
+        return self.inner.uses_gradient
+
+    @property
+    def value(self) -> LookAhead | None:
+        return value_of(self.inner)
+
+    @property
+    def n_candidates(self) -> int:
+        return self.inner.n_candidates
+
+    @property
+    def max_rounds(self) -> int:
+        return self.inner.max_rounds
+
+    @property
+    def path_name(self) -> str:
+        return self.inner.path_name
+
+    def with_nfe(self, nfe: int) -> "Keeping":
+        return self.replace(inner=self.inner.with_nfe(nfe))
+
+    def with_width(self, width: int) -> "Keeping":
+        return self.replace(inner=self.inner.with_width(width))
+
+    def init(self, key, shape, target_reward, nfe) -> KeepingState:
+        inner = self.inner.init(key, shape, target_reward, nfe)
+        best = self.inner.best(inner)
+        nothing = best._replace(reward=jnp.full((), -jnp.inf, jnp.float32))
+        kept = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.k, *a.shape)), nothing)
+        return KeepingState(inner, kept)
+
+    def ask(self, state: KeepingState) -> tuple[KeepingState, Candidates]:
+        inner, asked = self.inner.ask(state.inner)
+        return state._replace(inner=inner), asked
+
+    def tell(
+        self, state: KeepingState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[KeepingState, Info]:
+        finishing = self.inner.finishing(state.inner)
+        inner, info = self.inner.tell(state.inner, candidates, evals)
+        # What is further up than the answer could not be one, unless finishing led further down.
+        last = jnp.where(finishing, jnp.inf, self.inner.best(inner).t)
+        new, old = to_particles(candidates, evals), state.kept
+        could_be = info.counted & (new.t <= last)
+        if self.value is not None:
+            could_be &= ~self.value.looks(new.t)
+        rewards = jnp.concatenate(
+            [
+                jnp.where(old.t <= last, old.reward, -jnp.inf),
+                jnp.where(could_be, new.reward, -jnp.inf),
+            ]
+        )
+        # The earlier of equals comes first.
+        best = jnp.argsort(-rewards)[: self.k].astype(jnp.int32)
+        row = jnp.maximum(best - self.k, 0)
+        kept = tree_where(
+            best < self.k, tree_take(old, jnp.minimum(best, self.k - 1)), tree_take(new, row)
+        )
+        return KeepingState(inner, kept._replace(reward=rewards[best])), info
+
+    def done(self, state: KeepingState) -> jax.Array:
+        return self.inner.done(state.inner)
+
+    def finishing(self, state: KeepingState) -> jax.Array:
+        return self.inner.finishing(state.inner)
+
+    def best(self, state: KeepingState) -> Particle:
+        return self.inner.best(state.inner)
+
+    def kept(self, state: KeepingState) -> Particle:
+        """The best so far, [k]."""
+        return state.kept
+
+    def path(self, state: KeepingState) -> Particle:
+        return self.inner.path(state.inner)
+
+    def lines(self, state: KeepingState, info: Info) -> Lines:
+        return self.inner.lines(state.inner, info)
+
+
+def keep(search: Search, k: int) -> Keeping:
+    """The same search, which remembers its k best answers: see `flowsde.Result.top`.
+
+    They are candidates whose reward is of their own posterior mean, at the time of the answer or
+    below, the best by reward and the earlier of equals first; of RBF's wide waves, those that are
+    counted.
+
+    Args:
+      search: of any method.
+      k: how many, at least 1. Their states are in memory, and their pictures are decoded.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")
+    return Keeping(search, check_count("k", k))
+
+
+def kept(search: Search, state: Any) -> Particle | None:
+    """What a search keeps beside its answer, [k]; None if it is none that does."""
+    own = getattr(search, "kept", None)
+    return None if own is None else own(state)
