@@ -193,6 +193,9 @@ class Task:
     larger than usual, at the places of a sketch, or with a count that training never showed."""
     target_reward: Float = None
     """Stop as soon as a reward reaches this."""
+    keep: Int = None
+    """Number of different pictures of each prompt to write, the best by reward that the search came
+    to: image.png, image-2.png, … (default: 1)."""
     seed: Annotated[int, number(int, "an integer")] = 0
     """Random seed."""
     weights: Weights = ()

@@ -33,10 +33,12 @@ ABOUT = {
     "version": text,
 }
 """Readers of the fields that say what a run is of."""
+_HELDOUT = fields({"success": _schema.flag}, exact=_schema.flag, rss=number)
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "heldout": fields({"success": _schema.flag}, exact=_schema.flag, rss=number),
+        "heldout": _HELDOUT,
+        "kept": items(fields({"heldout": _HELDOUT}, image=text, reward=maybe(number))),
     },
     **ABOUT,
     reward=maybe(number),
@@ -58,6 +60,11 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{error}; {OTHERWISE}") from None
+
+
+def images(many: int) -> list[str]:
+    """Names of so many pictures of a prompt, the best first."""
+    return [IMAGE, *(f"image-{i}.png" for i in range(2, many + 1))]
 
 
 def make(folder: Path) -> None:
@@ -95,7 +102,7 @@ def write(
     seconds: Mapping[str, float | None],
     attempts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write a prompt's image.png and result.json, the latter last: with it, the prompt is complete.
+    """Write a prompt's pictures and result.json, the latter last: with it, the prompt is complete.
 
     Args:
       folder: made if need be, in one that is there.
@@ -120,9 +127,25 @@ def write(
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
         **({} if attempts is None else {"attempts": attempts}),
+        **({} if result.kept is None else {"kept": _write_kept(folder, offer, about, result)}),
     }
     write_json(folder / RESULT, values)
     return values
+
+
+def _write_kept(
+    folder: Path, offer: Source, about: dict[str, Any], result: Result
+) -> list[dict[str, Any]]:
+    """Write the pictures behind the best; what result.json says of all."""
+    many = result.kept.reward.shape[0]
+    said = []
+    for name, one in zip(images(many), result.top(many), strict=False):
+        image = np.asarray(one.image)
+        if name != IMAGE:
+            offer.save(folder / name, image)
+        reward = float(one.reward) if offer.has_reward else None
+        said.append({"image": name, "reward": reward, **offer.heldout(about["prompt"], image)})
+    return said
 
 
 _CONTENTS = "converted models with the checksums"

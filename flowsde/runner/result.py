@@ -104,8 +104,11 @@ class Result(NamedTuple):
         own = Answers(*(getattr(self, name) for name in Answers._fields))
         if np.ndim(self.reward) == 0:
             return _different(own, self.kept, k)
-        every = [jax.tree.map(lambda a, i=i: a[i], (own, self.kept)) for i in range(len(self.t))]
-        return [_different(*one, k) for one in every]
+        every = []
+        for i in range(len(self.t)):
+            best, kept = jax.tree.map(lambda a, i=i: a[i], (own, self.kept))
+            every.append(_different(best, kept, k))
+        return every
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")

@@ -9,9 +9,8 @@ resumed was evaluated in the draft.
 Without drafts all trajectories start down the grid itself, and rewards of posterior means on the
 way decide which go on. With neither drafts nor rungs this is Best-of-N.
 
-Successive halving is of "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013; drafts
-resumed from kept states are those of Flash-BoN (arXiv 2607.04461), which makes them cheap by
-caching inside the model instead.
+Drafts resumed from kept states are those of Flash-BoN (arXiv 2607.04461), which makes them cheap
+by caching inside the model instead.
 """
 
 import bisect
@@ -322,19 +321,14 @@ def _plan(
     grid: Sequence[float], draft_steps: Any, resume_at: float, rungs: Any
 ) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
     """Positions of drafts, that at which they are resumed, and those of rungs behind it."""
-    last = len(grid) - 2
+    last, counts = len(grid) - 2, np.ndim(draft_steps) == 0
     if not 0.0 <= resume_at <= 1.0:
         raise ValueError(f"resume_at must be a time between 0 and 1, got {resume_at}")
-    if np.ndim(draft_steps) == 0:
-        steps = check_count("draft_steps", draft_steps, least=0, most=last + 1)
-        draft = (
-            (0, *(as_steps(steps - 1, grid, "draft_steps") or ())) if steps > 1 else (0,) * steps
-        )
-    else:
-        draft = (0, *(as_steps(draft_steps, grid, "draft_steps") or ()))
-    if not draft:
+    if counts and check_count("draft_steps", draft_steps, least=0, most=last + 1) == 0:
         first, *others = *_stops(rungs, grid, 0), last
         return tuple(range(first + 1)), first, tuple(others[:-1])
+    behind = draft_steps - 1 if counts else draft_steps
+    draft = (0,) if counts and behind == 0 else (0, *(as_steps(behind, grid, "draft_steps") or ()))
     # Of drafts that reach the last time nothing is left to do there.
     before = [i for i in draft if i < last] or [last]
     resumed = min(before, key=lambda i: abs(grid[i] - resume_at))

@@ -147,6 +147,22 @@ def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
 
 
+def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
+    bon = [PROMPT, "--method", "bon", "--steps", "3", "--nfe", "12"]
+    result = _sample(tmp_path / "kept", *bon, "--keep", "3")
+    one = _sample(tmp_path / "one", *bon)
+    names = ["image.png", "image-2.png", "image-3.png"]
+    assert [kept["image"] for kept in result["kept"]] == names and "kept" not in one
+    assert result["settings"]["keep"] == 3 and "keep" not in one["settings"]
+    rewards = [kept["reward"] for kept in result["kept"]]
+    assert rewards == sorted(rewards, reverse=True) and rewards[0] == result["reward"]
+    assert result["reward"] == one["reward"]
+    assert result["kept"][0]["heldout"] == result["heldout"]
+    pictures = [(tmp_path / "kept" / name).read_bytes() for name in names]
+    assert len(set(pictures)) == 3
+    assert pictures[0] == (tmp_path / "one" / "image.png").read_bytes()
+
+
 def test_seeds_and_overwriting(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +273,8 @@ WRONG = [
     ("P --target-reward nan", "--target-reward"),
     ("P --target-reward inf", "--target-reward"),
     ("P --target-reward high", "--target-reward"),
+    ("P --keep 0", "--keep must be an integer of at least 1, got 0"),
+    ("P --method ode --keep 2", "--keep has no effect with method ode, which comes to one"),
     ("P --seed -1", "--seed"),
     ("P --seed x", "--seed"),
     ("P --kernel ddim --eta 2", "eta"),

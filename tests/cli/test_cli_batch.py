@@ -87,6 +87,30 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_keep_writes_several_of_each(file: Path, tmp_path: Path) -> None:
+    _batch(file, tmp_path / "one")
+    _batch(file, tmp_path / "two", "--keep", "2")
+    for slug, one, two in zip(
+        SLUGS, _results(tmp_path / "one"), _results(tmp_path / "two"), strict=True
+    ):
+        assert one["reward"] == two["reward"] == two["kept"][0]["reward"]
+        files = {path.name for path in (tmp_path / "two" / slug).iterdir()}
+        assert files == {"result.json", *(kept["image"] for kept in two["kept"])}
+    many = sum(len(two["kept"]) for two in _results(tmp_path / "two"))
+    assert len(PROMPTS) < many <= 2 * len(PROMPTS)
+    with (
+        Image.open(tmp_path / "one" / "sheet.png") as small,
+        Image.open(tmp_path / "two" / "sheet.png") as large,
+    ):
+        assert large.size > small.size
+    # It resumes: nothing is found anew, and without --keep it is another run.
+    again = _batch(file, tmp_path / "two", "--keep", "2")
+    assert len(again["runs"]) == 1
+    with pytest.raises(SystemExit):
+        _batch(file, tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kills"), [([], [3]), (["--total-nfe", "120"], [3, 2])], ids=["each", "total"]
 )
