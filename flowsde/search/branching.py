@@ -55,5 +55,30 @@ def as_steps(
     return tuple(sorted(steps))
 
 
+def steps_between(name: str, values: Any, grid: Sequence[float], start: int) -> tuple[int, ...]:
+    """Positions in a grid between one and the last that is evaluated, rising.
+
+    Args:
+      name: of the argument.
+      values: a number of steps, 0 and up, spread evenly; or a sequence as for `as_steps`.
+      grid: times falling from 1 to 0.
+      start: the position that they lie behind.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    last = len(grid) - 2
+    if np.ndim(values) == 0:
+        n = check_count(name, values, least=0, most=max(last - start - 1, 0))
+        return tuple(start + -(-k * (last - start) // (n + 1)) for k in range(1, n + 1))
+    steps = as_steps(values, grid, name) or ()
+    if not all(start < i < last for i in steps):
+        raise ValueError(
+            f"{name} must lie behind position {start} of the grid, from which particles go on, "
+            f"and before the last, {last}, got {values!r}"
+        )
+    return steps
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

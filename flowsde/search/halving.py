@@ -27,7 +27,7 @@ import numpy as np
 from flowsde._checks import MOST, check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
-from flowsde.search.branching import as_steps
+from flowsde.search.branching import as_steps, steps_between
 from flowsde.search.grid import (
     GridSearch,
     check_kernel,
@@ -275,15 +275,18 @@ class SuccessiveHalving(GridSearch):
         return Lines(jnp.where(here, state.ids, -1), parent, state.particles)
 
 
+_DRAFT_STEPS = 4
+
+
 def halving(
     *,
     nfe: int,
     kernel: Kernel,
     grid: Any,
     factor: int = 4,
-    draft_steps: int | Sequence[float] = 4,
+    draft_steps: int | Sequence[float] | None = None,
     resume_at: float = 1.0,
-    rungs: int | Sequence[float] = 0,
+    rungs: int | Sequence[float] | None = None,
 ) -> SuccessiveHalving:
     """Best-of-N with drafts, by successive halving.
 
@@ -295,16 +298,20 @@ def halving(
         the last.
       factor: one of so many goes on at a rung, rounded up; 1 keeps all.
       draft_steps: evaluations of a draft, at times of the grid from its first to its last; in
-        Python also a tuple of positions in the grid or of times, beside the first. 0 makes none:
-        trajectories go down the grid, and compete at `rungs`.
+        Python also a tuple of positions in the grid or of times, beside the first. By default 4, or
+        all of fewer; and with `rungs` none, so that trajectories go down the grid from the start.
       resume_at: time from which the best drafts are resumed, the nearest one of a draft's.
       rungs: steps behind it, so many spread evenly, at which trajectories compete on their way to
-        the last time; in Python also a tuple of positions in the grid or of times.
+        the last time; in Python also a tuple of positions in the grid or of times. By default none.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     times = as_grid("grid", grid)
+    if draft_steps is None:
+        draft_steps = min(_DRAFT_STEPS, len(times) - 1) if rungs is None else 0
+    if rungs is None:
+        rungs = 0
     draft, resumed, stops = _plan(times, draft_steps, resume_at, rungs)
     return SuccessiveHalving(
         nfe=check_count("nfe", nfe),
@@ -325,26 +332,11 @@ def _plan(
     if not 0.0 <= resume_at <= 1.0:
         raise ValueError(f"resume_at must be a time between 0 and 1, got {resume_at}")
     if counts and check_count("draft_steps", draft_steps, least=0, most=last + 1) == 0:
-        first, *others = *_stops(rungs, grid, 0), last
+        first, *others = *steps_between("rungs", rungs, grid, 0), last
         return tuple(range(first + 1)), first, tuple(others[:-1])
     behind = draft_steps - 1 if counts else draft_steps
     draft = (0,) if counts and behind == 0 else (0, *(as_steps(behind, grid, "draft_steps") or ()))
     # Of drafts that reach the last time nothing is left to do there.
     before = [i for i in draft if i < last] or [last]
     resumed = min(before, key=lambda i: abs(grid[i] - resume_at))
-    return draft, resumed, _stops(rungs, grid, resumed)
-
-
-def _stops(rungs: Any, grid: Sequence[float], start: int) -> tuple[int, ...]:
-    """Positions of rungs between a position and the last."""
-    last = len(grid) - 2
-    if np.ndim(rungs) == 0:
-        n = check_count("rungs", rungs, least=0, most=max(last - start - 1, 0))
-        return tuple(start + -(-k * (last - start) // (n + 1)) for k in range(1, n + 1))
-    stops = as_steps(rungs, grid, "rungs") or ()
-    if not all(start < i < last for i in stops):
-        raise ValueError(
-            f"rungs must lie behind position {start} of the grid, from which trajectories go on, "
-            f"and before the last, {last}, got {rungs!r}"
-        )
-    return stops
+    return draft, resumed, steps_between("rungs", rungs, grid, resumed)

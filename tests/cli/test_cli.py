@@ -86,7 +86,7 @@ SMALL = {
     "ode": "",
     "sde": "",
     "bon": "--nfe 7 --width 2",
-    "halving": "--nfe 10 --draft-steps 2 --factor 2",
+    "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",

@@ -243,6 +243,7 @@ def test_drafts_take_times_of_the_grid():
     plans = {
         (4, 1.0): ((0, 3, 6, 9), 0),
         (4, 0.68): ((0, 3, 6, 9), 3),
+        (None, 1.0): ((0, 3, 6, 9), 0),
         # The last time is none to go on from.
         (2, 0.1): ((0, 9), 0),
         (1, 0.3): ((0,), 0),
@@ -250,3 +251,5 @@ def test_drafts_take_times_of_the_grid():
     for (steps, time), (draft, resumed) in plans.items():
         search = halving(100, grid=grid, draft_steps=steps, resume_at=time)
         assert (search.draft, search.resumed) == (draft, resumed)
+    assert halving(100, grid=fs.grids.uniform(3)).draft == (0, 1, 2)
+    assert halving(100, rungs=2) == halving(100, rungs=2, draft_steps=0)
