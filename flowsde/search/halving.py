@@ -298,9 +298,11 @@ def halving(
         the last.
       factor: one of so many goes on at a rung, rounded up; 1 keeps all.
       draft_steps: evaluations of a draft, at times of the grid from its first to its last; in
-        Python also a tuple of positions in the grid or of times, beside the first. By default 4, or
-        all of fewer; and with `rungs` none, so that trajectories go down the grid from the start.
-      resume_at: time from which the best drafts are resumed, the nearest one of a draft's.
+        Python also a tuple of positions in the grid or of times, beside the first. By default 4,
+        but at most half of the grid's; and none with `rungs`, so that trajectories go down the grid
+        from the start.
+      resume_at: time from which the best drafts are resumed, the nearest one of a draft's. Steps
+        that a draft made as the grid does are not made again.
       rungs: steps behind it, so many spread evenly, at which trajectories compete on their way to
         the last time; in Python also a tuple of positions in the grid or of times. By default none.
 
@@ -309,7 +311,8 @@ def halving(
     """
     times = as_grid("grid", grid)
     if draft_steps is None:
-        draft_steps = min(_DRAFT_STEPS, len(times) - 1) if rungs is None else 0
+        few = min(_DRAFT_STEPS, max((len(times) - 1) // 2, 1))
+        draft_steps = few if rungs is None else 0
     if rungs is None:
         rungs = 0
     draft, resumed, stops = _plan(times, draft_steps, resume_at, rungs)
@@ -339,4 +342,6 @@ def _plan(
     # Of drafts that reach the last time nothing is left to do there.
     before = [i for i in draft if i < last] or [last]
     resumed = min(before, key=lambda i: abs(grid[i] - resume_at))
+    while resumed + 1 in draft:
+        resumed += 1
     return draft, resumed, steps_between("rungs", rungs, grid, resumed)

@@ -130,7 +130,8 @@ def searches(draw, method):
         case "halving":
             options |= {"kernel": draw(st.sampled_from([kernel, ODE])), "factor": number(1, 5)}
             options |= {"draft_steps": number(0, steps), "resume_at": number(0, 10) / 10}
-            room_for = steps - 2 if options["resume_at"] == 1.0 else 0
+            whole = options["draft_steps"] == steps or options["resume_at"] < 1.0
+            room_for = 0 if whole else steps - 2
             options |= {"rungs": number(0, max(room_for, 0))}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))

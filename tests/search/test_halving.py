@@ -251,5 +251,9 @@ def test_drafts_take_times_of_the_grid():
     for (steps, time), (draft, resumed) in plans.items():
         search = halving(100, grid=grid, draft_steps=steps, resume_at=time)
         assert (search.draft, search.resumed) == (draft, resumed)
-    assert halving(100, grid=fs.grids.uniform(3)).draft == (0, 1, 2)
+    assert halving(100, grid=fs.grids.uniform(5)).draft == (0, 4)
+    assert halving(100, grid=fs.grids.uniform(1)).draft == (0,)
+    # Steps of the grid are not made again; of all of them nothing is left to do.
+    assert halving(100, grid=grid, draft_steps=(1, 2, 9)).resumed == 2
+    assert halving(100, grid=grid, draft_steps=10)._lengths == [10]
     assert halving(100, rungs=2) == halving(100, rungs=2, draft_steps=0)
