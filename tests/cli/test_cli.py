@@ -434,7 +434,7 @@ def test_paper_presets_of_others(method: str) -> None:
     search: Any = presets.build(method, resolve("paper", method, {}))
     assert search.nfe == 500
     linear, vp = fs.interpolants.linear(), fs.interpolants.vp()
-    if method in ("bon", "sop"):
+    if method in ("bon", "halving", "sop"):
         assert search.kernel == fs.kernels.ode_euler(linear)
     else:
         assert search.kernel == fs.kernels.euler_maruyama(vp, fs.diffusion.square(scale=3.0))
@@ -442,6 +442,9 @@ def test_paper_presets_of_others(method: str) -> None:
     match method:
         case "bon":
             assert search.samples == 50 and search.steps == 10
+        case "halving":
+            # 80 drafts of 4 steps, of which 20 go on for the other 9 times.
+            assert search.drafts == 80 and search.draft == (0, 3, 6, 9)
         case "smc":
             assert search.n_candidates == 50 and search.temperatures == (0.1,) * 10
         case "svdd" | "code":
