@@ -446,6 +446,9 @@ def test_paper_presets_of_others(method: str) -> None:
     match method:
         case "bon":
             assert search.samples == 50 and search.steps == 10
+        case "halving":
+            # 80 drafts of 4 steps, of which 20 go on for the other 9 times.
+            assert search.drafts == 80 and search.draft == (0, 3, 6, 9)
         case "smc":
             assert search.n_candidates == 50 and search.temperatures == (0.1,) * 10
         case "svdd" | "code":

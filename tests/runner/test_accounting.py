@@ -1,7 +1,7 @@
 """What is charged against what a counting model and a counting verifier really see.
 
-2,400 random settings: 4 random searches of each method, which are programs of their own, each with
-84 random budgets and targets.
+More than 2,600 random settings: 4 random searches of each method, which are programs of their own,
+each with 84 random budgets and targets.
 """
 
 import jax
