@@ -28,7 +28,7 @@ NAMES = {
         CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
         euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
     """,
-    "flowsde.rewards": "DeviceReward HostReward RewardError device host",
+    "flowsde.rewards": "DeviceReward HostReward RewardError device host remote",
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Lines
         METHODS Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code

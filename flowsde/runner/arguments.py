@@ -117,11 +117,12 @@ def prepare(
     flow, cond = with_own_nulls(flow, cond)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
-    run = of_run(program.search, cond, ids.size)
     for budget in np.unique(budgets):
         program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
+    version = verifier.version if isinstance(verifier, HostReward) else None
+    run = of_run(program.search, cond, ids.size, version)
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
     static |= {"search": program.search, "reward": compiled}
     warn_if_written_anew(4, **static)

@@ -44,8 +44,8 @@ class Result(NamedTuple):
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
       given: `Given`, what the search began with; None from `flowsde.batch`.
-      run: uint32, checksum of the search's settings and of cond, by which a run that resumes knows
-        its own; None from `flowsde.batch`.
+      run: uint32, checksum of the search's settings, of cond and of the version that a reward
+        outside JAX may have, by which a run that resumes knows its own; None from `flowsde.batch`.
     """
 
     image: Any

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flowsde._text import shown
 from flowsde.models.clip.rewards import clip_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
-from flowsde.rewards import Reward, device, host
+from flowsde.rewards import HostReward, Reward, device, host
 
 
 class RewardSource(Protocol):
@@ -70,6 +70,9 @@ class HostFunction:
 
     def __init__(self, name: str, timeout: float):
         function = _imported(name)
+        if isinstance(function, HostReward):  # made by `host` or `remote`
+            self._reward = function
+            return
         try:
             self._reward = host(function, name, timeout=timeout)
         except TypeError as error:
