@@ -96,7 +96,7 @@ class Batcher:
                 return []
             shape, end = _shape(self._queue[0].request), time.monotonic() + self._wait
             while True:
-                chosen, rows = [], 0
+                chosen, rows = list[_Job](), 0
                 for job in self._queue:
                     if _shape(job.request) == shape and (
                         not chosen or rows + job.rows <= self._batch
@@ -185,10 +185,8 @@ def _shape(request: Request) -> Hashable:
 
     cond = request.cond
     if isinstance(cond, dict):
-        told: Hashable = tuple((name, one(cond[name])) for name in sorted(cond))
-    else:
-        told = one(cond) if isinstance(cond, np.ndarray) else type(cond)
-    return one(request.images), told
+        return one(request.images), tuple((name, one(cond[name])) for name in sorted(cond))
+    return one(request.images), one(cond) if isinstance(cond, np.ndarray) else type(cond)
 
 
 def _joined(conds: Sequence[Any]) -> Any:

@@ -147,15 +147,17 @@ class Client:
 
     def _tried(self, exchange: Exchange, read: Any, end: float, stop: threading.Event) -> Answer:
         last: Replica | None = None
+        failure: RemoteError
         others: set[Replica] = set()
         tried = 0
         while True:
             try:
-                with self._replicas.one(last, others) as last:
-                    answer: Answer = last.connections.ask(exchange, read, end)
+                with self._replicas.one(last, others) as chosen:
+                    last = chosen
+                    answer: Answer = chosen.connections.ask(exchange, read, end)
                     if answer.version != self.version:
                         raise OtherVersion(
-                            f"{last.connections.url} answered for version {answer.version}"
+                            f"{chosen.connections.url} answered for version {answer.version}"
                         )
                     return answer
             except Unavailable as error:
@@ -164,7 +166,7 @@ class Client:
             except OtherVersion as error:
                 # One that was updated is passed over for those that were not.
                 failure, pause = error, 0.0
-                others.add(last)
+                others.add(chosen)
                 if len(others) == len(self._replicas):
                     raise OtherVersion(f"{error}, expected {self.version}") from None
             late = time.monotonic() + pause >= end

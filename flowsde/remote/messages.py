@@ -201,7 +201,8 @@ def read_answer(stream: Stream, length: int, n: int, digest: str) -> Answer:
     scores = read_arrays(stream, header)[0]["scores"]
     if not np.isfinite(scores).all():
         raise Malformed("the scores are not finite")
-    seconds = [about.get(name) for name in ("waited", "computed")]
-    if not all(isinstance(s, int | float) for s in seconds):
-        raise Malformed("the answer does not say its seconds")
-    return Answer(scores, about["version"], *map(float, seconds))
+    try:
+        waited, computed = float(about["waited"]), float(about["computed"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise Malformed("the answer does not say its seconds") from None
+    return Answer(scores, about["version"], waited, computed)

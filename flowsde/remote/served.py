@@ -39,7 +39,7 @@ def served(name: str, version: str | None = None, weights: Sequence[Path] = ()) 
       weights: files, or folders of them, that scores depend on.
 
     Raises:
-      ValueError: it cannot be imported, or is no function of two arguments.
+      ValueError: it cannot be imported, or is no function.
       OSError: weights cannot be read.
     """
     module_name, _, function = name.partition(":")

@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         end = time.monotonic() + _DRAINED
         while drain and 0 < self._left and time.monotonic() < end:
             self.connection.settimeout(_DRAINED)
-            got = len(self.rfile.read1(min(self._left, 1 << 16)))  # type: ignore[attr-defined]
+            got = len(self.rfile.read1(min(self._left, 1 << 16)))
             self._left = self._left - got if got else 0
 
     def _send(
@@ -235,6 +235,6 @@ class _Counted(io.RawIOBase):
         self._handler = handler
 
     def readinto(self, buffer: Any, /) -> int:
-        got = self._handler.rfile.readinto(buffer)  # type: ignore[attr-defined]
+        got = self._handler.rfile.readinto(buffer)
         self._handler._left -= got or 0
         return got or 0
