@@ -8,8 +8,8 @@ of another version, a refusal, scores that are not n finite numbers.
 
 import json
 import random
-import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from flowsde import _threads
 from flowsde.pictures import pixels
-from flowsde.remote.connection import Connections, Exchange
+from flowsde.remote.connection import Call, Connections, Exchange
 from flowsde.remote.messages import (
     INFO,
     PROTOCOL,
@@ -92,6 +92,7 @@ class Client:
         as_pixels: bool,
     ):
         self._replicas = Replicas(servers)
+        weakref.finalize(self, _close, servers)
         self._patience, self._max_in_flight = patience, max_in_flight
         self._as_pixels = as_pixels
         info = self._agreed(reward)
@@ -105,25 +106,25 @@ class Client:
           RemoteError: there are none for every image; nothing stands for those that failed.
           TypeError: naming what cannot be sent.
         """
-        end = time.monotonic() + self._patience.deadline
+        call = Call(time.monotonic() + self._patience.deadline)
         if self._as_pixels:
             images = pixels(np.asarray(images, np.float32))
         size = self._fitting(images)
         starts = range(0, len(images), size)
         parts = [(images[i : i + size], _part(cond, i, size)) for i in starts]
         if len(parts) == 1:
-            return self._score(*parts[0], end, threading.Event())
-        stop, name = threading.Event(), f"reward {self.reward}"
-        lines = [_threads.Line(name) for _ in range(min(len(parts), self._max_in_flight))]
+            return self._score(*parts[0], call)
+        name, many = f"reward {self.reward}", min(len(parts), self._max_in_flight)
+        lines = [_threads.Line(name) for _ in range(many)]
         try:
             under_way = [
-                lines[i % len(lines)].submit(self._score, *part, end, stop)
+                lines[i % len(lines)].submit(self._score, *part, call)
                 for i, part in enumerate(parts)
             ]
             return np.concatenate([_threads.wait(future) for future in under_way])
         finally:
             # Nothing of this call goes on when it has failed.
-            stop.set()
+            call.stop()
             for line in lines:
                 line.close()
 
@@ -132,9 +133,7 @@ class Client:
         each = images[:1].nbytes * (2 if images.dtype.kind == "V" else 1)  # sent as float32
         return max(1, min(self._chunk, (self._body - MOST_HEADER) // max(each, 1)))
 
-    def _score(
-        self, images: np.ndarray, cond: Any, end: float, stop: threading.Event
-    ) -> np.ndarray:
+    def _score(self, images: np.ndarray, cond: Any, call: Call) -> np.ndarray:
         body = pack_request(images, cond, self.reward, self.version)
         digest, n = digest_of(body), len(images)
         exchange = Exchange("POST", SCORE, body)
@@ -142,10 +141,9 @@ class Client:
         def read(stream: Any, length: int) -> Answer:
             return read_answer(stream, length, n, digest)
 
-        answer = self._tried(exchange, read, end, stop)
-        return answer.scores
+        return self._tried(exchange, read, call).scores
 
-    def _tried(self, exchange: Exchange, read: Any, end: float, stop: threading.Event) -> Answer:
+    def _tried(self, exchange: Exchange, read: Any, call: Call) -> Answer:
         last: Replica | None = None
         failure: RemoteError
         others: set[Replica] = set()
@@ -154,7 +152,7 @@ class Client:
             try:
                 with self._replicas.one(last, others) as chosen:
                     last = chosen
-                    answer: Answer = chosen.connections.ask(exchange, read, end)
+                    answer: Answer = chosen.connections.ask(exchange, read, call)
                     if answer.version != self.version:
                         raise OtherVersion(
                             f"{chosen.connections.url} answered for version {answer.version}"
@@ -169,25 +167,25 @@ class Client:
                 others.add(chosen)
                 if len(others) == len(self._replicas):
                     raise OtherVersion(f"{error}, expected {self.version}") from None
-            late = time.monotonic() + pause >= end
-            if late or tried > self._patience.retries or stop.wait(pause):
+            late = time.monotonic() + pause >= call.end
+            if late or tried > self._patience.retries or call.stopped.wait(pause):
                 why = "no time is left" if late else f"tried {tried} times"
                 raise RemoteError(f"{failure} ({why})") from None
 
     def _agreed(self, reward: str | None) -> Info:
         """What all servers that answer say of themselves, the same of each."""
-        end = time.monotonic() + self._patience.deadline
+        call = Call(time.monotonic() + self._patience.deadline)
         found: dict[str, Info] = {}
         for tried in range(self._patience.retries + 1):
             silent, asked = [], 0.0
             for server in self._replicas.connections():
                 try:
-                    found[server.url] = server.ask(Exchange("GET", INFO), _info, end)
+                    found[server.url] = server.ask(Exchange("GET", INFO), _info, call)
                 except Unavailable as error:
                     silent.append(str(error))
                     asked = max(asked, error.retry_after)
             pause = self._patience.pause(tried, asked)
-            if found or time.monotonic() + pause >= end:
+            if found or time.monotonic() + pause >= call.end:
                 break
             time.sleep(pause)
         if not found:
@@ -206,12 +204,12 @@ class Client:
 
     def close(self) -> None:
         """Close the connections that are kept; the next call opens others."""
-        for server in self._replicas.connections():
-            server.close()
+        _close(self._replicas.connections())
 
-    def __del__(self) -> None:
-        if hasattr(self, "_replicas"):
-            self.close()
+
+def _close(servers: Sequence[Connections]) -> None:
+    for server in servers:
+        server.close()
 
 
 def _part(cond: Any, start: int, size: int) -> Any:

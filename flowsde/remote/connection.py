@@ -6,10 +6,12 @@ No redirect is followed and no proxy of the environment is asked: requests carry
 import http.client
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -33,6 +35,37 @@ class Exchange(NamedTuple):
     method: str
     path: str
     body: bytes | None = None
+
+
+class Call:
+    """What the requests of one call of a client share: when to give up, and how to end them all.
+
+    Args:
+      end: `time.monotonic` at which to give up.
+    """
+
+    def __init__(self, end: float):
+        self.end, self.stopped = end, threading.Event()
+        self._lock, self._open = threading.Lock(), set[http.client.HTTPConnection]()
+
+    @contextmanager
+    def using(self, connection: http.client.HTTPConnection) -> Iterator[None]:
+        """In the block, `stop` ends what the connection waits for."""
+        with self._lock:
+            self._open.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+
+    def stop(self) -> None:
+        """End all requests; their threads find the connection broken, and do not try again."""
+        self.stopped.set()
+        with self._lock:
+            for connection in self._open:
+                with suppress(OSError, AttributeError):  # closed, or not yet open
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def is_loopback(host: str) -> bool:
@@ -87,13 +120,13 @@ class Connections:
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
-    def ask(self, exchange: Exchange, read: Callable[[Any, int], _Read], end: float) -> _Read:
+    def ask(self, exchange: Exchange, read: Callable[[Any, int], _Read], call: Call) -> _Read:
         """What `read(stream, length)` makes of the answer to a request.
 
         Args:
           exchange: to send.
           read: of the body, whose length the server told.
-          end: `time.monotonic` at which to give up.
+          call: of which it is a request.
 
         Raises:
           Unavailable: another try may help.
@@ -104,12 +137,13 @@ class Connections:
         try:
             if kept is not None:
                 try:
-                    return self._on(kept, exchange, read, end)
+                    return self._on(kept, exchange, read, call)
                 except (http.client.RemoteDisconnected, ConnectionError):
+                    if call.stopped.is_set():
+                        raise
                     # The server had closed it meanwhile, which says nothing of the request.
-                    kept.close()
-            fresh = self._make(min(self._connect_timeout, max(end - time.monotonic(), 0.01)))
-            return self._on(fresh, exchange, read, end)
+            left = max(call.end - time.monotonic(), 0.01)
+            return self._on(self._make(min(self._connect_timeout, left)), exchange, read, call)
         except ssl.SSLCertVerificationError as error:
             raise RemoteError(f"{self.url}: {error.verify_message}") from None
         except (OSError, http.client.IncompleteRead, Truncated) as error:
@@ -122,37 +156,47 @@ class Connections:
         connection: http.client.HTTPConnection,
         exchange: Exchange,
         read: Callable[[Any, int], _Read],
-        end: float,
+        call: Call,
     ) -> _Read:
+        response = None
         try:
-            if connection.sock is None:
-                connection.connect()
-            left = max(end - time.monotonic(), 0.01)
-            connection.sock.settimeout(min(self._read_timeout, left))
-            try:
-                connection.request(
-                    exchange.method, exchange.path, exchange.body, headers=self._headers
-                )
-            except (BrokenPipeError, ConnectionResetError):
-                # Refused before all was sent; the answer says why, if there is one.
-                if connection.sock is None:
-                    raise
-            response = connection.getresponse()
-            length = response.length
-            if response.status != 200:
-                raise self._refused(response)
-            if length is None:
-                raise Malformed("the answer does not tell its length")
-            found = read(response, length)
+            with call.using(connection):
+                response = self._sent(connection, exchange, call)
+                length = response.length
+                if response.status != 200:
+                    raise self._refused(response)
+                if length is None:
+                    raise Malformed("the answer does not tell its length")
+                found = read(response, length)
         except BaseException:
+            if response is not None:
+                response.close()  # which has the socket where the server closes
             connection.close()
             raise
         if response.will_close or not response.isclosed():
+            response.close()
             connection.close()
         else:
             with self._lock:
                 self._idle.append(connection)
         return found
+
+    def _sent(
+        self, connection: http.client.HTTPConnection, exchange: Exchange, call: Call
+    ) -> http.client.HTTPResponse:
+        if connection.sock is None:
+            connection.connect()
+        if call.stopped.is_set():
+            raise ConnectionAbortedError("another request of the call failed")
+        left = max(call.end - time.monotonic(), 0.01)
+        connection.sock.settimeout(min(self._read_timeout, left))
+        try:
+            connection.request(exchange.method, exchange.path, exchange.body, headers=self._headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # Refused before all was sent; the answer says why, if there is one.
+            if connection.sock is None:
+                raise
+        return connection.getresponse()
 
     def _refused(self, response: http.client.HTTPResponse) -> RemoteError:
         try:

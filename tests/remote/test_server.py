@@ -135,7 +135,9 @@ def test_a_full_queue_says_when_to_come_again():
 
 
 def test_a_reward_that_takes_too_long_is_504():
-    with serving(lambda images, cond: time.sleep(0.3) or mean(images, cond), timeout=0.05) as server:
+    with serving(
+        lambda images, cond: time.sleep(0.3) or mean(images, cond), timeout=0.05
+    ) as server:
         assert ask(server)[0] == 504
         time.sleep(0.4)
         # It was computed all the same, and is known.
