@@ -92,17 +92,21 @@ class ServeReward:
         batcher = Batcher(
             found.fn, found.version, batch=self.batch, fixed=self.fixed or found.name in NAMES
         )
-        server = RewardServer(
-            self.host,
-            self.port,
-            batcher,
-            found.name,
-            found.version,
-            token=token,
-            limits=Limits(body=self.body << 20, n=self.most),
-            places=self.queue,
-            timeout=self.timeout,
-        )
+        try:
+            server = RewardServer(
+                self.host,
+                self.port,
+                batcher,
+                found.name,
+                found.version,
+                token=token,
+                limits=Limits(body=self.body << 20, n=self.most),
+                places=self.queue,
+                timeout=self.timeout,
+            )
+        except OSError as error:
+            where = f"{self.host}:{self.port}"
+            raise OptionError("--port", f"{where} cannot be bound: {error.strerror}") from None
         print(f"reward  {found.name}\nversion {found.version}\nurl     {server.url}", flush=True)
         return partial(_serve, server, batcher)
 

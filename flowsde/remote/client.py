@@ -215,8 +215,9 @@ def _close(servers: Sequence[Connections]) -> None:
 def _part(cond: Any, start: int, size: int) -> Any:
     some = slice(start, start + size)
     if isinstance(cond, dict):
-        return {name: array[some] for name, array in cond.items()}
-    return None if cond is None else cond[some]
+        return {name: _part(array, start, size) for name, array in cond.items()}
+    # Of what is none of these, `pack_request` says so.
+    return cond[some] if isinstance(cond, list | np.ndarray) else cond
 
 
 def _info(stream: Any, length: int) -> Info:

@@ -214,8 +214,14 @@ def test_nobody_there_or_somebody_else():
 
 def test_an_object_that_cannot_be_sent_is_named():
     with serving(norm) as server:
-        with pytest.raises(RewardError, match="reward_cond must be texts"):
-            fs.rewards.remote(server.url)(IMAGES, [object()] * 7)
+        reward = fs.rewards.remote(server.url, chunk=2)
+        for cond, said in [
+            ([object()] * 7, "reward_cond must be texts"),
+            ((IMAGES, IMAGES), "texts, an array or a dictionary of arrays, got tuple as cond"),
+            ({"a": {"b": IMAGES}}, "got dict as cond 'a'"),
+        ]:
+            with pytest.raises(RewardError, match=said):
+                reward(IMAGES, cond)
 
 
 def go(reward, resume=None):

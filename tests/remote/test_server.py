@@ -209,6 +209,15 @@ WRONG = {
 }
 
 
+def test_a_port_that_is_taken_is_named(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        said = refused(capsys, "serve-reward", "--reward", "json:dumps", "--port", port)
+    assert f"--port: 127.0.0.1:{port} cannot be bound: Address already in use" in said
+
+
 @pytest.mark.parametrize(("words", "said"), WRONG.items(), ids=WRONG)
 def test_wrong_options(words, said, capsys, monkeypatch):
     monkeypatch.delitem(os.environ, "FLOWSDE_REWARD_TOKEN", raising=False)
