@@ -63,16 +63,16 @@ class Replicas:
             now = self._clock()
             chosen = min(self._all, key=order)
             chosen.outstanding += 1
-        failed = False
+        broken = False
         try:
             yield chosen
         except RemoteError:
-            failed = True
+            broken = True
             raise
         finally:
             with self._lock:
                 chosen.outstanding -= 1
-                self._note(chosen, failed)
+                self._note(chosen, broken)
 
     def _note(self, replica: Replica, failed: bool) -> None:
         if not failed:
