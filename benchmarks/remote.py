@@ -128,7 +128,6 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"model": [], "reward": [], "both": []}
     with _served(each) as url:
         reward = fs.rewards.remote(url)
-        _searched(dataclasses.replace(plan, prompts=2), flow, reward)
         _, totals = _searched(plan, flow, reward)  # compiles
         images = np.zeros((plan.batch, *flow.shape), np.float32)
         for number in range(plan.repetitions):

@@ -10,6 +10,7 @@ import json
 import random
 import time
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -144,14 +145,13 @@ class Client:
         return self._tried(exchange, read, call).scores
 
     def _tried(self, exchange: Exchange, read: Any, call: Call) -> Answer:
-        last: Replica | None = None
+        failed: Counter[Replica] = Counter()
         failure: RemoteError
         others: set[Replica] = set()
         tried = 0
         while True:
             try:
-                with self._replicas.one(last, others) as chosen:
-                    last = chosen
+                with self._replicas.one(failed, others) as chosen:
                     answer: Answer = chosen.connections.ask(exchange, read, call)
                     if answer.version != self.version:
                         raise OtherVersion(
@@ -160,6 +160,7 @@ class Client:
                     return answer
             except Unavailable as error:
                 failure, pause = error, self._patience.pause(tried, error.retry_after)
+                failed[chosen] += 1
                 tried += 1
             except OtherVersion as error:
                 # One that was updated is passed over for those that were not.

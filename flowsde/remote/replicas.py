@@ -7,8 +7,9 @@ one that comes back first is asked all the same: a breaker steers, and fails not
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from flowsde.remote.connection import Connections
@@ -44,34 +45,34 @@ class Replicas:
 
     @contextmanager
     def one(
-        self, last: Replica | None = None, never: Collection[Replica] = ()
+        self, failed: Mapping[Replica, int] = MappingProxyType({}), never: Collection[Replica] = ()
     ) -> Iterator[Replica]:
         """The one with the fewest requests under way; in the block it has one more.
 
         Args:
-          last: that failed just now: another is taken if there is one.
+          failed: how often each failed at what it would be asked for: others go before it.
           never: that are taken only if there are no others.
         """
 
         def order(replica: Replica) -> tuple[Any, ...]:
             resting = replica.resting(now)
             back = replica.until if resting else 0.0
-            return replica in never, resting, replica is last, back, replica.outstanding
+            return replica in never, resting, failed.get(replica, 0), back, replica.outstanding
 
         with self._lock:
             now = self._clock()
             chosen = min(self._all, key=order)
             chosen.outstanding += 1
-        failed = False
+        broken = False
         try:
             yield chosen
         except RemoteError:
-            failed = True
+            broken = True
             raise
         finally:
             with self._lock:
                 chosen.outstanding -= 1
-                self._note(chosen, failed)
+                self._note(chosen, broken)
 
     def _note(self, replica: Replica, failed: bool) -> None:
         if not failed:

@@ -172,17 +172,17 @@ def test_a_breaker_rests_twice_as_long_each_time_and_asks_once():
 
     bad = next(one for one in replicas._all if one.connections == "bad")
     good = next(one for one in replicas._all if one.connections == "good")
-    assert ask() == "good" and ask(last=good) == ask(last=good) == "bad"
-    assert ask(last=good) == "good" and both() == {"good"}
+    assert ask() == "good" and ask(failed={good: 1}) == ask(failed={good: 1}) == "bad"
+    assert ask(failed={good: 1}) == "good" and both() == {"good"}
     now[0] = 1.01
-    assert ask(last=good) == "bad" and ask(last=good) == "good"
+    assert ask(failed={good: 1}) == "bad" and ask(failed={good: 1}) == "good"
     now[0] = 2.9
-    assert ask(last=good) == "good"
+    assert ask(failed={good: 1}) == "good"
     now[0] = 3.1
-    with replicas.one(last=good) as probe:
-        assert probe is bad and ask(last=good) == "good"
+    with replicas.one(failed={good: 1}) as probe:
+        assert probe is bad and ask(failed={good: 1}) == "good"
     assert bad.failures == 0 and both() == {"good", "bad"}
-    assert ask(last=bad, never={good}) == "bad"
+    assert ask(failed={bad: 1}, never={good}) == "bad"
 
 
 @pytest.mark.parametrize(
