@@ -6,6 +6,7 @@ python benchmarks/readme.py [--check]
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -441,7 +442,7 @@ def cold_start() -> str:
     )
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,

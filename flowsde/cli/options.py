@@ -170,7 +170,8 @@ class Task:
     """Options that `sample` and `batch` share."""
 
     method: Annotated[str, word("method")] = "svdd"
-    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: svdd)."""
+    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default:
+    svdd)."""
     preset: Annotated[str, word("preset")] = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
     default), or "paper", those of the RBF paper."""
