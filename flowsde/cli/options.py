@@ -174,7 +174,8 @@ class Task:
     svdd)."""
     preset: Annotated[str, word("preset")] = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
-    default), or "paper", those of the RBF paper."""
+    default), "distilled", for models of a few steps (what is recommended for shapes-turbo), or
+    "paper", those of the RBF paper."""
     nfe: Int = None
     """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps)."""
     interpolant: Annotated[str | None, word("interpolant")] = None

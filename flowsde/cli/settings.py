@@ -22,6 +22,7 @@ DIFFUSIONS = (
 )
 EMBEDDED = ("shapes", "shapes-turbo")
 """Models that come with the package."""
+_FEW_STEPS = ("shapes-turbo",)
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 
 
@@ -86,6 +87,9 @@ _RECOMMENDED: dict[str, Any] = {
 }  # fmt: skip
 _PAPER: dict[str, Any] = {"interpolant": "vp", "grid": "quadratic", "steps": 10, "finish": "mean"}
 
+# Of models of a few steps, whose posterior means are pictures at every time.
+_DISTILLED = _RECOMMENDED | {"steps": 4, "finish": "mean"}
+
 _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
         "ode": _ODE,
@@ -97,6 +101,20 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
         "smc": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
+    },
+    "distilled": {
+        "ode": _ODE | {"steps": 4},
+        "sde": {"nfe": None, "steps": 4},
+        "bon": _BON | {"steps": 2},
+        "halving": _BON | {"steps": 4},
+        "sop": {
+            "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
+            "finish": "mean",
+        },
+        "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
+        "smc": _DISTILLED | {"temperature": 0.25},
+        "svdd": _DISTILLED | {"chains": 4},
+        "rbf": _DISTILLED | {"width": 4},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
     "paper": {
@@ -115,7 +133,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},
     },
 }  # fmt: skip
-_OF_OTHERS = {"recommended": _RECOMMENDED, "paper": _PAPER}
+_OF_OTHERS = {"recommended": _RECOMMENDED, "distilled": _DISTILLED, "paper": _PAPER}
 
 PRESETS = {
     preset: {
@@ -126,6 +144,11 @@ PRESETS = {
     for preset, different in _DIFFERENT.items()
 }
 """What differs from the makers' defaults; methods that are not listed share one setting."""
+
+
+def preset_of(preset: str, model: str) -> str:
+    """The preset by its name for an embedded model: what is recommended depends on its kind."""
+    return "distilled" if preset == "recommended" and model in _FEW_STEPS else preset
 
 
 def default(method: str, name: str, preset: str = "recommended") -> Any:

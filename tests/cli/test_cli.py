@@ -474,6 +474,16 @@ def test_small_budgets_take_fewer_steps(method: str) -> None:
     assert steps(50, steps=14) == (14, 3) and steps(50, finish_steps=8) == (10, 8)
 
 
+def test_what_is_recommended_depends_on_the_kind_of_model() -> None:
+    assert settings.preset_of("recommended", "shapes") == "recommended"
+    assert settings.preset_of("recommended", "shapes-turbo") == "distilled"
+    assert settings.preset_of("paper", "shapes-turbo") == "paper"
+    for nfe in (20, 50, 500):
+        few = presets.resolve("distilled", "svdd", {"nfe": nfe})
+        assert (few.steps, few.finish, few.finish_steps, few.chains) == (4, "mean", None, 4)
+        assert presets.build("svdd", few).nfe == nfe
+
+
 def test_paper_preset() -> None:
     s = resolve("paper", "rbf", {})
     assert (s.nfe, s.chains, s.seeds, s.last, s.finish) == (500, 2, 25, "exhaust", "mean")

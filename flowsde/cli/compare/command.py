@@ -50,7 +50,7 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, as_values
+from flowsde.cli.settings import EMBEDDED, as_values, preset_of
 from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
@@ -102,8 +102,9 @@ class Compare:
     seeds: Annotated[int, number(int, "an integer")] = 2
     """Number of searches for each prompt."""
     preset: Annotated[str, word("preset")] = "recommended"
-    """Defaults for all other settings: "recommended", measured best on the embedded model, or
-    "paper", those of the RBF paper."""
+    """Defaults for all other settings: "recommended", measured best on the embedded model,
+    "distilled", for models of a few steps (what is recommended for shapes-turbo), or "paper", those
+    of the RBF paper."""
     reward: Annotated[str | None, word("reward")] = None
     """Reward to search by; likelihood by default."""
     model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
@@ -132,7 +133,7 @@ class Compare:
             nfe=self.nfe,
             interpolants=self.interpolants,
             kernels=self.kernels,
-            preset=self.preset,
+            preset=preset_of(self.preset, self.model),
             given=own,
         )
         task = TASKS[self.task]
