@@ -29,7 +29,9 @@ PROMPTS = [
     "one green circle",
 ]
 SLUGS = [prompt.replace(" ", "-") for prompt in PROMPTS]
-RBF = "--reward rss --steps 3 --nfe 21 --finish mean --batch-size 6 --target-reward=-0.18".split()
+RBF = (
+    "--reward rss --steps 3 --nfe 21 --finish mean --method rbf --batch-size 6 --target-reward=-0.18"
+).split()
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def _results(out: Path) -> list[dict[str, Any]]:
 def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
     values = _batch(file, tmp_path / "batch")
     cli.main(["sample", "--prompts-file", str(file), "--out", str(tmp_path / "sample"),
-              *RBF[:8], RBF[-1], "--width", "1"])  # fmt: skip
+              *RBF[:10], RBF[-1], "--width", "1"])  # fmt: skip
     lengths = set()
     for slug, one, other in zip(
         SLUGS, _results(tmp_path / "batch"), _results(tmp_path / "sample"), strict=True

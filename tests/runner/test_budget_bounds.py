@@ -62,7 +62,8 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-FINISHED.pop("bon"), FINISHED.pop("halving")
+for _whole in ("bon", "halving", "evolution"):
+    FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 
 
