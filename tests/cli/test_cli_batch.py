@@ -29,9 +29,8 @@ PROMPTS = [
     "one green circle",
 ]
 SLUGS = [prompt.replace(" ", "-") for prompt in PROMPTS]
-RBF = (
-    "--reward rss --steps 3 --nfe 21 --finish mean --method rbf --batch-size 6 --target-reward=-0.18"
-).split()
+RBF = "--reward rss --steps 3 --nfe 21 --finish mean --method rbf".split()
+RBF += "--batch-size 6 --target-reward=-0.18".split()
 
 
 @pytest.fixture(autouse=True)
