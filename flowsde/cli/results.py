@@ -4,6 +4,7 @@ The rule of all commands: the same command again resumes, or says that all is co
 is refused, unless --overwrite is given, which discards what is there and says so first.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
-from flowsde.cli.settings import EMBEDDED, flag
+from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
@@ -149,6 +150,10 @@ def _write_kept(
 
 
 _CONTENTS = "converted models with the checksums"
+_WHERE_GIVEN = {"--weights", "--reward-model", "--keep"} | {
+    flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS
+}
+"""Options that a run names only where they have an effect and are not the default."""
 
 
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
@@ -180,12 +185,13 @@ def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str,
     ours, theirs = _by_option(wanted), _by_option(found)
     if _CONTENTS not in theirs:
         ours.pop(_CONTENTS, None)  # An earlier version kept none.
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
+    names = [*ours, *(name for name in theirs if name in _WHERE_GIVEN and name not in ours)]
+    differ = [name for name in names if ours.get(name) != theirs.get(name)]
     # What another method brings along need not be said.
     for first in ("PROMPT", "--method"):
         differ = [first] if first in differ else differ
     if differ:
-        used = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours[n])}" for n in differ)
+        used = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours.get(n))}" for n in differ)
         raise ValueError(f"the {kind} run in {folder} used {used}; {OTHERWISE}")
 
 

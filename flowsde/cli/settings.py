@@ -185,7 +185,7 @@ for _name, _makers in (TUNING | MOVING).items():
             COUNTS.add(_name)
 
 
-_ALWAYS = (
+ALWAYS = (
     *("nfe", "interpolant", "kernel", "eta", "data_variance", "diffusion", "diffusion_scale"),
     *("grid", "steps", "reward", "chains", "seeds", "last", "allocation", "temperature", "block"),
     *("potential", "scheme", "threshold", "interval", "paths", "start", "forward", "backward"),
@@ -204,7 +204,7 @@ def as_values(s: Settings) -> dict[str, Any]:
     return {
         name: value
         for name, value in every.items()
-        if name in _ALWAYS or value not in (None, _UNSAID.get(name))
+        if name in ALWAYS or value not in (None, _UNSAID.get(name))
     }
 
 

@@ -296,3 +296,12 @@ def test_is_resumed_after_a_kill(tmp_path: Path) -> None:
     cli.main(_args(parts))
     cli.main(_args(whole))
     _same(parts, whole)
+
+
+def test_an_option_left_out_again_is_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = OPTIONS["rbf"].split()
+    cli.main(["sample", PROMPT, *ours, "--accept", "quantile", "--out", str(tmp_path)])
+    said = _stopped(capsys, "sample", PROMPT, *ours, "--out", str(tmp_path), code=2)
+    assert "--accept quantile, not None" in said
