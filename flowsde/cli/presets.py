@@ -165,11 +165,11 @@ def _by_times(s: Settings, times: grids.Grid) -> Settings:
     """Evaluations of finishing that are left to the times; none is to end on the mean."""
     if s.finish in (None, "mean") or s.finish_steps is not None:
         return s
-    steps = default_steps(str(s.finish), _unguided(s).interpolant, times)
+    path = _unguided(s).interpolant
+    steps = default_steps(str(s.finish), path, times, _MOST_FINISHING)
     if steps == 0:
         return dataclasses.replace(s, finish="mean")
-    most = _MOST_FINISHING - _MOST_FINISHING % (2 if s.finish == "heun" else 1)
-    return dataclasses.replace(s, finish_steps=min(steps, most))
+    return dataclasses.replace(s, finish_steps=steps)
 
 
 def evaluations(s: Settings) -> int:

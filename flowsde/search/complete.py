@@ -35,9 +35,8 @@ from flowsde.search.protocol import (
     Moving,
     Particle,
     Search,
-    SearchBase,
 )
-from flowsde.search.value import LookAhead, value_of
+from flowsde.search.wrapper import Wrapper
 
 
 class CompleteState(NamedTuple):
@@ -58,7 +57,7 @@ class CompleteState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Complete(SearchBase):
+class Complete(Wrapper):
     """`inner`, then `steps` evaluations of ODE from its best particle.
 
     Attributes:
@@ -68,7 +67,6 @@ class Complete(SearchBase):
       solver: of the steps, of one evaluation each, in place of Euler; or None.
     """
 
-    inner: Search
     steps: int
     order: int = 1
     solver: Multistep | None = None
@@ -78,44 +76,12 @@ class Complete(SearchBase):
         return self.inner.nfe + self.steps
 
     @property
-    def interpolant(self) -> Interpolant:
-        return self.inner.interpolant
-
-    @property
-    def uses_gradient(self) -> bool:
-        return self.inner.uses_gradient
-
-    @property
-    def kernel(self) -> Kernel | None:
-        """By which the inner search moves particles."""
-        return getattr(self.inner, "kernel", None)
-
-    @property
-    def charges_moves(self) -> bool:
-        return getattr(self.inner, "charges_moves", False)
-
-    @property
-    def value(self) -> LookAhead | None:
-        return value_of(self.inner)
-
-    @property
-    def n_candidates(self) -> int:
-        return self.inner.n_candidates
-
-    @property
     def max_rounds(self) -> int:
         return self.inner.max_rounds + self.steps
-
-    @property
-    def path_name(self) -> str:
-        return self.inner.path_name
 
     def with_nfe(self, nfe: int) -> "Complete":
         with _costing(self.steps):
             return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
-
-    def with_width(self, width: int) -> "Complete":
-        return self.replace(inner=self.inner.with_width(width))
 
     def init(self, key, shape, target_reward, nfe) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
@@ -249,15 +215,19 @@ _ORDERS = {"complete": 1, "heun": 2, "adams": 1}
 """Evaluations a step."""
 
 
-def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[float]) -> int:
+def default_steps(
+    finish: str, interpolant: Interpolant, grid: Grid | Sequence[float], most: int | None = None
+) -> int:
     """Evaluations that finishing takes unless told otherwise: half as many as the grid has steps.
 
-    0 if the search's last time is below twice `END`: there is next to nothing to finish.
+    Where `most` is given, no more than that. 0 if the search's last time is below twice `END`:
+    there is next to nothing to finish.
     """
     with jax.ensure_compile_time_eval():
         start = float(LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
     order = _ORDERS[finish]
-    steps = max((len(grid) - 1) // 2 // order, 1)
+    half = (len(grid) - 1) // 2
+    steps = max((half if most is None else min(half, most)) // order, 1)
     return steps * order if start >= 2.0 * END else 0
 
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_count
-from flowsde.interpolants import Interpolant
 from flowsde.search.grid import to_particles, tree_take, tree_where
 from flowsde.search.protocol import (
     Candidates,
@@ -22,9 +21,8 @@ from flowsde.search.protocol import (
     Lines,
     Particle,
     Search,
-    SearchBase,
 )
-from flowsde.search.value import LookAhead, value_of
+from flowsde.search.wrapper import Wrapper
 
 
 class KeepingState(NamedTuple):
@@ -38,45 +36,10 @@ class KeepingState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping(SearchBase):
+class Keeping(Wrapper):
     """See `keep`."""
 
-    inner: Search
     k: int
-
-    @property
-    def nfe(self) -> int:
-        return self.inner.nfe
-
-    @property
-    def interpolant(self) -> Interpolant:
-        return self.inner.interpolant
-
-    @property
-    def uses_gradient(self) -> bool:
-        return self.inner.uses_gradient
-
-    @property
-    def value(self) -> LookAhead | None:
-        return value_of(self.inner)
-
-    @property
-    def n_candidates(self) -> int:
-        return self.inner.n_candidates
-
-    @property
-    def max_rounds(self) -> int:
-        return self.inner.max_rounds
-
-    @property
-    def path_name(self) -> str:
-        return self.inner.path_name
-
-    def with_nfe(self, nfe: int) -> "Keeping":
-        return self.replace(inner=self.inner.with_nfe(nfe))
-
-    def with_width(self, width: int) -> "Keeping":
-        return self.replace(inner=self.inner.with_width(width))
 
     def init(self, key, shape, target_reward, nfe) -> KeepingState:
         inner = self.inner.init(key, shape, target_reward, nfe)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-from problems import GRID, VP, batch, decode, flow, host_reward, reward, row, tools
+from counted import SEEN, counting_flow, counting_reward
+from problems import GRID, VP, batch, flow, reward, row, tools
 
 import flowsde as fs
 from flowsde.search.protocol import BudgetTooSmall
@@ -15,7 +15,6 @@ M = 3
 GLASS = fs.kernels.glass(VP, M, rho=0.4)
 OPTIONS = {"kernel": GLASS, "grid": GRID, "finish_steps": 4}
 COUNT, NFE = 6, 121
-SEEN = {"model": 0, "verifier": 0}
 SEARCHES = {
     "bon": fs.search.bon(nfe=NFE, kernel=GLASS, grid=GRID, width=3),
     "rbf": fs.search.rbf(nfe=NFE, width=3, accept="quantile", **OPTIONS),
@@ -40,20 +39,6 @@ def units(search):
             return own.chains * 2 * M
         case fs.search.SoP():
             return 1 + 2 * M + 1
-
-
-def counting_velocity(params, x, t, cond):
-    jax.debug.callback(lambda t: SEEN.update(model=SEEN["model"] + t.shape[0]), t)
-    return problems.velocity(params, x, t, cond)
-
-
-def counting_reward(images, cond):
-    SEEN["verifier"] += images.shape[0]
-    return host_reward(images, cond)
-
-
-def counting_flow():
-    return fs.Flow.from_callable(counting_velocity, flow().params, (2,), decode=decode)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

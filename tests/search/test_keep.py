@@ -15,7 +15,7 @@ KEY = jax.random.key(8)
 ODE = fs.kernels.ode_euler(VP)
 PROMPTS, K = 8, 3
 BON = fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3)
-SOME = ("bon", "halving", "rbf", "smc", "guided svdd")
+SOME = ("bon", "halving", "rbf", "smc", "guided svdd", "glass rbf")
 
 
 def run(search, go=fs.run, **options):
