@@ -57,8 +57,9 @@ class Keeping(Wrapper):
     ) -> tuple[KeepingState, Info]:
         finishing = self.inner.finishing(state.inner)
         inner, info = self.inner.tell(state.inner, candidates, evals)
+        answer = self.inner.best(inner)
         # What is further up than the answer could not be one, unless finishing led further down.
-        last = jnp.where(finishing, jnp.inf, self.inner.best(inner).t)
+        last = jnp.where(finishing, jnp.inf, answer.t)
         new, old = to_particles(candidates, evals), state.kept
         could_be = info.counted & (new.t <= last)
         if self.value is not None:
@@ -69,8 +70,10 @@ class Keeping(Wrapper):
                 jnp.where(could_be, new.reward, -jnp.inf),
             ]
         )
-        # The earlier of equals comes first.
-        best = jnp.argsort(-rewards)[: self.k].astype(jnp.int32)
+        x = jnp.concatenate([_flat(old.x), _flat(new.x)])
+        other = ~jnp.all(x == answer.x.reshape(1, -1), axis=1)
+        # Of equals, by their own values: which was drawn earlier depends on how wide waves are.
+        best = jnp.lexsort((x[:, 0], other, -rewards))[: self.k].astype(jnp.int32)
         row = jnp.maximum(best - self.k, 0)
         kept = tree_where(
             best < self.k, tree_take(old, jnp.minimum(best, self.k - 1)), tree_take(new, row)
@@ -97,12 +100,16 @@ class Keeping(Wrapper):
         return self.inner.lines(state.inner, info)
 
 
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(len(x), -1)
+
+
 def keep(search: Search, k: int) -> Keeping:
     """The same search, which remembers its k best answers: see `flowsde.Result.top`.
 
     They are candidates whose reward is of their own posterior mean, at the time of the answer or
-    below, the best by reward and the earlier of equals first; of RBF's wide waves, those that are
-    counted.
+    below, the best by reward; of equals the answer first, then by the first number of their
+    states. Of RBF's wide waves, those that are counted.
 
     Args:
       search: of any method.

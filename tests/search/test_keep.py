@@ -45,6 +45,7 @@ def test_the_best_of_all_that_was_scored_at_the_last_time(name):
         best = candidates(result, i, np.float32(GRID[-2]))
         rewards = np.asarray([one.reward for one in answers])
         assert rewards[0] == result.reward[i]
+        np.testing.assert_array_equal(answers[0].x, result.x[i])
         # A constant reward leaves several of equals.
         np.testing.assert_array_equal(rewards, best[: len(answers)])
         assert len(answers) == min(K, len(best))
