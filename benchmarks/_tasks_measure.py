@@ -148,6 +148,7 @@ def budget_by_step(case: Case) -> list[float]:
     result = fs.run(
         jax.random.key(0), task.flow(load_flow(case.model)), case.setting.search(case.nfe),
         task.load_reward(), cond=conds(texts, case.task, 1), chunk_size=BATCH, invalid="warn",
+        prompt_ids=np.arange(len(texts)),
     )  # fmt: skip
     info = result.info
     counted, finishing = np.asarray(info.counted), np.asarray(info.finishing)

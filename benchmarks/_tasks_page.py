@@ -74,8 +74,8 @@ def best_settings(results: dict[str, Any]) -> str:
         ]
         lines.append(f"| {model} | {' | '.join(f'{task} {nfe}' for task, nfe in columns)} |")
         lines.append("|---|" + "---|" * len(columns))
-        for name, own in shown.items():
-            lines.append(f"| `{name}` | {' | '.join(map(_marked, own, best))} |")
+        for name, values in shown.items():
+            lines.append(f"| `{name}` | {' | '.join(map(_marked, values, best))} |")
         lines.append("")
     return "\n".join(lines[:-1])
 

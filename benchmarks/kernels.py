@@ -11,18 +11,20 @@ cloud is compared with the exact law of the data by
 Both are root mean squares over clouds. Exact draws of as many particles have errors too: the noise
 floor, below which nothing can be told apart.
 
-    python benchmarks/kernels.py [--quick] [--json FILE] [--png FILE]
+    python benchmarks/kernels.py [--quick] [--json FILE] [--png FILE] [--kernels NAME ...]
 
 `data_variance` is v = mode, the mean variance within a mode, or v = total, that of all the data.
 
 Keys of the JSON: version; settings {particles, clouds, steps, grid, weights, means, covariances,
 data_variance {mode, total}}; noise_floor {wasserstein, covariance_error}; rows, a list of
-{interpolant, kernel, steps, evaluations, wasserstein, covariance_error}; seconds.
+{interpolant, kernel, steps, evaluations, wasserstein, covariance_error}; seconds, of all of them.
 """
 
 import dataclasses
+import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -57,23 +59,30 @@ class Args:
       json: where to write the results.
       png: where to draw them.
       grid: of times.
+      kernels: to measure, all by default; rows of others stay as the JSON file has them.
     """
 
     quick: bool = False
     json: pathlib.Path | None = None
     png: pathlib.Path | None = None
     grid: Literal["uniform", "quadratic", "cosine"] = "uniform"
+    kernels: tuple[str, ...] = ()
 
 
-def make_kernels(
-    p: fs.interpolants.Interpolant, mode: float, total: float
-) -> dict[str, fs.kernels.Kernel]:
+Kernel = fs.kernels.Kernel | fs.kernels.Multistep
+
+
+def make_kernels(p: fs.interpolants.Interpolant, mode: float, total: float) -> dict[str, Kernel]:
     """The kernels compared, by name."""
     ddim, cps = partial(fs.kernels.ddim, p), partial(fs.kernels.cps, p)
     return {
         "ode_euler": fs.kernels.ode_euler(p),
         "ode_heun": fs.kernels.ode_heun(p),
+        "ode_adams": fs.kernels.ode_adams(p),
+        "dpm_solver_2m": fs.kernels.dpm_solver_2m(p),
         "euler_maruyama(3 t^2)": fs.kernels.euler_maruyama(p, fs.diffusion.square(3.0)),
+        "exact(3 t^2)": fs.kernels.exact(p, fs.diffusion.square(3.0)),
+        "correlated(.4)": fs.kernels.correlated(p, 0.4),
         "ddim(1)": ddim(1.0),
         "ddim(.5)": ddim(0.5),
         "cps(.5)": cps(0.5),
@@ -88,7 +97,7 @@ def make_kernels(
 def cloud(
     key: jax.Array,
     flow: fs.Flow,
-    kernel: fs.kernels.Kernel,
+    kernel: Kernel,
     grid: jax.Array,
     steps: jax.Array,
     n: int,
@@ -99,18 +108,21 @@ def cloud(
     def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         return flow.means(x, jnp.full((n,), t), None, p)
 
-    def step(i: jax.Array, x: jax.Array) -> jax.Array:
-        t, s = grid[i], grid[i + 1]
+    def step(i: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        (x, before), t, s = carry, grid[i], grid[i + 1]
         x0, x1 = means(x, t)
+        if isinstance(kernel, fs.kernels.Multistep):
+            return kernel(before, x, x0, x1, t, s)  # all of them as one particle
         keys = jax.random.split(jax.random.fold_in(key, i), n)
         moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(keys, x, x0, x1, t, s)
         if kernel.evaluations == 2:
             correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
             moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
-        return moved
+        return moved, None
 
     start = p.radius(jnp.ones((), jnp.float32)) * jax.random.normal(key, (n, 2), jnp.float32)
-    return jax.lax.fori_loop(0, steps, step, start)
+    before = kernel.start(start) if isinstance(kernel, fs.kernels.Multistep) else None
+    return jax.lax.fori_loop(0, steps, step, (start, before))[0]
 
 
 def directions() -> np.ndarray:
@@ -151,16 +163,41 @@ def make_errors(data: fs.analytic.GaussianMixture, n: int) -> Callable[[Any], di
     return errors
 
 
+def already(args: Args, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file has, if some kernels alone are to be measured."""
+    if not args.kernels:
+        return {"rows": [], "seconds": 0.0}
+    if unknown := set(args.kernels) - set(make_kernels(fs.interpolants.linear(), 1.0, 1.0)):
+        sys.exit(f"--kernels: no kernel is called {min(unknown)!r}")
+    if args.json is None or not args.json.exists():
+        sys.exit("--kernels needs a --json FILE with the rows of the others")
+    found: dict[str, Any] = json.loads(args.json.read_text())
+    if found["settings"] != settings:
+        sys.exit(f"{args.json} was measured with other settings than these")
+    return found
+
+
 def measure(args: Args) -> dict[str, Any]:
     """All rows, printed as they come."""
     began = time.perf_counter()
     n, repeats = (2_000, 2) if args.quick else (20_000, 3)
     steps = [5, 20] if args.quick else [5, 10, 20, 50, 100]
     data = fs.analytic.mixture(WEIGHTS, MEANS, COVARIANCES)
-    flow, errors = data.flow(), make_errors(data, n)
-    key = jax.random.key(0)
     mode = float(np.average([np.trace(c) / 2 for c in COVARIANCES], weights=WEIGHTS))
     total = float(np.trace(np.asarray(data.covariance())) / 2)
+    settings = {
+        "particles": n,
+        "clouds": repeats,
+        "steps": steps,
+        "grid": args.grid,
+        "weights": WEIGHTS,
+        "means": MEANS,
+        "covariances": COVARIANCES,
+        "data_variance": {"mode": mode, "total": total},
+    }
+    before = already(args, settings)
+    flow, errors = data.flow(), make_errors(data, n)
+    key = jax.random.key(0)
     floor = errors(data.sample(key, 4 * repeats * n).reshape(4 * repeats, n, 2))
     print(f"{'interpolant':12}{'kernel':24}{'steps':>6}{'evaluations':>13}", end="")
     print(f"{'wasserstein':>13}{'covariance':>13}")
@@ -169,6 +206,10 @@ def measure(args: Args) -> dict[str, Any]:
     rows = []
     for interpolant, p in INTERPOLANTS.items():
         for name, kernel in make_kernels(p, mode, total).items():
+            if args.kernels and name not in args.kernels:
+                own = (interpolant, name)
+                rows += [r for r in before["rows"] if (r["interpolant"], r["kernel"]) == own]
+                continue
             for count in steps:
                 grid = getattr(fs.grids, args.grid)(count)
                 padded = jnp.asarray(np.pad(grid, (0, max(steps) - count)), jnp.float32)
@@ -181,19 +222,10 @@ def measure(args: Args) -> dict[str, Any]:
                 print(f"{found['wasserstein']:13.4f}{found['covariance_error']:13.4f}", flush=True)
     return {
         "version": fs.__version__,
-        "settings": {
-            "particles": n,
-            "clouds": repeats,
-            "steps": steps,
-            "grid": args.grid,
-            "weights": WEIGHTS,
-            "means": MEANS,
-            "covariances": COVARIANCES,
-            "data_variance": {"mode": mode, "total": total},
-        },
+        "settings": settings,
         "noise_floor": floor,
         "rows": rows,
-        "seconds": time.perf_counter() - began,
+        "seconds": before["seconds"] + time.perf_counter() - began,
     }
 
 
@@ -221,7 +253,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
                     [r["evaluations"] for r in mine],
                     [r[key] for r in mine],
                     style,
-                    color=f"C{i}",
+                    color=plt.get_cmap("tab20")(i),
                     marker="os^vD<>ph*"[i % 10],
                     markersize=5,
                     label=name,

@@ -8,6 +8,7 @@
 `fs.Flow`, `fs.load`                        a model, and a converted one
 `fs.classifier_free_guidance`               its guided twin; `fs.guide` is the former name
 `fs.sample`, `fs.check_convention`          samples without a search; is the model read rightly?
+`fs.posterior_samples`                      data that a noisy particle may come from
 `fs.search`, `fs.rewards`                   searches, and rewards outside JAX
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
 `fs.diagnose`                               when is a reward worth asking?
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from flowsde.interpolants import match_time
     from flowsde.models.load import load
     from flowsde.pairwise import tournament
+    from flowsde.posterior_samples import posterior_samples
     from flowsde.predictions import (
         reparameterise,
         score_to_velocity,
@@ -73,6 +75,7 @@ _NAMES = {
     "diagnosis.diagnose": ("diagnose",),
     "flow": ("Flow",),
     "sampling": ("sample",),
+    "posterior_samples": ("posterior_samples",),
     "interpolants": ("match_time",),
     "predictions": (
         "reparameterise",
@@ -108,6 +111,7 @@ __all__ = [
     "kernels",
     "load",
     "match_time",
+    "posterior_samples",
     "reparameterise",
     "restore_search",
     "rewards",

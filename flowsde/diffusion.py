@@ -11,18 +11,24 @@ other callable of that form does as well.
 
 At the ends: `flow_grpo` is infinite at t = 1, and so is `forward` where alpha(1) = 0; the
 Euler-Maruyama kernel then takes g at the middle of its step. All others are finite on [0, 1].
+
+A coefficient may also have what `flowsde.kernels.exact` uses: the method
+``turnover(interpolant, s, t)``, the integral of g^2 / sigma^2 from s to t in closed form or None,
+and ``kinks``, a tuple of the times in (0, 1) at which it is not smooth.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from flowsde._checks import check_non_negative, check_positive
 from flowsde._static import Static
-from flowsde.interpolants import Interpolant
+from flowsde.interpolants import Interpolant, Linear, LinearVP
 
 __all__ = [
     "clipping",
@@ -39,6 +45,21 @@ __all__ = [
 
 Diffusion = Callable[[Interpolant, jax.Array], jax.Array]
 
+
+def check_diffusion(g: Any) -> Diffusion:
+    """The coefficient, or a TypeError."""
+    if not callable(g):
+        raise TypeError(f"diffusion must be callable, g(interpolant, t), got {g!r}")
+    return g
+
+
+def coefficient(g: Diffusion, p: Interpolant, t: jax.Array) -> jax.Array:
+    """g at a scalar t; AssertionError unless it is a scalar too."""
+    value = jnp.asarray(g(p, t))
+    chex.assert_rank(value, 0, custom_message="diffusion(interpolant, t), shaped as t")
+    return value
+
+
 _HALF_PI = math.pi / 2
 _TAN_END = 0.95
 """Time beyond which `tan` is held constant, as in the paper's public code."""
@@ -49,6 +70,7 @@ class _Scaled(Static):
     """scale times a profile of (interpolant, time)."""
 
     scale: float
+    kinks: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         check_non_negative("scale", self.scale)
@@ -59,11 +81,32 @@ class _Scaled(Static):
     def __call__(self, p: Interpolant, t: jax.Array) -> jax.Array:
         return self.scale * self.profile(p, t)
 
+    def turnover(self, p: Interpolant, s: jax.Array, t: jax.Array) -> jax.Array | None:
+        """Integral of g^2 / sigma^2 from s to t >= s in closed form, finite; None without one."""
+        own = self.own_turnover(p, s, t)
+        return None if own is None else self.scale**2 * own
+
+    def own_turnover(self, p: Interpolant, s: jax.Array, t: jax.Array) -> jax.Array | None:
+        """That of scale 1."""
+        return None
+
+
+def _sigma_is_time(p: Interpolant) -> bool:
+    return type(p) in (Linear, LinearVP)
+
+
+def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b of numbers in [0, 1], large but finite where b is 0, and 0 for 0 / 0."""
+    return a / jnp.maximum(b, jnp.finfo(b.dtype).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Constant(_Scaled):
     def profile(self, p, t):
         return jnp.ones_like(t)
+
+    def own_turnover(self, p, s, t):
+        return _quotient(t - s, s * t) if _sigma_is_time(p) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +114,27 @@ class _Sigma(_Scaled):
     def profile(self, p, t):
         return p.sigma(t)
 
+    def own_turnover(self, p, s, t):
+        return t - s
+
 
 @dataclasses.dataclass(frozen=True)
 class _Linear(_Scaled):
     def profile(self, p, t):
         return t
 
+    def own_turnover(self, p, s, t):
+        return t - s if _sigma_is_time(p) else None
+
 
 @dataclasses.dataclass(frozen=True)
 class _Square(_Scaled):
     def profile(self, p, t):
         return jnp.square(t)
+
+    def own_turnover(self, p, s, t):
+        # (t^3 - s^3) / 3 without cancellation.
+        return (t - s) * (t * t + t * s + s * s) / 3.0 if _sigma_is_time(p) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +145,8 @@ class _Sin(_Scaled):
 
 @dataclasses.dataclass(frozen=True)
 class _Clipping(_Scaled):
+    kinks = (0.5,)
+
     def profile(self, p, t):
         return jnp.maximum(2.0 * t - 1.0, 0.0)
 
@@ -110,6 +165,8 @@ class _Exp(_Scaled):
 
 @dataclasses.dataclass(frozen=True)
 class _Tan(_Scaled):
+    kinks = (_TAN_END,)
+
     def profile(self, p, t):
         return jnp.tan(_HALF_PI * jnp.minimum(t, _TAN_END))
 
@@ -118,6 +175,10 @@ class _Tan(_Scaled):
 class _FlowGRPO(_Scaled):
     def profile(self, p, t):
         return jnp.sqrt(t / (1.0 - t))
+
+    def own_turnover(self, p, s, t):
+        # The logit of t less that of s.
+        return jnp.log1p(_quotient(t - s, s * (1.0 - t))) if _sigma_is_time(p) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +189,11 @@ class _Forward(_Scaled):
         decay = jnp.where(some, p.alpha_dot(t) / jnp.where(some, alpha, 1.0), -jnp.inf)
         squared = p.variance_dot(t) - 2.0 * jnp.square(p.sigma(t)) * decay
         return jnp.sqrt(jnp.maximum(squared, 0.0))
+
+    def own_turnover(self, p, s, t):
+        # g^2 / sigma^2 is 2 (log tan angle)'.
+        ratio = _quotient(p.alpha(t) * p.sigma(s), p.alpha(s) * p.sigma(t))
+        return -2.0 * jnp.log(jnp.clip(ratio, jnp.finfo(ratio.dtype).tiny, 1.0))
 
 
 def constant(scale: float = 0.3) -> Diffusion:

@@ -217,7 +217,7 @@ def exact(flow: Flow, cond: Cond) -> Flow:
     """
     trees = (flow.params, flow.decode, cond)
     key = Key((flow.velocity_fn, flow.interpolant, *map(jax.tree.structure, trees)))
-    return dataclasses.replace(flow, velocity_fn=Exact(flow.velocity_fn, key))
+    return dataclasses.replace(flow, velocity_fn=Exact(flow.velocity_fn, key), encode=None)
 
 
 def finite_rows(a: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """Samples of a flow without a search: a kernel followed down a grid of times."""
 
-import dataclasses
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from flowsde.conds import Cond, Held, as_arrays, check_cond
 from flowsde.flow import Flow, check_flow, exact, finite_rows
 from flowsde.fresh import warn_if_written_anew
 from flowsde.grids import as_grid
-from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels import Kernel, Multistep, Renoise
 from flowsde.kernels.base import standard_normal
 from flowsde.start import Start, as_start, begin, check_first_time
 
@@ -28,7 +27,7 @@ def sample(
     key: chex.PRNGKey,
     flow: Flow,
     *,
-    kernel: Kernel,
+    kernel: Kernel | Multistep,
     grid: Any,
     n: int,
     cond: Cond = None,
@@ -46,7 +45,7 @@ def sample(
     Args:
       key: a JAX random key of any implementation; see `flowsde.run`.
       flow: the model.
-      kernel: how a particle moves; its interpolant is the one sampled.
+      kernel: how a particle moves, a multistep solver included; its interpolant is the one sampled.
       grid: times falling from 1 to 0, see `flowsde.grids`; with a start from any time.
       n: particles.
       cond: pytree with leading axis n, or None.
@@ -72,9 +71,9 @@ def sample(
     key = as_key(key)
     n = check_count("n", n)
     chunk = n if chunk_size is None else min(n, check_count("chunk_size", chunk_size))
-    if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
+    if not isinstance(kernel, Kernel | Multistep) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.uses_gradient:
+    if isinstance(kernel, Kernel) and kernel.uses_gradient:
         raise TypeError("kernel is guided by a reward, which only a search has, e.g. search.bon")
     check_flow(flow)
     check_static("kernel", kernel)
@@ -82,7 +81,7 @@ def sample(
         raise ValueError(f"final must be 'kernel' or 'mean', got {final!r}")
     cond = as_arrays("cond", cond)
     check_cond(cond, n, "n")
-    flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
+    flow, cond = with_own_nulls(flow, cond)
     times = as_grid("grid", grid)
     given, held = as_start(start, mask, noise, flow.shape, n, "n", single=False)
     check_first_time("grid", times[0], given)
@@ -122,7 +121,7 @@ def _sample(
 ) -> tuple[jax.Array, jax.Array]:
     """Particles, and which are finite, bool [n]."""
     times = jnp.asarray(grid, jnp.float32)
-    kernel: Kernel = moves.value
+    kernel: Kernel | Multistep = moves.value
     p = kernel.interpolant
 
     def trajectory(args: tuple[jax.Array, Cond, Start | None]) -> jax.Array:
@@ -132,22 +131,31 @@ def _sample(
         def means(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
             return flow.means(x, jnp.full(x.shape[:1], t), cond, p)
 
-        def step(x: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-            i, t, s = inputs
+        def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, ...]) -> Any:
+            (x, before), (i, t, s) = carry, inputs
             x0, x1 = means(x, t)
+            if isinstance(kernel, Multistep):
+                return jax.vmap(kernel, (0, 0, 0, 0, None, None))(before, x, x0, x1, t, s), None
             step_keys = jax.vmap(lambda k: jax.random.fold_in(k, i + 1))(keys)
-            moved = jax.vmap(kernel, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
-            if kernel.evaluations == 2:
+            draw = kernel.draw if kernel.inner_evaluations else kernel
+            moved = jax.vmap(draw, (0, 0, 0, 0, None, None))(step_keys, x, x0, x1, t, s)
+            if kernel.inner_evaluations:
+                own = partial(flow.means, cond=cond, interpolant=p)
+                both = (jnp.full(x.shape[:1], time) for time in (t, s))
+                moved = kernel.arrive(own, x, moved, *both)
+            elif kernel.evaluations == 2:
                 correct = jax.vmap(kernel.correct, (0, 0, 0, 0, 0, 0, None, None))
                 moved = correct(x, x0, x1, moved, *means(moved, s), t, s)
-            return moved, None
+            return (moved, None), None
 
         def first(k: jax.Array, given: Start | None) -> jax.Array:
             return begin(p, grid[0], standard_normal(jax.random.fold_in(k, 0), flow.shape), given)
 
         steps = len(grid) - (1 if final == "kernel" else 2)
         inputs = (jnp.arange(steps), times[:steps], times[1 : steps + 1])
-        x, _ = jax.lax.scan(step, jax.vmap(first)(keys, given), inputs)
+        x = jax.vmap(first)(keys, given)
+        before = jax.vmap(kernel.start)(x) if isinstance(kernel, Multistep) else None
+        (x, _), _ = jax.lax.scan(step, (x, before), inputs)
         if final == "mean":
             return means(x, times[-2])[0]
         # The last step may add noise, or round.

@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT / "flowsde", ROOT / "converters/flowsde_converters")
 LAYERS = (  # from the lowest; private helpers know nothing of flows
-    "_ interrupts pictures",
+    "_ interrupts pictures remote",
     "interpolants predictions diffusion grids kernels",
     "adapters analytic changed classifier_free conds convention flow flow_options fresh modules"
-    " pairwise rewards sampling sharding start",
+    " pairwise posterior_samples rewards sampling sharding start",
     "search",
     "runner",
     "diagnosis",

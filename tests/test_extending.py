@@ -140,7 +140,7 @@ def test_a_deterministic_kernel_is_known_for_one(extended):
         "found = presets.resolve('recommended', 'ode', {'kernel': 'still', 'steps': 4})\n"
         "assert presets.build('ode', found).kernel.stochastic is False\n"
         "assert rows.labels([rows.Row('ode', found)]) == ['ode']\n"
-        "one_of = '--kernel must be euler_maruyama, ddim, cps, mixed for method sde'\n"
+        "one_of = '--kernel must be euler_maruyama, ddim, cps, exact, correlated, glass, '\n"
         "assert refused('sde').startswith(one_of)\n"
         "assert 'no effect' in refused('rbf', gradient_temperature=1.0)\n"
         "assert refused('bon') is None\n"

@@ -165,12 +165,14 @@ def padded(grid):
 def test_data_variance_is_exact_at_any_number_of_steps(interpolant):
     p = INTERPOLANTS[interpolant]
     groups = tuple(
-        (build(p, eta, data_variance=v), (v,))
-        for build, eta, v in [
+        (build(p, dial, data_variance=v), (v,))
+        for build, dial, v in [
             (fs.kernels.ddim, 1.0, 0.05),
             (fs.kernels.ddim, 0.0, 1.0),
             (fs.kernels.cps, 0.5, 0.25),
             (fs.kernels.cps, 1.0, 0.05),
+            (fs.kernels.correlated, 0.4, 0.25),
+            (fs.kernels.exact, fs.diffusion.square(), 0.25),
         ]
     )
     kinds = (fs.grids.uniform, fs.grids.quadratic)

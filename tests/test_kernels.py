@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 
 import flowsde as fs
@@ -49,6 +50,10 @@ def all_kernels(p):
         for v in (0.0, 0.2):
             yield kernels.ddim(p, eta, v)
             yield kernels.cps(p, eta, v)
+    yield from (kernels.exact(p, g) for g in DIFFUSIONS.values())
+    for v in (0.0, 0.2):
+        yield from (kernels.correlated(p, rho, data_variance=v) for rho in (-1.0, 0.4, 1.0))
+        yield from (kernels.correlated(p, kappa=kappa, data_variance=v) for kappa in (0.0, 1.5))
 
 
 # Orders: (a) against the kernel's own fine limit, (b) that limit against another solver
@@ -297,12 +302,30 @@ STOCHASTIC = [
     kernels.cps(LINEAR, 0.0, data_variance=0.3),
     kernels.ddim(INTERPOLANTS["cosine"], 0.0, data_variance=0.3),
     kernels.ddim(INTERPOLANTS["linear_vp"], 0.6, data_variance=0.1),
+    kernels.exact(LINEAR, diffusion.square()),
+    kernels.exact(INTERPOLANTS["vp"], diffusion.square(), data_variance=0.2),
+    kernels.correlated(INTERPOLANTS["cosine"], rho=-0.4),
+    kernels.correlated(LINEAR, kappa=1.5, data_variance=0.1),
     kernels.renoise(INTERPOLANTS["cosine"]),
 ]
 
 
 def times_of(kernel):
     return (0.55, 0.7) if isinstance(kernel, kernels.Renoise) else (0.7, 0.55)
+
+
+def share_kept(kernel, t, s, ratio):
+    """rho of kernels at the noise level; those of `exact` here have g = 3 t^2."""
+    if isinstance(kernel, kernels.CPS):
+        return math.cos(0.5 * math.pi * kernel.eta)
+    if isinstance(kernel, kernels.Correlated):
+        return kernel.rho if kernel.kappa is None else ratio**kernel.kappa
+    linear = kernel.interpolant == LINEAR
+
+    def rate(u):  # sigma^2 is u^2, or 1 - exp(-T) of VP
+        return 9.0 * u**4 / (u**2 if linear else -math.expm1(-(9.95 * u + 0.1) * u))
+
+    return math.exp(-0.5 * scipy.integrate.quad(rate, s, t)[0])
 
 
 def written_out(kernel, x, x0, x1, t, s):
@@ -325,9 +348,11 @@ def written_out(kernel, x, x0, x1, t, s):
             * next_sigma
             * math.sqrt(1.0 - (alpha * next_sigma / (next_alpha * sigma)) ** 2)
         )
+        rho = math.sqrt(next_sigma**2 - zeta**2)
     else:
-        zeta = next_sigma * math.sin(0.5 * math.pi * kernel.eta)
-    rho, v = math.sqrt(next_sigma**2 - zeta**2), kernel.data_variance
+        rho = next_sigma * share_kept(kernel, t, s, alpha * next_sigma / (next_alpha * sigma))
+        zeta = math.sqrt(next_sigma**2 - rho**2)
+    v = kernel.data_variance
     spread = v * sigma**2 / (alpha**2 * v + sigma**2)
     weight = next_alpha - rho * alpha / sigma
     return next_alpha * x0 + rho * x1, math.sqrt(zeta**2 + weight**2 * spread)
@@ -372,7 +397,13 @@ def test_log_prob_integrates_to_1_and_fits_the_draws(kernel):
 
 @pytest.mark.parametrize(
     "kernel",
-    [kernels.ode_euler(LINEAR), kernels.ode_heun(LINEAR), kernels.ddim(LINEAR, 0.0)],
+    [
+        kernels.ode_euler(LINEAR),
+        kernels.ode_heun(LINEAR),
+        kernels.ddim(LINEAR, 0.0),
+        kernels.correlated(LINEAR, rho=1.0),
+        kernels.correlated(LINEAR, kappa=0.0),
+    ],
     ids=str,
 )
 def test_deterministic_kernels_have_no_density(kernel):
@@ -393,6 +424,8 @@ def test_a_corrected_kernel_has_no_density():
         (kernels.ddim(LINEAR, 1.0), 0.0),
         (kernels.cps(INTERPOLANTS["vp"], 0.5), 0.0),
         (kernels.euler_maruyama(LINEAR, diffusion.clipping()), 0.3),
+        (kernels.exact(LINEAR, diffusion.clipping()), 0.3),
+        (kernels.correlated(LINEAR, rho=0.4), 0.0),
         (kernels.renoise(LINEAR), 0.4),
     ],
     ids=str,
@@ -523,13 +556,15 @@ def test_wrong_types():
         kernels.ddim,
         kernels.cps,
         kernels.renoise,
+        kernels.correlated,
+        partial(kernels.exact, diffusion=diffusion.square()),
         partial(kernels.euler_maruyama, diffusion=diffusion.square()),
         partial(kernels.sde_heun, diffusion=diffusion.square()),
     ]
     for build in builds:
         with pytest.raises(TypeError, match=r"interpolant must be .* got str"):
             build("linear")
-    for build in (kernels.euler_maruyama, kernels.sde_heun):
+    for build in (kernels.euler_maruyama, kernels.sde_heun, kernels.exact):
         with pytest.raises(TypeError, match="diffusion must be callable"):
             build(LINEAR, 3.0)
 
@@ -563,7 +598,9 @@ def test_the_means_are_of_the_same_particle():
             build.correct(x, x, x, x, x[0], x, 0.5, 0.4)
 
 
-@pytest.mark.parametrize("build", [kernels.euler_maruyama, kernels.sde_heun])
+@pytest.mark.parametrize(
+    "build", [kernels.euler_maruyama, kernels.sde_heun, kernels.exact], ids=lambda b: b.__name__
+)
 def test_a_diffusion_coefficient_is_shaped_as_its_time(build):
     x = jnp.ones((4, 2))
     with pytest.raises(AssertionError, match=r"diffusion\(interpolant, t\), shaped as t"):

@@ -65,6 +65,7 @@ OTHERS = {
     "ode_heun": kernels.ode_heun,
     "sde_heun": partial(kernels.sde_heun, diffusion=diffusion.square(3.0)),
     "ddim(1)": partial(kernels.ddim, eta=1.0),
+    "exact": partial(kernels.exact, diffusion=diffusion.square(3.0)),
     "cps(n^-1/2)": partial(kernels.cps, eta=1.0 / math.sqrt(POSTERIOR_STEPS)),
     "cps(.5,data_variance)": partial(kernels.cps, eta=0.5, data_variance=0.25),
 }

@@ -12,8 +12,9 @@ NAMES = {
     "flowsde": """
         Flow Result ShardingRules __version__ analytic batch check_convention
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
-        kernels load match_time reparameterise restore_search rewards run sample save_search
-        score_to_velocity score_to_x0 score_to_x1 search shapes tournament velocity_to_score
+        kernels load match_time posterior_samples reparameterise restore_search rewards run sample
+        save_search score_to_velocity score_to_x0 score_to_x1 search shapes tournament
+        velocity_to_score
         velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score
         x1_to_velocity x1_to_x0
     """,
@@ -26,17 +27,20 @@ NAMES = {
         linear linear_vp match_time polynomial vp
     """,
     "flowsde.kernels": """
-        CPS DDIM EulerMaruyama Guided KERNELS Kernel ODEEuler ODEHeun Renoise SDEHeun cps ddim
-        euler_maruyama guided ode_euler ode_heun renoise reward_gradient sde_heun
+        Before CPS Correlated DDIM DPMSolver2M EulerMaruyama Exact GLASS Guided KERNELS Kernel
+        Multistep NoiseTilt ODEAdams ODEEuler ODEHeun Renoise SDEHeun correlated cps ddim
+        dpm_solver_2m euler_maruyama exact glass guided noise_tilt ode_adams ode_euler ode_heun
+        renoise reward_gradient sde_heun
     """,
     "flowsde.rewards": """
-        DeviceReward HostReward RewardError device host lexicographic minimum normalised weighted
+        DeviceReward HostReward RewardError device host lexicographic minimum normalised remote
+        weighted
     """,
     "flowsde.search": """
-        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Lines
-        METHODS Particle RBF SMC Search SearchBase SoP affordable_units any_over_prompts bon code
-        even_shares evolution fold_in_ids map_valid rbf smc sop svdd to_particles tree_take
-        tree_where
+        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Keeping
+        Lines METHODS Particle RBF SMC Search SearchBase SoP SuccessiveHalving affordable_units
+        any_over_prompts bon code even_shares evolution fold_in_ids halving keep map_valid rbf smc
+        sop svdd to_particles tree_take tree_where
     """,
     "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }

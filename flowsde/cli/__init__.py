@@ -6,5 +6,6 @@ COMMANDS = {
     "compare": "compare methods on the same prompts and seeds",
     "diagnose": "measure at which times a reward is worth asking",
     "train": "train the embedded networks",
+    "serve-reward": "serve a reward to searches elsewhere",
     "convert": "convert a PyTorch checkpoint, or a converted one back",
 }

@@ -12,8 +12,8 @@ batch.json
     and ``prompts_per_second``, compilation included. ``failed`` lists the prompts without a result,
     each with its ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
-    The pictures in the order of the list, 400 at most, with their numbers, rewards and prompts; a
-    green frame marks what the held-out judge calls right.
+    The pictures in the order of the list, with --keep several of each, 400 at most, with their
+    numbers, rewards and prompts; a green frame marks what the held-out judge calls right.
 
 A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is reported
 at the end, the others are searched, and the exit code is 1. The same command tries unfinished
@@ -43,7 +43,7 @@ from flowsde.cli.batch_folder import Folder
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
-from flowsde.cli.sheet import Cell, write_sheet
+from flowsde.cli.sheet import Cell, cells_of, write_sheet
 from flowsde.cli.sources import about, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.arguments import Job, prepare
@@ -104,6 +104,11 @@ class Batch(Task):
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
         if self.total_nfe is not None:
+            if "keep" in offer.named:
+                raise ValueError(
+                    f"--keep has no effect with --total-nfe, whose attempts keep one picture, "
+                    f"got {self.keep}"
+                )
             cost = offer.evaluations
             check_total(
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
@@ -142,7 +147,7 @@ class Batch(Task):
         values = _values(self, offer, folder, runs, failed)
         write_json(self.out / "batch.json", values)
         finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
-        cells = [_cell(i, one, folder.folders[i] / results.IMAGE) for i, one in finished]
+        cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
         if cells:
             _try_sheet(self.out / "sheet.png", cells)
         if not folder.missing:
@@ -327,15 +332,6 @@ def _values(
         "failed": failed.values(),
         "runs": runs,
     }
-
-
-def _cell(i: int, values: dict[str, Any], picture: Path) -> Cell:
-    reward = _schema.maybe(_schema.number)(values["reward"], "reward")
-    exact = is_right(values["heldout"]) if "heldout" in values else None
-    word = "right" if "task" in values.get("heldout", {}) else "exact"
-    verdict = "" if exact is None else f" {word}" if exact else f" not {word}"
-    label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
-    return Cell(picture, label, values["prompt"], exact)
 
 
 def _print(values: dict[str, Any], out: Path) -> None:

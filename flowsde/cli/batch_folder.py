@@ -1,7 +1,8 @@
 """What `flowsde batch` keeps on disk to be resumed: every prompt as it finishes.
 
     OUT/batch.json                       settings, prompts and totals
-    OUT/PROMPT/image.png, result.json    of a finished prompt, as `flowsde sample` writes them
+    OUT/PROMPT/image.png, result.json    of a finished prompt, as `flowsde sample` writes them, with
+                                         --keep image-2.png and so on beside them
     OUT/.flowsde/prompts.json            folders whose results are this run's, until it is complete
     OUT/.flowsde/attempts/PROMPT.npz     with --total-nfe: the attempts of an unfinished prompt
 
@@ -29,7 +30,6 @@ _BATCH = fields(
     runs=items(_RUN), total_nfe=maybe(_COUNT), prompts=items(text), settings=mapping,
     seed=_COUNT, method=text,
 )  # fmt: skip
-_NAMES = (results.IMAGE, results.RESULT)
 _TOTALS = ("batch.json", "sheet.png")
 _MARK = "prompts.json"
 
@@ -61,13 +61,14 @@ class Folder:
           ValueError: it is another run's, or not ours; nothing is lost.
         """
         self._hidden = hidden
+        names = [*results.images(self._offer.named.get("keep", 1)), results.RESULT]
         self._kept = hidden / "attempts"
         mine = self._mine()
         if overwrite:
             results.check_writable(self.out, _TOTALS, overwrite)
             for folder in self.folders:
                 _own.check_free(folder)
-                results.check_writable(folder, _NAMES, overwrite)
+                results.check_writable(folder, names, overwrite)
             self._discard()
             mine = [folder.name for folder in self.folders]
         else:
@@ -89,7 +90,7 @@ class Folder:
                 )
             else:
                 if folder.name not in mine:
-                    results.check_writable(folder, _NAMES, overwrite)
+                    results.check_writable(folder, names, overwrite)
                 self._read_attempts(i)
         if not (mine or self.before) and len(self.missing) == len(self.folders):
             results.check_writable(self.out, _TOTALS, overwrite)

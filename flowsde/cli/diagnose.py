@@ -45,7 +45,7 @@ from flowsde.cli.options import (
     word,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import as_values
+from flowsde.cli.settings import MOVING, as_values
 from flowsde.cli.sources import source_of
 from flowsde.cli.sources.base import LoadedSource, Source
 from flowsde.diagnosis.diagnose import measured, plan_of, stand_in
@@ -60,7 +60,7 @@ _READ = fields({"rows": items(mapping)}, prompts=items(text), **{
     name: read for name, read in results.ABOUT.items() if name != "prompt"
 })  # fmt: skip
 _SETTINGS = (
-    *("interpolant", "kernel", "eta", "data_variance", "diffusion", "diffusion_scale"),
+    *("interpolant", "kernel", *MOVING, "diffusion", "diffusion_scale"),
     *("grid", "steps", "reward", "guidance"),
 )
 """Those of a search that say how its particles move and are judged."""

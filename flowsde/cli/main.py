@@ -1,4 +1,4 @@
-"""The `flowsde` command: `sample`, `batch`, `compare`, `diagnose`, `train` and `convert`.
+"""The `flowsde` command: `flowsde.cli.COMMANDS` lists what it does.
 
 Exit codes:
 
@@ -59,6 +59,10 @@ def _kind(name: str) -> Any:
         from flowsde.cli.train import Train
 
         return Train
+    if name == "serve-reward":
+        from flowsde.cli.serve_reward import ServeReward
+
+        return ServeReward
     from flowsde.cli.convert import Convert
 
     return Convert
@@ -107,6 +111,9 @@ def _do(args: list[str]) -> int:
 
 def _prepared(command: Any, args: list[str]) -> Callable[[], int]:
     """What is left to do once all is checked; it returns the exit code."""
+    if args[0] == "serve-reward":
+        # Without JAX, which its environment may lack.
+        return command.prepare()
     from flowsde.cli import compile_cache, sample
 
     compile_cache.enable()

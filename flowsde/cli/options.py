@@ -75,23 +75,23 @@ class Trajectory:
     """How a particle moves from noise to data."""
 
     diffusion: Annotated[str | None, word("diffusion")] = None
-    """Diffusion coefficient of euler_maruyama (default: square)."""
+    """Diffusion coefficient of euler_maruyama and exact (default: square)."""
     diffusion_scale: Float = None
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
-    with a FLUX.1, is the model's own, and the default there for ode, sde, bon, sop and
-    evolution."""
+    with a FLUX.1, is the model's own, and the default there for ode, sde, bon, halving, sop
+    and evolution."""
     steps: Int = None
-    """Number of steps (default: 40 for ode and sde, 10 for bon, 20 for sop, 4 for evolution, for
-    the other searches a fifth of the budget and at most 20)."""
+    """Number of steps (default: 40 for ode and sde, 6 for bon, 10 for halving, 20 for sop, 4 for
+    evolution, for the other searches a fifth of the budget and at most 10)."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
     candidate. SiT's default is 4. FLUX.1-dev's is 3.5, an input of the model that costs nothing.
     Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
-    (default: 0, off). Needs a stochastic kernel; not for smc."""
+    (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
 
 
 def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:
@@ -191,11 +191,13 @@ class Beginning:
 class Task:
     """Options that `sample` and `batch` share."""
 
-    method: Annotated[str, word("method")] = "rbf"
-    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: rbf)."""
+    method: Annotated[str, word("method")] = "svdd"
+    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default:
+    svdd)."""
     preset: Annotated[str, word("preset")] = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
-    default), or "paper", those of the RBF paper."""
+    default), "distilled", for models of a few steps (what is recommended for shapes-turbo), or
+    "paper", those of the RBF paper."""
     nfe: Int = None
     """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps)."""
     interpolant: Annotated[str | None, word("interpolant")] = None
@@ -215,6 +217,9 @@ class Task:
     larger than usual, at the places of a sketch, or with a count that training never showed."""
     target_reward: Float = None
     """Stop as soon as a reward reaches this."""
+    keep: Int = None
+    """Number of different pictures of each prompt to write, the best by reward that the search came
+    to: image.png, image-2.png, … (default: 1)."""
     seed: Annotated[int, number(int, "an integer")] = 0
     """Random seed."""
     weights: Weights = ()

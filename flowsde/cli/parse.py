@@ -60,7 +60,7 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
 
 
 def _help() -> str:
-    every = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    every = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
     return (
         f"usage: flowsde {{{','.join(COMMANDS)}}} ...\n\n"
         f"Inference-time scaling of flow models in JAX.\n\n{every}\n\n"

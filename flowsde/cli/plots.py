@@ -12,6 +12,7 @@ from flowsde.cli.lineage import FINISH, SAMPLE, SINGLE, Shot, Trace
 from flowsde.pictures import pixels
 from flowsde.runner.result import Result
 from flowsde.search import Search
+from flowsde.search.protocol import inner_kernel
 from flowsde.search.value import value_of
 
 _COLUMNS = 10
@@ -152,8 +153,13 @@ def spending(search: Search, result: Result, evaluations: int = 1) -> Spending:
         scored = counted & (np.asarray(info.reward)[rows] > -np.inf)
         looks = np.isin(times, time[scored]) & np.asarray(value.looks(times))
         cost[looks] *= 1 + value.cost
+    costs = cost[index]
+    if (kernel := inner_kernel(search)) is not None:
+        # Candidates of a round that are not moved, being noise or noised, are charged one each.
+        moved = (np.asarray(info.charged)[rows] > counted.sum(1))[:, None] & (time < 1.0)
+        costs = costs + evaluations * kernel.inner_evaluations * moved[counted]
     budget = np.zeros((len(times), chains), np.int64)
-    np.add.at(budget, (index, chain[counted]), cost[index])
+    np.add.at(budget, (index, chain[counted]), costs)
     return Spending(times[::-1], budget[::-1], finishing * evaluations)
 
 

@@ -23,11 +23,23 @@ from flowsde.search.grid import UnusableKernel
 
 _SHIFT = 3.0
 
+# Few steps leave more of a budget to the search: benchmarks/tasks.py.
+_MOST_STEPS = 10
+"""Steps that are left to the budget, at most."""
+_MOST_FINISHING = 3
+"""Evaluations of finishing that are left to the times, at most."""
+
 MAKERS: dict[str, Callable[..., Search]] = {
     **dict.fromkeys(settings.TRAJECTORIES, search.bon),
     **search.METHODS,
 }
 """The search of each method; a trajectory is the best of one."""
+
+_RESAMPLING = (
+    *("scheme", "threshold", "interval", "resample_from", "resample_until"),
+    *("funnel", "tempering", "tempering_rate"),
+)
+"""Settings of SMC on its way; importance sampling has none."""
 
 _MOST_NFE, _MOST_OTHERS = 1_000_000, 10_000
 """Largest counts: beyond what is of use, below where numbers wrap or memory runs out."""
@@ -101,7 +113,12 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (("bar",), s.accept == "threshold", f"accept {s.accept}"),
         (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
         (("value_samples",), s.value == "samples", f"value {s.value}"),
-        (("scheme", "threshold", "interval"), s.potential != "final", f"potential {s.potential}"),
+        (_RESAMPLING, s.potential != "final", f"potential {s.potential}"),
+        (
+            ("tempering_rate",),
+            s.tempering in ("exponential", "polynomial"),
+            f"tempering {s.tempering}",
+        ),
         (set(settings.TUNING) - set(_parameters(method)), False, f"method {method}"),
     ):
         if not used:
@@ -116,26 +133,26 @@ def unused(preset: str, method: str, given: dict[str, Any]) -> dict[str, str]:
 
 
 def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
-    """The budget of one trajectory is its steps, twice that with guidance."""
-    cost = evaluations(s)
+    """The budget of one trajectory is its steps, twice that with guidance.
+
+    A step from one time to another takes the kernel's inner evaluations too. Of a picture to begin
+    from, --steps says what the budget is.
+    """
+    cost, inner = evaluations(s), _inner_evaluations(s)
     assert s.steps is not None
-    run = len(cut(s, grids.uniform(s.steps))) - 1
-    if s.nfe is None:
-        return dataclasses.replace(s, nfe=run * cost)
-    if s.strength is not None:
-        if run * cost != s.nfe:
-            raise ValueError(
-                f"--nfe must be {run * cost} for the one trajectory of method {method}, whose last "
-                f"{run} of {s.steps} steps are run, got {s.nfe}"
-            )
-        return s
-    steps = s.steps if "steps" in given else s.nfe // cost
-    if steps * cost != s.nfe:
+    steps = s.steps
+    if s.nfe is not None and s.strength is None and "steps" not in given:
+        steps = (s.nfe // cost + inner) // (1 + inner)
+    run = steps if s.strength is None else len(cut(s, grids.uniform(steps))) - 1
+    takes = (run + (run - 1) * inner) * cost
+    if s.nfe is not None and s.nfe != takes:
+        said = "--steps" if s.strength is None else f"the {run} of --steps that are run"
+        said = f"(1 + ({said} - 1) x {1 + inner})" if inner else said
         raise ValueError(
-            f"--nfe must be {cost} x --steps = {cost * max(steps, 1)} for the one trajectory of "
+            f"--nfe must be {cost} x {said} = {max(takes, cost)} for the one trajectory of "
             f"method {method}, got {s.nfe}"
         )
-    return dataclasses.replace(s, steps=steps)
+    return dataclasses.replace(s, steps=steps, nfe=takes)
 
 
 def _by_budget(s: Settings) -> Settings:
@@ -143,14 +160,16 @@ def _by_budget(s: Settings) -> Settings:
     if s.steps is not None:
         return s
     assert s.nfe is not None
-    return dataclasses.replace(s, steps=min(max(s.nfe // evaluations(s) // 5, 2), 20))
+    each = evaluations(s) * (1 + _inner_evaluations(s))
+    return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), _MOST_STEPS))
 
 
 def _by_times(s: Settings, times: grids.Grid) -> Settings:
     """Evaluations of finishing that are left to the times; none is to end on the mean."""
     if s.finish in (None, "mean") or s.finish_steps is not None:
         return s
-    steps = default_steps(str(s.finish), _unguided(s).interpolant, times)
+    path = _unguided(s).interpolant
+    steps = default_steps(str(s.finish), path, times, _MOST_FINISHING)
     if steps == 0:
         return dataclasses.replace(s, finish="mean")
     return dataclasses.replace(s, finish_steps=steps)
@@ -243,6 +262,14 @@ def _unguided(s: Settings) -> kernels.Kernel:
     options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
     g = getattr(diffusion, str(s.diffusion))(s.diffusion_scale) if _diffuses(s.kernel) else None
     return _made(s.kernel, p, g, **options)
+
+
+def _inner_evaluations(s: Settings) -> int:
+    """Those between two times, which no kernel's coefficient has a part in."""
+    options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
+    with _naming_options(s):
+        made = _made(s.kernel, interpolants.linear(), diffusion.square(), **options)
+    return made.inner_evaluations
 
 
 def _diffuses(kernel: str) -> bool:

@@ -4,6 +4,7 @@ The rule of all commands: the same command again resumes, or says that all is co
 is refused, unless --overwrite is given, which discards what is there and says so first.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
-from flowsde.cli.settings import EMBEDDED, flag
+from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
@@ -34,10 +35,12 @@ ABOUT = {
     "version": text,
 }
 """Readers of the fields that say what a run is of."""
+_HELDOUT = fields({"success": _schema.flag}, exact=_schema.flag, rss=number)
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "heldout": fields({"success": _schema.flag}, exact=_schema.flag, rss=number),
+        "heldout": _HELDOUT,
+        "kept": items(fields({"heldout": _HELDOUT}, image=text, reward=maybe(number))),
     },
     **ABOUT,
     reward=maybe(number),
@@ -59,6 +62,11 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{error}; {OTHERWISE}") from None
+
+
+def images(many: int) -> list[str]:
+    """Names of so many pictures of a prompt, the best first."""
+    return [IMAGE, *(f"image-{i}.png" for i in range(2, many + 1))]
 
 
 def make(folder: Path) -> None:
@@ -96,7 +104,7 @@ def write(
     seconds: Mapping[str, float | None],
     attempts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write a prompt's image.png and result.json, the latter last: with it, the prompt is complete.
+    """Write a prompt's pictures and result.json, the latter last: with it, the prompt is complete.
 
     Args:
       folder: made if need be, in one that is there.
@@ -122,6 +130,7 @@ def write(
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
         **({} if attempts is None else {"attempts": attempts}),
+        **({} if result.kept is None else {"kept": _write_kept(folder, offer, about, result)}),
     }
     write_json(folder / RESULT, values)
     return values
@@ -135,8 +144,26 @@ def _parts(result: Result) -> dict[str, Any]:
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
 
 
-_BEGINNING = ("--image", "--mask", "--strength")
+def _write_kept(
+    folder: Path, offer: Source, about: dict[str, Any], result: Result
+) -> list[dict[str, Any]]:
+    """Write the pictures behind the best; what result.json says of all."""
+    many = result.kept.reward.shape[0]
+    said = []
+    for name, one in zip(images(many), result.top(many), strict=False):
+        image = np.asarray(one.image)
+        if name != IMAGE:
+            offer.save(folder / name, image)
+        reward = float(one.reward) if offer.has_reward else None
+        said.append({"image": name, "reward": reward, **offer.heldout(about["prompt"], image)})
+    return said
+
+
 _CONTENTS = "converted models with the checksums"
+_WHERE_GIVEN = {"--weights", "--reward-model", "--keep", "--image", "--mask"} | {
+    flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS
+}
+"""Options that a run names only where they have an effect and are not the default."""
 
 
 def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
@@ -168,9 +195,8 @@ def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str,
     ours, theirs = _by_option(wanted), _by_option(found)
     if _CONTENTS not in theirs:
         ours.pop(_CONTENTS, None)  # An earlier version kept none.
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
-    # Of a run with a picture to begin from, and one without.
-    differ += [name for name in _BEGINNING if name not in ours and name in theirs]
+    names = [*ours, *(name for name in theirs if name in _WHERE_GIVEN and name not in ours)]
+    differ = [name for name in names if ours.get(name) != theirs.get(name)]
     # What another method brings along need not be said.
     for first in ("PROMPT", "--method"):
         differ = [first] if first in differ else differ

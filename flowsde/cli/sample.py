@@ -6,6 +6,9 @@ prompt; ``model`` and ``verifier`` for the search's rounds but the first, which 
 for the rest, compilation included, plots of the search not. A run that was resumed has the sums
 over its parts.
 
+With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
+its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
+
 ``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
 axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
 `flowsde.cli.lineage.Shot`, with an entry for each accepted particle, as ``particle_line``,
@@ -111,6 +114,7 @@ def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
 def _is_complete(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
     """As `resume.is_complete`, trajectory included."""
     names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
+    names += results.images(command.keep or 1)[1:]
     complete = resume.is_complete(folder, about, names, command.overwrite)
     if complete and command.save_trajectory and not (folder / _TRAJECTORY).exists():
         raise ValueError(f"the finished run in {folder} has no {_TRAJECTORY}; {results.OTHERWISE}")

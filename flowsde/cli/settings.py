@@ -22,6 +22,7 @@ DIFFUSIONS = (
 )
 EMBEDDED = ("shapes", "shapes-turbo")
 """Models that come with the package."""
+_FEW_STEPS = ("shapes-turbo",)
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 
 
@@ -58,7 +59,7 @@ class _Run:
 _DOC = """The settings of one run: its own, and the options of all makers.
 
 In a preset None is the maker's default, and of `nfe`, `diffusion_scale` and `steps` one
-trajectory's worth, the coefficient's own, and a fifth of the budget but at most 20. After `resolve`
+trajectory's worth, the coefficient's own, and a fifth of the budget but at most 10. After `resolve`
 None means that the setting has no effect. A `gradient_temperature` of 0 is no guidance. Of the
 `steps` the last `strength` are run, of a picture to begin from.
 """
@@ -83,26 +84,46 @@ else:
 # Trajectories have no budget of their own: they take the grid's steps.
 _ODE: dict[str, Any] = {"nfe": None, "kernel": "ode_euler", "steps": 40}
 _BON: dict[str, Any] = {"kernel": "ode_euler", "steps": 10}
-# The budget that few steps leave finds more than fine steps do: benchmarks/paper_tables.py, fifty.
 _RECOMMENDED: dict[str, Any] = {
     "interpolant": "vp", "kernel": "ddim", "data_variance": 0.25, "steps": None
 }  # fmt: skip
 _PAPER: dict[str, Any] = {"interpolant": "vp", "grid": "quadratic", "steps": 10, "finish": "mean"}
 
+# Of models of a few steps, whose posterior means are pictures at every time.
+_DISTILLED = _RECOMMENDED | {"steps": 4, "finish": "mean"}
+
 _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {
         "ode": _ODE,
         "sde": {"nfe": None, "steps": 40},
-        "bon": _BON,
+        "bon": _BON | {"steps": 6},
+        "halving": _BON,
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
+        # Of the embedded scorer's log-likelihood; the scale of a reward decides.
+        "smc": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
+    },
+    "distilled": {
+        "ode": _ODE | {"steps": 4},
+        "sde": {"nfe": None, "steps": 4},
+        "bon": _BON | {"steps": 2},
+        "halving": _BON | {"steps": 4},
+        "sop": {
+            "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
+            "finish": "mean",
+        },
+        "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
+        "smc": _DISTILLED | {"temperature": 0.25},
+        "svdd": _DISTILLED | {"chains": 4},
+        "rbf": _DISTILLED | {"width": 4},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
     "paper": {
         "ode": _ODE | {"steps": 10},
         "sde": {**_PAPER, "nfe": None},
         "bon": _BON,
+        "halving": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {
@@ -114,7 +135,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},
     },
 }  # fmt: skip
-_OF_OTHERS = {"recommended": _RECOMMENDED, "paper": _PAPER}
+_OF_OTHERS = {"recommended": _RECOMMENDED, "distilled": _DISTILLED, "paper": _PAPER}
 
 PRESETS = {
     preset: {
@@ -125,6 +146,11 @@ PRESETS = {
     for preset, different in _DIFFERENT.items()
 }
 """What differs from the makers' defaults; methods that are not listed share one setting."""
+
+
+def preset_of(preset: str, model: str) -> str:
+    """The preset by its name for an embedded model: what is recommended depends on its kind."""
+    return "distilled" if preset == "recommended" and model in _FEW_STEPS else preset
 
 
 def default(method: str, name: str, preset: str = "recommended") -> Any:
@@ -161,7 +187,7 @@ for _name, _makers in (TUNING | MOVING).items():
             COUNTS.add(_name)
 
 
-_ALWAYS = (
+ALWAYS = (
     *("nfe", "interpolant", "kernel", "eta", "data_variance", "diffusion", "diffusion_scale"),
     *("grid", "steps", "reward", "chains", "seeds", "last", "allocation", "temperature", "block"),
     *("potential", "scheme", "threshold", "interval", "paths", "start", "forward", "backward"),
@@ -170,7 +196,7 @@ _ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
-_UNSAID = {"accept": "improve", "value": "mean"}
+_UNSAID = {"accept": "improve", "value": "mean", "tempering": "none", "funnel": 1.0}
 """What an earlier version did, before it was an option."""
 
 
@@ -180,7 +206,7 @@ def as_values(s: Settings) -> dict[str, Any]:
     return {
         name: value
         for name, value in every.items()
-        if name in _ALWAYS or value not in (None, _UNSAID.get(name))
+        if name in ALWAYS or value not in (None, _UNSAID.get(name))
     }
 
 

@@ -3,11 +3,14 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
 from flowsde._files import replacing
+from flowsde._schema import maybe, number
+from flowsde.cli.results import IMAGE
+from flowsde.shapes.verdict import is_right
 
 _SIDE, _FRAME, _GAP = 136, 3, 10
 _LINE, _LINES = 14, 4
@@ -30,6 +33,27 @@ class Cell(NamedTuple):
     label: str
     prompt: str
     exact: bool | None
+
+
+def cells_of(i: int, values: dict[str, Any], folder: Path) -> list[Cell]:
+    """The pictures of a prompt, the best first.
+
+    Args:
+      i: its place in the list, from 0.
+      values: of its result.json.
+      folder: of its pictures.
+    """
+    kept = values.get("kept", [values | {"image": IMAGE}])
+    return [_cell(i, values["prompt"], one, folder / one["image"]) for one in kept]
+
+
+def _cell(i: int, prompt: str, one: dict[str, Any], picture: Path) -> Cell:
+    reward = maybe(number)(one["reward"], "reward")
+    exact = is_right(one["heldout"]) if "heldout" in one else None
+    word = "right" if "task" in one.get("heldout", {}) else "exact"
+    verdict = "" if exact is None else f" {word}" if exact else f" not {word}"
+    label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
+    return Cell(picture, label, prompt, exact)
 
 
 def _wrapped(prompt: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -135,7 +135,8 @@ def _move(
     step: jax.Array, t: jax.Array, s: jax.Array, kernel: Kernel,
 ) -> jax.Array:  # fmt: skip
     def one(key: jax.Array, x: jax.Array, x0: jax.Array, x1: jax.Array) -> jax.Array:
-        return kernel(jax.random.fold_in(_own(key), step + 1), x, x0, x1, t, s)
+        draw = kernel.draw if kernel.inner_evaluations else kernel
+        return draw(jax.random.fold_in(_own(key), step + 1), x, x0, x1, t, s)
 
     return jax.vmap(one)(keys, x, x0, x1)
 
@@ -144,6 +145,21 @@ def _move(
 def _correct(*rows: jax.Array, t: jax.Array, s: jax.Array, kernel: Kernel) -> jax.Array:
     correct: Any = kernel.correct
     return jax.vmap(correct, (*[0] * len(rows), None, None))(*rows, t, s)
+
+
+@partial(jax.jit, static_argnames=("kernel",))
+def _observe(
+    x: jax.Array, drawn: jax.Array, step: jax.Array, t: jax.Array, s: jax.Array, kernel: Any
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vmap(lambda x, drawn: kernel.observe(step, x, drawn, t, s))(x, drawn)
+
+
+@partial(jax.jit, static_argnames=("kernel",))
+def _advance(
+    x: jax.Array, drawn: jax.Array, x0: jax.Array,
+    step: jax.Array, t: jax.Array, s: jax.Array, kernel: Any,
+) -> jax.Array:  # fmt: skip
+    return jax.vmap(lambda *rows: kernel.advance(step, *rows, t, s))(x, drawn, x0)
 
 
 def _in_chunks(f: Callable[..., Any], size: int, *arrays: np.ndarray) -> Any:
@@ -224,10 +240,23 @@ class _Meter:
         times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": self.kernel}
         draw = partial(_move, step=jnp.int32(step), **times)
         moved = _in_chunks(draw, self.size, keys, x, x0, x1)
+        if self.kernel.inner_evaluations:
+            return self._arrive(x, moved, t, s)
         if self.kernel.evaluations == 1:
             return moved
         following = self.means(moved, s)
         return _in_chunks(partial(_correct, **times), self.size, x, x0, x1, moved, *following)
+
+    def _arrive(self, x: np.ndarray, drawn: np.ndarray, t: float, s: float) -> np.ndarray:
+        """x of every row at s, by the kernel's inner evaluations, each counted on its own."""
+        kernel: Any = self.kernel
+        times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": kernel}
+        for step in range(1, kernel.inner_steps):
+            own = {"step": jnp.int32(step), **times}
+            point, at = _in_chunks(partial(_observe, **own), self.size, x, drawn)
+            x0, _ = self.means(point, at[0])
+            drawn = _in_chunks(partial(_advance, **own), self.size, x, drawn, x0)
+        return drawn
 
     def seconds(self) -> np.ndarray:
         """Of one evaluation and of one reward."""

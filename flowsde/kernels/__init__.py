@@ -6,12 +6,14 @@ Each is Gaussian given the model's posterior means x0 and x1 at (x, t):
 
 pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch. Deterministic
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
-draw a predicted point in this way, which `correct` then moves, given the means there.
+draw a predicted point in this way, which `correct` then moves, given the means there. `glass`
+draws a point from which x_s is some evaluations away, `arrive`. Multistep solvers, `ode_adams` and
+`dpm_solver_2m`, also take what the step before left; see `Multistep`.
 
-`ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`
-and `cps` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps with
-rho^2 + zeta^2 = sigma_s^2, so that the noise level is right at any step size. They still lose x0's
-posterior spread: with ``data_variance`` = v they draw x0 with the covariance that isotropic
+`ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`,
+`cps`, `exact` and `correlated` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps
+with rho^2 + zeta^2 = sigma_s^2, so that the noise level is right at any step size. They still lose
+x0's posterior spread: with ``data_variance`` = v they draw x0 with the covariance that isotropic
 Gaussian data of variance v would have, v sigma_t^2 / (alpha_t^2 v + sigma_t^2), instead of using
 its mean (the idea of Analytic-DPM, Bao et al., 2022, arXiv 2201.06503), which is exact for such
 data at any step size.
@@ -29,6 +31,7 @@ from collections.abc import Callable
 
 from flowsde.kernels import makers
 from flowsde.kernels.base import Kernel
+from flowsde.kernels.correlated import Correlated, Exact, correlated, exact
 from flowsde.kernels.euler import (
     EulerMaruyama,
     ODEEuler,
@@ -39,7 +42,17 @@ from flowsde.kernels.euler import (
     ode_heun,
     sde_heun,
 )
+from flowsde.kernels.glass import GLASS, glass
 from flowsde.kernels.gradient import Guided, guided, reward_gradient
+from flowsde.kernels.multistep import (
+    Before,
+    DPMSolver2M,
+    Multistep,
+    ODEAdams,
+    dpm_solver_2m,
+    ode_adams,
+)
+from flowsde.kernels.noise_tilt import NoiseTilt, noise_tilt
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
@@ -51,18 +64,32 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
 __all__ = [
     "CPS",
     "DDIM",
+    "GLASS",
     "KERNELS",
+    "Before",
+    "Correlated",
+    "DPMSolver2M",
     "EulerMaruyama",
+    "Exact",
     "Guided",
     "Kernel",
+    "Multistep",
+    "NoiseTilt",
+    "ODEAdams",
     "ODEEuler",
     "ODEHeun",
     "Renoise",
     "SDEHeun",
+    "correlated",
     "cps",
     "ddim",
+    "dpm_solver_2m",
     "euler_maruyama",
+    "exact",
+    "glass",
     "guided",
+    "noise_tilt",
+    "ode_adams",
     "ode_euler",
     "ode_heun",
     "renoise",

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -13,6 +14,8 @@ from flowsde._keys import as_key
 from flowsde._static import Static
 from flowsde.interpolants import Interpolant
 
+Means = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel(Static, abc.ABC):
@@ -20,7 +23,8 @@ class Kernel(Static, abc.ABC):
 
     Attributes:
       interpolant: in which x and times are.
-      evaluations: model evaluations a step, 1, or 2 where `correct` is to follow the call.
+      evaluations: model evaluations a step, 1; 2 where `correct` is to follow the call; with
+        `inner_evaluations` one more than these.
     """
 
     interpolant: Interpolant
@@ -33,6 +37,11 @@ class Kernel(Static, abc.ABC):
     def stochastic(self) -> bool:
         """Whether two keys give two children."""
         return True
+
+    @property
+    def inner_evaluations(self) -> int:
+        """Those on the way from what `begin` says to x_s, which `arrive` makes; 0 if it is x_s."""
+        return 0
 
     @property
     def uses_gradient(self) -> bool:
@@ -55,12 +64,43 @@ class Kernel(Static, abc.ABC):
         s: jax.Array,
     ) -> jax.Array:
         """Draw x_s, before `correct`."""
+        return self.draw(key, x, x0, x1, t, s)
+
+    def begin(
+        self, x: jax.Array, x0: jax.Array, x1: jax.Array, t: jax.Array, s: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(mean, std) of what is drawn, from which `arrive` goes on: here `moments`."""
+        return self.moments(x, x0, x1, t, s)
+
+    def draw(
+        self,
+        key: chex.PRNGKey,
+        x: jax.Array,
+        x0: jax.Array,
+        x1: jax.Array,
+        t: jax.Array,
+        s: jax.Array,
+    ) -> jax.Array:
+        """Draw as `begin` says."""
         check_particle(x, x0, x1)
         t, s = as_time("t", t, x), as_time("s", s, x)
-        mean, std = self.moments(x, x0, x1, t, s)
+        mean, std = self.begin(x, x0, x1, t, s)
         if not self.stochastic:
             return mean
         return mean + std * standard_normal(key, x.shape, x.dtype)
+
+    def arrive(
+        self, means: Means, x: jax.Array, drawn: jax.Array, t: jax.Array, s: jax.Array
+    ) -> jax.Array:
+        """x_s of n particles [n, ...] from what was drawn.
+
+        Args:
+          means: ``(x, t) -> (x0, x1)`` of n points; called `inner_evaluations` times.
+          x: at t.
+          drawn: as `begin` says.
+          t, s: times [n].
+        """
+        return drawn
 
     def correct(
         self,
@@ -101,20 +141,27 @@ class Kernel(Static, abc.ABC):
         std -> 0: inf at the mean itself, -inf elsewhere.
 
         Raises:
-          ValueError: the kernel is deterministic, or has two evaluations, of which the second
-            makes x_s a nonlinear function of the noise: no density in closed form.
+          ValueError: the kernel is deterministic, or has several evaluations, of which those behind
+            the first make x_s a nonlinear function of the noise: no density in closed form.
         """
         if not self.stochastic:
             raise ValueError(f"{self} is deterministic and has no density")
         if self.evaluations > 1:
-            raise ValueError(f"{self} corrects its noisy point and has no density in closed form")
+            raise ValueError(
+                f"{self} evaluates the model at its noisy point and has no density in closed form"
+            )
         check_particle(x, x0, x1, x_s)
         mean, std = self.moments(x, x0, x1, as_time("t", t, x), as_time("s", s, x))
-        point = std == 0.0
-        safe = jnp.where(point, 1.0, std)
-        quadratic = jnp.sum(jnp.square((x_s - mean) / safe))
-        density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
-        return jnp.where(point, jnp.where(jnp.all(x_s == mean), jnp.inf, -jnp.inf), density)
+        return normal_log_prob(x_s, mean, std)
+
+
+def normal_log_prob(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Log density of N(mean, std^2 I), a scalar; at std = 0 its limit, inf at the mean."""
+    point = std == 0.0
+    safe = jnp.where(point, 1.0, std)
+    quadratic = jnp.sum(jnp.square((x - mean) / safe))
+    density = -0.5 * quadratic - x.size * (jnp.log(safe) + 0.5 * math.log(2.0 * math.pi))
+    return jnp.where(point, jnp.where(jnp.all(x == mean), jnp.inf, -jnp.inf), density)
 
 
 def standard_normal(

@@ -2,13 +2,11 @@
 
 import abc
 import dataclasses
-from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from flowsde.diffusion import Diffusion
+from flowsde.diffusion import Diffusion, check_diffusion, coefficient
 from flowsde.interpolants import Interpolant
 from flowsde.kernels.base import Kernel, as_time, check_interpolant, check_particle
 
@@ -87,10 +85,7 @@ class EulerMaruyama(_Euler):
         return jnp.where(jnp.isfinite(g), g, self._g(_middle(t, other)))
 
     def _g(self, t: jax.Array) -> jax.Array:
-        """The diffusion coefficient at t, a scalar as t is."""
-        g = jnp.asarray(self.diffusion(self.interpolant, t))
-        chex.assert_rank(g, 0, custom_message="diffusion(interpolant, t), shaped as t")
-        return g
+        return coefficient(self.diffusion, self.interpolant, t)
 
     def drift(self, x0, x1, t, other):
         p = self.interpolant
@@ -123,12 +118,6 @@ class SDEHeun(EulerMaruyama):
         return jnp.where(self.interpolant.sigma(as_time("s", s, x)) > 0.0, corrected, moved)
 
 
-def _diffusion(g: Any) -> Diffusion:
-    if not callable(g):
-        raise TypeError(f"diffusion must be callable, g(interpolant, t), got {g!r}")
-    return g
-
-
 def ode_euler(interpolant: Interpolant) -> Kernel:
     """First-order step of the probability-flow ODE."""
     return ODEEuler(check_interpolant(interpolant))
@@ -146,7 +135,7 @@ def euler_maruyama(interpolant: Interpolant, diffusion: Diffusion) -> Kernel:
       interpolant: of x and the times.
       diffusion: ``g(interpolant, t)``, see `flowsde.diffusion`.
     """
-    return EulerMaruyama(check_interpolant(interpolant), _diffusion(diffusion))
+    return EulerMaruyama(check_interpolant(interpolant), check_diffusion(diffusion))
 
 
 def sde_heun(interpolant: Interpolant, diffusion: Diffusion) -> Kernel:
@@ -167,4 +156,4 @@ def sde_heun(interpolant: Interpolant, diffusion: Diffusion) -> Kernel:
       interpolant: of x and the times.
       diffusion: ``g(interpolant, t)``, see `flowsde.diffusion`.
     """
-    return SDEHeun(check_interpolant(interpolant), _diffusion(diffusion))
+    return SDEHeun(check_interpolant(interpolant), check_diffusion(diffusion))

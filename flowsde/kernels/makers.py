@@ -7,4 +7,7 @@
 from flowsde.kernels.euler import euler_maruyama
 from flowsde.kernels.posterior import ddim
 from flowsde.kernels.posterior import cps
+from flowsde.kernels.correlated import exact
+from flowsde.kernels.correlated import correlated
+from flowsde.kernels.glass import glass
 from flowsde.kernels.euler import ode_euler

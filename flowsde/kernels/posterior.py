@@ -33,21 +33,35 @@ class _Posterior(Kernel):
         """Fresh noise and kept noise, zeta^2 + rho^2 = sigma_s^2."""
 
     def moments(self, x, x0, x1, t, s):
-        p, v = self.interpolant, self.data_variance
         zeta, rho = self.zeta_and_rho(t, s)
-        mean = p.alpha(s) * x0 + rho * x1
-        if v == 0.0:
-            return mean, zeta
-        alpha, sigma = p.alpha(t), p.sigma(t)
-        noisy = sigma > 0.0
-        safe = jnp.where(noisy, sigma, 1.0)
-        # x1 = (x - alpha x0) / sigma, so x0's error enters with this weight.
-        weight = p.alpha(s) - rho * alpha / safe
-        spread = v * jnp.square(sigma) / (jnp.square(alpha) * v + jnp.square(safe))
-        return mean, jnp.sqrt(jnp.square(zeta) + jnp.square(weight) * spread)
+        return recombined(self.interpolant, self.data_variance, x0, x1, t, s, zeta, rho)
 
 
-def _noise_ratio(p: Interpolant, t: jax.Array, s: jax.Array) -> jax.Array:
+def recombined(
+    p: Interpolant,
+    data_variance: float,
+    x0: jax.Array,
+    x1: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    zeta: jax.Array,
+    rho: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and std of alpha_s x0 + rho x1 + zeta eps, with x0 drawn if data_variance > 0."""
+    v = data_variance
+    mean = p.alpha(s) * x0 + rho * x1
+    if v == 0.0:
+        return mean, zeta
+    alpha, sigma = p.alpha(t), p.sigma(t)
+    noisy = sigma > 0.0
+    safe = jnp.where(noisy, sigma, 1.0)
+    # x1 = (x - alpha x0) / sigma, so x0's error enters with this weight.
+    weight = p.alpha(s) - rho * alpha / safe
+    spread = v * jnp.square(sigma) / (jnp.square(alpha) * v + jnp.square(safe))
+    return mean, jnp.sqrt(jnp.square(zeta) + jnp.square(weight) * spread)
+
+
+def noise_ratio(p: Interpolant, t: jax.Array, s: jax.Array) -> jax.Array:
     """tan(angle_s) / tan(angle_t), at most 1 for s <= t."""
     below = p.alpha(s) * p.sigma(t)
     ratio = p.alpha(t) * p.sigma(s) / jnp.where(below > 0.0, below, 1.0)
@@ -59,7 +73,7 @@ class DDIM(_Posterior):
     """zeta = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2)."""
 
     def zeta_and_rho(self, t, s):
-        ratio = _noise_ratio(self.interpolant, t, s)
+        ratio = noise_ratio(self.interpolant, t, s)
         share = self.eta * jnp.sqrt((1.0 - ratio) * (1.0 + ratio))
         sigma = self.interpolant.sigma(s)
         return sigma * share, sigma * jnp.sqrt((1.0 - share) * (1.0 + share))

@@ -3,11 +3,12 @@
 A plain JAX function is a reward. One with parameters is a
 ``jax.tree_util.Partial(fn, params)``, so that they are arguments of the compiled search and not
 constants in it. `device` gives one a name, a cost and a minibatch; `host` marks a function that
-runs outside JAX. `weighted`, `minimum`, `lexicographic` and
+runs outside JAX, `remote` asks one that runs elsewhere. `weighted`, `minimum`, `lexicographic` and
 `normalised` make one reward of several.
 """
 
 from flowsde.rewards.base import DeviceReward, HostReward, RewardError, device, host
+from flowsde.rewards.client import remote
 from flowsde.rewards.several import lexicographic, minimum, normalised, weighted
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "lexicographic",
     "minimum",
     "normalised",
+    "remote",
     "weighted",
 ]

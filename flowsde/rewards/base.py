@@ -92,13 +92,17 @@ class DeviceReward:
 
 @dataclasses.dataclass(frozen=True)
 class HostReward:
-    """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out; see `host`."""
+    """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out; see `host`, `remote`.
+
+    A search is resumed only with the `version` that it was begun with.
+    """
 
     fn: Callable[[np.ndarray, Any], Any]
     name: str
     cost: float
     minibatch: int | None
     timeout: float | None
+    version: str | None = None
     combination: Combination | None = None
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
@@ -184,6 +188,7 @@ def host(
     cost: float = 0.0,
     minibatch: int | None = None,
     timeout: float | None = None,
+    version: str | None = None,
 ) -> HostReward:
     """Mark a reward that runs outside JAX: PyTorch, an HTTP service, a human.
 
@@ -195,6 +200,8 @@ def host(
       timeout: seconds that one call may take; for ever by default. Python cannot end the call: it
         goes on in a thread of its own, and may hold up the end of the process by five seconds.
         While eight such calls are running, the next reward is an error.
+      version: of what it computes, such as a hash of its weights: a search that was begun with one
+        version is not resumed with another. None says nothing of it.
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
@@ -206,7 +213,8 @@ def host(
     if timeout is not None:
         check_positive("timeout", timeout)
     size = None if minibatch is None else check_count("minibatch", minibatch)
-    return HostReward(fn, name_of(fn) if name is None else name, float(cost), size, timeout)
+    own = name_of(fn) if name is None else name
+    return HostReward(fn, own, float(cost), size, timeout, version)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,7 +182,9 @@ def _combined(kind: str, rewards: Sequence[Any], rule: Rule) -> Reward:
             check_static("reward", part.fn)
     if all(isinstance(part, DeviceReward) for part in parts):
         return DeviceReward(fn=jax.tree_util.Partial(_each, parts), **about)
-    return HostReward(fn=_EachOnHost(parts), timeout=None, **about)
+    versions = {p.name: p.version for p in parts if isinstance(p, HostReward) and p.version}
+    version = ", ".join(f"{name} {own}" for name, own in versions.items()) or None
+    return HostReward(fn=_EachOnHost(parts), timeout=None, version=version, **about)
 
 
 def _each(parts: tuple[DeviceReward, ...], images: jax.Array, cond: Any) -> dict[str, jax.Array]:
@@ -200,9 +202,15 @@ class _EachOnHost:
     parts: tuple[Reward, ...]
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
-        return {
-            part.name: part(images, cond)
-            if isinstance(part, HostReward)
-            else np.asarray(_on_device(part, images, cond))
-            for part in self.parts
-        }
+        said = {}
+        for part in self.parts:
+            if isinstance(part, HostReward):
+                # Copies: each may write to what it is given.
+                said[part.name] = part(*jax.tree.map(_copied, (images, cond)))
+            else:
+                said[part.name] = np.asarray(_on_device(part, images, cond))
+        return said
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf

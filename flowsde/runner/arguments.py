@@ -30,7 +30,7 @@ from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.runner.sizes import check_size, sizes_of
-from flowsde.search.protocol import Search
+from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.starting import check_start
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
@@ -136,11 +136,12 @@ def prepare(
     cond = cond if held is None else Held(cond, *held)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
-    run = of_run(program.search, (cond, begins), ids.size)
     for budget in np.unique(budgets):
         program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
+    version = verifier.version if isinstance(verifier, HostReward) else None
+    run = of_run(program.search, (cond, begins), ids.size, version)
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
     static |= {"search": program.search, "reward": compiled}
     warn_if_written_anew(4, **static)
@@ -197,6 +198,13 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
         raise ValueError(
             "the search looks ahead with a kernel guided by the reward's gradient, which is not "
             "supported; expected value='mean', or a kernel without"
+        )
+    kernel = inner_kernel(search)
+    if kernel is not None and not getattr(search, "charges_moves", False):
+        raise ValueError(
+            f"search {type(search).__name__} does not say that it charges the evaluations between "
+            f"two times, which kernel {kernel} takes: expected charges_moves, charges of "
+            f"GridSearch.costs, and this kernel, or another kernel"
         )
     check_flow(flow)
     check_static("search", search)

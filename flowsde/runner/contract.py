@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde.runner.inner import like
 from flowsde.runner.records import Program
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.value import value_of
@@ -64,7 +65,9 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
-    _compare(f"{own}: what ask returns", asked, Candidates(x, number, flag, flag, flag, key))
+    to_move = like(x, number, program.kind.moves)
+    _compare(f"{own}: what ask returns", asked, Candidates(to_move, number, flag, flag, flag, key))
+    asked = asked._replace(x=x)
     evals = Evaluation(x, x, number, x if search.uses_gradient else None)
     after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
     _compare(f"{own}: the state that tell returns", after, state)

@@ -104,7 +104,7 @@ def own_prompts(result: Result, prompt_ids: Any) -> Iterator[tuple[int, Result]]
     owners = _owners(result.x)
     for i in np.flatnonzero(owners == jax.process_index()):
         fields = {
-            name: jax.tree.map(lambda a, i=i: _row(a, int(i)), value)
+            name: jax.tree.map(lambda leaf, i=i: _row(leaf, int(i)), value)
             for name, value in result._asdict().items()
             if name not in ("info", "state", "given", "run")
         }

@@ -24,7 +24,7 @@ from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
-from flowsde.runner import ahead
+from flowsde.runner import ahead, inner
 from flowsde.runner.ahead import to_score
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.parts import not_scored, with_scores, write_scores
@@ -42,7 +42,7 @@ class Computed(NamedTuple):
 class Rows(NamedTuple):
     """Candidates with one leading axis, [m]; `prompt` is the number of each one's prompt, int32."""
 
-    x: jax.Array
+    x: Any
     t: jax.Array
     wants_reward: jax.Array
     wants_gradient: jax.Array
@@ -231,6 +231,8 @@ def evaluate_model(
     """
     rows, pick = split(asked, placement), _picker(placement, model.cond)
     m = rows.t.shape[0]
+    if kind.moves is not None:
+        rows, moved = _arrive(model.flow, rows, kind, size, placement, pick)
     wants_gradient = rows.valid & rows.wants_gradient
     evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
 
@@ -254,10 +256,34 @@ def evaluate_model(
         )
     evals, differentiated = values
     backward = forward * differentiated.astype(jnp.int32)
+    if kind.moves is not None:
+        evals, forward = evals._replace(x=rows.x), forward + kind.inner * moved
     if kind.value is None:
         return evals, Computed(forward, backward)
     seen, looked = _look_ahead(model.flow, rows, evals, kind, size, placement, pick)
     return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
+
+
+def _arrive(
+    flow: Flow,
+    rows: Rows,
+    kind: Kind,
+    size: int,
+    placement: Placement,
+    pick: Callable[..., Any],
+) -> tuple[Rows, jax.Array]:
+    """Rows at their times, and how often each was moved there, int32 [m]."""
+    kernel, wanted, drawn = kind.moves, inner.moving(rows), rows.x.drawn
+    assert kernel is not None
+
+    def chunk(at: jax.Array) -> jax.Array:
+        (x, t), own = pick(at, rows.prompt, (rows.x, rows.t))
+        with placement.around_model():
+            return inner.arrive(partial(means, flow), kernel, x, t, own)
+
+    x, moved = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, drawn, placement)
+    # What fills the last chunk up stays where it is.
+    return rows._replace(x=jnp.where(expand(wanted, x), x, drawn)), moved
 
 
 def _look_ahead(

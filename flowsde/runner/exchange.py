@@ -125,7 +125,9 @@ def tell_by_number(
         mine = a[flat // placement.particles]
         return jax.lax.psum(jnp.where(_like(here, mine), mine, 0.0), placement.particle)
 
-    values = {"x": resolve("x", jax.vmap(lambda a, at: a[at])(asked.x, row))}
+    # All devices have the candidates, but not where those that moved have arrived.
+    x = jax.vmap(lambda a, at: a[at])(asked.x, row) if evals.x is None else sent(evals.x)
+    values = {"x": resolve("x", x)}
     for name in ("x0", "x1") if evals.gradient is None else ("x0", "x1", "gradient"):
         values[name] = resolve(name, sent(getattr(evals, name)))
     ends = iter([sum(kept.sizes[: i + 1]) for i in range(len(kept.sizes))])

@@ -1,4 +1,4 @@
-"""What the parts of a combined reward say of candidates, and of the answer.
+"""What the parts of a combined reward say of candidates, and of answers.
 
 They are arrays by name, as `flowsde.search.Info.parts`; None for a reward without parts.
 """
@@ -11,7 +11,9 @@ import numpy as np
 
 from flowsde.rewards.base import HostReward, Parts, Scores
 from flowsde.runner.ahead import ahead, with_rewards
-from flowsde.search.protocol import Candidates, Evaluation, Particle
+from flowsde.runner.result import AnswerParts
+from flowsde.search.keep import answers_of
+from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
 from flowsde.search.value import LookAhead
 
 
@@ -58,25 +60,53 @@ def write_scores(told: Scores, at: np.ndarray, scores: Scores, finite: np.ndarra
         told.parts[name][at] = part
 
 
+def no_answer_parts(names: tuple[str, ...], search: Search, state: Any) -> AnswerParts | None:
+    """What is known of one prompt's answers before any round: NaN."""
+    if not names:
+        return None
+    best, kept = answers_of(search, state)
+
+    def unknown(of: Particle) -> Parts:
+        return {name: jnp.full(of.t.shape, jnp.nan, jnp.float32) for name in names}
+
+    return AnswerParts(unknown(best), None if kept is None else unknown(kept))
+
+
 def answer_parts(
-    before: Parts, old: Particle, new: Particle, asked: Candidates, parts: Parts
-) -> Parts:
-    """What parts say of one prompt's answer after a round.
+    search: Search, before: AnswerParts, old: Any, new: Any, asked: Candidates, parts: Parts
+) -> AnswerParts:
+    """What parts say of one prompt's answers after a round.
 
     Args:
-      before: of the answer before it.
-      old, new: the answer before and after it.
-      asked: the round's candidates [w].
+      search: of the prompt.
+      before: of the answers before it.
+      old, new: states before and after it.
+      asked: the round's candidates [w], where they have arrived.
       parts: of them.
     """
+    (old_best, old_kept), (best, kept) = (answers_of(search, state) for state in (old, new))
+    one, was, now = jax.tree.map(lambda a: a[None], (before.best, old_best, best))
+    of_best = jax.tree.map(lambda a: a[0], _followed(one, was, now, asked, parts))
+    if before.kept is None or old_kept is None or kept is None:
+        return AnswerParts(of_best)
+    return AnswerParts(of_best, _followed(before.kept, old_kept, kept, asked, parts))
 
-    def is_new(x: jax.Array, t: jax.Array) -> jax.Array:
-        return jnp.all(x == new.x) & (t == new.t)
 
-    found = jax.vmap(is_new)(asked.x, asked.t) & asked.valid
-    kept, row = is_new(old.x, old.t), jnp.argmax(found)
+def _followed(
+    before: Parts, old: Particle, new: Particle, asked: Candidates, parts: Parts
+) -> Parts:
+    """What parts say of new particles [k], of which each is a candidate [w], or an old one [k]."""
 
-    def of_answer(before: jax.Array, part: jax.Array) -> jax.Array:
-        return jnp.where(jnp.any(found), part[row], jnp.where(kept, before, jnp.nan))
+    def origin(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def same(xs: jax.Array, ts: jax.Array) -> jax.Array:
+            return jnp.all(xs == x, axis=tuple(range(1, xs.ndim))) & (ts == t)
 
-    return jax.tree.map(of_answer, before, parts)
+        found = jnp.concatenate([same(asked.x, asked.t) & asked.valid, same(old.x, old.t)])
+        return jnp.argmax(found), jnp.any(found)
+
+    row, known = jax.vmap(origin)(new.x, new.t)
+
+    def of_new(before: jax.Array, part: jax.Array) -> jax.Array:
+        return jnp.where(known, jnp.concatenate([part, before])[row], jnp.nan)
+
+    return jax.tree.map(of_new, before, parts)

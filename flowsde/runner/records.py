@@ -14,9 +14,10 @@ from flowsde._exact import Snapshot
 from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel
 from flowsde.rewards import DeviceReward
 from flowsde.runner.mesh import ALONE, Placement
-from flowsde.search.protocol import BudgetTooSmall, Search
+from flowsde.search.protocol import BudgetTooSmall, Search, inner_kernel
 from flowsde.search.value import LookAhead, value_of
 
 
@@ -29,11 +30,22 @@ class Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kind(Snapshot):
-    """What evaluating depends on of a search: those that share it share the compiled program."""
+    """What evaluating depends on of a search: those that share it share the compiled program.
+
+    Attributes:
+      interpolant, uses_gradient, value: of the search.
+      moves: its kernel, where candidates are `Moving`.
+    """
 
     interpolant: Interpolant
     uses_gradient: bool
     value: LookAhead | None = None
+    moves: Kernel | None = None
+
+    @property
+    def inner(self) -> int:
+        """Evaluations on the way of a candidate that moves."""
+        return 0 if self.moves is None else self.moves.inner_evaluations
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +90,10 @@ class Program(Snapshot):
     @property
     def kind(self) -> Kind:
         """What evaluating depends on."""
-        return Kind(self.search.interpolant, self.search.uses_gradient, value_of(self.search))
+        search = self.search
+        return Kind(
+            search.interpolant, search.uses_gradient, value_of(search), inner_kernel(search)
+        )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("flow", "reward", "cond"), meta_fields=())

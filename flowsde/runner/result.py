@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._checks import check_count
 from flowsde.pictures import png
-from flowsde.search.protocol import Info
+from flowsde.search.protocol import Info, Particle
 from flowsde.start import Start
 
 
@@ -26,6 +27,34 @@ class Given(NamedTuple):
     key: jax.Array
     target: jax.Array
     nfe: jax.Array
+
+
+class Answers(NamedTuple):
+    """Particles as in `Result`, one or with leading axes: image, x0, x, t, reward and parts."""
+
+    image: Any
+    x0: Any
+    x: Any
+    t: Any
+    reward: Any
+    parts: Any = None
+
+    @classmethod
+    def of(cls, particle: Particle, image: Any) -> "Answers":
+        """Of evaluated particles and their decoded x0."""
+        return cls(image, particle.x0, particle.x, particle.t, particle.reward)
+
+
+class AnswerParts(NamedTuple):
+    """What the parts of a combined reward say of answers, float32 by name.
+
+    Attributes:
+      best: of the best so far, [].
+      kept: of those that `flowsde.search.keep` remembers beside it, [k]; None without.
+    """
+
+    best: dict[str, Any]
+    kept: dict[str, Any] | None = None
 
 
 class Result(NamedTuple):
@@ -45,10 +74,12 @@ class Result(NamedTuple):
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
       given: `Given`, what the search began with; None from `flowsde.batch`.
+      run: uint32, checksum of the search's settings, of cond and of the version that a reward
+        outside JAX may have, by which a run that resumes knows its own; None from `flowsde.batch`.
+      kept: `Answers` with a further axis of k, of a search made by `flowsde.search.keep`, the
+        highest reward first and -inf where there are fewer; else None. `top` reads them.
       parts: float32 [] each, what the parts of a combined reward say of the answer, by name; NaN
         before it has been scored. None of any other reward.
-      run: uint32, checksum of the search's settings and of cond, by which a run that resumes knows
-        its own; None from `flowsde.batch`.
     """
 
     image: Any
@@ -65,7 +96,36 @@ class Result(NamedTuple):
     state: Any
     given: Any = None
     run: Any = None
+    kept: Any = None
     parts: dict[str, Any] | None = None
+
+    def top(self, k: int) -> list[Any]:
+        """The k best different answers, the search's own first and then by falling reward.
+
+        Args:
+          k: at most that of `flowsde.search.keep`; 1 for any search.
+
+        Returns:
+          `Answers` of one prompt each, fewer than k if no more were found; of several prompts a
+          list of them for each.
+
+        Raises:
+          ValueError, TypeError: k is none, or more than were kept.
+        """
+        there = 1 if self.kept is None else np.shape(self.kept.reward)[-1]
+        if check_count("k", k) > there:
+            raise ValueError(
+                f"k must be at most {there}, which the search kept, got {k}; "
+                f"flowsde.search.keep(search, {k}) keeps more"
+            )
+        own = Answers(*(getattr(self, name) for name in Answers._fields))
+        if np.ndim(self.reward) == 0:
+            return _different(own, self.kept, k)
+        every = []
+        for i in range(len(self.t)):
+            best, kept = jax.tree.map(lambda a, i=i: a[i], (own, self.kept))
+            every.append(_different(best, kept, k))
+        return every
 
     def __repr__(self) -> str:
         numbers = ("reward", "nfe", "evaluations", "verifier_calls")
@@ -79,6 +139,17 @@ class Result(NamedTuple):
         if len(shape) != 3 + lead or shape[-1] != 3 or not _is_here(self.image):
             return None
         return png(np.asarray(self.image).reshape(-1, *shape[-3:]))
+
+
+def _different(own: Answers, kept: Answers | None, k: int) -> list[Answers]:
+    """An answer and the others that were kept, up to k that differ in x0."""
+    found = [own]
+    for i in range(0 if kept is None else len(kept.t)):
+        one = jax.tree.map(lambda a, i=i: a[i], kept)
+        seen = any(np.array_equal(one.x0, other.x0) for other in found)
+        if len(found) < k and not seen and one.reward > -np.inf:
+            found.append(one)
+    return found
 
 
 def _is_here(array: Any) -> bool:
@@ -103,9 +174,8 @@ def _shape(array: Any) -> str:
 class Carry(NamedTuple):
     """State and counters of P prompts, with a leading axis of them; of a single one, without.
 
-    On a mesh, prompts that are there only to come out even are not `live`, bool [P]. Those of a
-    combined reward are known by their `parts`, as in `Result`. Those that begin from something
-    given have it as their `start`.
+    On a mesh, prompts that are there only to come out even are not `live`, bool [P]. `parts` are
+    those of a combined reward, and `start` is what prompts begin from; None without.
     """
 
     given: Given
@@ -115,7 +185,7 @@ class Carry(NamedTuple):
     backward_passes: jax.Array
     verifier_calls: jax.Array
     live: jax.Array | None = None
-    parts: dict[str, jax.Array] | None = None
+    parts: AnswerParts | None = None
     start: Start | None = None
 
     @property
@@ -169,7 +239,10 @@ class Packed:
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
     counts: dict[str, Any] = {n: jnp.asarray(getattr(result, n), jnp.int32) for n in COUNTERS}
-    parts = jax.tree.map(jnp.asarray, result.parts)
+    if result.parts is None:
+        return Carry(result.given, result.state, **counts)
+    kept = None if result.kept is None else result.kept.parts
+    parts = jax.tree.map(jnp.asarray, AnswerParts(result.parts, kept))
     return Carry(result.given, result.state, **counts, parts=parts)
 
 

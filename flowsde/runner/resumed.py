@@ -34,7 +34,9 @@ def resumed(job: Job, fresh: Carry) -> Carry:
     # A save of an earlier version has none.
     if job.run is not None and job.resume.run is not None:
         if not np.array_equal(job.run, np.atleast_1d(np.asarray(job.resume.run))):
-            raise ValueError("resume was begun with another search or cond than this run's")
+            version = getattr(job.reward, "version", None)
+            also = f", or with another version of the reward than {version}" if version else ""
+            raise ValueError(f"resume was begun with another search or cond than this run's{also}")
     return carry if job.placement.mesh is None else _padded(job, carry, fresh)
 
 

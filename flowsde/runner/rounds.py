@@ -4,6 +4,7 @@ Of many prompts everything has a leading axis of them; of a single one it has no
 `lax.cond` can leave work out.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,10 +23,12 @@ from flowsde.runner.evaluate import (
     join_counts,
 )
 from flowsde.runner.exchange import slots_of, tell_by_number
+from flowsde.runner.inner import arrived
 from flowsde.runner.mesh import EVERYWHERE
-from flowsde.runner.parts import answer_parts
+from flowsde.runner.parts import answer_parts, no_answer_parts
 from flowsde.runner.records import Model, Program, Sizes
-from flowsde.runner.result import Carry, Given, Packed
+from flowsde.runner.result import Answers, Carry, Given, Packed
+from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
 from flowsde.search.starting import ask as ask_one
 
@@ -54,12 +57,12 @@ def _init(
     Args:
       parts: names of those of the reward.
     """
-    unknown = {name: jnp.full((), jnp.nan, jnp.float32) for name in parts} or None
 
     def begin(key: jax.Array, nfe: jax.Array, target: jax.Array) -> Carry:
         zero = jnp.zeros((), jnp.int32)
         given = Given(jax.random.key_data(key), target, program.candidates(nfe))
         state = program.search.init(key, shape, target, given.nfe)
+        unknown = no_answer_parts(parts, program.search, state)
         return Carry(given, state, zero, zero, zero, zero, parts=unknown)
 
     if single:
@@ -113,7 +116,7 @@ def counted(
       carry: before the round.
       program: whose search was told.
       state, info: as `Search.tell` gives them.
-      asked: candidates [..., w].
+      asked: candidates [..., w]; with parts, where they have arrived.
       computed: of each of them.
       parts: of a combined reward, [..., w].
     """
@@ -129,9 +132,8 @@ def counted(
     )
     if parts is not None:
         assert carry.parts is not None
-        old, new = (_of_each(search.best, carry)(s) for s in (carry.state, state))
-        own = _of_each(answer_parts, carry)(carry.parts, old, new, asked, parts)
-        carry = carry._replace(parts=own)
+        own = _of_each(partial(answer_parts, search), carry)
+        carry = carry._replace(parts=own(carry.parts, carry.state, state, asked, parts))
     carry = carry._replace(
         state=state,
         nfe=carry.nfe + passes * info.charged,
@@ -161,10 +163,12 @@ def _tell(
             rewards = join(evals.reward, lead, placement)
             by_number = tell_by_number(search, carry.state, asked, evals, rewards, placement)
         if by_number is None:
-            evals = join(evals, lead, placement)
+            asked, evals = arrived(asked, join(evals, lead, placement))
             state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
         else:
             state, info = by_number
+            if parts is not None and evals.x is not None:
+                asked = asked._replace(x=join(evals.x, lead, placement))
         carry, info = counted(carry, program, state, info, asked, computed, parts)
         return carry, info, _done(carry, program)
 
@@ -223,19 +227,28 @@ def all_done(carry: Carry, program: Program) -> jax.Array:
     return jnp.all(done(carry))
 
 
-def _best(carry: Carry, program: Program) -> Particle:
-    best, placement = _of_each(program.search.best, carry), program.placement
+def _best(carry: Carry, program: Program) -> tuple[Particle, Particle | None]:
+    """The best so far, and what the search keeps beside it."""
+    placement = program.placement
+    best = _of_each(partial(answers_of, program.search), carry)
     return placement.local(best, placement.by_prompt, placement.by_prompt)(carry.state)
 
 
 @partial(jax.jit, static_argnames=("program",))
-def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any]:
-    """The best so far and its image."""
-    best, placement = _best(carry, program), program.placement
+def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any, Answers | None]:
+    """The best so far, its image, and what is kept beside it."""
+    (best, others), placement = _best(carry, program), program.placement
     if carry.nfe.ndim:
         with placement.around_model():
-            return best, placement.keep(flow.decode(best.x0), placement.by_prompt)
-    return best, flow.decode(best.x0[None])[0]
+            image = placement.keep(flow.decode(best.x0), placement.by_prompt)
+            if others is None:
+                return best, image, None
+            flat = others.x0.reshape(-1, *flow.shape)
+            images = flow.decode(flat)
+            images = images.reshape(*others.t.shape, *images.shape[1:])
+            return best, image, Answers.of(others, placement.keep(images, placement.by_prompt))
+    image = flow.decode(best.x0[None])[0]
+    return best, image, None if others is None else Answers.of(others, flow.decode(others.x0))
 
 
 @partial(jax.jit, static_argnames=("program",))
@@ -254,7 +267,9 @@ def tell_and_ask(
     told, info, done = _tell(begun, program, asked, evals, computed)
     old, new = (_best(c, program) for c in (carry, told))
     # A particle is known by its place and time.
-    changed = jnp.any(old.x != new.x) | jnp.any(old.t != new.t)
+    known = [[(p.x, p.t) for p in both if p is not None] for both in (old, new)]
+    pairs = zip(*map(jax.tree.leaves, known), strict=True)
+    changed = functools.reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
     packed = Packed.of(Told(info, told.counts, done, changed))
     return told, _ask(told, program)[1], packed
 

@@ -38,7 +38,7 @@ from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
 from flowsde.runner.resumed import resumed
-from flowsde.search.protocol import Candidates, Info, Particle, Search
+from flowsde.search.protocol import Candidates, Info, Search
 from flowsde.sharding import ShardingRules
 
 
@@ -282,13 +282,15 @@ def _result(
     carry: Carry,
     counts: Any,
     log: Info,
-    answer: tuple[Particle, Any] | None = None,
+    answer: tuple[Any, ...] | None = None,
     final: bool = True,
 ) -> Result:
     """What has been found, from `carry`; its counters and answer if they are there already."""
     if answer is None:
         answer = rounds.answer(carry, job.flow, job.program)
-    best, image = job.trim(answer)
+    (best, image, kept), said = job.trim((answer, carry.parts))
+    if kept is not None and said is not None:
+        kept = kept._replace(parts=said.kept)
     nfe, evaluations, backward_passes, verifier_calls = job.trim(counts)
     cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
     result = Result(
@@ -306,7 +308,8 @@ def _result(
         state=job.trim(carry.state),
         given=job.trim(carry.given),
         run=job.run[0] if job.single and job.run is not None else job.run,
-        parts=job.trim(carry.parts),
+        kept=kept,
+        parts=None if said is None else said.best,
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

@@ -18,7 +18,7 @@ from flowsde._checks import check_path
 from flowsde._files import HIDDEN
 from flowsde._schema import array, fields, maybe, table, text, whole, wrong
 from flowsde.runner.mesh import gather
-from flowsde.runner.result import COUNTERS, Given, Result
+from flowsde.runner.result import COUNTERS, Answers, Given, Result
 from flowsde.search import Info, Search
 
 SEARCH = "search"
@@ -176,8 +176,27 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         given=begun[".given"],
         state=begun[".state"],
         run=read(".run", np.uint32, *lead) if ".run" in leaves else None,
+        kept=_kept(leaves, lead, shape, path),
         parts=_parts(leaves, ".parts", path, lead),
     )
+
+
+def _kept(
+    leaves: dict[str, Any], lead: tuple[int, ...], shape: tuple[int, ...], path: Path
+) -> Answers | None:
+    """Answers that were kept beside the best."""
+    found = {name: leaves.get(f".kept.{name}") for name in Answers._fields if name != "parts"}
+    if all(leaf is None for leaf in found.values()):
+        return None
+    rewards = array(np.float32, *lead, None)(found["reward"], f"{path}: .kept.reward")
+    many = rewards.shape
+    image = found["image"]
+    if image is None or image.shape[: len(many)] != many:
+        raise wrong(f"{path}: .kept.image", f"{many[-1]} pictures of a prompt", image)
+    shapes = {"x": (*many, *shape), "x0": (*many, *shape), "t": many}
+    own = {n: array(np.float32, *s)(found[n], f"{path}: .kept.{n}") for n, s in shapes.items()}
+    parts = _parts(leaves, ".kept.parts", path, many)
+    return Answers(image=image, reward=rewards, parts=parts, **own)
 
 
 def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def check_size(program: Program, flow: Flow, padding: int) -> None:
             f"{needed / 1e9:.3g} GB of {there / 1e9:.3g} GB: nfe, or the width, is too large"
         )
     value = program.kind.value
-    each = flow.evaluations * (1 if value is None else 1 + value.cost)
+    each = flow.evaluations * (1 + program.kind.inner + (0 if value is None else value.cost))
     most = each * search.max_rounds * (width + padding)
     if most > MOST:
         raise ValueError(

@@ -24,6 +24,8 @@ from flowsde.search.grid import (
     tree_take,
     tree_where,
 )
+from flowsde.search.halving import SuccessiveHalving, halving
+from flowsde.search.keep import Keeping, keep
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -57,11 +59,13 @@ __all__ = [
     "Evolution",
     "GridSearch",
     "Info",
+    "Keeping",
     "Lines",
     "Particle",
     "Search",
     "SearchBase",
     "SoP",
+    "SuccessiveHalving",
     "affordable_units",
     "any_over_prompts",
     "bon",
@@ -69,6 +73,8 @@ __all__ = [
     "even_shares",
     "evolution",
     "fold_in_ids",
+    "halving",
+    "keep",
     "map_valid",
     "rbf",
     "smc",

@@ -1,15 +1,17 @@
 """Best-of-N: draw N samples, keep the one with the highest reward.
 
 Each sample follows the kernel down the whole grid, n evaluations, and only the posterior mean at
-its last time, which is the sample, is verified: N = nfe // n. `width` samples go at once.
+its last time, which is the sample, is verified: N = nfe // n. `width` samples go at once. Of a
+kernel with inner evaluations n is that many more.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
@@ -42,20 +44,32 @@ class BestOfNState(NamedTuple):
 class BestOfN(GridSearch):
     """See `bon`."""
 
+    charges_moves: ClassVar[bool] = True
+
     width: int
 
     def __post_init__(self) -> None:
-        if self.nfe < self.steps:
+        if self.nfe < self._cost:
             raise BudgetTooSmall(
-                f"nfe = {self.nfe} is less than one sample: the grid takes {self.steps} "
+                f"nfe = {self.nfe} is less than one sample: the grid takes {self._cost} "
                 f"evaluations",
-                self.steps,
+                self._cost,
             )
+
+    @property
+    def _costs(self) -> np.ndarray:
+        """Evaluations of a sample at each step."""
+        return self.costs(np.zeros(self.steps, bool))
+
+    @property
+    def _cost(self) -> int:
+        """Evaluations of a sample."""
+        return int(self._costs.sum())
 
     @property
     def samples(self) -> int:
         """N."""
-        return self.nfe // self.steps
+        return self.nfe // self._cost
 
     @property
     def n_candidates(self) -> int:
@@ -80,7 +94,7 @@ class BestOfN(GridSearch):
 
     def ask(self, state: BestOfNState) -> tuple[BestOfNState, Candidates]:
         ids, n = self._ids(state), self.n_candidates
-        valid = (ids < state.nfe // self.steps) & ~self.done(state)
+        valid = (ids < state.nfe // self._cost) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(ids, state.step)
 
         def extend(key: jax.Array, row: jax.Array) -> jax.Array:
@@ -121,14 +135,15 @@ class BestOfN(GridSearch):
             accepted=better & (jnp.arange(self.n_candidates) == row),
             ancestors=jnp.where(better, self._ids(state)[row], -1)[None],
             ess=jnp.ones((), jnp.float32),
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=jnp.asarray(self._costs)[state.step]
+            * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=best.reward,
             path_time=best.t[None],
             path_reward=best.reward[None],
         )
 
     def done(self, state: BestOfNState) -> jax.Array:
-        spent = state.wave * self.n_candidates >= state.nfe // self.steps
+        spent = state.wave * self.n_candidates >= state.nfe // self._cost
         return spent | (state.best.reward >= state.target)
 
     def best(self, state: BestOfNState) -> Particle:
@@ -143,7 +158,7 @@ class BestOfN(GridSearch):
             first = jnp.zeros(1, jnp.int32)
             return Lines(first, first, state.particles)
         ids = self._ids(state) - self.n_candidates
-        ended = (state.step == 0) & (ids < state.nfe // self.steps)
+        ended = (state.step == 0) & (ids < state.nfe // self._cost)
         return Lines(jnp.where(ended, ids, -1), jnp.full_like(ids, -1), state.particles)
 
 
@@ -153,7 +168,8 @@ def bon(*, nfe: int, kernel: Kernel, grid: Any, width: int = 16) -> BestOfN:
     Args:
       nfe: budget in model evaluations; what is left after nfe // steps samples is not used.
       kernel: usually `kernels.ode_euler`; a stochastic one gives best-of-N over SDE samples.
-      grid: times falling from 1 to 0; a sample takes len(grid) - 1 evaluations.
+      grid: times falling from 1 to 0; a sample takes len(grid) - 1 evaluations, and those of the
+        kernel's inner steps.
       width: samples drawn at once; changes speed and memory, and with a target reward how many
         are finished when it is met.
 

@@ -12,7 +12,9 @@ import numpy as np
 from flowsde._checks import check_count
 
 
-def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
+def as_steps(
+    branch_at: Any, grid: Sequence[float], name: str = "branch_at"
+) -> tuple[int, ...] | None:
     """Positions in a grid, rising, from what a user says of them.
 
     Args:
@@ -20,6 +22,7 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         positions; or a sequence, integers for positions from 1 to the last that is evaluated,
         floats for times, the nearest position each.
       grid: times falling from 1 to 0.
+      name: of the argument.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -28,16 +31,16 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         return None
     last = len(grid) - 2
     if last < 1:
-        raise ValueError("branch_at needs a grid of at least 2 steps, got 1")
+        raise ValueError(f"{name} needs a grid of at least 2 steps, got 1")
     expected = f"positions in the grid from 1 to {last}, or times between 0 and 1"
     if isinstance(branch_at, str) or (np.ndim(branch_at) == 0 and not _is_count(branch_at)):
-        raise TypeError(f"branch_at must be a number of steps, or {expected}, got {branch_at!r}")
+        raise TypeError(f"{name} must be a number of steps, or {expected}, got {branch_at!r}")
     if np.ndim(branch_at) == 0:
-        n = check_count("branch_at", branch_at, most=last)
+        n = check_count(name, branch_at, most=last)
         return tuple(int(i) for i in np.ceil(np.arange(1, n + 1) * last / n))
     values = list(branch_at)
     if not values:
-        raise ValueError(f"branch_at must have at least one of {expected}, got none")
+        raise ValueError(f"{name} must have at least one of {expected}, got none")
     times = np.asarray(grid[1:-1])
     steps = []
     for value in values:
@@ -46,10 +49,35 @@ def as_steps(branch_at: Any, grid: Sequence[float]) -> tuple[int, ...] | None:
         elif isinstance(value, float | np.floating) and 0.0 < value < 1.0:
             steps.append(1 + int(np.argmin(np.abs(times - value))))
         else:
-            raise ValueError(f"branch_at must hold {expected}, got {value!r}")
+            raise ValueError(f"{name} must hold {expected}, got {value!r}")
     if len(set(steps)) < len(steps):
-        raise ValueError(f"branch_at must hold different steps of the grid, got {branch_at!r}")
+        raise ValueError(f"{name} must hold different steps of the grid, got {branch_at!r}")
     return tuple(sorted(steps))
+
+
+def steps_between(name: str, values: Any, grid: Sequence[float], start: int) -> tuple[int, ...]:
+    """Positions in a grid between one and the last that is evaluated, rising.
+
+    Args:
+      name: of the argument.
+      values: a number of steps, 0 and up, spread evenly; or a sequence as for `as_steps`.
+      grid: times falling from 1 to 0.
+      start: the position that they lie behind.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    last = len(grid) - 2
+    if np.ndim(values) == 0:
+        n = check_count(name, values, least=0, most=max(last - start - 1, 0))
+        return tuple(start + -(-k * (last - start) // (n + 1)) for k in range(1, n + 1))
+    steps = as_steps(values, grid, name) or ()
+    if not all(start < i < last for i in steps):
+        raise ValueError(
+            f"{name} must lie behind position {start} of the grid, from which particles go on, "
+            f"and before the last, {last}, got {values!r}"
+        )
+    return steps
 
 
 def _is_count(value: Any) -> bool:

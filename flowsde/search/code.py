@@ -12,7 +12,7 @@ other steps a chain has one child, whose reward is wanted at the last only.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ class Blocks(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoDe(GridSearch):
     """See `code`; without finishing."""
+
+    charges_moves: ClassVar[bool] = True
 
     chains: int
     block: int
@@ -284,8 +286,8 @@ def code(
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
       value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
-        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
-        returns the posterior mean of the best particle.
+        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
+        two by reward; "mean" returns the posterior mean of the best particle.
       finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
         as many as the grid has steps, and none where its last time is small already.
 

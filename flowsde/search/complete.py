@@ -8,7 +8,8 @@ started from is higher.
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
 a step of Heun predicts by Euler, evaluates, and corrects with the mean of both velocities x1 - x0:
-two. Their times are those of `flowsde.search.finishing`.
+two. A step of Adams (`flowsde.kernels.multistep`) takes one and what the step before left. Their
+times are those of `flowsde.search.finishing`.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from flowsde._checks import check_count
 from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant
-from flowsde.kernels import Kernel, ddim
+from flowsde.kernels import Before, Kernel, Multistep, ddim, ode_adams
 from flowsde.search.finishing import END, LINE, finishing_time
 from flowsde.search.grid import any_over_prompts, check_kernel, to_particles, tree_take, tree_where
 from flowsde.search.protocol import (
@@ -31,13 +32,11 @@ from flowsde.search.protocol import (
     Evaluation,
     Info,
     Lines,
+    Moving,
     Particle,
     Search,
-    SearchBase,
 )
-from flowsde.search.starting import beginning, first_time
-from flowsde.search.value import LookAhead, value_of
-from flowsde.start import Start
+from flowsde.search.wrapper import Wrapper
 
 
 class CompleteState(NamedTuple):
@@ -47,7 +46,8 @@ class CompleteState(NamedTuple):
       inner: the inner search's.
       step: int32, evaluations of finishing so far.
       particle: the last one evaluated.
-      base: the one before a Heun step's predictor; None without.
+      base: the one before a Heun step's predictor, or what the last step of a multistep solver
+        left; None without.
     """
 
     inner: Any
@@ -57,59 +57,36 @@ class CompleteState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Complete(SearchBase):
-    """`inner`, then `steps` evaluations of ODE from its best particle, `order` to each step."""
+class Complete(Wrapper):
+    """`inner`, then `steps` evaluations of ODE from its best particle.
 
-    inner: Search
+    Attributes:
+      inner: the search.
+      steps: evaluations of finishing.
+      order: evaluations a step, 1 of Euler or 2 of Heun.
+      solver: of the steps, of one evaluation each, in place of Euler; or None.
+    """
+
     steps: int
     order: int = 1
+    solver: Multistep | None = None
 
     @property
     def nfe(self) -> int:
         return self.inner.nfe + self.steps
 
     @property
-    def interpolant(self) -> Interpolant:
-        return self.inner.interpolant
-
-    @property
-    def uses_gradient(self) -> bool:
-        return self.inner.uses_gradient
-
-    @property
-    def value(self) -> LookAhead | None:
-        return value_of(self.inner)
-
-    @property
-    def n_candidates(self) -> int:
-        return self.inner.n_candidates
-
-    @property
     def max_rounds(self) -> int:
         return self.inner.max_rounds + self.steps
-
-    @property
-    def path_name(self) -> str:
-        return self.inner.path_name
-
-    @property
-    def first_time(self) -> float:
-        return first_time(self.inner)
-
-    def beginning(self, start: Start) -> "Complete":
-        return self.replace(inner=beginning(self.inner, start))
 
     def with_nfe(self, nfe: int) -> "Complete":
         with _costing(self.steps):
             return self.replace(inner=self.inner.with_nfe(nfe - self.steps))
 
-    def with_width(self, width: int) -> "Complete":
-        return self.replace(inner=self.inner.with_width(width))
-
     def init(self, key, shape, target_reward, nfe) -> CompleteState:
         inner = self.inner.init(key, shape, target_reward, nfe - self.steps)
         best = self.inner.best(inner)
-        base = best if self.order == 2 else None
+        base = best if self.order == 2 or self.solver else None
         return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
 
     def finishing(self, state: CompleteState) -> jax.Array:
@@ -123,6 +100,8 @@ class Complete(SearchBase):
         done = (state.step // self.order + 1).astype(jnp.float32) / n
         line_t, t = finishing_time(p, start.t, done, n)
         base = particle
+        if self.solver is not None:
+            return self._multistep(state, particle, t)
         if state.base is not None:
             base = tree_where(state.step % 2 == 0, particle, state.base)
         euler = ddim(p, eta=0.0)
@@ -134,6 +113,16 @@ class Complete(SearchBase):
             x = jnp.where(state.step % 2 == 0, x, x + 0.5 * scale * step * turn)
         return base, x, t
 
+    def _multistep(
+        self, state: CompleteState, particle: Particle, t: jax.Array
+    ) -> tuple[Particle, jax.Array, jax.Array]:
+        """As `_next`, by the solver; the particle is the step's, as it is remembered."""
+        assert self.solver is not None and state.base is not None
+        last = state.base
+        before = Before(last.x, last.x0, last.x1, jnp.where(state.step == 0, 0.0, last.t))
+        x, now = self.solver(before, particle.x, particle.x0, particle.x1, particle.t, t)
+        return particle._replace(**now._asdict()), x, t
+
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
         finishing = self.finishing(state)
@@ -142,8 +131,9 @@ class Complete(SearchBase):
             base, x, t = self._next(state, self.inner.best(inner))
             row = jnp.arange(self.n_candidates)
             more = (row == 0) & (state.step < self.steps)
+            there = Moving(x, x, t) if isinstance(asked.x, Moving) else x
             own = Candidates(
-                x=asked.x.at[0].set(x),
+                x=jax.tree.map(lambda rows, row: rows.at[0].set(row), asked.x, there),
                 t=jnp.full(row.shape, t),
                 wants_reward=more & (state.step == self.steps - 1),
                 wants_gradient=jnp.zeros_like(more),
@@ -220,26 +210,30 @@ def _costing(steps: int) -> Iterator[None]:
         raise BudgetTooSmall(str(error), error.least + steps) from None
 
 
-Finish = Literal["complete", "heun", "mean"]
-_ORDERS = {"complete": 1, "heun": 2}
+Finish = Literal["complete", "heun", "adams", "mean"]
+_ORDERS = {"complete": 1, "heun": 2, "adams": 1}
 """Evaluations a step."""
 
 
-def default_steps(finish: str, interpolant: Interpolant, grid: Grid | Sequence[float]) -> int:
+def default_steps(
+    finish: str, interpolant: Interpolant, grid: Grid | Sequence[float], most: int | None = None
+) -> int:
     """Evaluations that finishing takes unless told otherwise: half as many as the grid has steps.
 
-    0 if the search's last time is below twice `END`: there is next to nothing to finish.
+    Where `most` is given, no more than that. 0 if the search's last time is below twice `END`:
+    there is next to nothing to finish.
     """
     with jax.ensure_compile_time_eval():
         start = float(LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
     order = _ORDERS[finish]
-    steps = max((len(grid) - 1) // 2 // order, 1)
+    half = (len(grid) - 1) // 2
+    steps = max((half if most is None else min(half, most)) // order, 1)
     return steps * order if start >= 2.0 * END else 0
 
 
 def _check(finish: str, finish_steps: int | None) -> None:
     if finish not in get_args(Finish):
-        raise ValueError(f"finish must be 'complete', 'heun' or 'mean', got {finish!r}")
+        raise ValueError(f"finish must be 'complete', 'heun', 'adams' or 'mean', got {finish!r}")
     if finish == "mean" or finish_steps is None:
         return
     order = _ORDERS[finish]
@@ -273,4 +267,5 @@ def finished(
     left = check_count("nfe", nfe) - steps
     with _costing(steps):
         search = make(nfe=left, kernel=kernel, grid=times, **options)
-    return Complete(search, steps, _ORDERS[finish]) if steps else search
+    solver = ode_adams(kernel.interpolant) if finish == "adams" else None
+    return Complete(search, steps, _ORDERS[finish], solver) if steps else search

@@ -6,7 +6,8 @@ random keys (`fold_in_ids`), and whole shares of a budget (`even_shares`, `affor
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ import numpy as np
 
 from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
-from flowsde.kernels import Kernel, Renoise
+from flowsde.kernels import Kernel, Multistep, Renoise
 from flowsde.kernels.base import standard_normal
-from flowsde.search.protocol import Candidates, Evaluation, Particle, SearchBase
+from flowsde.search.protocol import Candidates, Evaluation, Moving, Particle, SearchBase
 from flowsde.search.value import LookAhead
 from flowsde.start import Start, begin
 
@@ -53,6 +54,9 @@ class GridSearch(SearchBase):
         """
         return self.replace(given=start)
 
+    charges_moves: ClassVar[bool] = False
+    """Whether it charges by `costs`; else a kernel with `inner_evaluations` is refused."""
+
     @property
     def steps(self) -> int:
         """Times at which particles are evaluated; the grid's last, 0, is never."""
@@ -67,14 +71,16 @@ class GridSearch(SearchBase):
         return self.kernel.uses_gradient
 
     def costs(self, verified: Any) -> np.ndarray:
-        """Evaluations of a candidate at each step, int32 [steps].
+        """Evaluations of a candidate at each step, those of its move included, int32 [steps].
 
         Args:
           verified: bool [steps], where a reward is wanted.
         """
         ahead = 0 if self.value is None else self.value.cost
-        looks = np.asarray(verified, bool) & (np.arange(self.steps) < self.steps - 1)
-        return (1 + ahead * looks).astype(np.int32)
+        step = np.arange(self.steps)
+        looks = np.asarray(verified, bool) & (step < self.steps - 1)
+        moves = self.kernel.inner_evaluations * (step > 0)
+        return (1 + moves + ahead * looks).astype(np.int32)
 
     def keys_ahead(self, keys: jax.Array) -> jax.Array | None:
         """`Candidates.key` of candidates drawn with these keys [w]."""
@@ -94,17 +100,28 @@ class GridSearch(SearchBase):
         ones, nothing = jnp.ones(lead, jnp.float32), jnp.full(lead, -jnp.inf, jnp.float32)
         return Particle(zeros, ones, zeros, zeros, nothing, zeros if self.uses_gradient else None)
 
-    def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
-        """x of a parent's child at a step of the grid; a start at step 0, whatever the parent."""
+    def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> Any:
+        """x of a parent's child at a step of the grid; a start at step 0, whatever the parent.
+
+        An array shaped as x; of a kernel with `inner_evaluations`, `Moving`.
+        """
         return self.move(standard_normal(key, parent.x.shape), parent, step)
 
-    def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> jax.Array:
+    def move(self, noise: jax.Array, parent: Particle, step: jax.Array) -> Any:
         """`extend` with the standard normal noise given: drawing it once is most of the work."""
         gradient = () if parent.gradient is None else (parent.gradient,)
         s = jnp.asarray(self.grid, jnp.float32)[step]
         start = begin(self.interpolant, self.grid[0], noise, self.given)
+        if self.kernel.inner_evaluations:
+            mean, std = self.kernel.begin(parent.x, parent.x0, parent.x1, parent.t, s)
+            moving = Moving(mean + std * noise, parent.x, parent.t)
+            return tree_where(step == 0, self.arrived(start, s), moving)
         mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
         return jnp.where(step == 0, start, mean + std * noise)
+
+    def arrived(self, x: jax.Array, t: jax.Array) -> Any:
+        """`Candidates.x` of a point at its time."""
+        return Moving(x, x, t) if self.kernel.inner_evaluations else x
 
     def wants_gradient(self, step: jax.Array) -> jax.Array:
         """Whether candidates at a step want a gradient: not at the last, where none moves on."""
@@ -130,8 +147,8 @@ def _any_of_batch(size: int, batched: Any, condition: jax.Array) -> tuple[jax.Ar
     return any_over_prompts(jnp.any(condition, 0)), False
 
 
-def map_valid(f: Callable[..., jax.Array], valid: jax.Array, *rows: jax.Array) -> jax.Array:
-    """x [w, *shape] of candidates, ``f(*row)`` each.
+def map_valid(f: Callable[..., Any], valid: jax.Array, *rows: jax.Array) -> Any:
+    """x [w, *shape] of candidates, or `Moving`, ``f(*row)`` each.
 
     Noise takes several times its own memory while it is drawn. So a few rows are drawn at a time,
     and none where no prompt has a valid one.
@@ -146,15 +163,14 @@ def map_valid(f: Callable[..., jax.Array], valid: jax.Array, *rows: jax.Array) -
     wanted = any_over_prompts(jnp.any(valid.reshape(-1, size), 1))
     pieces = [a.reshape(-1, size, *a.shape[1:]) for a in rows]
 
-    def some(piece: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
+    def some(piece: tuple[jax.Array, list[jax.Array]]) -> Any:
         wanted, rows = piece
         like = jax.eval_shape(jax.vmap(f), *rows)
-        return jax.lax.cond(
-            wanted, jax.vmap(f), lambda *_: jnp.zeros(like.shape, like.dtype), *rows
-        )
+        nothing = partial(jax.tree.map, lambda a: jnp.zeros(a.shape, a.dtype), like)
+        return jax.lax.cond(wanted, jax.vmap(f), lambda *_: nothing(), *rows)
 
     x = jax.lax.map(some, (wanted, pieces))
-    return x.reshape(valid.size, *x.shape[2:])
+    return jax.tree.map(lambda a: a.reshape(valid.size, *a.shape[2:]), x)
 
 
 def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
@@ -231,10 +247,15 @@ def check_stochastic(kernel: Kernel, consequence: str) -> None:
 
 
 def check_kernel(kernel: Any) -> Kernel:
-    """A kernel that a search can use: reverse in time, one evaluation a step."""
+    """A kernel that a search can use: reverse in time, all evaluations before x_s."""
+    if isinstance(kernel, Multistep):
+        raise TypeError(
+            f"kernel must move a particle that has no step before, got {kernel!r}, which serves "
+            f"flowsde.sample, and finishing as finish='adams'"
+        )
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")
-    if kernel.evaluations != 1:
+    if kernel.evaluations != 1 + kernel.inner_evaluations:
         raise ValueError(
             f"kernel must take one evaluation a step, got {type(kernel).__name__} with "
             f"{kernel.evaluations}; it serves flowsde.sample"

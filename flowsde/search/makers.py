@@ -5,6 +5,7 @@
 
 # ruff: noqa: F401, I001 - the order is that of the command's help.
 from flowsde.search.bon import bon
+from flowsde.search.halving import halving
 from flowsde.search.sop import sop
 from flowsde.search.evolution import evolution
 from flowsde.search.smc import smc

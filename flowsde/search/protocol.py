@@ -23,13 +23,30 @@ import jax.numpy as jnp
 
 from flowsde._static import Static
 from flowsde.interpolants import Interpolant
+from flowsde.kernels import Kernel
+
+
+class Moving(NamedTuple):
+    """`Candidates.x` of a kernel with `inner_evaluations`, which the runner makes.
+
+    A search is told the candidates as they have arrived, x an array.
+
+    Attributes:
+      drawn: as `Kernel.begin` says, float32 [w, *shape].
+      origin: the particle that it moves from, likewise.
+      start: its time, float32 [w]; the candidate's own where x is there already.
+    """
+
+    drawn: jax.Array
+    origin: jax.Array
+    start: jax.Array
 
 
 class Candidates(NamedTuple):
     """Points to evaluate; w = `Search.n_candidates` rows in every round.
 
     Attributes:
-      x: float32 [w, *shape].
+      x: float32 [w, *shape]; or `Moving`.
       t: float32 [w], times of the search's interpolant.
       wants_reward: bool [w]; the reward of other rows is not used.
       wants_gradient: bool [w]; of the reward in x. Such rows are told their reward too.
@@ -37,7 +54,7 @@ class Candidates(NamedTuple):
       key: uint32 [w, 2], data of random keys, if the search looks ahead at random; else None.
     """
 
-    x: jax.Array
+    x: Any
     t: jax.Array
     wants_reward: jax.Array
     wants_gradient: jax.Array
@@ -57,6 +74,7 @@ class Evaluation(NamedTuple):
       seen: while their rewards are not known, x0 of what is seen ahead, [w, k, *shape]; None when
         told, and without.
       parts: of a combined reward, as `Info.parts`; None when told, and without.
+      x: where candidates that were `Moving` have arrived; None when told, and without.
     """
 
     x0: jax.Array
@@ -65,6 +83,7 @@ class Evaluation(NamedTuple):
     gradient: jax.Array | None = None
     seen: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
+    x: jax.Array | None = None
 
 
 class Particle(NamedTuple):
@@ -231,6 +250,12 @@ class Search(Protocol):
           state: after the round.
           info: of the round.
         """
+
+
+def inner_kernel(search: Any) -> Kernel | None:
+    """The kernel of a search whose candidates are `Moving`; None of any other."""
+    kernel = getattr(search, "kernel", None)
+    return kernel if isinstance(kernel, Kernel) and kernel.inner_evaluations else None
 
 
 class SearchBase(Static):

@@ -24,7 +24,7 @@ a hit, only what met the target competes.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,8 @@ class RBFState(NamedTuple):
 class RBF(GridSearch):
     """See `rbf`; without finishing."""
 
+    charges_moves: ClassVar[bool] = True
+
     chains: int
     seeds: int
     width: int
@@ -115,6 +117,8 @@ class RBF(GridSearch):
         reserves = self.allocation == "reserve"
         if reserves and self.steps == 1:
             raise ValueError("allocation 'reserve' needs a grid of at least 2 steps, got 1")
+        if reserves and self.kernel.inner_evaluations:
+            _refuse_reserving("kernel of inner steps", self.kernel, None)
         costs = self._draw_costs
         least = self.chains * (self.seeds * int(costs[0]) + int(costs[1:].sum()))
         steps = self.steps - 1
@@ -392,8 +396,8 @@ def rbf(
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
       value_samples: samples of a particle.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
-        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
-        returns the posterior mean of the best particle.
+        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
+        two by reward; "mean" returns the posterior mean of the best particle.
       finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
         as many as the grid has steps, and none where its last time is small already.
 

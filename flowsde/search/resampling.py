@@ -3,7 +3,8 @@
 Each is ``scheme(key, log_weights, n) -> ancestors``: log weights [N], not necessarily normalised,
 -inf for weight zero, at least one finite; ancestors int32 [N], of which the first n <= N are drawn.
 Particle i has n w_i copies among them on average, where w are the normalised weights, and a
-particle of weight zero has none: with the weights behind n zero, N is only room. The schemes
+particle of weight zero has none: with the weights behind n zero, N is only room. With more weights
+than n, fewer particles go on. The schemes
 differ in the variance of the numbers of copies (Douc and Cappé, 2005, arXiv cs/0507025; Gerber,
 Chopin and Whiteley, 2019, arXiv 1708.01207).
 """
@@ -112,7 +113,8 @@ def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
         return copies, jnp.where(done, i, left), jnp.where(done, other, part)
 
     start = (whole.astype(jnp.int32), jnp.zeros((), jnp.int32), expected[0] - whole[0])
-    copies, left, _ = jax.lax.fori_loop(1, n, meet, start)
+    used = jnp.max(jnp.where(log_weights > -jnp.inf, jnp.arange(1, room + 1, dtype=jnp.int32), 0))
+    copies, left, _ = jax.lax.fori_loop(1, jnp.maximum(n, used), meet, start)
     copies = copies.at[left].add(n - jnp.sum(copies))
     return jnp.repeat(jnp.arange(room, dtype=jnp.int32), copies, total_repeat_length=room)
 

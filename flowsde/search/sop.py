@@ -9,7 +9,7 @@ is the usual one.
 
 import dataclasses
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,8 @@ class Schedule(NamedTuple):
 class SoP(GridSearch):
     """See `sop`; without finishing."""
 
+    charges_moves: ClassVar[bool] = True
+
     paths: int
     start: int
     forward: int
@@ -101,7 +103,7 @@ class SoP(GridSearch):
                 f"start must be below the last evaluated time, number {self.steps - 1} of the "
                 f"grid, got {self.start}"
             )
-        least = self.paths * (self.start + 1 + sum(self._costs))
+        least = self.paths * sum(self._costs)
         if self.nfe < least:
             raise BudgetTooSmall(
                 f"nfe leaves {self.nfe} evaluations for the search, expected at least {least}: "
@@ -124,18 +126,26 @@ class SoP(GridSearch):
             for here, there in zip(begins, self._arrivals, strict=True)
         ]
 
+    @cached_property
+    def slot_costs(self) -> np.ndarray:
+        """Evaluations of a particle in each slot, int32 [slots]."""
+        at, every = self.schedule, np.ones(self.steps, bool)
+        looks = at.ends & (at.round > 0)
+        costs = np.where(looks, self.costs(every)[at.step], self.costs(~every)[at.step])
+        return np.where(at.noised, 1, costs).astype(np.int32)
+
     @property
     def _costs(self) -> list[int]:
-        """Evaluations of a child in each round, with what is seen ahead from its end."""
-        ahead = self.costs(np.ones(self.steps, bool)) - 1
-        return [n + int(ahead[i]) for n, i in zip(self._lengths, self._arrivals, strict=True)]
+        """Evaluations on the way down from noise, then of a child in each round."""
+        return [int(n) for n in np.bincount(self.schedule.round, self.slot_costs)]
 
     def children(self, nfe: Any) -> Any:
         """int32 [rounds]: children in each, K N or one more.
 
         They cost nfe, less what is not enough for one more child of any round.
         """
-        return affordable(nfe - self.paths * (self.start + 1), self._costs)
+        down, *costs = self._costs
+        return affordable(nfe - self.paths * down, costs)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -191,7 +201,10 @@ class SoP(GridSearch):
             child = tree_take(state.children, number)
             noise = standard_normal(key, parent.x.shape)
             mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
-            return jnp.where(at.noised, mean + std * noise, self.move(noise, child, at.step))
+            noised = self.arrived(mean + std * noise, t)
+            return jax.tree.map(
+                partial(jnp.where, at.noised), noised, self.move(noise, child, at.step)
+            )
 
         return state, Candidates(
             x=map_valid(extend, valid, keys, number),
@@ -225,8 +238,7 @@ class SoP(GridSearch):
             children=children,
             champion=tree_where(better, winner, state.champion),
         )
-        ahead = jnp.asarray(self.costs(np.ones(self.steps, bool)) - 1)[at.step]
-        cost = 1 + ahead * self._verifies(state.slot).astype(jnp.int32)
+        cost = jnp.asarray(self.slot_costs)[jnp.minimum(state.slot, self.max_rounds - 1)]
         survives = jnp.zeros(self.n_candidates, jnp.bool).at[kept].set(True)
         return new, Info(
             time=candidates.t,
@@ -286,8 +298,8 @@ def sop(
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
       value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
-        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
-        returns the posterior mean of the best particle.
+        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
+        two by reward; "mean" returns the posterior mean of the best particle.
       finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
         as many as the grid has steps, and none where its last time is small already.
 

@@ -45,8 +45,8 @@ def svdd(
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
       value_samples: samples of a child.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
-        by Heun's, scores the final image, and returns the better of the two by reward; "mean"
-        returns the posterior mean of the best particle.
+        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
+        two by reward; "mean" returns the posterior mean of the best particle.
       finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
         as many as the grid has steps, and none where its last time is small already.
 

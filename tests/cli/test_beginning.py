@@ -96,7 +96,7 @@ def test_trajectories_take_the_steps_that_are_run() -> None:
     settings = presets.resolve("recommended", "ode", {"steps": 10, "strength": 0.75})
     assert settings.nfe == 8
     np.testing.assert_array_equal(presets.grid(settings), fs.grids.uniform(10)[2:])
-    with pytest.raises(ValueError, match="--nfe must be 8 for the one trajectory"):
+    with pytest.raises(ValueError, match="1 x the 8 of --steps that are run = 8 for the one"):
         presets.resolve("recommended", "ode", {"steps": 10, "strength": 0.75, "nfe": 10})
     search = presets.resolve("recommended", "rbf", {"nfe": 100, "strength": 0.5})
     made: Any = presets.build("rbf", search)

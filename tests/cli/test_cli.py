@@ -26,8 +26,7 @@ from flowsde.search.smc import POTENTIALS
 
 PROMPT = "three red circles and two blue squares"
 FILES = {"image.png", "path.png", "search.png", "result.json"}
-TINY = ["--steps", "3", "--width", "2"]
-RBF = [PROMPT, *TINY, "--nfe", "17", "--finish-steps", "2"]
+RBF = [PROMPT, "--method", "rbf", *"--steps 3 --width 2 --nfe 17 --finish-steps 2".split()]
 
 
 @pytest.fixture
@@ -86,6 +85,7 @@ SMALL = {
     "ode": "",
     "sde": "",
     "bon": "--nfe 7 --width 2",
+    "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
@@ -95,7 +95,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "code", "sop", "evolution")
+SLOW = ("sde", "halving", "code", "sop", "evolution")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,22 @@ def test_gradients_are_asked_for_and_counted(small: None, tmp_path: Path) -> Non
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, PROMPT, "--method", "ode", "--steps", "3", "--guidance", "2")
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
+
+
+def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
+    bon = [PROMPT, "--method", "bon", "--steps", "3", "--nfe", "12"]
+    result = _sample(tmp_path / "kept", *bon, "--keep", "3")
+    one = _sample(tmp_path / "one", *bon)
+    names = ["image.png", "image-2.png", "image-3.png"]
+    assert [kept["image"] for kept in result["kept"]] == names and "kept" not in one
+    assert result["settings"]["keep"] == 3 and "keep" not in one["settings"]
+    rewards = [kept["reward"] for kept in result["kept"]]
+    assert rewards == sorted(rewards, reverse=True) and rewards[0] == result["reward"]
+    assert result["reward"] == one["reward"]
+    assert result["kept"][0]["heldout"] == result["heldout"]
+    pictures = [(tmp_path / "kept" / name).read_bytes() for name in names]
+    assert len(set(pictures)) == 3
+    assert pictures[0] == (tmp_path / "one" / "image.png").read_bytes()
 
 
 def test_seeds_and_overwriting(
@@ -230,7 +246,7 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, sop, evolution, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, halving, sop, evolution, smc, code, svdd, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),
@@ -253,11 +269,12 @@ WRONG = [
     ("P --guidance nan", "--guidance"),
     ("P --guidance 2 --nfe 60 --steps 20", "nfe"),
     ("P --gradient-temperature -1", "--gradient-temperature must be a finite number of at least 0"),
-    ("P --method smc --gradient-temperature 1", "--gradient-temperature has no effect with method"),
     ("P --method bon --gradient-temperature 1", "--gradient-temperature has no effect with method"),
     ("P --target-reward nan", "--target-reward"),
     ("P --target-reward inf", "--target-reward"),
     ("P --target-reward high", "--target-reward"),
+    ("P --keep 0", "--keep must be an integer of at least 1, got 0"),
+    ("P --method ode --keep 2", "--keep has no effect with method ode, which comes to one"),
     ("P --seed -1", "--seed"),
     ("P --seed x", "--seed"),
     ("P --kernel ddim --eta 2", "eta"),
@@ -270,16 +287,22 @@ WRONG = [
     ("P --kernel ddim --diffusion sin", "--diffusion has no effect"),
     ("P --finish mean --finish-steps 3", "--finish-steps has no effect"),
     ("P --method bon --chains 3", "--chains has no effect with method bon"),
-    ("P --method bon --nfe 9", "nfe"),
+    ("P --method bon --nfe 5", "nfe"),
     ("P --method ode --width 3", "--width has no effect"),
     ("P --method ode --kernel ddim", "--kernel"),
     ("P --method sde --kernel ode_euler", "--kernel"),
     ("P --method ode --nfe 30 --steps 20", "--nfe"),
     ("P --method ode --nfe 3 --guidance 2", "--nfe"),
     ("P --metod ode", "unknown option --metod; did you mean --method?"),
-    ("P --temperature 1", "--temperature has no effect with method rbf"),
+    ("P --method rbf --temperature 1", "--temperature has no effect with method rbf"),
     ("P --method smc --temperature 0", "temperature"),
     ("P --method smc --potential final --scheme ssp", "--scheme has no effect with potential"),
+    ("P --method smc --potential final --funnel .5", "--funnel has no effect with potential"),
+    ("P --method smc --potential final --tempering adaptive", "--tempering has no effect"),
+    ("P --method smc --tempering-rate 1", "--tempering-rate has no effect with tempering none"),
+    ("P --method smc --tempering adaptive --threshold 1", "--threshold must be above 0 and below"),
+    ("P --method smc --funnel 0", "--funnel must be above 0 and at most 1, got 0.0"),
+    ("P --method smc --resample-until 40", "--resample-until must be an integer of at most"),
     ("P --method smc --threshold 2", "threshold"),
     ("P --method smc --potential best", "--potential must be one of"),
     ("P --method smc --scheme none", "--scheme"),
@@ -412,12 +435,12 @@ def test_options_are_the_settings() -> None:
     assert {f.name for f in dataclasses.fields(settings.Settings)} <= set(options.names())
 
 
-@pytest.mark.parametrize("method", ["bon", "smc", "svdd", "code", "sop"])
+@pytest.mark.parametrize("method", ["bon", "halving", "smc", "svdd", "code", "sop"])
 def test_paper_presets_of_others(method: str) -> None:
     search: Any = presets.build(method, resolve("paper", method, {}))
     assert search.nfe == 500
     linear, vp = fs.interpolants.linear(), fs.interpolants.vp()
-    if method in ("bon", "sop"):
+    if method in ("bon", "halving", "sop"):
         assert search.kernel == fs.kernels.ode_euler(linear)
     else:
         assert search.kernel == fs.kernels.euler_maruyama(vp, fs.diffusion.square(scale=3.0))
@@ -425,6 +448,9 @@ def test_paper_presets_of_others(method: str) -> None:
     match method:
         case "bon":
             assert search.samples == 50 and search.steps == 10
+        case "halving":
+            # 80 drafts of 4 steps, of which 20 go on for the other 9 times.
+            assert search.drafts == 80 and search.draft == (0, 3, 6, 9)
         case "smc":
             assert search.n_candidates == 50 and search.temperatures == (0.1,) * 10
         case "svdd" | "code":
@@ -445,9 +471,19 @@ def test_small_budgets_take_fewer_steps(method: str) -> None:
         assert presets.build(method, settings).nfe == nfe
         return settings.steps, settings.finish_steps
 
-    assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 5), (20, 10), (20, 10)]
-    assert steps(100, guidance=2.0) == (10, 5)
-    assert steps(50, steps=14) == (14, 7) and steps(50, finish_steps=8) == (10, 8)
+    assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 3), (10, 3), (10, 3)]
+    assert steps(60, guidance=2.0) == (6, 3)
+    assert steps(50, steps=14) == (14, 3) and steps(50, finish_steps=8) == (10, 8)
+
+
+def test_what_is_recommended_depends_on_the_kind_of_model() -> None:
+    assert settings.preset_of("recommended", "shapes") == "recommended"
+    assert settings.preset_of("recommended", "shapes-turbo") == "distilled"
+    assert settings.preset_of("paper", "shapes-turbo") == "paper"
+    for nfe in (20, 50, 500):
+        few = presets.resolve("distilled", "svdd", {"nfe": nfe})
+        assert (few.steps, few.finish, few.finish_steps, few.chains) == (4, "mean", None, 4)
+        assert presets.build("svdd", few).nfe == nfe
 
 
 def test_paper_preset() -> None:
@@ -539,3 +575,28 @@ def test_choices_are_what_there_is() -> None:
         assert there is None or set(words) <= set(there), name
         if name in ("method", "preset", "potential", "scheme"):
             assert tuple(words) == tuple(there), name
+
+
+def test_inner_steps_of_a_kernel_are_part_of_the_budget() -> None:
+    def made(method: str, **given: Any) -> tuple[settings.Settings, fs.search.Search]:
+        s = presets.resolve("recommended", method, {"kernel": "glass", **given})
+        return s, presets.build(method, s)
+
+    s, search = made("rbf", nfe=100, inner_steps=2, kappa=1.0)
+    vp = fs.interpolants.vp()
+    assert (s.steps, s.eta, s.data_variance) == (10, None, None)
+    assert search.kernel == fs.kernels.glass(vp, 2, kappa=1.0)  # type: ignore[attr-defined]
+    # Of one trajectory, the noise is evaluated alone.
+    s, search = made("sde", steps=5, inner_steps=3)
+    assert s.nfe == search.nfe == 1 + 4 * 3
+    assert made("sde", nfe=13, inner_steps=3)[0].steps == 5
+    assert made("sde", nfe=26, inner_steps=3, guidance=2.0)[0].steps == 5
+    for given, message in (
+        ({"nfe": 14, "inner_steps": 3}, r"--nfe must be 1 x \(1 \+ \(--steps - 1\) x 3\) = 13 for"),
+        ({"rho": 1.5}, "--rho must lie in"),
+        ({"eta": 0.5}, "--eta has no effect with kernel glass"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made("sde", **given)
+    with pytest.raises(ValueError, match="--kernel must be stochastic with one evaluation a step"):
+        made("rbf", gradient_temperature=0.5)

@@ -29,7 +29,8 @@ PROMPTS = [
     "one green circle",
 ]
 SLUGS = [prompt.replace(" ", "-") for prompt in PROMPTS]
-RBF = "--reward rss --steps 3 --nfe 21 --finish mean --batch-size 6 --target-reward=-0.18".split()
+RBF = "--reward rss --steps 3 --nfe 21 --finish mean --method rbf".split()
+RBF += "--batch-size 6 --target-reward=-0.18".split()
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def _results(out: Path) -> list[dict[str, Any]]:
 def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
     values = _batch(file, tmp_path / "batch")
     cli.main(["sample", "--prompts-file", str(file), "--out", str(tmp_path / "sample"),
-              *RBF[:8], RBF[-1], "--width", "1"])  # fmt: skip
+              *RBF[:10], RBF[-1], "--width", "1"])  # fmt: skip
     lengths = set()
     for slug, one, other in zip(
         SLUGS, _results(tmp_path / "batch"), _results(tmp_path / "sample"), strict=True
@@ -84,6 +85,30 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
     assert values["reached"] == reached and 0 < reached < len(PROMPTS)
     with Image.open(tmp_path / "batch" / "sheet.png") as sheet:
         assert sheet.width > 200
+
+
+@pytest.mark.slow
+def test_keep_writes_several_of_each(file: Path, tmp_path: Path) -> None:
+    _batch(file, tmp_path / "one")
+    _batch(file, tmp_path / "two", "--keep", "2")
+    for slug, one, two in zip(
+        SLUGS, _results(tmp_path / "one"), _results(tmp_path / "two"), strict=True
+    ):
+        assert one["reward"] == two["reward"] == two["kept"][0]["reward"]
+        files = {path.name for path in (tmp_path / "two" / slug).iterdir()}
+        assert files == {"result.json", *(kept["image"] for kept in two["kept"])}
+    many = sum(len(two["kept"]) for two in _results(tmp_path / "two"))
+    assert len(PROMPTS) < many <= 2 * len(PROMPTS)
+    with (
+        Image.open(tmp_path / "one" / "sheet.png") as small,
+        Image.open(tmp_path / "two" / "sheet.png") as large,
+    ):
+        assert large.size > small.size
+    # It resumes: nothing is found anew, and without --keep it is another run.
+    again = _batch(file, tmp_path / "two", "--keep", "2")
+    assert len(again["runs"]) == 1
+    with pytest.raises(SystemExit):
+        _batch(file, tmp_path / "two")
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from flowsde.cli import main as cli
 from flowsde.cli import plots, sample
 
 PROMPTS = ["two green triangles", "one red circle", "three blue squares"]
-SAMPLE = ["sample", PROMPTS[0], *"--steps 2 --nfe 9 --width 1 --finish mean".split()]
-BATCH = ["batch", *"--steps 2 --nfe 7 --finish mean --batch-size 8".split()]
+SAMPLE = ["sample", PROMPTS[0], *"--method rbf --steps 2 --nfe 9 --width 1 --finish mean".split()]
+BATCH = ["batch", *"--method rbf --steps 2 --nfe 7 --finish mean --batch-size 8".split()]
 HOST: dict[str, Any] = {}
 """By name, what the reward does before it judges."""
 

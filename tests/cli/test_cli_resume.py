@@ -23,7 +23,7 @@ from flowsde.cli import resume
 PROMPT = "two green triangles"
 KEPT = {".flowsde"}
 OPTIONS = {
-    "rbf": "--steps 3 --width 2 --nfe 17 --finish-steps 2",
+    "rbf": "--method rbf --steps 3 --width 2 --nfe 17 --finish-steps 2",
     "smc": "--method smc --steps 3 --nfe 17 --finish heun --finish-steps 2",
 }
 
@@ -296,3 +296,12 @@ def test_is_resumed_after_a_kill(tmp_path: Path) -> None:
     cli.main(_args(parts))
     cli.main(_args(whole))
     _same(parts, whole)
+
+
+def test_an_option_left_out_again_is_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = OPTIONS["rbf"].split()
+    cli.main(["sample", PROMPT, *ours, "--accept", "quantile", "--out", str(tmp_path)])
+    said = _stopped(capsys, "sample", PROMPT, *ours, "--out", str(tmp_path), code=2)
+    assert "--accept quantile, not None" in said

@@ -214,3 +214,17 @@ def test_the_checker_judges() -> None:
     assert verdict.describe(right) == "3 red circles, 2 blue squares (exactly what was asked)"
     assert not wrong["exact"] and wrong["rss"] == 1.0 + 4.0
     assert json.loads(json.dumps(right)) == right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rbf", "sop", "bon"])
+def test_spending_counts_inner_steps(method: str) -> None:
+    """All that is charged, at the times that it went to; noise and what is noised takes one."""
+    options: dict[str, Any] = {"kernel": fs.kernels.glass(LINEAR, 3), "grid": GRID, "nfe": 61}
+    options |= {"start": 1, "forward": 1, "backward": 2} if method == "sop" else {}
+    search: Any = getattr(fs.search, method)(**options)
+    _, result = _trace(search)
+    spent = plots.spending(search, result)
+    assert spent.budget.sum() + spent.finishing == result.nfe
+    noise = np.asarray(result.info.counted) & (np.asarray(result.info.time) == 1.0)
+    assert spent.budget[0].sum() == noise.sum()

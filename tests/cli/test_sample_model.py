@@ -165,7 +165,7 @@ def test_prompts_in_batches_have_rewards_of_their_own(places, tmp_path, monkeypa
 
 def test_sit_with_a_label_and_guidance(places, tmp_path):
     text = (
-        "--model {sit} --vae {vae} --label 2 --guidance 3 --nfe 12 --steps 2 --width 2 "
+        "--model {sit} --vae {vae} --label 2 --guidance 3 --nfe 12 --steps 2 --method rbf "
         "--finish mean --reward aesthetic --reward-model {clip} --reward-model {head}"
     )
     result = sample(places, text)
@@ -224,8 +224,8 @@ WRONG = [
     ("P --model {clip}", "holds a model of clip, expected one of sit"),
     (f"{FLUX} --method ode", "PROMPT is missing"),
     (f"P P {FLUX} --method ode", "given twice"),
-    (f"P {FLUX}", "--reward is missing for --method rbf"),
-    (f"P {FLUX} --reward none", "--method rbf searches by a reward, got --reward none"),
+    (f"P {FLUX}", "--reward is missing for --method svdd"),
+    (f"P {FLUX} --reward none", "--method svdd searches by a reward, got --reward none"),
     (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, aesthetic or"),
     (f"P {FLUX} --reward clip", "--reward-model must be a converted CLIP for --reward clip"),
     (f"P {FLUX} --reward clip --reward-model {{sit}}", "model of sit, expected one of clip"),

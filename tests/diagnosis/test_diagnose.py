@@ -50,11 +50,12 @@ def same(a, b):
 
 
 SDE_HEUN = fs.kernels.sde_heun(VP, fs.diffusion.square(1.0))
-KERNELS = [DDIM, fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square()), SDE_HEUN]
+GLASS = fs.kernels.glass(VP, inner_steps=3)
+KERNELS = [DDIM, fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square()), SDE_HEUN, GLASS]
 
 
 @pytest.mark.parametrize("final", ["mean", "kernel"])
-@pytest.mark.parametrize("kernel", KERNELS, ids=["ddim", "euler_maruyama", "sde_heun"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=["ddim", "euler_maruyama", "sde_heun", "glass"])
 def test_trajectories_are_those_of_sample(kernel, final):
     key = jax.random.fold_in(jax.random.key(0), 0)
     found = run(kernel, final=final)
@@ -97,7 +98,7 @@ def counting():
 
 
 @pytest.mark.parametrize("final", ["mean", "kernel"])
-@pytest.mark.parametrize("kernel", [DDIM, SDE_HEUN], ids=["ddim", "sde_heun"])
+@pytest.mark.parametrize("kernel", [DDIM, SDE_HEUN, GLASS], ids=["ddim", "sde_heun", "glass"])
 def test_nfe_is_what_the_model_sees(kernel, final):
     flow, seen, _ = counting()
     # In chunks of one row there is no padding.
@@ -107,9 +108,9 @@ def test_nfe_is_what_the_model_sees(kernel, final):
     rows = 0
     for i in range(4):  # trajectories and all siblings born so far are evaluated at each time,
         rows += 8 + 2 * 2 * i
-        # and once more, with those born there, where a step is corrected.
+        # and as often as a step takes more, with those born there.
         moves = i < 3 or final == "kernel"
-        rows += (8 + 2 * 2 * (i + 1)) * (moves and kernel.evaluations == 2)
+        rows += (8 + 2 * 2 * (i + 1)) * moves * (kernel.evaluations - 1)
     assert one.nfe == rows
     padded = run(kernel, flow, chunk_size=5, final=final, n=8, families=2)
     jax.effects_barrier()

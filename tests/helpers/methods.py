@@ -6,16 +6,23 @@ from problems import GRID, SDE, VP
 import flowsde as fs
 
 ODE = fs.kernels.ode_euler(VP)
+GLASS = fs.kernels.glass(VP, inner_steps=2)
 GUIDED = fs.kernels.guided(SDE, temperature=2.0)
 PROMPTS = 8
 OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 
 METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
+    "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
     "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
+    # Not adaptive: the share that a bisection finds is float32, and pulls 1e6 times its rounding
+    # where a reward is of that scale.
+    "guided smc, tempered, funnel": fs.search.smc(
+        kernel=GUIDED, temperature=2.0, tempering="exponential", funnel=0.4, **OPTIONS
+    ),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
     "evolution": fs.search.evolution(
         nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
@@ -33,7 +40,13 @@ METHODS = {
         value_samples=2,
         **OPTIONS,
     ),
-    "guided svdd at some": fs.search.svdd(kernel=GUIDED, chains=1, branch_at=(1, 3), **OPTIONS),
+    "guided svdd at some, adams": fs.search.svdd(
+        kernel=GUIDED, chains=1, branch_at=(1, 3), finish="adams", **OPTIONS
+    ),
+    "guided halving, rungs": fs.search.halving(
+        nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, factor=2, rungs=1
+    ),
+    "glass rbf": fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

@@ -1,7 +1,7 @@
 """What is charged against what a counting model and a counting verifier really see.
 
-2,000 random settings: 4 random searches of each method, which are programs of their own, each with
-84 random budgets and targets.
+More than 2,600 random settings: 4 random searches of each method, which are programs of their own,
+each with 84 random budgets and targets.
 """
 
 import jax
@@ -19,7 +19,7 @@ KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
-METHODS = ("bon", "rbf", "svdd", "code", "smc", "sop", "evolution")
+METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -101,6 +101,8 @@ def unit(search):
             return 1
         case fs.search.BestOfN() | fs.search.SMC():
             return search.steps  # one more sample
+        case fs.search.SuccessiveHalving():
+            return sum(search._lengths)  # one more draft and its continuation
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
@@ -115,16 +117,22 @@ def searches(draw, method):
     """A search of random settings with room for 80 to 600 evaluations."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     steps = number({"sop": 4, "evolution": 2}.get(method, 1), 8)
-    guided = method != "smc" and number(0, 5) == 0
+    guided = number(0, 5) == 0
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "evolution"):
+    if method not in ("bon", "halving", "evolution"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
         case "bon":
             options |= {"width": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+        case "halving":
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE])), "factor": number(1, 5)}
+            options |= {"draft_steps": number(0, steps), "resume_at": number(0, 10) / 10}
+            whole = options["draft_steps"] == steps or options["resume_at"] < 1.0
+            room_for = 0 if whole else steps - 2
+            options |= {"rungs": number(0, max(room_for, 0))}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
@@ -135,6 +143,9 @@ def searches(draw, method):
             options |= {"chains": number(1, 4), "block": number(1, 9)}
         case "smc":
             options |= {"interval": number(1, 3), "potential": draw(st.sampled_from(POTENTIALS))}
+            if options["potential"] != "final" and options["interval"] < steps:
+                options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
+                options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
         case "evolution":
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
@@ -161,7 +172,7 @@ def least(search):
     return next(nfe for nfe in range(1, search.nfe + 1) if fits(nfe))
 
 
-POTENTIALS = ("difference", "max", "sum", "final")
+POTENTIALS = ("difference", "current", "max", "sum", "final")
 TARGETS = np.asarray([None, None, 0.3, -2.0])
 PROGRAM = st.fixed_dictionaries(
     {

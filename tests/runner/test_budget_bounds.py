@@ -36,6 +36,9 @@ def first(images, cond):
 
 METHODS = {
     "bon": partial(fs.search.bon, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
+    "halving": partial(
+        fs.search.halving, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR), draft_steps=2
+    ),
     "rbf": partial(fs.search.rbf, **OPTIONS),
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
@@ -59,7 +62,8 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-FINISHED.pop("bon")
+for _whole in ("bon", "halving", "evolution"):
+    FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 
 

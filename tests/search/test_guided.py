@@ -61,11 +61,11 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "sop", "code"])
+@pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "halving", "sop", "code", "smc"])
 def test_guided_searches_find_more_reward(method):
     """400 seeds of each, at equal evaluations; one trajectory of `bon` is DPS."""
     options = {"nfe": 25, "grid": GRID} | {"bon": {"nfe": 6}}.get(method, {})
-    options |= {"finish": "mean"} if method != "bon" else {}
+    options |= {"finish": "mean"} if method not in ("bon", "halving") else {}
     options |= {"start": 1, "forward": 1, "backward": 2, "nfe": 32} if method == "sop" else {}
     rewards = {}
     for name, kernel in (("plain", DDIM), ("guided", GUIDED)):
@@ -94,8 +94,63 @@ def test_what_cannot_be_guided_is_refused():
         guided(DDIM, 0.0)
     with pytest.raises(TypeError, match="guided by a reward, which only a search has"):
         fs.sample(KEY, DATA.flow(), kernel=GUIDED, grid=GRID, n=2)
-    with pytest.raises(ValueError, match="kernel is guided: the weights of smc"):
-        fs.search.smc(nfe=50, kernel=GUIDED, grid=GRID, finish="mean")
     x, t = jnp.zeros(2, jnp.float32), jnp.float32(0.5)
     with pytest.raises(TypeError, match="needs the gradient of a reward"):
         GUIDED(KEY, x, x, x, t, jnp.float32(0.4))
+
+
+@pytest.mark.parametrize("p", [VP, fs.interpolants.linear()], ids=["vp", "linear"])
+def test_a_damped_gradient_is_that_of_the_tilted_law(p):
+    """Gaussian data and reward -c |x - a|^2: the score of the tilted data less that of the data."""
+    c, a = 1.5, np.float32([1.0, 0.2])
+    tilted, _ = DATA.tilt(2.0 * c * a, -2.0 * c * np.eye(2), BETA)
+    base = fs.kernels.ddim(p, data_variance=VARIANCE)
+    damped = fs.kernels.reward_gradient(base, BETA, curvature=c)
+    x = np.float32([0.3, -1.1])
+    for t, s in ((0.95, 0.8), (0.5, 0.4), (0.2, 0.1)):
+        t, s = jnp.float32(t), jnp.float32(s)
+        reward = lambda x, t=t: -c * jnp.sum(jnp.square(DATA.x0(p, x, t) - a))  # noqa: E731
+        gradient = jax.grad(reward)(jnp.asarray(x))
+        x0, x1 = DATA.x0(p, x, t), DATA.x1(p, x, t)
+        mean, std = damped.moments(jnp.asarray(x), x0, x1, t, s, gradient)
+        plain, _ = base.moments(jnp.asarray(x), x0, x1, t, s)
+        wanted = tilted.score(p, x, t) - DATA.score(p, x, t)
+        np.testing.assert_allclose((mean - plain) / std**2, wanted, rtol=2e-4, atol=1e-5)
+        assert np.all(np.abs(gradient / BETA) > 1.01 * np.abs(wanted))
+
+
+@pytest.mark.slow
+def test_damped_guidance_samples_the_tilted_law():
+    """Means of 400 trajectories; without damping they are pulled too far."""
+    c, a, n = 1.5, np.float32([1.0, 0.2]), 400
+    tilted, _ = DATA.tilt(2.0 * c * a, -2.0 * c * np.eye(2), BETA)
+    base = fs.kernels.euler_maruyama(VP, fs.diffusion.forward())
+
+    def near(images, cond):
+        return -c * jnp.sum(jnp.square(images - a[None]), axis=-1)
+
+    distances = {}
+    for name, curvature in (("plain", None), ("damped", c)):
+        damping = {} if curvature is None else {"curvature": c, "data_variance": VARIANCE}
+        kernel = fs.kernels.reward_gradient(base, BETA, **damping)
+        search = fs.search.bon(nfe=100, kernel=kernel, grid=fs.grids.cosine(100))
+        result = fs.run(
+            KEY, DATA.flow(), search, near,
+            cond=np.zeros(n, np.float32), prompt_ids=np.arange(n),
+        )  # fmt: skip
+        off = np.asarray(result.x0) - np.asarray(tilted.mean())
+        distances[name] = np.abs(off.mean(0)).max()
+    spread = np.sqrt(np.asarray(tilted.covariance())[0, 0] / n)
+    assert distances["damped"] < 4.5 * spread < distances["plain"]
+
+
+def test_damping_needs_to_know_the_data():
+    plain = fs.kernels.ddim(VP)
+    for options, message in (
+        ({"curvature": 1.0}, "data_variance must be a finite number above 0, got 0.0"),
+        ({"curvature": -1.0}, "curvature must be a finite number of at least 0, got -1"),
+        ({"data_variance": 1.0}, "data_variance is of the damping, which a curvature makes, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fs.kernels.reward_gradient(plain, 1.0, **options)
+    assert "curvature" not in repr(fs.kernels.reward_gradient(plain, 1.0))

@@ -63,6 +63,20 @@ def test_one_particle_is_its_own_ancestor(name):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
+def test_fewer_than_before_go_on(name):
+    """5 of 12: copies are 5 w on average, none of them behind."""
+    weights, n = WEIGHTS["uneven"], 5
+    with np.errstate(divide="ignore"):
+        log_weights = jnp.asarray(np.log(weights), jnp.float32)
+    keys = jax.random.split(jax.random.key(2), RUNS)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: SCHEMES[name](key, log_weights, n)))(keys))
+    picked = np.stack([(drawn[:, :n] == i).sum(1) for i in range(N)], 1)
+    expected = n * weights / weights.sum()
+    error = np.sqrt(np.maximum(expected * (1 - expected / n), 1e-4) / RUNS)
+    np.testing.assert_array_less(np.abs(picked.mean(0) - expected), 4.5 * error + 1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
 def test_room_behind_the_particles_changes_nothing(name):
     """Fewer particles than there is room for, their number a traced one."""
     with np.errstate(divide="ignore"):

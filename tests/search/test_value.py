@@ -8,13 +8,13 @@ import numpy as np
 import problems
 import pytest
 import reference
+from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row, tools
 
 import flowsde as fs
 from flowsde.search.value import LookAhead
 
 KEY = jax.random.key(4)
-SEEN = {"model": 0, "verifier": 0}
 COUNT = 6
 OPTIONS = {"nfe": 61, "kernel": SDE, "grid": GRID, "finish_steps": 4}
 TWO = {"value": "samples", "value_steps": 1, "value_samples": 2}
@@ -114,20 +114,6 @@ def test_svdd_equals_children_drawn_one_by_one():
         best = max(finished, key=lambda p: p.reward)
         assert result.nfe[i] == charged <= 61
         np.testing.assert_allclose(result.x[i], best.x, rtol=1e-4, atol=1e-4)
-
-
-def counting_velocity(params, x, t, cond):
-    jax.debug.callback(lambda t: SEEN.update(model=SEEN["model"] + t.shape[0]), t)
-    return problems.velocity(params, x, t, cond)
-
-
-def counting_reward(images, cond):
-    SEEN["verifier"] += images.shape[0]
-    return host_reward(images, cond)
-
-
-def counting_flow():
-    return fs.Flow.from_callable(counting_velocity, flow().params, (2,), decode=decode)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -50,7 +50,7 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, as_values
+from flowsde.cli.settings import EMBEDDED, as_values, preset_of
 from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
@@ -80,7 +80,7 @@ class Compare:
     """Methods to compare (default: ode bon svdd rbf)."""
     interpolants: Annotated[tuple[str, ...], words("interpolant")] = ()
     """Interpolants to sample in; the preset's by default. Methods that follow the ODE (ode, bon,
-    sop, evolution) have one row for all: its path is the same in each."""
+    halving, sop, evolution) have one row for all: its path is the same in each."""
     kernels: Annotated[tuple[str, ...], words("kernel")] = ()
     """Kernels to move particles by; the preset's by default."""
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
@@ -102,8 +102,9 @@ class Compare:
     seeds: Annotated[int, number(int, "an integer")] = 2
     """Number of searches for each prompt."""
     preset: Annotated[str, word("preset")] = "recommended"
-    """Defaults for all other settings: "recommended", measured best on the embedded model, or
-    "paper", those of the RBF paper."""
+    """Defaults for all other settings: "recommended", measured best on the embedded model,
+    "distilled", for models of a few steps (what is recommended for shapes-turbo), or "paper", those
+    of the RBF paper."""
     reward: Annotated[str | None, word("reward")] = None
     """Reward to search by; likelihood by default."""
     model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
@@ -132,7 +133,7 @@ class Compare:
             nfe=self.nfe,
             interpolants=self.interpolants,
             kernels=self.kernels,
-            preset=self.preset,
+            preset=preset_of(self.preset, self.model),
             given=own,
         )
         task = TASKS[self.task]

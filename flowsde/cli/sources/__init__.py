@@ -2,14 +2,18 @@
 
 from typing import Any
 
-from flowsde._checks import check_float
+from flowsde._checks import check_count, check_float
 from flowsde._text import shown
 from flowsde._version import __version__
 from flowsde.cli import beginning
 from flowsde.cli.options import Sample
-from flowsde.cli.settings import EMBEDDED, as_values
+from flowsde.cli.settings import EMBEDDED, TRAJECTORIES, as_values
 from flowsde.cli.sources.base import Source
 from flowsde.cli.sources.shapes import ShapesSource
+from flowsde.search import keep
+
+_MOST_KEPT = 1000
+"""Pictures of a prompt."""
 
 
 def source_of(command: Sample) -> Source:
@@ -32,10 +36,25 @@ def source_of(command: Sample) -> Source:
         raise ValueError(
             f"--seed must be an integer from 0 to 2**32 - 1, got {shown(command.seed)}"
         )
+    if command.keep is not None:
+        _keep(source, command)
     target = command.target_reward
     if target is not None:
         check_float("--target-reward", target)
     return source
+
+
+def _keep(source: Source, command: Sample) -> None:
+    """Have the search remember so many answers; ValueError naming the option."""
+    k = check_count("--keep", command.keep, most=_MOST_KEPT)
+    if command.method in TRAJECTORIES:
+        raise ValueError(
+            f"--keep has no effect with method {command.method}, which comes to one picture, got "
+            f"{k}"
+        )
+    if k > 1:
+        source.search = keep(source.search, k)
+        source.named["keep"] = k
 
 
 def about(command: Sample, source: Source, prompt: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Gr
     presets.check("method", command.method)
     base = presets.PRESETS[command.preset][command.method]
     base = dataclasses.replace(base, guidance=model.guidance)
-    recommended = command.preset == "recommended"
+    recommended = command.preset != "paper"
     if recommended:
         steps = model.steps.get(command.method, base.steps)
         base = dataclasses.replace(base, data_variance=0.0, steps=steps)

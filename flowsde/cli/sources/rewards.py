@@ -65,19 +65,19 @@ class HostFunction:
 
     Args:
       name: MODULE:FUNCTION.
-      timeout: seconds that a call may take.
+      timeout: seconds that a call may take; what the function says itself, or an hour, by default.
     """
 
     reads_text, on_device = True, False
 
-    def __init__(self, name: str, timeout: float):
+    def __init__(self, name: str, timeout: float | None):
         function = _imported(name)
-        if isinstance(function, HostReward):
-            # Of several, for one.
-            self._reward = dataclasses.replace(function, name=name, timeout=timeout)
+        if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
+            own = timeout or function.timeout or _HOUR
+            self._reward = dataclasses.replace(function, timeout=own)
             return
         try:
-            self._reward = host(function, name, timeout=timeout)
+            self._reward = host(function, name, timeout=timeout or _HOUR)
         except TypeError as error:
             raise ValueError(f"--reward {shown(name)}: {error}") from None
 
@@ -152,5 +152,5 @@ def reward_source(name: str, folders: Sequence[Path], timeout: float | None = No
         got = " and ".join(map(str, folders)) or "none"
         raise ValueError(f"--reward-model must be {what} for --reward {name}, got {got}")
     if is_function:
-        return HostFunction(name, _HOUR if timeout is None else timeout)
+        return HostFunction(name, timeout)
     return KNOWN[name].make(*folders)

@@ -38,7 +38,8 @@ class ShapesSource:
         if self._model != "shapes":
             self.named["model"] = self._model
         self.prompts = prompts.collect(command.prompt, command.prompts_file, self.slug)
-        self.settings = presets.resolve(command.preset, command.method, command.given)
+        preset = settings.preset_of(command.preset, self._model)
+        self.settings = presets.resolve(preset, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
         self.evaluations = presets.evaluations(self.settings)
 

@@ -17,7 +17,7 @@ from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Ended, advance, nothing
 from flowsde.runner.packed.widths import waves, widen, width_for
-from flowsde.runner.result import COUNTERS, Result
+from flowsde.runner.result import COUNTERS, Answers, Result
 from flowsde.search.protocol import Search
 
 
@@ -130,15 +130,15 @@ class Engine:
             interrupts.check()
             # A batch that is not full waits for those under way, which may bring more.
             least = jnp.int32(self._size if under_way else 1)
-            pool, batch, best, packed = advance(
+            pool, batch, found, packed = advance(
                 pool, *back, prompts, job.target, least, program=program
             )
             report = packed.unpack()
             if report.sent:
-                self._count(int(report.sent), int(report.ahead), width)
+                self._count(int(report.sent), int(report.ahead), int(report.moving), width)
                 under_way.append(_UnderWay(batch, self._judge.begin(batch)))
             active = int(report.active)
-            yield from self._ended(report, best)
+            yield from self._ended(report, found)
             draw, left = int(report.searching), int(report.left)
             wider = width_for(self._search, draw, active - draw, self._size)
             if left == 0 and wider > width:
@@ -165,13 +165,15 @@ class Engine:
         ]
         return pool, deque(moved)
 
-    def _count(self, sent: int, ahead: int, width: int) -> None:
-        """A batch of so many candidates, of which so many look ahead."""
-        cost, t, value = self._program.cost, self.totals, self._program.kind.value
+    def _count(self, sent: int, ahead: int, moving: int, width: int) -> None:
+        """A batch of so many candidates, of which so many look ahead and so many move."""
+        cost, t, kind = self._program.cost, self.totals, self._program.kind
         computed, padding = self._size, self._size - sent
-        if value is not None and ahead:
-            computed += value.cost * self._size
-            padding += value.cost * (self._size - ahead)
+        looking = (0 if kind.value is None else kind.value.cost, ahead)
+        for each, rows in (looking, (kind.inner, moving)):
+            if rows:
+                computed += each * self._size
+                padding += each * (self._size - rows)
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
@@ -180,10 +182,18 @@ class Engine:
             widths=(*t.widths, width) if is_new else t.widths,
         )
 
-    def _ended(self, report: Any, best: Ended) -> Iterator[tuple[int, Result]]:
+    def _kept(self, ended: Ended) -> Answers | None:
+        """What a search keeps beside its answer, with images."""
+        if ended.kept is None:
+            return None
+        kept = Answers.of(ended.kept, decode(self._job.flow, ended.kept.x0))
+        return kept if ended.parts is None else kept._replace(parts=ended.parts.kept)
+
+    def _ended(self, report: Any, found: Ended) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
-            particle, parts = _row(best, jnp.int32(slot))
+            ended = _row(found, jnp.int32(slot))
+            particle = ended.best
             own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
             number = int(report.finished[slot])
             check_bounds(
@@ -200,7 +210,8 @@ class Engine:
                 verifier_cost=self._job.reward.cost * own["verifier_calls"],
                 info=None,
                 state=None,
-                parts=parts,
+                kept=self._kept(ended),
+                parts=None if ended.parts is None else ended.parts.best,
             )
             t = self.totals
             self.totals = t._replace(

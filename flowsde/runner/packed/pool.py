@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.conds import Cond
-from flowsde.runner.records import Program
+from flowsde.runner.inner import like
+from flowsde.runner.records import Kind, Program
 from flowsde.runner.result import Carry
 from flowsde.runner.rounds import start
 from flowsde.search.protocol import Candidates, Evaluation
@@ -106,20 +107,21 @@ def empty(
     return Pool(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
-        asked=Candidates(x, number, no, no, no, key),
-        evals=Evaluation(
-            x,
-            x,
-            number,
-            x if search.uses_gradient else None,
-            parts=dict.fromkeys(parts, number) or None,
-        ),
+        asked=Candidates(like(x, number, program.kind.moves), number, no, no, no, key),
+        evals=unknown(x, number, program.kind, parts),
         backward=jnp.zeros(lead, jnp.int32),
         waiting=no,
         due=no,
         rounds=jnp.zeros(slots, jnp.int32),
         taken=jnp.zeros((), jnp.int32),
     )
+
+
+def unknown(x: jax.Array, number: jax.Array, kind: Kind, parts: tuple[str, ...]) -> Evaluation:
+    """An evaluation of zeros, given those of one's x and of its reward, and the reward's parts."""
+    gradient, arrived = x if kind.uses_gradient else None, x if kind.moves is not None else None
+    said = dict.fromkeys(parts, number) or None
+    return Evaluation(x, x, number, gradient, parts=said, x=arrived)
 
 
 def flat(tree: Any) -> Any:

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.rewards.base import Parts
 from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
-from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat
+from flowsde.runner.inner import arrived, like, moving
+from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
-from flowsde.runner.result import COUNTERS, Packed
+from flowsde.runner.result import COUNTERS, AnswerParts, Packed
 from flowsde.runner.rounds import counted, start
 from flowsde.search.grid import tree_where
+from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
 from flowsde.search.starting import ask
 
@@ -36,6 +37,7 @@ class Report(NamedTuple):
       done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
       ahead: int32, those of them that are scored by looking ahead.
+      moving: int32, those of them that inner steps move.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
@@ -48,16 +50,18 @@ class Report(NamedTuple):
     done: jax.Array
     sent: jax.Array
     ahead: jax.Array
+    moving: jax.Array
     active: jax.Array
     searching: jax.Array
     left: jax.Array
 
 
 class Ended(NamedTuple):
-    """Of each slot, the best particle and what the parts of a combined reward say of it."""
+    """Of each slot the best particle, what is kept beside it, and what a reward's parts say."""
 
-    particle: Particle
-    parts: Parts | None
+    best: Particle
+    kept: Particle | None
+    parts: AnswerParts | None
 
 
 def _budgets(pool: Pool, program: Program) -> jax.Array:
@@ -82,10 +86,11 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
 
 def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
-    carry, asked = pool.carry, pool.asked
-    told_of = pool.evals._replace(parts=None)
-    state, info = jax.vmap(program.search.tell)(carry.state, asked, told_of)
+    carry, (asked, evals) = pool.carry, arrived(pool.asked, pool.evals._replace(parts=None))
+    state, info = jax.vmap(program.search.tell)(carry.state, asked, evals)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
+    if program.kind.inner:
+        forward += program.kind.inner * moving(pool.asked).astype(jnp.int32)
     if value is not None:
         forward += value.cost * ahead(asked, value).astype(jnp.int32)
     computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
@@ -101,8 +106,8 @@ def _fill(
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     begins = free & (turn < prompts.length)
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
-    shape = pool.asked.x.shape[2:]
-    parts = tuple(pool.carry.parts or ())
+    shape = pool.evals.x0.shape[2:]
+    parts = () if pool.carry.parts is None else tuple(pool.carry.parts.best)
     fresh = start(
         prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape, parts=parts
     )
@@ -191,7 +196,8 @@ def advance(
     # One that breaks its bounds ends too: the host says so.
     finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
     rounds = pool.rounds
-    best = Ended(jax.vmap(search.best)(pool.carry.state), pool.carry.parts)
+    answers = jax.vmap(partial(answers_of, search))(pool.carry.state)
+    found = Ended(*answers, pool.carry.parts)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
     pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))
@@ -207,11 +213,12 @@ def advance(
         done=done,
         sent=sent,
         ahead=jnp.sum(ahead(following.asked, program.kind.value), dtype=jnp.int32),
+        moving=jnp.sum(moving(following.asked), dtype=jnp.int32),
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
     )
-    return pool, following, best, Packed.of(report)
+    return pool, following, found, Packed.of(report)
 
 
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
@@ -234,10 +241,8 @@ def nothing(
     key = jnp.zeros((size, 1, 2), jnp.uint32) if kind.value and kind.value.draws else None
     batch = Batch(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
-        asked=Candidates(x, zeros, no, no, no, key),
+        asked=Candidates(like(x, zeros, kind.moves), zeros, no, no, no, key),
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )
-    evals = Evaluation(x[:, 0], x[:, 0], zeros[:, 0], x[:, 0] if kind.uses_gradient else None)
-    evals = evals._replace(parts=dict.fromkeys(parts, zeros[:, 0]) or None)
-    return batch, evals, number
+    return batch, unknown(x[:, 0], zeros[:, 0], kind, parts), number

@@ -1,0 +1,347 @@
+"""Successive halving: draw many cheap drafts, continue the best of them (Karnin et al., 2013).
+
+A draft follows the kernel down the grid in a few long steps. The 1 / factor of the drafts with the
+highest rewards are resumed from a state that each passed on its way, and go on from there through
+every time of the grid. Further rungs may halve them again; those that reach the last time compete
+for the answer, with the drafts that got there. Nothing is evaluated twice: the state that is
+resumed was evaluated in the draft.
+
+Without drafts all trajectories start down the grid itself, and rewards of posterior means on the
+way decide which go on. With neither drafts nor rungs this is Best-of-N.
+
+Drafts resumed from kept states are those of Flash-BoN (arXiv 2607.04461), which makes them cheap
+by caching inside the model instead.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import MOST, check_count
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel
+from flowsde.search.branching import as_steps, steps_between
+from flowsde.search.grid import (
+    GridSearch,
+    check_kernel,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
+
+
+class HalvingState(NamedTuple):
+    """State of `SuccessiveHalving`.
+
+    Attributes:
+      key, target, nfe: of the run.
+      slot: int32, evaluations of each trajectory so far; position in the schedule.
+      ids: int32 [N], numbers of the drafts. Those that go on are the first rows, in their order.
+      particles: as last evaluated, [N].
+      kept: where the drafts are resumed, [N]; None if that is at their end.
+      best: the answer so far.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    nfe: jax.Array
+    slot: jax.Array
+    ids: jax.Array
+    particles: Particle
+    kept: Particle | None
+    best: Particle
+
+
+class Schedule(NamedTuple):
+    """What is evaluated in each slot, NumPy int32 and bool [slots].
+
+    Attributes:
+      step: position in the grid.
+      leg: 0 for drafts, then one more after each rung.
+      keeps: whether drafts are resumed from here.
+      resumes: whether what is evaluated comes from where they are.
+      ends: whether a leg ends, and rewards are wanted.
+      moves: whether something comes from what is evaluated.
+    """
+
+    step: Any
+    leg: Any
+    keeps: Any
+    resumes: Any
+    ends: Any
+    moves: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuccessiveHalving(GridSearch):
+    """See `halving`.
+
+    Attributes:
+      factor: one of so many goes on at a rung.
+      draft: positions in the grid at which drafts are evaluated, rising from 0.
+      resumed: that of them from which drafts go on.
+      rungs: positions below it at which trajectories compete, but for the last.
+    """
+
+    factor: int
+    draft: tuple[int, ...]
+    resumed: int
+    rungs: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        least = sum(self._lengths)
+        if self.nfe < least:
+            raise BudgetTooSmall(
+                f"nfe = {self.nfe} is less than one draft and its continuation, which take "
+                f"{least} evaluations",
+                least,
+            )
+
+    @cached_property
+    def _legs(self) -> tuple[tuple[int, ...], ...]:
+        """Positions in the grid that are evaluated from one rung to the next."""
+        ends = [self.resumed, *self.rungs, self.steps - 1]
+        rest = [tuple(range(a + 1, b + 1)) for a, b in pairwise(ends)]
+        return self.draft, *(leg for leg in rest if leg)
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [len(leg) for leg in self._legs]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Slots of all legs."""
+        step = np.asarray([step for leg in self._legs for step in leg], np.int32)
+        leg = np.repeat(np.arange(len(self._legs), dtype=np.int32), self._lengths)
+        ends = np.append(np.diff(leg) > 0, True)
+        keeps = (leg == 0) & (step == self.resumed)
+        resumes = np.arange(step.size) == len(self.draft)
+        moves = (keeps | ~ends | (leg > 0)) & (np.arange(step.size) < step.size - 1)
+        return Schedule(step, leg, keeps, resumes, ends, moves)
+
+    def _shares(self, drafts: Any) -> list[Any]:
+        """Trajectories in each leg: one in `factor` goes on, rounded up."""
+        return [-(-drafts // min(self.factor**r, MOST)) for r in range(len(self._legs))]
+
+    def _cost(self, drafts: Any) -> Any:
+        """Evaluations of so many drafts and their continuations."""
+        shares = zip(self._shares(drafts), self._lengths, strict=True)
+        return sum(n * length for n, length in shares)
+
+    @cached_property
+    def drafts(self) -> int:
+        """N, that the whole budget pays for."""
+        possible = range(self.nfe // len(self.draft) + 1)
+        return bisect.bisect_right(possible, self.nfe, key=self._cost) - 1
+
+    def trajectories(self, nfe: jax.Array) -> jax.Array:
+        """int32 [legs]: how many there are in each leg.
+
+        As many drafts as the budget pays for with their continuations; what is left goes to more of
+        the last leg.
+        """
+        drafts = jnp.zeros((), jnp.int32)
+        # Bit by bit, the highest first: costs of no more than `self.drafts` fit into int32.
+        for bit in reversed(range(self.drafts.bit_length())):
+            more = drafts + (1 << bit)
+            fits = self._cost(jnp.minimum(more, self.drafts)) <= nfe
+            drafts = jnp.where(fits & (more <= self.drafts), more, drafts)
+        shares, left = self._shares(drafts), nfe - self._cost(drafts)
+        if len(shares) > 1:
+            shares[-1] += jnp.minimum(left // self._lengths[-1], shares[-2] - shares[-1])
+        return jnp.stack(shares)
+
+    @property
+    def n_candidates(self) -> int:
+        return self.drafts
+
+    @property
+    def max_rounds(self) -> int:
+        return len(self.schedule.step)
+
+    @property
+    def path_name(self) -> str:
+        return "draft"
+
+    def init(self, key, shape, target_reward, nfe) -> HalvingState:
+        n = self.n_candidates
+        resumed_later = self.resumed != self.draft[-1]
+        return HalvingState(
+            key=key,
+            target=target_reward,
+            nfe=nfe,
+            slot=jnp.zeros((), jnp.int32),
+            ids=jnp.arange(n, dtype=jnp.int32),
+            particles=self.empty(n, shape),
+            kept=self.empty(n, shape) if resumed_later else None,
+            best=self.empty(None, shape),
+        )
+
+    def _at(self, slot: jax.Array) -> Schedule:
+        """The schedule's row of a slot, the last one's when done."""
+        slot = jnp.minimum(slot, self.max_rounds - 1)
+        return Schedule(*(jnp.asarray(rows)[slot] for rows in self.schedule))
+
+    def ask(self, state: HalvingState) -> tuple[HalvingState, Candidates]:
+        at, n = self._at(state.slot), self.n_candidates
+        rows = jnp.arange(n, dtype=jnp.int32)
+        valid = (rows < self.trajectories(state.nfe)[at.leg]) & ~self.done(state)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(state.ids, state.slot)
+
+        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
+            parent = tree_take(state.particles, row)
+            if state.kept is not None:
+                parent = tree_where(at.resumes, tree_take(state.kept, row), parent)
+            return self.extend(key, parent, at.step)
+
+        return state, Candidates(
+            x=map_valid(extend, valid, keys, rows),
+            t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[at.step]),
+            wants_reward=jnp.full(n, at.ends),
+            wants_gradient=jnp.full(n, at.moves & self.uses_gradient),
+            valid=valid,
+        )
+
+    def tell(
+        self, state: HalvingState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[HalvingState, Info]:
+        at, active, n = self._at(state.slot), ~self.done(state), self.n_candidates
+        particles, kept = to_particles(candidates, evals), state.kept
+        if kept is not None:
+            kept = tree_where(jnp.full(n, active & at.keeps), particles, kept)
+
+        row = jnp.argmax(particles.reward).astype(jnp.int32)
+        winner, best = tree_take(particles, row), state.best
+        lower = (winner.t < best.t) | ((winner.t == best.t) & (winner.reward > best.reward))
+        none = best.reward == -jnp.inf
+        better = active & jnp.where(winner.reward > -jnp.inf, lower | none, at.ends & none)
+        best = tree_where(better, winner, best)
+
+        # Highest reward first; padding last, also behind what has no reward.
+        order = jnp.lexsort((-particles.reward, ~candidates.valid))
+        rows = jnp.arange(n, dtype=jnp.int32)
+        rank = jnp.zeros(n, jnp.int32).at[order].set(rows)
+        # Behind the last leg, where none goes on, nothing moves.
+        goes_on = rank < jnp.append(self.trajectories(state.nfe)[1:], n)[at.leg]
+        decided = active & at.ends
+        place = jnp.where(decided, jnp.argsort(~goes_on).astype(jnp.int32), rows)
+        ids, survivors, kept = tree_take((state.ids, particles, kept), place)
+        new = state._replace(
+            slot=state.slot + active.astype(jnp.int32),
+            ids=ids,
+            particles=survivors,
+            kept=kept,
+            best=best,
+        )
+        is_last = at.leg == len(self._legs) - 1
+        return new, Info(
+            time=candidates.t,
+            reward=particles.reward,
+            counted=candidates.valid,
+            accepted=decided & jnp.where(is_last, better & (rows == row), goes_on),
+            ancestors=jnp.where(better, state.ids[row], -1)[None],
+            ess=jnp.ones((), jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=best.reward,
+            path_time=best.t[None],
+            path_reward=best.reward[None],
+        )
+
+    def done(self, state: HalvingState) -> jax.Array:
+        return (state.slot >= self.max_rounds) | (state.best.reward >= state.target)
+
+    def best(self, state: HalvingState) -> Particle:
+        return state.best
+
+    def path(self, state: HalvingState) -> Particle:
+        return jax.tree.map(lambda a: a[None], state.best)
+
+    def lines(self, state: HalvingState, info: Info) -> Lines:
+        """What has come to a rung or to the end; what was there before continues its own line."""
+        at = self._at(state.slot - 1)
+        rows = jnp.arange(self.n_candidates, dtype=jnp.int32)
+        here = at.ends & (rows < self.trajectories(state.nfe)[at.leg])
+        parent = jnp.where(here & (at.leg > 0), state.ids, -1)
+        return Lines(jnp.where(here, state.ids, -1), parent, state.particles)
+
+
+_DRAFT_STEPS = 4
+
+
+def halving(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    factor: int = 4,
+    draft_steps: int | Sequence[float] | None = None,
+    resume_at: float = 1.0,
+    rungs: int | Sequence[float] | None = None,
+) -> SuccessiveHalving:
+    """Best-of-N with drafts, by successive halving.
+
+    Args:
+      nfe: budget in model evaluations. It sets the number of drafts; what is left, less than one
+        more draft with its continuation takes, is for more trajectories in the last leg.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      grid: times falling from 1 to 0. Trajectories that are not stopped are evaluated at all but
+        the last.
+      factor: one of so many goes on at a rung, rounded up; 1 keeps all.
+      draft_steps: evaluations of a draft, at times of the grid from its first to its last; in
+        Python also a tuple of positions in the grid or of times, beside the first. By default 4,
+        but at most half of the grid's; and none with `rungs`, so that trajectories go down the grid
+        from the start.
+      resume_at: time from which the best drafts are resumed, the nearest one of a draft's. Steps
+        that a draft made as the grid does are not made again.
+      rungs: steps behind it, so many spread evenly, at which trajectories compete on their way to
+        the last time; in Python also a tuple of positions in the grid or of times. By default none.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    times = as_grid("grid", grid)
+    if draft_steps is None:
+        few = min(_DRAFT_STEPS, max((len(times) - 1) // 2, 1))
+        draft_steps = few if rungs is None else 0
+    if rungs is None:
+        rungs = 0
+    draft, resumed, stops = _plan(times, draft_steps, resume_at, rungs)
+    return SuccessiveHalving(
+        nfe=check_count("nfe", nfe),
+        kernel=check_kernel(kernel),
+        grid=times,
+        factor=check_count("factor", factor),
+        draft=draft,
+        resumed=resumed,
+        rungs=stops,
+    )
+
+
+def _plan(
+    grid: Sequence[float], draft_steps: Any, resume_at: float, rungs: Any
+) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+    """Positions of drafts, that at which they are resumed, and those of rungs behind it."""
+    last, counts = len(grid) - 2, np.ndim(draft_steps) == 0
+    if not 0.0 <= resume_at <= 1.0:
+        raise ValueError(f"resume_at must be a time between 0 and 1, got {resume_at}")
+    if counts and check_count("draft_steps", draft_steps, least=0, most=last + 1) == 0:
+        first, *others = *steps_between("rungs", rungs, grid, 0), last
+        return tuple(range(first + 1)), first, tuple(others[:-1])
+    behind = draft_steps - 1 if counts else draft_steps
+    draft = (0,) if counts and behind == 0 else (0, *(as_steps(behind, grid, "draft_steps") or ()))
+    # Of drafts that reach the last time nothing is left to do there.
+    before = [i for i in draft if i < last] or [last]
+    resumed = min(before, key=lambda i: abs(grid[i] - resume_at))
+    while resumed + 1 in draft:
+        resumed += 1
+    return draft, resumed, steps_between("rungs", rungs, grid, resumed)

@@ -1,0 +1,174 @@
+"""The maker of sequential Monte Carlo."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel
+from flowsde.search.branching import as_steps
+from flowsde.search.complete import Finish, finished
+from flowsde.search.protocol import Search
+from flowsde.search.resampling import SCHEMES
+from flowsde.search.smc.policy import SMC
+from flowsde.search.smc.potentials import POTENTIALS
+from flowsde.search.smc.tempering import TEMPERINGS, shares
+from flowsde.search.value import Value, as_value
+
+
+def smc(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    temperature: float | Any = 0.1,
+    potential: Literal["difference", "current", "max", "sum", "final"] = "difference",
+    tempering: Literal["none", "exponential", "polynomial", "adaptive"] = "none",
+    tempering_rate: float | None = None,
+    scheme: Literal["multinomial", "stratified", "systematic", "residual", "ssp"] = "systematic",
+    threshold: float = 0.5,
+    interval: int = 1,
+    resample_from: int | None = None,
+    resample_until: int | None = None,
+    funnel: float = 1.0,
+    branch_at: int | Sequence[float] | None = None,
+    value: Value = "mean",
+    value_steps: int = 4,
+    value_samples: int = 4,
+    finish: Finish = "complete",
+    finish_steps: int | None = None,
+) -> Search:
+    """Sequential Monte Carlo with as many particles as the budget has trajectories.
+
+    Args:
+      nfe: budget in model evaluations, finishing included; a hard cap.
+      kernel: a stochastic one, unless the potential is "final". One that is guided by the reward's
+        gradient proposes, weights put that right, and the target stays that of the kernel that it
+        guides; its temperature is best that of the search (TDS; with tempering, DAS).
+      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
+      temperature: beta > 0, in units of the reward: samples are weighed by exp(reward / beta). A
+        sequence with an entry for each evaluated time tempers; the target is that of its last.
+      potential: what particles are weighed by at a step: the "difference" of their rewards to those
+        of the step before, the "current" ones, the "max" or the "sum" of their rewards so far, or
+        nothing but the "final" reward.
+      tempering: how the share of the reward that particles are weighed and guided by rises to all
+        of it: exponentially, as a power of the step, or as far as the effective sample size stays
+        at the threshold ("adaptive", whose gradients have the share of the step before).
+      tempering_rate: step i, counted from 0, has the share (1 + rate)^i - 1, at most 1
+        ("exponential"), or (i / last)^rate ("polynomial"). By default the first reaches 1 at the
+        last step, and the second is a square.
+      scheme: how particles are resampled, see `flowsde.search.resampling`.
+      threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
+        resamples always.
+      interval: least number of steps from one resampling to the next, the first being
+        `resample_from` if given.
+      resample_from: first position in the grid, from 1, at which particles may be resampled. By
+        default any.
+      resample_until: last one. By default any.
+      funnel: share of the particles that is left at the last step, 0 to 1. They fall geometrically,
+        where they may be resampled, and more begin with the same budget.
+      branch_at: steps at which particles are weighed and may be resampled, besides the last, where
+        they are weighed: so many spread evenly, or in Python a tuple of positions in the grid or of
+        times. By default all. Not with potential "final".
+      value: of a particle before the last time: the reward of its posterior mean, of the end of an
+        ODE from there ("ode"), or of samples from there beta log mean exp(reward / beta), at the
+        last beta ("samples").
+      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
+      value_samples: samples of a particle.
+      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
+        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
+        two by reward; "mean" returns the posterior mean of the best particle.
+      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
+        as many as the grid has steps, and none where its last time is small already.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    for name, word, known in (
+        ("potential", potential, POTENTIALS),
+        ("tempering", tempering, TEMPERINGS),
+        ("scheme", scheme, tuple(SCHEMES)),
+    ):
+        if word not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r}")
+    check_non_negative("threshold", threshold)
+    if threshold > 1.0:
+        raise ValueError(f"threshold is a share of the particles, 0 to 1, got {threshold}")
+    if not 0.0 < funnel <= 1.0:
+        raise ValueError(f"funnel must be above 0 and at most 1, got {funnel}")
+    times = as_grid("grid", grid)
+    betas = _schedule(temperature, len(times) - 1)
+    _check_tempering(tempering, tempering_rate, threshold, temperature)
+    if potential == "final":
+        _check_final(
+            branch_at=branch_at is not None,
+            value=value != "mean",
+            tempering=tempering != "none",
+            resample_from=resample_from is not None,
+            resample_until=resample_until is not None,
+            funnel=funnel < 1.0,
+        )
+    first, until = (
+        None if at is None else check_count(name, at, most=max(len(times) - 3, 1))
+        for name, at in (("resample_from", resample_from), ("resample_until", resample_until))
+    )
+    return finished(
+        SMC,
+        nfe,
+        finish,
+        finish_steps,
+        kernel=kernel,
+        grid=times,
+        value=as_value(value, value_steps, value_samples, times, betas[-1]),
+        branch_at=as_steps(branch_at, times),
+        temperatures=betas,
+        potential=potential,
+        scheme=scheme,
+        threshold=threshold,
+        interval=check_count("interval", interval),
+        resample_from=first,
+        resample_until=until,
+        funnel=None if funnel == 1.0 else float(funnel),
+        shares=shares(tempering, tempering_rate, len(times) - 1),
+        adaptive=True if tempering == "adaptive" else None,
+    )
+
+
+def _schedule(temperature: Any, steps: int) -> tuple[float, ...]:
+    betas = np.asarray(temperature, np.float64)
+    if betas.shape not in ((), (steps,)):
+        raise ValueError(
+            f"temperature must be one number or one for each of {steps} times, got shape "
+            f"{betas.shape}"
+        )
+    for beta in betas.reshape(-1):
+        check_positive("temperature", float(beta))
+    return tuple(np.broadcast_to(betas, (steps,)).tolist())
+
+
+def _check_tempering(kind: str, rate: float | None, threshold: float, temperature: Any) -> None:
+    if kind != "none" and np.ndim(temperature):
+        raise ValueError(
+            f"temperature tempers as a sequence, and so does tempering {kind!r}; expected one "
+            f"number, or tempering 'none'"
+        )
+    if rate is not None:
+        if kind not in ("exponential", "polynomial"):
+            raise ValueError(f"tempering_rate has no effect with tempering {kind!r}, got {rate}")
+        check_positive("tempering_rate", rate)
+    if kind == "adaptive" and not 0.0 < threshold < 1.0:
+        raise ValueError(
+            f"threshold must be above 0 and below 1 with tempering 'adaptive', which keeps the "
+            f"effective sample size there, got {threshold}"
+        )
+
+
+def _check_final(**given: bool) -> None:
+    for name, one in given.items():
+        if one:
+            raise ValueError(
+                f"{name} has no effect with potential 'final', which weighs particles at the "
+                f"last time alone; expected another potential"
+            )
