@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from faulty import serving
 from methods import METHODS
 
 import flowsde as fs
 
 KEY = jax.random.key(3)
-NAMES = ("bon", "sop", "guided svdd", "rbf, quantile, samples")
+NAMES = ("bon", "smc", "guided svdd at some, adams", "rbf, quantile, samples", "glass rbf")
 
 
 def wave(images, cond):
@@ -25,6 +26,10 @@ def size(images, cond):
 
 def host_wave(images, cond):
     return np.sin(np.sum(images * cond["frequency"], axis=-1) + cond["phase"])
+
+
+def host_norm(images, cond):
+    return np.sum(np.square(images), axis=1)
 
 
 BOTH = fs.rewards.weighted([wave, size], [1.0, 0.1])
@@ -80,30 +85,46 @@ def test_a_picture_without_a_part_is_never_the_best(nothing):
         assert np.isfinite(told[0]) and np.isnan(told[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parts_are_those_of_the_answer_and_of_every_candidate(name):
-    search, flow = METHODS[name], problems.flow()
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bon")) for name in NAMES]
+)
+def test_parts_are_those_of_the_answers_and_of_every_candidate(name):
+    search, flow = fs.search.keep(METHODS[name], 2), problems.flow()
     ids, cond = problems.batch(3)
     result = fs.run(KEY, flow, search, BOTH, cond=cond, prompt_ids=ids)
-    plain = fs.run(
-        KEY, flow, search, lambda i, c: wave(i, c) + np.float32(0.1) * size(i, c), cond=cond,
-        prompt_ids=ids,
-    )  # fmt: skip
-    # The same search, but for how the compiler rounds a sum.
-    np.testing.assert_array_equal(result.nfe, plain.nfe)
-    np.testing.assert_allclose(result.x, plain.x, rtol=1e-4, atol=1e-5)
     for part, fn in (("wave", wave), ("size", size)):
         np.testing.assert_allclose(result.parts[part], fn(result.image, cond), rtol=1e-5, atol=1e-5)
+    for i, answers in enumerate(result.top(2)):
+        for one in answers:
+            own = jax.tree.map(lambda a, i=i: a[[i]], cond)
+            for part, fn in (("wave", wave), ("size", size)):
+                again = fn(one.image[None], own)[0]
+                np.testing.assert_allclose(one.parts[part], again, rtol=1e-5, atol=1e-5)
     parts, told = result.info.parts, result.info.reward > -np.inf
     np.testing.assert_array_equal(~np.isnan(parts["wave"]), told)
-    if search.value is None if hasattr(search, "value") else True:
+    if search.value is None:
         total = parts["wave"] + np.float32(0.1) * parts["size"]
         np.testing.assert_allclose(total[told], result.info.reward[told], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_search_is_that_of_the_sum():
+    """But for how the compiler rounds it."""
+    search, flow = METHODS["rbf"], problems.flow()
+    ids, cond = problems.batch(3)
+
+    def total(images, cond):
+        return wave(images, cond) + np.float32(0.1) * size(images, cond)
+
+    results = [fs.run(KEY, flow, search, one, cond=cond, prompt_ids=ids) for one in (BOTH, total)]
+    np.testing.assert_array_equal(results[0].nfe, results[1].nfe)
+    np.testing.assert_allclose(results[0].x, results[1].x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bon", "rbf, quantile, samples"])
 def test_parts_are_the_same_in_rounds_in_batches_outside_jax_and_after_resuming(name, tmp_path):
-    search, flow = METHODS[name], problems.flow()
+    search, flow = fs.search.keep(METHODS[name], 2), problems.flow()
     ids, cond = problems.batch(3)
     options = {"cond": cond, "prompt_ids": ids}
     result = fs.run(KEY, flow, search, BOTH, **options)
@@ -117,13 +138,16 @@ def test_parts_are_the_same_in_rounds_in_batches_outside_jax_and_after_resuming(
     fs.save_search(tmp_path, search, rounds[2])
     kept = fs.restore_search(tmp_path, search)
     np.testing.assert_array_equal(kept.info.parts["size"], rounds[2].info.parts["size"])
+    np.testing.assert_array_equal(kept.kept.parts["size"], rounds[2].kept.parts["size"])
     again = fs.run(KEY, flow, search, BOTH, resume=kept, **options)
     same(again.parts, result.parts)
     same(again.info.parts, result.info.parts)
+    same(again.kept.parts, result.kept.parts)
     host = fs.rewards.weighted([fs.rewards.host(host_wave, "wave"), size], [1.0, 0.1])
     for reward in (BOTH, host):
         for i, (_, one) in enumerate(sorted(fs.batch(KEY, flow, search, reward, **options))):
             same(one.parts, {part: value[i] for part, value in result.parts.items()})
+            same(one.kept.parts, {part: value[i] for part, value in result.kept.parts.items()})
     same(fs.run(KEY, flow, search, host, **options).info.parts, result.info.parts)
 
 
@@ -146,6 +170,31 @@ def test_normalised_is_relative_to_a_pool_of_pictures_drawn_before():
         fs.rewards.normalised(rewards, None)
     with pytest.raises(ValueError, match="nothing of reward 'r1'"):
         fs.rewards.normalised(rewards, {"r0": a})
+
+
+def test_a_part_may_write_to_its_pictures():
+    def spoils(images, cond):
+        images[:] = np.nan
+        return np.zeros(len(images))
+
+    parts = [fs.rewards.host(spoils), fs.rewards.host(lambda images, cond: images[:, 0], "first")]
+    images = np.asarray([[1.0], [2.0]], np.float32)
+    np.testing.assert_array_equal(fs.rewards.weighted(parts, [1.0, 1.0])(images, None), [1.0, 2.0])
+    np.testing.assert_array_equal(images, [[1.0], [2.0]])
+
+
+def test_one_that_is_computed_elsewhere_is_a_part_and_pins_its_version():
+    images = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
+    outside = fs.rewards.host(host_norm, "norm")
+    with serving(host_norm) as server:
+        parts = [fs.rewards.remote(server.url), outside]
+        both = fs.rewards.minimum(parts, [1.0, 2.0])
+        scores = both.scores(images, None)
+    norm = np.sum(images**2, axis=1)
+    np.testing.assert_allclose(scores.parts["judge"], norm, rtol=1e-6)
+    np.testing.assert_allclose(scores.reward, norm, rtol=1e-6)
+    assert both.version == "judge v1"
+    assert fs.rewards.minimum([outside, fs.rewards.host(host_wave)]).version is None
 
 
 def test_costs_and_minibatches_add_up():

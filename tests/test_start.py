@@ -1,19 +1,22 @@
 """Beginning from something given, on flows with known answers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from methods import METHODS
+from methods import GLASS, GUIDED, ODE
 
 import flowsde as fs
+from flowsde.search.starting import check_start
+from flowsde.start import Start
 
 KEY = jax.random.key(5)
 LINEAR, VP = fs.interpolants.linear(), fs.interpolants.vp()
 X0 = np.asarray([0.3, -0.7], np.float32)
 ANEW = np.asarray([True, False])
-TAIL = fs.grids.tail(problems.GRID, 0.6)
 
 
 def gaussian(interpolant=LINEAR, shape=(2,), variance=0.25):
@@ -28,11 +31,32 @@ def gaussian(interpolant=LINEAR, shape=(2,), variance=0.25):
     return fs.Flow.from_callable(velocity, None, shape)
 
 
-def late(search):
-    """A search on the last steps of its grid."""
-    if hasattr(search, "inner"):
-        return search.replace(inner=late(search.inner))
-    return search.replace(grid=tuple(TAIL.tolist()))
+LATE = {"nfe": 33, "grid": fs.grids.tail(problems.GRID, 0.8)}
+METHODS = {
+    "bon": fs.search.bon(kernel=ODE, width=3, **LATE),
+    "guided halving, rungs": fs.search.halving(
+        kernel=GUIDED, draft_steps=2, factor=2, rungs=1, **LATE
+    ),
+    "evolution": fs.search.evolution(kernel=ODE, children=3, parents=2, mutate_at=0.3, **LATE),
+    "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, finish_steps=4, **LATE),
+    "guided smc, tempered, funnel": fs.search.smc(
+        kernel=GUIDED, temperature=2.0, tempering="exponential", funnel=0.4, **LATE
+    ),
+    "guided svdd": fs.search.svdd(kernel=GUIDED, finish="adams", finish_steps=4, **LATE),
+    "glass rbf, kept": fs.search.keep(
+        fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, finish_steps=4, **LATE), 2
+    ),
+    "rbf, quantile, samples": fs.search.rbf(
+        kernel=problems.SDE,
+        chains=1,
+        width=3,
+        accept="quantile",
+        value="samples",
+        value_steps=1,
+        value_samples=2,
+        **LATE,
+    ),
+}
 
 
 @pytest.mark.parametrize(("n", "strength", "steps"), [(10, 0.75, 8), (10, 1.0, 10), (20, 0.55, 11)])
@@ -86,10 +110,10 @@ def test_given_noise_is_where_a_sample_begins():
     np.testing.assert_allclose(late, 0.125 * x / (0.0625 + 0.25), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [
-    fs.kernels.ode_euler(VP), fs.kernels.ode_heun(LINEAR), problems.SDE, fs.kernels.ddim(VP, 1.0),
+@pytest.mark.parametrize(("kernel", "final"), [
+    (fs.kernels.ode_heun(VP), "mean"), (fs.kernels.dpm_solver_2m(VP), "kernel"),
+    (fs.kernels.glass(LINEAR, inner_steps=3), "kernel"), (problems.SDE, "kernel"),
 ])  # fmt: skip
-@pytest.mark.parametrize("final", ["kernel", "mean"])
 def test_what_a_mask_leaves_is_the_picture_to_the_bit(kernel, final):
     x = fs.sample(
         KEY, gaussian(), kernel=kernel, grid=fs.grids.uniform(4), n=3, start=X0, mask=ANEW,
@@ -120,9 +144,10 @@ def test_held_values_keep_the_noise_level_of_the_picture():
         np.testing.assert_allclose(np.std(held), t, rtol=0.06)
 
 
-@pytest.mark.parametrize("name", ["bon", "sop", "guided svdd", "rbf, quantile, samples"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_every_search_begins_from_the_picture_and_is_charged_its_own_steps(name):
-    search, flow = late(METHODS[name]), problems.flow()
+    search, flow = METHODS[name], problems.flow()
     ids, cond = problems.batch(3)
     options = {"cond": cond, "prompt_ids": ids, "start": X0, "mask": ANEW}
     result = fs.run(KEY, flow, search, problems.reward, **options)
@@ -130,9 +155,11 @@ def test_every_search_begins_from_the_picture_and_is_charged_its_own_steps(name)
     np.testing.assert_array_equal(result.image[:, 1], 2.0 * X0[1])
     assert np.all(result.nfe <= search.nfe)
     valid = result.info.charged > 0
-    assert np.max(result.info.time[valid]) == np.float32(TAIL[0])
-    if name not in ("bon", "rbf, quantile, samples"):
+    assert np.max(result.info.time[valid]) == np.float32(LATE["grid"][0])
+    if name != "glass rbf, kept":
         return
+    for answers in result.top(2):
+        assert all(one.x0[1] == X0[1] for one in answers)
     *_, rounds = fs.iterate(KEY, flow, search, problems.reward, chunk_size=2, **options)
     np.testing.assert_allclose(rounds.x, result.x, rtol=1e-5, atol=1e-5)
     packed = dict(fs.batch(KEY, flow, search, problems.reward, batch_size=4, **options))
@@ -158,8 +185,9 @@ def test_samples_of_best_of_n_begin_from_the_picture_one_wave_after_the_other():
     np.testing.assert_allclose(np.std(x, 0), 0.5, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_a_picture_is_forgotten_at_t_1_and_another_is_another_run():
-    search, flow = METHODS["rbf"], problems.flow()
+    search, flow = fs.search.bon(nfe=21, kernel=ODE, grid=problems.GRID), problems.flow()
     cond = problems.row(problems.batch(3)[1], 0)
     without = fs.run(KEY, flow, search, problems.reward, cond=cond)
     given = list(fs.iterate(KEY, flow, search, problems.reward, cond=cond, start=X0))
@@ -182,6 +210,31 @@ def test_what_cannot_begin_is_named_before_any_work(given, message):
     kernel, grid = fs.kernels.ode_euler(LINEAR), (0.5, 0.0)
     with pytest.raises(ValueError, match=message):
         fs.sample(KEY, gaussian(), kernel=kernel, grid=grid, n=2, **given)
-    search = fs.search.bon(nfe=4, kernel=kernel, grid=grid)
+    search = fs.search.bon(nfe=1, kernel=kernel, grid=grid)
     with pytest.raises(ValueError, match=message):
         fs.run(KEY, gaussian(), search, lambda images, cond: images[:, 0], **given)
+
+
+def test_noise_of_draws_that_would_all_be_the_same_is_refused():
+    options = {"grid": problems.GRID, "nfe": 30}
+    for make, more in ((fs.search.bon, {}), (fs.search.halving, {"draft_steps": 2})):
+        search = fs.search.keep(make(kernel=ODE, **more, **options), 2)
+        with pytest.raises(ValueError, match="noise makes all first draws of search .* the same"):
+            fs.run(KEY, gaussian(), search, lambda images, cond: images[:, 0], noise=X0)
+    for search in (
+        fs.search.bon(kernel=ODE, grid=problems.GRID, nfe=5),
+        fs.search.bon(kernel=problems.SDE, **options),
+        fs.search.evolution(kernel=ODE, **options),
+    ):
+        check_start(search, Start(noise=X0))
+
+
+def test_a_search_that_draws_for_itself_is_refused():
+    class Own(fs.search.BestOfN):
+        beginning = None
+
+    made = fs.search.bon(kernel=ODE, grid=problems.GRID, nfe=5)
+    own = Own(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
+    with pytest.raises(TypeError, match="search Own draws its own noise"):
+        check_start(fs.search.keep(own, 2), Start(x0=X0))
+    check_start(own, None)

@@ -136,11 +136,11 @@ def write(
     return values
 
 
-def _parts(result: Result) -> dict[str, Any]:
-    """What the parts of a combined reward say of the picture, by name."""
-    if result.parts is None:
+def _parts(answer: Any) -> dict[str, Any]:
+    """What the parts of a combined reward say of an answer's picture, by name."""
+    if answer.parts is None:
         return {}
-    numbers = {name: float(part) for name, part in result.parts.items()}
+    numbers = {name: float(part) for name, part in answer.parts.items()}
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
 
 
@@ -155,7 +155,8 @@ def _write_kept(
         if name != IMAGE:
             offer.save(folder / name, image)
         reward = float(one.reward) if offer.has_reward else None
-        said.append({"image": name, "reward": reward, **offer.heldout(about["prompt"], image)})
+        own = {"image": name, "reward": reward, **_parts(one)}
+        said.append(own | offer.heldout(about["prompt"], image))
     return said
 
 

@@ -99,7 +99,7 @@ def _followed(
 
     def origin(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         def same(xs: jax.Array, ts: jax.Array) -> jax.Array:
-            return jnp.all(xs == x, axis=tuple(range(1, xs.ndim))) & (ts == t)
+            return jnp.all(xs == x[None], axis=tuple(range(1, xs.ndim))) & (ts == t)
 
         found = jnp.concatenate([same(asked.x, asked.t) & asked.valid, same(old.x, old.t)])
         return jnp.argmax(found), jnp.any(found)

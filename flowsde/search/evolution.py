@@ -15,7 +15,7 @@ arXiv 2108.01073).
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ class EvolutionState(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evolution(GridSearch):
     """See `evolution`."""
+
+    renoises: ClassVar[bool] = True
 
     children: int
     parents: int

@@ -56,11 +56,19 @@ class GridSearch(SearchBase):
 
     charges_moves: ClassVar[bool] = False
     """Whether it charges by `costs`; else a kernel with `inner_evaluations` is refused."""
+    renoises: ClassVar[bool] = False
+    """Whether it adds noise to what has been evaluated, so that children differ by any kernel."""
 
     @property
     def steps(self) -> int:
         """Times at which particles are evaluated; the grid's last, 0, is never."""
         return len(self.grid) - 1
+
+    @property
+    def repeats_noise(self) -> bool:
+        """Whether it draws several times, and all would be the same from one given noise."""
+        several = self.n_candidates * self.max_rounds > self.steps
+        return several and not (self.kernel.stochastic or self.renoises)
 
     @property
     def interpolant(self) -> Interpolant:

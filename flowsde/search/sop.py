@@ -82,6 +82,7 @@ class SoP(GridSearch):
     """See `sop`; without finishing."""
 
     charges_moves: ClassVar[bool] = True
+    renoises: ClassVar[bool] = True
 
     paths: int
     start: int

@@ -1,7 +1,8 @@
 """Searches that begin from something given, see `flowsde.start`.
 
 One whose grid may begin below t = 1 says so (`first_time`), and gives itself bound to what a prompt
-begins from (`beginning`): `flowsde.search.GridSearch` does both.
+begins from (`beginning`): `flowsde.search.GridSearch` does both, for searches that draw by its
+`extend` or `move`. One that makes its first x itself has `beginning = None`, and is refused.
 """
 
 from typing import Any
@@ -31,8 +32,15 @@ def check_start(search: Any, start: Start | None) -> None:
     inner = search
     while hasattr(inner, "inner"):
         inner = inner.inner
-    if start is not None and not hasattr(inner, "beginning"):
+    if start is None:
+        return
+    if getattr(inner, "beginning", None) is None:
         raise TypeError(
             f"search {type(inner).__name__} draws its own noise and cannot begin from start or "
             f"noise; expected one that extends flowsde.search.GridSearch"
+        )
+    if start.noise is not None and getattr(inner, "repeats_noise", False):
+        raise ValueError(
+            f"noise makes all first draws of search {type(inner).__name__} the same, and so all "
+            f"that follows by {inner.kernel}, which draws none: expected a stochastic kernel"
         )

@@ -75,6 +75,24 @@ def test_reward_timeout(here: Path) -> None:
         rewards.reward_source("none", (), 2.5)
 
 
+def test_a_reward_of_several_keeps_what_each_says(here: Path) -> None:
+    (here / "both_judges.py").write_text(
+        "import flowsde as fs\n"
+        "def dark(images, prompts): return -images.mean((1, 2, 3))\n"
+        "def length(images, prompts): return [float(len(p)) for p in prompts]\n"
+        "slow = fs.rewards.host(length, timeout=7.0)\n"
+        "both = fs.rewards.weighted([fs.rewards.host(dark), slow], [1.0, 2.0])\n"
+    )
+    both = rewards.reward_source("both_judges:both", ()).load([])[0]
+    scores = both.scores(np.ones((2, 4, 4, 3), np.float32), ["a", "abc"])
+    np.testing.assert_array_equal(scores.reward, [1.0, 5.0])
+    np.testing.assert_array_equal(scores.parts["length"], [1.0, 3.0])
+    assert both.timeout == 3600.0
+    # Its own timeout stands where the command gives none.
+    assert rewards.reward_source("both_judges:slow", ()).load([])[0].timeout == 7.0
+    assert rewards.reward_source("both_judges:slow", (), 2.5).load([])[0].timeout == 2.5
+
+
 def test_what_cannot_be_imported_is_one_short_line(here: Path) -> None:
     (here / "broken_judge.py").write_text("raise SystemExit('x' * 100000)\n")
     for name in ("broken_judge:score", "no_such_module_1:f", "\x1b[31m:" + "f" * 9999):
