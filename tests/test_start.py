@@ -33,16 +33,20 @@ def gaussian(interpolant=LINEAR, shape=(2,), variance=0.25):
 
 LATE = {"nfe": 33, "grid": fs.grids.tail(problems.GRID, 0.8)}
 METHODS = {
-    "bon": fs.search.bon(kernel=ODE, width=3, **LATE),
     "guided halving, rungs": fs.search.halving(
         kernel=GUIDED, draft_steps=2, factor=2, rungs=1, **LATE
     ),
     "evolution": fs.search.evolution(kernel=ODE, children=3, parents=2, mutate_at=0.3, **LATE),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, finish_steps=4, **LATE),
     "guided smc, tempered, funnel": fs.search.smc(
-        kernel=GUIDED, temperature=2.0, tempering="exponential", funnel=0.4, **LATE
+        kernel=GUIDED,
+        temperature=2.0,
+        tempering="exponential",
+        funnel=0.4,
+        finish="adams",
+        finish_steps=4,
+        **LATE,
     ),
-    "guided svdd": fs.search.svdd(kernel=GUIDED, finish="adams", finish_steps=4, **LATE),
     "glass rbf, kept": fs.search.keep(
         fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, finish_steps=4, **LATE), 2
     ),
@@ -191,9 +195,9 @@ def test_a_picture_is_forgotten_at_t_1_and_another_is_another_run():
     cond = problems.row(problems.batch(3)[1], 0)
     without = fs.run(KEY, flow, search, problems.reward, cond=cond)
     given = list(fs.iterate(KEY, flow, search, problems.reward, cond=cond, start=X0))
-    np.testing.assert_array_equal(given[-1].x, without.x)
+    np.testing.assert_allclose(given[-1].x, without.x, rtol=1e-5)
     again = fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0, resume=given[3])
-    np.testing.assert_array_equal(again.x, without.x)
+    np.testing.assert_allclose(again.x, without.x, rtol=1e-5)
     with pytest.raises(ValueError, match="another search or cond"):
         fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0 + 1.0, resume=given[3])
 

@@ -225,7 +225,7 @@ class _Meter:
         """Rewards of a chunk; a reward outside JAX sees what is wanted alone."""
         job = self._job
         if not isinstance(job.reward, HostReward):
-            return np.asarray(verify(job.flow, job.reward, x0, self._told))
+            return np.asarray(verify(job.flow, job.reward, x0, self._told).reward)
         images, finite = (np.asarray(a)[:wanted] for a in decode_and_check(job.flow, x0))
         own = jax.tree.map(lambda a: np.asarray(a)[:wanted], for_reward(self._told))
         rewards = np.full(len(x0), np.nan, np.float32)

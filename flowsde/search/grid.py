@@ -67,7 +67,8 @@ class GridSearch(SearchBase):
     @property
     def repeats_noise(self) -> bool:
         """Whether it draws several times, and all would be the same from one given noise."""
-        several = self.n_candidates * self.max_rounds > self.steps
+        own: Any = self  # with what methods add
+        several = own.n_candidates * own.max_rounds > self.steps
         return several and not (self.kernel.stochastic or self.renoises)
 
     @property
