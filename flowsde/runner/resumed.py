@@ -25,7 +25,8 @@ def resumed(job: Job, fresh: Carry) -> Carry:
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(carry), strict=True)
     ):
         raise ValueError(
-            "resume is of another search, or of other prompts or shapes, than this run's"
+            "resume is of another search, or of other prompts or shapes, or of other parts of a "
+            "reward, than this run's"
         )
     names = ("key or prompt_ids", "target_reward", "nfe")
     for name, wanted, got in zip(names, *fetch((own.given, carry.given)), strict=True):
