@@ -90,7 +90,7 @@ def sample(
     warn_if_written_anew(3, **static)
     warn_if_changed(3, **static)
     flow, moves = exact(flow, cond), Exact(kernel, Key(kernel))
-    x, finite = _sample(key, flow, cond, given, moves, times, n, chunk, final)
+    x, finite = _sample(key, flow, cond, moves, times, n, chunk, final, given)
     if not isinstance(finite, jax.core.Tracer):
         _check_finite(finite)
     return x
@@ -107,17 +107,17 @@ def _check_finite(finite: jax.Array) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
 def _sample(
     key: chex.PRNGKey,
     flow: Flow,
     cond: Cond,
-    start: Start | None,
     moves: Exact,
     grid: tuple[float, ...],
     n: int,
     chunk: int,
     final: str,
+    start: Start | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Particles, and which are finite, bool [n]."""
     times = jnp.asarray(grid, jnp.float32)

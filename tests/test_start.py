@@ -77,7 +77,7 @@ def test_a_strength_is_a_share(strength):
         fs.grids.tail(fs.grids.uniform(4), strength)
 
 
-@pytest.mark.parametrize("interpolant", [LINEAR, VP])
+@pytest.mark.parametrize("interpolant", [pytest.param(LINEAR, marks=pytest.mark.slow), VP])
 def test_the_start_is_the_picture_with_noise(interpolant):
     """One step of Euler in linear time is linear in x: the law of the start can be read off."""
     t, n = 0.6, 20_000
@@ -115,8 +115,11 @@ def test_given_noise_is_where_a_sample_begins():
 
 
 @pytest.mark.parametrize(("kernel", "final"), [
-    (fs.kernels.ode_heun(VP), "mean"), (fs.kernels.dpm_solver_2m(VP), "kernel"),
-    (fs.kernels.glass(LINEAR, inner_steps=3), "kernel"), (problems.SDE, "kernel"),
+    (problems.SDE, "kernel"),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+        (fs.kernels.ode_heun(VP), "mean"), (fs.kernels.dpm_solver_2m(VP), "kernel"),
+        (fs.kernels.glass(LINEAR, inner_steps=3), "kernel"),
+    )),
 ])  # fmt: skip
 def test_what_a_mask_leaves_is_the_picture_to_the_bit(kernel, final):
     x = fs.sample(
@@ -172,6 +175,7 @@ def test_every_search_begins_from_the_picture_and_is_charged_its_own_steps(name)
         assert packed[number].nfe == result.nfe[i]
 
 
+@pytest.mark.slow
 def test_samples_of_best_of_n_begin_from_the_picture_one_wave_after_the_other():
     """With a grid of one step a sample is the start's posterior mean, linear in it."""
     t, n = 0.5, 4000
