@@ -59,10 +59,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 def rows_of_searches(quick: bool) -> list[compare.Row]:
     """Best-of-N, and searches under VP."""
     vp: dict[str, Any] = {"nfe": 50 if quick else NFE, "interpolant": "vp"}
-    few: dict[str, Any] = {"steps": 10, "finish_steps": 3, "temperature": 0.5}
-    cases = [("bon", {"nfe": vp["nfe"]}), ("rbf", vp)]
+    cases = [("bon", {"nfe": vp["nfe"]})]
     if not quick:
-        cases += [("smc", vp | few), ("smc", vp), ("svdd", vp)]
+        cases += [("smc", vp), ("svdd", vp)]
+    cases += [("rbf", vp)]
     resolve = partial(presets.resolve, "recommended")
     return [compare.Row(method, resolve(method, given), "scorer") for method, given in cases]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py [--quick] [--json FILE] [--stage screen tune confirm paper]
                                [--only NAME ...] [--models NAME ...] [--hours H] [--dry]
-                               [--budgets NFE ...] [--costs] [--plots FOLDER]
+                               [--budgets NFE ...] [--tuned NFE ...] [--costs] [--plots FOLDER]
 
 The tasks are those of `flowsde.shapes.tasks`: success is the word of their held-out judge, which no
 search sees. Settings are chosen on development captions, `screen` and `tune`, and what is chosen is
@@ -83,6 +83,8 @@ class Args:
     """Of confirming."""
     budgets: tuple[int, ...] = Sizes.confirmed
     """NFE of confirming, in their order."""
+    tuned: tuple[int, ...] = Sizes.tuned
+    """NFE of tuning, in their order."""
     most: int = Sizes.most
     """Settings of a model that are tuned, beside each method's best."""
 
@@ -127,6 +129,7 @@ def plan_of(args: Args) -> Plan:
         captions=args.captions,
         test_captions=args.test_captions,
         confirmed=args.budgets,
+        tuned=args.tuned,
         most=args.most,
     )
     return Plan(tasks, models, {model: known(model, methods) for model in models}, sizes)

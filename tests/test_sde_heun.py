@@ -101,8 +101,16 @@ def errors_of_the_law(kernel, steps):
 @pytest.mark.parametrize(
     "interpolant, g",
     cases(
-        [(p, g) for p in ("linear", "vp") for g in ("constant", "sigma", "square")],
-        [("linear", "clipping"), ("cosine", "sin"), ("polynomial", "linear")],
+        [("linear", "square"), ("vp", "sigma")],
+        [
+            ("linear", "constant"),
+            ("linear", "sigma"),
+            ("vp", "constant"),
+            ("vp", "square"),
+            ("linear", "clipping"),
+            ("cosine", "sin"),
+            ("polynomial", "linear"),
+        ],
     ),
 )
 def test_weak_order_for_gaussian_data(interpolant, g):

@@ -5,6 +5,8 @@ COMMANDS = {
     "batch": "search for pictures of a long list of prompts, in full batches",
     "compare": "compare methods on the same prompts and seeds",
     "diagnose": "measure at which times a reward is worth asking",
+    "score": "score pictures in files by a reward",
+    "rewards": "list the rewards that there are, and what each needs",
     "train": "train the embedded networks",
     "serve-reward": "serve a reward to searches elsewhere",
     "convert": "convert a PyTorch checkpoint, or a converted one back",

@@ -16,13 +16,14 @@ import numpy as np
 from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde.cli.options import Beginning
+from flowsde.cli.picture_files import as_array, opened
 from flowsde.flow import Flow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _WHITE = 128
-"""Least brightness at which a mask is."""
+"""Least brightness of a mask where the picture is drawn anew."""
 
 
 def check(given: Beginning) -> None:
@@ -36,7 +37,7 @@ def check(given: Beginning) -> None:
             raise ValueError(f"--strength must be above 0, to 1, got {given.strength}")
     for name, path in (("image", given.image), ("mask", given.mask)):
         if path is not None:
-            _opened(name, path)
+            opened(f"--{name}", path)
 
 
 def named(given: Beginning) -> dict[str, Any]:
@@ -55,35 +56,23 @@ def read(given: Beginning, flow: Flow) -> dict[str, Any]:
         return {}
     like = jax.ShapeDtypeStruct((1, *flow.shape), jnp.float32)
     height, width = jax.eval_shape(flow.decode, like).shape[1:3]
-    image = np.asarray(_fitted("image", given.image, height, width).convert("RGB"), np.float32)
-    x0 = image / 127.5 - 1.0
+    x0 = as_array(_fitted("image", given.image, height, width))
     if flow.encode is not None:
-        x0 = np.asarray(jax.jit(lambda encode, x: encode(x))(flow.encode, jnp.asarray(x0)[None]))[0]
+        encoded = jax.jit(lambda encode, x: encode(x))(flow.encode, jnp.asarray(x0)[None])
+        x0 = np.asarray(encoded)[0]
     if given.mask is None:
         return {"start": x0}
-    mask = np.asarray(_fitted("mask", given.mask, height, width).convert("L"))
+    mask = np.asarray(_fitted("mask", given.mask, height, width))
     rows, columns = flow.shape[:2]
     # A latent stays where all of its pixels do.
     anew = mask.reshape(rows, height // rows, columns, width // columns).max((1, 3)) >= _WHITE
     return {"start": x0, "mask": np.broadcast_to(anew.reshape(rows, columns, 1), flow.shape)}
 
 
-def _opened(name: str, path: Path) -> "Image":
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            # Upright, as viewers show it.
-            return ImageOps.exif_transpose(file)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "it is no picture that can be read"
-        raise ValueError(f"--{name} {shown(path, 500)}: {why}") from None
-
-
 def _fitted(name: str, path: Path, height: int, width: int) -> "Image":
+    """RGB, or grey for a mask, of the model's size."""
     from PIL import Image, ImageOps
 
-    picture = _opened(name, path)
-    picture = picture.convert("L" if name == "mask" else "RGB")
+    picture = opened(f"--{name}", path).convert("L" if name == "mask" else "RGB")
     method = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.LANCZOS
     return ImageOps.fit(picture, (width, height), method)

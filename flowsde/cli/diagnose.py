@@ -45,7 +45,7 @@ from flowsde.cli.options import (
     word,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import MOVING, as_values
+from flowsde.cli.settings import MOVING, as_values, flag
 from flowsde.cli.sources import source_of
 from flowsde.cli.sources.base import LoadedSource, Source
 from flowsde.diagnosis.diagnose import measured, plan_of, stand_in
@@ -139,8 +139,9 @@ class Diagnose:
 
     def _plan(self, offer: Source) -> Plan:
         """What to draw; how particles move is what the method's search says."""
-        if self.trajectory.gradient_temperature:
-            raise OptionError("--gradient-temperature", "particles are looked at without guidance")
+        for name in ("gradient_temperature", "noise_tilt"):
+            if getattr(self.trajectory, name):
+                raise OptionError(flag(name), "particles are looked at without guidance")
         check_count("--trajectories", self.trajectories, least=8, most=_MOST)
         check_count("--siblings", self.siblings, least=2, most=_MOST)
         if self.families is not None:

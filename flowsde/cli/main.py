@@ -55,6 +55,14 @@ def _kind(name: str) -> Any:
         from flowsde.cli.diagnose import Diagnose
 
         return Diagnose
+    if name == "score":
+        from flowsde.cli.score import Score
+
+        return Score
+    if name == "rewards":
+        from flowsde.cli.rewards import Rewards
+
+        return Rewards
     if name == "train":
         from flowsde.cli.train import Train
 

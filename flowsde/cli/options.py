@@ -92,6 +92,13 @@ class Trajectory:
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
     (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
+    gradient_curvature: Float = None
+    """Damp the gradient where pictures are still uncertain, for a reward of this curvature, in its
+    units by those of a picture squared (default: do not). Needs --gradient-temperature, and a
+    kernel with --data-variance."""
+    noise_tilt: Float = None
+    """Let the reward's gradient, made to look like noise, take the place of this share of the
+    kernel's noise (default: 0, off); instead of --gradient-temperature."""
 
 
 def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:

@@ -41,6 +41,9 @@ _RESAMPLING = (
 )
 """Settings of SMC on its way; importance sampling has none."""
 
+_GRADIENT = ("gradient_temperature", "gradient_curvature", "noise_tilt")
+"""Settings of what the reward's gradient does."""
+
 _MOST_NFE, _MOST_OTHERS = 1_000_000, 10_000
 """Largest counts: beyond what is of use, below where numbers wrap or memory runs out."""
 
@@ -62,8 +65,10 @@ def check(name: str, value: Any, of_many: bool = False) -> None:
         raise ValueError(f"{option} must be one of {known}, got '{shown(value)}'{more}")
     if name in settings.COUNTS:
         check_count(flag(name), value, most=_MOST_NFE if name == "nfe" else _MOST_OTHERS)
-    if name == "gradient_temperature":
+    if name in _GRADIENT:
         check_non_negative(flag(name), value)
+    if name == "noise_tilt" and value > 1.0:
+        raise ValueError(f"{flag(name)} is a share of the noise, 0 to 1, got {value}")
     if isinstance(value, float):
         check_float(flag(name), value)
 
@@ -104,10 +109,14 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
     """Settings that have no effect, and why."""
     unused: dict[str, str] = {}
     takes_gradient = _takes_gradient(method) and stochastic(s.kernel)
+    damping = ("gradient_curvature",)
     for names, used, why in (
         (set(settings.MOVING) - set(settings.MOVES[s.kernel]), False, f"kernel {s.kernel}"),
         (("diffusion", "diffusion_scale"), _diffuses(s.kernel), f"kernel {s.kernel}"),
-        (("gradient_temperature",), takes_gradient, f"method {method}, kernel {s.kernel}"),
+        (_GRADIENT, takes_gradient, f"method {method}, kernel {s.kernel}"),
+        (_GRADIENT[:2], not s.noise_tilt, f"{flag('noise_tilt')} {s.noise_tilt}"),
+        (damping, s.gradient_temperature, "no --gradient-temperature"),
+        (damping, "data_variance" in settings.MOVES[s.kernel], f"kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
         (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
         (("bar",), s.accept == "threshold", f"accept {s.accept}"),
@@ -253,8 +262,10 @@ def _naming_options(s: Settings) -> Iterator[None]:
 
 def _kernel(s: Settings) -> kernels.Kernel:
     inner = _unguided(s)
+    if s.noise_tilt:
+        return kernels.noise_tilt(inner, s.noise_tilt)
     beta = s.gradient_temperature
-    return kernels.reward_gradient(inner, beta) if beta else inner
+    return kernels.reward_gradient(inner, beta, s.gradient_curvature) if beta else inner
 
 
 def _unguided(s: Settings) -> kernels.Kernel:

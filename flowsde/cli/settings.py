@@ -54,14 +54,17 @@ class _Run:
     guidance: float = 1.0
     gradient_temperature: float | None = 0.0
     strength: float | None = None
+    gradient_curvature: float | None = None
+    noise_tilt: float | None = None
 
 
 _DOC = """The settings of one run: its own, and the options of all makers.
 
 In a preset None is the maker's default, and of `nfe`, `diffusion_scale` and `steps` one
 trajectory's worth, the coefficient's own, and a fifth of the budget but at most 10. After `resolve`
-None means that the setting has no effect. A `gradient_temperature` of 0 is no guidance. Of the
-`steps` the last `strength` are run, of a picture to begin from.
+None means that the setting has no effect. A `gradient_temperature` of 0 is no guidance, a
+`gradient_curvature` of None no damping of it. Of the `steps` the last `strength` are run, of a
+picture to begin from.
 """
 
 if TYPE_CHECKING:

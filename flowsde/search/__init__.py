@@ -37,7 +37,7 @@ from flowsde.search.protocol import (
     SearchBase,
 )
 from flowsde.search.rbf import RBF, rbf
-from flowsde.search.smc import SMC, smc
+from flowsde.search.smc import SMC, WeightedSample, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 
@@ -66,6 +66,7 @@ __all__ = [
     "SearchBase",
     "SoP",
     "SuccessiveHalving",
+    "WeightedSample",
     "affordable_units",
     "any_over_prompts",
     "bon",
@@ -83,4 +84,5 @@ __all__ = [
     "to_particles",
     "tree_take",
     "tree_where",
+    "weighted_sample",
 ]

@@ -143,6 +143,37 @@ def test_gradients_are_asked_for_and_counted(small: None, tmp_path: Path) -> Non
     assert search.uses_gradient and search.inner.kernel.temperature == 0.5
 
 
+def test_what_the_gradient_does() -> None:
+    def kernel(method: str, **given: Any) -> Any:
+        search = presets.build(method, resolve("recommended", method, given))
+        return getattr(search, "inner", search).kernel
+
+    ddim = kernel("rbf")
+    tilted, damped = (
+        kernel("svdd", noise_tilt=0.3),
+        kernel("smc", gradient_temperature=0.5, gradient_curvature=2.0),
+    )
+    assert tilted == fs.kernels.noise_tilt(ddim, 0.3)
+    assert damped == fs.kernels.reward_gradient(ddim, 0.5, curvature=2.0, data_variance=0.25)
+    assert kernel("svdd", noise_tilt=0.0) == ddim
+    for method, given, message in (
+        ("rbf", {"noise_tilt": 1.5}, "--noise-tilt is a share of the noise, 0 to 1, got 1.5"),
+        ("rbf", {"noise_tilt": 0.3, "gradient_temperature": 0.5},
+         "--gradient-temperature has no effect with --noise-tilt 0.3, got 0.5"),
+        ("rbf", {"gradient_curvature": 1.0},
+         "--gradient-curvature has no effect with no --gradient-temperature, got 1.0"),
+        ("rbf", {"gradient_temperature": 1.0, "gradient_curvature": 1.0, "kernel": "cps",
+                 "data_variance": 0.0},
+         "--data-variance must be a finite number above 0, got 0.0"),
+        ("rbf", {"gradient_temperature": 1.0, "gradient_curvature": 1.0,
+                 "kernel": "euler_maruyama"},
+         "--gradient-curvature has no effect with kernel euler_maruyama, got 1.0"),
+        ("bon", {"noise_tilt": 0.3}, "--noise-tilt has no effect with method bon, kernel ode_eul"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernel(method, **given)
+
+
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, PROMPT, "--method", "ode", "--steps", "3", "--guidance", "2")
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6

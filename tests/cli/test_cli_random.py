@@ -143,6 +143,7 @@ def _check(capsys: pytest.CaptureFixture[str], args: list[str]) -> int:
     return code
 
 
+@pytest.mark.slow
 def test_random_command_lines(
     no_work: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

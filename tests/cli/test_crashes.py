@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stand_in
 from injection import Died, disk
+from quick import slow
 
 from flowsde.cli import main as cli
 from flowsde.cli import plots, resume
@@ -97,7 +98,7 @@ def _whole(command: Callable[..., None], tmp_path: Path) -> tuple[dict[str, Any]
     return found, counted.points
 
 
-@pytest.mark.parametrize(("command", "each"), [(_sample, 1), (_batch, 1), (_shared, 3)])
+@pytest.mark.parametrize(("command", "each"), [slow(_sample, 1), slow(_batch, 1), (_shared, 3)])
 def test_dies_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path
 ) -> None:
@@ -112,7 +113,7 @@ def test_dies_at_every_write_and_is_resumed(
         assert _tree(out) == expected, at
 
 
-@pytest.mark.parametrize(("command", "each"), [(_sample, 2), (_batch, 4)])
+@pytest.mark.parametrize(("command", "each"), [slow(_sample, 2), (_batch, 4)])
 def test_finds_the_disk_full_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_same_command_again_does_nothing_and_another_is_refused(
     assert "discard the diagnosis" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_with_the_next_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import stand_in
+from quick import slow
 from refusing import refused
 
 import flowsde as fs
@@ -41,6 +42,7 @@ def _read(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_files_of_the_users_are_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for name in (
@@ -80,11 +82,11 @@ def test_a_saved_search_lies_beside_what_is_there(tmp_path: Path) -> None:
     ("command", "name"),
     [
         ("sample", "image.png"),
-        ("sample", "path.png"),
+        slow("sample", "path.png"),
         ("batch", "sheet.png"),
-        ("batch", "one-red-circle/image.png"),
+        slow("batch", "one-red-circle/image.png"),
         ("compare", "compare.html"),
-        ("compare", "accuracy.png"),
+        slow("compare", "accuracy.png"),
     ],
 )
 def test_files_with_the_names_of_results_are_refused(

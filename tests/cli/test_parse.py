@@ -13,8 +13,8 @@ from flowsde.cli import COMMANDS, parse
 from flowsde.cli import main as cli
 
 WRONG = {
-    "sampel": "flowsde: COMMAND must be one of sample, batch, compare, diagnose, train, "
-    "serve-reward, convert, got 'sampel'; did you mean sample?",
+    "sampel": "flowsde: COMMAND must be one of sample, batch, compare, diagnose, score, "
+    "rewards, train, serve-reward, convert, got 'sampel'; did you mean sample?",
     "sample x --metod rbf": "flowsde sample: unknown option --metod; did you mean --method?",
     "sample x --chain_seed=3": "flowsde sample: unknown option --chain-seed; "
     "did you mean --chain-seeds?",
@@ -39,9 +39,11 @@ def test_it_knows_every_option(name: str, capsys: pytest.CaptureFixture[str]) ->
     """As tyro's help lists them; it has its own view of the same classes."""
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
-    listed = re.findall(r"^[│| ] (--[a-z][a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    said = capsys.readouterr().out
+    listed = re.findall(r"^[│| ] (--[a-z][a-z-]+)", said, re.MULTILINE)
     known = {one.name for one in parse._options(cli._kind(name)) if one.name.startswith("--")}
-    assert len(listed) >= 3 and set(listed) - {"--help"} == known
+    assert "--help" in said and set(listed) - {"--help"} == known
+    assert len(known) >= 3 or name == "rewards"
 
 
 EARLY = """

@@ -163,6 +163,7 @@ def test_prompts_in_batches_have_rewards_of_their_own(places, tmp_path, monkeypa
     assert found["runs"][0]["batches"] == 2 and found["occupancy"] == 1.0
 
 
+@pytest.mark.slow
 def test_sit_with_a_label_and_guidance(places, tmp_path):
     text = (
         "--model {sit} --vae {vae} --label 2 --guidance 3 --nfe 12 --steps 2 --method rbf "

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import slow
 from tampering import tamper
 from test_crashes import _batch, _sample, _shared, _tree, small
 
@@ -40,10 +41,10 @@ def _interrupted(command: Callable[..., None], out: Path, where: str) -> None:
     ("command", "where", "times"),
     [
         (_sample, None, 15),
-        (_sample, "flowsde.cli.sample._write", 40),
+        slow(_sample, "flowsde.cli.sample._write", 40),
         (_batch, None, 15),
-        (_shared, "flowsde.cli.batch_folder.Folder.end_attempts", 30),
-        (_compare, None, 20),
+        slow(_shared, "flowsde.cli.batch_folder.Folder.end_attempts", 30),
+        slow(_compare, None, 20),
     ],
     ids=["sample", "unfinished sample", "batch", "unfinished batch", "compare"],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from quick import slow
 from safetensors.numpy import save_file
 
 import flowsde as fs
@@ -208,7 +209,7 @@ def outcome(act, *args):
 
 
 @pytest.mark.parametrize("target", ["model", "pipeline"])
-@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("sealed", [False, slow(True)])
 def test_the_same_numbers_or_one_line_that_names_the_file(whole, tmp_path, target, sealed):
     rng = np.random.default_rng([len(target), sealed])
     files = sorted(str(p.relative_to(whole / target)) for p in (whole / target).rglob("*")

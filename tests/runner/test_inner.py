@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, VP, batch, flow, reward, row, tools
+from quick import slow_but
 
 import flowsde as fs
 from flowsde.search.protocol import BudgetTooSmall
@@ -41,7 +42,7 @@ def units(search):
             return 1 + 2 * M + 1
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", slow_but(["svdd", "smc"], SEARCHES))
 def test_all_is_counted_and_the_answer_is_a_point_of_the_flow(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
     search = SEARCHES[name]

@@ -259,6 +259,7 @@ def test_a_search_that_does_more_than_select_is_told_all(search):
     same(go(search, nfe=20, mesh=mesh_of(1, 2)), go(search, nfe=20))
 
 
+@pytest.mark.slow
 def test_of_split_parameters_only_activations_move():
     found = collectives(RBF, mesh_of(2, 1, 2))
     moved = [(kind, sizes) for kind, sizes, _ in found if set(sizes) != {1}]
@@ -330,6 +331,7 @@ class LinenNet(nn.Module):
         return x - down(jnp.tanh(up(h)))
 
 
+@pytest.mark.slow
 def test_linen_parameters_go_by_the_names_of_their_axes():
     """Of `with_partitioning` and `with_logical_partitioning`; the result is that without a mesh."""
     given = options(2)

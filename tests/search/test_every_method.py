@@ -20,6 +20,7 @@ from problems import (
     row,
     velocity,
 )
+from quick import slow_but
 
 import flowsde as fs
 
@@ -29,7 +30,10 @@ evaluate = importlib.import_module("flowsde.runner.evaluate")
 KEY = jax.random.key(6)
 
 
-@pytest.fixture(scope="module", params=METHODS.values(), ids=METHODS)
+QUICK = [METHODS[name] for name in ("bon", "smc", "rbf", "guided svdd")]
+
+
+@pytest.fixture(scope="module", params=slow_but(QUICK, METHODS.values()), ids=METHODS)
 def search(request):
     """Of the module, so that the tests of a method follow one another: they share programs."""
     return request.param

@@ -10,6 +10,7 @@ import pytest
 import reference
 from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row, tools
+from quick import slow_but
 
 import flowsde as fs
 from flowsde.search.value import LookAhead
@@ -116,7 +117,7 @@ def test_svdd_equals_children_drawn_one_by_one():
         np.testing.assert_allclose(result.x[i], best.x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", slow_but(["rbf"], SEARCHES))
 def test_all_is_counted(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
     search = SEARCHES[name]

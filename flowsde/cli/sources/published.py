@@ -102,8 +102,9 @@ def _reward(command: Sample) -> tuple[str, rewards.RewardSource]:
     if own.reward_timeout is not None:
         check_float("--reward-timeout", own.reward_timeout)
     reward = rewards.reward_source(name, own.reward_model, own.reward_timeout)
-    if not reward.on_device and command.given.get("gradient_temperature"):
-        raise ValueError(f"--gradient-temperature wants a JAX reward, got --reward {name}")
+    for option in ("gradient_temperature", "noise_tilt"):
+        if not reward.on_device and command.given.get(option):
+            raise ValueError(f"{flag(option)} wants a JAX reward, got --reward {name}")
     return name, reward
 
 

@@ -90,18 +90,30 @@ class Known(NamedTuple):
 
     Attributes:
       make: of a `RewardSource`, called with the folders of --reward-model.
+      says: what it is, in words.
+      reads_text: whether it looks at the prompt.
       folders: what each of them is, in words.
+      families: of the models in them.
     """
 
     make: Callable[..., RewardSource]
+    says: str
+    reads_text: bool = False
     folders: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
 
 
+_CLIP = (("a converted CLIP",), ("clip",))
 KNOWN = {
-    "none": Known(NoReward),
-    "clip": Known(partial(Cosine, score=clip_score), ("a converted CLIP",)),
-    "pick": Known(partial(Cosine, score=pick_score), ("a converted CLIP",)),
-    "aesthetic": Known(Aesthetic, ("a converted CLIP", "the head")),
+    "none": Known(NoReward, "every picture is worth as much"),
+    "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", True, *_CLIP),
+    "pick": Known(partial(Cosine, score=pick_score), "PickScore, by its own CLIP", True, *_CLIP),
+    "aesthetic": Known(
+        Aesthetic,
+        "LAION's aesthetic score",
+        folders=("a converted CLIP", "the head"),
+        families=("clip", "aesthetic"),
+    ),
 }
 
 

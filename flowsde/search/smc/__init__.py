@@ -15,12 +15,22 @@ Wu et al., 2023, arXiv 2306.17775), and with tempering (`flowsde.search.smc.temp
 alignment as sampling (DAS; Kim et al., 2025, arXiv 2501.05803).
 
 All weights are logarithms. They are carried where resampling is skipped. The answer is the particle
-of the highest reward at the last time, not one that resampling kept.
+of the highest reward at the last time, not one that resampling kept; `weighted_sample` has all.
 """
 
 from flowsde.search.smc.maker import smc
 from flowsde.search.smc.policy import SMC, SMCState
 from flowsde.search.smc.potentials import POTENTIALS
+from flowsde.search.smc.sample import WeightedSample, weighted_sample
 from flowsde.search.smc.weights import effective_sample_size, log_mean_exp
 
-__all__ = ["POTENTIALS", "SMC", "SMCState", "effective_sample_size", "log_mean_exp", "smc"]
+__all__ = [
+    "POTENTIALS",
+    "SMC",
+    "SMCState",
+    "WeightedSample",
+    "effective_sample_size",
+    "log_mean_exp",
+    "smc",
+    "weighted_sample",
+]

@@ -1,0 +1,67 @@
+"""What SMC is for in science: not one answer, but a weighted sample, and the evidence."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from flowsde.search.protocol import Particle, Search
+from flowsde.search.smc.policy import SMC, SMCState
+from flowsde.search.smc.weights import effective_sample_size
+from flowsde.search.wrapper import Wrapper
+
+
+class WeightedSample(NamedTuple):
+    """Particles and their weights; of several prompts with a leading axis of them.
+
+    For any f, sum_i w_i f(x0_i) estimates the mean of f under p(x0) exp(r(x0) / beta) / Z, with p
+    the law of the kernel's samples; its error falls with the number of particles.
+
+    Attributes:
+      particles: N, at the last time that was reached; rows that a funnel left behind, or a budget
+        did not pay for, have no weight.
+      log_weights: float32 [N], normalised: their exponentials sum to 1; -inf for no weight.
+      log_z: float32, of Z = E[exp(r / beta)]; exp(log_z) is unbiased.
+      ess: float32, effective sample size of the weights.
+    """
+
+    particles: Particle
+    log_weights: jax.Array
+    log_z: jax.Array
+    ess: jax.Array
+
+
+def weighted_sample(search: Search, state: Any) -> WeightedSample:
+    """The weighted sample that a run of `smc` ends with.
+
+    Rewards are those of posterior means at the last time of the search's grid, before any
+    finishing. A run that met a target ended earlier: then it is the sample of that time, as its
+    particles' `t` says.
+
+    Args:
+      search: of `smc`, also inside `flowsde.search.keep`.
+      state: `Result.state` of its run, of one prompt or of several.
+
+    Raises:
+      TypeError: the search is another one, or the state is not one of its runs.
+      ValueError: there is no state, as from `flowsde.batch`.
+    """
+    if state is None:
+        raise ValueError("state is None: flowsde.batch keeps none, flowsde.run and iterate do")
+    while isinstance(search, Wrapper):
+        search, state = search.inner, getattr(state, "inner", state)
+    if not isinstance(search, SMC):
+        raise TypeError(f"search must be of smc, which weighs particles, got {search!r}")
+    if not isinstance(state, SMCState):
+        raise TypeError(f"state must be Result.state of a run of the search, got {state!r}")
+    one = _sample if state.step.ndim == 0 else jax.vmap(_sample, (None, 0))
+    return one(search, state)
+
+
+def _sample(search: SMC, state: SMCState) -> WeightedSample:
+    total = jax.nn.logsumexp(state.log_weights)
+    return WeightedSample(
+        state.particles,
+        state.log_weights - total,
+        search.log_z(state),
+        effective_sample_size(state.log_weights),
+    )

@@ -1,0 +1,107 @@
+"""The weighted sample of SMC: closed forms of a Gaussian, and each particle worth what it says.
+
+Of Gaussian data N(m, v I), DDIM with data_variance = v is exact at any step, so the posterior means
+that SMC ends with are Gaussian, and tilted by a quadratic reward their law and Z are known.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from methods import METHODS
+from problems import batch
+from problems import flow as problem
+from problems import reward as problem_reward
+
+import flowsde as fs
+
+LINEAR = fs.interpolants.linear()
+MEAN, VARIANCE, BETA = np.float32([0.4, -0.3]), 0.5, 0.6
+B, Q = np.float32([0.8, 0.5]), np.float32([[-0.6, 0.2], [0.2, 0.3]])
+GRID = (1.0, 0.75, 0.5, 0.3, 0.15, 0.0)
+PARTICLES, RUNS = 12, 400
+DATA = fs.analytic.gaussian(MEAN, VARIANCE)
+
+
+def velocity(params, x, t, cond):
+    return DATA.velocity(LINEAR, x, t)
+
+
+def reward(images, cond):
+    return images @ B + 0.5 * jnp.sum((images @ Q) * images, -1)
+
+
+def smc(**options):
+    kernel = fs.kernels.ddim(LINEAR, data_variance=VARIANCE)
+    options = {"kernel": kernel, "grid": GRID, "temperature": BETA} | options
+    return fs.search.smc(nfe=PARTICLES * (len(GRID) - 1) + 2, **options)
+
+
+def runs(search, n=RUNS):
+    flow = fs.Flow.from_callable(velocity, {}, (2,))
+    cond = {"none": np.zeros(n, np.float32)}
+    ids = np.arange(n)
+    return fs.run(jax.random.key(5), flow, search, reward, cond=cond, prompt_ids=ids)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        smc(finish="mean"),
+        pytest.param(fs.search.keep(smc(finish_steps=2, funnel=0.5), 2), marks=pytest.mark.slow),
+    ],
+    ids=["plain", "wrapped"],
+)
+def test_it_is_that_of_the_tilted_law(search):
+    found = fs.search.weighted_sample(search, runs(search).state)
+    w = np.exp(np.asarray(found.log_weights, np.float64))
+    np.testing.assert_allclose(w.sum(1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(1.0 / np.sum(w**2, 1), found.ess, rtol=1e-4)
+    alpha, sigma = 1.0 - GRID[-2], GRID[-2]
+    spread = (alpha * VARIANCE) ** 2 / (alpha**2 * VARIANCE + sigma**2)
+    tilted, log_z = fs.analytic.gaussian(MEAN, spread).tilt(B, Q, BETA)
+    # Weighted by the evidence of its run, each estimate is unbiased at any number of particles.
+    z = np.exp(np.asarray(found.log_z, np.float64))
+    x0 = np.where(w[..., None] > 0.0, np.asarray(found.particles.x0, np.float64), 0.0)
+    estimates = np.column_stack([z, z[:, None] * np.einsum("rn,rnd->rd", w, x0)])
+    exact = np.exp(float(log_z)) * np.append(1.0, np.asarray(tilted.mean(), np.float64))
+    error = estimates.std(0) / RUNS**0.5
+    assert np.all(np.abs(estimates.mean(0) - exact) < 4.0 * error)
+    # Without the weights it is another law: the test could have failed.
+    used = np.isfinite(found.log_weights)
+    plain = np.einsum("rn,rnd->rd", used / used.sum(1, keepdims=True), x0) * z[:, None]
+    assert np.any(np.abs(plain.mean(0) - exact[1:]) > 6.0 * error[1:])
+
+
+@pytest.mark.slow
+def test_one_prompt_and_a_target():
+    search = smc(finish="mean")
+    flow = fs.Flow.from_callable(velocity, {}, (2,))
+    alone = fs.run(jax.random.key(1), flow, search, reward)
+    found = fs.search.weighted_sample(search, alone.state)
+    assert found.log_weights.shape == (PARTICLES,) and found.log_z.shape == ()
+    met = fs.run(jax.random.key(1), flow, search, reward, target_reward=-100.0)
+    early = fs.search.weighted_sample(search, met.state)
+    assert np.all(np.asarray(early.particles.t) == 1.0)
+
+
+@pytest.mark.slow
+def test_each_particle_is_worth_its_reward():
+    search, (ids, cond) = METHODS["smc"], batch(8)
+    result = fs.run(jax.random.key(8), problem(), search, problem_reward, cond=cond, prompt_ids=ids)
+    found = fs.search.weighted_sample(search, result.state)
+    n = found.log_weights.shape[1]
+    for i in range(n):
+        again = np.asarray(problem_reward(2.0 * found.particles.x0[:, i], cond))
+        again = np.where(np.isnan(again), -np.inf, again)
+        scale = cond["size"]
+        np.testing.assert_allclose(found.particles.reward[:, i] / scale, again / scale, atol=1e-5)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(TypeError, match="search must be of smc, which weighs particles, got"):
+        fs.search.weighted_sample(METHODS["bon"], 0)
+    with pytest.raises(ValueError, match=r"state is None: flowsde.batch keeps none"):
+        fs.search.weighted_sample(METHODS["smc"], None)
+    with pytest.raises(TypeError, match=r"state must be Result.state of a run of the search"):
+        fs.search.weighted_sample(smc(finish="mean"), 3)
