@@ -22,6 +22,7 @@ from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards import DeviceReward, HostReward, Reward, as_float32, as_reward, told
 from flowsde.rewards import exact as exact_reward
+from flowsde.runner.clock import check_seconds
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
@@ -32,6 +33,10 @@ from flowsde.runner.result import Result
 from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
+
+
+_AT_ONCE = 32
+"""Candidates at once of a budget in seconds: what it saves, it would not save of one full batch."""
 
 
 class Job(NamedTuple):
@@ -50,6 +55,7 @@ class Job(NamedTuple):
       invalid, resume: as for `flowsde.run`.
       live: bool, which prompts are no padding; None without a mesh.
       run: uint32, of each prompt, as `flowsde.Result.run`.
+      seconds: budget of the run; None without.
     """
 
     keys: jax.Array
@@ -65,6 +71,7 @@ class Job(NamedTuple):
     resume: Result | None
     live: jax.Array | None
     run: np.ndarray | None
+    seconds: float | None = None
 
     @property
     def flow(self) -> Flow:
@@ -101,6 +108,7 @@ def prepare(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     nfe: Any = None,
+    seconds: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
     mesh: Any = None,
@@ -115,6 +123,7 @@ def prepare(
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(flow, cond)
+    seconds = check_seconds(seconds, nfe)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
     for budget in np.unique(budgets):
@@ -142,6 +151,8 @@ def prepare(
     )
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
+    if seconds is not None and chunk_size is None:
+        chunk_size = _AT_ONCE
     sizes = _sizes(rows, chunk_size, verifier.minibatch)
     _check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
@@ -163,6 +174,7 @@ def prepare(
         resume=resume,
         live=live,
         run=run,
+        seconds=seconds,
     )
     with placement.around_model():
         _trace(job)

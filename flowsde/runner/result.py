@@ -64,6 +64,8 @@ class Result(NamedTuple):
         outside JAX may have, by which a run that resumes knows its own; None from `flowsde.batch`.
       kept: `Answers` with a further axis of k, of a search made by `flowsde.search.keep`, the
         highest reward first and -inf where there are fewer; else None. `top` reads them.
+      timing: `flowsde.runner.clock.Timing` of a budget in seconds: what was spent, and the `nfe`
+        that it was turned into; else None.
     """
 
     image: Any
@@ -81,6 +83,7 @@ class Result(NamedTuple):
     given: Any = None
     run: Any = None
     kept: Any = None
+    timing: Any = None
 
     def top(self, k: int) -> list[Any]:
         """The k best different answers, the search's own first and then by falling reward.
