@@ -18,6 +18,7 @@ from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
+from flowsde.runner.clock import Timing
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
 
@@ -128,10 +129,20 @@ def write(
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
         **({} if attempts is None else {"attempts": attempts}),
+        **({} if result.timing is None else {"timing": result.timing._asdict()}),
         **({} if result.kept is None else {"kept": _write_kept(folder, offer, about, result)}),
     }
     write_json(folder / RESULT, values)
     return values
+
+
+def said(timing: Timing) -> str:
+    """How a budget in seconds was spent, in a line."""
+    cut = ", cut at the deadline" if timing.cut else ""
+    return (
+        f"{timing.spent:.1f} of {timing.seconds:g}, planned for {timing.nfe} NFE{cut}; compiling "
+        f"and measuring took {timing.preparing:.1f} before"
+    )
 
 
 def _write_kept(

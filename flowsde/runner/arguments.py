@@ -34,7 +34,6 @@ from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 
-
 _AT_ONCE = 32
 """Candidates at once of a budget in seconds: what it saves, it would not save of one full batch."""
 

@@ -37,6 +37,20 @@ _SCORED = 8
 """Most rewards outside JAX that are asked for to time them."""
 
 
+class TooFewSeconds(ValueError):
+    """Not even the smallest search fits.
+
+    Attributes:
+      least: seconds that it takes, with what is kept back.
+      why: without the argument.
+    """
+
+    def __init__(self, seconds: float, least: float, why: str):
+        said = f"seconds must be at least {least:g} for this search, got {seconds:g}"
+        super().__init__(f"{said}: {why}")
+        self.least, self.why = least, why
+
+
 class OutOfTime(ValueError):
     """A budget in seconds ended before a prompt had any reward.
 
@@ -182,7 +196,7 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
       time_round: computes a round of a job twice, and times the second.
 
     Raises:
-      ValueError: not even the smallest search fits.
+      TooFewSeconds: not even the smallest search fits.
     """
     assert job.seconds is not None
     began, cost = clock.now(), job.program.cost
@@ -224,11 +238,11 @@ def _affordable(job: Job, prices: Prices, smallest: int, most: int) -> tuple[int
     planned = schedule(job, smallest)
     takes = prices.of(planned.whole)
     if takes > limit:
-        least = _rounded_up(takes / SHARE)
-        raise ValueError(
-            f"seconds must be at least {least:g} for this search, got {job.seconds:g}: the "
-            f"smallest takes {smallest} evaluations, about {takes:.3g} s here, and a tenth is kept "
-            f"back"
+        raise TooFewSeconds(
+            job.seconds,
+            _rounded_up(takes / SHARE),
+            f"the smallest takes {smallest} evaluations, about {takes:.3g} s here, and a tenth is "
+            f"kept back",
         )
     low, high = smallest // cost, most // cost + 1  # candidates: enough, too many
     middle = high - 1

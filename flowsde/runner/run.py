@@ -252,6 +252,8 @@ def _iterate(job: Job) -> Iterator[Result]:
     done = bool(fetch(rounds.all_done(carry, job.program)))
     over = done or (watch is not None and watch.over)
     if over:
+        if watch is not None and not done:
+            watch.check(_result(job, carry, counts, log, None, False, watch), job.ids)
         yield _result(job, carry, counts, log, watch=watch)
         return
     budgets = fetch(_budgets(job, carry))
@@ -284,9 +286,9 @@ def _iterate(job: Job) -> Iterator[Result]:
             if not over and watch.must_finish(told.info):
                 carry = deadline.marked(job, carry, True)
                 asked = rounds.first_ask(carry, job.program)
-        if over and not done:
-            assert watch is not None
-            watch.check(_result(job, carry, counts, head(log, n), answer, False, watch), job.ids)
+            if over and not done:
+                so_far = _result(job, carry, counts, head(log, n), answer, False, watch)
+                watch.check(so_far, job.ids)
         yield _result(job, carry, counts, head(log, n), answer, over, watch)
         if watch is not None:
             watch.go()

@@ -20,6 +20,9 @@ COND = problems(1, kinds=(0,))
 SEARCH = fs.search.keep(
     fs.search.rbf(nfe=200, kernel=SDE, grid=GRID, chains=1, width=1, finish_steps=2), 2
 )
+BON = fs.search.keep(
+    fs.search.bon(nfe=1000, kernel=fs.kernels.ode_euler(SDE.interpolant), grid=GRID, width=1), 1
+)
 
 
 class Clock:
@@ -58,8 +61,7 @@ def ticking(monkeypatch):
 
 
 def last(results):
-    for result in results:
-        pass
+    *_, result = results
     return result
 
 
@@ -98,7 +100,7 @@ def test_what_is_saved_goes_on_with_what_is_left(ticking, tmp_path):
     saved = fs.restore_search(tmp_path, SEARCH)
     assert saved.timing == result.timing
     resumed = list(iterate(seconds=40.0, resume=saved))
-    assert [one.timing.spent for one in resumed] == list(np.arange(16.0, 36.0)) + [36.0, 36.0]
+    assert [one.timing.spent for one in resumed] == [*range(16, 36), 35, 36]
     same(resumed[-1], expected)
     assert resumed[-1].timing.nfe == expected.timing.nfe
     # One that has spent them gives what it found, and computes nothing.
@@ -111,14 +113,13 @@ def test_what_is_saved_goes_on_with_what_is_left(ticking, tmp_path):
 
 
 def test_rounds_slower_than_measured_leave_time_to_finish(ticking):
-    """Rewards take 3 seconds from the 20th on. At the 29th it is 17 + 11 * 3 = 50 seconds; finishing
-    was measured to take 1, so it is completed with the one after 100 - 1 seconds."""
-    own, iterate = ticking(slower=(20, 3.0))
+    """Of the search's rewards 18 take a second, the others 3; finishing was measured to take 1."""
+    _, iterate = ticking(slower=(20, 3.0))
     found = last(iterate(seconds=100.0))
     timing = found.timing
     assert timing.nfe == 91 and timing.cut
     assert found.info.finishing.sum() == 2 and found.nfe < 91
-    # 18 rewards of a second, then 27 of three: 99 seconds, when finishing begins.
+    # After 18 of a second and 27 of three it is 99 seconds, and finishing begins.
     assert found.verifier_calls == 18 + 27 + 1
     assert timing.spent == 18 + 27 * 3 + 3
     # Never later than by a round.
@@ -127,18 +128,16 @@ def test_rounds_slower_than_measured_leave_time_to_finish(ticking):
 
 def test_the_deadline_ends_a_search_with_the_best_so_far(ticking):
     """Best-of-N scores a sample in its last step: 5 evaluations and a second."""
-    bon = fs.search.keep(
-        fs.search.bon(nfe=1000, kernel=fs.kernels.ode_euler(SDE.interpolant), grid=GRID, width=1), 1
-    )
     _, iterate = ticking()
-    whole = last(iterate(bon, seconds=20.0))
-    assert (whole.timing.nfe, whole.verifier_calls, whole.timing.cut) == (18 * 5, 18, False)
+    whole = last(iterate(BON, seconds=20.0))
+    assert (whole.timing.nfe // 5, whole.verifier_calls, whole.timing.cut) == (18, 18, False)
     _, iterate = ticking(slower=(2, 7.0))
-    cut = last(iterate(bon, seconds=20.0))
-    assert (cut.timing.nfe, cut.nfe, cut.timing.cut) == (18 * 5, 3 * 5, True)
+    cut = last(iterate(BON, seconds=20.0))
+    assert (cut.timing.nfe // 5, cut.nfe, cut.timing.cut) == (18, 3 * 5, True)
     assert cut.timing.spent == 21.0 and cut.reward == whole.info.best_reward[14]
 
 
+@pytest.mark.slow
 def test_prompts_share_the_seconds(ticking):
     """Of three together a round takes three rewards."""
     _, iterate = ticking()
@@ -150,7 +149,7 @@ def test_prompts_share_the_seconds(ticking):
 
 
 def test_too_few_seconds_name_the_least(ticking):
-    own, iterate = ticking()
+    _, iterate = ticking()
     least = least_nfe(SEARCH)
     with pytest.raises(ValueError, match=r"seconds must be at least .* for this search") as error:
         next(iterate(seconds=0.5))
@@ -162,10 +161,7 @@ def test_too_few_seconds_name_the_least(ticking):
 def test_out_of_time_keeps_what_can_be_resumed(ticking, monkeypatch):
     """The model, too slow by far, uses the seconds up before the first reward."""
     own, iterate = ticking()
-    bon = fs.search.bon(
-        nfe=1000, kernel=fs.kernels.ode_euler(SDE.interpolant), grid=GRID, width=1
-    )
-    rounds = iterate(bon, seconds=20.0)
+    rounds = iterate(BON, seconds=20.0)
     first = next(rounds)
     assert first.timing.spent == 0.0
     stalled = iter([own.time, own.time + 30.0])
@@ -175,7 +171,7 @@ def test_out_of_time_keeps_what_can_be_resumed(ticking, monkeypatch):
     result = error.value.result
     assert len(result.info.time) == 2 and result.timing.cut
     _, iterate = ticking()
-    assert last(iterate(bon, seconds=60.0, resume=result)).verifier_calls > 0
+    assert last(iterate(BON, seconds=60.0, resume=result)).verifier_calls > 0
 
 
 @pytest.mark.parametrize(
