@@ -28,12 +28,12 @@ from flowsde.runner import clock
 from flowsde.runner.arguments import Job
 from flowsde.runner.clock import Timing
 from flowsde.runner.result import Carry, Result
-from flowsde.runner.schedule import Schedule, Work, least_nfe, padded_rewards, schedule
+from flowsde.runner.schedule import Work, least_nfe, padded_rewards, schedule
 from flowsde.search.protocol import Candidates, Info
 
 SHARE = 0.9
 """Of the seconds, what the search is planned for: rounds may take longer than the one timed."""
-_SCORED = 8
+SCORED = 8
 """Most rewards outside JAX that are asked for to time them."""
 
 
@@ -102,7 +102,7 @@ def filled(job: Job, asked: Candidates) -> Candidates:
     """A round to time: as many valid candidates as are computed at once, that want rewards."""
     row = jnp.arange(asked.t.size).reshape(asked.t.shape)
     many = min(asked.t.size, job.sizes.model)
-    scored = min(many, _SCORED if isinstance(job.reward, HostReward) else job.sizes.reward)
+    scored = min(many, SCORED if isinstance(job.reward, HostReward) else job.sizes.reward)
     # One gradient has its whole chunk differentiated, and leaves rewards to the others.
     wants_gradient = (row < 1) & job.search.uses_gradient
     own = (row < many, (row < scored) & ~wants_gradient, wants_gradient)
@@ -137,16 +137,31 @@ class Watch:
 
     Attributes:
       timing: after the last lap.
+      reserve: as given.
     """
 
     def __init__(self, timing: Timing, reserve: float, began: float):
-        self.timing, self._reserve, self._began = timing, reserve, began
+        self.timing, self.reserve, self._began = timing, reserve, began
         self._told = False
+
+    @property
+    def now(self) -> float:
+        """Seconds spent, while it runs."""
+        return self.timing.spent + clock.now() - self._last
+
+    @property
+    def late(self) -> bool:
+        """Whether what is left is for completing the best particles."""
+        return self.reserve > 0.0 and self.now + self.reserve >= self.timing.seconds
 
     @property
     def over(self) -> bool:
         """Whether the seconds are spent."""
         return self.timing.spent >= self.timing.seconds
+
+    def cut(self) -> None:
+        """Note that the deadline changes what is found."""
+        self.timing = self.timing._replace(cut=True)
 
     def start(self) -> None:
         """Let it run, now that all is prepared."""
@@ -160,18 +175,19 @@ class Watch:
 
     def lap(self, done: bool) -> bool:
         """Stop it after a round; whether no other begins."""
-        self.timing = self.timing._replace(spent=self.timing.spent + clock.now() - self._last)
+        self.timing = self.timing._replace(spent=self.now)
         cut = self.over and not done
         self.timing = self.timing._replace(cut=self.timing.cut or cut)
         return done or cut
 
     def must_finish(self, info: Info) -> bool:
         """Whether it is time to complete what has been found, said once; info of the last round."""
-        late = self.timing.spent + self._reserve >= self.timing.seconds
+        late = self.timing.spent + self.reserve >= self.timing.seconds
         found = np.all(np.asarray(info.best_reward) > -np.inf)
-        if self._told or not (late and self._reserve and found) or np.all(info.finishing):
+        if self._told or not (late and self.reserve and found) or np.all(info.finishing):
             return False
-        self._told, self.timing = True, self.timing._replace(cut=True)
+        self._told = True
+        self.cut()
         return True
 
     def check(self, result: Result, ids: np.ndarray) -> None:
@@ -209,11 +225,10 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
     prices = sample.prices(job)
     most = int(np.max(jax.device_get(job.nfe)))
     if job.resume is None:
-        nfe, planned = _affordable(job, prices, smallest, most)
+        nfe = affordable(job, smallest, most, lambda nfe: prices.of(schedule(job, nfe).whole))
     else:
         # What it was begun with, whatever things cost now.
         nfe = most if before is None else before.nfe
-        planned = schedule(job, nfe)
     timing = Timing(
         seconds=job.seconds,
         spent=0.0 if before is None else before.spent,
@@ -228,32 +243,37 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
             evaluations=timing.evaluations + before.evaluations,
             verifier_calls=timing.verifier_calls + before.verifier_calls,
         )
-    return with_budget(job, nfe), Watch(timing, prices.of(planned.finishing), began)
+    reserve = prices.of(schedule(job, nfe).finishing)
+    return with_budget(job, nfe), Watch(timing, reserve, began)
 
 
-def _affordable(job: Job, prices: Prices, smallest: int, most: int) -> tuple[int, Schedule]:
-    """The largest budget within `SHARE` of the seconds, to a hundredth; and its schedule."""
+def affordable(job: Job, smallest: int, most: int, takes: Callable[[int], float]) -> int:
+    """The largest budget within `SHARE` of the seconds, to a hundredth.
+
+    Args:
+      job: with `seconds`.
+      smallest, most: budgets that its search takes, in model evaluations.
+      takes: seconds of a budget.
+    """
     assert job.seconds is not None
     cost, limit = job.program.cost, SHARE * job.seconds
-    planned = schedule(job, smallest)
-    takes = prices.of(planned.whole)
-    if takes > limit:
+    needed = takes(smallest)
+    if needed > limit:
         raise TooFewSeconds(
             job.seconds,
-            _rounded_up(takes / SHARE),
-            f"the smallest takes {smallest} evaluations, about {takes:.3g} s here, and a tenth is "
+            _rounded_up(needed / SHARE),
+            f"the smallest takes {smallest} evaluations, about {needed:.3g} s here, and a tenth is "
             f"kept back",
         )
     low, high = smallest // cost, most // cost + 1  # candidates: enough, too many
     middle = high - 1
     while high - low > max(1, low // 100):
-        found = schedule(job, middle * cost)
-        if prices.of(found.whole) <= limit:
-            low, planned = middle, found
+        if takes(middle * cost) <= limit:
+            low = middle
         else:
             high = middle
         middle = (low + high) // 2
-    return low * cost, planned
+    return low * cost
 
 
 def _rounded_up(x: float) -> float:

@@ -18,7 +18,7 @@ from flowsde.runner.inner import arrived, like, moving
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
-from flowsde.runner.result import COUNTERS, Packed
+from flowsde.runner.result import COUNTERS, Carry, Packed
 from flowsde.runner.rounds import counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import kept
@@ -40,6 +40,7 @@ class Report(NamedTuple):
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
+      cut: bool, whether the deadline had a prompt finish, or not begin.
     """
 
     finished: jax.Array
@@ -53,6 +54,7 @@ class Report(NamedTuple):
     active: jax.Array
     searching: jax.Array
     left: jax.Array
+    cut: jax.Array
 
 
 def _budgets(pool: Pool, program: Program) -> jax.Array:
@@ -90,15 +92,60 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
 
+def marked(carry: Carry, search: Search, stop: jax.Array) -> Carry:
+    """The carry of slots that are told, each, whether to finish; bool [S]."""
+    own = getattr(search, "with_stop", None)
+    return carry if own is None else carry._replace(state=own(carry.state, stop))
+
+
+def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tuple[Pool, jax.Array]:
+    """Have the slots that are ready finish, if they have a reward; says whether that is news.
+
+    The others are still to be told what they asked for before.
+    """
+    found = jax.vmap(search.best)(pool.carry.state).reward > -jnp.inf
+    told = marked(pool.carry, search, stop & found)
+    carry = tree_where(ready, told, pool.carry)
+    before, after = (jax.vmap(search.finishing)(c.state) for c in (pool.carry, carry))
+    return pool._replace(carry=carry), jnp.any((pool.prompt >= 0) & after & ~before)
+
+
+@partial(jax.jit, static_argnames=("program",))
+def standing(pool: Pool, program: Program) -> tuple[tuple[Particle, Particle | None], Packed]:
+    """As `advance` gives of slots that have ended, of all that are under way."""
+    search = program.search
+    best = jax.vmap(lambda state: (search.best(state), kept(search, state)))(pool.carry.state)
+    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
+    report = Report(
+        finished=pool.prompt,
+        counts=jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1),
+        rounds=pool.rounds,
+        budgets=_budgets(pool, program),
+        done=nothing,
+        sent=none,
+        ahead=none,
+        moving=none,
+        active=none,
+        searching=none,
+        left=none,
+        cut=jnp.ones((), jnp.bool),
+    )
+    return best, Packed.of(report)
+
+
 def _fill(
-    pool: Pool, prompts: Prompts, target: jax.Array, program: Program, free: jax.Array
+    pool: Pool, prompts: Prompts, target: jax.Array, program: Program, free: jax.Array, stop: Any
 ) -> tuple[Pool, jax.Array]:
     """Give free slots to the next prompts; says which have begun one."""
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     begins = free & (turn < prompts.length)
+    if stop is not None:
+        begins &= ~stop
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
     shape = pool.evals.x0.shape[2:]
     fresh = start(prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape)
+    if stop is not None:
+        fresh = marked(fresh, program.search, jnp.zeros_like(begins))
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
         rounds=jnp.where(begins, 0, pool.rounds),
@@ -159,6 +206,7 @@ def advance(
     target: jax.Array,
     least: jax.Array,
     program: Program,
+    stop: jax.Array | None = None,
 ) -> tuple[Pool, Batch, tuple[Particle, Particle | None], Packed]:
     """All that happens between two batches.
 
@@ -169,6 +217,7 @@ def advance(
       prompts, target: of the run.
       least: candidates that are worth sending.
       program: whose search asks and is told.
+      stop: bool, whether none begins any more, and those with a reward finish; None for never.
 
     Returns:
       The pool, the next batch, the best particle of each slot and what is kept beside it, before
@@ -178,6 +227,9 @@ def advance(
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
     pool = _tell(pool, program, ready)
+    cut = jnp.zeros((), jnp.bool)
+    if stop is not None:
+        pool, cut = _stop(pool, search, ready, stop)
     done = jax.vmap(search.done)(pool.carry.state)
     budgets = _budgets(pool, program)
     # One that breaks its bounds ends too: the host says so.
@@ -186,7 +238,10 @@ def advance(
     best = jax.vmap(lambda state: (search.best(state), kept(search, state)))(pool.carry.state)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
-    pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))
+    free = finished | (pool.prompt < 0)
+    if stop is not None:
+        cut |= stop & jnp.any(free) & (pool.taken < prompts.length)
+    pool, begins = _fill(pool, prompts, target, program, free, stop)
     pool = _ask(pool, search, begins | (ready & ~finished))
     pool, following, sent = _select(pool, prompts, program, batch.place.size, least)
     active = pool.prompt >= 0
@@ -203,6 +258,7 @@ def advance(
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
+        cut=cut,
     )
     return pool, following, best, Packed.of(report)
 
