@@ -84,18 +84,19 @@ class Sample(NamedTuple):
 
     Attributes:
       info: of a round, with its seconds.
-      answer: seconds in which an answer is decoded.
+      total: seconds of the round from end to end, the decoding of an answer included.
     """
 
     info: Info
-    answer: float
+    total: float
 
     def prices(self, job: Job) -> Prices:
         """What things cost."""
-        model, verifier, rest = (float(s) for s in self.info.seconds)
+        model, verifier, _ = (float(s) for s in self.info.seconds)
         rewards = int(padded_rewards(job, np.sum(self.info.verifier_calls)))
         evaluations = int(np.sum(self.info.evaluations))
-        return Prices(model / evaluations, verifier / max(rewards, 1), rest + self.answer)
+        rest = self.total - model - verifier
+        return Prices(model / evaluations, verifier / max(rewards, 1), rest)
 
 
 def filled(job: Job, asked: Candidates) -> Candidates:
@@ -265,14 +266,18 @@ def affordable(job: Job, smallest: int, most: int, takes: Callable[[int], float]
             f"the smallest takes {smallest} evaluations, about {needed:.3g} s here, and a tenth is "
             f"kept back",
         )
-    low, high = smallest // cost, most // cost + 1  # candidates: enough, too many
-    middle = high - 1
+    low, end = smallest // cost, most // cost  # candidates: enough
+    high = min(2 * low, end)
+    while low < end and takes(high * cost) <= limit:
+        low, high = high, min(2 * high, end)
+    if low == end:
+        return low * cost
     while high - low > max(1, low // 100):
+        middle = (low + high) // 2
         if takes(middle * cost) <= limit:
             low = middle
         else:
             high = middle
-        middle = (low + high) // 2
     return low * cost
 
 

@@ -15,7 +15,8 @@ from flowsde.cli import main as cli
 from flowsde.runner import clock
 
 PROMPT = "three red circles and two blue squares"
-RBF = [PROMPT, "--method", "rbf", *"--steps 3 --width 2 --finish-steps 2 --keep 2".split()]
+# Its schedule does not depend on rewards: what seconds buy is spent.
+SVDD = [PROMPT, "--method", "svdd", *"--steps 3 --finish-steps 2 --keep 2".split()]
 
 
 @pytest.fixture
@@ -34,19 +35,19 @@ def _sample(out: Path, *args: str) -> dict[str, Any]:
 def test_the_evaluations_that_seconds_bought_buy_the_same(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = _sample(tmp_path / "seconds", *RBF, "--seconds", "1")
+    found = _sample(tmp_path / "seconds", *SVDD, "--seconds", "1")
     timing = found["timing"]
     assert timing["seconds"] == found["settings"]["seconds"] == 1.0
     assert 0.0 < timing["spent"] <= 1.0 and not timing["cut"]
     assert f"planned for {timing['nfe']} NFE" in capsys.readouterr().out
-    again = _sample(tmp_path / "nfe", *RBF, "--nfe", str(timing["nfe"]))
+    again = _sample(tmp_path / "nfe", *SVDD, "--nfe", str(timing["nfe"]))
     for name in ("reward", "nfe", "verifier_calls"):
         assert found[name] == again[name], name
     for name in ("image.png", "image-2.png"):
         one, other = (np.asarray(Image.open(tmp_path / of / name)) for of in ("seconds", "nfe"))
         np.testing.assert_array_equal(one, other)
     # What is complete stays as it is.
-    assert _sample(tmp_path / "seconds", *RBF, "--seconds", "1") == found
+    assert _sample(tmp_path / "seconds", *SVDD, "--seconds", "1") == found
     assert "already complete" in capsys.readouterr().out
 
 
@@ -54,15 +55,16 @@ def test_the_evaluations_that_seconds_bought_buy_the_same(
 def test_methods_are_compared_at_equal_seconds(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", "--methods", "ode", "bon", "rbf", "--prompts", "3", "--seeds", "1"]
+    words = ["compare", "--methods", "ode", "bon", "svdd", "--prompts", "3", "--seeds", "1"]
     words += ["--seconds", "0.5", "--out", str(tmp_path)]
     cli.main(words)
     values = json.loads((tmp_path / "compare.json").read_text())
     ode, *searches = values["rows"]
     assert "budget_seconds" not in ode
     for row in searches:
-        assert row["budget_seconds"] == 0.5 and 0.0 < row["seconds"] <= 0.5
+        assert row["budget_seconds"] == 0.5 and 0.0 < row["seconds"] < 0.5
         assert row["nfe"] == round(row["charged"]) > 0
+    assert max(row["seconds"] for row in searches) > 0.3
     assert "Pictures, 0.5 s" in (tmp_path / "compare.html").read_text()
     assert searches[1]["against"] == searches[0]["label"]
     capsys.readouterr()
@@ -95,7 +97,33 @@ def test_compare_takes_one_kind_of_budget(
 def test_too_few_seconds_name_the_option(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sample", *RBF, "--seconds", "0.01", "--out", str(tmp_path)]
+    words = ["sample", *SVDD, "--seconds", "0.01", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         cli.main(words)
     assert "--seconds must be at least 0." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_prompts_of_a_batch_share_the_seconds(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [PROMPT, "one green circle", "two yellow squares"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    words = [
+        "batch",
+        "--prompts-file",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += [*SVDD[1:], "--seconds", "2"]
+    cli.main(words)
+    values = json.loads((tmp_path / "out" / "batch.json").read_text())
+    (run,) = values["runs"]
+    timing = run["timing"]
+    assert values["finished"] == 3 and timing["seconds"] == 2.0
+    assert 0.0 < timing["spent"] <= 2.0 and not timing["cut"]
+    assert values["nfe"] == 3 * timing["nfe"]
+    capsys.readouterr()
+    cli.main(words)
+    assert "is already complete" in capsys.readouterr().out
