@@ -255,6 +255,7 @@ def _iterate(job: Job) -> Iterator[Result]:
     over = done or (watch is not None and watch.over)
     if over:
         if watch is not None and not done:
+            watch.cut()
             watch.check(_result(job, carry, counts, log, None, False, watch), job.ids)
         yield _result(job, carry, counts, log, watch=watch)
         return

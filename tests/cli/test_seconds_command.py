@@ -32,6 +32,7 @@ def _sample(out: Path, *args: str) -> dict[str, Any]:
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_evaluations_that_seconds_bought_buy_the_same(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_compare_takes_one_kind_of_budget(
     assert "--nfe and --seconds are both given" in refused(capsys, *words)
 
 
+@pytest.mark.slow
 def test_too_few_seconds_name_the_option(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def batch(monkeypatch, own, **options):
     return fs.batch(KEY, flow(), SEARCH, judge, cond=COND, prompt_ids=IDS, batch_size=4, **options)
 
 
+@pytest.mark.slow
 def test_prompts_have_equal_evaluations_of_the_seconds(monkeypatch):
     """Nine tenths of 100 seconds are 30 rewards each: 31 evaluations."""
     own = Clock()
@@ -51,6 +52,7 @@ def test_prompts_have_equal_evaluations_of_the_seconds(monkeypatch):
         np.testing.assert_array_equal(result.x0, expected[prompt].x0)
 
 
+@pytest.mark.slow
 def test_late_prompts_finish_and_the_others_are_named(monkeypatch):
     """With 5 seconds a reward there is time for a few more than half of one prompt's."""
     packing = batch(monkeypatch, Clock(slower=5.0), seconds=100.0, slots=1)
@@ -77,6 +79,7 @@ def test_wrong_seconds_of_a_batch(options, error, monkeypatch):
         batch(monkeypatch, Clock(), **options)
 
 
+@pytest.mark.slow
 def test_too_few_seconds_of_a_batch(monkeypatch):
     with pytest.raises(ValueError, match=r"seconds must be at least .* for this search, got 3"):
         next(batch(monkeypatch, Clock(), seconds=3.0))
