@@ -126,6 +126,7 @@ def test_rounds_slower_than_measured_leave_time_to_finish(ticking):
     assert timing.spent <= 100.0 + 3.0
 
 
+@pytest.mark.slow
 def test_the_deadline_ends_a_search_with_the_best_so_far(ticking):
     """Best-of-N scores a sample in its last step: 5 evaluations and a second."""
     _, iterate = ticking()
@@ -158,6 +159,7 @@ def test_too_few_seconds_name_the_least(ticking):
     assert last(iterate(seconds=named)).timing.nfe == least
 
 
+@pytest.mark.slow
 def test_out_of_time_keeps_what_can_be_resumed(ticking, monkeypatch):
     """The model, too slow by far, uses the seconds up before the first reward."""
     own, iterate = ticking()
