@@ -35,7 +35,7 @@ from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 
 _AT_ONCE = 32
-"""Candidates at once of a budget in seconds: what it saves, it would not save of one full batch."""
+"""Rows of a chunk for a budget in seconds: a round of fewer candidates takes less time."""
 
 
 class Job(NamedTuple):

@@ -139,10 +139,13 @@ def test_the_deadline_ends_a_search_with_the_best_so_far(ticking):
 
 
 @pytest.mark.slow
-def test_prompts_share_the_seconds(ticking):
-    """Of three together a round takes three rewards."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_prompts_share_the_seconds(devices, ticking):
+    """Of three together a round takes three rewards, on a mesh too."""
     _, iterate = ticking()
     options = {"cond": problems(3, kinds=(0,)), "prompt_ids": [4, 9, 2]}
+    if devices > 1:
+        options["mesh"] = jax.make_mesh((devices,), ("prompt",), devices=jax.devices()[:devices])
     found = last(iterate(seconds=40.0, **options))
     # Nine tenths of 40 seconds are 12 rounds with rewards.
     assert found.timing.nfe == 13 and found.timing.spent == 36.0
