@@ -9,7 +9,8 @@ batch.json
     all rows computed that were charged to them; and ``runs``, one for each time that the command
     was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
     ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
-    and ``prompts_per_second``, compilation included. ``failed`` lists the prompts without a result,
+    and ``prompts_per_second``, compilation included; with --seconds also ``timing``, as
+    `flowsde.runner.clock.Timing`. ``failed`` lists the prompts without a result,
     each with its ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
@@ -38,19 +39,20 @@ from flowsde import _own, _schema, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
-from flowsde.cli import beginning, presets, progress, results, settings
+from flowsde.cli import batch_seconds, beginning, presets, progress, results, settings
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
 from flowsde.cli.sheet import Cell, cells_of, write_sheet
-from flowsde.cli.sources import about, source_of
+from flowsde.cli.sources import about, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.found import blame
-from flowsde.runner.packed.batch import as_list, prompts_of
+from flowsde.runner.packed.batch import as_list
 from flowsde.runner.packed.budget import attempts, check_total
 from flowsde.runner.packed.engine import Engine, Totals
+from flowsde.runner.packed.timed import prompts_of, timed
 from flowsde.runner.records import Program
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes.verdict import is_right
@@ -103,6 +105,7 @@ class Batch(Task):
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
+        batch_seconds.check(self.seconds, self.total_nfe)
         if self.total_nfe is not None:
             if "keep" in offer.named:
                 raise ValueError(
@@ -191,7 +194,9 @@ def _try_sheet(path: Path, cells: list[Cell]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _job(command: Batch, offer: Source, prompts: list[str], size: int | None) -> tuple[Job, int]:
+def _job(
+    command: Batch, offer: Source, prompts: list[str], size: int | None, seconds: float | None
+) -> tuple[Job, int]:
     """The job of some prompts, and the size of a batch; the weights are read here."""
     loaded = offer.load(prompts)
     size = size or loaded.chunk_size or _SIZE
@@ -201,7 +206,7 @@ def _job(command: Batch, offer: Source, prompts: list[str], size: int | None) ->
     job = prepare(
         from_seed(command.seed), loaded.flow, offer.search, loaded.reward, cond=cond,
         reward_cond=None if told[0] is None else told, prompt_ids=0 * ids, chunk_size=size,
-        target_reward=command.target_reward, nfe=None, invalid="error", resume=None,
+        target_reward=command.target_reward, nfe=None, seconds=seconds, invalid="error",
         **beginning.read(command.beginning, loaded.flow),
     )  # fmt: skip
     return job, size
@@ -214,7 +219,11 @@ def _search(
     began = last = time.perf_counter()
     # A shared budget belongs to all prompts, finished ones included.
     numbers = folder.missing if command.total_nfe is None else list(range(len(offer.prompts)))
-    job, size = _job(command, offer, [offer.prompts[i] for i in numbers], command.batch_size)
+    left = batch_seconds.left(command.seconds, runs)
+    if left is not None and left <= 0.0:
+        raise ValueError(f"nothing is left of --seconds {command.seconds:g}; {results.OTHERWISE}")
+    texts = [offer.prompts[i] for i in numbers]
+    job, size = _job(command, offer, texts, command.batch_size, left)
     engine = Engine(job, size, command.slots)
     ended, total, written = 0, len(offer.prompts), began
 
@@ -233,6 +242,7 @@ def _search(
             "widths": list(t.widths),
             "seconds": round(seconds, 3),
             "prompts_per_second": ended / seconds,
+            **({} if engine.watch is None else {"timing": engine.watch.timing._asdict()}),
         }
 
     def write() -> None:
@@ -264,6 +274,8 @@ def _search(
                     write()
         finally:
             engine.close()
+    for i in folder.missing if command.seconds is not None else ():
+        failed.reasons.setdefault(i, batch_seconds.NONE)
     return this_run()
 
 
@@ -292,9 +304,11 @@ def _endings(
 ) -> Iterator[tuple[int, Result, Callable[[float], None]]]:
     """Yield each prompt as it ends: number, result, and a function of its seconds to write it."""
     if command.total_nfe is None:
-        for number, result in engine.run(prompts_of(job)):
-            i = numbers[number]
-            yield i, result, partial(folder.end, i, result)
+        with naming_seconds():
+            found = engine.run(prompts_of(job)) if job.seconds is None else timed(job, engine)
+            for number, result in found:
+                i = numbers[number]
+                yield i, result, partial(folder.end, i, result)
         return
     for one in attempts(job, engine, command.total_nfe, folder.known()):
         folder.add(one.prompt, one.result)

@@ -15,6 +15,7 @@ from flowsde.cli.described import described
 from flowsde.cli.makers import Option
 from flowsde.cli.settings import (
     CHOICES,
+    MOST_IN_SECONDS,
     MOVING,
     TUNING,
     Settings,
@@ -206,7 +207,12 @@ class Task:
     default), "distilled", for models of a few steps (what is recommended for shapes-turbo), or
     "paper", those of the RBF paper."""
     nfe: Int = None
-    """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps)."""
+    """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps; with
+    --seconds the most that they may buy, 10000)."""
+    seconds: Float = None
+    """Budget in seconds instead, of a prompt, of batch of all prompts together: what the model and
+    the reward take is measured first, without counting, and turned into model evaluations. At the
+    deadline a search ends with the best so far."""
     interpolant: Annotated[str | None, word("interpolant")] = None
     """Interpolant to sample in; the flow is converted to it (default: vp for smc, code, svdd and
     rbf, else linear)."""
@@ -240,8 +246,9 @@ class Task:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Fields of `Settings` that the user gave."""
-        return given(self) | self.beginning.given
+        """Fields of `Settings` that the user gave; of seconds, the most that they may buy."""
+        own = given(self) | self.beginning.given
+        return own if self.seconds is None else {"nfe": MOST_IN_SECONDS, **own}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
+from flowsde.runner.clock import Timing
 from flowsde.runner.result import COUNTERS, Result
 from flowsde.shapes import captions
 
@@ -130,6 +131,7 @@ def write(
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
         **({} if attempts is None else {"attempts": attempts}),
+        **({} if result.timing is None else {"timing": result.timing._asdict()}),
         **({} if result.kept is None else {"kept": _write_kept(folder, offer, about, result)}),
     }
     write_json(folder / RESULT, values)
@@ -142,6 +144,15 @@ def _parts(answer: Any) -> dict[str, Any]:
         return {}
     numbers = {name: float(part) for name, part in answer.parts.items()}
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
+
+
+def said(timing: Timing) -> str:
+    """How a budget in seconds was spent, in a line."""
+    cut = ", cut at the deadline" if timing.cut else ""
+    return (
+        f"{timing.spent:.1f} of {timing.seconds:g}, planned for {timing.nfe} NFE{cut}; compiling "
+        f"and measuring took {timing.preparing:.1f} before"
+    )
 
 
 def _write_kept(

@@ -109,6 +109,8 @@ def _progress(path: Path) -> tuple[int, int]:
     arrays, about = _states.load(path)
     run = _ABOUT(about, str(path))["run"]
     budget = whole(1)(run["settings"].get("nfe"), f"{path}: nfe")
+    if ".timing.nfe" in arrays:
+        budget = int(array(int)(arrays[".timing.nfe"], f"{path}: .timing.nfe"))
     return int(array(int)(arrays.get(".nfe"), f"{path}: .nfe")), budget
 
 

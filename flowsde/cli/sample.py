@@ -6,6 +6,9 @@ prompt; ``model`` and ``verifier`` for the search's rounds but the first, which 
 for the rest, compilation included, plots of the search not. A run that was resumed has the sums
 over its parts.
 
+Of a search with --seconds, ``timing`` has `flowsde.runner.clock.Timing`, with the ``nfe`` that they
+were turned into.
+
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
 its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
 
@@ -33,7 +36,7 @@ from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
-from flowsde.cli.sources import about, source_of
+from flowsde.cli.sources import about, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.records import Program
 from flowsde.runner.result import Result
@@ -141,7 +144,7 @@ def _runs(
             key, loaded.flow, offer.search, loaded.reward, cond=task.cond,
             reward_cond=task.reward_cond,
             chunk_size=loaded.chunk_size, target_reward=command.target_reward,
-            resume=before and before.result, **given,
+            resume=before and before.result, seconds=command.seconds, **given,
         )  # fmt: skip
         runs[folder] = PromptRun(
             folder, own, offer.settings, as_run, loaded.flow, unfinished[folder], before,
@@ -193,6 +196,8 @@ def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
                 bar.unpause()
                 bar.set_postfix_str("", refresh=False)
                 first = False
+            if result.timing is not None:
+                bar.total = result.timing.nfe
             if run.offer.has_reward:
                 # That of the search's present x0, no record: it may fall from step to step.
                 now = f"current reward {float(result.reward):.3f}"
@@ -231,13 +236,19 @@ def _draw(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> None:
         interrupts.check()
 
 
+def _budget(run: PromptRun, recorder: resume.RunRecorder) -> int:
+    """Model evaluations; of seconds, those that they were turned into."""
+    timing = recorder.result and recorder.result.timing
+    return run.settings.nfe if timing is None else timing.nfe
+
+
 def _begin(run: PromptRun, hidden: Path) -> resume.RunRecorder:
     """Say what is run, and from where."""
     settings = presets.describe(run.about["method"], run.settings, run.offer.named)
     print(f"'{shown(run.prompt)}'\n{shown(settings, 2000)}")
     recorder = resume.RunRecorder(hidden, run.about, run.search, run.saved)
     if run.saved is not None:
-        print(f"resume  at {recorder.nfe} of {run.settings.nfe} NFE")
+        print(f"resume  at {recorder.nfe} of {_budget(run, recorder)} NFE")
     elif run.unfinished:
         print(f"resume  no saved state in {_path(run.folder)}; starting over")
     sys.stdout.flush()
@@ -246,7 +257,7 @@ def _begin(run: PromptRun, hidden: Path) -> resume.RunRecorder:
 
 def _ended(run: PromptRun, recorder: resume.RunRecorder, error: BaseException) -> BaseException:
     """What to raise for what ended a search: it says how far that was."""
-    at = f"at {recorder.nfe} of {run.settings.nfe} NFE"
+    at = f"at {recorder.nfe} of {_budget(run, recorder)} NFE"
     try:
         recorder.save()
     except EXPECTED as second:
@@ -269,7 +280,8 @@ def _run(run: PromptRun) -> None:
         except (OSError, ValueError) as error:
             raise CommandError(reason(error)) from error
         try:
-            result = _search(run, recorder)
+            with naming_seconds():
+                result = _search(run, recorder)
             values = _write(run, recorder, result)
             _draw(run, recorder, result)
             _own.release(run.folder)
@@ -283,6 +295,8 @@ def _run(run: PromptRun) -> None:
         if run.offer.has_reward
         else f"spent   {spent}"
     )
+    if result.timing is not None:
+        print(f"seconds {results.said(result.timing)}")
     print(f"folder  {_path(run.folder)}", flush=True)
 
 

@@ -22,6 +22,7 @@ from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward, told
 from flowsde.rewards.base import exact as exact_reward
+from flowsde.runner.clock import check_seconds
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
@@ -35,6 +36,9 @@ from flowsde.search.starting import check_start
 from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 from flowsde.start import Start, as_start
+
+_AT_ONCE = 32
+"""Rows of a chunk for a budget in seconds: a round of fewer candidates takes less time."""
 
 
 class Job(NamedTuple):
@@ -54,6 +58,7 @@ class Job(NamedTuple):
       live: bool, which prompts are no padding; None without a mesh.
       run: uint32, of each prompt, as `flowsde.Result.run`.
       start: what each prompt begins from; None without.
+      seconds: budget of the run; None without.
     """
 
     keys: jax.Array
@@ -70,6 +75,7 @@ class Job(NamedTuple):
     live: jax.Array | None
     run: np.ndarray | None
     start: Start | None
+    seconds: float | None = None
 
     @property
     def flow(self) -> Flow:
@@ -112,6 +118,7 @@ def prepare(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     nfe: Any = None,
+    seconds: Any = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
     mesh: Any = None,
@@ -134,6 +141,7 @@ def prepare(
     begins, held = as_start(start, mask, noise, flow.shape, ids.size, axis, single)
     check_start(search, begins)
     cond = cond if held is None else Held(cond, *held)
+    seconds = check_seconds(seconds, nfe)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
     for budget in np.unique(budgets):
@@ -161,6 +169,8 @@ def prepare(
     )
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
+    if seconds is not None and chunk_size is None:
+        chunk_size = _AT_ONCE
     sizes = sizes_of(rows, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
@@ -183,6 +193,7 @@ def prepare(
         live=live,
         run=run,
         start=begins,
+        seconds=seconds,
     )
     with placement.around_model():
         _trace(job)

@@ -80,6 +80,8 @@ class Result(NamedTuple):
         highest reward first and -inf where there are fewer; else None. `top` reads them.
       parts: float32 [] each, what the parts of a combined reward say of the answer, by name; NaN
         before it has been scored. None of any other reward.
+      timing: `flowsde.runner.clock.Timing` of a budget in seconds: what was spent, and the `nfe`
+        that it was turned into; else None.
     """
 
     image: Any
@@ -98,6 +100,7 @@ class Result(NamedTuple):
     run: Any = None
     kept: Any = None
     parts: dict[str, Any] | None = None
+    timing: Any = None
 
     def top(self, k: int) -> list[Any]:
         """The k best different answers, the search's own first and then by falling reward.

@@ -17,7 +17,6 @@ All but the last are in passes of the model: a guided flow costs two a candidate
 """
 
 import dataclasses
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from jax.sharding import Mesh
 from flowsde.conds import Cond
 from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
-from flowsde.runner import rounds
+from flowsde.runner import clock, deadline, rounds
 from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.evaluate import evaluate_on_host
@@ -54,6 +53,7 @@ def run(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     nfe: Any = None,
+    seconds: float | None = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
     mesh: Mesh | None = None,
@@ -83,6 +83,10 @@ def run(
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
         one compiled program serves them all. No more evaluations than int32 counts, surplus and
         padding included.
+      seconds: budget of the run instead, of all its prompts together: what a search takes is
+        measured first, verifier included, and turned into `nfe`, at most that of the search.
+        Compiling and measuring do not count, and no round begins after so many seconds: see
+        `Result.timing`. Candidates are then evaluated 32 at once by default.
       invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
         that of a picture that is not finite always is: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
@@ -106,9 +110,10 @@ def run(
       ValueError, TypeError: naming the argument, before any work; or naming the reward.
       RewardError: a reward outside JAX failed; it names the reward and the round, and its
         `result` can be resumed.
+      OutOfTime: `seconds` ended before any reward, for rounds were slower than measured; likewise.
     """
     job = prepare(**locals())
-    if isinstance(job.reward, HostReward):
+    if isinstance(job.reward, HostReward) or job.seconds is not None:
         return deque(_iterate(job), maxlen=1).pop()
     carry = _begin(job)
     if resume is not None:
@@ -138,6 +143,7 @@ def iterate(
     chunk_size: int | None = None,
     target_reward: float | None = None,
     nfe: Any = None,
+    seconds: float | None = None,
     invalid: Literal["error", "warn"] = "error",
     resume: Result | None = None,
     mesh: Mesh | None = None,
@@ -214,11 +220,11 @@ class _Clock:
     """Seconds since it was last asked, once all work on some arrays is done."""
 
     def __init__(self) -> None:
-        self._last = time.perf_counter()
+        self._last = clock.now()
 
     def lap(self, arrays: Any) -> float:
         jax.block_until_ready(arrays)
-        last, self._last = self._last, time.perf_counter()
+        last, self._last = self._last, clock.now()
         return self._last - last
 
 
@@ -245,24 +251,46 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     return carry, following, told._replace(info=info)
 
 
+def _time_round(job: Job) -> deadline.Sample:
+    """A full round of a job, the second time that it is computed, and the decoding of an answer."""
+    carry = deadline.marked(job, _begin(job._replace(resume=None)), False)
+    asked = deadline.filled(job, rounds.first_ask(carry, job.program))
+    total = 0.0
+    for _ in range(2):
+        began = clock.now()
+        told = _one_round(job, carry, asked)[2]
+        jax.block_until_ready(rounds.answer(carry, job.flow, job.program))
+        total = clock.now() - began
+    return deadline.Sample(told.info, total)
+
+
 def _iterate(job: Job) -> Iterator[Result]:
-    carry = _begin(job)
+    watch = None
+    if job.seconds is not None:
+        job, watch = deadline.begin(job, _time_round)
+    carry = deadline.marked(job, _begin(job), False)
     log = _log_of(job, carry)
     counts, n, answer = fetch(carry.counts), len(log.time), None
     done = bool(fetch(rounds.all_done(carry, job.program)))
-    if done:
-        yield _result(job, carry, counts, log)
+    over = done or (watch is not None and watch.over)
+    if over:
+        if watch is not None and not done:
+            watch.cut()
+            watch.check(_result(job, carry, counts, log, None, False, watch), job.ids)
+        yield _result(job, carry, counts, log, watch=watch)
         return
     budgets = fetch(_budgets(job, carry))
     check_bounds(job.search, n, done, counts[0], budgets, job.ids)
     asked = rounds.first_ask(carry, job.program)
-    while not done:
+    if watch is not None:
+        watch.start()
+    while not over:
         try:
             carry, asked, told = _one_round(job, carry, asked)
         except RewardError as error:
             failure = RewardError(f"{error}, in round {n}")
             failure.round = n
-            failure.result = _result(job, carry, counts, head(log, n), answer, final=False)
+            failure.result = _result(job, carry, counts, head(log, n), answer, False, watch)
             raise failure from error.__cause__
         if n == len(log.time):
             # Twice as long: room for all that a budget might take may be more than there is.
@@ -274,7 +302,19 @@ def _iterate(job: Job) -> Iterator[Result]:
         check_bounds(job.search, n, done, counts[0], budgets, job.ids)
         if told.changed or answer is None:
             answer = rounds.answer(carry, job.flow, job.program)
-        yield _result(job, carry, counts, head(log, n), answer, final=done)
+        over = done
+        if watch is not None:
+            jax.block_until_ready(answer)
+            over = watch.lap(done)
+            if not over and watch.must_finish(told.info):
+                carry = deadline.marked(job, carry, True)
+                asked = rounds.first_ask(carry, job.program)
+            if over and not done:
+                so_far = _result(job, carry, counts, head(log, n), answer, False, watch)
+                watch.check(so_far, job.ids)
+        yield _result(job, carry, counts, head(log, n), answer, over, watch)
+        if watch is not None:
+            watch.go()
 
 
 def _result(
@@ -284,6 +324,7 @@ def _result(
     log: Info,
     answer: tuple[Any, ...] | None = None,
     final: bool = True,
+    watch: deadline.Watch | None = None,
 ) -> Result:
     """What has been found, from `carry`; its counters and answer if they are there already."""
     if answer is None:
@@ -305,11 +346,12 @@ def _result(
         verifier_calls=verifier_calls,
         verifier_cost=cost,
         info=log,
-        state=job.trim(carry.state),
+        state=job.trim(deadline.marked(job, carry, None).state),
         given=job.trim(carry.given),
         run=job.run[0] if job.single and job.run is not None else job.run,
         kept=kept,
         parts=None if said is None else said.best,
+        timing=None if watch is None else watch.timing,
     )
     if final:
         check_found(job, job.ids, fetch(best.reward), (best.x0, image))

@@ -17,6 +17,7 @@ from flowsde import _own, _states
 from flowsde._checks import check_path
 from flowsde._files import HIDDEN
 from flowsde._schema import array, fields, maybe, table, text, whole, wrong
+from flowsde.runner.clock import Timing
 from flowsde.runner.mesh import gather
 from flowsde.runner.result import COUNTERS, Answers, Given, Result
 from flowsde.search import Info, Search
@@ -178,7 +179,22 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         run=read(".run", np.uint32, *lead) if ".run" in leaves else None,
         kept=_kept(leaves, lead, shape, path),
         parts=_parts(leaves, ".parts", path, lead),
+        timing=_timing(leaves, path),
     )
+
+
+def _timing(leaves: dict[str, Any], path: Path) -> Timing | None:
+    """Of a budget in seconds."""
+    if ".timing.seconds" not in leaves:
+        return None
+    kinds = {"cut": np.bool_, "seconds": float, "spent": float, "preparing": float}
+
+    def read(name: str) -> Any:
+        found = leaves.get(f".timing.{name}")
+        own = None if found is None else np.asarray(found)
+        return array(kinds.get(name, int))(own, f"{path}: .timing.{name}").item()
+
+    return Timing(*map(read, Timing._fields))
 
 
 def _kept(

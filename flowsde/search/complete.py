@@ -48,12 +48,14 @@ class CompleteState(NamedTuple):
       particle: the last one evaluated.
       base: the one before a Heun step's predictor, or what the last step of a multistep solver
         left; None without.
+      stop: bool, whether to finish before the inner search is done; None for never.
     """
 
     inner: Any
     step: jax.Array
     particle: Particle
     base: Particle | None
+    stop: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,12 @@ class Complete(Wrapper):
         return CompleteState(inner, jnp.zeros((), jnp.int32), best, base)
 
     def finishing(self, state: CompleteState) -> jax.Array:
-        return self.inner.done(state.inner)
+        # What was begun before the inner search was done goes on.
+        begun = self.inner.done(state.inner) | (state.step > 0)
+        return begun if state.stop is None else begun | state.stop
+
+    def with_stop(self, state: CompleteState, stop: Any) -> CompleteState:
+        return state._replace(stop=stop)
 
     def _next(self, state: CompleteState, start: Particle) -> tuple[Particle, jax.Array, jax.Array]:
         """(particle that the step is from, x to evaluate, its time)."""

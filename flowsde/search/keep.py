@@ -86,6 +86,10 @@ class Keeping(Wrapper):
     def finishing(self, state: KeepingState) -> jax.Array:
         return self.inner.finishing(state.inner)
 
+    def with_stop(self, state: KeepingState, stop: Any) -> KeepingState:
+        own = getattr(self.inner, "with_stop", None)
+        return state if own is None else state._replace(inner=own(state.inner, stop))
+
     def best(self, state: KeepingState) -> Particle:
         return self.inner.best(state.inner)
 

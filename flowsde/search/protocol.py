@@ -281,6 +281,13 @@ class SearchBase(Static):
         """Never."""
         return jnp.zeros((), jnp.bool)
 
+    def with_stop(self, state: Any, stop: Any) -> Any:
+        """The state, told whether to begin finishing now, bool; None takes that away.
+
+        A search that does not finish goes on.
+        """
+        return state
+
     def lines(self, state: Any, info: Info) -> Lines:
         """Paths that do not cross: each continues itself when the round has decided it."""
         paths = jnp.arange(info.ancestors.shape[0], dtype=jnp.int32)

@@ -50,7 +50,8 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, as_values, preset_of
+from flowsde.cli.settings import EMBEDDED, preset_of
+from flowsde.cli.sources import check_seconds
 from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
@@ -86,6 +87,9 @@ class Compare:
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)
     """Budgets in model evaluations a picture (default: 50 100). ode and sde take one trajectory of
     the preset's steps, whatever the budget."""
+    seconds: Annotated[tuple[float, ...], shown("X...")] = ()
+    """Budgets in seconds a picture instead: what each method takes is measured first, without
+    counting, and turned into evaluations. Of the prompts searched together, the mean."""
     task: Annotated[str, word("task")] = "counts"
     """What a picture must be beside its objects, as for flowsde sample: the task's own captions,
     reward and held-out judge (default: counts, just the objects of the prompt)."""
@@ -128,9 +132,16 @@ class Compare:
           CommandError, Interrupted: the work failed, or a signal came.
         """
         own = {name: value for name, value in given(self).items() if name != "nfe"}
+        if self.seconds and self.nfe != Compare.nfe:
+            raise ValueError(
+                f"--nfe and --seconds are both given, {self.nfe} and {self.seconds}, expected one"
+            )
+        for budget in self.seconds:
+            check_seconds(budget, self.methods)
         rows, left_out = plan(
             self.methods,
             nfe=self.nfe,
+            seconds=self.seconds,
             interpolants=self.interpolants,
             kernels=self.kernels,
             preset=preset_of(self.preset, self.model),
@@ -227,7 +238,7 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
         found = _READ(read_json(folder / FILES[0]), str(folder / FILES[0]))
     except (FileNotFoundError, ValueError):
         return  # What counts are the parts.
-    ours = [(row.method, speakable(as_values(row.settings))) for row in rows]
+    ours = [(row.method, speakable(row.values)) for row in rows]
     theirs = zip(found["rows"], found.get("settings", []), strict=False)
     lost = [row for row, settings in theirs if (row.get("method"), settings) not in ours]
     many, seeds = len(found["prompts"]), found.get("seeds", 0)
@@ -278,7 +289,9 @@ def _write(
     with replacing(folder / "compare.html") as temporary:
         temporary.write_text(page(title, study, rows, measured, table), encoding="utf-8")
     lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, fieldnames=list(table[0]))
+    writer = csv.DictWriter(
+        lines, fieldnames=list(dict.fromkeys(k for line in table for k in line))
+    )
     writer.writeheader()
     writer.writerows(table)
     with replacing(folder / "compare.csv") as temporary:
@@ -290,7 +303,7 @@ def _write(
         "prompts": list(study.prompts),
         "seeds": study.seeds,
         "networks": study.digests,
-        "settings": [as_values(row.settings) for row in rows],
+        "settings": [row.values for row in rows],
         "rows": table,
     }
     write_json(folder / "compare.json", values)

@@ -26,7 +26,7 @@ from flowsde.cli import presets
 from flowsde.cli.compare.rows import Row, labels
 from flowsde.cli.pictures import pixels
 from flowsde.cli.progress import bar as shown
-from flowsde.cli.settings import as_values
+from flowsde.cli.sources import naming_seconds
 from flowsde.conds import stacked
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes import weights
@@ -137,14 +137,15 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
     def part(row: Row, seed: int, ids: np.ndarray) -> Part:
         about = {
             "method": row.method,
-            "settings": as_values(row.settings),
+            "settings": row.values,
             "seed": seed,
             "prompts": {int(i): study.prompts[i] for i in ids},
             "networks": study.digests,
             **({} if study.task.name == "counts" else {"task": study.task.name}),
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        return Part(row, seed, ids, folder / f"{row.method}-{row.settings.nfe}-{digest}.npz")
+        budget = row.settings.nfe if row.seconds is None else f"{row.seconds:g}s"
+        return Part(row, seed, ids, folder / f"{row.method}-{budget}-{digest}.npz")
 
     return {
         row: [part(row, seed, ids) for seed in range(study.seeds) for ids in study.batches]
@@ -155,8 +156,10 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
 def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> dict[str, Any]:
     """Measurements of a part, by name."""
     began = time.perf_counter()
-    images, result = _search_part(part, study, search, flow, reward)
-    seconds = time.perf_counter() - began
+    with naming_seconds(len(part.ids)):
+        images, result = _search_part(part, study, search, flow, reward)
+    # A budget's own clock leaves out what was compiled and measured.
+    seconds = time.perf_counter() - began if result.timing is None else result.timing.spent
     if not np.isfinite(images).all():
         raise FloatingPointError(f"{part.row.method}'s pictures have numbers that are not finite")
     found = study.task.judge(images, [study.prompts[i] for i in part.ids])
@@ -180,6 +183,7 @@ def _search_part(
     part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, target: float | None = None
 ) -> tuple[np.ndarray, fs.Result]:
     """Pictures and result of a part's prompts."""
+    budget = part.row.seconds
     result = fs.run(
         from_seed(part.seed),
         flow,
@@ -189,7 +193,8 @@ def _search_part(
         prompt_ids=part.ids,
         chunk_size=min(BATCH, len(study.prompts)),
         target_reward=target,
-        nfe=part.row.settings.nfe,
+        nfe=part.row.settings.nfe if budget is None else None,
+        seconds=None if budget is None else budget * len(part.ids),
         invalid="warn",
     )
     return np.asarray(result.image), result
@@ -227,18 +232,19 @@ def measure(
       rows: what to compare.
       study: prompts and seeds.
       folder: of the parts; made if need be.
-      progress: whether to show a bar, in model evaluations.
+      progress: whether to show a bar, in model evaluations or seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = _parts(rows, study, folder)
     found = {part.path: _found(part) for of_row in parts.values() for part in of_row}
     names = dict(zip(rows, labels(rows), strict=True))
-    cost = {part.path: len(part.ids) * (part.row.settings.nfe or 0)
-            for of_row in parts.values() for part in of_row}  # fmt: skip
+    timed = any(row.seconds for row in rows)
+    cost = {part.path: len(part.ids) * ((row.seconds if timed else row.settings.nfe) or 0)
+            for row, of_row in parts.items() for part in of_row}  # fmt: skip
     there = sum(n for path, n in cost.items() if found[path] is not None)
     with shown(
-        total=sum(cost.values()), initial=there, unit="NFE", unit_scale=True, disable=not progress,
-        smoothing=0.05, dynamic_ncols=True,
+        total=sum(cost.values()), initial=there, unit="s" if timed else "NFE", unit_scale=True,
+        disable=not progress, smoothing=0.05, dynamic_ncols=True,
     ) as bar:  # fmt: skip
         for family in _families(rows):
             missing = [p for row in family for p in parts[row] if found[p.path] is None]
@@ -250,7 +256,7 @@ def measure(
             compiled: set[int] = set()
             for part in missing:
                 interrupts.check()
-                if len(part.ids) not in compiled:
+                if part.row.seconds is None and len(part.ids) not in compiled:
                     # Compiles, and stops at the first reward, so that no part is timed with it.
                     bar.set_postfix_str("compiling")
                     _search_part(part, study, search, flow, reward, float(_ANY))

@@ -151,14 +151,13 @@ def page(
         ]
         # A single trajectory has a budget of its own: it stands beside the searches of every one.
         searches = [row for _, row in named if not row.is_single] or [row for _, row in named]
-        budgets = sorted({row.settings.nfe or 0 for row in searches}, reverse=True)
-        for nfe in budgets:
-            here = [
-                (label, row) for label, row in named if row.is_single or row.settings.nfe == nfe
-            ]
-            shown = "<details open>" if nfe == budgets[0] else "<details>"
+        most = sorted(searches, key=lambda row: -(row.seconds or row.settings.nfe or 0))
+        budgets = list(dict.fromkeys(row.budget for row in most))
+        for budget in budgets:
+            here = [(label, row) for label, row in named if row.is_single or row.budget == budget]
+            shown = "<details open>" if budget == budgets[0] else "<details>"
             grid = _pictures(study, here, measured)
-            parts.append(f"{shown}<summary>Pictures, {nfe} NFE</summary>{grid}</details>")
+            parts.append(f"{shown}<summary>Pictures, {budget}</summary>{grid}</details>")
     counts = study.task.name == "counts"
     what, green = ("exact captions", "an exact match") if counts else ("success", "success")
     about = (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flowsde.cli import presets
 from flowsde.cli.presets import PRESETS
-from flowsde.cli.settings import TRAJECTORIES, Settings, flag
+from flowsde.cli.settings import MOST_IN_SECONDS, TRAJECTORIES, Settings, as_values, flag
 from flowsde.search import BudgetTooSmall
 
 SINGLE = TRAJECTORIES
@@ -16,16 +16,31 @@ SINGLE = TRAJECTORIES
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method, its settings as `presets.resolve` gives them, and the table that it is for."""
+    """A method, its settings as `presets.resolve` gives them, and the table that it is for.
+
+    With a budget in `seconds` a picture, that of the settings is the most that they may buy.
+    """
 
     method: str
     settings: Settings
     table: str = "methods"
+    seconds: float | None = None
 
     @property
     def is_single(self) -> bool:
         """Whether it is one trajectory, whose budget is its own."""
         return self.method in SINGLE
+
+    @property
+    def budget(self) -> str:
+        """In words."""
+        return f"{self.settings.nfe} NFE" if self.seconds is None else f"{self.seconds:g} s"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What identifies it, but for its method."""
+        own = as_values(self.settings)
+        return own if self.seconds is None else own | {"seconds": self.seconds}
 
     @property
     def family(self) -> tuple[str, Settings]:
@@ -48,6 +63,7 @@ def plan(
     methods: Sequence[str],
     *,
     nfe: Sequence[int],
+    seconds: Sequence[float] = (),
     interpolants: Sequence[str] = (),
     kernels: Sequence[str] = (),
     preset: str = "recommended",
@@ -64,6 +80,7 @@ def plan(
     Args:
       methods, interpolants, kernels, preset: by name; those of the preset when empty.
       nfe: budgets.
+      seconds: budgets in their place, of a picture.
       given: further fields of `Settings`, used by the rows in which they have an effect.
       table: of the rows.
 
@@ -82,7 +99,7 @@ def plan(
     effective: set[str] = set()
     for method in methods:
         moves = not _follows_ode(preset, method)
-        budgets: Iterable[int | None] = [None] if method in SINGLE else nfe
+        budgets: Iterable[float | None] = [None] if method in SINGLE else seconds or nfe
         choices: list[Sequence[Any]]
         choices = [values if moves and values else [None] for values in (interpolants, kernels)]
         for interpolant in choices[0]:
@@ -94,7 +111,9 @@ def plan(
                 effective |= set(own)
                 fitting, error = [], None
                 for budget in budgets:
-                    more = {} if budget is None else {"nfe": budget}
+                    own_seconds = budget if seconds else None
+                    most = MOST_IN_SECONDS if seconds else budget
+                    more = {} if budget is None else {"nfe": most}
                     settings = presets.resolve(preset, method, own | more)
                     try:
                         presets.build(method, settings)
@@ -104,7 +123,7 @@ def plan(
                         error = reason
                         left_out.append(f"{method} at {budget} NFE: {reason}")
                     else:
-                        fitting.append(Row(method, settings, table))
+                        fitting.append(Row(method, settings, table, own_seconds))
                 if not fitting and error is not None:
                     raise error
                 rows += fitting

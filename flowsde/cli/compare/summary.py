@@ -72,7 +72,8 @@ def _with_interval(name: str, values: np.ndarray | None, share: bool = False) ->
 def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dict[str, Any]]:
     """One dict a row, in their order.
 
-    Keys: table, label, method, interpolant, kernel, grid, steps, nfe (the budget), charged,
+    Keys: table, label, method, interpolant, kernel, grid, steps, nfe (the budget; of
+    seconds the mean that they bought), budget_seconds (of those), charged,
     evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy (share
     of pictures that are what the task asks for), exact (share whose counts are), rss and diversity,
     each with _low and _high; given_right and given_wrong, the medians of the given
@@ -86,7 +87,7 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     for row, label in zip(rows, names, strict=True):
         m, s = measured[row], row.settings
         right = m.success.mean(1)
-        reference = first.setdefault((row.table, s.nfe), (label, right))
+        reference = first.setdefault((row.table, row.budget), (label, right))
         is_first = reference[1] is right
         seen = m.objects.sum() + m.unclear.sum()
         table.append(
@@ -98,7 +99,8 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 "kernel": s.kernel,
                 "grid": s.grid,
                 "steps": s.steps,
-                "nfe": s.nfe,
+                "nfe": s.nfe if row.seconds is None else round(m.nfe.mean()),
+                **({} if row.seconds is None else {"budget_seconds": row.seconds}),
                 "charged": float(m.nfe.mean()),
                 "evaluations": float(m.evaluations.mean()),
                 "backward_passes": float(m.backward_passes.mean()),

@@ -1,8 +1,10 @@
 """What a command samples, and the settings that identify a result."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flowsde._checks import check_count, check_float
+from flowsde._checks import check_count, check_float, check_positive
 from flowsde._text import shown
 from flowsde._version import __version__
 from flowsde.cli import beginning
@@ -10,6 +12,7 @@ from flowsde.cli.options import Sample
 from flowsde.cli.settings import EMBEDDED, TRAJECTORIES, as_values
 from flowsde.cli.sources.base import Source
 from flowsde.cli.sources.shapes import ShapesSource
+from flowsde.runner.deadline import TooFewSeconds
 from flowsde.search import keep
 
 _MOST_KEPT = 1000
@@ -20,6 +23,8 @@ def source_of(command: Sample) -> Source:
     """The model that is asked for; ValueError or TypeError naming an option that is wrong."""
     source: Source
     beginning.check(command.beginning)
+    if command.seconds is not None:
+        check_seconds(command.seconds, [command.method])
     model = command.converted.model
     if model is None or str(model) in EMBEDDED:
         source = ShapesSource(command)
@@ -38,10 +43,32 @@ def source_of(command: Sample) -> Source:
         )
     if command.keep is not None:
         _keep(source, command)
+    if command.seconds is not None:
+        source.named["seconds"] = command.seconds
     target = command.target_reward
     if target is not None:
         check_float("--target-reward", target)
     return source
+
+
+def check_seconds(seconds: float, methods: Sequence[str]) -> None:
+    """ValueError naming the option, unless it is a budget, and of some of these methods."""
+    check_positive("--seconds", seconds)
+    if all(method in TRAJECTORIES for method in methods):
+        raise ValueError(
+            f"--seconds has no effect with method {' and '.join(methods)}, which takes one "
+            f"trajectory, got {seconds:g}"
+        )
+
+
+@contextlib.contextmanager
+def naming_seconds(prompts: int = 1) -> Iterator[None]:
+    """What is said of too few seconds is said of the option, which is of one of some prompts."""
+    try:
+        yield
+    except TooFewSeconds as error:
+        least = error.least / prompts
+        raise ValueError(f"--seconds must be at least {least:.3g}: {error.why}") from error
 
 
 def _keep(source: Source, command: Sample) -> None:

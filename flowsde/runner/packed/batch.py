@@ -1,5 +1,6 @@
 """`flowsde.batch`: the searches of many prompts, packed into full batches."""
 
+import warnings
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ from flowsde._checks import check_count
 from flowsde.conds import Cond, check_arrays, stacked
 from flowsde.flow import Flow
 from flowsde.runner.arguments import Job, check_ids, prepare
+from flowsde.runner.clock import Timing
 from flowsde.runner.found import check_found
 from flowsde.runner.packed.budget import check_total, shared
 from flowsde.runner.packed.engine import Engine, Totals
-from flowsde.runner.packed.pool import Prompts
+from flowsde.runner.packed.timed import prompts_of, timed
 from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
 
@@ -34,6 +36,11 @@ class Packing(Iterator[tuple[int, Result]]):
     def totals(self) -> Totals:
         """Of all batches so far."""
         return self._engine.totals
+
+    @property
+    def timing(self) -> Timing | None:
+        """Of a budget in seconds, as `Result.timing`: after the last result, of all."""
+        return None if self._engine.watch is None else self._engine.watch.timing
 
     def __next__(self) -> tuple[int, Result]:
         return next(self._results)
@@ -57,6 +64,7 @@ def batch(
     target_reward: float | None = None,
     nfe: Any = None,
     total_nfe: int | None = None,
+    seconds: float | None = None,
     invalid: Literal["error", "warn"] = "error",
     start: Any = None,
     mask: Any = None,
@@ -84,6 +92,11 @@ def batch(
         that of an attempt: prompts have equal shares first, and what those leave that reach the
         target goes to further attempts of the others, whose answer is the best one's. Their
         results come at the end.
+      seconds: budget of all prompts together, instead of `nfe`: what a batch takes is measured
+        first, rewards included, and turned into evaluations, as many for each prompt, as
+        `timing.nfe` says. The clock runs while batches do. At the deadline prompts under way end
+        with the best so far; one that has no reward yet, or has not begun, gives no result: a
+        warning says how many.
       invalid: what to do with a prompt whose every reward was NaN or -inf, as that of a picture
         that is not finite is: raise when it ends, or warn and give its first particle.
       start, mask, noise: as for `flowsde.run`, one for all prompts or P of each.
@@ -100,9 +113,13 @@ def batch(
     cond, ids = as_list(cond, prompt_ids)
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
-        chunk_size=size, target_reward=target_reward, nfe=nfe, invalid=invalid,
+        chunk_size=size, target_reward=target_reward, nfe=nfe, seconds=seconds, invalid=invalid,
         start=start, mask=mask, noise=noise,
     )  # fmt: skip
+    if seconds is not None and total_nfe is not None:
+        raise ValueError(
+            f"total_nfe and seconds are both given, {total_nfe!r} and {seconds!r}, expected one"
+        )
     if total_nfe is not None:
         total_nfe = check_count("total_nfe", total_nfe, most=2**63 - 1)
         check_total(
@@ -129,20 +146,22 @@ def as_list(cond: Cond, prompt_ids: Any) -> tuple[Cond, np.ndarray]:
     return cond, ids
 
 
-def prompts_of(job: Job) -> Prompts:
-    """A job's prompts in their order."""
-    order = np.arange(job.ids.size, dtype=np.int32)
-    length = jnp.int32(order.size)
-    return Prompts(job.keys, job.nfe, job.model.cond, jnp.asarray(order), length, job.start)
-
-
 def _results(
     job: Job, engine: Engine, total: int | None
 ) -> Generator[tuple[int, Result], None, None]:
-    found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
+    if job.seconds is not None:
+        found = timed(job, engine)
+    else:
+        found = engine.run(prompts_of(job)) if total is None else shared(job, engine, total)
     try:
         for number, result in found:
             check_found(job, job.ids[[number]], result.reward, (result.x0, result.image))
             yield int(job.ids[number]), result
+        if missing := job.ids.size - engine.totals.prompts:
+            seconds, many = job.seconds, job.ids.size
+            warnings.warn(
+                f"seconds = {seconds} ended before {missing} of {many} prompts had a reward",
+                stacklevel=3,
+            )
     finally:
         engine.close()

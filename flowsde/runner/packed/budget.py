@@ -19,6 +19,7 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Prompts
 from flowsde.runner.result import COUNTERS, Result
+from flowsde.runner.schedule import least_nfe
 from flowsde.search.grid import fold_in_ids
 from flowsde.search.protocol import Search
 
@@ -40,19 +41,6 @@ class Attempt(NamedTuple):
     number: int
     outcome: Outcome
     result: Result
-
-
-def least_nfe(search: Search) -> int:
-    """The smallest budget that a search takes."""
-    low, high = 0, search.nfe  # too small, enough
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            search.with_nfe(middle)
-            high = middle
-        except ValueError:
-            low = middle
-    return high
 
 
 def check_total(

@@ -12,11 +12,13 @@ from flowsde import interrupts
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
 from flowsde.runner.contract import check_bounds
+from flowsde.runner.deadline import Watch
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
-from flowsde.runner.packed.steps import Ended, advance, nothing
+from flowsde.runner.packed.steps import Ended, advance, marked, nothing, standing
 from flowsde.runner.packed.widths import waves, widen, width_for
+from flowsde.runner.records import Program
 from flowsde.runner.result import COUNTERS, Answers, Result
 from flowsde.search.protocol import Search
 
@@ -54,6 +56,14 @@ class Totals(NamedTuple):
         return self.nfe / self.evaluations if self.evaluations else 1.0
 
 
+def _standing(pool: Pool, program: Program) -> tuple[Any, Ended]:
+    """What is known of the prompts that are under way and have a reward, as `advance` says it."""
+    found, packed = standing(pool, program)
+    report = packed.unpack()
+    scored = np.asarray(found.best.reward) > -np.inf
+    return report._replace(finished=np.where(scored, report.finished, -1)), found
+
+
 @jax.jit
 def _row(best: Ended, slot: jax.Array) -> Ended:
     return jax.tree.map(lambda a: a[slot], best)
@@ -79,20 +89,24 @@ class Engine:
 
     Attributes:
       totals: what was computed so far.
+      size: of a batch.
+      judge: evaluates batches.
       computed: called with them after every batch, to show progress; None for nothing.
+      watch: clock of a budget in seconds, which runs while batches do; None without.
     """
 
     computed: Callable[[Totals], None] | None = None
+    watch: Watch | None = None
 
     def __init__(self, job: Job, size: int, slots: int | None):
         self.totals = Totals()
-        self._job, self._size = job, size
+        self._job, self.size = job, size
         # One draw at a time computes no surplus.
         self._program = job.program.with_width(1)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
         args = (job.program.kind, minibatch)
-        self._judge: Judge = (
+        self.judge: Judge = (
             OnHost(job.model, job.reward, *args)
             if isinstance(job.reward, HostReward)
             else OnDevice(job.model, *args)
@@ -104,7 +118,7 @@ class Engine:
 
     def close(self) -> None:
         """End the reward's thread."""
-        self._judge.close()
+        self.judge.close()
 
     def _slots_for(self, prompts: int) -> int:
         """As many as keep two batches' candidates in the pool, one candidate a slot at least."""
@@ -112,40 +126,67 @@ class Engine:
         most = min(self._job.ids.size, _power_of_two(prompts))
         if self._slots is not None:
             return min(self._slots, most)
-        batches, search = self._judge.depth, self._search
-        wanted = -(-2 * batches * self._size * search.max_rounds // search.nfe)
-        return min(most, batches * self._size, max(wanted, 2))
+        batches, search = self.judge.depth, self._search
+        wanted = -(-2 * batches * self.size * search.max_rounds // search.nfe)
+        return min(most, batches * self.size, max(wanted, 2))
+
+    def begin(self, prompts: Prompts, marks: bool) -> tuple[Pool, Program, int]:
+        """Slots for a list; with what they are advanced by, and the width of its waves.
+
+        Args:
+          prompts: the list.
+          marks: whether slots can be told to stop.
+        """
+        n = int(prompts.length)
+        slots = self._slots_for(n)
+        width = width_for(self._search, min(slots, n), 0, self.size)
+        program = self._program.with_width(width)
+        job = self._job
+        pool = empty(prompts, job.target, program, slots, job.flow.shape, job.parts)
+        if marks:
+            never = jnp.zeros(slots, jnp.bool)
+            pool = pool._replace(carry=marked(pool.carry, program.search, never))
+        return pool, program, width
 
     def run(self, prompts: Prompts) -> Iterator[tuple[int, Result]]:
-        """(number, result) of each prompt of a list, as it ends."""
-        job, n = self._job, int(prompts.length)
-        slots = self._slots_for(n)
-        width = width_for(self._search, min(slots, n), 0, self._size)
-        program = self._program.with_width(width)
-        pool = empty(prompts, job.target, program, slots, job.flow.shape, job.parts)
-        none = nothing(prompts, program.kind, self._size, job.flow.shape, job.parts)
+        """(number, result) of each prompt of a list, as it ends.
+
+        At the deadline of `watch`, those that are under way end with the best so far; without a
+        reward, and not begun, they are left out.
+        """
+        job, n, watch = self._job, int(prompts.length), self.watch
+        pool, program, width = self.begin(prompts, marks=watch is not None)
+        none = nothing(prompts, program.kind, self.size, job.flow.shape, job.parts)
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
             interrupts.check()
+            if watch is not None and watch.now >= watch.timing.seconds:
+                watch.cut()
+                yield from self._ended(*_standing(pool, program))
+                return
+            stop = None if watch is None else jnp.asarray(watch.late)
             # A batch that is not full waits for those under way, which may bring more.
-            least = jnp.int32(self._size if under_way else 1)
+            least = jnp.int32(self.size if under_way else 1)
             pool, batch, found, packed = advance(
-                pool, *back, prompts, job.target, least, program=program
+                pool, *back, prompts, job.target, least, program=program, stop=stop
             )
             report = packed.unpack()
+            if report.cut and watch is not None:
+                watch.cut()
             if report.sent:
                 self._count(int(report.sent), int(report.ahead), int(report.moving), width)
-                under_way.append(_UnderWay(batch, self._judge.begin(batch)))
+                under_way.append(_UnderWay(batch, self.judge.begin(batch)))
             active = int(report.active)
             yield from self._ended(report, found)
             draw, left = int(report.searching), int(report.left)
-            wider = width_for(self._search, draw, active - draw, self._size)
-            if left == 0 and wider > width:
+            wider = width_for(self._search, draw, active - draw, self.size)
+            # Another width compiles, which is no part of a budget in seconds.
+            if left == 0 and wider > width and watch is None:
                 pool, under_way = self._widen(pool, under_way, active, width, wider)
                 width, program = wider, self._program.with_width(wider)
             back = none
-            if under_way and not (report.sent and len(under_way) < self._judge.depth):
+            if under_way and not (report.sent and len(under_way) < self.judge.depth):
                 first = under_way.popleft()
                 back = (first.batch, *first.wait())
                 if self.computed is not None:
@@ -168,12 +209,12 @@ class Engine:
     def _count(self, sent: int, ahead: int, moving: int, width: int) -> None:
         """A batch of so many candidates, of which so many look ahead and so many move."""
         cost, t, kind = self._program.cost, self.totals, self._program.kind
-        computed, padding = self._size, self._size - sent
+        computed, padding = self.size, self.size - sent
         looking = (0 if kind.value is None else kind.value.cost, ahead)
         for each, rows in (looking, (kind.inner, moving)):
             if rows:
-                computed += each * self._size
-                padding += each * (self._size - rows)
+                computed += each * self.size
+                padding += each * (self.size - rows)
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,

@@ -18,7 +18,7 @@ from flowsde.runner.inner import arrived, like, moving
 from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
-from flowsde.runner.result import COUNTERS, AnswerParts, Packed
+from flowsde.runner.result import COUNTERS, AnswerParts, Carry, Packed
 from flowsde.runner.rounds import counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
@@ -41,6 +41,7 @@ class Report(NamedTuple):
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
+      cut: bool, whether the deadline had a prompt finish, or not begin.
     """
 
     finished: jax.Array
@@ -54,6 +55,7 @@ class Report(NamedTuple):
     active: jax.Array
     searching: jax.Array
     left: jax.Array
+    cut: jax.Array
 
 
 class Ended(NamedTuple):
@@ -99,12 +101,60 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
 
+def marked(carry: Carry, search: Search, stop: jax.Array) -> Carry:
+    """The carry of slots that are told, each, whether to finish; bool [S]."""
+    own = getattr(search, "with_stop", None)
+    return carry if own is None else carry._replace(state=own(carry.state, stop))
+
+
+def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tuple[Pool, jax.Array]:
+    """Have the slots that are ready finish, if they have a reward; says whether that is news.
+
+    The others are still to be told what they asked for before.
+    """
+    found = jax.vmap(search.best)(pool.carry.state).reward > -jnp.inf
+    told = marked(pool.carry, search, stop & found)
+    carry = tree_where(ready, told, pool.carry)
+    before, after = (jax.vmap(search.finishing)(c.state) for c in (pool.carry, carry))
+    return pool._replace(carry=carry), jnp.any((pool.prompt >= 0) & after & ~before)
+
+
+@partial(jax.jit, static_argnames=("program",))
+def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
+    """As `advance` gives of slots that have ended, of all that are under way."""
+    found = _ended(pool, program.search)
+    none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
+    report = Report(
+        finished=pool.prompt,
+        counts=jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1),
+        rounds=pool.rounds,
+        budgets=_budgets(pool, program),
+        done=nothing,
+        sent=none,
+        ahead=none,
+        moving=none,
+        active=none,
+        searching=none,
+        left=none,
+        cut=jnp.ones((), jnp.bool),
+    )
+    return found, Packed.of(report)
+
+
+def _ended(pool: Pool, search: Search) -> Ended:
+    """What each slot has found so far."""
+    answers = jax.vmap(partial(answers_of, search))(pool.carry.state)
+    return Ended(*answers, pool.carry.parts)
+
+
 def _fill(
-    pool: Pool, prompts: Prompts, target: jax.Array, program: Program, free: jax.Array
+    pool: Pool, prompts: Prompts, target: jax.Array, program: Program, free: jax.Array, stop: Any
 ) -> tuple[Pool, jax.Array]:
     """Give free slots to the next prompts; says which have begun one."""
     turn = pool.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     begins = free & (turn < prompts.length)
+    if stop is not None:
+        begins &= ~stop
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
     shape = pool.evals.x0.shape[2:]
     parts = () if pool.carry.parts is None else tuple(pool.carry.parts.best)
@@ -112,6 +162,8 @@ def _fill(
         prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape, parts=parts
     )
     fresh = fresh._replace(start=prompts.start_of(prompt))
+    if stop is not None:
+        fresh = marked(fresh, program.search, jnp.zeros_like(begins))
     return pool._replace(
         carry=tree_where(begins, fresh, pool.carry),
         rounds=jnp.where(begins, 0, pool.rounds),
@@ -172,6 +224,7 @@ def advance(
     target: jax.Array,
     least: jax.Array,
     program: Program,
+    stop: jax.Array | None = None,
 ) -> tuple[Pool, Batch, Ended, Packed]:
     """All that happens between two batches.
 
@@ -182,6 +235,7 @@ def advance(
       prompts, target: of the run.
       least: candidates that are worth sending.
       program: whose search asks and is told.
+      stop: bool, whether none begins any more, and those with a reward finish; None for never.
 
     Returns:
       The pool, the next batch, what each slot had found before it was given to another prompt, and
@@ -191,16 +245,21 @@ def advance(
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
     pool = _tell(pool, program, ready)
+    cut = jnp.zeros((), jnp.bool)
+    if stop is not None:
+        pool, cut = _stop(pool, search, ready, stop)
     done = jax.vmap(search.done)(pool.carry.state)
     budgets = _budgets(pool, program)
     # One that breaks its bounds ends too: the host says so.
     finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
     rounds = pool.rounds
-    answers = jax.vmap(partial(answers_of, search))(pool.carry.state)
-    found = Ended(*answers, pool.carry.parts)
+    found = _ended(pool, search)
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
-    pool, begins = _fill(pool, prompts, target, program, finished | (pool.prompt < 0))
+    free = finished | (pool.prompt < 0)
+    if stop is not None:
+        cut |= stop & jnp.any(free) & (pool.taken < prompts.length)
+    pool, begins = _fill(pool, prompts, target, program, free, stop)
     pool = _ask(pool, search, begins | (ready & ~finished))
     pool, following, sent = _select(pool, prompts, program, batch.place.size, least)
     active = pool.prompt >= 0
@@ -217,6 +276,7 @@ def advance(
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
+        cut=cut,
     )
     return pool, following, found, Packed.of(report)
 
