@@ -99,6 +99,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 40},
         "bon": _BON | {"steps": 6},
         "halving": _BON,
+        "zero_order": _BON | {"steps": 6},
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
@@ -110,6 +111,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 4},
         "bon": _BON | {"steps": 2},
         "halving": _BON | {"steps": 4},
+        "zero_order": _BON | {"steps": 2},
         "sop": {
             "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
             "finish": "mean",
@@ -125,6 +127,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {**_PAPER, "nfe": None},
         "bon": _BON,
         "halving": _BON,
+        "zero_order": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {

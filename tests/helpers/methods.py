@@ -27,6 +27,8 @@ METHODS = {
     "evolution": fs.search.evolution(
         nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
     ),
+    "zero order": fs.search.zero_order(nfe=41, kernel=ODE, grid=GRID, neighbours=3),
+    "epsilon greedy": fs.search.epsilon_greedy(kernel=SDE, neighbours=3, **OPTIONS),
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),

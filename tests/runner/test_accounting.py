@@ -20,6 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
+METHODS += ("zero_order", "epsilon_greedy")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -103,6 +104,8 @@ def unit(search):
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
+        case fs.search.NoiseSearch():
+            return max(search.stages.cost)  # one more draw of a stage
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
@@ -121,7 +124,7 @@ def searches(draw, method):
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution"):
+    if method not in ("bon", "halving", "evolution", "zero_order"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -137,6 +140,10 @@ def searches(draw, method):
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
             options["last"] = last
+        case "zero_order":
+            options |= {"neighbours": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+        case "epsilon_greedy":
+            options |= {"neighbours": number(1, 9), "epsilon": number(0, 2) / 2}
         case "svdd":
             options |= {"chains": number(1, 4), "temperature": draw(st.sampled_from([0.0, 0.5]))}
         case "code":
