@@ -33,9 +33,9 @@ NAMES = {
     """,
     "flowsde.rewards": "DeviceReward HostReward RewardError device host remote",
     "flowsde.search": """
-        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info
+        BestOfN BudgetTooSmall Candidates CoDe Complete DFS Evaluation Evolution GridSearch Info
         Keeping Lines METHODS NoiseSearch Particle RBF SMC Search SearchBase SoP SuccessiveHalving
-        affordable_units any_over_prompts bon code epsilon_greedy even_shares evolution
+        affordable_units any_over_prompts bon code dfs epsilon_greedy even_shares evolution
         fold_in_ids halving keep map_valid rbf smc sop svdd to_particles tree_take tree_where
         zero_order
     """,

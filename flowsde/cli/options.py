@@ -81,7 +81,7 @@ class Trajectory:
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
     with a FLUX.1, is the model's own, and the default there for ode, sde, bon, halving,
-    zero_order, sop and evolution."""
+    zero_order, sop, evolution and dfs."""
     steps: Int = None
     """Number of steps (default: 40 for ode and sde, 6 for bon and zero_order, 10 for halving, 20
     for sop, 4 for evolution, for the other searches a fifth of the budget and at most 10)."""

@@ -102,6 +102,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "zero_order": _BON | {"steps": 6},
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
+        "dfs": {"kernel": "ode_euler", "steps": None},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
         "smc": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
@@ -117,6 +118,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
             "finish": "mean",
         },
         "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
+        "dfs": {"kernel": "ode_euler", "steps": 4, "finish": "mean"},
         "smc": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
         "rbf": _DISTILLED | {"width": 4},
@@ -134,6 +136,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
             "kernel": "ode_euler", "steps": 14, "start": 8, "forward": 7, "backward": 8,
             "finish": "mean",
         },
+        "dfs": {"kernel": "ode_euler", "steps": 10, "finish": "mean"},
         # As in the public code: a chain begins from the best of 25 draws, and the last transition
         # has what the others leave, of 500 evaluations 48 a chain.
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},

@@ -12,6 +12,7 @@ from flowsde.search import makers
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
+from flowsde.search.dfs import DFS, dfs
 from flowsde.search.epsilon_greedy import epsilon_greedy
 from flowsde.search.evolution import Evolution, evolution
 from flowsde.search.grid import (
@@ -50,6 +51,7 @@ METHODS: dict[str, Callable[..., Search]] = {
 """The maker of each method; its signature and docstring make the options of the command."""
 
 __all__ = [
+    "DFS",
     "METHODS",
     "RBF",
     "SMC",
@@ -75,6 +77,7 @@ __all__ = [
     "any_over_prompts",
     "bon",
     "code",
+    "dfs",
     "epsilon_greedy",
     "even_shares",
     "evolution",

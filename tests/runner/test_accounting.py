@@ -20,7 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
-METHODS += ("zero_order", "epsilon_greedy")
+METHODS += ("zero_order", "epsilon_greedy", "dfs")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -109,6 +109,9 @@ def unit(search):
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
+        case fs.search.DFS():
+            # Of each chain, going back from the end.
+            return search.chains * (min(search.backtrack, search.steps - 1) + 1)
         case fs.search.Evolution():
             return search.steps  # one more sample; of later generations less
         case fs.search.SoP():
@@ -153,6 +156,10 @@ def searches(draw, method):
             if options["potential"] != "final" and options["interval"] < steps:
                 options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
                 options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
+        case "dfs":
+            options |= {"chains": number(1, 4), "kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"bar": draw(st.sampled_from([None, 0.3])), "tries": number(1, 5)}
+            options |= {"backtrack": number(1, 5)}
         case "evolution":
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}

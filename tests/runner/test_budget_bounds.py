@@ -45,6 +45,7 @@ METHODS = {
     "smc": partial(fs.search.smc, **OPTIONS),
     "zero_order": partial(fs.search.zero_order, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "epsilon_greedy": partial(fs.search.epsilon_greedy, **OPTIONS),
+    "dfs": partial(fs.search.dfs, **OPTIONS),
     "evolution": partial(fs.search.evolution, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "sop": partial(
         fs.search.sop, start=1, forward=1, backward=2, **OPTIONS | {"grid": fs.grids.uniform(4)}
