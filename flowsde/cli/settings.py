@@ -105,6 +105,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "dfs": {"kernel": "ode_euler", "steps": None},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
         "smc": _RECOMMENDED | {"temperature": 0.25},
+        "dts": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     "distilled": {
@@ -120,6 +121,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
         "dfs": {"kernel": "ode_euler", "steps": 4, "finish": "mean"},
         "smc": _DISTILLED | {"temperature": 0.25},
+        "dts": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
         "rbf": _DISTILLED | {"width": 4},
     },

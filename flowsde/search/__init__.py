@@ -13,6 +13,7 @@ from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
 from flowsde.search.dfs import DFS, dfs
+from flowsde.search.dts import DTS, dts
 from flowsde.search.epsilon_greedy import epsilon_greedy
 from flowsde.search.evolution import Evolution, evolution
 from flowsde.search.grid import (
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[..., Search]] = {
 
 __all__ = [
     "DFS",
+    "DTS",
     "METHODS",
     "RBF",
     "SMC",
@@ -78,6 +80,7 @@ __all__ = [
     "bon",
     "code",
     "dfs",
+    "dts",
     "epsilon_greedy",
     "even_shares",
     "evolution",

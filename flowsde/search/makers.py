@@ -10,6 +10,7 @@ from flowsde.search.zero_order import zero_order
 from flowsde.search.sop import sop
 from flowsde.search.evolution import evolution
 from flowsde.search.dfs import dfs
+from flowsde.search.dts import dts
 from flowsde.search.smc import smc
 from flowsde.search.code import code
 from flowsde.search.svdd import svdd

@@ -90,6 +90,7 @@ SMALL = {
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "dfs": "--nfe 17 --check-at 2 --bar -1.5 --tries 2 --finish mean",
+    "dts": "--nfe 10 --width 2 --branch-at 1 --explore .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
     "svdd": "--nfe 17 --finish mean --temperature .1",
@@ -98,7 +99,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "halving", "zero_order", "code", "sop", "evolution", "epsilon_greedy", "dfs")
+SLOW = ("sde", "halving", "zero_order", "code", "sop", "evolution", "epsilon_greedy", "dfs", "dts")
 
 
 @pytest.mark.parametrize(
@@ -278,8 +279,8 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, halving, zero_order, sop, evolution, dfs, smc, "
-        "code, svdd, epsilon_greedy, rbf, got",
+        "--method must be one of ode, sde, bon, halving, zero_order, sop, evolution, dfs, dts, "
+        "smc, code, svdd, epsilon_greedy, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

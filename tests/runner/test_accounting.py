@@ -20,7 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
-METHODS += ("zero_order", "epsilon_greedy", "dfs")
+METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -100,7 +100,7 @@ def unit(search):
             return unit(search.inner)
         case fs.search.RBF():
             return 1
-        case fs.search.BestOfN() | fs.search.SMC():
+        case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS():
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
@@ -127,7 +127,7 @@ def searches(draw, method):
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution", "zero_order"):
+    if method not in ("bon", "halving", "evolution", "zero_order", "dts"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -160,6 +160,13 @@ def searches(draw, method):
             options |= {"chains": number(1, 4), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"bar": draw(st.sampled_from([None, 0.3])), "tries": number(1, 5)}
             options |= {"backtrack": number(1, 5)}
+        case "dts":
+            options |= {
+                "width": number(1, 5),
+                "nodes": number(1, 12),
+                "exponent": number(1, 9) / 10,
+            }
+            options |= {"select": draw(st.sampled_from(["bound", "sample"]))}
         case "evolution":
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
