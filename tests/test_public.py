@@ -37,10 +37,11 @@ NAMES = {
         weighted
     """,
     "flowsde.search": """
-        BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Keeping
-        Lines METHODS Particle RBF SMC Search SearchBase SoP SuccessiveHalving affordable_units
-        any_over_prompts bon code even_shares evolution fold_in_ids halving keep map_valid rbf smc
-        sop svdd to_particles tree_take tree_where
+        BestOfN BudgetTooSmall Candidates CoDe Complete DFS DTS Evaluation Evolution GridSearch
+        Info Keeping Lines METHODS NoiseSearch Particle RBF SMC Search SearchBase SoP
+        SuccessiveHalving affordable_units any_over_prompts bon code dfs dts epsilon_greedy
+        even_shares evolution fold_in_ids halving keep map_valid rbf smc sop svdd to_particles
+        tree_take tree_where zero_order
     """,
     "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }

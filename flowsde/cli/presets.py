@@ -119,7 +119,7 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (damping, "data_variance" in settings.MOVES[s.kernel], f"kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
         (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
-        (("bar",), s.accept == "threshold", f"accept {s.accept}"),
+        (("bar",), s.accept in (None, "threshold"), f"accept {s.accept}"),
         (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
         (("value_samples",), s.value == "samples", f"value {s.value}"),
         (_RESAMPLING, s.potential != "final", f"potential {s.potential}"),

@@ -103,10 +103,13 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 40},
         "bon": _BON | {"steps": 6},
         "halving": _BON,
+        "zero_order": _BON | {"steps": 6},
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
+        "dfs": {"kernel": "ode_euler", "steps": None},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
         "smc": _RECOMMENDED | {"temperature": 0.25},
+        "dts": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     "distilled": {
@@ -114,12 +117,15 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 4},
         "bon": _BON | {"steps": 2},
         "halving": _BON | {"steps": 4},
+        "zero_order": _BON | {"steps": 2},
         "sop": {
             "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
             "finish": "mean",
         },
         "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
+        "dfs": {"kernel": "ode_euler", "steps": 4, "finish": "mean"},
         "smc": _DISTILLED | {"temperature": 0.25},
+        "dts": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
         "rbf": _DISTILLED | {"width": 4},
     },
@@ -129,12 +135,14 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {**_PAPER, "nfe": None},
         "bon": _BON,
         "halving": _BON,
+        "zero_order": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {
             "kernel": "ode_euler", "steps": 14, "start": 8, "forward": 7, "backward": 8,
             "finish": "mean",
         },
+        "dfs": {"kernel": "ode_euler", "steps": 10, "finish": "mean"},
         # As in the public code: a chain begins from the best of 25 draws, and the last transition
         # has what the others leave, of 500 evaluations 48 a chain.
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},

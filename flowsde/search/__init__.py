@@ -12,6 +12,9 @@ from flowsde.search import makers
 from flowsde.search.bon import BestOfN, bon
 from flowsde.search.code import CoDe, code
 from flowsde.search.complete import Complete
+from flowsde.search.dfs import DFS, dfs
+from flowsde.search.dts import DTS, dts
+from flowsde.search.epsilon_greedy import epsilon_greedy
 from flowsde.search.evolution import Evolution, evolution
 from flowsde.search.grid import (
     GridSearch,
@@ -26,6 +29,7 @@ from flowsde.search.grid import (
 )
 from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.keep import Keeping, keep
+from flowsde.search.noise import NoiseSearch
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -40,6 +44,7 @@ from flowsde.search.rbf import RBF, rbf
 from flowsde.search.smc import SMC, WeightedSample, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
+from flowsde.search.zero_order import zero_order
 
 METHODS: dict[str, Callable[..., Search]] = {
     name: maker for name, maker in vars(makers).items() if inspect.isfunction(maker)
@@ -47,6 +52,8 @@ METHODS: dict[str, Callable[..., Search]] = {
 """The maker of each method; its signature and docstring make the options of the command."""
 
 __all__ = [
+    "DFS",
+    "DTS",
     "METHODS",
     "RBF",
     "SMC",
@@ -61,6 +68,7 @@ __all__ = [
     "Info",
     "Keeping",
     "Lines",
+    "NoiseSearch",
     "Particle",
     "Search",
     "SearchBase",
@@ -71,6 +79,9 @@ __all__ = [
     "any_over_prompts",
     "bon",
     "code",
+    "dfs",
+    "dts",
+    "epsilon_greedy",
     "even_shares",
     "evolution",
     "fold_in_ids",
@@ -85,4 +96,5 @@ __all__ = [
     "tree_take",
     "tree_where",
     "weighted_sample",
+    "zero_order",
 ]

@@ -220,23 +220,27 @@ def as_acceptance(accept: str, quantile: Any, bar: Any, steps: int) -> Acceptanc
             raise ValueError(f"quantile must lie within 0 and 1, got {quantile}")
         return Quantile(q=None if quantile is None else float(quantile))
     if accept == "threshold":
-        return Threshold(bars=_bars(bar, steps))
+        if bar is None:
+            raise ValueError("bar is missing: accept 'threshold' goes on when a child is above it")
+        return Threshold(bars=as_bars(bar, steps, "evaluated times but the first"))
     return Calibrated() if accept == "calibrated" else IMPROVE
 
 
-def _bars(bar: Any, steps: int) -> tuple[float, ...]:
-    if bar is None:
-        raise ValueError("bar is missing: accept 'threshold' goes on when a child is above it")
+def as_bars(bar: Any, n: int, of: str) -> tuple[float, ...]:
+    """Rewards for each of n, which are called `of`, from one for all or one for each.
+
+    Raises:
+      ValueError, TypeError: naming the argument `bar`.
+    """
     try:
         bars = np.asarray(bar, np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"bar must be a number or numbers, got {bar!r}") from None
-    if bars.shape not in ((), (steps,)):
+    if bars.shape not in ((), (n,)):
         raise ValueError(
-            f"bar must be one number or one for each of {steps} evaluated times but the first, "
-            f"got shape {bars.shape}"
+            f"bar must be one number or one for each of {n} {of}, got shape {bars.shape}"
         )
     for value in bars.reshape(-1):
         if math.isnan(value):
             raise ValueError(f"bar must be a number, got {value}")
-    return tuple(np.broadcast_to(bars, (steps,)).tolist())
+    return tuple(np.broadcast_to(bars, (n,)).tolist())

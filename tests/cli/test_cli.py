@@ -86,16 +86,20 @@ SMALL = {
     "sde": "",
     "bon": "--nfe 7 --width 2",
     "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
+    "zero_order": "--nfe 10 --neighbours 2",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
+    "dfs": "--nfe 17 --check-at 2 --bar -1.5 --tries 2 --finish mean",
+    "dts": "--nfe 10 --width 2 --branch-at 1 --explore .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
     "svdd": "--nfe 17 --finish mean --temperature .1",
+    "epsilon_greedy": "--nfe 17 --finish mean --neighbours 2 --epsilon .3",
     "rbf": "--nfe 17 --width 2 --finish-steps 2",
 }
 
 
-SLOW = ("sde", "halving", "code", "sop", "evolution")
+SLOW = ("sde", "halving", "zero_order", "code", "sop", "evolution", "epsilon_greedy", "dfs", "dts")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,8 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, halving, sop, evolution, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, halving, zero_order, sop, evolution, dfs, dts, "
+        "smc, code, svdd, epsilon_greedy, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

@@ -27,6 +27,10 @@ METHODS = {
     "evolution": fs.search.evolution(
         nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
     ),
+    "zero order": fs.search.zero_order(nfe=41, kernel=ODE, grid=GRID, neighbours=3),
+    "epsilon greedy": fs.search.epsilon_greedy(kernel=SDE, neighbours=3, **OPTIONS),
+    "dfs": fs.search.dfs(kernel=ODE, check_at=(2,), bar=0.5, **OPTIONS),
+    "dts": fs.search.dts(nfe=41, kernel=SDE, grid=GRID, exponent=0.5, width=3, nodes=9),
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),

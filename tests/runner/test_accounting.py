@@ -20,6 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
+METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -99,13 +100,18 @@ def unit(search):
             return unit(search.inner)
         case fs.search.RBF():
             return 1
-        case fs.search.BestOfN() | fs.search.SMC():
+        case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS():
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
+        case fs.search.NoiseSearch():
+            return max(search.stages.cost)  # one more draw of a stage
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
+        case fs.search.DFS():
+            # Of each chain, going back from the end.
+            return search.chains * (min(search.backtrack, search.steps - 1) + 1)
         case fs.search.Evolution():
             return search.steps  # one more sample; of later generations less
         case fs.search.SoP():
@@ -121,7 +127,7 @@ def searches(draw, method):
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution"):
+    if method not in ("bon", "halving", "evolution", "zero_order", "dts"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -137,6 +143,10 @@ def searches(draw, method):
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
             options["last"] = last
+        case "zero_order":
+            options |= {"neighbours": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+        case "epsilon_greedy":
+            options |= {"neighbours": number(1, 9), "epsilon": number(0, 2) / 2}
         case "svdd":
             options |= {"chains": number(1, 4), "temperature": draw(st.sampled_from([0.0, 0.5]))}
         case "code":
@@ -146,6 +156,17 @@ def searches(draw, method):
             if options["potential"] != "final" and options["interval"] < steps:
                 options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
                 options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
+        case "dfs":
+            options |= {"chains": number(1, 4), "kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"bar": draw(st.sampled_from([None, 0.3])), "tries": number(1, 5)}
+            options |= {"backtrack": number(1, 5)}
+        case "dts":
+            options |= {
+                "width": number(1, 5),
+                "nodes": number(1, 12),
+                "exponent": number(1, 9) / 10,
+            }
+            options |= {"select": draw(st.sampled_from(["bound", "sample"]))}
         case "evolution":
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}

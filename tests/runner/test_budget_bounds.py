@@ -43,6 +43,10 @@ METHODS = {
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
     "smc": partial(fs.search.smc, **OPTIONS),
+    "zero_order": partial(fs.search.zero_order, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
+    "epsilon_greedy": partial(fs.search.epsilon_greedy, **OPTIONS),
+    "dfs": partial(fs.search.dfs, **OPTIONS),
+    "dts": partial(fs.search.dts, grid=GRID, kernel=fs.kernels.ddim(LINEAR)),
     "evolution": partial(fs.search.evolution, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "sop": partial(
         fs.search.sop, start=1, forward=1, backward=2, **OPTIONS | {"grid": fs.grids.uniform(4)}
@@ -62,7 +66,7 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-for _whole in ("bon", "halving", "evolution"):
+for _whole in ("bon", "halving", "evolution", "zero_order", "dts"):
     FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 

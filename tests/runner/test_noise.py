@@ -32,6 +32,10 @@ METHODS = {
     "svdd": fs.search.svdd(finish="mean", **OPTIONS),
     "code": fs.search.code(block=2, finish="mean", **OPTIONS),
     "smc": fs.search.smc(temperature=0.2, finish="mean", **OPTIONS),
+    "zero_order": fs.search.zero_order(neighbours=2, **OPTIONS),
+    "epsilon_greedy": fs.search.epsilon_greedy(neighbours=2, finish="mean", **OPTIONS),
+    "dfs": fs.search.dfs(check_at=(2,), finish="mean", **OPTIONS),
+    "dts": fs.search.dts(exponent=0.5, width=2, **OPTIONS),
     "evolution": fs.search.evolution(children=3, **OPTIONS),
     "sop": fs.search.sop(start=1, forward=1, backward=2, finish="mean", **OPTIONS),
 }

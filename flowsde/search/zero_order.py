@@ -1,0 +1,44 @@
+"""Zero-order search over the noise that samples begin with (Ma et al., 2025, arXiv 2501.09732).
+
+Rounds of samples, of which those of the first are fresh, and those of the others begin near the
+noise of the best so far. Rewards are asked of finished samples alone.
+"""
+
+from typing import Any
+
+from flowsde._checks import check_count
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel
+from flowsde.search.grid import check_kernel
+from flowsde.search.noise import NoiseSearch
+
+
+def zero_order(
+    *, nfe: int, kernel: Kernel, grid: Any, neighbours: int = 4, perturbation: float = 0.5
+) -> NoiseSearch:
+    """Zero-order search over the noise that a sample begins with.
+
+    Args:
+      nfe: budget in model evaluations; what is left after whole samples is not used.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      grid: times falling from 1 to 0, few; a sample takes len(grid) - 1 evaluations, and those of
+        the kernel's inner steps.
+      neighbours: samples of a round. Those of the first are fresh, those of the others near the
+        best so far.
+      perturbation: share lambda of the noise's standard deviation that a neighbour redraws, above 0
+        and up to 1, which is Best-of-N.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    times = as_grid("grid", grid)
+    return NoiseSearch(
+        nfe=check_count("nfe", nfe),
+        kernel=check_kernel(kernel),
+        grid=times,
+        neighbours=check_count("neighbours", neighbours),
+        perturbation=perturbation,
+        epsilons=(0.0,) * (len(times) - 1),
+        starts=(0,),
+        branch_at=(0,),
+    )
