@@ -102,7 +102,9 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
+        "pcn": {"kernel": "ode_euler", "steps": 4, "temperature": 0.25},
         "smc": _RECOMMENDED | {"temperature": 0.25},
+        "psi": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     "distilled": {
@@ -115,7 +117,9 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
             "finish": "mean",
         },
         "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
+        "pcn": {"kernel": "ode_euler", "steps": 2, "temperature": 0.25},
         "smc": _DISTILLED | {"temperature": 0.25},
+        "psi": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
         "rbf": _DISTILLED | {"width": 4},
     },
@@ -131,6 +135,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
             "kernel": "ode_euler", "steps": 14, "start": 8, "forward": 7, "backward": 8,
             "finish": "mean",
         },
+        "pcn": _BON,
         # As in the public code: a chain begins from the best of 25 draws, and the last transition
         # has what the others leave, of 500 evaluations 48 a chain.
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},

@@ -26,6 +26,7 @@ from flowsde.search.grid import (
 )
 from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.keep import Keeping, keep
+from flowsde.search.pcn import PCN, pcn
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -36,6 +37,7 @@ from flowsde.search.protocol import (
     Search,
     SearchBase,
 )
+from flowsde.search.psi import PsiSampler, psi
 from flowsde.search.rbf import RBF, rbf
 from flowsde.search.smc import SMC, WeightedSample, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
@@ -48,6 +50,7 @@ METHODS: dict[str, Callable[..., Search]] = {
 
 __all__ = [
     "METHODS",
+    "PCN",
     "RBF",
     "SMC",
     "BestOfN",
@@ -62,6 +65,7 @@ __all__ = [
     "Keeping",
     "Lines",
     "Particle",
+    "PsiSampler",
     "Search",
     "SearchBase",
     "SoP",
@@ -77,6 +81,8 @@ __all__ = [
     "halving",
     "keep",
     "map_valid",
+    "pcn",
+    "psi",
     "rbf",
     "smc",
     "sop",

@@ -8,7 +8,9 @@ from flowsde.search.bon import bon
 from flowsde.search.halving import halving
 from flowsde.search.sop import sop
 from flowsde.search.evolution import evolution
+from flowsde.search.pcn import pcn
 from flowsde.search.smc import smc
+from flowsde.search.psi import psi
 from flowsde.search.code import code
 from flowsde.search.svdd import svdd
 from flowsde.search.rbf import rbf

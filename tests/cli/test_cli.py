@@ -88,6 +88,8 @@ SMALL = {
     "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
+    "pcn": "--nfe 11 --chains 2",
+    "psi": "--nfe 17 --finish-steps 2 --walk 1",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
     "svdd": "--nfe 17 --finish mean --temperature .1",
@@ -95,7 +97,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "halving", "code", "sop", "evolution")
+SLOW = ("sde", "halving", "code", "sop", "evolution", "pcn", "psi")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,8 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, halving, sop, evolution, smc, code, svdd, rbf, got",
+        "--method must be one of ode, sde, bon, halving, sop, evolution, pcn, smc, psi, code, svdd, "
+        "rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

@@ -27,6 +27,14 @@ METHODS = {
     "evolution": fs.search.evolution(
         nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
     ),
+    "pcn": fs.search.pcn(nfe=41, kernel=ODE, grid=GRID, chains=3),
+    "pcn, langevin": fs.search.pcn(
+        nfe=41, kernel=ODE, grid=GRID, chains=2, proposal="langevin", clip=1.0
+    ),
+    "psi": fs.search.psi(kernel=SDE, temperature=0.2, chains=3, **OPTIONS),
+    "guided psi": fs.search.psi(
+        kernel=GUIDED, temperature=2.0, chains=2, walk=3, clip=1.0, **OPTIONS
+    ),
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),

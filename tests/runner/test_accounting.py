@@ -19,7 +19,7 @@ KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
-METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
+METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution", "pcn", "psi")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -99,7 +99,9 @@ def unit(search):
             return unit(search.inner)
         case fs.search.RBF():
             return 1
-        case fs.search.BestOfN() | fs.search.SMC():
+        case fs.search.PsiSampler():
+            return 1  # one more proposal
+        case fs.search.BestOfN() | fs.search.SMC() | fs.search.PCN():
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
@@ -116,12 +118,12 @@ def unit(search):
 def searches(draw, method):
     """A search of random settings with room for 80 to 600 evaluations."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    steps = number({"sop": 4, "evolution": 2}.get(method, 1), 8)
+    steps = number({"sop": 4, "evolution": 2, "psi": 2}.get(method, 1), 8)
     guided = number(0, 5) == 0
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution"):
+    if method not in ("bon", "halving", "evolution", "pcn"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -150,6 +152,11 @@ def searches(draw, method):
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
             options |= {"mutate_at": number(1, 19) / 20}
+        case "pcn":
+            options |= {"chains": number(1, 9), "kernel": ODE}
+            options |= {"proposal": "langevin" if guided else "random"}
+        case "psi":
+            options |= {"chains": number(1, 9), "walk": number(1, 6)}
         case "sop":
             start = number(1, steps - 2)
             forward = number(1, start)

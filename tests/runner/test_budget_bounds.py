@@ -43,6 +43,8 @@ METHODS = {
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
     "smc": partial(fs.search.smc, **OPTIONS),
+    "pcn": partial(fs.search.pcn, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
+    "psi": partial(fs.search.psi, **OPTIONS),
     "evolution": partial(fs.search.evolution, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "sop": partial(
         fs.search.sop, start=1, forward=1, backward=2, **OPTIONS | {"grid": fs.grids.uniform(4)}
@@ -62,7 +64,7 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-for _whole in ("bon", "halving", "evolution"):
+for _whole in ("bon", "halving", "evolution", "pcn"):
     FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 

@@ -32,6 +32,7 @@ METHODS = {
     "svdd": fs.search.svdd(finish="mean", **OPTIONS),
     "code": fs.search.code(block=2, finish="mean", **OPTIONS),
     "smc": fs.search.smc(temperature=0.2, finish="mean", **OPTIONS),
+    "psi": fs.search.psi(temperature=0.2, chains=2, finish="mean", **OPTIONS),
     "evolution": fs.search.evolution(children=3, **OPTIONS),
     "sop": fs.search.sop(start=1, forward=1, backward=2, finish="mean", **OPTIONS),
 }
