@@ -34,9 +34,9 @@ NAMES = {
     "flowsde.rewards": "DeviceReward HostReward RewardError device host remote",
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete Evaluation Evolution GridSearch Info Keeping
-        Lines METHODS PCN Particle PsiSampler RBF SMC Search SearchBase SoP SuccessiveHalving
+        LiDAR Lines METHODS PCN Particle PsiSampler RBF SMC Search SearchBase SoP SuccessiveHalving
         affordable_units any_over_prompts bon code even_shares evolution fold_in_ids halving keep
-        map_valid pcn psi rbf smc sop svdd to_particles tree_take tree_where
+        lidar map_valid pcn psi rbf smc sop svdd to_particles tree_take tree_where
     """,
     "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }

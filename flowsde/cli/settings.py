@@ -99,6 +99,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 40},
         "bon": _BON | {"steps": 6},
         "halving": _BON,
+        "lidar": _BON | {"temperature": 0.25},
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
@@ -112,6 +113,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {"nfe": None, "steps": 4},
         "bon": _BON | {"steps": 2},
         "halving": _BON | {"steps": 4},
+        "lidar": _BON | {"steps": 4, "temperature": 0.25},
         "sop": {
             "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
             "finish": "mean",
@@ -129,6 +131,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "sde": {**_PAPER, "nfe": None},
         "bon": _BON,
         "halving": _BON,
+        "lidar": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {

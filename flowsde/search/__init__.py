@@ -26,6 +26,7 @@ from flowsde.search.grid import (
 )
 from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.keep import Keeping, keep
+from flowsde.search.lidar import LiDAR, lidar
 from flowsde.search.pcn import PCN, pcn
 from flowsde.search.protocol import (
     BudgetTooSmall,
@@ -63,6 +64,7 @@ __all__ = [
     "GridSearch",
     "Info",
     "Keeping",
+    "LiDAR",
     "Lines",
     "Particle",
     "PsiSampler",
@@ -80,6 +82,7 @@ __all__ = [
     "fold_in_ids",
     "halving",
     "keep",
+    "lidar",
     "map_valid",
     "pcn",
     "psi",

@@ -6,6 +6,7 @@
 # ruff: noqa: F401, I001 - the order is that of the command's help.
 from flowsde.search.bon import bon
 from flowsde.search.halving import halving
+from flowsde.search.lidar import lidar
 from flowsde.search.sop import sop
 from flowsde.search.evolution import evolution
 from flowsde.search.pcn import pcn

@@ -189,7 +189,8 @@ class PsiSampler(GridSearch):
             return jnp.where(walking, self._real(a), self._real(b))
 
         path = self.path(new)
-        real = jnp.arange(self.n_candidates) < jnp.where(walking, chains, particles)
+        rows_now = jnp.where(walking, jnp.int32(chains), jnp.int32(particles))
+        real = jnp.arange(self.n_candidates, dtype=jnp.int32) < rows_now
         return new, Info(
             time=candidates.t,
             reward=rows("reward"),
@@ -225,7 +226,7 @@ class PsiSampler(GridSearch):
     def _begun(self, smc: SMCState, walk: PCNState) -> SMCState:
         """SMC behind its first step, of particles whose law is weighed already."""
         reward = smc.particles.reward
-        in_use = jnp.arange(reward.shape[0]) < smc.nfe // self.steps
+        in_use = jnp.arange(reward.shape[0], dtype=jnp.int32) < smc.nfe // self.steps
         # One without a reward is none of that law.
         alive = in_use & (reward > -jnp.inf)
         kept = jnp.where(jnp.any(alive), alive, in_use)
@@ -256,7 +257,7 @@ class PsiSampler(GridSearch):
         n = state.smc.nfe // self.steps
         _, wanted = self._sources(state.walk, n)
         begins = (state.smc.step == 1) & (wanted < state.walk.draw)
-        begins &= jnp.arange(wanted.shape[0]) < n
+        begins &= jnp.arange(wanted.shape[0], dtype=jnp.int32) < n
         return Lines(jnp.where(self._real(begins), rows, -1), jnp.full_like(rows, -1), particles)
 
 

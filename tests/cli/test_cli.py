@@ -86,6 +86,7 @@ SMALL = {
     "sde": "",
     "bon": "--nfe 7 --width 2",
     "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
+    "lidar": "--nfe 10 --draft-steps 2 --trajectories 1",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "pcn": "--nfe 11 --chains 2",
@@ -97,7 +98,7 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "halving", "code", "sop", "evolution", "pcn", "psi")
+SLOW = ("sde", "halving", "lidar", "code", "sop", "evolution", "pcn", "psi")
 
 
 @pytest.mark.parametrize(
@@ -277,8 +278,8 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, halving, sop, evolution, pcn, smc, psi, code, svdd, "
-        "rbf, got",
+        "--method must be one of ode, sde, bon, halving, lidar, sop, evolution, pcn, smc, psi, "
+        "code, svdd, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

@@ -49,7 +49,7 @@ def test_order_is_that_of_the_table(package: str) -> None:
 
 
 def test_the_names_are_those_of_the_functions() -> None:
-    words = "bon halving sop evolution pcn smc psi code svdd rbf"
+    words = "bon halving lidar sop evolution pcn smc psi code svdd rbf"
     assert {name: getattr(search, name) for name in words.split()} == search.METHODS
     words = "euler_maruyama ddim cps exact correlated glass ode_euler"
     assert {name: getattr(kernels, name) for name in words.split()} == kernels.KERNELS

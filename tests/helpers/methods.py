@@ -14,6 +14,10 @@ OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
     "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
+    "lidar": fs.search.lidar(nfe=41, kernel=ODE, grid=GRID, draft_steps=3),
+    "guided lidar": fs.search.lidar(
+        nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, trajectories=1, scale=3.0
+    ),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),

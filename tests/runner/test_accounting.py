@@ -19,7 +19,19 @@ KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
-METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution", "pcn", "psi")
+METHODS = (
+    "bon",
+    "halving",
+    "lidar",
+    "rbf",
+    "svdd",
+    "code",
+    "smc",
+    "sop",
+    "evolution",
+    "pcn",
+    "psi",
+)
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -105,6 +117,8 @@ def unit(search):
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
+        case fs.search.LiDAR():
+            return len(search.draft)  # one more draft
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
@@ -123,7 +137,7 @@ def searches(draw, method):
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution", "pcn"):
+    if method not in ("bon", "halving", "lidar", "evolution", "pcn"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -135,6 +149,9 @@ def searches(draw, method):
             whole = options["draft_steps"] == steps or options["resume_at"] < 1.0
             room_for = 0 if whole else steps - 2
             options |= {"rungs": number(0, max(room_for, 0))}
+        case "lidar":
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"draft_steps": number(1, steps), "trajectories": number(1, 4)}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}

@@ -39,6 +39,7 @@ METHODS = {
     "halving": partial(
         fs.search.halving, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR), draft_steps=2
     ),
+    "lidar": partial(fs.search.lidar, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "rbf": partial(fs.search.rbf, **OPTIONS),
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
@@ -64,7 +65,7 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-for _whole in ("bon", "halving", "evolution", "pcn"):
+for _whole in ("bon", "halving", "lidar", "evolution", "pcn"):
     FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 

@@ -28,6 +28,7 @@ OPTIONS = {"nfe": 30, "grid": GRID, "kernel": PureNoise(fs.interpolants.linear()
 METHODS = {
     "bon": fs.search.bon(width=3, **OPTIONS),
     "halving": fs.search.halving(factor=2, draft_steps=2, **OPTIONS),
+    "lidar": fs.search.lidar(draft_steps=2, trajectories=1, **OPTIONS),
     "rbf": fs.search.rbf(chains=2, width=3, finish="mean", **OPTIONS),
     "svdd": fs.search.svdd(finish="mean", **OPTIONS),
     "code": fs.search.code(block=2, finish="mean", **OPTIONS),
