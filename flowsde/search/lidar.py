@@ -180,8 +180,8 @@ class LiDAR(GridSearch):
         near = -away / (2.0 * jnp.square(sigma))
         there = jnp.arange(reward.size, dtype=jnp.int32) < self.drafts(state.nfe)
         plain = jnp.where(there, near, -jnp.inf)
-        # A draft without a reward is none of the weighed samples. Large rewards would round distances
-        # away: less the best first.
+        # A draft without a reward is none of the weighed samples. Beside large rewards distances
+        # would round away: less the best first.
         alive = there & (reward > -jnp.inf)
         value = jnp.where(alive, bounded(reward), -jnp.inf)
         below = jnp.where(alive, value - jnp.max(value), -jnp.inf)
