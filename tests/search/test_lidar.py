@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, flow, reward, row, tools
+from quick import slow
 
 import flowsde as fs
 
@@ -71,8 +72,8 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     "search",
     [
         lidar(),
-        pytest.param(lidar(50, SDE, scale=3.0, pull_until=0.5), marks=pytest.mark.slow),
-        pytest.param(lidar(33, draft_steps=1, trajectories=1), marks=pytest.mark.slow),
+        slow(lidar(50, SDE, scale=3.0, pull_until=0.5)),
+        slow(lidar(33, draft_steps=1, trajectories=1)),
     ],
     ids=["ode", "sde", "one step"],
 )
@@ -109,7 +110,9 @@ def bank_of(search, x):
     return state._replace(bank=state.bank._replace(x0=x, reward=quadratic(x, None)))
 
 
-@pytest.mark.parametrize(("path", "t"), [(VP, 0.4), (LINEAR, 0.6), (LINEAR, 1.0)])
+@pytest.mark.parametrize(
+    ("path", "t"), [slow(VP, 0.4), (LINEAR, 0.6), slow(LINEAR, 1.0)], ids=["vp", "linear", "start"]
+)
 def test_moved_means_are_those_of_the_tilted_mixture(path, t):
     """Of many exact samples, whatever of the two means the model has."""
     n, t = 100_000, np.float32(t)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, decode, flow, reward, row, tools
+from quick import slow
 
 import flowsde as fs
 from flowsde.search.pcn import Walker
@@ -89,8 +90,8 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     "search",
     [
         pcn(),
-        pytest.param(pcn(proposal="langevin", clip=0.8), marks=pytest.mark.slow),
-        pytest.param(pcn(23, chains=2, step_size=2.0), marks=pytest.mark.slow),
+        slow(pcn(proposal="langevin", clip=0.8)),
+        slow(pcn(23, chains=2, step_size=2.0)),
     ],
     ids=["random", "langevin", "few"],
 )
@@ -216,6 +217,7 @@ def test_chains_sample_the_noise_weighed_by_the_reward(velocity, grid, scale, op
     assert np.max(np.abs(normal - exact)) > 0.1
 
 
+@pytest.mark.slow
 def test_a_linear_reward_is_followed_without_rejections():
     """Noise weighed by exp(b x) is N(b, 1), to which the Langevin form goes in steps of e / 2."""
     slope, count = 3.0, 4000
