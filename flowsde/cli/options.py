@@ -82,10 +82,11 @@ class Trajectory:
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
     with a FLUX.1, is the model's own, and the default there for ode, sde, bon, halving,
-    zero_order, sop, evolution and dfs."""
+    zero_order, lidar, sop, evolution, dfs and pcn."""
     steps: Int = None
-    """Number of steps (default: 40 for ode and sde, 6 for bon and zero_order, 10 for halving, 20
-    for sop, 4 for evolution, for the other searches a fifth of the budget and at most 10)."""
+    """Number of steps (default: 40 for ode and sde, 6 for bon and zero_order, 10 for halving and
+    lidar, 20 for sop, 4 for evolution and pcn, for the other searches a fifth of the budget and at
+    most 10)."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
     candidate. SiT's default is 4. FLUX.1-dev's is 3.5, an input of the model that costs nothing.

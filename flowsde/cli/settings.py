@@ -104,12 +104,15 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "bon": _BON | {"steps": 6},
         "halving": _BON,
         "zero_order": _BON | {"steps": 6},
+        "lidar": _BON | {"temperature": 0.25},
         "sop": {"kernel": "ode_euler", "backward": 5},
         "evolution": {"kernel": "ode_euler", "steps": 4},
         "dfs": {"kernel": "ode_euler", "steps": None},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
+        "pcn": {"kernel": "ode_euler", "steps": 4, "temperature": 0.25},
         "smc": _RECOMMENDED | {"temperature": 0.25},
         "dts": _RECOMMENDED | {"temperature": 0.25},
+        "psi": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
     },
     "distilled": {
@@ -118,14 +121,17 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "bon": _BON | {"steps": 2},
         "halving": _BON | {"steps": 4},
         "zero_order": _BON | {"steps": 2},
+        "lidar": _BON | {"steps": 4, "temperature": 0.25},
         "sop": {
             "kernel": "ode_euler", "steps": 4, "start": 1, "forward": 1, "backward": 2,
             "finish": "mean",
         },
         "evolution": {"kernel": "ode_euler", "steps": 4, "children": 8, "parents": 2},
         "dfs": {"kernel": "ode_euler", "steps": 4, "finish": "mean"},
-        "smc": _DISTILLED | {"temperature": 0.25},
         "dts": _DISTILLED | {"temperature": 0.25},
+        "pcn": {"kernel": "ode_euler", "steps": 2, "temperature": 0.25},
+        "smc": _DISTILLED | {"temperature": 0.25},
+        "psi": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
         "rbf": _DISTILLED | {"width": 4},
     },
@@ -136,6 +142,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "bon": _BON,
         "halving": _BON,
         "zero_order": _BON,
+        "lidar": _BON,
         # Theirs takes 10 ODE steps in each of 5 rounds of K = 5 children of N = 2 paths, to and
         # from times of their own; on a grid, this is nearest.
         "sop": {
@@ -143,6 +150,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
             "finish": "mean",
         },
         "dfs": {"kernel": "ode_euler", "steps": 10, "finish": "mean"},
+        "pcn": _BON,
         # As in the public code: a chain begins from the best of 25 draws, and the last transition
         # has what the others leave, of 500 evaluations 48 a chain.
         "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},

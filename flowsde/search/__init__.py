@@ -29,7 +29,9 @@ from flowsde.search.grid import (
 )
 from flowsde.search.halving import SuccessiveHalving, halving
 from flowsde.search.keep import Keeping, keep
+from flowsde.search.lidar import LiDAR, lidar
 from flowsde.search.noise import NoiseSearch
+from flowsde.search.pcn import PCN, pcn
 from flowsde.search.protocol import (
     BudgetTooSmall,
     Candidates,
@@ -40,6 +42,7 @@ from flowsde.search.protocol import (
     Search,
     SearchBase,
 )
+from flowsde.search.psi import PsiSampler, psi
 from flowsde.search.rbf import RBF, rbf
 from flowsde.search.smc import SMC, WeightedSample, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
@@ -55,6 +58,7 @@ __all__ = [
     "DFS",
     "DTS",
     "METHODS",
+    "PCN",
     "RBF",
     "SMC",
     "BestOfN",
@@ -67,9 +71,11 @@ __all__ = [
     "GridSearch",
     "Info",
     "Keeping",
+    "LiDAR",
     "Lines",
     "NoiseSearch",
     "Particle",
+    "PsiSampler",
     "Search",
     "SearchBase",
     "SoP",
@@ -87,7 +93,10 @@ __all__ = [
     "fold_in_ids",
     "halving",
     "keep",
+    "lidar",
     "map_valid",
+    "pcn",
+    "psi",
     "rbf",
     "smc",
     "sop",

@@ -75,12 +75,12 @@ def residual(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
     expected = jnp.float32(n) * jax.nn.softmax(log_weights)
     whole = jnp.floor(expected)
     copies = whole.astype(jnp.int32)
-    certain = jnp.sum(copies)
+    certain = jnp.sum(copies, dtype=jnp.int32)
     kept = jnp.repeat(jnp.arange(room, dtype=jnp.int32), copies, total_repeat_length=room)
     # With nothing left over no draw is used, whatever its weights.
     rest = jnp.where(certain == n, expected, expected - whole)
     drawn = inverse_cdf(rest, jax.random.uniform(key, (room,), jnp.float32))
-    return jnp.where(jnp.arange(room) < certain, kept, drawn)
+    return jnp.where(jnp.arange(room, dtype=jnp.int32) < certain, kept, drawn)
 
 
 def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ def ssp(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:
     start = (whole.astype(jnp.int32), jnp.zeros((), jnp.int32), expected[0] - whole[0])
     used = jnp.max(jnp.where(log_weights > -jnp.inf, jnp.arange(1, room + 1, dtype=jnp.int32), 0))
     copies, left, _ = jax.lax.fori_loop(1, jnp.maximum(n, used), meet, start)
-    copies = copies.at[left].add(n - jnp.sum(copies))
+    copies = copies.at[left].add(n - jnp.sum(copies, dtype=jnp.int32))
     return jnp.repeat(jnp.arange(room, dtype=jnp.int32), copies, total_repeat_length=room)
 
 

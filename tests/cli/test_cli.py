@@ -87,10 +87,13 @@ SMALL = {
     "bon": "--nfe 7 --width 2",
     "halving": "--nfe 10 --draft-steps 2 --factor 2 --resume-at .9",
     "zero_order": "--nfe 10 --neighbours 2",
+    "lidar": "--nfe 10 --draft-steps 2 --trajectories 1",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
     "dfs": "--nfe 17 --check-at 2 --bar -1.5 --tries 2 --finish mean",
     "dts": "--nfe 10 --width 2 --branch-at 1 --explore .5",
+    "pcn": "--nfe 11 --chains 2",
+    "psi": "--nfe 17 --finish-steps 2 --walk 1",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
     "svdd": "--nfe 17 --finish mean --temperature .1",
@@ -99,7 +102,10 @@ SMALL = {
 }
 
 
-SLOW = ("sde", "halving", "zero_order", "code", "sop", "evolution", "epsilon_greedy", "dfs", "dts")
+SLOW = (
+    *("sde", "halving", "zero_order", "lidar", "code", "sop", "evolution", "epsilon_greedy"),
+    *("dfs", "dts", "pcn", "psi"),
+)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +287,8 @@ WRONG = [
     ("three red circles and", "prompt"),
     (
         "P --method mcts",
-        "--method must be one of ode, sde, bon, halving, zero_order, sop, evolution, dfs, dts, "
-        "smc, code, svdd, epsilon_greedy, rbf, got",
+        "--method must be one of ode, sde, bon, halving, zero_order, lidar, sop, evolution, dfs, "
+        "dts, pcn, smc, psi, code, svdd, epsilon_greedy, rbf, got",
     ),
     ("P --preset best", "--preset"),
     ("P --interpolant quadratic", "--interpolant"),

@@ -49,7 +49,8 @@ def test_order_is_that_of_the_table(package: str) -> None:
 
 
 def test_the_names_are_those_of_the_functions() -> None:
-    words = "bon halving zero_order sop evolution dfs dts smc code svdd epsilon_greedy rbf"
+    words = "bon halving zero_order lidar sop evolution dfs dts pcn smc psi code svdd"
+    words += " epsilon_greedy rbf"
     assert {name: getattr(search, name) for name in words.split()} == search.METHODS
     words = "euler_maruyama ddim cps exact correlated glass ode_euler"
     assert {name: getattr(kernels, name) for name in words.split()} == kernels.KERNELS

@@ -14,6 +14,10 @@ OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
     "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
+    "lidar": fs.search.lidar(nfe=41, kernel=ODE, grid=GRID, draft_steps=3),
+    "guided lidar": fs.search.lidar(
+        nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, trajectories=1, scale=3.0
+    ),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, width=3, **OPTIONS),
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
@@ -31,6 +35,14 @@ METHODS = {
     "epsilon greedy": fs.search.epsilon_greedy(kernel=SDE, neighbours=3, **OPTIONS),
     "dfs": fs.search.dfs(kernel=ODE, check_at=(2,), bar=0.5, **OPTIONS),
     "dts": fs.search.dts(nfe=41, kernel=SDE, grid=GRID, exponent=0.5, width=3, nodes=9),
+    "pcn": fs.search.pcn(nfe=41, kernel=ODE, grid=GRID, chains=3),
+    "pcn, langevin": fs.search.pcn(
+        nfe=41, kernel=ODE, grid=GRID, chains=2, proposal="langevin", clip=1.0
+    ),
+    "psi": fs.search.psi(kernel=SDE, temperature=0.2, chains=3, **OPTIONS),
+    "guided psi": fs.search.psi(
+        kernel=GUIDED, temperature=2.0, chains=2, walk=3, clip=1.0, **OPTIONS
+    ),
     "guided rbf, improve, heun": fs.search.rbf(
         kernel=GUIDED, width=2, last="improve", finish="heun", **OPTIONS
     ),

@@ -20,7 +20,7 @@ LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
-METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts")
+METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts", "lidar", "pcn", "psi")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -100,12 +100,16 @@ def unit(search):
             return unit(search.inner)
         case fs.search.RBF():
             return 1
-        case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS():
+        case fs.search.PsiSampler():
+            return 1  # one more proposal
+        case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS() | fs.search.PCN():
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
             return sum(search._lengths)  # one more draft and its continuation
         case fs.search.NoiseSearch():
             return max(search.stages.cost)  # one more draw of a stage
+        case fs.search.LiDAR():
+            return len(search.draft)  # one more draft
         case fs.search.CoDe():
             # One more child of a block, in each chain.
             return search.chains * max(1, min(search.block, search.steps - 1))
@@ -122,12 +126,12 @@ def unit(search):
 def searches(draw, method):
     """A search of random settings with room for 80 to 600 evaluations."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    steps = number({"sop": 4, "evolution": 2}.get(method, 1), 8)
+    steps = number({"sop": 4, "evolution": 2, "psi": 2}.get(method, 1), 8)
     guided = number(0, 5) == 0
     kernel = GUIDED if guided else STOCHASTIC
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
-    if method not in ("bon", "halving", "evolution", "zero_order", "dts"):
+    if method not in ("bon", "halving", "evolution", "zero_order", "dts", "lidar", "pcn"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
         options["finish_steps"] = 2 * number(1, 4)
     match method:
@@ -139,6 +143,9 @@ def searches(draw, method):
             whole = options["draft_steps"] == steps or options["resume_at"] < 1.0
             room_for = 0 if whole else steps - 2
             options |= {"rungs": number(0, max(room_for, 0))}
+        case "lidar":
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"draft_steps": number(1, steps), "trajectories": number(1, 4)}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
@@ -171,6 +178,11 @@ def searches(draw, method):
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
             options |= {"mutate_at": number(1, 19) / 20}
+        case "pcn":
+            options |= {"chains": number(1, 9), "kernel": ODE}
+            options |= {"proposal": "langevin" if guided else "random"}
+        case "psi":
+            options |= {"chains": number(1, 9), "walk": number(1, 6)}
         case "sop":
             start = number(1, steps - 2)
             forward = number(1, start)

@@ -39,6 +39,7 @@ METHODS = {
     "halving": partial(
         fs.search.halving, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR), draft_steps=2
     ),
+    "lidar": partial(fs.search.lidar, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "rbf": partial(fs.search.rbf, **OPTIONS),
     "svdd": partial(fs.search.svdd, **OPTIONS),
     "code": partial(fs.search.code, **OPTIONS),
@@ -47,6 +48,8 @@ METHODS = {
     "epsilon_greedy": partial(fs.search.epsilon_greedy, **OPTIONS),
     "dfs": partial(fs.search.dfs, **OPTIONS),
     "dts": partial(fs.search.dts, grid=GRID, kernel=fs.kernels.ddim(LINEAR)),
+    "pcn": partial(fs.search.pcn, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
+    "psi": partial(fs.search.psi, **OPTIONS),
     "evolution": partial(fs.search.evolution, grid=GRID, kernel=fs.kernels.ode_euler(LINEAR)),
     "sop": partial(
         fs.search.sop, start=1, forward=1, backward=2, **OPTIONS | {"grid": fs.grids.uniform(4)}
@@ -66,7 +69,7 @@ def test_budgets_of_searches(make):
 
 
 FINISHED = {name: partial(make, finish="heun", finish_steps=4) for name, make in METHODS.items()}
-for _whole in ("bon", "halving", "evolution", "zero_order", "dts"):
+for _whole in ("bon", "halving", "evolution", "zero_order", "dts", "lidar", "pcn"):
     FINISHED.pop(_whole)
 FINISHED["rbf, reserve"] = partial(FINISHED["rbf"], allocation="reserve", chains=3, seeds=2)
 

@@ -28,6 +28,7 @@ OPTIONS = {"nfe": 30, "grid": GRID, "kernel": PureNoise(fs.interpolants.linear()
 METHODS = {
     "bon": fs.search.bon(width=3, **OPTIONS),
     "halving": fs.search.halving(factor=2, draft_steps=2, **OPTIONS),
+    "lidar": fs.search.lidar(draft_steps=2, trajectories=1, **OPTIONS),
     "rbf": fs.search.rbf(chains=2, width=3, finish="mean", **OPTIONS),
     "svdd": fs.search.svdd(finish="mean", **OPTIONS),
     "code": fs.search.code(block=2, finish="mean", **OPTIONS),
@@ -36,6 +37,7 @@ METHODS = {
     "epsilon_greedy": fs.search.epsilon_greedy(neighbours=2, finish="mean", **OPTIONS),
     "dfs": fs.search.dfs(check_at=(2,), finish="mean", **OPTIONS),
     "dts": fs.search.dts(exponent=0.5, width=2, **OPTIONS),
+    "psi": fs.search.psi(temperature=0.2, chains=2, finish="mean", **OPTIONS),
     "evolution": fs.search.evolution(children=3, **OPTIONS),
     "sop": fs.search.sop(start=1, forward=1, backward=2, finish="mean", **OPTIONS),
 }

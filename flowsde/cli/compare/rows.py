@@ -72,10 +72,10 @@ def plan(
 ) -> Plan:
     """Rows of every method x interpolant x kernel x budget.
 
-    A method whose preset follows the ODE (ode, bon, halving, zero_order, sop, evolution, dfs) has
-    one row for all interpolants and kernels: the ODE's path is the same under each. A single
-    trajectory (ode, sde) has one row, of its own budget. Budgets that are too small for a method
-    are left out, unless all are.
+    A method whose preset follows the ODE (ode, bon, sop, evolution, …) has one row for all
+    interpolants and kernels: the ODE's path is the same under each. A single trajectory (ode, sde)
+    has one row, of its own budget. Budgets that are too small for a method are left out, unless all
+    are.
 
     Args:
       methods, interpolants, kernels, preset: by name; those of the preset when empty.

@@ -1,0 +1,326 @@
+"""pCN: Markov chains over the noise that a picture begins with.
+
+A deterministic kernel makes the picture, and its reward r, a function of the noise x. Pictures of
+the model that are weighed by exp(r / beta) begin with noise of the law
+
+    pi(x) proportional to N(x; 0, I) exp(r(x) / beta).
+
+A chain proposes, for a step size e with rho = (1 - e / 4) / (1 + e / 4) and s^2 = 1 - rho^2,
+
+    y = rho x + s (z + sqrt(e) / 2 G(x)),    z ~ N(0, I),
+
+and goes to y with probability min(1, exp(g(y, x) - g(x, y))), else it stays, where
+
+    g(a, b) = r(a) / beta + sqrt(e) / 2 G(a) . (b - rho a) / s - e / 8 |G(a)|^2.
+
+That leaves pi as it is, whatever function of the noise G is. With G = 0 (preconditioned
+Crank-Nicolson; Cotter et al., 2013, arXiv 1202.0709) proposals keep the law of noise, in any
+dimension, and rewards alone decide. With the gradient, G = grad r / beta (its Langevin form, pCNL),
+all proposals for a linear reward are accepted. Here G is that of the reward of the posterior mean
+at t = 1, which takes one backward pass, and may be shortened: the chain stays exact.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count, check_positive
+from flowsde.grids import as_grid
+from flowsde.kernels import Kernel
+from flowsde.kernels.base import standard_normal
+from flowsde.search.grid import (
+    GridSearch,
+    UnusableKernel,
+    check_kernel,
+    fold_in_ids,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle
+from flowsde.search.smc.potentials import bounded
+
+_ACCEPT = np.iinfo(np.int32).max
+"""In place of a step, the key by which a chain decides."""
+
+
+class Walker(NamedTuple):
+    """Where chains are, [C].
+
+    Attributes:
+      begun: at t = 1.
+      ended: at the last time, or on its way there.
+    """
+
+    begun: Particle
+    ended: Particle
+
+
+class PCNState(NamedTuple):
+    """State of `PCN`.
+
+    Attributes:
+      key, target, nfe: of the run.
+      draw: int32, proposals of each chain that have ended.
+      step: int32, position in the grid at which the next are evaluated.
+      current: of the chains.
+      proposed: on their way.
+      best: the answer so far.
+    """
+
+    key: jax.Array
+    target: jax.Array
+    nfe: jax.Array
+    draw: jax.Array
+    step: jax.Array
+    current: Walker
+    proposed: Walker
+    best: Particle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PCN(GridSearch):
+    """See `pcn`.
+
+    Attributes:
+      langevin: whether proposals follow the gradient, whatever the kernel says.
+    """
+
+    chains: int
+    step_size: float
+    temperature: float
+    langevin: bool
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_walk(self.step_size, self.temperature, self.clip)
+        if self.kernel.stochastic and self.steps > 1:
+            raise UnusableKernel(
+                f"kernel {type(self.kernel).__name__} is stochastic, so the noise that a picture "
+                f"begins with does not decide its reward, and pcn walks there; expected a "
+                f"deterministic one (ode_euler)"
+            )
+        if self.nfe < self.steps:
+            raise BudgetTooSmall(
+                f"nfe = {self.nfe} is less than one picture: the grid takes {self.steps} "
+                f"evaluations",
+                self.steps,
+            )
+
+    @property
+    def uses_gradient(self) -> bool:
+        return self.langevin
+
+    @property
+    def n_candidates(self) -> int:
+        return min(self.chains, self.nfe // self.steps)
+
+    @property
+    def max_rounds(self) -> int:
+        return -(-(self.nfe // self.steps) // self.chains) * self.steps
+
+    @property
+    def path_name(self) -> str:
+        return "chain"
+
+    @property
+    def rho(self) -> float:
+        """Share of a chain's noise that a proposal keeps."""
+        return (1.0 - self.step_size / 4.0) / (1.0 + self.step_size / 4.0)
+
+    def init(self, key, shape, target_reward, nfe) -> PCNState:
+        nothing, zero = self.empty(self.n_candidates, shape), jnp.zeros((), jnp.int32)
+        walker = Walker(nothing, nothing)
+        best = self.empty(None, shape)
+        return PCNState(key, target_reward, nfe, zero, zero, walker, walker, best)
+
+    def ask(self, state: PCNState) -> tuple[PCNState, Candidates]:
+        n = self.n_candidates
+        chain = jnp.arange(n, dtype=jnp.int32)
+        valid = self._in_budget(state) & ~self.done(state)
+        keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(chain, state.draw)
+
+        def extend(key: jax.Array, i: jax.Array) -> jax.Array:
+            way = tree_take(state.proposed.ended, i)._replace(gradient=None)
+            started = self._propose(key, tree_take(state.current.begun, i), state.draw == 0)
+            if self.steps == 1:
+                return started
+            # The kernel adds no noise: what it is given for that is not used.
+            return jnp.where(state.step == 0, started, self.move(way.x, way, state.step))
+
+        return state, Candidates(
+            x=map_valid(extend, valid, keys, chain),
+            t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
+            wants_reward=jnp.full(n, state.step == self.steps - 1),
+            wants_gradient=jnp.full(n, (state.step == 0) & self.langevin),
+            valid=valid,
+        )
+
+    def _in_budget(self, state: PCNState) -> jax.Array:
+        """Whether each chain has another proposal, bool [C]: earlier chains may have one more."""
+        chain = jnp.arange(self.n_candidates, dtype=jnp.int32)
+        return state.draw * self.chains + chain < state.nfe // self.steps
+
+    def _propose(self, key: jax.Array, begun: Particle, first: jax.Array) -> jax.Array:
+        """x at t = 1 of a chain's next proposal, [*shape]; of its first, noise."""
+        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
+        fresh = radius * standard_normal(key, begun.x.shape)
+        rho, s = self.rho, math.sqrt(1.0 - self.rho**2)
+        if self.langevin:
+            fresh = fresh + 0.5 * math.sqrt(self.step_size) * radius * self._pull(begun)
+        return jnp.where(first, fresh, rho * begun.x + s * fresh)
+
+    def _pull(self, begun: Particle) -> jax.Array:
+        """G, shaped as x, where noise is standard normal."""
+        assert begun.gradient is not None
+        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
+        pull = radius / self.temperature * begun.gradient
+        if self.clip is None:
+            return pull
+        length = jnp.sqrt(jnp.sum(jnp.square(pull)))
+        return pull * jnp.where(length > self.clip, self.clip / length, 1.0)
+
+    def _forth(self, a: Particle, b: Particle) -> jax.Array:
+        """g(a, b) without the reward, a scalar: log density of proposing b at a, less pCN's."""
+        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
+        pull, s = self._pull(a), math.sqrt(1.0 - self.rho**2)
+        along = jnp.sum(pull * (b.x - self.rho * a.x) / (s * radius))
+        half = 0.5 * math.sqrt(self.step_size)
+        return half * along - 0.5 * half**2 * jnp.sum(jnp.square(pull))
+
+    def log_ratio(self, current: Walker, proposed: Walker) -> jax.Array:
+        """Log of the Metropolis ratio of each chain, [C], before it is cut at 0.
+
+        A chain whose picture has no reward leaves it, and no chain goes to one without.
+        """
+        new, old = proposed.ended.reward, current.ended.reward
+        ratio = bounded(new / self.temperature) - bounded(old / self.temperature)
+        if self.langevin:
+            forth = jax.vmap(self._forth)
+            ratio += forth(proposed.begun, current.begun) - forth(current.begun, proposed.begun)
+        ratio = jnp.where((new > -jnp.inf) & ~jnp.isnan(ratio), ratio, -jnp.inf)
+        return jnp.where(old > -jnp.inf, ratio, jnp.inf)
+
+    def _accepts(self, state: PCNState, proposed: Walker) -> jax.Array:
+        """Which chains go to where they proposed, bool [C]."""
+
+        def threshold(chain: jax.Array) -> jax.Array:
+            key = fold_in_ids(state.key, chain, state.draw, jnp.asarray(_ACCEPT, jnp.int32))
+            return -jax.random.exponential(key, (), jnp.float32)
+
+        log_u = jax.vmap(threshold)(jnp.arange(self.n_candidates, dtype=jnp.int32))
+        return (state.draw == 0) | (log_u < self.log_ratio(state.current, proposed))
+
+    def tell(
+        self, state: PCNState, candidates: Candidates, evals: Evaluation
+    ) -> tuple[PCNState, Info]:
+        active = ~self.done(state)
+        particles = to_particles(candidates, evals)
+        begins = jnp.full(self.n_candidates, state.step == 0)
+        proposed = Walker(tree_where(begins, particles, state.proposed.begun), particles)
+        ended = active & (state.step == self.steps - 1)
+        accepted = ended & candidates.valid & self._accepts(state, proposed)
+        best = self._better(state, particles)
+        new = state._replace(
+            draw=state.draw + ended.astype(jnp.int32),
+            step=jnp.where(ended, 0, state.step + active.astype(jnp.int32)),
+            current=tree_where(accepted, proposed, state.current),
+            proposed=proposed,
+            best=best,
+        )
+        return new, Info(
+            time=candidates.t,
+            reward=particles.reward,
+            counted=candidates.valid,
+            accepted=accepted,
+            ancestors=jnp.where(accepted, state.draw, -1),
+            ess=jnp.full((), self.n_candidates, jnp.float32),
+            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            best_reward=best.reward,
+            path_time=new.current.ended.t,
+            path_reward=new.current.ended.reward,
+        )
+
+    def _better(self, state: PCNState, particles: Particle) -> Particle:
+        """The best of the lowest time that has a reward; what was first of equals."""
+        best = state.best
+        winner = tree_take(particles, jnp.argmax(particles.reward).astype(jnp.int32))
+        higher = (winner.t == best.t) & (winner.reward > best.reward)
+        none = best.reward == -jnp.inf
+        better = jnp.where(
+            winner.reward > -jnp.inf, none | (winner.t < best.t) | higher, none & (state.draw == 0)
+        )
+        return tree_where(better & ~self.done(state), winner, best)
+
+    def done(self, state: PCNState) -> jax.Array:
+        return ~self._in_budget(state)[0] | (state.best.reward >= state.target)
+
+    def best(self, state: PCNState) -> Particle:
+        return state.best
+
+    def path(self, state: PCNState) -> Particle:
+        return state.current.ended
+
+
+def check_walk(step_size: float, temperature: float, clip: float | None) -> None:
+    """ValueError unless these are what a chain takes."""
+    if not 0.0 < step_size <= 4.0:
+        raise ValueError(f"step_size must be above 0 and at most 4, got {step_size}")
+    check_positive("temperature", temperature)
+    if clip is not None:
+        check_positive("clip", clip)
+
+
+def pcn(
+    *,
+    nfe: int,
+    kernel: Kernel,
+    grid: Any,
+    chains: int = 4,
+    step_size: float = 0.5,
+    temperature: float = 0.1,
+    proposal: Literal["random", "langevin"] = "random",
+    clip: float | None = None,
+) -> PCN:
+    """Markov chains over the noise that pictures begin with: pCN, and its Langevin form pCNL.
+
+    The answer is the best picture that was seen. `path` of the final state has where the chains
+    are: samples of the model weighed by exp(reward / temperature), after enough steps.
+
+    Args:
+      nfe: budget in model evaluations; what is left after whole pictures is not used.
+      kernel: a deterministic one, usually `kernels.ode_euler`.
+      grid: times falling from 1 to 0, few: a proposal takes len(grid) - 1 evaluations. Of one step
+        the picture is the posterior mean at t = 1, for models of a single step.
+      chains: independent chains, which take turns.
+      step_size: e, above 0 and at most 4. A proposal keeps the share (1 - e / 4) / (1 + e / 4) of
+        the noise where the chain is; at 4 nothing.
+      temperature: beta > 0, in units of the reward, of the law that chains sample.
+      proposal: "random", or "langevin", which moves along the gradient of the reward of the
+        posterior mean at t = 1, one backward pass a proposal.
+      clip: longest that the gradient of reward / temperature is, beyond which it is shortened; a
+        chain with longer ones hardly ever moves unless the reward is linear. By default any.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    if proposal not in ("random", "langevin"):
+        raise ValueError(f"proposal must be 'random' or 'langevin', got {proposal!r}")
+    if clip is not None and proposal == "random":
+        raise ValueError(f"clip has no effect with proposal 'random', got {clip}")
+    return PCN(
+        nfe=check_count("nfe", nfe),
+        kernel=check_kernel(kernel),
+        grid=as_grid("grid", grid),
+        chains=check_count("chains", chains),
+        step_size=float(step_size),
+        temperature=float(temperature),
+        langevin=proposal == "langevin",
+        clip=None if clip is None else float(clip),
+    )
