@@ -85,8 +85,9 @@ def read(preset: str) -> tuple[str, Settings]:
             raise ValueError(
                 f"{at}: {name} has no effect with method {method} and kernel {given['kernel']}"
             )
-    # What the file leaves out is the maker's.
-    return method, Settings(**{"diffusion": None, **given})
+    # What the file leaves out is the maker's, but for how much is computed at once.
+    width = PRESETS["recommended"][method].width
+    return method, Settings(**{"diffusion": None, "width": width, **given})
 
 
 def _known() -> str:

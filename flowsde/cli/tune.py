@@ -47,10 +47,9 @@ from flowsde.cli.options import (
     number,
     shown,
     word,
-    words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, SEARCHES
+from flowsde.cli.settings import EMBEDDED, PRESETS, SEARCHES
 from flowsde.cli.sources import source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.batch import as_list
@@ -69,6 +68,8 @@ from flowsde.tuning.tuned import Tuned
 FILES = ("tune.json", "preset.json", "report.md", "race.png")
 _MARK, _RACE = "tune.json", "race.json"
 _MOST_SEEDS, _CHUNK = 1000, 64
+_NOT_TUNED = ("reward", "guidance", "gradient_temperature", "width")
+"""Settings that a preset leaves to the model and to the user."""
 _READ = fields(
     prompts=items(text), method=text, seed=whole(0, 2**32 - 1), settings=mapping, version=text
 )
@@ -92,7 +93,7 @@ class Tune:
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
     nfe: Annotated[int, number(int, "an integer")] = 100
     """Budget of each search in model evaluations (default: 100)."""
-    methods: Annotated[tuple[str, ...], words("method")] = tuple(SEARCHES)
+    methods: Annotated[tuple[str, ...], shown("{" + ",".join(SEARCHES) + "}...")] = tuple(SEARCHES)
     """Searches that race beside Best-of-N (default: all)."""
     seeds: Int = None
     """Searches of each prompt in a half (default: as many as make 24)."""
@@ -129,9 +130,8 @@ class Tune:
         for name in self.methods:
             if name not in SEARCHES:
                 known = ", ".join(SEARCHES)
-                raise OptionError(
-                    "--methods", f"expected some of {known}, got '{_text.shown(name)}'"
-                )
+                got = _text.shown(name)
+                raise OptionError("--methods", f"expected some of {known}, got '{got}'")
         if not self.methods:
             raise ValueError("--methods is empty, expected at least one")
         # A budget that is too small for Best-of-N is said here, before any work.
@@ -168,6 +168,12 @@ class Tune:
             "version": __version__,
         }
 
+    def _preset(self, tuned: Tuned) -> dict[str, Any]:
+        """What preset.json says: all settings that `flowsde sample` had of the one recommended."""
+        settings = dataclasses.asdict(source_of(_sample(self, tuned.setting)).settings)
+        own = {k: v for k, v in settings.items() if v is not None and k not in _NOT_TUNED}
+        return tuned.preset() | {"settings": own}
+
     def _work(self, offer: Source, halves: Split, about: dict[str, Any], hidden: Path) -> None:
         write_json(hidden / _MARK, about)
         loaded = offer.load(offer.prompts)
@@ -199,7 +205,7 @@ class Tune:
         with progress.bar(unit="NFE", unit_scale=True, dynamic_ncols=True) as bar:
             tuned = carry_out(plan, ledger, partial(_show, bar))
         interrupts.check()
-        _write(self.out, about, tuned)
+        _write(self.out, about, tuned, self._preset(tuned))
         print(f"\n{report.verdict(tuned)}\n", flush=True)
         print(f"preset  {_path(self.out / 'preset.json')}", flush=True)
 
@@ -214,6 +220,9 @@ def _sample(command: Tune, setting: Setting) -> Sample:
     if command.converted.model is not None and given.get("grid") == "uniform":
         # A converted model may have times of its own.
         del given["grid"]
+    if PRESETS["recommended"][setting.method].width is not None:
+        # Prompts side by side fill the batches; width changes no answer.
+        given["width"] = 1
     groups = {}
     for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -277,9 +286,9 @@ def _check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str
     results.check_same(folder, kind, *both)
 
 
-def _write(folder: Path, about: dict[str, Any], tuned: Tuned) -> None:
+def _write(folder: Path, about: dict[str, Any], tuned: Tuned, preset: dict[str, Any]) -> None:
     """All files, tune.json last: with it, the tuning is complete."""
-    tuned.save_preset(folder / "preset.json")
+    write_json(folder / "preset.json", preset)
     try_to_draw("flowsde tune", folder / "race.png", tuned.figure)
     page = tuned.report() + "\n![The race](race.png)\n" * (folder / "race.png").exists()
     with replacing(folder / "report.md") as temporary:
@@ -287,7 +296,7 @@ def _write(folder: Path, about: dict[str, Any], tuned: Tuned) -> None:
     finalists = [dataclasses.asdict(one) for one in tuned.finalists.values()]
     values = {
         **about,
-        "preset": tuned.preset(),
+        "preset": preset,
         "sure": tuned.sure,
         "to_best_of_n": tuned.to_best_of_n,
         "to_runner_up": tuned.to_runner_up,
