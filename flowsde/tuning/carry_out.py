@@ -121,21 +121,31 @@ class _Laps:
     def __init__(self, plan: Plan, ledger: Ledger, searches: dict[str, Search], tell: Tell):
         self._plan, self._ledger, self._searches, self._tell = plan, ledger, searches, tell
         self._done, self._most = 0, _most(len(searches), plan.split)
+        # Of one size: what was compiled for a setting is not compiled again.
+        self._at_once = rungs(len(searches), len(plan.split.race))[0]
 
     def race(self, name: str, units: Sequence[Unit]) -> np.ndarray:
         """Outcomes of a setting on some units of the race."""
-        return self._outcomes(self._block("race", name, units))
+        return self._measured("race", name, units)[0]
 
-    def final(self, name: str) -> tuple[np.ndarray, Block]:
-        """Outcomes of a finalist on all that was held out, and what was measured."""
-        block = self._block("final", name, self._plan.split.final)
-        return self._outcomes(block), block
+    def final(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes of a finalist on all that was held out, and what the judge says of them."""
+        return self._measured("final", name, self._plan.split.final)
 
-    def _outcomes(self, block: Block) -> np.ndarray:
+    def _measured(
+        self, half: str, name: str, units: Sequence[Unit]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes, and what the judge says if there is one."""
+        starts = range(0, len(units), self._at_once)
+        blocks = [self._block(half, name, units[i : i + self._at_once]) for i in starts]
+        rewards, judged = (
+            np.concatenate([getattr(block, what) for block in blocks])
+            for what in ("rewards", "judged")
+        )
         target = self._plan.subject.target_reward
-        if target is None:
-            return block.rewards
-        return (block.rewards >= np.float32(target)).astype(np.float64)
+        if target is not None:
+            rewards = (rewards >= np.float32(target)).astype(np.float64)
+        return rewards, judged
 
     def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
         nfe = self._plan.budget["nfe"]
@@ -163,7 +173,7 @@ def _tuned(
     plan: Plan,
     ledger: Ledger,
     found: Race,
-    finals: dict[str, tuple[np.ndarray, Block]],
+    finals: dict[str, tuple[np.ndarray, np.ndarray]],
     known: dict[str, Setting],
     searches: dict[str, Search],
     left_out: dict[str, str],
@@ -176,7 +186,7 @@ def _tuned(
     def compared(name: str | None, judged: bool = False) -> Interval | None:
         if found.winner is None or name is None:
             return None
-        own = [finals[one][1].judged if judged else finals[one][0] for one in (found.winner, name)]
+        own = [finals[one][judged] for one in (found.winner, name)]
         if not own[0].size:
             return None
         yes_or_no = judged and set(np.concatenate(own)) <= {0.0, 1.0}
@@ -213,7 +223,7 @@ def _tuned(
 def _finalist(
     name: str,
     outcomes: np.ndarray,
-    block: Block,
+    judged: np.ndarray,
     raced: float,
     ledger: Ledger,
     units: Sequence[Unit],
@@ -221,8 +231,8 @@ def _finalist(
     share: bool,
 ) -> Finalist:
     mean, low, high = _mean(outcomes, units, by, share)
-    judged = float(np.mean(block.judged)) if block.judged.size else None
-    return Finalist(name, mean, low, high, judged, raced, ledger.seconds_of(name), outcomes)
+    verdict = float(np.mean(judged)) if judged.size else None
+    return Finalist(name, mean, low, high, verdict, raced, ledger.seconds_of(name), outcomes)
 
 
 def _mean(outcomes: np.ndarray, units: Sequence[Unit], by: str, share: bool) -> Interval:

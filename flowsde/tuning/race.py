@@ -75,11 +75,14 @@ class Race(NamedTuple):
 
 
 def rungs(settings: int, units: int) -> list[int]:
-    """How many units settings have been measured on after each rung."""
+    """How many units settings have been measured on after each rung.
+
+    All are the first times a power of two, so that searches of that many at once do for all rungs;
+    for that the last of the units may be left over.
+    """
     halvings = max(math.ceil(math.log2(settings / FINALISTS)), 0)
-    first = max(-(-units // 2**halvings), min(_LEAST, units))
-    lengths = [min(first * 2**i, units) for i in range(halvings + 1)]
-    return list(dict.fromkeys([*lengths, units]))
+    halvings = min(halvings, max(int(math.log2(units / _LEAST)), 0))
+    return [units // 2**halvings * 2**i for i in range(halvings + 1)]
 
 
 def race(
@@ -105,14 +108,15 @@ def race(
     """
     going, told = list(names), []
     known: dict[str, np.ndarray] = {name: np.empty(0) for name in names}
-    for until in rungs(len(names), len(split.race)):
+    lengths = rungs(len(names), len(split.race))
+    for until in lengths:
         for name in going:
             more = split.race[known[name].size : until]
             known[name] = (
                 np.concatenate([known[name], measure(name, more)]) if more else known[name]
             )
         units = split.race[:until]
-        last = until == len(split.race)
+        last = until == lengths[-1]
         table = _standings(going, baselines, known, units, split.by, shares, last)
         told.append(Rung(until, table))
         tell(told[-1])

@@ -42,7 +42,7 @@ def test_halves_share_no_search_and_of_many_prompts_no_prompt():
 def test_rungs_halve_settings_and_double_units():
     assert rungs(24, 48) == [6, 12, 24, 48]
     assert rungs(3, 24) == [24] and rungs(2, 24) == [24]
-    assert rungs(32, 5) == [5]
+    assert rungs(32, 5) == [5] and rungs(12, 25) == [6, 12, 24]
 
 
 def test_a_setting_that_is_better_by_a_known_gap_wins_and_the_next_one_is_second():
@@ -74,7 +74,7 @@ def test_losers_are_measured_no_further():
 def test_equal_settings_are_not_surely_left_out_but_halved():
     means = dict.fromkeys([BASE, *(f"other {i}" for i in range(11))], 1.0)
     measure, _ = _measured(means, common=2.0)
-    found = race(list(means), {BASE}, split(16, 2), measure)
+    found = race(list(means), {BASE}, split(24, 2), measure)
     reasons = {one.why for rung in found.rungs for one in rung.table}
     assert reasons == {"", "in the lower half"}
     assert [len(rung.table) for rung in found.rungs] == [12, 6, FINALISTS]
