@@ -10,11 +10,10 @@ from refusing import refused
 
 from flowsde.cli import compare, preset_files, presets
 from flowsde.cli import main as cli
-from flowsde.cli.options import Moving, Sample, Trajectory, Tuning
+from flowsde.cli.options import Sample
 from flowsde.cli.settings import PRESETS, Settings
 from flowsde.cli.sources import source_of
-from flowsde.search import BudgetTooSmall
-from flowsde.tuning.settings import Setting
+from flowsde.cli.tune import Tune, _sample
 from flowsde.tuning.space import declared
 
 PROMPT = "one red circle"
@@ -31,31 +30,20 @@ def _file(folder: Path, method: str = "svdd", **values: Any) -> str:
     return str(path)
 
 
-def _command(setting: Setting, nfe: int) -> Sample:
-    given = dict(setting.options) | {"nfe": nfe}
-    groups = {}
-    for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
-        fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        groups[name] = kind(**{n: given.pop(n) for n in fields if n in given})
-    return Sample(prompt=(PROMPT,), method=setting.method, **given, **groups)
-
-
 def test_every_setting_that_races_is_the_same_search_by_options_and_by_its_file(
     tmp_path: Path,
 ) -> None:
-    """Three ways to the same: the library's maker, the command's options, and the file."""
+    """Three ways to the same: the library's makers, the command's options, and the file."""
+    command = Tune(prompt=(PROMPT,), nfe=200)
     for setting in declared(spread=2.0):
-        try:
-            own = setting.search(200)
-        except BudgetTooSmall:
-            continue
-        file = _file(tmp_path, setting.method, settings=dict(setting.options) | {"nfe": 200})
+        given = source_of(_sample(command, setting))
+        values = dict(setting.options) | {"nfe": 200}
+        if setting.method == "rbf":
+            values["width"] = 1  # As all that are measured side by side.
+        file = _file(tmp_path, setting.method, settings=values)
         offer = source_of(Sample(prompt=(PROMPT,), method=setting.method, preset=file))
-        given = source_of(_command(setting, 200))
         assert offer.settings == given.settings
-        wide = offer.search.n_candidates
-        assert offer.search == given.search
-        assert own.with_width(wide) if wide != own.n_candidates else own == offer.search
+        assert offer.search == given.search == setting.search(200)
 
 
 def test_the_file_brings_its_method_and_options_replace_its_settings(tmp_path: Path) -> None:

@@ -221,3 +221,23 @@ def test_on_a_gaussian_the_best_of_more_pictures_wins_by_as_much_as_it_must(tmp_
     assert found.cost["nfe"] <= 16 * 30 * 5 and len(found.figure().axes) == 2
     again = _tune(settings=(one, BON, SVDD), seeds=30, save=tmp_path / "race.json")
     assert again.report() == found.report()
+
+
+@pytest.mark.slow
+def test_with_the_embedded_model_outcomes_are_those_of_single_runs():
+    texts = ["one red circle", "two green squares"]
+    flow, reward = fs.shapes.load_flow(), fs.shapes.load_reward("likelihood")
+    cond = np.stack([fs.shapes.encode(text) for text in texts])
+    key = jax.random.key(5)
+    found = fs.tune(
+        key, flow, reward, nfe=8, cond=cond, prompts=texts, seeds=2, settings=(BON, SVDD),
+        diagnose=False, chunk_size=8,
+    )  # fmt: skip
+    outcomes = found.finalists[BON.name].outcomes
+    for i, unit in enumerate(found.split.final):
+        one = fs.run(
+            key, flow, BON.search(8), reward, cond=cond[unit.prompt][None],
+            prompt_ids=[unit.prompt + 2 * unit.seed],
+        )  # fmt: skip
+        assert outcomes[i] == pytest.approx(float(one.reward[0]), rel=1e-3, abs=1e-3)
+    assert found.cost["nfe"] <= 2 * 2 * 4 * 8
