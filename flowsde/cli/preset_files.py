@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flowsde._checks import check_float
 from flowsde._files import read_json
 from flowsde._schema import Reader, fields, number, one_of, table, whole
 from flowsde._text import shown
@@ -29,6 +30,8 @@ from flowsde.cli.settings import (
 
 FORMAT = "flowsde preset 1"
 _NEEDED = ("nfe", "interpolant", "kernel", "grid", "steps")
+_MOST = (10_000, 1_000_000)
+"""Largest counts, and budget, as of `flowsde.cli.presets`."""
 _MODELS_OWN = "model"
 """A grid that a converted model brings along."""
 
@@ -36,6 +39,10 @@ _MODELS_OWN = "model"
 def is_file(preset: str) -> bool:
     """Whether --preset is the path of a file rather than a name."""
     return preset.endswith(".json") or "/" in preset or os.sep in preset
+
+
+def _number(value: Any, where: str) -> float:
+    return check_float(where, number(value, where))
 
 
 def _readers() -> dict[str, Reader]:
@@ -47,7 +54,7 @@ def _readers() -> dict[str, Reader]:
             own = (_MODELS_OWN,) if name == "grid" else ()
             readers[name] = one_of(*CHOICES[name], *own)
         else:
-            readers[name] = whole(1) if name in COUNTS else number
+            readers[name] = whole(1, _MOST[name == "nfe"]) if name in COUNTS else _number
     return readers
 
 

@@ -186,11 +186,11 @@ def _tuned(
     def compared(name: str | None, judged: bool = False) -> Interval | None:
         if found.winner is None or name is None:
             return None
-        own = [finals[one][judged] for one in (found.winner, name)]
-        if not own[0].size:
+        a, b = (finals[one][judged] for one in (found.winner, name))
+        if not a.size:
             return None
-        yes_or_no = judged and set(np.concatenate(own)) <= {0.0, 1.0}
-        return gap(*own, units, by, share or yes_or_no)
+        yes_or_no = judged and set(np.concatenate([a, b])) <= {0.0, 1.0}
+        return gap(a, b, units, by, yes_or_no or (share and not judged))
 
     to_best_of_n = compared(found.baseline)
     sure = to_best_of_n is not None and to_best_of_n.low > 0.0

@@ -90,8 +90,9 @@ class Ledger:
         """What is known of a setting on some units."""
         for own in self._found[half].get(name, ()):
             if own["units"] == [list(unit) for unit in units]:
-                arrays = (np.asarray(own[key], np.float64) for key in ("rewards", "judged"))
-                return Block(*arrays, *(own[key] for key in Block._fields[2:]))
+                values = {key: own[key] for key in Block._fields}
+                arrays = {key: np.asarray(own[key], np.float64) for key in ("rewards", "judged")}
+                return Block(**values | arrays)
         return None
 
     def add(self, half: str, name: str, units: Sequence[Unit], block: Block) -> None:

@@ -99,8 +99,14 @@ def measure(subject: Subject, search: Search, units: Sequence[Unit], judged: boo
                 f"judge must return one number for each of {len(units)} pictures, got shape "
                 f"{verdicts.shape}"
             )
-    counts = (int(np.sum(getattr(result, name))) for name in Block._fields[2:5])
-    return Block(np.asarray(result.reward, np.float64), verdicts, *counts, seconds)
+    return Block(
+        rewards=np.asarray(result.reward, np.float64),
+        judged=verdicts,
+        nfe=int(np.sum(result.nfe)),
+        evaluations=int(np.sum(result.evaluations)),
+        verifier_calls=int(np.sum(result.verifier_calls)),
+        seconds=seconds,
+    )
 
 
 def _run(subject: Subject, search: Search, units: Sequence[Unit]) -> Any:

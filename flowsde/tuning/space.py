@@ -1,5 +1,7 @@
 """The settings that race: all methods, with what has mattered in `benchmarks/tasks.py`.
 
+A method of `flowsde.search.makers` that has no setting here races with its maker's defaults.
+
 What differs between two of a method is the path (interpolant and kernel), the grid, the steps, and
 the method's own: chains, the rule of acceptance, the value, the temperature. Temperatures are in
 units of the reward's spread over plain samples, which differs from reward to reward.
@@ -13,6 +15,8 @@ from flowsde.search import METHODS
 from flowsde.tuning.settings import Setting
 
 BASELINE = "bon"
+_AMPLE = 10_000
+"""A budget that is enough for any method."""
 
 _ODE: dict[str, Any] = {"interpolant": "linear", "kernel": "ode_euler"}
 _VP: dict[str, Any] = {
@@ -79,6 +83,18 @@ def _branching(spread: float) -> Iterator[Setting]:
     yield Setting.of("rbf", **_EM, **_times(10, 0, "quadratic"), **paper)
 
 
+def _listed(method: str) -> Iterator[Setting]:
+    """A method that has no setting above: its own defaults, on the first path that it takes."""
+    for path in (_VP, _ODE):
+        setting = Setting.of(method, **path, **_times(10))
+        try:
+            setting.search(_AMPLE)
+        except ValueError:
+            continue
+        yield setting
+        return
+
+
 def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple[Setting, ...]:
     """The settings that race, Best-of-N's first.
 
@@ -94,7 +110,9 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {name!r}")
-    every = (*_baseline(), *_drafts(), *_branching(spread))
+    own = (*_baseline(), *_drafts(), *_branching(spread))
+    others = set(methods) - {setting.method for setting in own}
+    every = (*own, *(setting for name in sorted(others) for setting in _listed(name)))
     return tuple(s for s in every if s.method in (BASELINE, *methods))
 
 

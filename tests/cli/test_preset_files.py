@@ -76,6 +76,8 @@ def test_compare_adds_its_method_to_the_others(tmp_path: Path) -> None:
         ({"settings": SVDD | {"kernel": "gone"}}, "settings: kernel must be one of 'euler_maru"),
         ({"settings": SVDD | {"chains": 1.5}}, "mine.json: settings: chains must be an integer"),
         ({"settings": SVDD | {"eta": "much"}}, "mine.json: settings: eta must be a number"),
+        ({"settings": SVDD | {"eta": "NaN"}}, "mine.json: settings: eta must be a finite number"),
+        ({"settings": SVDD | {"nfe": 10**8}}, "nfe must be an integer from 1 to 1000000"),
         ({"settings": SVDD | {"chain": 2}}, "mine.json: settings: there is no setting 'chain'"),
         ({"settings": SVDD | {"block": 2}}, "settings: block has no effect with method svdd"),
         ({"settings": {"nfe": 60}}, "mine.json: settings lacks the field interpolant"),

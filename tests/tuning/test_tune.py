@@ -194,9 +194,20 @@ BY_MEAN = ("smc", "svdd", "code", "rbf", "sop")
 SVDD_VP = next(s for s in declared() if s.method == "svdd")
 
 
-def test_every_declared_setting_is_a_search_and_every_method_races():
+def test_a_method_that_is_listed_races(monkeypatch):
+    for name, maker in (("mine", fs.search.svdd), ("ours", fs.search.evolution)):
+        monkeypatch.setitem(METHODS, name, maker)
+    mine, ours = declared(["mine", "ours"])[-2:]
+    assert (mine.method, mine["kernel"], ours.method) == ("mine", "ddim", "ours")
+    assert mine.search(200) == fs.search.svdd(
+        nfe=200, kernel=SVDD_VP.kernel(), grid=fs.grids.uniform(10)
+    )
+    assert ours["kernel"] == "ode_euler"
+
+
+def test_every_declared_setting_is_a_search():
     every = declared(spread=3.0)
-    assert {s.method for s in every} == set(METHODS)
+    assert {"bon", "halving", "sop", "evolution", *BY_MEAN} <= {s.method for s in every}
     assert len({s.name for s in every}) == len(every)
     for setting in every:
         assert setting.search(200).nfe == 200
