@@ -223,7 +223,7 @@ def _sample(command: Tune, setting: Setting) -> Sample:
     if PRESETS["recommended"][setting.method].width is not None:
         # Prompts side by side fill the batches; width changes no answer.
         given["width"] = 1
-    groups = {}
+    groups: dict[str, Any] = {}
     for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         groups[name] = kind(**{n: given.pop(n) for n in names if n in given})
