@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from _tasks_compare import grouped
 from _tasks_rows import Row
-from _tasks_statistics import Interval, pooled
+
+from flowsde.tuning.intervals import Interval, pooled
 
 HARD = 0.05
 """Success of a plain sample below which search is needed."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from _tasks_costs import VERIFIERS
 from _tasks_rows import Row, Table
-from _tasks_statistics import Interval, difference, odds_ratio
+
+from flowsde.tuning.intervals import Interval, difference, odds_ratio
 
 BUDGETS = (100, 300, 500)
 """Of Best-of-N, whose seconds others have."""

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 from _tasks_rows import Case, Row
-from _tasks_statistics import Interval, success
 
 import flowsde as fs
 from flowsde import shapes
 from flowsde.shapes import weights
 from flowsde.shapes.tasks import TASKS
+from flowsde.tuning.intervals import Interval, success
 
 BATCH = 32
 _SEED_STRIDE = 1_000_000

@@ -8,7 +8,8 @@ The tasks are those of `flowsde.shapes.tasks`: success is the word of their held
 search sees. Settings are chosen on development captions, `screen` and `tune`, and what is chosen is
 confirmed once on test captions, `confirm`; `paper` has the paper's own settings. Best-of-N is tuned
 like the rest, to each task and budget. `_tasks_plan` says what each stage measures, `_tasks_choose`
-how settings lose and how the recommended one is chosen, `_tasks_statistics` what intervals are.
+how settings lose and how the recommended one is chosen, `flowsde.tuning.intervals` what intervals
+are.
 
 Every row is saved as it comes, and one that FILE has is not measured again. Settings that this
 version does not know are left out, with a line that says so.

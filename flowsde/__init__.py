@@ -12,6 +12,7 @@
 `fs.search`, `fs.rewards`                   searches, and rewards outside JAX
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
 `fs.diagnose`                               when is a reward worth asking?
+`fs.tune`                                   which search for a model, a reward and a budget?
 `fs.Result`                                 what these return
 `fs.tournament`                             the best of several by comparing pairs
 `fs.save_search`, `fs.restore_search`       searches that go on later
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from flowsde.runner.saved import restore_search, save_search
     from flowsde.sampling import sample
     from flowsde.sharding import ShardingRules
+    from flowsde.tuning.tune import tune
 
 _MODULES = {
     name: name
@@ -89,6 +91,7 @@ _NAMES = {
     "runner.run": ("iterate", "run"),
     "runner.saved": ("restore_search", "save_search"),
     "sharding": ("ShardingRules",),
+    "tuning.tune": ("tune",),
 }  # fmt: skip
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -124,6 +127,7 @@ __all__ = [
     "search",
     "shapes",
     "tournament",
+    "tune",
     "velocity_to_score",
     "velocity_to_x0",
     "velocity_to_x1",

@@ -13,7 +13,7 @@ NAMES = {
         Flow Result ShardingRules __version__ analytic batch check_convention
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
         kernels load match_time posterior_samples reparameterise restore_search rewards run sample
-        save_search score_to_velocity score_to_x0 score_to_x1 search shapes tournament
+        save_search score_to_velocity score_to_x0 score_to_x1 search shapes tournament tune
         velocity_to_score
         velocity_to_x0 velocity_to_x1 x0_to_score x0_to_velocity x0_to_x1 x1_to_score
         x1_to_velocity x1_to_x0

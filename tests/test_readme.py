@@ -79,7 +79,7 @@ def test_commands_are_understood():
 
     blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    known = "sample|batch|compare|diagnose|score|rewards|train|serve-reward|convert"
+    known = "sample|batch|compare|diagnose|tune|score|rewards|train|serve-reward|convert"
     commands = re.findall(f"flowsde ((?:{known}).*)", "\n".join(lines))
     assert len(commands) >= 2
     for command in commands:

@@ -37,6 +37,7 @@ from flowsde.cli.options import (
     Flag,
     Int,
     Moving,
+    Preset,
     Sample,
     Trajectory,
     Weights,
@@ -85,7 +86,7 @@ class Diagnose:
     method: Annotated[str, word("method")] = "rbf"
     """Method whose particles are looked at: how they move is its default in the preset (default:
     rbf). With bon, which draws no siblings by itself, any kernel can be given."""
-    preset: Annotated[str, word("preset")] = "recommended"
+    preset: Preset = "recommended"
     """Defaults of all other settings, as for sample (default: recommended)."""
     interpolant: Annotated[str | None, word("interpolant")] = None
     """Interpolant to sample in (default: the method's)."""

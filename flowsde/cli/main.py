@@ -55,6 +55,10 @@ def _kind(name: str) -> Any:
         from flowsde.cli.diagnose import Diagnose
 
         return Diagnose
+    if name == "tune":
+        from flowsde.cli.tune import Tune
+
+        return Tune
     if name == "score":
         from flowsde.cli.score import Score
 

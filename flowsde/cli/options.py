@@ -70,6 +70,9 @@ def words(name: str) -> Any:
     return shown("{" + ",".join(CHOICES[name]) + "}...")
 
 
+Preset = Annotated[str, shown("{" + ",".join(CHOICES["preset"]) + "}|FILE")]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @described
 class Trajectory:
@@ -203,10 +206,11 @@ class Task:
     method: Annotated[str, word("method")] = "svdd"
     """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default:
     svdd)."""
-    preset: Annotated[str, word("preset")] = "recommended"
+    preset: Preset = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
-    default), "distilled", for models of a few steps (what is recommended for shapes-turbo), or
-    "paper", those of the RBF paper."""
+    default), "distilled", for models of a few steps (what is recommended for shapes-turbo),
+    "paper", those of the RBF paper, or a FILE.json that flowsde tune wrote, which brings its method
+    along."""
     nfe: Int = None
     """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps; with
     --seconds the most that they may buy, 10000)."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from flowsde._text import shown
-from flowsde.cli import COMMANDS
+from flowsde.cli import COMMANDS, preset_files
 from flowsde.cli.described import introduction
 from flowsde.cli.errors import OptionError
 from flowsde.cli.options import check_paths, check_words
@@ -56,7 +56,8 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
         raise ValueError(_mistake(kind, given) or _message(errors.getvalue())) from None
     check_paths(command)
     check_words(command)
-    return command
+    named = any(word.partition("=")[0] == "--method" for word in given)
+    return preset_files.with_its_method(command, named)
 
 
 def _help() -> str:

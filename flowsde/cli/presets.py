@@ -14,8 +14,8 @@ from typing import Any
 from flowsde import diffusion, grids, interpolants, kernels, search
 from flowsde._checks import check_count, check_float, check_non_negative
 from flowsde._text import shown
-from flowsde.cli import settings
-from flowsde.cli.settings import CHOICES, PRESETS, Settings, flag
+from flowsde.cli import preset_files, settings
+from flowsde.cli.settings import CHOICES, Settings, flag
 from flowsde.runner.records import Program
 from flowsde.search import BudgetTooSmall, Search
 from flowsde.search.complete import default_steps
@@ -135,10 +135,9 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
     return unused
 
 
-def unused(preset: str, method: str, given: dict[str, Any]) -> dict[str, str]:
+def unused(base: Settings, method: str, given: dict[str, Any]) -> dict[str, str]:
     """Settings that have no effect on a method with some replaced by the user, and why."""
-    s = dataclasses.replace(PRESETS[preset][method], **given)
-    return _unused(method, _filled(method, s))
+    return _unused(method, _filled(method, dataclasses.replace(base, **given)))
 
 
 def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
@@ -193,15 +192,15 @@ def resolve(preset: str, method: str, given: dict[str, Any]) -> Settings:
     """A preset's settings for a method, with some replaced by the user.
 
     Args:
-      preset, method: by name.
+      preset: by name, or a file.
+      method: by name.
       given: fields of `Settings`.
 
     Raises:
       ValueError: naming an option that is wrong, or that would have no effect.
     """
-    check("preset", preset)
     check("method", method)
-    return resolve_from(PRESETS[preset][method], method, given)
+    return resolve_from(preset_files.settings_of(preset, method), method, given)
 
 
 def resolve_from(

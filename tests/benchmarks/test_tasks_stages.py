@@ -16,11 +16,11 @@ from _tasks_plan import Plan, Sizes
 from _tasks_plots import budget_figure, success_figure
 from _tasks_rows import Case, Table
 from _tasks_settings import Setting, Unknown
-from _tasks_statistics import success
 
 from flowsde.shapes import data
 from flowsde.shapes.captions import parse
 from flowsde.shapes.tasks import TASKS as CHALLENGES
+from flowsde.tuning.intervals import success
 
 WEIGHTS = {"shapes": "a" * 64, "scorer": "b" * 64}
 BON = settings.make("bon", settings.ODE, steps=6)

@@ -20,7 +20,8 @@ from flowsde import shapes
 from flowsde.cli import main as cli
 from flowsde.cli import options, parse, plots, presets, settings
 from flowsde.cli import results as writing
-from flowsde.cli.presets import PRESETS, resolve
+from flowsde.cli.presets import resolve
+from flowsde.cli.settings import PRESETS
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc import POTENTIALS
 

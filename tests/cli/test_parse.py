@@ -13,7 +13,7 @@ from flowsde.cli import COMMANDS, parse
 from flowsde.cli import main as cli
 
 WRONG = {
-    "sampel": "flowsde: COMMAND must be one of sample, batch, compare, diagnose, score, "
+    "sampel": "flowsde: COMMAND must be one of sample, batch, compare, diagnose, tune, score, "
     "rewards, train, serve-reward, convert, got 'sampel'; did you mean sample?",
     "sample x --metod rbf": "flowsde sample: unknown option --metod; did you mean --method?",
     "sample x --chain_seed=3": "flowsde sample: unknown option --chain-seed; "

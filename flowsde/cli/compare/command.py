@@ -40,6 +40,7 @@ from flowsde.cli.options import (
     Flag,
     Int,
     Moving,
+    Preset,
     Trajectory,
     Tuning,
     Weights,
@@ -50,7 +51,7 @@ from flowsde.cli.options import (
     words,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, preset_of
+from flowsde.cli.settings import EMBEDDED
 from flowsde.cli.sources import check_seconds
 from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
@@ -106,10 +107,11 @@ class Compare:
     """File of prompts to use instead, one a line."""
     seeds: Annotated[int, number(int, "an integer")] = 2
     """Number of searches for each prompt."""
-    preset: Annotated[str, word("preset")] = "recommended"
+    preset: Preset = "recommended"
     """Defaults for all other settings: "recommended", measured best on the embedded model,
     "distilled", for models of a few steps (what is recommended for shapes-turbo), or "paper", those
-    of the RBF paper."""
+    of the RBF paper. A FILE.json that flowsde tune wrote adds its method to the others, which are
+    as recommended."""
     reward: Annotated[str | None, word("reward")] = None
     """Reward to search by; likelihood by default."""
     model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
@@ -145,7 +147,8 @@ class Compare:
             seconds=self.seconds,
             interpolants=self.interpolants,
             kernels=self.kernels,
-            preset=preset_of(self.preset, self.model),
+            preset=self.preset,
+            model=self.model,
             given=own,
         )
         task = TASKS[self.task]

@@ -5,9 +5,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flowsde.cli import presets
-from flowsde.cli.presets import PRESETS
-from flowsde.cli.settings import MOST_IN_SECONDS, TRAJECTORIES, Settings, as_values, flag
+from flowsde.cli import preset_files, presets
+from flowsde.cli.settings import (
+    EMBEDDED,
+    MOST_IN_SECONDS,
+    TRAJECTORIES,
+    Settings,
+    as_values,
+    flag,
+)
 from flowsde.search import BudgetTooSmall
 
 SINGLE = TRAJECTORIES
@@ -55,8 +61,13 @@ class Plan(NamedTuple):
     left_out: list[str]
 
 
-def _follows_ode(preset: str, method: str) -> bool:
-    return not presets.stochastic(PRESETS[preset][method].kernel)
+def _bases(preset: str, methods: Sequence[str], model: str) -> dict[str, Settings]:
+    """The preset's settings of each method; a file has one, and others are as recommended."""
+    if not preset_files.is_file(preset):
+        return {name: preset_files.settings_of(preset, name, model) for name in methods}
+    own, settings = preset_files.read(preset)
+    bases = {name: preset_files.settings_of("recommended", name, model) for name in methods}
+    return bases | {own: settings}
 
 
 def plan(
@@ -67,6 +78,7 @@ def plan(
     interpolants: Sequence[str] = (),
     kernels: Sequence[str] = (),
     preset: str = "recommended",
+    model: str = EMBEDDED[0],
     given: Mapping[str, Any] | None = None,
     table: str = "methods",
 ) -> Plan:
@@ -75,10 +87,12 @@ def plan(
     A method whose preset follows the ODE (ode, bon, sop, evolution, …) has one row for all
     interpolants and kernels: the ODE's path is the same under each. A single trajectory (ode, sde)
     has one row, of its own budget. Budgets that are too small for a method are left out, unless all
-    are.
+    are. A preset of a file adds its method to the others, which are as recommended.
 
     Args:
-      methods, interpolants, kernels, preset: by name; those of the preset when empty.
+      methods, interpolants, kernels, preset: by name; those of the preset when empty. The preset
+        may be a file.
+      model: the embedded one, on whose kind depends what is recommended.
       nfe: budgets.
       seconds: budgets in their place, of a picture.
       given: further fields of `Settings`, used by the rows in which they have an effect.
@@ -93,12 +107,13 @@ def plan(
     for name, words in (("method", methods), ("interpolant", interpolants), ("kernel", kernels)):
         for word in words:
             presets.check(name, word, of_many=True)
-    presets.check("preset", preset)
+    bases = _bases(preset, methods, model)
+    methods = list(bases)
     rows: list[Row] = []
     left_out: list[str] = []
     effective: set[str] = set()
     for method in methods:
-        moves = not _follows_ode(preset, method)
+        moves = presets.stochastic(bases[method].kernel)
         budgets: Iterable[float | None] = [None] if method in SINGLE else seconds or nfe
         choices: list[Sequence[Any]]
         choices = [values if moves and values else [None] for values in (interpolants, kernels)]
@@ -106,7 +121,7 @@ def plan(
             for kernel in choices[1]:
                 own = {"interpolant": interpolant, "kernel": kernel, **(given or {})}
                 own = {name: value for name, value in own.items() if value is not None}
-                unused = presets.unused(preset, method, own)
+                unused = presets.unused(bases[method], method, own)
                 own = {name: value for name, value in own.items() if name not in unused}
                 effective |= set(own)
                 fitting, error = [], None
@@ -114,7 +129,7 @@ def plan(
                     own_seconds = budget if seconds else None
                     most = MOST_IN_SECONDS if seconds else budget
                     more = {} if budget is None else {"nfe": most}
-                    settings = presets.resolve(preset, method, own | more)
+                    settings = presets.resolve_from(bases[method], method, own | more)
                     try:
                         presets.build(method, settings)
                     except ValueError as reason:

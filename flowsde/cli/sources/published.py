@@ -17,7 +17,7 @@ from PIL import Image
 
 from flowsde._checks import check_float
 from flowsde._text import shown
-from flowsde.cli import pictures, presets, prompts
+from flowsde.cli import pictures, preset_files, presets, prompts
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import rewards
@@ -115,18 +115,19 @@ def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Gr
     the variance of its data, and the times along the model's own path.
     """
     given = {k: v for k, v in command.given.items() if k not in ("reward", "guidance")}
-    presets.check("preset", command.preset)
     presets.check("method", command.method)
-    base = presets.PRESETS[command.preset][command.method]
+    base = preset_files.settings_of(command.preset, command.method)
     base = dataclasses.replace(base, guidance=model.guidance)
-    recommended = command.preset != "paper"
+    of_file = preset_files.is_file(command.preset)
+    recommended = command.preset != "paper" and not of_file
     if recommended:
         steps = model.steps.get(command.method, base.steps)
         base = dataclasses.replace(base, data_variance=0.0, steps=steps)
     path = given.get("interpolant", base.interpolant)
-    asked = given.get("grid") == _OWN_TIMES
+    asked = given.get("grid", base.grid) == _OWN_TIMES
     if asked:
-        del given["grid"]
+        given.pop("grid", None)
+        base = dataclasses.replace(base, grid="uniform")
         if path != "linear":
             raise ValueError(f"--grid {_OWN_TIMES} wants --interpolant linear, got {path}")
     own = asked or (recommended and "grid" not in given and path == "linear")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowsde import shapes
-from flowsde.cli import pictures, presets, prompts, settings
+from flowsde.cli import pictures, preset_files, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
@@ -38,8 +38,9 @@ class ShapesSource:
         if self._model != "shapes":
             self.named["model"] = self._model
         self.prompts = prompts.collect(command.prompt, command.prompts_file, self.slug)
-        preset = settings.preset_of(command.preset, self._model)
-        self.settings = presets.resolve(preset, command.method, command.given)
+        presets.check("method", command.method)
+        base = preset_files.settings_of(command.preset, command.method, self._model)
+        self.settings = presets.resolve_from(base, command.method, command.given)
         self.search = presets.build(command.method, self.settings)
         self.evaluations = presets.evaluations(self.settings)
 

@@ -4,7 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from _tasks_statistics import (
+from scipy.stats import binomtest, ttest_1samp
+from scipy.stats.contingency import odds_ratio as scipy_odds_ratio
+
+from flowsde.tuning.intervals import (
     Interval,
     contrast,
     difference,
@@ -15,8 +18,6 @@ from _tasks_statistics import (
     success,
     wilson,
 )
-from scipy.stats import binomtest, ttest_1samp
-from scipy.stats.contingency import odds_ratio as scipy_odds_ratio
 
 
 @pytest.mark.parametrize(("wins", "n"), [(0, 48), (1, 48), (13, 48), (199, 200), (200, 200)])

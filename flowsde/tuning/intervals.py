@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 _Z = float(norm.ppf(0.975))
+Wins = Sequence[int] | np.ndarray
 
 
 class Interval(NamedTuple):
@@ -94,13 +95,13 @@ def log_odds(wins: np.ndarray, seeds: int) -> Interval:
     return Interval(_logit(shrunk), _logit(share.low), _logit(share.high))
 
 
-def _paired(a: Sequence[int], b: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _paired(a: Wins, b: Wins) -> tuple[np.ndarray, np.ndarray]:
     """Captions that both have: sets of captions begin alike."""
     n = min(len(a), len(b))
     return np.asarray(a[:n]), np.asarray(b[:n])
 
 
-def difference(a: Sequence[int], b: Sequence[int], seeds: int) -> Interval:
+def difference(a: Wins, b: Wins, seeds: int) -> Interval:
     """Share of successes less that of another method on the same captions, by their `wins`."""
     first, second = _paired(a, b)
     r = correlation(first, second)

@@ -1,0 +1,247 @@
+"""Diagnose, leave out, race, and compare on what was held out; every step is kept as it is done."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowsde.diagnosis.diagnose import diagnose
+from flowsde.grids import uniform
+from flowsde.runner.records import Program
+from flowsde.search import BudgetTooSmall, Search
+from flowsde.tuning import screen
+from flowsde.tuning.intervals import Interval, pooled, success
+from flowsde.tuning.ledger import Ledger
+from flowsde.tuning.measure import Block, Subject, measure
+from flowsde.tuning.race import FINALISTS, Race, race, rungs
+from flowsde.tuning.settings import Setting
+from flowsde.tuning.space import BASELINE, declared, diagnosed
+from flowsde.tuning.split import Split, Unit, gap
+from flowsde.tuning.tuned import Finalist, Tuned
+
+Tell = Callable[[int, int, str], None]
+"""``tell(done, most, what)``, in NFE, of which a race takes `most` at most."""
+
+
+def quiet(done: int, most: int, what: str) -> None:
+    """Tell nobody."""
+
+
+class Plan(NamedTuple):
+    """What is tuned.
+
+    Attributes:
+      subject: what settings are measured on.
+      split: its two halves.
+      budget: of one search, by what it is counted in.
+      methods, settings: as for `flowsde.tune`.
+      search_of: the search of a setting, with the budget.
+      diagnose: whether to leave out what cannot help.
+    """
+
+    subject: Subject
+    split: Split
+    budget: dict[str, Any]
+    methods: Sequence[str] | None
+    settings: Sequence[Setting] | None
+    search_of: Callable[[Setting], Search]
+    diagnose: bool
+
+
+def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
+    """Tune; what the ledger has is not done again."""
+    verdicts = _verdicts(plan, ledger, tell) if plan.diagnose else {}
+    settings = plan.settings
+    if settings is None:
+        spreads = [one.spread for one in verdicts.values() if math.isfinite(one.spread)]
+        settings = declared(plan.methods, float(np.median(spreads)) if spreads else 1.0)
+    kept, left_out = screen.screen(settings, verdicts)
+    searches = _searches(plan, kept, left_out)
+    known = {setting.name: setting for setting in kept if setting.name in searches}
+    laps = _Laps(plan, ledger, searches, tell)
+    share = plan.subject.target_reward is not None
+    baselines = {name for name, setting in known.items() if setting.method == BASELINE}
+    found = race(list(known), baselines, plan.split, laps.race, share)
+    finals = {name: laps.final(name) for name in found.finalists}
+    said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
+    return _tuned(plan, ledger, found, finals, known, searches, left_out, said)
+
+
+def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdict]:
+    """What diagnoses of the race's first prompts say, by path."""
+    subject = plan.subject
+    prompts = sorted({unit.prompt for unit in plan.split.race})[: screen.PROMPTS]
+    tried = declared(plan.methods) if plan.settings is None else plan.settings
+    verdicts: dict[Any, screen.Verdict] = {}
+    for setting in diagnosed(tried):
+        name = " ".join(f"{key}={value}" for key, value in setting.path)
+        known = ledger.verdict(name)
+        if known is None:
+            tell(0, 0, f"diagnose {name}")
+            began = time.perf_counter()
+            d = diagnose(
+                subject.key, subject.flow, subject.reward, **subject.rows(prompts),
+                kernel=setting.kernel(), grid=uniform(screen.STEPS), n=screen.N,
+                families=screen.FAMILIES, prompt_ids=prompts, chunk_size=subject.chunk_size,
+            )  # fmt: skip
+            known = screen.verdict(d)
+            seconds = time.perf_counter() - began
+            ledger.add_verdict(name, known, d.nfe, d.verifier_calls, seconds)
+        verdicts[setting.path] = known
+    return verdicts
+
+
+def _searches(
+    plan: Plan, settings: Sequence[Setting], left_out: dict[str, str]
+) -> dict[str, Search]:
+    """The search of each setting that the budget is enough for; the others are left out."""
+    searches, least = {}, None
+    for setting in settings:
+        try:
+            made = plan.search_of(setting)
+            Program.of(made, plan.subject.flow.evaluations)
+        except ValueError as error:
+            if not isinstance(error.__cause__ or error, BudgetTooSmall):
+                raise
+            left_out[setting.name] = "the budget is too small"
+            if setting.method == BASELINE:
+                least = error
+        else:
+            searches[setting.name] = made
+    if not any(s.method == BASELINE for s in settings if s.name in searches):
+        raise least or ValueError("settings must have one of Best-of-N")
+    return searches
+
+
+class _Laps:
+    """Measures settings, tells how far that is, and keeps what was measured."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, searches: dict[str, Search], tell: Tell):
+        self._plan, self._ledger, self._searches, self._tell = plan, ledger, searches, tell
+        self._done, self._most = 0, _most(len(searches), plan.split)
+        # Of one size: what was compiled for a setting is not compiled again.
+        self._at_once = rungs(len(searches), len(plan.split.race))[0]
+
+    def race(self, name: str, units: Sequence[Unit]) -> np.ndarray:
+        """Outcomes of a setting on some units of the race."""
+        return self._measured("race", name, units)[0]
+
+    def final(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes of a finalist on all that was held out, and what the judge says of them."""
+        return self._measured("final", name, self._plan.split.final)
+
+    def _measured(
+        self, half: str, name: str, units: Sequence[Unit]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes, and what the judge says if there is one."""
+        starts = range(0, len(units), self._at_once)
+        blocks = [self._block(half, name, units[i : i + self._at_once]) for i in starts]
+        rewards, judged = (
+            np.concatenate([getattr(block, what) for block in blocks])
+            for what in ("rewards", "judged")
+        )
+        target = self._plan.subject.target_reward
+        if target is not None:
+            rewards = (rewards >= np.float32(target)).astype(np.float64)
+        return rewards, judged
+
+    def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
+        nfe = self._plan.budget["nfe"]
+        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
+        block = self._ledger.block(half, name, units)
+        if block is None:
+            search = self._searches[name]
+            block = measure(self._plan.subject, search, units, judged=half == "final")
+            self._ledger.add(half, name, units, block)
+        self._done += len(units)
+        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
+        return block
+
+
+def _most(settings: int, split: Split) -> int:
+    """Searches of a race that leaves out nothing but the lower halves, and of the comparison."""
+    most, before, going = FINALISTS * len(split.final), 0, settings
+    for until in rungs(settings, len(split.race)):
+        most += going * (until - before)
+        before, going = until, max(math.ceil(going / 2), min(FINALISTS, settings))
+    return most
+
+
+def _tuned(
+    plan: Plan,
+    ledger: Ledger,
+    found: Race,
+    finals: dict[str, tuple[np.ndarray, np.ndarray]],
+    known: dict[str, Setting],
+    searches: dict[str, Search],
+    left_out: dict[str, str],
+    said: list[str],
+) -> Tuned:
+    """The answer, by what was held out alone."""
+    share = plan.subject.target_reward is not None
+    units, by = plan.split.final, plan.split.by
+
+    def compared(name: str | None, judged: bool = False) -> Interval | None:
+        if found.winner is None or name is None:
+            return None
+        a, b = (finals[one][judged] for one in (found.winner, name))
+        if not a.size:
+            return None
+        yes_or_no = judged and set(np.concatenate([a, b])) <= {0.0, 1.0}
+        return gap(a, b, units, by, yes_or_no or (share and not judged))
+
+    to_best_of_n = compared(found.baseline)
+    sure = to_best_of_n is not None and to_best_of_n.low > 0.0
+    name = found.winner if sure and found.winner is not None else found.baseline
+    raced = {one.name: one.mean for rung in found.rungs for one in rung.table}
+    counts = ("nfe", "evaluations", "verifier_calls", "seconds")
+    return Tuned(
+        setting=known[name],
+        search=searches[name],
+        sure=sure,
+        race=found,
+        finalists={
+            one: _finalist(one, *finals[one], raced[one], ledger, units, by, share)
+            for one in found.finalists
+        },
+        to_best_of_n=to_best_of_n,
+        to_runner_up=compared(found.runner_up),
+        judged_gap=compared(found.baseline, judged=True),
+        left_out=left_out,
+        diagnosed=said,
+        split=plan.split,
+        budget=plan.budget,
+        outcome="success" if share else "reward",
+        target=plan.subject.target_reward,
+        settings=known,
+        cost={name: ledger.total(name) for name in counts},
+    )
+
+
+def _finalist(
+    name: str,
+    outcomes: np.ndarray,
+    judged: np.ndarray,
+    raced: float,
+    ledger: Ledger,
+    units: Sequence[Unit],
+    by: str,
+    share: bool,
+) -> Finalist:
+    mean, low, high = _mean(outcomes, units, by, share)
+    verdict = float(np.mean(judged)) if judged.size else None
+    return Finalist(name, mean, low, high, verdict, raced, ledger.seconds_of(name), outcomes)
+
+
+def _mean(outcomes: np.ndarray, units: Sequence[Unit], by: str, share: bool) -> Interval:
+    """The mean of outcomes, with its interval."""
+    if not np.isfinite(outcomes).all():
+        return Interval(float(np.mean(outcomes)), -np.inf, np.inf)
+    prompts = np.asarray([unit.prompt for unit in units])
+    groups = [outcomes[prompts == prompt] for prompt in np.unique(prompts)]
+    if share:
+        wins = np.asarray([own.sum() for own in groups]) if by == "prompts" else outcomes
+        return success(wins, len(groups[0]) if by == "prompts" else 1)
+    return pooled([np.asarray([own.mean() for own in groups])] if by == "prompts" else groups)

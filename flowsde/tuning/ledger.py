@@ -1,0 +1,133 @@
+"""What has been measured so far, in one file that is written anew after every block.
+
+The file says what it is of; a block that it has is not measured again, whichever process asks.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowsde._files import read_json, speakable, write_json
+from flowsde._schema import fields, items, mapping, number, table, text, whole
+from flowsde._text import shown
+from flowsde.tuning.measure import Block
+from flowsde.tuning.screen import Verdict
+from flowsde.tuning.split import Unit
+
+_COUNT = whole(0, 2**63 - 1)
+_BLOCK = fields(
+    units=items(items(_COUNT, 2)),
+    rewards=items(number),
+    judged=items(number),
+    nfe=_COUNT,
+    evaluations=_COUNT,
+    verifier_calls=_COUNT,
+    seconds=number,
+)
+_DIAGNOSED = fields(
+    blind=text, poor=text, rising=text, spread=number, nfe=_COUNT, verifier_calls=_COUNT,
+    seconds=number,
+)  # fmt: skip
+_READ = fields(
+    about=mapping,
+    probe=items(number, 3),
+    diagnosed=table(_DIAGNOSED),
+    race=table(items(_BLOCK)),
+    final=table(items(_BLOCK)),
+)
+_CLOSE = 1e-2
+"""Relative difference of a probe's numbers that other devices may make."""
+
+
+class Ledger:
+    """Blocks by half and setting, and what diagnoses say by path.
+
+    Args:
+      path: of the file; None keeps nothing.
+      about: what the tuning is of, JSON; each key in words.
+      probe: numbers of `flowsde.tuning.measure.probe`.
+
+    Raises:
+      ValueError: the file is of another tuning, or none of ours; it names what differs.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any], probe: Sequence[float]):
+        self._path, self._about, self._probe = path, speakable(about), list(probe)
+        self._found: dict[str, dict[str, Any]] = {"diagnosed": {}, "race": {}, "final": {}}
+        if path is None:
+            return
+        if path.exists():
+            values = _READ(read_json(path), str(path))
+            self._check_same(values)
+            self._found = {name: values[name] for name in self._found}
+        else:
+            self._write()
+
+    def _check_same(self, values: dict[str, Any]) -> None:
+        theirs = values["about"]
+        differ = [name for name in self._about if theirs.get(name) != self._about[name]]
+        used = [
+            f"{name} {shown(theirs.get(name), 80)}, not {shown(self._about[name], 80)}"
+            for name in differ
+        ]
+        both = zip(values["probe"], self._probe, strict=True)
+        if not differ and not all(_close(a, b) for a, b in both):
+            used = ["another model or reward"]
+        if used:
+            raise ValueError(
+                f"the tuning in {self._path} used {'; '.join(used)}: expected the same, or another "
+                f"file"
+            )
+
+    def _write(self) -> None:
+        if self._path is not None:
+            write_json(self._path, {"about": self._about, "probe": self._probe, **self._found})
+
+    def block(self, half: str, name: str, units: Sequence[Unit]) -> Block | None:
+        """What is known of a setting on some units."""
+        for own in self._found[half].get(name, ()):
+            if own["units"] == [list(unit) for unit in units]:
+                values = {key: own[key] for key in Block._fields}
+                arrays = {key: np.asarray(own[key], np.float64) for key in ("rewards", "judged")}
+                return Block(**values | arrays)
+        return None
+
+    def add(self, half: str, name: str, units: Sequence[Unit], block: Block) -> None:
+        """Keep what was measured."""
+        values = block._asdict() | {"rewards": block.rewards.tolist()}
+        values |= {"judged": block.judged.tolist(), "units": [list(unit) for unit in units]}
+        self._found[half].setdefault(name, []).append(values)
+        self._write()
+
+    def verdict(self, path: str) -> Verdict | None:
+        """What is known of a path."""
+        own = self._found["diagnosed"].get(path)
+        return None if own is None else Verdict(*(own[name] for name in Verdict._fields))
+
+    def add_verdict(
+        self, path: str, verdict: Verdict, nfe: int, verifier_calls: int, seconds: float
+    ) -> None:
+        """Keep what a diagnosis said, and what it took."""
+        counts = {"nfe": nfe, "verifier_calls": verifier_calls, "seconds": seconds}
+        self._found["diagnosed"][path] = verdict._asdict() | counts
+        self._write()
+
+    def total(self, name: str) -> float:
+        """The sum of a count over all that was done, in whichever process."""
+        blocks = [
+            b for half in ("race", "final") for own in self._found[half].values() for b in own
+        ]
+        return sum(one.get(name, 0) for one in [*self._found["diagnosed"].values(), *blocks])
+
+    def seconds_of(self, name: str) -> float:
+        """Seconds of one search of a setting: of its fastest block, which did not compile."""
+        own = [b for half in ("race", "final") for b in self._found[half].get(name, ())]
+        return min((b["seconds"] / len(b["units"]) for b in own), default=math.nan)
+
+
+def _close(a: float, b: float) -> bool:
+    same = a == b or (math.isnan(a) and math.isnan(b))
+    return same or math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-3)

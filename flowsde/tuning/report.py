@@ -1,0 +1,150 @@
+"""The one page that says what was chosen and how sure it is, in Markdown."""
+
+import math
+from typing import TYPE_CHECKING
+
+from flowsde.tuning.intervals import Interval
+
+if TYPE_CHECKING:
+    from flowsde.tuning.tuned import Tuned
+
+
+def markdown(t: "Tuned") -> str:
+    """The page."""
+    parts = [
+        "# Tuned search",
+        verdict(t),
+        "## On what was held out",
+        _held_out(t),
+        _finalists(t),
+        "## The race",
+        _raced(t),
+        _race(t),
+        *_left_out(t),
+        "## Cost",
+        _cost(t),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(t: "Tuned") -> str:
+    """What to use, and why."""
+    winner, baseline, gap = t.race.winner, t.race.baseline, t.to_best_of_n
+    said = f"Use `{t.setting.name}` with {_budget(t)} a picture.\n\n"
+    if winner is None or gap is None:
+        return f"{said}Nothing but Best-of-N raced: it is only tuned."
+    than = f"than the tuned Best-of-N, `{baseline}`: by {_interval(gap)}"
+    if t.sure:
+        return f"{said}It is surely better {than}.{_over_runner_up(t)}{_by_judge(t)}"
+    how = "Surely none" if gap.high < 0.0 else "None"
+    is_ = "surely worse" if gap.high < 0.0 else "not surely better"
+    return (
+        f"{said}{how} of the others is {'' if gap.high < 0.0 else 'surely '}better than Best-of-N: "
+        f"the best of them in the race, `{winner}`, is {is_} {than}.{_by_judge(t)}"
+    )
+
+
+def _over_runner_up(t: "Tuned") -> str:
+    gap = t.to_runner_up
+    if gap is None:
+        return ""
+    sure = "surely better than" if gap.low > 0.0 else "not surely different from"
+    if gap.high < 0.0:
+        sure = "surely worse on what was held out than"
+    return f" It is {sure} the runner-up, `{t.race.runner_up}`: by {_interval(gap)}."
+
+
+def _by_judge(t: "Tuned") -> str:
+    if t.judged_gap is None:
+        return ""
+    return (
+        f" By the held-out judge, which nothing was chosen by, the difference from Best-of-N is "
+        f"{_interval(t.judged_gap)}."
+    )
+
+
+def _budget(t: "Tuned") -> str:
+    return " and ".join(f"{value} {name.upper()}" for name, value in t.budget.items())
+
+
+def _held_out(t: "Tuned") -> str:
+    s = t.split
+    what = (
+        f"{s.prompts} prompts that nothing was chosen on, with {s.seeds} seeds each"
+        if s.by == "prompts"
+        else f"{s.seeds} further seeds of {s.prompts} prompts: it holds for these prompts"
+    )
+    outcome = "reward" if t.target is None else f"share of searches that reach {t.target:g}"
+    return (
+        f"{len(s.final)} searches of each: {what}. Outcome: {outcome}. Intervals are 95 %; "
+        f"differences are paired."
+    )
+
+
+def _finalists(t: "Tuned") -> str:
+    judged = any(one.judged is not None for one in t.finalists.values())
+    head = ["", t.outcome, "in the race", *["judge"] * judged, "s a search", "setting"]
+    roles = {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
+    rows = []
+    for name, one in t.finalists.items():
+        mean = _interval(Interval(one.mean, one.low, one.high), "")
+        told = [_number(one.judged)] if judged and one.judged is not None else ["–"] * judged
+        rows.append(
+            [roles[name], mean, _number(one.raced), *told, _number(one.seconds), f"`{name}`"]
+        )
+    return _table(head, rows)
+
+
+def _raced(t: "Tuned") -> str:
+    s, first = t.split, t.race.rungs[0]
+    half = f"{s.prompts} other prompts" if s.by == "prompts" else "the first seeds"
+    return (
+        f"{len(first.table)} settings, on {half}: {len(s.race)} searches each for those that got "
+        f"to the end. Best-of-N was tuned like the rest. A setting's difference is from the best "
+        f"of its last rung."
+    )
+
+
+def _race(t: "Tuned") -> str:
+    rows = []
+    for i, rung in enumerate(reversed(t.race.rungs)):
+        for one in rung.table:
+            if one.why or i == 0:
+                behind = "" if one.behind.value == 0.0 else _interval(one.behind)
+                end = one.why or "to the end"
+                rows.append([f"`{one.name}`", str(rung.units), _number(one.mean), behind, end])
+    return _table(["setting", "searches", t.outcome, "difference", ""], rows)
+
+
+def _left_out(t: "Tuned") -> list[str]:
+    said = [f"- {one}" for one in t.diagnosed]
+    by_reason: dict[str, list[str]] = {}
+    for name, why in t.left_out.items():
+        by_reason.setdefault(why, []).append(f"`{name}`")
+    said += [f"- {why}: {', '.join(names)}" for why, names in by_reason.items()]
+    return ["## Left out", "\n".join(said)] if said else []
+
+
+def _cost(t: "Tuned") -> str:
+    c = t.cost
+    return (
+        f"{c['nfe']:.0f} NFE ({c['evaluations']:.0f} evaluations computed), "
+        f"{c['verifier_calls']:.0f} rewards, {c['seconds']:.0f} s, compilation and diagnosis "
+        f"included."
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float, sign: str = "") -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:{sign}.3g}".replace("-", "−")
+
+
+def _interval(found: Interval, sign: str = "+") -> str:
+    value, low, high = (_number(part, sign) for part in found)
+    return f"{value} [{low}, {high}]"

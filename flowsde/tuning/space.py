@@ -1,0 +1,133 @@
+"""The settings that race: all methods, with what has mattered in `benchmarks/tasks.py`.
+
+A method of `flowsde.search.makers` that has no setting here races with its maker's defaults.
+
+What differs between two of a method is the path (interpolant and kernel), the grid, the steps, and
+the method's own: chains, the rule of acceptance, the value, the temperature. Temperatures are in
+units of the reward's spread over plain samples, which differs from reward to reward.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flowsde._checks import check_positive
+from flowsde.search import METHODS
+from flowsde.tuning.settings import Setting
+
+BASELINE = "bon"
+_AMPLE = 10_000
+"""A budget that is enough for any method."""
+
+_ODE: dict[str, Any] = {"interpolant": "linear", "kernel": "ode_euler"}
+_VP: dict[str, Any] = {
+    "interpolant": "vp", "kernel": "ddim", "eta": 1.0, "data_variance": 0.25
+}  # fmt: skip
+_LINEAR: dict[str, Any] = {
+    "interpolant": "linear", "kernel": "ddim", "eta": 1.0, "data_variance": 0.0
+}  # fmt: skip
+_EM: dict[str, Any] = {
+    "interpolant": "vp", "kernel": "euler_maruyama", "diffusion": "square", "diffusion_scale": 3.0
+}  # fmt: skip
+
+
+def _times(steps: int, finish: int | None = None, grid: str = "uniform") -> dict[str, Any]:
+    """A grid, and evaluations of finishing: 0 for none, None where a method does not finish."""
+    own: dict[str, Any] = {"grid": grid, "steps": steps}
+    if finish is None:
+        return own
+    return own | ({"finish": "complete", "finish_steps": finish} if finish else {"finish": "mean"})
+
+
+def _baseline() -> Iterator[Setting]:
+    """Best-of-N, tuned like the rest."""
+    for steps in (2, 4, 6, 10, 20):
+        yield Setting.of("bon", **_ODE, **_times(steps))
+    yield Setting.of("bon", **_ODE, **_times(10, grid="quadratic"))
+    yield Setting.of("bon", **_VP, **_times(6))
+
+
+def _drafts() -> Iterator[Setting]:
+    """What chooses among finished pictures, or among first noises."""
+    for steps in (6, 10):
+        yield Setting.of("halving", **_ODE, **_times(steps))
+    for children, parents in ((4, 1), (8, 2)):
+        yield Setting.of(
+            "evolution", **_ODE, **_times(4), children=children, parents=parents, mutate_at=0.75
+        )
+    yield Setting.of("sop", **_ODE, **_times(10, 3), paths=2, start=2, forward=2, backward=4)
+    yield Setting.of("sop", **_ODE, **_times(4, 0), paths=2, start=1, forward=1, backward=2)
+
+
+def _branching(spread: float) -> Iterator[Setting]:
+    """What chooses among particles on their way."""
+    ten, four = _times(10, 3), _times(4, 0)
+    ahead: dict[str, Any] = {"branch_at": 3, "value": "ode", "value_steps": 3}
+    soft, middle, hard = (float(f"{share * spread:.3g}") for share in (0.8, 0.2, 0.05))
+    for beta in (middle, hard, soft):
+        yield Setting.of("smc", **_VP, **ten, temperature=beta, potential="difference")
+    for path, times in ((_VP, four), (_LINEAR, ten), (_EM, ten)):
+        yield Setting.of("smc", **path, **times, temperature=middle, potential="difference")
+    yield Setting.of("smc", **_VP, **ten, temperature=middle, potential="max")
+    yield Setting.of("svdd", **_VP, **ten, chains=4)
+    yield Setting.of("svdd", **_VP, **ten, chains=2)
+    yield Setting.of("svdd", **_VP, **four, chains=4)
+    yield Setting.of("svdd", **_LINEAR, **ten, chains=4)
+    yield Setting.of("svdd", **_VP, **ten, **ahead, chains=2)
+    yield Setting.of("code", **_VP, **ten, chains=2, block=3)
+    yield Setting.of("code", **_VP, **four, chains=2, block=2)
+    for accept in ("improve", "calibrated"):
+        yield Setting.of("rbf", **_VP, **ten, chains=2, accept=accept)
+    yield Setting.of("rbf", **_VP, **four, chains=2, accept="calibrated")
+    yield Setting.of("rbf", **_VP, **ten, **ahead, chains=2, accept="calibrated")
+    paper = {"chains": 2, "seeds": 25, "allocation": "reserve"}
+    yield Setting.of("rbf", **_EM, **_times(10, 0, "quadratic"), **paper)
+
+
+def _listed(method: str) -> Iterator[Setting]:
+    """A method that has no setting above: its own defaults, on the first path that it takes."""
+    for path in (_VP, _ODE):
+        setting = Setting.of(method, **path, **_times(10))
+        try:
+            setting.search(_AMPLE)
+        except ValueError:
+            continue
+        yield setting
+        return
+
+
+def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple[Setting, ...]:
+    """The settings that race, Best-of-N's first.
+
+    Args:
+      methods: by name, all by default; Best-of-N is there in any case.
+      spread: standard deviation of the reward over plain samples of a prompt.
+
+    Raises:
+      ValueError: naming a method that there is not.
+    """
+    check_positive("spread", spread)
+    methods = tuple(METHODS) if methods is None else tuple(methods)
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {name!r}")
+    own = (*_baseline(), *_drafts(), *_branching(spread))
+    others = set(methods) - {setting.method for setting in own}
+    every = (*own, *(setting for name in sorted(others) for setting in _listed(name)))
+    return tuple(s for s in every if s.method in (BASELINE, *methods))
+
+
+def diagnosed(settings: Sequence[Setting]) -> list[Setting]:
+    """A setting for each stochastic path on which some choose: the first of each."""
+    first: dict[Any, Setting] = {}
+    for setting in settings:
+        if setting.method != BASELINE and setting.kernel().stochastic:
+            first.setdefault(setting.path, setting)
+    return list(first.values())
+
+
+def unique(settings: Sequence[Setting]) -> None:
+    """ValueError if two settings are the same."""
+    names = [setting.name for setting in settings]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"settings must be different ones, got {twice!r} twice")

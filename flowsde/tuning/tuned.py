@@ -1,0 +1,116 @@
+"""What tuning gives back: a setting, how it was chosen, and how sure that is."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsde._files import write_json
+from flowsde._version import __version__
+from flowsde.search import Search
+from flowsde.tuning import figure, report
+from flowsde.tuning.intervals import Interval
+from flowsde.tuning.race import Race
+from flowsde.tuning.settings import Setting
+from flowsde.tuning.split import Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Finalist:
+    """A setting on what was held out.
+
+    Attributes:
+      name: of the setting.
+      mean: of its outcomes, with the 95 % interval of a mean alone, `low` and `high`.
+      judged: mean of the judge that nothing is chosen by; None without.
+      raced: mean of its outcomes in the race, which it was chosen by.
+      seconds: of one search, compilation left out where that could be.
+      outcomes: float64 [n], of the units held out.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    judged: float | None
+    raced: float
+    seconds: float
+    outcomes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What was chosen, and how sure it is.
+
+    Attributes:
+      setting: that is recommended: the race's winner if it is surely better than Best-of-N on what
+        was held out, else Best-of-N.
+      search: of the setting, with the budget.
+      sure: whether the winner is surely better.
+      race: how it was chosen, settings by name.
+      finalists: Best-of-N, the winner and the runner-up, by name, on what was held out.
+      to_best_of_n, to_runner_up: the winner's outcome less theirs on what was held out, with paired
+        95 % intervals; None where there is none.
+      judged_gap: the winner's less Best-of-N's by the judge, paired; None without.
+      left_out: why settings did not race, by name.
+      diagnosed: what a diagnosis was sure of, in words.
+      split: what was raced on and what was held out.
+      budget: of one search, by what it is counted in: ``{"nfe": 100}``.
+      outcome: what is compared: "reward", or "success", the share of searches that reach a target.
+      target: that target, or None.
+      settings: of all, by name.
+      cost: of all of the tuning: nfe, evaluations, verifier_calls and seconds.
+    """
+
+    setting: Setting
+    search: Search
+    sure: bool
+    race: Race
+    finalists: dict[str, Finalist]
+    to_best_of_n: Interval | None
+    to_runner_up: Interval | None
+    judged_gap: Interval | None
+    left_out: dict[str, str]
+    diagnosed: list[str]
+    split: Split
+    budget: dict[str, Any]
+    outcome: str
+    target: float | None
+    settings: dict[str, Setting]
+    cost: dict[str, float]
+
+    def preset(self) -> dict[str, Any]:
+        """What `preset.json` says: for `--preset FILE` of sample, batch and compare."""
+        return {
+            "format": FORMAT,
+            "method": self.setting.method,
+            "settings": dict(self.setting.options) | self.budget,
+            "sure": self.sure,
+            "version": __version__,
+        }
+
+    def save_preset(self, path: str | Path) -> None:
+        """Write `preset` to a file, whole or not at all."""
+        write_json(Path(path), self.preset())
+
+    def report(self) -> str:
+        """One page of Markdown: what to use, and how sure that is."""
+        return report.markdown(self)
+
+    def figure(self) -> "Figure":
+        """The race, and what was held out, as a Matplotlib figure."""
+        return figure.draw(self)
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:
+        return f"Tuned(setting={self.setting.name!r}, sure={self.sure})"
+
+
+FORMAT = "flowsde preset 1"
+"""By which a preset's file is known."""

@@ -1,0 +1,105 @@
+"""`--preset FILE`: the settings that a file has, what may replace them, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusing import refused
+
+from flowsde.cli import compare, preset_files, presets
+from flowsde.cli import main as cli
+from flowsde.cli.options import Sample
+from flowsde.cli.settings import PRESETS, Settings
+from flowsde.cli.sources import source_of
+from flowsde.cli.tune import Tune, _sample
+from flowsde.tuning.space import declared
+
+PROMPT = "one red circle"
+SVDD: dict[str, Any] = {
+    "nfe": 60, "interpolant": "linear", "kernel": "cps", "eta": 0.5, "grid": "uniform", "steps": 5,
+    "chains": 3, "finish": "mean",
+}  # fmt: skip
+
+
+def _file(folder: Path, method: str = "svdd", **values: Any) -> str:
+    path = folder / "mine.json"
+    about = {"format": preset_files.FORMAT, "method": method, "settings": SVDD} | values
+    path.write_text(json.dumps(about))
+    return str(path)
+
+
+def test_every_setting_that_races_is_the_same_search_by_options_and_by_its_file(
+    tmp_path: Path,
+) -> None:
+    """Three ways to the same: the library's makers, the command's options, and the file."""
+    command = Tune(prompt=(PROMPT,), nfe=200)
+    for setting in declared(spread=2.0):
+        given = source_of(_sample(command, setting))
+        values = dict(setting.options) | {"nfe": 200}
+        if setting.method == "rbf":
+            values["width"] = 1  # As all that are measured side by side.
+        file = _file(tmp_path, setting.method, settings=values)
+        offer = source_of(Sample(prompt=(PROMPT,), method=setting.method, preset=file))
+        assert offer.settings == given.settings
+        assert offer.search == given.search == setting.search(200)
+
+
+def test_the_file_brings_its_method_and_options_replace_its_settings(tmp_path: Path) -> None:
+    file = _file(tmp_path)
+    command = cli._parse(["sample", PROMPT, "--preset", file, "--nfe", "90", "--chains", "2"])
+    offer = source_of(command)
+    s = offer.settings
+    assert (command.method, s.nfe, s.chains, s.eta, s.steps) == ("svdd", 90, 2, 0.5, 5)
+    assert (s.interpolant, s.kernel, s.finish) == ("linear", "cps", "mean")
+    batch = cli._parse(["batch", "--prompts-file", "x", "--out", "y", "--preset", file])
+    assert batch.method == "svdd"
+
+
+def test_compare_adds_its_method_to_the_others(tmp_path: Path) -> None:
+    file = _file(tmp_path)
+    rows, _ = compare.plan(["bon", "rbf"], nfe=[60], preset=file)
+    assert [row.method for row in rows] == ["bon", "rbf", "svdd"]
+    assert rows[2].settings.chains == 3 and rows[2].settings.kernel == "cps"
+    assert rows[1].settings == presets.resolve("recommended", "rbf", {"nfe": 60})
+    few, _ = compare.plan(["bon"], nfe=[60], preset=file, model="shapes-turbo")
+    assert few[0].settings.steps == PRESETS["distilled"]["bon"].steps
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"format": "flowsde preset 9"}, "mine.json: format must be one of 'flowsde preset 1'"),
+        ({"method": "best"}, "mine.json: method must be one of 'bon'"),
+        ({"settings": [1]}, "mine.json: settings must be an object"),
+        ({"settings": SVDD | {"kernel": "gone"}}, "settings: kernel must be one of 'euler_maru"),
+        ({"settings": SVDD | {"chains": 1.5}}, "mine.json: settings: chains must be an integer"),
+        ({"settings": SVDD | {"eta": "much"}}, "mine.json: settings: eta must be a number"),
+        ({"settings": SVDD | {"eta": "NaN"}}, "mine.json: settings: eta must be a finite number"),
+        ({"settings": SVDD | {"nfe": 10**8}}, "nfe must be an integer from 1 to 1000000"),
+        ({"settings": SVDD | {"chain": 2}}, "mine.json: settings: there is no setting 'chain'"),
+        ({"settings": SVDD | {"block": 2}}, "settings: block has no effect with method svdd"),
+        ({"settings": {"nfe": 60}}, "mine.json: settings lacks the field interpolant"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(
+    values: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, "sample", PROMPT, "--preset", _file(tmp_path, **values))
+
+
+def test_a_file_is_told_from_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("sample", PROMPT, "--preset")
+    assert "there is no such file" in refused(capsys, *args, str(tmp_path / "none.json"))
+    (tmp_path / "torn.json").write_text('{"format": ')
+    assert "torn.json cannot be read" in refused(capsys, *args, str(tmp_path / "torn.json"))
+    said = refused(capsys, *args, "mine")
+    assert "--preset must be one of recommended, distilled, paper, or a file that ends" in said
+    said = refused(capsys, *args, _file(tmp_path), "--method", "rbf")
+    assert "--method must be svdd, that of --preset" in said and "got rbf" in said
+    assert preset_files.is_file("./mine") and not preset_files.is_file("paper")
+
+
+def test_every_setting_has_a_reader() -> None:
+    assert set(preset_files._readers()) == {field.name for field in dataclasses.fields(Settings)}

@@ -1,0 +1,106 @@
+"""`flowsde tune`: files, resuming, and what is refused; with outcomes that are made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+from refusing import refused
+
+from flowsde.cli import main as cli
+from flowsde.tuning import carry_out
+from flowsde.tuning.measure import Block
+
+PROMPT = "two green triangles"
+SMALL = ["--nfe", "60", "--seeds", "6", "--methods", "svdd", "--no-diagnosis"]
+FILES = {"tune.json", "preset.json", "report.md", "race.png"}
+
+
+class Made:
+    """Rewards of which those of Best-of-N are lower by 1; noise of the units, common to all."""
+
+    def __init__(self) -> None:
+        self.calls, self.searches, self.stop_at = 0, 0, -1
+
+    def __call__(self, subject: Any, search: Any, units: Any, judged: bool = False) -> Block:
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.searches += len(units)
+        rng, n = np.random.default_rng([u for unit in units for u in unit]), len(units)
+        mean = {"BestOfN": 0.0}.get(type(search).__name__, 1.0)
+        verdicts = np.ones(n) if judged else np.empty(0)
+        return Block(mean + rng.normal(size=n), verdicts, 60 * n, 60 * n, 9 * n, 0.1)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    stand_in.use(monkeypatch.setattr)
+    own = Made()
+    monkeypatch.setattr(carry_out, "measure", own)
+    monkeypatch.setattr("flowsde.cli.tune.probe", lambda subject: [0.0, 1.0, 0.5])
+    return own
+
+
+def _tune(out: Path, *args: str) -> dict[str, Any]:
+    cli.main(["tune", PROMPT, *SMALL, *args, "--out", str(out)])
+    return json.loads((out / "tune.json").read_text())
+
+
+def test_writes_a_preset_that_sample_takes_and_a_page(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = _tune(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert told["sure"] and told["to_best_of_n"][0] == pytest.approx(1.0)
+    page = (tmp_path / "report.md").read_text()
+    assert "It is surely better than the tuned Best-of-N" in page and "![The race]" in page
+    assert told["cost"]["nfe"] == 60 * made.searches
+    preset = json.loads((tmp_path / "preset.json").read_text())
+    assert preset["method"] == "svdd" and preset["settings"]["nfe"] == 60
+    command = cli._parse(["sample", PROMPT, "--preset", str(tmp_path / "preset.json")])
+    assert command.method == "svdd"
+    out = capsys.readouterr().out
+    assert "Use `svdd" in out and "preset.json" in out
+
+
+def test_interrupted_it_goes_on_and_another_is_refused(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = _tune(tmp_path / "whole")
+    every, made.calls, made.stop_at = made.calls, 0, 4
+    with pytest.raises(SystemExit) as stop:
+        _tune(tmp_path / "parts")
+    assert stop.value.code == 130 and "resume with: " in capsys.readouterr().err
+    args = ["tune", PROMPT, *SMALL, "--out", str(tmp_path / "parts")]
+    assert "--nfe 60, not 90" in refused(capsys, *args, "--nfe", "90")
+    made.calls, made.stop_at = 0, -1
+    resumed = _tune(tmp_path / "parts")
+    assert made.calls == every - 4 and resumed == whole
+    made.calls = 0
+    _tune(tmp_path / "parts")
+    assert made.calls == 0 and "already complete" in capsys.readouterr().out
+    other = [word if word != PROMPT else "one red circle" for word in args]
+    assert "the finished run in" in refused(capsys, *other)
+    assert _tune(tmp_path / "parts", "--nfe", "90", "--overwrite")["settings"]["nfe"] == 90
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--nfe 0", "--nfe must be an integer of at least 1, got 0"),
+        ("--nfe 1", "--nfe"),
+        ("--seeds 1", "seeds must be an integer of at least 2, got 1"),
+        ("--methods ode", "--methods"),
+        ("--target-reward nan", "--target-reward must be a finite number"),
+        ("--reward best", "--reward must be one of"),
+    ],
+)
+def test_options_that_are_wrong_are_named(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "none")
+    assert said in refused(capsys, "tune", PROMPT, *SMALL, *words.split(), "--out", out)
+    assert not (tmp_path / "none").exists()
