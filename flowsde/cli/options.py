@@ -213,7 +213,7 @@ class Task:
     along."""
     nfe: Int = None
     """Budget in model evaluations, a hard cap (default: 500; for ode and sde their steps; with
-    --seconds the most that they may buy, 10000)."""
+    --seconds the most that they may buy, 2000)."""
     seconds: Float = None
     """Budget in seconds instead, of a prompt, of batch of all prompts together: what the model and
     the reward take is measured first, without counting, and turned into model evaluations. At the

@@ -146,9 +146,11 @@ def _parts(answer: Any) -> dict[str, Any]:
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
 
 
-def said(timing: Timing) -> str:
-    """How a budget in seconds was spent, in a line."""
+def said(timing: Timing, most: int) -> str:
+    """How a budget in seconds was spent, in a line; `most` evaluations were allowed."""
     cut = ", cut at the deadline" if timing.cut else ""
+    if timing.nfe == most and not cut:
+        cut = ", the most that --nfe allows"
     return (
         f"{timing.spent:.1f} of {timing.seconds:g}, planned for {timing.nfe} NFE{cut}; compiling "
         f"and measuring took {timing.preparing:.1f} before"

@@ -296,7 +296,7 @@ def _run(run: PromptRun) -> None:
         else f"spent   {spent}"
     )
     if result.timing is not None:
-        print(f"seconds {results.said(result.timing)}")
+        print(f"seconds {results.said(result.timing, run.settings.nfe)}")
     print(f"folder  {_path(run.folder)}", flush=True)
 
 

@@ -23,7 +23,7 @@ DIFFUSIONS = (
 EMBEDDED = ("shapes", "shapes-turbo")
 """Models that come with the package."""
 _FEW_STEPS = ("shapes-turbo",)
-MOST_IN_SECONDS = 10_000
+MOST_IN_SECONDS = 2_000
 """Model evaluations that a budget in seconds may buy, unless told otherwise."""
 GRIDS = ("uniform", "quadratic", "cosine", "shifted")
 

@@ -16,7 +16,7 @@ from flowsde.runner import clock
 
 PROMPT = "three red circles and two blue squares"
 # Its schedule does not depend on rewards: what seconds buy is spent.
-SVDD = [PROMPT, "--method", "svdd", *"--steps 3 --finish-steps 2 --keep 2".split()]
+SVDD = [PROMPT, "--method", "svdd", *"--steps 3 --finish-steps 2 --keep 2 --nfe 200".split()]
 
 
 @pytest.fixture
@@ -36,19 +36,19 @@ def _sample(out: Path, *args: str) -> dict[str, Any]:
 def test_the_evaluations_that_seconds_bought_buy_the_same(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = _sample(tmp_path / "seconds", *SVDD, "--seconds", "1")
+    found = _sample(tmp_path / "seconds", *SVDD, "--seconds", "0.7")
     timing = found["timing"]
-    assert timing["seconds"] == found["settings"]["seconds"] == 1.0
-    assert 0.0 < timing["spent"] <= 1.0 and not timing["cut"]
+    assert timing["seconds"] == found["settings"]["seconds"] == 0.7
+    assert 0.0 < timing["spent"] <= 0.7 and not timing["cut"]
     assert f"planned for {timing['nfe']} NFE" in capsys.readouterr().out
-    again = _sample(tmp_path / "nfe", *SVDD, "--nfe", str(timing["nfe"]))
+    again = _sample(tmp_path / "nfe", *SVDD[:-1], str(timing["nfe"]))
     for name in ("reward", "nfe", "verifier_calls"):
         assert found[name] == again[name], name
     for name in ("image.png", "image-2.png"):
         one, other = (np.asarray(Image.open(tmp_path / of / name)) for of in ("seconds", "nfe"))
         np.testing.assert_array_equal(one, other)
     # What is complete stays as it is.
-    assert _sample(tmp_path / "seconds", *SVDD, "--seconds", "1") == found
+    assert _sample(tmp_path / "seconds", *SVDD, "--seconds", "0.7") == found
     assert "already complete" in capsys.readouterr().out
 
 
