@@ -101,7 +101,11 @@ def test_links_to_files_exist():
 def test_names_in_the_tables_exist():
     import flowsde as fs
 
-    for name in re.findall(
-        r"^\| [^|]+ \| `(\w+)`", README + PAGES["docs/mathematics.md"], re.MULTILINE
-    ):
-        assert hasattr(fs.search, name) or hasattr(fs.kernels, name), name
+    found = re.findall(r"^\| [^|]+ \| `(\w+)`", PAGES["docs/mathematics.md"], re.MULTILINE)
+    assert found
+    for name in found:
+        assert hasattr(fs.kernels, name), name
+    methods = set(fs.search.METHODS)
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGES["docs/searches.md"], re.MULTILINE)) == methods
+    (rows,) = re.findall(r"^\| rewards are asked of .*\n(?:\|.*\n)+", README, re.MULTILINE)
+    assert methods | {"fs"} == set(re.findall(r"`(\w+)", rows))
