@@ -71,7 +71,7 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
 @pytest.mark.parametrize(
     "search",
     [
-        lidar(),
+        slow(lidar()),
         slow(lidar(50, SDE, scale=3.0, pull_until=0.5)),
         slow(lidar(33, draft_steps=1, trajectories=1)),
     ],

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import slow
 
 import flowsde as fs
 from flowsde.search.protocol import Evaluation
@@ -44,7 +43,8 @@ def kept_draws(proposals, chains, particles):
     return found
 
 
-@pytest.mark.parametrize(("nfe", "chains"), [(60, 3), slow(58, 20)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("nfe", "chains"), [(60, 3), (58, 20)])
 def test_rounds_are_those_of_the_formulas(nfe, chains):
     """Published code takes ancestors of the step before again where nothing is resampled, begins
     the weights anew there, and scores the means of the time before.
