@@ -87,8 +87,10 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
                 families=screen.FAMILIES, prompt_ids=prompts, chunk_size=subject.chunk_size,
             )  # fmt: skip
             known = screen.verdict(d)
-            seconds = time.perf_counter() - began
-            ledger.add_verdict(name, known, d.nfe, d.verifier_calls, seconds)
+            ledger.add_verdict(
+                name, known, nfe=d.nfe, evaluations=d.evaluations,
+                verifier_calls=d.verifier_calls, seconds=time.perf_counter() - began,
+            )  # fmt: skip
         verdicts[setting.path] = known
     return verdicts
 

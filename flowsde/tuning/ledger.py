@@ -28,8 +28,8 @@ _BLOCK = fields(
     seconds=number,
 )
 _DIAGNOSED = fields(
-    blind=text, poor=text, rising=text, spread=number, nfe=_COUNT, verifier_calls=_COUNT,
-    seconds=number,
+    blind=text, poor=text, rising=text, spread=number, nfe=_COUNT, evaluations=_COUNT,
+    verifier_calls=_COUNT, seconds=number,
 )  # fmt: skip
 _READ = fields(
     about=mapping,
@@ -107,12 +107,9 @@ class Ledger:
         own = self._found["diagnosed"].get(path)
         return None if own is None else Verdict(*(own[name] for name in Verdict._fields))
 
-    def add_verdict(
-        self, path: str, verdict: Verdict, nfe: int, verifier_calls: int, seconds: float
-    ) -> None:
-        """Keep what a diagnosis said, and what it took."""
-        counts = {"nfe": nfe, "verifier_calls": verifier_calls, "seconds": seconds}
-        self._found["diagnosed"][path] = verdict._asdict() | counts
+    def add_verdict(self, path: str, verdict: Verdict, **took: float) -> None:
+        """Keep what a diagnosis said, and what it took, by name as in a `Block`."""
+        self._found["diagnosed"][path] = verdict._asdict() | took
         self._write()
 
     def total(self, name: str) -> float:

@@ -257,3 +257,24 @@ def test_with_the_embedded_model_outcomes_are_those_of_single_runs():
         )  # fmt: skip
         assert outcomes[i] == pytest.approx(float(one.reward[0]), rel=1e-3, abs=1e-3)
     assert found.cost["nfe"] <= 2 * 2 * 4 * 8
+
+
+def test_what_a_diagnosis_took_is_kept_and_counted(made, monkeypatch, tmp_path: Path):
+    made(bon=0.0, svdd=1.0)
+    rewards = np.zeros((1, 4, 3)) + np.asarray([[[0.0], [2.0], [0.0], [2.0]]])
+    asked = []
+
+    def diagnose(*args, prompt_ids, **options):
+        asked.append(prompt_ids)
+        d = _record([0.1, 0.2, 1.0], [1.5, 0.5], [0.5, 0.5], rewards)
+        d.nfe, d.evaluations, d.verifier_calls = 1000, 1100, 500
+        return d
+
+    monkeypatch.setattr(carry_out, "diagnose", diagnose)
+    found = _tune(save=tmp_path / "race.json", diagnose=True)
+    # Blind: svdd does not race, and Best-of-N alone is measured, in race and comparison.
+    assert list(found.left_out) == [SVDD.name] and found.setting == BON and not found.sure
+    assert found.cost["nfe"] == 1000 + 16 * 8 and found.cost["evaluations"] == 1100 + 20 * 8
+    assert "Nothing but Best-of-N raced" in found.report() and "blind" in found.report()
+    again = _tune(save=tmp_path / "race.json", diagnose=True)
+    assert asked == [[0]] and again.report() == found.report()
