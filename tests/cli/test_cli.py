@@ -89,7 +89,7 @@ SMALL = {
     "zero_order": "--nfe 10 --neighbours 2",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
     "evolution": "--nfe 17 --steps 3 --mutate-at .5",
-    "dfs": "--nfe 17 --check-at 2 --bar -1.5 --tries 2 --finish mean",
+    "dfs": "--nfe 17 --chains 1 --backtrack 1 --bar=-1.5 --tries 2 --finish mean",
     "dts": "--nfe 10 --width 2 --branch-at 1 --explore .5",
     "smc": "--nfe 17 --finish-steps 2 --finish heun",
     "code": "--nfe 17 --finish mean --chains 1",
