@@ -3,8 +3,7 @@
 Each chain follows the kernel down the grid. At the times of checks the reward of its particle is
 asked: one below the bar is noised by the forward process, up by some steps, and comes down again.
 After so many tries the best of them goes on, so that no bar is too high. A chain that has come to
-its end begins anew from noise, as long as the budget pays for the whole way; what is left then goes
-into backtracking from the end alone. Finished pictures compete for the answer.
+its end begins anew while the budget pays for the whole way, then goes back from the end alone.
 
 No more than the budget is spent, and every chain comes to its end: it goes back only where what is
 left also pays for the rest of the way. Memory is a particle for each chain and each check.
