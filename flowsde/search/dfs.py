@@ -3,8 +3,7 @@
 Each chain follows the kernel down the grid. At the times of checks the reward of its particle is
 asked: one below the bar is noised by the forward process, up by some steps, and comes down again.
 After so many tries the best of them goes on, so that no bar is too high. A chain that has come to
-its end begins anew from noise, as long as the budget pays for the whole way; what is left then goes
-into backtracking from the end alone. Finished pictures compete for the answer.
+its end begins anew while the budget pays for the whole way, then goes back from the end alone.
 
 No more than the budget is spent, and every chain comes to its end: it goes back only where what is
 left also pays for the rest of the way. Memory is a particle for each chain and each check.
@@ -136,9 +135,8 @@ class DFS(GridSearch):
     def _again(self) -> np.ndarray:
         """int32 [steps]: evaluations of going back from each step, and then to the end."""
         costs = self.costs(self.verified)
-        upto, up = np.cumsum(costs), self._up
-        arrival = costs[up] - self.kernel.inner_evaluations * (up > 0)
-        return (arrival + upto[-1] - upto[up]).astype(np.int32)
+        rest, up = costs.sum() - np.cumsum(costs), self._up
+        return (costs[up] - self.kernel.inner_evaluations * (up > 0) + rest[up]).astype(np.int32)
 
     @property
     def n_candidates(self) -> int:
@@ -198,7 +196,7 @@ class DFS(GridSearch):
         self, state: DFSState, candidates: Candidates, evals: Evaluation
     ) -> tuple[DFSState, Info]:
         told = to_particles(candidates, evals)
-        moved, passed, accepted = jax.vmap(self._moved)(state.chains, told)
+        moved, passed, accepted = jax.vmap(partial(self._moved, state.target))(state.chains, told)
         chains = tree_where(candidates.valid, moved, state.chains)
         passed &= candidates.valid
         champion = self._crowned(state.champion, told, candidates.valid)
@@ -215,14 +213,15 @@ class DFS(GridSearch):
             path_reward=chains.particle.reward,
         )
 
-    def _moved(self, chain: Chain, particle: Particle) -> tuple[Chain, jax.Array, jax.Array]:
+    def _moved(
+        self, target: jax.Array, chain: Chain, particle: Particle
+    ) -> tuple[Chain, jax.Array, jax.Array]:
         """A chain that is told its candidate; whether it goes on from a check, and which draw."""
         step = jnp.minimum(chain.step, self.steps - 1)
         check = jnp.searchsorted(jnp.asarray(self.checks, jnp.int32), step).astype(jnp.int32)
         check = jnp.minimum(check, len(self.checks) - 1)
         checked, is_last = jnp.asarray(self.verified)[step], step == self.steps - 1
-        inner = jnp.where(chain.noised, self.kernel.inner_evaluations, 0)
-        inner = jnp.where(step > 0, inner, 0).astype(jnp.int32)
+        inner = jnp.where(chain.noised, self.kernel.inner_evaluations, 0).astype(jnp.int32)
         left = chain.left - jnp.asarray(self.costs(self.verified))[step] + inner
 
         # The best of the tries at this check; of equals the first.
@@ -236,6 +235,7 @@ class DFS(GridSearch):
         tries = chain.tries + (here & checked).astype(jnp.int32)
 
         passes = particle.reward >= jnp.asarray(self.bars, jnp.float32)[check]
+        passes |= self.as_answer(particle).reward >= target
         pays = left >= jnp.asarray(self._again)[step]
         back = checked & ~passes & (tries[check] < self.tries) & pays
         on = checked & ~back
@@ -268,13 +268,11 @@ class DFS(GridSearch):
         winner = tree_take(own, jnp.where(jnp.any(scored), row, jnp.argmax(valid)))
         lower = winner.t < champion.t
         lower |= (winner.t == champion.t) & (winner.reward > champion.reward)
-        none = champion.reward == -jnp.inf
-        better = jnp.any(valid) & ((lower & jnp.any(scored)) | none)
-        return tree_where(better, winner, champion)
+        better = (lower & jnp.any(scored)) | (champion.reward == -jnp.inf)
+        return tree_where(better & jnp.any(valid), winner, champion)
 
     def done(self, state: DFSState) -> jax.Array:
-        ended = jnp.all(state.chains.step >= self.steps)
-        return ended | (state.champion.reward >= state.target)
+        return jnp.all(state.chains.step >= self.steps) | (state.champion.reward >= state.target)
 
     def best(self, state: DFSState) -> Particle:
         return state.champion

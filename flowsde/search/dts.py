@@ -140,10 +140,6 @@ class DTS(GridSearch):
     def max_rounds(self) -> int:
         return self.nfe
 
-    @property
-    def path_name(self) -> str:
-        return "sample"
-
     def init(self, key, shape, target_reward, nfe) -> DTSState:
         # A node takes an evaluation, at least.
         size, none = 1 + min(self.nodes, self.nfe), jnp.full(self.width, -1, jnp.int32)

@@ -125,6 +125,15 @@ def test_no_bar_is_too_high():
 
 
 @pytest.mark.slow
+def test_what_meets_the_target_passes_whatever_the_bar():
+    result = run(dfs(bar=1e9), target_reward=-1e8)
+    seen = np.isfinite(np.asarray(result.reward))
+    assert seen.any() and np.all(np.asarray(result.nfe)[seen] < 60)
+    accepted = np.asarray(result.info.accepted) & (np.asarray(result.info.reward) >= -1e8)
+    assert accepted.any((0, 2))[seen].all()
+
+
+@pytest.mark.slow
 def test_below_every_bar_it_is_best_of_n():
     """Nothing fails: chains are samples, one after the other, each worth one call at the end."""
     result = run(dfs(60, bar=-1e30, chains=1, check_at=(2,)))
