@@ -8,7 +8,8 @@ import numpy as np
 import problems
 import pytest
 from faulty import serving
-from methods import METHODS
+from jax.sharding import AxisType
+from methods import GLASS, METHODS
 
 import flowsde as fs
 
@@ -136,6 +137,27 @@ def test_parts_are_the_same_in_rounds_in_batches_outside_jax_and_after_resuming(
             same(one.parts, {part: value[i] for part, value in result.parts.items()})
             same(one.kept.parts, {part: value[i] for part, value in result.kept.parts.items()})
     same(fs.run(KEY, flow, search, host, **options).info.parts, result.info.parts)
+
+
+@pytest.mark.slow
+def test_parts_on_a_mesh_are_those_of_the_pictures_where_candidates_move_on_the_way():
+    if jax.device_count() < 4:
+        pytest.skip("needs four devices")
+    mesh = jax.make_mesh((2, 2), ("prompt", "particle"), (AxisType.Auto,) * 2)
+    search = fs.search.keep(
+        fs.search.bon(nfe=28, kernel=GLASS, grid=fs.grids.tail(problems.GRID, 0.8), width=4), 2
+    )
+    ids, cond = problems.batch(2)
+    start, mask = np.asarray([0.3, -0.7], np.float32), [True, False]
+    result = fs.run(
+        KEY, problems.flow(), search, BOTH, cond=cond, prompt_ids=ids, mesh=mesh, start=start,
+        mask=mask,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.x0[:, 1], start[1])
+    for image, parts in ((result.image, result.parts), (result.kept.image, result.kept.parts)):
+        image = np.asarray(image)
+        wanted = -np.sum(np.square(image), axis=-1)
+        np.testing.assert_allclose(parts["size"], wanted, rtol=1e-5)
 
 
 def test_normalised_is_relative_to_a_pool_of_pictures_drawn_before():
