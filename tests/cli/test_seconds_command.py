@@ -63,7 +63,8 @@ def test_methods_are_compared_at_equal_seconds(
     ode, *searches = values["rows"]
     assert "budget_seconds" not in ode
     for row in searches:
-        assert row["budget_seconds"] == 0.5 and 0.0 < row["seconds"] < 0.5
+        # At most a round late, which looks five times.
+        assert row["budget_seconds"] == 0.5 and 0.0 < row["seconds"] < 0.5 + 0.05
         assert row["nfe"] == round(row["charged"]) > 0
     assert max(row["seconds"] for row in searches) > 0.3
     assert "Pictures, 0.5 s" in (tmp_path / "compare.html").read_text()
