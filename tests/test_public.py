@@ -35,9 +35,9 @@ NAMES = {
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete DFS DTS Evaluation Evolution GridSearch
         Info Keeping Lines METHODS NoiseSearch Particle RBF SMC Search SearchBase SoP
-        SuccessiveHalving affordable_units any_over_prompts bon code dfs dts epsilon_greedy
-        even_shares evolution fold_in_ids halving keep map_valid rbf smc sop svdd to_particles
-        tree_take tree_where zero_order
+        SuccessiveHalving WeightedSample affordable_units any_over_prompts bon code dfs dts
+        epsilon_greedy even_shares evolution fold_in_ids halving keep map_valid rbf smc sop svdd
+        to_particles tree_take tree_where weighted_sample zero_order
     """,
     "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }
