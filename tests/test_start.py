@@ -37,6 +37,10 @@ METHODS = {
         kernel=GUIDED, draft_steps=2, factor=2, rungs=1, **LATE
     ),
     "evolution": fs.search.evolution(kernel=ODE, children=3, parents=2, mutate_at=0.3, **LATE),
+    "zero order": fs.search.zero_order(kernel=ODE, neighbours=3, **LATE),
+    "dfs": fs.search.dfs(kernel=ODE, check_at=(2,), bar=0.5, finish_steps=4, **LATE),
+    "dts": fs.search.dts(kernel=problems.SDE, width=3, **LATE),
+    "lidar": fs.search.lidar(kernel=ODE, draft_steps=2, trajectories=1, **LATE),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, finish_steps=4, **LATE),
     "guided smc, tempered, funnel": fs.search.smc(
         kernel=GUIDED,
@@ -246,3 +250,9 @@ def test_a_search_that_draws_for_itself_is_refused():
     with pytest.raises(TypeError, match="search Own draws its own noise"):
         check_start(fs.search.keep(own, 2), Start(x0=X0))
     check_start(own, None)
+    for walk in (
+        fs.search.pcn(kernel=ODE, grid=problems.GRID, nfe=20),
+        fs.search.psi(kernel=problems.SDE, grid=problems.GRID, nfe=40),
+    ):
+        with pytest.raises(TypeError, match="draws its own noise and cannot begin from start"):
+            fs.run(KEY, problems.flow(), walk, problems.reward, start=X0)

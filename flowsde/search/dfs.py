@@ -100,6 +100,7 @@ class DFS(GridSearch):
     """
 
     charges_moves: ClassVar[bool] = True
+    renoises: ClassVar[bool] = True
 
     chains: int
     checks: tuple[int, ...]

@@ -23,7 +23,7 @@ at t = 1, which takes one backward pass, and may be shortened: the chain stays e
 import dataclasses
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,8 @@ class PCN(GridSearch):
     Attributes:
       langevin: whether proposals follow the gradient, whatever the kernel says.
     """
+
+    beginning: ClassVar[Any] = None  # its chains walk over noise alone
 
     chains: int
     step_size: float

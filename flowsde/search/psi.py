@@ -12,7 +12,7 @@ Rewards and gradients at t = 1 are those that the chains were told: nothing is e
 
 import dataclasses
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,8 @@ class PsiState(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PsiSampler(GridSearch):
     """See `psi`; without finishing."""
+
+    beginning: ClassVar[Any] = None  # its chains walk over noise alone
 
     temperature: float
     walk: int
