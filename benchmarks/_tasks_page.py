@@ -53,14 +53,21 @@ def best_settings(results: dict[str, Any]) -> str:
     """Successes on the development captions of each method's best setting.
 
     That is the one with the largest mean over what most have been measured on. Best-of-N is tuned
-    to each task and budget.
+    to each task and budget; columns are those that most methods have.
     """
     rows = [r for r in results["rows"] if r["split"] == "dev" and r["method"] != "ode"]
     lines = []
     for (model,), of_model in grouped(rows, "model").items():
         tasks = list(dict.fromkeys(row["task"] for row in of_model))
         budgets = sorted({row["nfe"] for row in of_model if row["method"] == "bon"})
-        columns = [(task, nfe) for task in tasks for nfe in budgets]
+        there = {(method, *_at(row)) for (method,), own in grouped(of_model, "method").items()
+                 for row in own}  # fmt: skip
+        methods = {method for method, *_ in there}
+        columns = [
+            column
+            for column in ((task, nfe) for task in tasks for nfe in budgets)
+            if 2 * sum((method, *column) in there for method in methods) > len(methods)
+        ]
         shown = {}
         for (method,), own in grouped(of_model, "method").items():
             name = "bon, tuned" if method == "bon" else _leader(own)

@@ -119,6 +119,8 @@ def success_figure(
     for m, model in enumerate(models):
         for i, task in enumerate(tasks):
             axes = every[m * bands + i // columns, i % columns]
+            if not table.select(task=task, model=model, split=split, method="bon"):
+                continue
             axes.set_visible(True)
             _panel(axes, table, task, model, split, x)
             axes.set_title(f"{task}, {model}", loc="left", fontsize=10)

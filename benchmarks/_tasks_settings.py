@@ -113,7 +113,7 @@ def _steps(n: int, finish: int) -> dict[str, Any]:
 
 def best_of_n() -> Iterator[Setting]:
     """The baseline, tuned like the rest."""
-    for n in (4, 6, 8, 10, 20):
+    for n in (4, 6, 8, 10, 20, 40):
         yield make("bon", ODE, steps=n)
     for n in (6, 10):
         yield make("bon", LINEAR, steps=n)
