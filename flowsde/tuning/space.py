@@ -1,12 +1,14 @@
 """The settings that race: all methods, with what has mattered in `benchmarks/tasks.py`.
 
-A method of `flowsde.search.makers` that has no setting here races with its maker's defaults.
+A method of `flowsde.search.makers` that has no setting here races with its maker's defaults, but
+for finishing and the temperature.
 
 What differs between two of a method is the path (interpolant and kernel), the grid, the steps, and
 the method's own: chains, the rule of acceptance, the value, the temperature. Temperatures are in
 units of the reward's spread over plain samples, which differs from reward to reward.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,11 +60,16 @@ def _drafts() -> Iterator[Setting]:
     yield Setting.of("sop", **_ODE, **_times(4, 0), paths=2, start=1, forward=1, backward=2)
 
 
+def _shares(spread: float) -> tuple[float, ...]:
+    """Temperatures, the highest first."""
+    return tuple(float(f"{share * spread:.3g}") for share in (0.8, 0.2, 0.05))
+
+
 def _branching(spread: float) -> Iterator[Setting]:
     """What chooses among particles on their way."""
     ten, four = _times(10, 3), _times(4, 0)
     ahead: dict[str, Any] = {"branch_at": 3, "value": "ode", "value_steps": 3}
-    soft, middle, hard = (float(f"{share * spread:.3g}") for share in (0.8, 0.2, 0.05))
+    soft, middle, hard = _shares(spread)
     for beta in (middle, hard, soft):
         yield Setting.of("smc", **_VP, **ten, temperature=beta, potential="difference")
     for path, times in ((_VP, four), (_LINEAR, ten), (_EM, ten)):
@@ -83,10 +90,14 @@ def _branching(spread: float) -> Iterator[Setting]:
     yield Setting.of("rbf", **_EM, **_times(10, 0, "quadratic"), **paper)
 
 
-def _listed(method: str) -> Iterator[Setting]:
+def _listed(method: str, spread: float) -> Iterator[Setting]:
     """A method that has no setting above: its own defaults, on the first path that it takes."""
+    options = inspect.signature(METHODS[method]).parameters
+    own = _times(10, 3 if "finish_steps" in options else None)
+    if "temperature" in options and options["temperature"].default:
+        own["temperature"] = _shares(spread)[1]
     for path in (_VP, _ODE):
-        setting = Setting.of(method, **path, **_times(10))
+        setting = Setting.of(method, **path, **own)
         try:
             setting.search(_AMPLE)
         except ValueError:
@@ -112,7 +123,7 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
             raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {name!r}")
     own = (*_baseline(), *_drafts(), *_branching(spread))
     others = set(methods) - {setting.method for setting in own}
-    every = (*own, *(setting for name in sorted(others) for setting in _listed(name)))
+    every = (*own, *(setting for name in sorted(others) for setting in _listed(name, spread)))
     return tuple(s for s in every if s.method in (BASELINE, *methods))
 
 

@@ -157,10 +157,10 @@ def _results(
         for number, result in found:
             check_found(job, job.ids[[number]], result.reward, (result.x0, result.image))
             yield int(job.ids[number]), result
-        if missing := job.ids.size - engine.totals.prompts:
-            seconds, many = job.seconds, job.ids.size
+        missing, many = job.ids.size - engine.totals.prompts, job.ids.size
+        if job.seconds is not None and missing:
             warnings.warn(
-                f"seconds = {seconds} ended before {missing} of {many} prompts had a reward",
+                f"seconds = {job.seconds} ended before {missing} of {many} prompts had a reward",
                 stacklevel=3,
             )
     finally:
