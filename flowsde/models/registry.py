@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flowsde.models import aesthetic, autoencoder_kl, clip, flux, sit, t5
+from flowsde.models import aesthetic, autoencoder_kl, clip, flux, sit, t5, wan
 from flowsde.models.family import Family, Pipeline, Sampling
 
 _PACKAGES = (
@@ -12,6 +12,7 @@ _PACKAGES = (
     t5,
     autoencoder_kl,
     aesthetic,
+    wan,
 )
 """With a `Family` or several each, and what else `family` describes."""
 
