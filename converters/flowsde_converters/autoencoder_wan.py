@@ -34,7 +34,7 @@ LAYOUTS = tuple(_BLOCK)
 
 _VIDEO = (Permute((2, 3, 4, 1, 0)),)
 _IMAGE = (Permute((2, 3, 1, 0)),)
-_UNLIKE = {"is_residual": False, "patch_size": None, "attn_scales": []}
+_UNLIKE: dict[str, Any] = {"is_residual": False, "patch_size": None, "attn_scales": []}
 """Settings of Wan 2.2's and others, and what they are in Wan 2.1."""
 
 
@@ -154,17 +154,20 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> Autoen
 def _moments(json: Mapping[str, Any], latents: int) -> dict[str, tuple[float, ...]]:
     if "latents_mean" not in json and "latents_std" not in json and latents == 16:
         return {}
-    found = {}
-    for name in ("mean", "std"):
-        values = json.get(f"latents_{name}")
-        numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
-        if not numbers or len(values) != latents:
-            raise ValueError(
-                f"config.json must have latents_{name}, {latents} finite numbers which are in no "
-                f"tensor, got {values!r}"
-            )
-        found[name] = tuple(map(float, values))
-    return found
+    return {name: _numbers(json, f"latents_{name}", latents) for name in ("mean", "std")}
+
+
+def _numbers(json: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    values: Any = json.get(name)
+    if (
+        not isinstance(values, list | tuple)
+        or [_is_number(one) for one in values] != [True] * count
+    ):
+        raise ValueError(
+            f"config.json must have {name}, {count} finite numbers which are in no tensor, got "
+            f"{values!r}"
+        )
+    return tuple(map(float, values))
 
 
 def _is_number(value: Any) -> bool:

@@ -135,9 +135,8 @@ def test_pieces_give_what_the_whole_does():
         return past.through(conv, x)
 
     wanted = [1, 3, 6, 9, 12, 15, 18]
-    for piece, in_pieces in ((1, False), (1, True), (3, True)):
+    for piece, in_pieces in ((1, False), (3, True)):
         assert through_time(network, x, piece, in_pieces).ravel().tolist() == wanted
-    assert through_time(network, x[:, :1], 1, True).ravel().tolist() == [1]
 
 
 SMALL = AutoencoderWanConfig(
@@ -191,6 +190,7 @@ def test_inputs_and_settings_that_do_not_fit_are_named():
     assert (AutoencoderWanConfig().factor, AutoencoderWanConfig().frames) == (8, 4)
 
 
+@pytest.mark.slow
 def test_parameters_are_whole_on_each_device():
     axes = parameters(logical_axes(abstract(FAMILY, SMALL)))
     assert {name for names in axes.values() for name in names} == {None}

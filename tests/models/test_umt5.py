@@ -71,6 +71,7 @@ def test_gradients_of_the_parameters(pair):
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_comes_back_and_blocks_have_their_own_positions(pair):
     module, model, found = pair
     checkpoint = tensors(module)
@@ -87,6 +88,7 @@ def test_a_checkpoint_comes_back_and_blocks_have_their_own_positions(pair):
     assert axes.encoder.blocks.relative.get_value() == ("layer", None, "heads")
 
 
+@pytest.mark.slow
 def test_one_block_is_told_by_its_settings(pair):
     checkpoint = {k: a for k, a in tensors(pair[0]).items() if ".1.layer" not in k}
     checkpoint = {k: a for k, a in checkpoint.items() if ".2.layer" not in k}
