@@ -125,11 +125,12 @@ def _opened(path: Path, source: Path) -> Checkpoint:
 
 def _check_class(source: Path) -> None:
     """ValueError for relatives of a pipeline that share its parts and make something else of them,
-    such as FluxKontextPipeline."""
+    such as FluxKontextPipeline or WanImageToVideoPipeline."""
     kind, known = read_json(source / INDEX).get("_class_name"), registry.pipelines()
-    if isinstance(kind, str) and kind.startswith("Flux") and kind not in known:
+    kin = [name for name in known if str(kind).startswith(name.removesuffix("Pipeline"))]
+    if kin and kind not in known:
         raise ValueError(
-            f"{source} is a {shown(kind)}, expected a {' or a '.join(known)}; its models, as "
+            f"{source} is a {shown(kind)}, expected a {' or a '.join(kin)}; its models, as "
             f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
         )
     if isinstance(kind, str) and kind in known:

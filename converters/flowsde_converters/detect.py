@@ -19,12 +19,22 @@ from flowsde._text import listed, names, shown
 from flowsde.models import registry
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract, named
-from flowsde_converters import aesthetic, autoencoder_kl, clip, entries, flux, sit, t5
+from flowsde_converters import (
+    aesthetic,
+    autoencoder_kl,
+    autoencoder_wan,
+    clip,
+    entries,
+    flux,
+    sit,
+    t5,
+    wan,
+)
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
 from flowsde_converters.tables import Model
 
-_MODULES = (sit, flux, clip, t5, autoencoder_kl, aesthetic)
+_MODULES = (sit, flux, clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
 """With a `Convertible` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),

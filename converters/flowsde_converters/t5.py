@@ -1,4 +1,4 @@
-"""T5 v1.1 and Flan-T5 of `transformers`: the encoder alone, and both halves.
+"""T5 v1.1 and Flan-T5 of `transformers`: the encoder alone, and both halves; UMT5's encoder.
 
 Shapes give all sizes; `config.json`, where there is one, the few settings that are not sizes. The
 token table is `shared.weight`, of which files often have copies; in some there is only
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowsde.models import t5
-from flowsde.models.t5.model import START, T5Config
+from flowsde.models.t5.model import START, T5Config, UMT5Config
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Copy, Unused
@@ -25,6 +25,7 @@ _TOKENS = {
 """The token table's key in each layout, the first one that a file has."""
 _HEAD = "lm_head.weight"
 _SELF = "layer.0.SelfAttention"
+_POSITIONS = f"{_SELF}.relative_attention_bias.weight"
 
 
 def _attention(keys: str, target: str) -> tuple[Row, ...]:
@@ -35,12 +36,14 @@ def _attention(keys: str, target: str) -> tuple[Row, ...]:
     )
 
 
-def _stack(name: str, cross: bool) -> tuple[Row, ...]:
+def _stack(name: str, cross: bool, shared: bool = True) -> tuple[Row, ...]:
     keys, target = f"{name}.block.{{i}}.", f"{name}.blocks."
     gated = f"layer.{2 if cross else 1}"
     names = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    # One table for all blocks, or one each.
+    block, holder = (f"{name}.block.0.", f"{name}.") if shared else (keys, target)
     rows = [
-        Row(f"{name}.block.0.{_SELF}.relative_attention_bias.weight", f"{name}.relative"),
+        Row(f"{block}{_POSITIONS}", f"{holder}relative"),
         Row(f"{keys}layer.0.layer_norm.weight", f"{target}norm.scale"),
         *_attention(f"{keys}{_SELF}", f"{target}attention"),
         Row(f"{keys}{gated}.layer_norm.weight", f"{target}mlp_norm.scale"),
@@ -58,7 +61,8 @@ def _stack(name: str, cross: bool) -> tuple[Row, ...]:
 
 def _encoder_table(config: T5Config, layout: str) -> Table:
     tokens = _tokens(layout)
-    rows = (Row(tokens, "tokens"), *_stack("encoder", cross=False))
+    stack = _stack("encoder", cross=False, shared=config.shared_positions)
+    rows = (Row(tokens, "tokens"), *stack)
     return Table(rows, _copies(tokens, "encoder"))
 
 
@@ -91,7 +95,7 @@ def _tokens(layout: str) -> str:
 
 
 def _layout(tensors: Checkpoint) -> str | None:
-    bias = f"encoder.block.0.{_SELF}.relative_attention_bias.weight"
+    bias = f"encoder.block.0.{_POSITIONS}"
     there = [layout for layout, key in _TOKENS.items() if key in tensors]
     return there[0] if there and bias in tensors else None
 
@@ -104,15 +108,19 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Conf
             "T5 is supported from v1.1 on, with gated-gelu feed-forward layers; "
             f"got {kind if kind != 'gated-gelu' else 'layers without a gate'}"
         )
-    if f"encoder.block.1.{_SELF}.relative_attention_bias.weight" in tensors:
-        raise ValueError("got relative positions in every block (UMT5), expected in the first only")
+    own = _has_own_positions(tensors, json)
     vocab, width = tensors[_TOKENS[layout]].shape
     buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
     decoder_depth = depth(tensors, "decoder.block.")
+    if decoder_depth and own:
+        raise ValueError(
+            "got relative positions in every block (UMT5), expected in the first only; of UMT5 "
+            "the encoder alone is supported"
+        )
     if decoder_depth and json.get("decoder_start_token_id") not in (None, START):
         start = json["decoder_start_token_id"]
         raise ValueError(f"decoder_start_token_id in config.json must be {START}, got {start!r}")
-    return T5Config(
+    return (UMT5Config if own else T5Config)(
         vocab=vocab,
         width=width,
         depth=depth(tensors, "encoder.block."),
@@ -127,6 +135,11 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Conf
     )
 
 
+def _has_own_positions(tensors: Checkpoint, json: Mapping[str, Any]) -> bool:
+    """Whether each block has a table of positions, as UMT5's have."""
+    return f"encoder.block.1.{_POSITIONS}" in tensors or json.get("model_type") == "umt5"
+
+
 def _head(tensors: Checkpoint, json: Mapping[str, Any]) -> dict[str, bool]:
     """Where logits come from, and whether features are scaled for them."""
     tied = json.get("tie_word_embeddings") is not False if json else _HEAD not in tensors
@@ -136,10 +149,20 @@ def _head(tensors: Checkpoint, json: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    return _encoder(tensors, json or {}, own=False)
+
+
+def _recognise_umt5(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    return _encoder(tensors, json or {}, own=True)
+
+
+def _encoder(tensors: Checkpoint, json: Mapping[str, Any], own: bool) -> Found | None:
     layout = _layout(tensors)
     if layout is None or depth(tensors, "decoder.block."):
         return None
-    config = _config(tensors, json or {}, layout)
+    if _has_own_positions(tensors, json) != own:
+        return None
+    config = _config(tensors, json, layout)
     return Found(config, layout, _encoder_table(config, layout))
 
 
@@ -153,3 +176,4 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
 
 ENCODER = convertible(t5.ENCODER, _recognise_encoder, _encoder_table)
 FAMILY = convertible(t5.FAMILY, _recognise, _table)
+UMT5 = convertible(t5.UMT5, _recognise_umt5, _encoder_table)

@@ -83,7 +83,7 @@ def pipeline_of(folder: Path, verify: bool = True) -> Pipeline:
         parts = ", ".join(str(folder / part) for part in about["models"])
         raise ValueError(
             f"{folder} holds a pipeline, expected one of its models: {parts}; of whole pipelines "
-            f"{', '.join(known)} is known, got {shown(name)}"
+            f"known are {', '.join(known)}, got {shown(name)}"
         )
     return known[name]
 

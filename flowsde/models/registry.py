@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flowsde.models import aesthetic, autoencoder_kl, clip, flux, sit, t5
+from flowsde.models import aesthetic, autoencoder_kl, autoencoder_wan, clip, flux, sit, t5, wan
 from flowsde.models.family import Family, Pipeline, Sampling
 
 _PACKAGES = (
@@ -11,7 +11,9 @@ _PACKAGES = (
     clip,
     t5,
     autoencoder_kl,
+    autoencoder_wan,
     aesthetic,
+    wan,
 )
 """With a `Family` or several each, and what else `family` describes."""
 

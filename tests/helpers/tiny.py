@@ -130,6 +130,51 @@ def flux_pipeline(folder: Path, *, dev: bool) -> Any:
     return made
 
 
+def wan_pipeline(folder: Path) -> Any:
+    """The pipeline of diffusers, saved in a folder; with Euler's steps, at times of Wan's own."""
+    import diffusers
+    import transformers
+
+    pieces = write_t5_tokenizer(folder / "pieces")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = diffusers.WanPipeline(
+            transformer=fill(
+                diffusers.WanTransformer3DModel(
+                    num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+                    text_dim=20, ffn_dim=32, num_layers=2, rope_max_seq_len=64,
+                ),
+                1,
+            ),
+            vae=fill(
+                diffusers.AutoencoderKLWan(
+                    base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1,
+                    temperal_downsample=[True], latents_mean=[0.3, -0.2, 0.1, 0.5],
+                    latents_std=[1.5, 0.7, 2.0, 1.1], scale_factor_temporal=2,
+                    scale_factor_spatial=2,
+                ),
+                2,
+                0.3,
+            ),
+            text_encoder=fill(
+                transformers.UMT5EncoderModel(
+                    transformers.UMT5Config(
+                        vocab_size=pieces, d_model=20, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+                    )
+                ),
+                4,
+            ),
+            tokenizer=transformers.AutoTokenizer.from_pretrained(folder / "pieces"),
+            scheduler=diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0,
+                solver_order=1, disable_corrector=list(range(50)),
+            ),
+        )  # fmt: skip
+        made.save_pretrained(folder / "source")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def converted(source: Path, out: Path) -> Path:
     """What our converter makes of it."""
     convert.run(convert.prepare(source), out)

@@ -10,17 +10,23 @@ from flowsde.models.common.layers import Numerics
 
 
 def convolution(
-    features: int, to: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **settings: Any
+    features: int,
+    to: int,
+    size: int | tuple[int, ...],
+    numerics: Numerics,
+    rngs: nnx.Rngs,
+    **settings: Any,
 ) -> nnx.Conv:
-    """Of size x size pixels, its axes without names."""
+    """Of size x size pixels, or of several sizes, its axes without names."""
+    sizes = (size, size) if isinstance(size, int) else size
     kernel, bias = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
     return nnx.Conv(
         features,
         to,
-        (size, size),
+        sizes,
         dtype=numerics.dtype,
         param_dtype=numerics.param_dtype,
-        kernel_init=nnx.with_metadata(kernel, axes=(None,) * 4),
+        kernel_init=nnx.with_metadata(kernel, axes=(None,) * (len(sizes) + 2)),
         bias_init=nnx.with_metadata(bias, axes=(None,)),
         rngs=rngs,
         **settings,

@@ -25,6 +25,7 @@ M = TypeVar("M", bound=nnx.Module)
 ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 """What ports compute in."""
 
+_QK_EPSILON = 1e-6
 _kernel_init = nnx.initializers.lecun_normal()
 
 
@@ -127,6 +128,26 @@ def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Kernel and bias in the dtype of x."""
     assert layer.bias is not None
     return layer.kernel.get_value().astype(x.dtype), layer.bias.get_value().astype(x.dtype)
+
+
+class QKNorm(nnx.Module):
+    """Queries and keys [..., features], each over their root mean square, in float32."""
+
+    def __init__(self, features: int, numerics: Numerics, rngs: nnx.Rngs):
+        def norm() -> nnx.RMSNorm:
+            return nnx.RMSNorm(
+                features,
+                epsilon=_QK_EPSILON,
+                dtype=jnp.float32,
+                param_dtype=numerics.param_dtype,
+                scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(None,)),
+                rngs=rngs,
+            )
+
+        self.query, self.key = norm(), norm()
+
+    def __call__(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.query(q), self.key(k)
 
 
 def attention(

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowsde.models.common.layers import FLOAT32, Numerics, attention, outputs, scan, stack, weights
+from flowsde.models.common.layers import (
+    FLOAT32,
+    Numerics,
+    QKNorm,
+    attention,
+    outputs,
+    scan,
+    stack,
+    weights,
+)
 from flowsde.models.common.modulation import (
     SINUSOIDS,
     Embedding,
@@ -30,7 +39,6 @@ from flowsde.models.common.rope import angles, rotate
 from flowsde.models.family import Family
 
 _TIME_SCALE = 1000.0
-_QK_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,26 +106,6 @@ class FluxCond(NamedTuple):
     text: jax.Array
     pooled: jax.Array
     guidance: jax.Array | None = None
-
-
-class QKNorm(nnx.Module):
-    """Queries and keys [n, tokens, heads, d] over their root mean square, in float32."""
-
-    def __init__(self, features: int, numerics: Numerics, rngs: nnx.Rngs):
-        def norm() -> nnx.RMSNorm:
-            return nnx.RMSNorm(
-                features,
-                epsilon=_QK_EPSILON,
-                dtype=jnp.float32,
-                param_dtype=numerics.param_dtype,
-                scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(None,)),
-                rngs=rngs,
-            )
-
-        self.query, self.key = norm(), norm()
-
-    def __call__(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.query(q), self.key(k)
 
 
 def _heads(qkv: Sequence[jax.Array], heads: int) -> list[jax.Array]:

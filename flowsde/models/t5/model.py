@@ -1,12 +1,14 @@
-"""T5 v1.1 and Flan-T5: the encoder alone, and the encoder with its decoder.
+"""T5 v1.1 and Flan-T5: the encoder alone, and the encoder with its decoder; UMT5's encoder.
 
 Raffel et al., 2020 (arXiv 1910.10683) with the changes of v1.1: gated feed-forward layers,
 down(gelu(gate(x)) * up(x)), and a head of its own. Norms divide by the root mean square alone, no
 layer has a bias, scores are not scaled by 1/sqrt(head), and positions enter through a table of
-scores by relative position that all blocks of a stack share.
+scores by relative position that all blocks of a stack share. In UMT5 (Chung et al., 2023,
+arXiv 2304.09151), of many languages, each block has a table of its own.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,9 @@ class T5Config:
     tied_head: bool = False
     scaled: bool | None = None
 
+    shared_positions: ClassVar[bool] = True
+    """Whether all blocks of a stack share one table of relative positions."""
+
     def __post_init__(self) -> None:
         if self.scaled is None:
             object.__setattr__(self, "scaled", self.tied_head)
@@ -61,6 +66,15 @@ class T5Config:
                 "buckets must be a multiple of 4 and below twice max_distance, "
                 f"got {self.buckets} and {self.max_distance}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UMT5Config(T5Config):
+    """As `T5Config`, with the encoder of UMT5 XXL by default."""
+
+    vocab: int = 256384
+
+    shared_positions: ClassVar[bool] = False
 
 
 def relative_buckets(
@@ -92,6 +106,10 @@ def _norm(config: T5Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
         scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",)),
         rngs=rngs,
     )
+
+
+def _positions(config: T5Config, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Param:
+    return parameter((config.buckets, config.heads), (None, "heads"), numerics, rngs, scale=0.1)
 
 
 class T5Attention(nnx.Module):
@@ -131,6 +149,8 @@ class T5Block(nnx.Module):
 
     def __init__(self, config: T5Config, decoder: bool, numerics: Numerics, rngs: nnx.Rngs):
         self.causal = decoder
+        if not config.shared_positions:
+            self.relative = _positions(config, numerics, rngs)
         self.norm = _norm(config, rngs)
         self.attention = T5Attention(config, numerics, rngs)
         if decoder:
@@ -159,15 +179,14 @@ class T5Block(nnx.Module):
 
 
 class T5Stack(nnx.Module):
-    """The blocks of an encoder or a decoder, the positions they share, and a norm."""
+    """The blocks of an encoder or a decoder, the positions that they may share, and a norm."""
 
     def __init__(
         self, config: T5Config, depth: int, decoder: bool, numerics: Numerics, rngs: nnx.Rngs
     ):
         self.config, self.decoder, self.numerics = config, decoder, numerics
-        self.relative = parameter(
-            (config.buckets, config.heads), (None, "heads"), numerics, rngs, scale=0.1
-        )
+        if config.shared_positions:
+            self.relative = _positions(config, numerics, rngs)
         self.blocks = stack(lambda r: T5Block(config, decoder, numerics, r), depth, rngs)
         self.norm = _norm(config, rngs)
 
@@ -179,14 +198,16 @@ class T5Stack(nnx.Module):
         context_mask: jax.Array | None = None,
     ) -> jax.Array:
         """x: [n, tokens, width]; context: [n, others, width]; masks: [n, tokens or others]."""
-        bias, seen, context_seen = self._bias(x.shape[1]), _seen(mask), _seen(context_mask)
+        tokens, seen, context_seen = x.shape[1], _seen(mask), _seen(context_mask)
+        shared = self._bias(self.relative, tokens) if self.config.shared_positions else None
 
         def step(block: T5Block, x: jax.Array) -> jax.Array:
+            bias = self._bias(block.relative, tokens) if shared is None else shared
             return block(x, bias, seen, context, context_seen)
 
         return self.norm(scan(self.blocks, step, x)).astype(self.numerics.dtype)
 
-    def _bias(self, tokens: int) -> jax.Array:
+    def _bias(self, table: nnx.Param, tokens: int) -> jax.Array:
         c = self.config
         bucket = relative_buckets(
             tokens, tokens, causal=self.decoder, buckets=c.buckets, max_distance=c.max_distance
@@ -194,7 +215,7 @@ class T5Stack(nnx.Module):
         # cuDNN wants scores and what is added to them in one dtype.
         cudnn = self.numerics.attention == "cudnn"
         dtype = self.numerics.dtype if cudnn else jnp.float32
-        return self.relative[bucket].astype(dtype).transpose(2, 0, 1)[None]
+        return table[bucket].astype(dtype).transpose(2, 0, 1)[None]
 
 
 def _seen(mask: jax.Array | None) -> jax.Array | None:
@@ -277,4 +298,5 @@ def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 ENCODER = Family(name="t5_encoder", config=T5Config, build=T5Encoder)
+UMT5 = Family(name="umt5_encoder", config=UMT5Config, build=T5Encoder)
 FAMILY = Family(name="t5", config=T5Config, build=T5)

@@ -1,0 +1,84 @@
+"""Rewards of videos [n, frames, h, w, 3] out of rewards of pictures."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsde._checks import check_count
+from flowsde._static import Static
+from flowsde.rewards import DeviceReward, HostReward, Reward, device
+
+By = Literal["mean", "min"]
+
+
+def over_frames(
+    reward: Reward | Callable[..., jax.Array], *, frames: int = 4, by: By = "mean"
+) -> Reward:
+    """The mean or the least of a picture's reward over some frames of a video.
+
+    Args:
+      reward: of pictures [n, h, w, 3] and of what is told of each: in JAX or outside.
+      frames: how many are looked at, spread evenly from the first to the last; all of a video that
+        has no more.
+      by: "mean", or "min" for the worst of them.
+
+    Returns:
+      A reward of the same kind; its cost is that of so many pictures.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    count = check_count("frames", frames)
+    if by not in ("mean", "min"):
+        raise ValueError(f"by must be 'mean' or 'min', got {by!r}")
+    known = reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+    batch = None if known.minibatch is None else max(1, known.minibatch // count)
+    how: dict[str, Any] = {
+        "name": f"{known.name} ({by} of {count} frames)",
+        "cost": count * known.cost,
+        "minibatch": batch,
+    }
+    if isinstance(known, HostReward):
+        return dataclasses.replace(known, fn=_OnHost(known.fn, count, by), **how)
+    fn = jax.tree_util.Partial(_InJAX(count, by), known.fn)
+    return dataclasses.replace(known, fn=fn, **how)
+
+
+def _chosen(found: int, wanted: int) -> np.ndarray:
+    """Numbers of the frames that are looked at."""
+    return np.linspace(0, found - 1, min(found, wanted)).round().astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InJAX(Static):
+    frames: int
+    by: By
+
+    def __call__(self, reward: Any, videos: jax.Array, cond: Any) -> jax.Array:
+        chosen = videos[:, _chosen(videos.shape[1], self.frames)]
+        n, count = chosen.shape[:2]
+        told = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
+        rewards = reward(chosen.reshape(n * count, *chosen.shape[2:]), told).reshape(n, count)
+        return rewards.mean(axis=1) if self.by == "mean" else rewards.min(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnHost:
+    fn: Callable[[np.ndarray, Any], Any]
+    frames: int
+    by: By
+
+    def __call__(self, videos: np.ndarray, cond: Any) -> np.ndarray:
+        chosen = videos[:, _chosen(videos.shape[1], self.frames)]
+        n, count = chosen.shape[:2]
+        if isinstance(cond, list):
+            told: Any = [one for one in cond for _ in range(count)]
+        else:
+            told = jax.tree.map(lambda a: np.repeat(a, count, axis=0), cond)
+        rewards = np.asarray(self.fn(chosen.reshape(n * count, *chosen.shape[2:]), told))
+        rewards = rewards.reshape(n, count)
+        return rewards.mean(axis=1) if self.by == "mean" else rewards.min(axis=1)
