@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde._static import Static
-from flowsde.rewards import DeviceReward, HostReward, Reward, device
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, device
 
 By = Literal["mean", "min"]
 
@@ -36,6 +36,11 @@ def over_frames(
     if by not in ("mean", "min"):
         raise ValueError(f"by must be 'mean' or 'min', got {by!r}")
     known = reward if isinstance(reward, DeviceReward | HostReward) else device(reward)
+    if known.combination is not None:
+        raise TypeError(
+            f"reward is one of several, {known.name}: expected one of its parts; take over_frames "
+            f"of each, and combine these"
+        )
     batch = None if known.minibatch is None else max(1, known.minibatch // count)
     how: dict[str, Any] = {
         "name": f"{known.name} ({by} of {count} frames)",

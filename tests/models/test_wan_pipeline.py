@@ -147,6 +147,9 @@ def test_frames_and_their_mean_that_cannot_be_are_named():
         over_frames(brightness, frames=0)
     with pytest.raises(ValueError, match="by must be 'mean' or 'min', got 'most'"):
         over_frames(brightness, by="most")
+    both_of = fs.rewards.weighted([brightness, lambda images, cond: images[:, 0, 0, 0]], [1.0, 1.0])
+    with pytest.raises(TypeError, match="reward is one of several, weighted.* take over_frames of"):
+        over_frames(both_of)
 
 
 @pytest.mark.parametrize(("n", "shift"), [(1, 3.0), (4, 3.0), (50, 5.0)])
