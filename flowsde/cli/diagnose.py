@@ -24,7 +24,7 @@ import tyro
 
 from flowsde import _own, _text, interrupts
 from flowsde._checks import check_count
-from flowsde._files import read_arrays, read_json, replacing, write_arrays, write_json
+from flowsde._files import read_arrays, replacing, write_arrays, write_json
 from flowsde._keys import from_seed
 from flowsde._schema import array, fields, items, mapping, text
 from flowsde._version import __version__
@@ -32,6 +32,7 @@ from flowsde.cli import presets, progress, results
 from flowsde.cli.described import described
 from flowsde.cli.errors import OptionError
 from flowsde.cli.failures import one_line
+from flowsde.cli.finished import is_complete
 from flowsde.cli.options import (
     Converted,
     Flag,
@@ -130,7 +131,10 @@ class Diagnose:
         about = self._about(offer, plan)
         results.make(self.out)
         with _own.locked(self.out) as hidden:
-            if _is_complete(self.out, hidden, about, self.overwrite):
+            if is_complete(
+                self.out, hidden, about, self.overwrite,
+                what="diagnosis", files=FILES, parts=_PARTS, mark=_MARK, read=_READ,
+            ):  # fmt: skip
                 print(f"flowsde diagnose: {_path(self.out)} is already complete", flush=True)
                 return
             with one_line("failed"):
@@ -189,40 +193,6 @@ def _moving(offer: Source) -> Any:
 
 def _path(path: Path) -> str:
     return _text.shown(path, 4096)
-
-
-def _check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    both = ({**own, "prompt": " / ".join(own["prompts"])} for own in (wanted, found))
-    results.check_same(folder, kind, *both)
-
-
-def _is_complete(folder: Path, hidden: Path, about: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the folder, whose lock is held, has the result; what is discarded is said first.
-
-    Raises:
-      ValueError: it holds another diagnosis, or files that are not ours.
-    """
-    final, mark = folder / FILES[0], hidden / _MARK
-    if overwrite:
-        results.check_writable(folder, FILES, overwrite)
-        if final.exists() or mark.exists():
-            print(f"discard the diagnosis in {_path(folder)}", flush=True)
-        for name in (_PARTS, _MARK):
-            _own.discard(hidden / name)
-        final.unlink(missing_ok=True)
-        return False
-    if mark.exists():
-        _check_same(folder, "unfinished", about, _READ(read_json(mark), str(mark)))
-        return False
-    if not final.exists():
-        results.check_writable(folder, FILES, overwrite)
-        return False
-    try:
-        found = _READ(read_json(final), str(final))
-    except ValueError as error:
-        raise ValueError(f"{error}; {results.OTHERWISE}") from None
-    _check_same(folder, "finished", about, found)
-    return True
 
 
 def _measure(offer: Source, plan: Plan, seed: int, parts: Path) -> list[Measured]:

@@ -18,11 +18,12 @@ from flowsde.cli.described import described
 from flowsde.cli.errors import CommandError, OptionError
 from flowsde.cli.options import Float, shown
 from flowsde.cli.picture_files import as_array, opened
-from flowsde.cli.sources.rewards import reward_source
+from flowsde.cli.settings import CHOICES
+from flowsde.cli.sources.rewards import KNOWN, reward_source
 from flowsde.rewards import RewardError
 from flowsde.shapes.data import SIZE
 
-EMBEDDED = ("likelihood", "rss")
+EMBEDDED = CHOICES["reward"]
 """Rewards of the embedded model, which are told what `shapes.encode` makes of prompts."""
 _AT_ONCE = 8
 
@@ -94,12 +95,14 @@ class Score:
                 raise OptionError("--reward-timeout", f"has no effect with --reward {self.reward}")
             served = named_rewards.load(self.reward, self.reward_model)
             return partial(_of_objects, served.fn), served.version, True
+        if self.reward == "none":
+            raise OptionError("--reward", "pictures are scored by one, expected another than none")
+        if self.reward in KNOWN and self.reward_timeout is None:
+            served = named_rewards.load(self.reward, self.reward_model)
+            return served.fn, served.version, KNOWN[self.reward].reads_text
         source = reward_source(self.reward, self.reward_model, self.reward_timeout)
-        if ":" in self.reward:
-            reward, _ = source.load([])
-            return reward, getattr(reward, "version", None), True
-        served = named_rewards.load(self.reward, self.reward_model)
-        return served.fn, served.version, source.reads_text
+        reward, _ = source.load([])
+        return reward, getattr(reward, "version", None), True
 
     def _pictures(self, reads_text: bool) -> Iterator[Picture]:
         if len(self.prompt) not in (0, 1, len(self.image)):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from flowsde import _own, _text, interrupts
 from flowsde._checks import check_count, check_float
-from flowsde._files import read_json, replacing, write_json
+from flowsde._files import replacing, write_json
 from flowsde._keys import from_seed
 from flowsde._schema import fields, items, mapping, text, whole
 from flowsde._version import __version__
@@ -34,6 +34,7 @@ from flowsde.cli import progress, results
 from flowsde.cli.described import described
 from flowsde.cli.errors import OptionError
 from flowsde.cli.failures import one_line
+from flowsde.cli.finished import is_complete
 from flowsde.cli.options import (
     Converted,
     Flag,
@@ -142,7 +143,10 @@ class Tune:
         about = self._about(offer, halves)
         results.make(self.out)
         with _own.locked(self.out) as hidden:
-            if _is_complete(self.out, hidden, about, self.overwrite):
+            if is_complete(
+                self.out, hidden, about, self.overwrite,
+                what="tuning", files=FILES, parts=_RACE, mark=_MARK, read=_READ,
+            ):  # fmt: skip
                 print(f"flowsde tune: {_path(self.out)} is already complete", flush=True)
             else:
                 with one_line("failed"):
@@ -250,40 +254,6 @@ def _show(bar: tqdm, done: int, most: int, what: str) -> None:
     bar.update(done - bar.n)
     bar.refresh()
     interrupts.check()
-
-
-def _is_complete(folder: Path, hidden: Path, about: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the folder, whose lock is held, has the result; what is discarded is said first.
-
-    Raises:
-      ValueError: it holds another tuning, or files that are not ours.
-    """
-    final, mark = folder / FILES[0], hidden / _MARK
-    if overwrite:
-        results.check_writable(folder, FILES, overwrite)
-        if final.exists() or mark.exists():
-            print(f"discard the tuning in {_path(folder)}", flush=True)
-        for name in (_RACE, _MARK):
-            _own.discard(hidden / name)
-        final.unlink(missing_ok=True)
-        return False
-    if mark.exists():
-        _check_same(folder, "unfinished", about, _READ(read_json(mark), str(mark)))
-        return False
-    if not final.exists():
-        results.check_writable(folder, FILES, overwrite)
-        return False
-    try:
-        found = _READ(read_json(final), str(final))
-    except ValueError as error:
-        raise ValueError(f"{error}; {results.OTHERWISE}") from None
-    _check_same(folder, "finished", about, found)
-    return True
-
-
-def _check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    both = ({**own, "prompt": " / ".join(own["prompts"])} for own in (wanted, found))
-    results.check_same(folder, kind, *both)
 
 
 def _write(folder: Path, about: dict[str, Any], tuned: Tuned, preset: dict[str, Any]) -> None:

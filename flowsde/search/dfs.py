@@ -30,6 +30,7 @@ from flowsde.search.grid import (
     GridSearch,
     even_shares,
     fold_in_ids,
+    further,
     map_valid,
     to_particles,
     tree_take,
@@ -267,10 +268,7 @@ class DFS(GridSearch):
         last = jnp.min(jnp.where(scored, own.t, jnp.inf))
         row = jnp.argmax(jnp.where(scored & (own.t == last), own.reward, -jnp.inf))
         winner = tree_take(own, jnp.where(jnp.any(scored), row, jnp.argmax(valid)))
-        lower = winner.t < champion.t
-        lower |= (winner.t == champion.t) & (winner.reward > champion.reward)
-        better = (lower & jnp.any(scored)) | (champion.reward == -jnp.inf)
-        return tree_where(better & jnp.any(valid), winner, champion)
+        return tree_where(jnp.any(valid) & further(winner, champion), winner, champion)
 
     def done(self, state: DFSState) -> jax.Array:
         return jnp.all(state.chains.step >= self.steps) | (state.champion.reward >= state.target)

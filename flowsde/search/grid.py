@@ -144,6 +144,19 @@ def to_particles(candidates: Candidates, evals: Evaluation) -> Particle:
     return Particle(candidates.x, candidates.t, evals.x0, evals.x1, reward, evals.gradient)
 
 
+def further(winner: Particle, best: Particle, anyway: Any = True) -> jax.Array:
+    """bool, whether the winner of a round is the answer now: at a later time, or better there.
+
+    Args:
+      winner: of the round; only one with a reward takes the place of one with a reward.
+      best: the answer so far; of equals it stays.
+      anyway: bool, whether the winner is taken while neither has a reward.
+    """
+    beyond = (winner.t < best.t) | ((winner.t == best.t) & (winner.reward > best.reward))
+    none = best.reward == -jnp.inf
+    return jnp.where(winner.reward > -jnp.inf, beyond | none, none & anyway)
+
+
 @jax.custom_batching.custom_vmap
 def any_over_prompts(condition: jax.Array) -> jax.Array:
     """A condition; vmapped over prompts, whether it holds for any, so that `lax.cond` skips work

@@ -32,6 +32,7 @@ from flowsde.search.grid import (
     GridSearch,
     check_kernel,
     fold_in_ids,
+    further,
     map_valid,
     to_particles,
     tree_take,
@@ -221,11 +222,9 @@ class SuccessiveHalving(GridSearch):
             kept = tree_where(jnp.full(n, active & at.keeps), particles, kept)
 
         row = jnp.argmax(particles.reward).astype(jnp.int32)
-        winner, best = tree_take(particles, row), state.best
-        lower = (winner.t < best.t) | ((winner.t == best.t) & (winner.reward > best.reward))
-        none = best.reward == -jnp.inf
-        better = active & jnp.where(winner.reward > -jnp.inf, lower | none, at.ends & none)
-        best = tree_where(better, winner, best)
+        winner = tree_take(particles, row)
+        better = active & further(winner, state.best, at.ends)
+        best = tree_where(better, winner, state.best)
 
         # Highest reward first; padding last, also behind what has no reward.
         order = jnp.lexsort((-particles.reward, ~candidates.valid))

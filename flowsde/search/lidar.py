@@ -34,6 +34,7 @@ from flowsde.search.grid import (
     any_over_prompts,
     check_kernel,
     fold_in_ids,
+    further,
     map_valid,
     to_particles,
     tree_take,
@@ -200,14 +201,9 @@ class LiDAR(GridSearch):
 
         rows = jnp.arange(self.n_candidates, dtype=jnp.int32)
         row = jnp.argmax(particles.reward).astype(jnp.int32)
-        winner, best = tree_take(particles, row), state.best
-        higher = (winner.t == best.t) & (winner.reward > best.reward)
-        none = best.reward == -jnp.inf
-        better = jnp.where(
-            winner.reward > -jnp.inf, none | (winner.t < best.t) | higher, at.ends & none
-        )
-        better &= active
-        best = tree_where(better, winner, best)
+        winner = tree_take(particles, row)
+        better = active & further(winner, state.best, at.ends)
+        best = tree_where(better, winner, state.best)
         new = state._replace(
             slot=state.slot + active.astype(jnp.int32),
             particles=particles,

@@ -28,6 +28,7 @@ from flowsde.search.grid import (
     affordable,
     check_stochastic,
     fold_in_ids,
+    further,
     map_valid,
     to_particles,
     tree_take,
@@ -230,7 +231,9 @@ class NoiseSearch(GridSearch):
         better = ends & ((state.drawn == 0) | (winner.reward > state.pivot.reward))
         pivot = tree_where(better, winner, state.pivot)
         pivot_draw = jnp.where(better, number, state.pivot_draw)
-        champion = self._crowned(state.champion, self.as_answer(winner), ends)
+        answer = self.as_answer(winner)
+        crowned = ends & further(answer, state.champion)
+        champion = tree_where(crowned, answer, state.champion)
 
         valid = jnp.sum(candidates.valid, dtype=jnp.int32)
         drawn = state.drawn + valid * ends.astype(jnp.int32)
@@ -265,14 +268,6 @@ class NoiseSearch(GridSearch):
             path_time=new.parent.t[None],
             path_reward=new.parent.reward[None],
         )
-
-    def _crowned(self, champion: Particle, winner: Particle, ends: jax.Array) -> Particle:
-        """The answer after a round of which `winner` is the best."""
-        lower = winner.t < champion.t
-        lower |= (winner.t == champion.t) & (winner.reward > champion.reward)
-        none = champion.reward == -jnp.inf
-        better = ends & ((lower & (winner.reward > -jnp.inf)) | none)
-        return tree_where(better, winner, champion)
 
     def done(self, state: NoiseState) -> jax.Array:
         return (state.stage >= len(self.starts)) | (state.champion.reward >= state.target)

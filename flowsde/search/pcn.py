@@ -38,6 +38,7 @@ from flowsde.search.grid import (
     UnusableKernel,
     check_kernel,
     fold_in_ids,
+    further,
     map_valid,
     to_particles,
     tree_take,
@@ -251,14 +252,9 @@ class PCN(GridSearch):
 
     def _better(self, state: PCNState, particles: Particle) -> Particle:
         """The best of the lowest time that has a reward; what was first of equals."""
-        best = state.best
         winner = tree_take(particles, jnp.argmax(particles.reward).astype(jnp.int32))
-        higher = (winner.t == best.t) & (winner.reward > best.reward)
-        none = best.reward == -jnp.inf
-        better = jnp.where(
-            winner.reward > -jnp.inf, none | (winner.t < best.t) | higher, none & (state.draw == 0)
-        )
-        return tree_where(better & ~self.done(state), winner, best)
+        better = further(winner, state.best, state.draw == 0)
+        return tree_where(better & ~self.done(state), winner, state.best)
 
     def done(self, state: PCNState) -> jax.Array:
         return ~self._in_budget(state)[0] | (state.best.reward >= state.target)

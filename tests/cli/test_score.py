@@ -104,6 +104,10 @@ def test_what_is_wrong_is_one_line(here: Path, capsys: pytest.CaptureFixture[str
         (["a.png", "--reward", "scoring:absent", "--prompt", "x"],
          "--reward scoring:absent cannot be imported: AttributeError: module 'scoring' has no "
          "attribute 'absent'"),
+        (["a.png", "--reward", "none"],
+         "--reward: pictures are scored by one, expected another than none"),
+        (["a.png", "--reward", "pick", "--reward-timeout", "3"],
+         "--reward-timeout has no effect with --reward pick, got 3.0"),
         (["a.png", "--reward", "pick"],
          "--reward-model must be a converted CLIP for --reward pick, got none"),
     ):  # fmt: skip

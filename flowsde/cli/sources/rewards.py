@@ -91,23 +91,27 @@ class Known(NamedTuple):
     Attributes:
       make: of a `RewardSource`, called with the folders of --reward-model.
       says: what it is, in words.
-      reads_text: whether it looks at the prompt.
       folders: what each of them is, in words.
       families: of the models in them.
     """
 
     make: Callable[..., RewardSource]
     says: str
-    reads_text: bool = False
     folders: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at the prompt; the class that is made says so."""
+        made: Any = getattr(self.make, "func", self.make)
+        return bool(made.reads_text)
 
 
 _CLIP = (("a converted CLIP",), ("clip",))
 KNOWN = {
     "none": Known(NoReward, "every picture is worth as much"),
-    "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", True, *_CLIP),
-    "pick": Known(partial(Cosine, score=pick_score), "PickScore, by its own CLIP", True, *_CLIP),
+    "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", *_CLIP),
+    "pick": Known(partial(Cosine, score=pick_score), "PickScore, by its own CLIP", *_CLIP),
     "aesthetic": Known(
         Aesthetic,
         "LAION's aesthetic score",
