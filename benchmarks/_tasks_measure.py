@@ -16,6 +16,7 @@ from _tasks_rows import Case, Row
 
 import flowsde as fs
 from flowsde import shapes
+from flowsde.cli.settings import SEARCHES
 from flowsde.shapes import weights
 from flowsde.shapes.tasks import TASKS
 from flowsde.tuning.intervals import Interval, success
@@ -90,7 +91,8 @@ def answers(case: Case, texts: list[str]) -> Answers:
 
 def _value_of(case: Case) -> str | None:
     """What particles on their way are worth, of a method that asks."""
-    return None if case.setting.method in ("ode", "bon") else case.setting.get("value", "mean")
+    asks = "value" in SEARCHES.get(case.setting.method, ())
+    return case.setting.get("value", "mean") if asks else None
 
 
 def measure(case: Case) -> Row:

@@ -13,7 +13,10 @@ from flowsde.cli.settings import Settings
 from flowsde.search import Search
 from flowsde.search.protocol import BudgetTooSmall
 
-METHODS = ("ode", "bon", "sop", "evolution", "smc", "code", "svdd", "rbf")
+METHODS = (
+    *("ode", "bon", "sop", "evolution", "smc", "code", "svdd", "rbf", "halving", "zero_order"),
+    *("lidar", "dfs", "dts", "pcn", "psi", "epsilon_greedy"),
+)
 MODELS = ("shapes", "shapes-turbo")
 DISTILLED = ("shapes-turbo",)
 """Models of a few steps, whose posterior means are pictures from the start."""
@@ -163,6 +166,8 @@ def undistilled() -> Iterator[Setting]:
         yield make("rbf", VP, ten, _accepting(accept), chains=2)
     yield make("rbf", VP, ten, _accepting("calibrated"), chains=4)
     yield from _looking_ahead()
+    yield from _few_rewards((6, 10), (4, 6))
+    yield from _redrawing(ten, _steps(5, 2))
 
 
 def _looking_ahead() -> Iterator[Setting]:
@@ -174,6 +179,46 @@ def _looking_ahead() -> Iterator[Setting]:
         yield make("smc", VP, ten, smc, branching)
     yield make("svdd", VP, ten, few | ode, chains=2)
     yield make("rbf", VP, ten, few, calibrated, ode, chains=2)
+
+
+def _few_rewards(long: tuple[int, int], short: tuple[int, int]) -> Iterator[Setting]:
+    """Searches that ask for the rewards of finished pictures alone, of long and short ones."""
+    for n in long:
+        yield make("halving", ODE, steps=n, factor=4, draft_steps=short[0])
+        for scale in (1.0, 4.0):
+            pull = {"temperature": 0.25, "scale": scale, "pull_until": 0.2}
+            yield make("lidar", ODE, pull, steps=n, trajectories=2, draft_steps=short[0])
+        for select in ("bound", "sample"):
+            tree = {"select": select, "temperature": 0.25, "explore": 1.0, "branch_at": 2}
+            yield make("dts", VP, tree, steps=n)
+    for n in short:
+        for share in (0.5, 0.8):
+            yield make("zero_order", ODE, steps=n, neighbours=4, perturbation=share)
+            yield make("pcn", ODE, steps=n, chains=4, step_size=share, temperature=0.25)
+
+
+def _redrawing(many: dict[str, Any], few: dict[str, Any]) -> Iterator[Setting]:
+    """Searches over the noise of steps, and kernels that redraw more of it or less."""
+    smc = {"temperature": 0.25, "potential": "difference"}
+    for tries, backtrack in ((3, 2), (2, 1)):
+        drawn = {"chains": 1, "check_at": 3, "tries": tries, "backtrack": backtrack}
+        yield make("dfs", ODE, many, drawn)
+    for share in (0.5, 0.8):
+        rates = {"perturbation": share, "epsilon": 0.5, "epsilon_middle": 0.1}
+        yield make("epsilon_greedy", VP, many, rates, neighbours=4)
+    for beta in (0.25, 0.5):
+        yield make("psi", VP, many, temperature=beta, chains=4, step_size=0.5)
+    for path in ({"interpolant": "vp"}, {"interpolant": "linear"}):
+        exact = path | {"kernel": "exact", "diffusion": "square", "diffusion_scale": 3.0}
+        yield make("smc", exact, many, smc)
+        glass = path | {"kernel": "glass", "inner_steps": 2, "rho": 0.4}
+        yield make("smc", glass, few, smc)
+    redrawn = {"interpolant": "vp", "kernel": "correlated", "rho": 0.4, "data_variance": 0.25}
+    yield make("smc", redrawn, many, smc)
+    glass = {"interpolant": "vp", "kernel": "glass", "inner_steps": 2, "rho": 0.4}
+    yield make("svdd", glass, few, chains=2)
+    yield make("smc", VP, many, smc, tempering="adaptive")
+    yield make("smc", VP, many, smc, funnel=0.5)
 
 
 def distilled() -> Iterator[Setting]:
@@ -202,6 +247,8 @@ def distilled() -> Iterator[Setting]:
         yield make("evolution", ODE, drawn, steps=n)
     yield make("sop", ODE, four, paths=2, start=1, forward=1, backward=2)
     yield make("sop", ODE, eight, paths=2, start=2, forward=2, backward=4)
+    yield from _few_rewards((4, 8), (2, 4))
+    yield from _redrawing(four, _steps(2, 0))
 
 
 def declared(model: str) -> tuple[Setting, ...]:
