@@ -1,4 +1,4 @@
-"""The table of README and docs from the results of `tasks.py`."""
+"""The tables of README and docs from the results of `tasks.py`."""
 
 from typing import Any
 
@@ -85,6 +85,32 @@ def best_settings(results: dict[str, Any]) -> str:
             lines.append(f"| `{name}` | {' | '.join(map(_marked, values, best))} |")
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def of_paper(results: dict[str, Any], names: list[str]) -> str:
+    """Success of the paper's settings on the test captions, and that of Best-of-N beside them.
+
+    Args:
+      results: what `tasks.py` wrote.
+      names: of the settings, in their order.
+    """
+    rows = [r for r in results["rows"] if r["split"] == "test" and r["setting"] in names]
+    columns = list(dict.fromkeys((r["task"], r["model"], r["nfe"]) for r in rows))
+    lines = [
+        f"| | {' | '.join(f'{task}, {model}, {nfe} NFE' for task, model, nfe in columns)} |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name in names:
+        own = {(r["task"], r["model"], r["nfe"]): r for r in rows if r["setting"] == name}
+        if own:
+            cells = " | ".join(_share(own[at]) if at in own else "–" for at in columns)
+            lines.append(f"| `{name}` | {cells} |")
+    return "\n".join(lines)
+
+
+def _share(row: dict[str, Any]) -> str:
+    """Success with its interval."""
+    return f"{row['success']:.2f} ({row['success_low']:.2f} – {row['success_high']:.2f})"
 
 
 def _marked(value: float | None, best: float) -> str:

@@ -230,9 +230,12 @@ def _in_equal_seconds(
     return list({case.key: case for case in made}.values())
 
 
+def paper_settings() -> list[Setting]:
+    """The paper's, after its Best-of-N."""
+    return [settings.make("bon", settings.ODE, steps=10), *settings.paper()]
+
+
 def paper(plan: Plan, table: Table) -> Iterator[list[Case]]:
     """The paper's table: its budget of 100, and five times that."""
-    followed = [settings.make("bon", settings.ODE, steps=10)]
     for model in plan.models:
-        made = [*followed, *settings.paper()]
-        yield plan.cases(model, made, plan.sizes.of_paper, plan.tasks, "test")
+        yield plan.cases(model, paper_settings(), plan.sizes.of_paper, plan.tasks, "test")

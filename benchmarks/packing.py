@@ -53,7 +53,7 @@ from flowsde.shapes import checker
 from flowsde.shapes.captions import counts, parse
 
 BATCH, OBJECTS = 32, 5
-# The likelihood's: what exact pictures of RBF have as a median in paper_tables.json, 50 NFE.
+# The likelihood's: about what exact pictures of RBF with 50 NFE have as a median.
 TARGETS = {"rss": 0.0, "likelihood": -0.8}
 TARGET = TARGETS["rss"]
 KEY = jax.random.key(0)

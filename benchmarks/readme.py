@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from _files import replace_file
-from _tasks_page import best_settings, recommended
+from _tasks_page import best_settings, of_paper, recommended
+from _tasks_plan import paper_settings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,35 +23,6 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 def _share(row: dict[str, Any]) -> str:
     """Exact captions with their interval."""
     return f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} – {row['accuracy_high']:.2f})"
-
-
-def _paper_tables(name: str) -> list[dict[str, Any]]:
-    found = json.loads((RESULTS / "paper_tables.json").read_text())
-    return [row for row in found["rows"] if row["table"] == name]
-
-
-def _scaling(name: str) -> str:
-    """Exact captions by row and budget, the best of each budget in bold."""
-    rows = _paper_tables(name)
-    many = [row for row in rows if row["method"] != "ode"]
-    budgets = sorted({row["nfe"] for row in many})
-    best = {n: max(row["accuracy"] for row in many if row["nfe"] == n) for n in budgets}
-    (ode,) = [row for row in rows if row["method"] == "ode"]
-    lines = [
-        f"{ode['prompts']} captions of at least five objects × {ode['seeds']} seeds; one ODE "
-        f"trajectory of {ode['nfe']} evaluations: {_share(ode)}.",
-        "",
-        f"| exact captions | {' | '.join(f'{n} NFE' for n in budgets)} |",
-        "|---|" + "---|" * len(budgets),
-    ]
-    for label in dict.fromkeys(row["label"] for row in many):
-        own = {row["nfe"]: row for row in many if row["label"] == label}
-        cells = []
-        for n in budgets:
-            mark = "**" if n in own and own[n]["accuracy"] == best[n] else ""
-            cells.append(f"{mark}{_share(own[n])}{mark}" if n in own else "–")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def base_success() -> str:
@@ -85,40 +57,9 @@ def tasks_methods() -> str:
     return best_settings(_tasks())
 
 
-def paper_methods() -> str:
-    """Recommended settings."""
-    return _scaling("methods")
-
-
-def paper_settings() -> str:
-    """The paper's."""
-    return _scaling("paper")
-
-
-def paper_ablations() -> str:
-    """One thing changed at a time."""
-    lines = [
-        "| changed | setting | NFE | exact captions | squared error | given reward | diversity |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in (
-        "fifty",
-        "twenty",
-        "kernel",
-        "grid",
-        "steps",
-        "diffusion",
-        "budget",
-        "finish",
-        "gradient",
-    ):
-        rows = _paper_tables(name)
-        for i, row in enumerate(rows if len(rows) > 1 else []):
-            lines.append(
-                f"| {name if i == 0 else ''} | {row['label']} | {row['nfe']} | {_share(row)} | "
-                f"{row['rss']:.2f} | {row['given']:.2f} | {row['diversity']:.3f} |"
-            )
-    return "\n".join(lines)
+def tasks_paper() -> str:
+    """The paper's settings, and a plain sample and Best-of-N as in the paper."""
+    return of_paper(_tasks(), [setting.name for setting in paper_settings()])
 
 
 def scorer() -> str:
@@ -430,9 +371,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "packing": packing,
     "ports": ports,
     "conversion": conversion,
-    "paper_methods": paper_methods,
-    "paper_settings": paper_settings,
-    "paper_ablations": paper_ablations,
     "methods_analytic": methods_analytic,
     "scorer": scorer,
     "base_success": base_success,
@@ -440,6 +378,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks_seconds_1": partial(tasks_seconds, 1),
     "tasks_seconds_5": partial(tasks_seconds, 5),
     "tasks_methods": tasks_methods,
+    "tasks_paper": tasks_paper,
     "search_overhead": search_overhead,
 }
 

@@ -36,6 +36,7 @@ import _tasks_settings as settings
 import tyro
 from _tasks_compare import as_text, comparisons
 from _tasks_measure import budget_by_step, digests, is_here, measure
+from _tasks_pictures import pictures_figure
 from _tasks_plan import Plan, Sizes, Stage
 from _tasks_plots import budget_figure, save, success_figure
 from _tasks_rows import Case, Row, Table
@@ -51,7 +52,7 @@ QUICK = Sizes(
 _RATE = 600.0
 """Network evaluations a second that two cores do, before anything is known."""
 _SPENT = 300
-"""NFE of the searches whose budgets are drawn."""
+"""NFE of the searches whose budgets and pictures are drawn."""
 _FIRST = ("sides", "row", "above", "size")
 """Tasks on which a plain sample seldom succeeds, which are measured first."""
 
@@ -256,6 +257,11 @@ def draw(plan: Plan, table: Table, folder: Path) -> None:
         save(drawn, folder / f"tasks_{name}.png")
     if spent := spend(plan, table):
         save(budget_figure(spent, _SPENT), folder / "tasks_budget.png")
+    model = plan.models[0]
+    default = table.results.get("chosen", {}).get(model, {}).get("default")
+    for setting in plan.named(model, [default["setting"]] if default else []):
+        shown = pictures_figure(plan.tasks[0], model, setting, _SPENT)
+        save(shown, folder / "tasks_pictures.png")
 
 
 def main(args: Args) -> None:
