@@ -80,6 +80,7 @@ def make_kernels(p: fs.interpolants.Interpolant, mode: float, total: float) -> d
         "ode_heun": fs.kernels.ode_heun(p),
         "ode_adams": fs.kernels.ode_adams(p),
         "dpm_solver_2m": fs.kernels.dpm_solver_2m(p),
+        "uni_pc": fs.kernels.uni_pc(p),
         "euler_maruyama(3 t^2)": fs.kernels.euler_maruyama(p, fs.diffusion.square(3.0)),
         "exact(3 t^2)": fs.kernels.exact(p, fs.diffusion.square(3.0)),
         "correlated(.4)": fs.kernels.correlated(p, 0.4),

@@ -28,9 +28,9 @@ NAMES = {
     """,
     "flowsde.kernels": """
         Before CPS Correlated DDIM DPMSolver2M EulerMaruyama Exact GLASS Guided KERNELS Kernel
-        Multistep NoiseTilt ODEAdams ODEEuler ODEHeun Renoise SDEHeun correlated cps ddim
+        Multistep NoiseTilt ODEAdams ODEEuler ODEHeun Renoise SDEHeun UniPC correlated cps ddim
         dpm_solver_2m euler_maruyama exact glass guided noise_tilt ode_adams ode_euler ode_heun
-        renoise reward_gradient sde_heun
+        renoise reward_gradient sde_heun uni_pc
     """,
     "flowsde.rewards": """
         DeviceReward HostReward RewardError device host lexicographic minimum normalised remote

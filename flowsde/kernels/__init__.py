@@ -7,8 +7,8 @@ Each is Gaussian given the model's posterior means x0 and x1 at (x, t):
 pure, for one particle of any shape and scalar times; `jax.vmap` gives the batch. Deterministic
 kernels have std = 0 and ignore the key. Those with two evaluations, `ode_heun` and `sde_heun`,
 draw a predicted point in this way, which `correct` then moves, given the means there. `glass`
-draws a point from which x_s is some evaluations away, `arrive`. Multistep solvers, `ode_adams` and
-`dpm_solver_2m`, also take what the step before left; see `Multistep`.
+draws a point from which x_s is some evaluations away, `arrive`. Multistep solvers, `ode_adams`,
+`dpm_solver_2m` and `uni_pc`, also take what the step before left; see `Multistep`.
 
 `ode_euler`, `ode_heun`, `euler_maruyama`, `sde_heun` discretise the flow's ODE or SDE in t. `ddim`,
 `cps`, `exact` and `correlated` instead recombine the means, x_s = alpha_s x0 + rho x1 + zeta eps
@@ -49,8 +49,10 @@ from flowsde.kernels.multistep import (
     DPMSolver2M,
     Multistep,
     ODEAdams,
+    UniPC,
     dpm_solver_2m,
     ode_adams,
+    uni_pc,
 )
 from flowsde.kernels.noise_tilt import NoiseTilt, noise_tilt
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
@@ -80,6 +82,7 @@ __all__ = [
     "ODEHeun",
     "Renoise",
     "SDEHeun",
+    "UniPC",
     "correlated",
     "cps",
     "ddim",
@@ -95,4 +98,5 @@ __all__ = [
     "renoise",
     "reward_gradient",
     "sde_heun",
+    "uni_pc",
 ]

@@ -12,10 +12,14 @@ al., 2023, arXiv 2302.04867) has for log(alpha / sigma).
 
 `dpm_solver_2m` is DPM-Solver++(2M) (Lu et al., 2022, arXiv 2211.01095): x0 is extrapolated in
 log(alpha / sigma), which is infinite at pure noise and at data, where its steps are of first order.
+
+`uni_pc` is UniPC of order 2 with B(h) = e^h - 1, for x0: it predicts as `dpm_solver_2m` does, and
+corrects by the evaluation at the predicted point and the two before it.
 """
 
 import abc
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -34,12 +38,14 @@ class Before(NamedTuple):
       x: the point that it started from, as corrected, [*shape].
       x0, x1: the means that it used, [*shape].
       t: its time; 0 if there was none.
+      earlier: x0 and time of the step before it, of solvers that look back so far.
     """
 
     x: jax.Array
     x0: jax.Array
     x1: jax.Array
     t: jax.Array
+    earlier: tuple[jax.Array, jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +86,9 @@ class Multistep(Static, abc.ABC):
         """
         check_particle(x, x0, x1, before.x)
         t, s = as_time("t", t, x), as_time("s", s, x)
-        now = Before(self.corrected(before, x, x0, x1, t), x0, x1, t)
+        corrected = self.corrected(before, x, x0, x1, t)
+        earlier = None if before.earlier is None else (before.x0, before.t)
+        now = Before(corrected, x0, x1, t, earlier)
         return self.predicted(before, now, s), now
 
     def corrected(
@@ -132,6 +140,52 @@ class DPMSolver2M(Multistep):
         return p.alpha(s) * (now.x0 + (1.0 - ratio) * (x0 - now.x0)) + p.sigma(s) * now.x1
 
 
+def _phi(h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """phi_1, phi_2 and phi_3 of -h: means of e^(-h (1 - a)) a^k / k! over a in [0, 1].
+
+    phi_3 is a series where h is small, as differences would cancel.
+    """
+    small = h < 0.3
+    near, far = jnp.where(small, h, 0.0), jnp.where(small, 1.0, h)
+    series = sum((-near) ** k / math.factorial(k + 3) for k in range(7))
+    phi_3 = jnp.where(small, series, (0.5 - (far + jnp.expm1(-far)) / far**2) / far)
+    phi_2 = 0.5 - h * phi_3
+    return 1.0 - h * phi_2, phi_2, phi_3
+
+
+@dataclasses.dataclass(frozen=True)
+class UniPC(DPMSolver2M):
+    """DPM-Solver++(2M), corrected by UniC of order 2; of order 1 where one step is remembered."""
+
+    def start(self, x: jax.Array) -> Before:
+        before = super().start(x)
+        return before._replace(earlier=(before.x0, before.t))
+
+    def corrected(self, before, x, x0, x1, t):
+        p = self.interpolant
+        assert before.earlier is not None
+        earlier_x0, earlier_t = before.earlier
+        ratio, last_ratio = noise_ratio(p, before.t, t), noise_ratio(p, earlier_t, before.t)
+        remembered = earlier_t > before.t
+        # A time of pure noise is infinitely far, and says nothing of how x0 changes.
+        h, last_h = (-jnp.log(jnp.clip(r, 1e-30, 0.9999999)) for r in (ratio, last_ratio))
+        phi_1, phi_2, phi_3 = _phi(h)
+        share = (phi_2 - 2.0 * phi_3) / phi_1 / (1.0 + last_h / h)
+        share = jnp.where(remembered & (last_ratio > 0.0), share, 0.0)
+        weight = jnp.where(remembered, phi_2 / phi_1, 0.5) - share
+        slope = share * h / last_h * (before.x0 - earlier_x0) + weight * (x0 - before.x0)
+        sigma = jnp.where(before.t > t, p.sigma(before.t), 1.0)
+        kept = p.sigma(t) / sigma * before.x
+        corrected = kept + p.alpha(t) * (1.0 - ratio) * (before.x0 + slope)
+        return jnp.where(before.t > t, corrected, x)
+
+    def predicted(self, before, now, s):
+        p = self.interpolant
+        # Of the corrected point.
+        x1 = (now.x - p.alpha(now.t) * now.x0) / p.sigma(now.t)
+        return super().predicted(before, now._replace(x1=x1), s)
+
+
 def ode_adams(interpolant: Interpolant) -> Multistep:
     """Two-step Adams with a free corrector: order 2, one evaluation a step; for `sample`."""
     return ODEAdams(check_interpolant(interpolant))
@@ -140,3 +194,8 @@ def ode_adams(interpolant: Interpolant) -> Multistep:
 def dpm_solver_2m(interpolant: Interpolant) -> Multistep:
     """DPM-Solver++(2M): order 2, one evaluation a step; for `sample`."""
     return DPMSolver2M(check_interpolant(interpolant))
+
+
+def uni_pc(interpolant: Interpolant) -> Multistep:
+    """UniPC of order 2: DPM-Solver++(2M) with a free corrector of order 3; for `sample`."""
+    return UniPC(check_interpolant(interpolant))
