@@ -12,6 +12,9 @@ were turned into.
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
 its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
 
+Of a model of videos ``image.png`` is the first frame of the file that ``video`` names, and
+``frames.png`` has some frames of the answer, below those of steps that led to it.
+
 ``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
 axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
 `flowsde.cli.lineage.Shot`, with an entry for each accepted particle, as ``particle_line``,

@@ -152,7 +152,7 @@ def brightness(images, prompts):
         ("brightness --over-frames minimum", -0.5 + len(PROMPT), (4, "minimum")),
     ],
 )
-def test_a_function_of_videos_or_of_their_frames(toy, reward, expected, named):
+def test_a_function_of_videos_or_of_their_frames(toy, reward, expected, named, capsys):
     Path("judges_of_videos.py").write_text(REWARDS)
     text = "--method bon --nfe 4 --steps 2 --fps 4 --reward judges_of_videos:"
     result, names = sample(toy, text + reward)
@@ -161,6 +161,10 @@ def test_a_function_of_videos_or_of_their_frames(toy, reward, expected, named):
     settings = result["settings"]
     assert (settings.get("reward_frames"), settings.get("over_frames")) == named
     assert {"video.webp", "path.png", "search.png", "frames.png"} <= names
+    if named != (None, None):
+        with pytest.raises(SystemExit):
+            sample(toy, text + reward.split()[0])
+        assert f"--reward-frames {named[0]}, not None" in capsys.readouterr().err
 
 
 def test_previews_are_first_frames(toy):
