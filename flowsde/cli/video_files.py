@@ -14,6 +14,8 @@ _ENCODER = "libx264"
 _CRF = "18"
 """Constant quality of H.264, at which a video looks like its frames."""
 _QUALITY = 90
+_COLOURS = {"colorspace": 6, "color_primaries": 1, "color_trc": 13, "color_range": 1}
+"""Of sRGB frames, as FFmpeg numbers them: players that are not told guess by the size."""
 
 
 @functools.cache
@@ -61,6 +63,8 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
         stream.height, stream.width = height, width
         # Most players want colours at half the size, for which sides are even.
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        for name, value in _COLOURS.items():
+            setattr(stream.codec_context, name, value)
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode())

@@ -29,11 +29,8 @@ def read_mp4(path):
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         rate, seconds = float(stream.average_rate), float(stream.duration * stream.time_base)
-        return (
-            np.stack([one.to_ndarray(format="rgb24") for one in file.decode(stream)]),
-            rate,
-            seconds,
-        )
+        frames = [one.to_ndarray(format="rgb24") for one in file.decode(stream)]
+        return np.stack(frames), rate, seconds
 
 
 def close(found, video):
@@ -51,6 +48,20 @@ def test_mp4(tmp_path, height, width, fps):
     close(found, video)
     assert rate == fps and seconds == pytest.approx(9 / fps, abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_mp4_says_how_its_colours_are_coded(tmp_path):
+    """By BT.601, 6 in ITU-T H.273: the luma of red is 16 + 65.481."""
+    pytest.importorskip("av")
+    import av
+
+    red = np.full((2, 32, 32, 3), -1.0, np.float32)
+    red[..., 0] = 1.0
+    video_files.save_video(tmp_path / "video.mp4", red, 16.0)
+    with av.open(str(tmp_path / "video.mp4")) as file:
+        frame = next(file.decode(video=0))
+    assert frame.colorspace == 6
+    assert frame.to_ndarray()[16, 16] == pytest.approx(81.481, abs=2.0)
 
 
 @pytest.mark.parametrize("fps", [16.0, 7.5])
