@@ -280,11 +280,13 @@ def test_wan_searched_by_clip_over_frames(small, others, monkeypatch, tmp_path):
     result, names = sample(
         small,
         "--frames 5 --size 32x16 --method bon --nfe 12 --steps 2 --reward clip --reward-frames 3 "
-        f"--over-frames minimum --save-trajectory --reward-model {folder}",
+        f"--over-frames minimum --keep 2 --save-trajectory --reward-model {folder}",
     )
     kind = video_files.kind()
-    assert names == {f"video.{kind}", *(f"{n}.png" for n in ("image", "path", "search", "frames")),
-                     "result.json", "trajectory.npz"}  # fmt: skip
+    pictures = {f"{name}.png" for name in ("image", "image-2", "path", "search", "frames")}
+    videos = [f"video.{kind}", f"video-2.{kind}"]
+    assert names == {*videos, *pictures, "result.json", "trajectory.npz"}
+    assert [one["video"] for one in result["kept"]] == videos
     # Three samples of two guided steps.
     assert (result["nfe"], result["evaluations"], result["verifier_calls"]) == (12, 12, 3)
     with np.load("out/trajectory.npz") as file:
