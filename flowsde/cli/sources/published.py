@@ -156,6 +156,7 @@ class PublishedSource:
             raise ValueError(f"--model {options.model}: {error}") from None
         made = self._video = videos.as_video(command, self._model, sampling.title)
         self.video = None if made is None else video_files.kind()
+        self._hinted = False
         name, self._reward = _reward(command, None if made is None else made.fps)
         self.has_reward = name != "none"
         over: dict[str, Any] = {}
@@ -179,8 +180,6 @@ class PublishedSource:
         return slug(prompt)
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        if self.video == video_files.WEBP:
-            print("videos are animated WebP: for MP4, pip install 'flowsde[video]'", flush=True)
         # Texts first: the encoders are gone again when the large model comes.
         conds, (reward, told) = self._model.encode(prompts), self._reward.load(prompts)
         tasks = [PromptTask(*both) for both in zip(conds, told, strict=True)]
@@ -190,6 +189,9 @@ class PublishedSource:
 
     def save(self, path: Path, image: np.ndarray) -> None:
         if self._video is not None and self.video is not None:
+            if self.video == video_files.WEBP and not self._hinted:
+                print("videos are animated WebP: for MP4, pip install 'flowsde[video]'", flush=True)
+                self._hinted = True
             file = path.with_name(video_files.beside(path.name, self.video))
             video_files.save_video(file, image, self._video.fps)
             image = image[0]
