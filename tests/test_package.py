@@ -99,23 +99,22 @@ def _project():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    return [
-        _declared(group) for group in (project["dependencies"], extras["convert"], extras["test"])
-    ]
+    optional = extras["convert"] + extras["video"]
+    return [_declared(group) for group in (project["dependencies"], optional, extras["test"])]
 
 
 def test_what_is_declared_is_imported_and_nothing_else_is():
-    needed, convert, _ = _project()
-    assert _imported("flowsde", "converters") == (needed - NOT_IMPORTED) | convert | IF_THERE
-    assert not _imported("flowsde", "converters", late=False) & (convert | IF_THERE)
+    needed, optional, _ = _project()
+    assert _imported("flowsde", "converters") == (needed - NOT_IMPORTED) | optional | IF_THERE
+    assert not _imported("flowsde", "converters", late=False) & (optional | IF_THERE)
 
 
 def test_what_the_tests_import_is_declared():
-    needed, convert, test = _project()
+    needed, optional, test = _project()
     found = _imported("tests", "benchmarks")
     # A module that is neither installed nor declared is one that a test writes itself.
     installed = {DISTRIBUTIONS.get(name, name) for name in packages_distributions()}
-    assert (found & (installed | test)) - needed - convert == test - TOOLS - convert
+    assert (found & (installed | test)) - needed - optional == test - TOOLS - optional
 
 
 def test_public_names_are_found_and_importing_does_not_load_jax():

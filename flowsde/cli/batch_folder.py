@@ -61,7 +61,7 @@ class Folder:
           ValueError: it is another run's, or not ours; nothing is lost.
         """
         self._hidden = hidden
-        names = [*results.images(self._offer.named.get("keep", 1)), results.RESULT]
+        names = [*results.files(self._offer, self._offer.named.get("keep", 1)), results.RESULT]
         self._kept = hidden / "attempts"
         mine = self._mine()
         if overwrite:

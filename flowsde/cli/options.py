@@ -84,16 +84,16 @@ class Trajectory:
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
-    with a FLUX.1, is the model's own, and the default there for ode, sde, bon, halving,
-    zero_order, lidar, sop, evolution, dfs and pcn."""
+    with a FLUX.1 or a Wan 2.1, is the model's own, and the default there for ode, sde, bon,
+    halving, zero_order, lidar, sop, evolution, dfs and pcn."""
     steps: Int = None
     """Number of steps (default: 40 for ode and sde, 6 for bon and zero_order, 10 for halving and
     lidar, 20 for sop, 4 for evolution and pcn, for the other searches a fifth of the budget and at
     most 10)."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
-    candidate. SiT's default is 4. FLUX.1-dev's is 3.5, an input of the model that costs nothing.
-    Other FLUX.1 models take it with --negative-prompt."""
+    candidate. SiT's default is 4, Wan 2.1's 5. FLUX.1-dev's is 3.5, an input of the model that
+    costs nothing. Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
     (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
@@ -155,15 +155,20 @@ class Converted:
 
     model: Annotated[Path | None, shown("NAME|FOLDER")] = None
     """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
-    the folder that flowsde convert wrote, of a FLUX.1 pipeline or a SiT."""
-    size: Annotated[str | None, shown("HEIGHTxWIDTH")] = None
-    """FLUX.1: size in pixels, 1024x768, or 1024 for a square (default: the model's own)."""
+    the folder that flowsde convert wrote, of a FLUX.1 or Wan 2.1 pipeline or a SiT."""
+    size: Annotated[str | None, shown("SIZE")] = None
+    """Size in pixels. FLUX.1: HEIGHTxWIDTH, 1024x768, or 1024 for a square (default: the model's
+    own). Wan 2.1: WIDTHxHEIGHT, as videos have it (default: 832x480)."""
+    frames: Int = None
+    """Wan 2.1: frames of a video, 1 and a multiple of 4 (default: 81); 1 makes a picture."""
+    fps: Float = None
+    """Wan 2.1: frames a second that the file is played at (default: 16)."""
     text_tokens: Int = None
     """FLUX.1: length of a prompt for the T5 encoder, at most 512 (default: 512). Black Forest
     Labs' own code uses 256 for schnell."""
     negative_prompt: Annotated[str | None, shown("TEXT")] = None
-    """FLUX.1 without guidance as an input (de-distilled models): what --guidance leads away from,
-    at two evaluations a candidate. May be empty."""
+    """What --guidance leads away from, at two evaluations a candidate; may be empty. Wan 2.1
+    (default: empty), and FLUX.1 without guidance as an input (de-distilled models)."""
     label: Int = None
     """SiT: number of the class, instead of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None
@@ -171,6 +176,12 @@ class Converted:
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
     """Folder of a converted CLIP, for the rewards clip and pick. For aesthetic give it twice: a
     CLIP, then the head."""
+    reward_frames: Int = None
+    """Videos: frames that a reward of pictures is asked about, evenly from the first to the last
+    (default: 4)."""
+    over_frames: Annotated[str | None, shown("{mean,minimum}")] = None
+    """Videos: what counts of the frames' rewards (default: mean). A MODULE:FUNCTION is given whole
+    videos [n, frames, h, w, 3], and frames one by one only with this or --reward-frames."""
     reward_timeout: Annotated[Float, shown("SECONDS")] = None
     """Longest time for one call of a MODULE:FUNCTION reward (default: 3600). After that the run
     stops, and can be resumed."""

@@ -16,6 +16,7 @@ from flowsde import _schema
 from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, maybe, number, text, whole
 from flowsde._text import shown
+from flowsde.cli import video_files
 from flowsde.cli.errors import OptionError
 from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
@@ -41,7 +42,10 @@ _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
         "heldout": _HELDOUT,
-        "kept": items(fields({"heldout": _HELDOUT}, image=text, reward=maybe(number))),
+        "kept": items(
+            fields({"heldout": _HELDOUT, "video": text}, image=text, reward=maybe(number))
+        ),
+        "video": text,
     },
     **ABOUT,
     reward=maybe(number),
@@ -68,6 +72,16 @@ def read(folder: Path) -> dict[str, Any] | None:
 def images(many: int) -> list[str]:
     """Names of so many pictures of a prompt, the best first."""
     return [IMAGE, *(f"image-{i}.png" for i in range(2, many + 1))]
+
+
+def files(offer: Source, many: int) -> list[str]:
+    """Names of all files of so many answers to a prompt: pictures, and of videos both."""
+    return [name for image in images(many) for name in (image, *_video(offer, image).values())]
+
+
+def _video(offer: Source, image: str) -> dict[str, str]:
+    """Name of the video whose first frame is a picture, as result.json has it."""
+    return {} if offer.video is None else {"video": video_files.beside(image, offer.video)}
 
 
 def make(folder: Path) -> None:
@@ -105,7 +119,7 @@ def write(
     seconds: Mapping[str, float | None],
     attempts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write a prompt's pictures and result.json, the latter last: with it, the prompt is complete.
+    """Write a prompt's pictures or videos, and at last result.json: with it, that is complete.
 
     Args:
       folder: made if need be, in one that is there.
@@ -127,6 +141,7 @@ def write(
         **about,
         "reward": float(result.reward) if offer.has_reward else None,
         **_parts(result),
+        **_video(offer, IMAGE),
         **offer.heldout(about["prompt"], image),
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
         "seconds": seconds,
@@ -168,15 +183,16 @@ def _write_kept(
         if name != IMAGE:
             offer.save(folder / name, image)
         reward = float(one.reward) if offer.has_reward else None
-        own = {"image": name, "reward": reward, **_parts(one)}
+        own = {"image": name, **_video(offer, name), "reward": reward, **_parts(one)}
         said.append(own | offer.heldout(about["prompt"], image))
     return said
 
 
 _CONTENTS = "converted models with the checksums"
-_WHERE_GIVEN = {"--weights", "--reward-model", "--keep", "--image", "--mask"} | {
-    flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS
-}
+_WHERE_GIVEN = {
+    *("--weights", "--reward-model", "--keep", "--image", "--mask"),
+    *("--reward-frames", "--over-frames"),
+} | {flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS}
 """Options that a run names only where they have an effect and are not the default."""
 
 

@@ -12,6 +12,9 @@ were turned into.
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
 its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
 
+Of a model of videos ``image.png`` is the first frame of the file that ``video`` names, and
+``frames.png`` has some frames of the answer, below those of steps that led to it.
+
 ``trajectory.npz``, for --save-trajectory, holds the fields of `flowsde.search.Info` with a leading
 axis of rounds (time, reward, counted, accepted, ancestors, ess, charged, …), and those of
 `flowsde.cli.lineage.Shot`, with an entry for each accepted particle, as ``particle_line``,
@@ -22,6 +25,7 @@ and ``particle_x0``.
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +34,7 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import beginning, pictures, presets, progress, results, resume
+from flowsde.cli import beginning, pictures, presets, progress, results, resume, video_sheet
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
@@ -92,6 +96,7 @@ def _folders(command: Sample, offer: Source) -> list[Path]:
 
 
 _PICTURES, _TRAJECTORY = (results.IMAGE, "path.png", "search.png"), "trajectory.npz"
+_FRAMES = "frames.png"
 
 
 def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
@@ -107,17 +112,20 @@ def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
-    wanted = [(folder, own) for folder, own in each if not _is_complete(command, folder, own)]
+    wanted = [
+        (folder, own) for folder, own in each if not _is_complete(command, offer, folder, own)
+    ]
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
     return [(folder, runs.get(folder)) for folder in folders]
 
 
-def _is_complete(command: Sample, folder: Path, about: dict[str, Any]) -> bool:
+def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, Any]) -> bool:
     """As `resume.is_complete`, trajectory included."""
     names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
-    names += results.images(command.keep or 1)[1:]
+    names += results.files(offer, command.keep or 1)[1:]
+    names += [_FRAMES] * (offer.video is not None)
     complete = resume.is_complete(folder, about, names, command.overwrite)
     if complete and command.save_trajectory and not (folder / _TRAJECTORY).exists():
         raise ValueError(f"the finished run in {folder} has no {_TRAJECTORY}; {results.OTHERWISE}")
@@ -219,13 +227,18 @@ def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict
 
 
 def _draw(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> None:
-    """Draw the plots of a search by a reward."""
+    """Draw the plots of a search by a reward, and the frames of a video."""
+    title = f"{shown(run.prompt, 100)} · {run.about['method']}"
+    if run.offer.video is not None:
+        path = run.folder / _FRAMES
+        sheet = partial(video_sheet.draw, path, title, recorder.trace, result, run.flow)
+        pictures.try_to_draw("flowsde sample", path, sheet)
+        interrupts.check()
     if not run.offer.has_reward:
         return
     # Imported here: Matplotlib takes half of the time that imports take.
     from flowsde.cli import plots
 
-    title = f"{shown(run.prompt, 100)} · {run.about['method']}"
     thumbnails = run.offer.thumbnails(run.flow)
     drawn = {
         "path.png": lambda: plots.path_figure(title, recorder.trace, result, thumbnails),

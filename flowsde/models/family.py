@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flax import nnx
 
@@ -78,6 +78,21 @@ class Sampled(Protocol):
     def flow(self) -> Flow:
         """With the weights, after `encode`."""
         ...
+
+
+@runtime_checkable
+class SampledVideo(Sampled, Protocol):
+    """One that makes videos [frames, h, w, 3], or pictures if of one frame.
+
+    The first axis of its latents is time, and the first of them decodes alone, to the first frame.
+
+    Attributes:
+      frames: of a video.
+      fps: frames a second.
+    """
+
+    frames: int
+    fps: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

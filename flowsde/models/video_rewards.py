@@ -53,8 +53,8 @@ def over_frames(
     return dataclasses.replace(known, fn=fn, **how)
 
 
-def _chosen(found: int, wanted: int) -> np.ndarray:
-    """Numbers of the frames that are looked at."""
+def chosen_frames(found: int, wanted: int) -> np.ndarray:
+    """Numbers of some of the frames found, int32, evenly from the first to the last; all if few."""
     return np.linspace(0, found - 1, min(found, wanted)).round().astype(np.int32)
 
 
@@ -64,7 +64,7 @@ class _InJAX(Static):
     by: By
 
     def __call__(self, reward: Any, videos: jax.Array, cond: Any) -> jax.Array:
-        chosen = videos[:, _chosen(videos.shape[1], self.frames)]
+        chosen = videos[:, chosen_frames(videos.shape[1], self.frames)]
         n, count = chosen.shape[:2]
         told = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
         rewards = reward(chosen.reshape(n * count, *chosen.shape[2:]), told).reshape(n, count)
@@ -78,7 +78,7 @@ class _OnHost:
     by: By
 
     def __call__(self, videos: np.ndarray, cond: Any) -> np.ndarray:
-        chosen = videos[:, _chosen(videos.shape[1], self.frames)]
+        chosen = videos[:, chosen_frames(videos.shape[1], self.frames)]
         n, count = chosen.shape[:2]
         if isinstance(cond, list):
             told: Any = [one for one in cond for _ in range(count)]

@@ -53,6 +53,8 @@ class Source(Protocol):
       evaluations: of the model that a candidate costs.
       named: more settings, by the option that they are given with.
       has_reward: whether pictures are searched by one.
+      video: the kind of file that `save` writes beside the first frame of a video; None for
+        pictures.
     """
 
     prompts: list[str]
@@ -61,6 +63,7 @@ class Source(Protocol):
     evaluations: int
     named: dict[str, Any]
     has_reward: bool
+    video: str | None
 
     def slug(self, prompt: str) -> str:
         """The name of a prompt's folder."""
@@ -71,11 +74,11 @@ class Source(Protocol):
         ...
 
     def save(self, path: Path, image: np.ndarray) -> None:
-        """Write a picture."""
+        """Write a picture, or a video [frames, h, w, 3] and its first frame at this path."""
         ...
 
     def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
-        """x0 [n, …] to small pictures [n, h, w, 3] in [-1, 1]."""
+        """x0 [n, …] to small pictures [n, h, w, 3] in [-1, 1], of videos the first frames."""
         ...
 
     def heldout(self, prompt: str, image: np.ndarray) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from flowsde._checks import check_float
 from flowsde._text import shown
-from flowsde.cli import pictures, preset_files, presets, prompts
+from flowsde.cli import pictures, preset_files, presets, prompts, video_files
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
-from flowsde.cli.sources import rewards
+from flowsde.cli.sources import rewards, videos
 from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
 from flowsde.grids import Grid
@@ -35,7 +35,7 @@ _AT_ONCE = 4 * WHOLE
 _THUMBNAIL = 160
 _SLUG, _DIGEST = 56, 10
 """Bytes of a prompt, and letters of its digest, in the name of a folder."""
-_OF_ALL = ("model", "reward_model", "reward_timeout")
+_OF_ALL = ("model", "reward_model", "reward_timeout", "reward_frames", "over_frames")
 """Options that are no family's own."""
 _OWN_TIMES = "model"
 """What --grid calls them."""
@@ -82,8 +82,8 @@ def slug(prompt: str) -> str:
     return f"{name}-{digest}" if name else digest
 
 
-def _reward(command: Sample) -> tuple[str, rewards.RewardSource]:
-    """By name, and checked."""
+def _reward(command: Sample, fps: float | None) -> tuple[str, rewards.RewardSource]:
+    """By name, and checked; of videos with so many frames a second, None for pictures."""
     trajectory = command.method in TRAJECTORIES
     name = command.reward or ("none" if trajectory else None)
     if name is None:
@@ -101,7 +101,7 @@ def _reward(command: Sample) -> tuple[str, rewards.RewardSource]:
     own = command.converted
     if own.reward_timeout is not None:
         check_float("--reward-timeout", own.reward_timeout)
-    reward = rewards.reward_source(name, own.reward_model, own.reward_timeout)
+    reward = rewards.reward_source(name, own.reward_model, own.reward_timeout, fps)
     for option in ("gradient_temperature", "noise_tilt"):
         if not reward.on_device and command.given.get(option):
             raise ValueError(f"{flag(option)} wants a JAX reward, got --reward {name}")
@@ -154,8 +154,14 @@ class PublishedSource:
             sampling, self._model = _model(options, guidance)
         except FileNotFoundError as error:
             raise ValueError(f"--model {options.model}: {error}") from None
-        name, self._reward = _reward(command)
+        made = self._video = videos.as_video(command, self._model, sampling.title)
+        self.video = None if made is None else video_files.kind()
+        self._hinted = False
+        name, self._reward = _reward(command, None if made is None else made.fps)
         self.has_reward = name != "none"
+        over: dict[str, Any] = {}
+        if made is not None:
+            self._reward, over = videos.of_videos(command, name, self._reward, made.frames)
         self.prompts = _prompts(
             command, sampling.title, self._model.unprompted, self._reward.reads_text
         )
@@ -163,7 +169,7 @@ class PublishedSource:
         self.settings = dataclasses.replace(settings, reward=name)
         self.search = presets.build(command.method, self.settings, times)
         self.evaluations = presets.evaluations(self.settings)
-        self.named = {"model": str(options.model), **self._model.named}
+        self.named = {"model": str(options.model), **self._model.named, **over}
         if options.reward_model:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
         # Another model may take the place of this one, under the same name.
@@ -182,11 +188,24 @@ class PublishedSource:
         return LoadedSource(flow, reward, tasks, chunk)
 
     def save(self, path: Path, image: np.ndarray) -> None:
+        if self._video is not None and self.video is not None:
+            if self.video == video_files.WEBP and not self._hinted:
+                print("videos are animated WebP: for MP4, pip install 'flowsde[video]'", flush=True)
+                self._hinted = True
+            file = path.with_name(video_files.beside(path.name, self.video))
+            video_files.save_video(file, image, self._video.fps)
+            image = image[0]
         pictures.save_image(path, image, None)
 
     def thumbnails(self, flow: Flow) -> Callable[[Any], Any]:
+        def picture(x0: np.ndarray) -> np.ndarray:
+            if self._video is None:
+                return np.asarray(decode(flow, x0[None])[0])
+            # The first latent frame alone, at a fraction of the cost.
+            return np.asarray(decode(flow, x0[None, :1])[0, 0])
+
         def small(x0: np.ndarray) -> np.ndarray:
-            image = Image.fromarray(pictures.pixels(np.asarray(decode(flow, x0[None])[0])))
+            image = Image.fromarray(pictures.pixels(picture(x0)))
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             return np.asarray(image, np.float32) / 127.5 - 1.0
 
@@ -197,4 +216,7 @@ class PublishedSource:
         return {}
 
     def report(self, values: dict[str, Any]) -> list[str]:
-        return []
+        if (made := self._video) is None:
+            return []
+        seconds = made.frames / made.fps
+        return [f"video   {values['video']}, {made.frames} frames in {seconds:.2f} s"]

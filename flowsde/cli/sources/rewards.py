@@ -4,8 +4,9 @@
     pick               PickScore, by its own
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
-                       [n, h, w, 3] in [-1, 1], prompts n strings; or what `flowsde.rewards` made
-                       of such functions
+                       [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
+                       or what `flowsde.rewards` made of such functions. One that has an argument
+                       `fps` is told the frames a second of videos
     none               no reward
 
 A reward of your own model is one more line of `KNOWN`. Making a `RewardSource` checks the options
@@ -14,6 +15,7 @@ and imports the function; `load` reads weights.
 
 import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,23 +68,36 @@ class HostFunction:
     Args:
       name: MODULE:FUNCTION.
       timeout: seconds that a call may take; what the function says itself, or an hour, by default.
+      fps: of videos, for a function that has an argument of that name.
+
+    Attributes:
+      reward: as `flowsde.run` takes it.
     """
 
     reads_text, on_device = True, False
 
-    def __init__(self, name: str, timeout: float | None):
+    def __init__(self, name: str, timeout: float | None, fps: float | None = None):
         function = _imported(name)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
-            self._reward = dataclasses.replace(function, timeout=own)
+            self.reward = dataclasses.replace(function, timeout=own)
             return
+        if fps is not None and _takes_fps(function):
+            function = partial(function, fps=fps)
         try:
-            self._reward = host(function, name, timeout=timeout or _HOUR)
+            self.reward = host(function, name, timeout=timeout or _HOUR)
         except TypeError as error:
             raise ValueError(f"--reward {shown(name)}: {error}") from None
 
     def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
-        return self._reward, list(prompts)
+        return self.reward, list(prompts)
+
+
+def _takes_fps(function: Callable[..., Any]) -> bool:
+    try:
+        return "fps" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False  # some wrappers and builtins have none
 
 
 class Known(NamedTuple):
@@ -142,13 +157,16 @@ def _imported(name: str) -> Callable[..., Any]:
 _HOUR = 3600.0
 
 
-def reward_source(name: str, folders: Sequence[Path], timeout: float | None = None) -> RewardSource:
+def reward_source(
+    name: str, folders: Sequence[Path], timeout: float | None = None, fps: float | None = None
+) -> RewardSource:
     """A reward by name.
 
     Args:
       name: as above.
       folders: of --reward-model, as many as it needs.
       timeout: of --reward-timeout, seconds, for a function; an hour by default.
+      fps: of videos, for a function; None for pictures.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -168,5 +186,5 @@ def reward_source(name: str, folders: Sequence[Path], timeout: float | None = No
         got = " and ".join(map(str, folders)) or "none"
         raise ValueError(f"--reward-model must be {what} for --reward {name}, got {got}")
     if is_function:
-        return HostFunction(name, timeout)
+        return HostFunction(name, timeout, fps)
     return KNOWN[name].make(*folders)

@@ -19,6 +19,7 @@ class ShapesSource:
     """A `Source`; ValueError or TypeError naming an option that is wrong."""
 
     has_reward = True
+    video: str | None = None
 
     def __init__(self, command: Sample):
         model = command.converted.model

@@ -2,3 +2,4 @@
 
 from flowsde.models.wan.model import FAMILY as FAMILY
 from flowsde.models.wan.pipeline import PIPELINE as PIPELINE
+from flowsde.models.wan.sampled import SAMPLING as SAMPLING

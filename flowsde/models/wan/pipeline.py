@@ -133,10 +133,11 @@ class WanPipeline:
         """Frames, rows and columns of the latents of such videos; errors as of `flow`."""
         vae = self._parts.configs["vae"]
         count = check_count("frames", FRAMES if frames is None else frames)
-        if count % vae.frames != 1 % vae.frames:
+        if over := (count - 1) % vae.frames:
+            less = count - over
             raise ValueError(
-                f"frames must be one and a multiple of {vae.frames}, got {count}: "
-                f"{count - (count - 1) % vae.frames} are possible"
+                f"frames must be 1 and a multiple of {vae.frames}, got {count}: expected {less} or "
+                f"{less + vae.frames}"
             )
         sizes = [1 + (count - 1) // vae.frames]
         unit = _PATCH * vae.factor
