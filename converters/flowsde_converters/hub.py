@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowsde._text import shown
-from flowsde_converters.names import SAFETENSORS, TORCH, USUAL, ends
+from flowsde_converters.names import GGUF, OF_GGUF, SAFETENSORS, TORCH, USUAL, ends
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub."""
@@ -31,6 +31,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
     if match is None:
         raise ValueError(f"SOURCE {source} does not exist, and is no owner/name of the hub")
     name, inside = match.groups()
+    if inside and ends(inside, (GGUF,)):
+        raise ValueError(f"SOURCE {source} {OF_GGUF}")
     if inside and ".." in PurePosixPath(inside).parts:
         raise ValueError(f"SOURCE {source} leaves the model, expected a file or folder inside it")
     try:

@@ -128,7 +128,7 @@ class Stream:
         if wrong:
             self._unfit = True
             self._wrong.append(f"{key}: {wrong} of {tensor.size} values are NaN or infinite")
-        self._tell(tensor.nbytes)
+        self._tell(self._plan.checkpoint.tensors[key].nbytes)
         return tensor
 
     def _check(self, path: str, folder: Path, writing: list[Future]) -> str | None:

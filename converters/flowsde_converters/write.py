@@ -54,7 +54,12 @@ def described(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict
         for keys in row.keys(plan.model)
         for key in keys
     }
-    held = {key: plan.checkpoint.tensors[key].dtype for key in of_key}
+    # A tensor that was multiplied by a scale does not go back into its dtype.
+    held = {
+        key: plan.checkpoint.tensors[key].dtype
+        for key in of_key
+        if key not in plan.checkpoint.scales
+    }
     return {
         "format": FORMAT,
         "version": fs.__version__,
