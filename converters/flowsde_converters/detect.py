@@ -33,7 +33,8 @@ from flowsde_converters import (
 from flowsde_converters.eight_bits import with_scales
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
-from flowsde_converters.tables import Model
+from flowsde_converters.lora_file import Merged
+from flowsde_converters.tables import Changes, Model
 
 _MODULES = (sit, flux, clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
 """With a `Convertible` or several each."""
@@ -57,6 +58,8 @@ class Plan:
       found: configuration, layout and table.
       model: shapes and dtypes of the parameters by path, as they will be written.
       used: keys of the checkpoint that become parameters.
+      loras: files of adapters that are merged.
+      changes: what they make of blocks, by path of the parameter.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +67,8 @@ class Plan:
     found: Found
     model: Model
     used: tuple[str, ...]
+    loras: tuple[Merged, ...] = ()
+    changes: Mapping[str, Changes] = dataclasses.field(default_factory=dict)
 
     @property
     def ignored(self) -> list[str]:

@@ -200,4 +200,4 @@ def _published_axes(head: int) -> tuple[int, ...] | None:
     return FluxConfig.axes if head == sum(FluxConfig.axes) else None
 
 
-FAMILY = convertible(flux.FAMILY, recognise, table)
+FAMILY = convertible(flux.FAMILY, recognise, table, tuple(_ROWS))

@@ -55,6 +55,9 @@ class Convert:
     entry: Annotated[str | None, shown("NAME")] = None
     """Entry of a training run's file that holds the weights, such as "ema" or "state.ema", or "."
     for the top level; detected by default, averaged weights first."""
+    lora: Annotated[tuple[str, ...], shown("FILE[:SCALE]"), tyro.conf.UseAppendAction] = ()
+    """Adapters (LoRA) to merge into the weights, times a scale (default: 1), with keys of PEFT,
+    diffusers or kohya; for several, repeat the option."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -115,7 +118,8 @@ class Convert:
         if self.family == sit.FAMILY.name:
             # What else has its keys predicts something else.
             settings["prediction"] = "velocity"
-        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
+        loras = [lora_named(words) for words in self.lora]
+        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry, loras)
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
                 raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
@@ -140,6 +144,7 @@ class Convert:
             "--entry": self.entry,
             "--revision": self.revision,
             "--classes": self.classes,
+            "--lora": self.lora or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
@@ -153,6 +158,24 @@ class Convert:
         with progress.bar(total=sum(one.nbytes for one in models.values()), **_BYTES) as bar:
             run_back(Path(self.source), models, self.out, self.overwrite, _advance(bar))
         print(f"wrote   {self.out}", flush=True)
+
+
+def lora_named(words: str) -> tuple[Path, float]:
+    """A file of adapters and its scale, out of "FILE" or "FILE:SCALE"; ValueError for another
+    scale."""
+    check_path("--lora", words)
+    name, colon, end = words.rpartition(":")
+    if not colon or Path(words).exists():
+        return Path(words), 1.0
+    try:
+        scale = float(end)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale) or not name:
+        raise ValueError(
+            f"--lora {_text.shown(words)}: expected FILE or FILE:SCALE, with a finite number"
+        )
+    return Path(name), scale
 
 
 def _advance(bar: tqdm) -> Callable[[int], None]:
@@ -188,6 +211,7 @@ def _described(one: Plan, prefix: str) -> list[str]:
         "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),
         *(f"note    {note}" for note in one.found.notes),
+        *(f"merges  {lora.said}" for lora in one.loras),
     ]
     if one.ignored:
         ignored = _text.names(one.ignored, _IGNORED_SHOWN)

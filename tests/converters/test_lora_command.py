@@ -1,0 +1,153 @@
+"""`flowsde convert --lora`: what it takes, says, refuses and records."""
+
+import hashlib
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import toy
+from safetensors.numpy import load_file, save_file
+from test_command import refused, say
+from test_convert import converted, expected, left
+from test_eight_bits import wide, written
+from test_lora import dyadic
+
+from flowsde.cli.convert import lora_named
+from flowsde.models.converted.store import read_config
+from flowsde_converters.back import prepare_back, run_back
+
+RNG = np.random.default_rng(0)
+A, B = dyadic(RNG, 3, 4), dyadic(RNG, 2, 3)
+PAIR = {"head.lora_A.weight": A, "head.lora_B.weight": B}
+
+
+@pytest.fixture
+def lora(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    save_file(PAIR | {"head.alpha": np.array(6.0, np.float32)}, path)
+    return path
+
+
+def merged(tensors, scale):
+    """With alpha / rank of 2."""
+    return tensors | {"head.weight": tensors["head.weight"] + np.float32(scale * 2) * (B @ A)}
+
+
+def test_what_is_merged_is_said_and_recorded(source, lora, tmp_path, capsys):
+    out = tmp_path / "out"
+    said, _ = say(capsys, source, out, "--lora", f"{lora}:0.5")
+    assert "merges  style.safetensors: 1 layers, rank 3, scale 0.5\n" in said
+    digest = hashlib.sha256(lora.read_bytes()).hexdigest()
+    about = read_config(out)["source"]
+    assert about["loras"] == [{"file": "style.safetensors", "sha256": digest, "scale": 0.5}]
+    # The same again has nothing to do; another scale, file or none is another conversion.
+    assert "already complete" in say(capsys, source, out, "--lora", f"{lora}:0.5")[0]
+    for words in (["--lora", lora], [], ["--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5"]):
+        assert "holds another conversion" in refused(capsys, source, out, *words)
+    save_file({key: array + 1 for key, array in PAIR.items()}, lora)
+    assert "holds another conversion" in refused(capsys, source, out, "--lora", f"{lora}:0.5")
+
+
+def test_folders_without_adapters_say_nothing_of_them(source, tmp_path):
+    converted(source, tmp_path / "out")
+    assert "loras" not in json.loads((tmp_path / "out" / "config.json").read_text())["source"]
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_weights_are_merged_in_float32_and_rounded_once(source, lora, tmp_path, dtype):
+    kind = np.dtype(np.float32) if dtype is None else toy.BF16
+    found = converted(source, tmp_path / "out", dtype=dtype, loras=[(lora, 0.5)])
+    wanted = expected(merged(toy.tensors(), 0.5))
+    for path, array in wanted.items():
+        np.testing.assert_array_equal(found[path], array.astype(kind), strict=True)
+
+
+def test_what_is_merged_comes_back_as_a_checkpoint(source, lora, tmp_path):
+    converted(source, tmp_path / "out", loras=[(lora, 1.0)])
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back.safetensors")
+    back, wanted = load_file(tmp_path / "back.safetensors"), merged(toy.tensors(), 1.0)
+    assert back.keys() == wanted.keys()
+    for key, array in wanted.items():
+        np.testing.assert_array_equal(back[key], array, strict=True)
+
+
+def test_weights_of_eight_bits_are_widened_scaled_and_merged(source, lora, tmp_path):
+    tensors = toy.tensors()
+    eight = tensors["head.weight"].astype(ml_dtypes.float8_e4m3fn)
+    scale = np.array(0.5, np.float32)
+    written(source, tensors | {"head.weight": eight, "head.scale_weight": scale})
+    found = converted(source, tmp_path / "out", loras=[(lora, 1.0)])
+    wanted = expected(merged(tensors | {"head.weight": wide(eight) * scale}, 1.0))
+    np.testing.assert_array_equal(found["head.kernel"], wanted["head.kernel"].astype(toy.BF16))
+    run_back(tmp_path / "out", prepare_back(tmp_path / "out"), tmp_path / "back.safetensors")
+
+
+def test_biases_and_differences_are_added(source, tmp_path):
+    held = PAIR | {
+        "head.lora_B.bias": dyadic(RNG, 2),
+        "head.alpha": np.array(6.0, np.float32),
+        "b.1.diff_b": dyadic(RNG, 4),
+    }
+    path = tmp_path / "distilled.safetensors"
+    save_file(held, path)
+    found = converted(source, tmp_path / "out", loras=[(path, 0.5)])
+    wanted = merged(toy.tensors(), 0.5)
+    wanted["head.bias"] = wanted["head.bias"] + held["head.lora_B.bias"]
+    wanted["b.1.bias"] = wanted["b.1.bias"] + np.float32(0.5) * held["b.1.diff_b"]
+    for key, array in expected(wanted).items():
+        np.testing.assert_array_equal(found[key], array, strict=True)
+
+
+def test_adapters_of_text_encoders_are_left_and_named(source, tmp_path, capsys):
+    path = tmp_path / "both.safetensors"
+    other = {"lora_te1_text_model_x.lora_down.weight": A, "lora_te1_text_model_x.lora_up.weight": B}
+    save_file(PAIR | other, path)
+    said, _ = say(capsys, source, "--check", "--lora", path)
+    assert "rank 3, scale 1, and leaves text_encoder\n" in said
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"head.dora_scale": A}, "unknown key head.dora_scale of an adapter of another kind"),
+        ({"head.hada_w1_a": A, "x": B}, "unknown key x"),
+        (PAIR | {"lora_unet_head.lora_up.weight": B}, "without the other half"),
+        (PAIR | {"diffusion_model.head.lora_up.weight": B}, "are for one layer"),
+        ({"head.lora_A.weight": A * np.nan, "head.lora_B.weight": B}, "NaN or infinite"),
+        ({"b.1.lora_A.weight": A, "b.1.lora_B.weight": B}, "b.1 has no weight in the model"),
+        ({key: np.full_like(a, 3e38) for key, a in PAIR.items()}, "too large for float32"),
+    ],
+)
+def test_broken_files_are_one_error_and_nothing_is_written(source, tmp_path, capsys, held, words):
+    path = tmp_path / "broken.safetensors"
+    save_file(held, path)
+    said = refused(capsys, source, tmp_path / "out", "--lora", path)
+    assert words in said and "Traceback" not in said
+    assert left(tmp_path) == {"broken.safetensors"}
+
+
+def test_truncated_files_and_metadata_of_another_kind_are_refused(source, lora, tmp_path, capsys):
+    whole = lora.read_bytes()
+    for end in range(0, len(whole), 37):
+        lora.write_bytes(whole[:end])
+        assert "truncated" in refused(capsys, source, "--check", "--lora", lora)
+    for said in ("[", "[]", '{"lora_alpha": "x"}', '{"alpha_pattern": [1], "lora_alpha": 1}',
+                 '{"alpha_pattern": {"(a+)+": 1}}', '{"use_dora": true}'):  # fmt: skip
+        save_file(PAIR, lora, {"lora_adapter_metadata": said})
+        refused(capsys, source, "--check", "--lora", lora)
+    assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("words", ["{}:x", "{}:nan", "{}:", ":0.5", "{}.gone", "{}.gguf"])
+def test_wrong_words_are_refused(source, lora, capsys, words):
+    said = refused(capsys, source, "--check", "--lora", words.format(lora))
+    assert any(word in said for word in ("expected FILE or FILE:SCALE", "does not exist"))
+    assert "Traceback" not in said
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path):
+    path = tmp_path / "a:2.safetensors"
+    path.touch()
+    assert lora_named(str(path)) == (path, 1.0)
+    assert lora_named(f"{path}:-0.5") == (path, -0.5)
