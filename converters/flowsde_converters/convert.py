@@ -110,7 +110,7 @@ def prepare(
     for file, _ in adapters:
         other = file.parts.keys() - set(models)
         problems += [
-            f"{file.path.name} has layers of {part}, expected {names(models)}" for part in other
+            f"{file.name} has layers of {part}, expected {names(models)}" for part in other
         ]
     for name in models:
         try:

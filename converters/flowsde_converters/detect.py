@@ -200,7 +200,7 @@ def _without_parts(
     others = [part for part in found if entries.is_part(part)]
     main = {part: made for part, made in found.items() if part not in others}
     if main and others:
-        return main, [f"beside it {_named(others)}, which --entry takes"]
+        return main, [f"the model alone; --entry takes the others: {_named(others)}"]
     unknown = [part for part in parts if not entries.is_part(part) and _has_arrays(parts[part])]
     if others and unknown:
         raise ValueError(

@@ -75,7 +75,7 @@ def with_loras(
             continue
         places = min(layouts, key=lambda known: len(_unknown(file.parts[own], known)))
         updates, wrong = _updates(plan, file, own, places, scale)
-        problems += [f"{file.path.name}: {line}" for line in wrong]
+        problems += [f"{file.name}: {line}" for line in wrong]
         for one in updates:
             every.setdefault(one.base.target, {}).setdefault(one.place.block, []).append(one)
         ranks = [file.checkpoint.tensors[one.down].shape[0] for one in updates if one.down]
@@ -244,7 +244,7 @@ def _laid_out(one: Update, total: int) -> tuple[np.ndarray, int]:
 def check_values(loras: Sequence[Merged]) -> None:
     """ValueError listing the tensors of adapters whose values are not finite."""
     wrong = [
-        f"{one.file.path.name}: {shown(key)} has values that are NaN or infinite"
+        f"{one.file.name}: {shown(key)} has values that are NaN or infinite"
         for one in loras
         for key in one.file.checkpoint.tensors
         if not np.isfinite(one.file.read(key)).all()

@@ -9,7 +9,6 @@ Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021).
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from flowsde._text import listed, names, shown
+from flowsde_converters.bounded_json import parse
 from flowsde_converters.files import Checkpoint, open_checkpoint, read_json
 from flowsde_converters.names import SAFETENSORS, ends
 from flowsde_converters.safetensors_file import SafetensorsFile
@@ -48,6 +48,8 @@ _KEY = re.compile(rf"(.+)\.(?:{'|'.join(f'(?P<{r}>{end})' for r, end in _ROLES.i
 _OTHERS = re.compile(r"dora_scale|lora_magnitude_vector|hada_|lokr_|lora_mid|oft_|lora_embedding")
 """Of adapters of other kinds."""
 _NAME = re.compile(r"\^?[\w.]+")
+_SETTINGS = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
+"""Of PEFT, that say what the tensors do not."""
 _OF_PEFT = "lora_adapter_metadata"
 
 
@@ -71,16 +73,20 @@ class LoraFile:
     """A file of adapters.
 
     Attributes:
-      path: as it was given.
       checkpoint: its tensors.
       parts: layers by the part of a pipeline that they are of.
-      settings: of PEFT, by name, "transformer.lora_alpha" or "lora_alpha".
+      settings: of PEFT that change what is computed, by name: "transformer.lora_alpha" or
+        "lora_alpha".
     """
 
-    path: Path
     checkpoint: Checkpoint
     parts: Mapping[str, tuple[Layer, ...]]
     settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.checkpoint.paths[0].name
 
     def read(self, key: str) -> np.ndarray:
         """A tensor as float32."""
@@ -139,7 +145,7 @@ class Merged:
         """What is merged, in words."""
         left = f", and leaves {names(self.left)}" if self.left else ""
         what = f"{self.layers} layers, rank {self.rank}, scale {self.scale:g}"
-        return f"{self.file.path.name}: {what}{left}"
+        return f"{self.file.name}: {what}{left}"
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -166,16 +172,17 @@ def open_lora(path: Path) -> LoraFile:
             problems.append(f"{shown(key)} and {shown(roles[match.lastgroup])} are for one layer")
         roles[str(match.lastgroup)] = key
     settings = _settings(checkpoint.paths[0])
-    if settings.get("use_dora") or settings.get(f"{MODEL}.use_dora"):
+    if any(value and _last(name) == "use_dora" for name, value in settings.items()):
         problems.append("use_dora in PEFT's settings, which is not supported")
     if problems:
-        title = f"{path.name} holds what is no LoRA (lora_A and lora_B, or lora_down and lora_up)"
+        expected = "expected lora_A and lora_B, or lora_down and lora_up, of each layer"
+        title = f"{checkpoint.paths[0].name} holds what is no LoRA, {expected}"
         raise ValueError(listed(problems, title))
     parts = {
         part: tuple(Layer(name, flat, roles) for (name, flat), roles in layers.items())
         for part, layers in found.items()
     }
-    return LoraFile(path, checkpoint, parts, settings)
+    return LoraFile(checkpoint, parts, settings)
 
 
 def _names(pattern: str, layer: str) -> bool:
@@ -192,17 +199,23 @@ def _part(layer: str) -> tuple[str, str, bool]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Of PEFT, in the file or beside it."""
+    """Of PEFT, beside the file or in it."""
     beside = path.parent / "adapter_config.json"
     if path.stem.startswith("adapter_model") and beside.exists():
-        return read_json(beside)
-    if not ends(path.name, SAFETENSORS):
-        return {}
-    said = SafetensorsFile(path).metadata.get(_OF_PEFT, "{}")
-    try:
-        settings = json.loads(said)
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path.name}: {_OF_PEFT} is {shown(repr(said), 60)}, expected an object")
-    return settings
+        settings: Any = read_json(beside)
+    elif ends(path.name, SAFETENSORS):
+        said = SafetensorsFile(path).metadata.get(_OF_PEFT, "{}")
+        try:
+            settings = parse(said.encode())
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict):
+            found = shown(repr(said), 60)
+            raise ValueError(f"{path.name}: {_OF_PEFT} is {found}, expected an object")
+    else:
+        settings = {}
+    return {name: value for name, value in settings.items() if _last(name) in _SETTINGS}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

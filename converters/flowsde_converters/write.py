@@ -63,7 +63,7 @@ def described(
     }
     held = {key: plan.checkpoint.tensors[key].dtype for key in of_key}
     merged = [
-        {"file": one.file.path.name, "sha256": digest, "scale": one.scale}
+        {"file": one.file.name, "sha256": digest, "scale": one.scale, "settings": one.file.settings}
         for one, digest in zip(plan.loras, loras, strict=True)
     ]
     return {

@@ -54,10 +54,12 @@ class Convert:
     label; a table with as many rows has none, and its model cannot be guided."""
     entry: Annotated[str | None, shown("NAME")] = None
     """Entry of a training run's file that holds the weights, such as "ema" or "state.ema", or "."
-    for the top level; detected by default, averaged weights first."""
+    for the top level, or another model in the file, such as "vae"; detected by default, averaged
+    weights first."""
     lora: Annotated[tuple[str, ...], shown("FILE[:SCALE]"), tyro.conf.UseAppendAction] = ()
     """Adapters (LoRA) to merge into the weights, times a scale (default: 1), with keys of PEFT,
-    diffusers or kohya; for several, repeat the option."""
+    diffusers or kohya; for several, repeat the option. FILE may be one on the hub:
+    owner/name/file."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -118,7 +120,8 @@ class Convert:
         if self.family == sit.FAMILY.name:
             # What else has its keys predicts something else.
             settings["prediction"] = "velocity"
-        loras = [lora_named(words) for words in self.lora]
+        named = [lora_named(words) for words in self.lora]
+        loras = [(_on_this_machine("--lora", file), scale) for file, scale in named]
         job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry, loras)
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
@@ -134,8 +137,7 @@ class Convert:
             if self.revision is not None:
                 raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
             return path
-        # In a thread, so that a signal need not wait for the end of a download.
-        return _threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
+        return _on_this_machine("SOURCE", self.source, self.revision)
 
     def _back(self) -> None:
         given = {
@@ -160,13 +162,21 @@ class Convert:
         print(f"wrote   {self.out}", flush=True)
 
 
-def lora_named(words: str) -> tuple[Path, float]:
+def _on_this_machine(name: str, source: str, revision: str | None = None) -> Path:
+    """Path of a file or a folder, fetched from the hub if need be; `name` says so in errors."""
+    if Path(source).exists():
+        return Path(source)
+    # In a thread, so that a signal need not wait for the end of a download.
+    return _threads.call("hub", math.inf, hub.fetch, source, revision, name)
+
+
+def lora_named(words: str) -> tuple[str, float]:
     """A file of adapters and its scale, out of "FILE" or "FILE:SCALE"; ValueError for another
     scale."""
     check_path("--lora", words)
     name, colon, end = words.rpartition(":")
     if not colon or Path(words).exists():
-        return Path(words), 1.0
+        return words, 1.0
     try:
         scale = float(end)
     except ValueError:
@@ -175,7 +185,7 @@ def lora_named(words: str) -> tuple[Path, float]:
         raise ValueError(
             f"--lora {_text.shown(words)}: expected FILE or FILE:SCALE, with a finite number"
         )
-    return Path(name), scale
+    return name, scale
 
 
 def _advance(bar: tqdm) -> Callable[[int], None]:

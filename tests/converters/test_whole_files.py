@@ -36,13 +36,16 @@ def opened(path, tensors):
     return open_checkpoint(path)
 
 
-@pytest.mark.parametrize("before", ["", "model.diffusion_model.", "transformer._orig_mod."])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("before", "part"),
+    [("", part) for part in PARTS]
+    + [("model.diffusion_model.", "vae"), ("transformer._orig_mod.", "text_encoder_2")],
+)
 def test_the_model_is_taken_and_the_others_named(families, source, before, part):
     checkpoint = opened(source, under(before, MODEL) | under(PARTS[part], OTHER))
     found = plan(checkpoint)
     assert_weights(found, MODEL)
-    assert found.checkpoint.notes[-1] == f"beside it {part}, which --entry takes"
+    assert found.checkpoint.notes[-1] == f"the model alone; --entry takes the others: {part}"
     assert_weights(plan(checkpoint, entry=part), OTHER)
 
 
@@ -100,7 +103,7 @@ def test_flux_with_its_autoencoder_and_encoder_in_one_file(tmp_path, capsys, for
     save_file(held, path)
     out, _ = say(capsys, path, "--check")
     assert "found   flux, " in out
-    assert f"takes   beside it {', '.join(sorted(names[1:]))}, which --entry takes" in out
+    assert f"the model alone; --entry takes the others: {', '.join(sorted(names[1:]))}\n" in out
     for name, family in zip(names[1:], ("autoencoder_kl", "t5_encoder"), strict=True):
         out, _ = say(capsys, path, "--check", "--entry", name)
         assert f"found   {family}, " in out
