@@ -7,13 +7,13 @@ formats of fewer bits, are refused.
 """
 
 import dataclasses
-import json
 import re
 
 import ml_dtypes
 import numpy as np
 
 from flowsde._text import names, shown
+from flowsde_converters.bounded_json import parse
 from flowsde_converters.files import Checkpoint
 
 DTYPES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
@@ -31,19 +31,25 @@ def with_scales(checkpoint: Checkpoint, used: tuple[str, ...]) -> tuple[Checkpoi
       checkpoint: of a model.
       used: keys of its parameters.
     """
-    held = checkpoint.tensors
-    eight = [key for key in dict.fromkeys(used) if key in held and held[key].dtype in DTYPES]
-    free = held.keys() - set(used)
-    if not eight:
+    held, wanted = checkpoint.tensors, set(used)
+    free = held.keys() - wanted
+    # Copies of weights, which no parameter comes from, have scales too.
+    eight = [key for key in held if held[key].dtype in DTYPES and key != _MARK]
+    if wanted.isdisjoint(eight):
         return checkpoint, []
     scales = {key: scale for key in eight for scale in _scales(key) if scale in free}
     gone = {_MARK, *scales.values()}
     for key in eight:
         gone |= {beside(key, name) for name in ("scale_input", "input_scale", "comfy_quant")}
     rest = {key: tensor for key, tensor in held.items() if key not in gone & free}
-    problems = [*_unsupported(eight, rest, set(used)), *_of_other_formats(checkpoint, eight, free)]
+    problems = [*_unsupported(eight, rest, wanted), *_of_other_formats(checkpoint, eight, free)]
     if scales:
-        problems += _misfits(checkpoint, scales, eight)
+        problems += [
+            f"{shown(key)} is of 8 bits and has no scale beside it, as others have"
+            for key in eight
+            if key in wanted and key not in scales
+        ]
+        problems += _misfits(checkpoint, scales)
         kinds = sorted({scale.rpartition(".")[2] for scale in scales.values()})
         checkpoint = checkpoint.noting([f"weights of 8 bits times their {' and '.join(kinds)}"])
     return dataclasses.replace(checkpoint, tensors=rest, scales=scales), problems
@@ -78,7 +84,7 @@ def _of_other_formats(checkpoint: Checkpoint, eight: list[str], free: set[str]) 
         if about not in free:
             continue
         try:
-            said = json.loads(checkpoint.read(about).tobytes()).get("format")
+            said = parse(checkpoint.read(about).tobytes()).get("format")
         except (ValueError, AttributeError):
             said = None
         if said not in _FORMATS:
@@ -87,13 +93,9 @@ def _of_other_formats(checkpoint: Checkpoint, eight: list[str], free: set[str]) 
     return problems
 
 
-def _misfits(checkpoint: Checkpoint, scales: dict[str, str], eight: list[str]) -> list[str]:
-    """Scales of a wrong shape or dtype, and weights without one where others have one."""
-    problems = [
-        f"{shown(key)} is of 8 bits and has no scale beside it, as others have"
-        for key in eight
-        if key not in scales
-    ]
+def _misfits(checkpoint: Checkpoint, scales: dict[str, str]) -> list[str]:
+    """Scales of a wrong shape or dtype."""
+    problems = []
     for key, name in scales.items():
         shape, scale = checkpoint.tensors[key].shape, checkpoint.tensors[name]
         rows = (*shape[:1], *(1 for _ in shape[1:]))

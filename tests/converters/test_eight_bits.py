@@ -1,5 +1,6 @@
 """Weights of 8 bits are what PyTorch makes of them, times the scales beside them."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from flowsde.models.converted.copying import put
 from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.files import open_checkpoint
+from flowsde_converters.ignored import Copy
 from flowsde_converters.safetensors_file import SafetensorsWriter
 
 torch = pytest.importorskip("torch")
@@ -101,6 +103,26 @@ def test_scaled_weights_are_rounded_once_and_come_back_as_they_were_written(
     for key, array in wanted.items():
         kind = np.float32 if key.endswith("bias") else toy.BF16
         np.testing.assert_array_equal(back.read(key), array.astype(kind), strict=True)
+
+
+def test_copies_have_scales_of_their_own(source, tmp_path, eight, families):
+    """As encoder.embed_tokens.weight beside shared.weight; the copy is compared once scaled."""
+    scales, wanted = scaled(eight, "scale_weight", lambda a: ())
+    table = lambda *args: dataclasses.replace(  # noqa: E731
+        toy.table(*args), ignored=(Copy(r"again\.weight", "head.weight"),)
+    )
+    families["toy"] = dataclasses.replace(
+        toy.FAMILY,
+        recognise=lambda *args: toy.recognise(*args)._replace(table=table(None, "original")),
+    )
+    copy = {"again.weight": eight["head.weight"], "again.scale_weight": scales["head.scale_weight"]}
+    written(source, eight | scales | copy)
+    found = converted(source, tmp_path / "out", dtype="float32")
+    np.testing.assert_array_equal(found["head.kernel"], expected(wanted)["head.kernel"])
+    copy["again.scale_weight"] = copy["again.scale_weight"] * 2
+    written(source, eight | scales | copy)
+    with pytest.raises(ValueError, match=r"again\.weight differs from head\.weight"):
+        converted(source, tmp_path / "out2")
 
 
 @pytest.mark.parametrize(
