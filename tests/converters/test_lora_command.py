@@ -1,7 +1,9 @@
 """`flowsde convert --lora`: what it takes, says, refuses and records."""
 
+import dataclasses
 import hashlib
 import json
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +16,9 @@ from test_eight_bits import wide, written
 from test_lora import dyadic
 
 from flowsde.cli.convert import lora_named
+from flowsde.models.converted.arrays import Parameter
 from flowsde.models.converted.store import read_config
-from flowsde_converters import convert
+from flowsde_converters import convert, stream
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.complete import is_complete
 from flowsde_converters.lora import check_values, with_loras
@@ -116,6 +119,29 @@ def test_biases_and_differences_are_added(source, tmp_path):
     wanted["b.1.bias"] = wanted["b.1.bias"] + np.float32(0.5) * held["b.1.diff_b"]
     for key, array in expected(wanted).items():
         np.testing.assert_array_equal(found[key], array, strict=True)
+
+
+def test_one_merged_block_is_in_memory(families, tmp_path, monkeypatch):
+    """However many are stacked."""
+    tensors = toy.tensors(depth=20, width=64)
+    save_file(tensors, tmp_path / "model.safetensors")
+    monkeypatch.setattr(stream, "_LEAST_BLOCK", 1)
+    alive, most = [], 0
+
+    def change(joined):
+        nonlocal most
+        array = joined.astype(np.float32) + 1
+        alive.append(weakref.ref(array))
+        most = max(most, sum(one() is not None for one in alive))
+        return array
+
+    plan = convert.prepare(tmp_path / "model.safetensors").plans[""]
+    changes = {"blocks.kernel": dict.fromkeys(range(20), change)}
+    plan = dataclasses.replace(plan, changes=changes)
+    convert.run(convert.Conversion(tmp_path, {"": plan}), tmp_path / "out")
+    assert len(alive) == 20 and most <= 2
+    kernel = Parameter(tmp_path / "out" / "params" / "blocks.kernel").read()
+    np.testing.assert_array_equal(kernel, expected(tensors)["blocks.kernel"] + 1)
 
 
 def test_adapters_of_text_encoders_are_left_and_named(source, tmp_path, capsys):
