@@ -208,6 +208,6 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
     return Found(config, layout, _table(config, layout))
 
 
-TEXT = convertible(clip.TEXT, _recognise_text, _text_table)
+TEXT = convertible(clip.TEXT, _recognise_text, _text_table, ("transformers", "transformers-bare"))
 VISION = convertible(clip.VISION, _recognise_vision, _vision_table)
 FAMILY = convertible(clip.FAMILY, _recognise, _table)

@@ -37,7 +37,10 @@ def _is_of(plan: Plan, own: dict[str, Any]) -> bool:
     if hashes.keys() != plan.model.keys():
         return False
     files = own["source"]["files"]
-    wanted = speakable(described(plan, hashes, files))
+    merged = [one["sha256"] for one in own["source"].get("loras", ())]
+    if len(merged) != len(plan.loras):
+        return False
+    wanted = speakable(described(plan, hashes, files, merged))
     names = [name for name in wanted if name not in ("format", "version")]
     if any(
         json.dumps(wanted[name], sort_keys=True) != json.dumps(own[name], sort_keys=True)
@@ -45,7 +48,8 @@ def _is_of(plan: Plan, own: dict[str, Any]) -> bool:
     ):
         return False
     # Read only if all else is the same.
-    return files == {path.name: digest(iter([path])) for path in plan.checkpoint.paths}
+    same = files == {path.name: digest(iter([path])) for path in plan.checkpoint.paths}
+    return same and merged == [digest(iter(one.file.checkpoint.paths)) for one in plan.loras]
 
 
 def _copies(job: Conversion, out: Path, files: dict[str, str]) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, str
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
+from flowsde_converters.lora import with_loras
+from flowsde_converters.lora_file import LoraFile, open_lora
 from flowsde_converters.stream import Advance
 from flowsde_converters.tables import listed, nbytes
 from flowsde_converters.write import write
@@ -65,6 +67,7 @@ def prepare(
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
     entry: str | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> Conversion:
     """Look at everything but the values.
 
@@ -74,6 +77,7 @@ def prepare(
       dtype: of the parameters; as in the checkpoint by default.
       settings: of a single model, in the place of those in the config.json beside it.
       entry: of a single model's file, whose weights are taken; found out by default.
+      loras: files of adapters to merge, in order, and the scale of each.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -87,8 +91,10 @@ def prepare(
         if settings:
             config = {**(checkpoint.config or {}), **settings}
             checkpoint = dataclasses.replace(checkpoint, config=config)
-        one = {"": plan(checkpoint, family, dtype, entry)}
-        return Conversion(source, one, tokenizer=_tokenizer(source))
+        one = plan(checkpoint, family, dtype, entry)
+        if loras:
+            one = with_loras(one, _loras(loras))
+        return Conversion(source, {"": one}, tokenizer=_tokenizer(source))
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if settings:
@@ -100,9 +106,16 @@ def prepare(
     _check_class(source)
     models, copied, problems = _parts(source)
     plans: dict[str, Plan] = {}
+    adapters = _loras(loras)
+    for file, _ in adapters:
+        other = file.parts.keys() - set(models)
+        problems += [
+            f"{file.name} has layers of {part}, expected {names(models)}" for part in other
+        ]
     for name in models:
         try:
-            plans[name] = plan(_opened(source / name, source), None, dtype)
+            one = plan(_opened(source / name, source), None, dtype)
+            plans[name] = with_loras(one, adapters, name) if adapters else one
         except ValueError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     if not models and not problems:
@@ -110,6 +123,19 @@ def prepare(
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
     return Conversion(source, plans, tuple(copied))
+
+
+def _loras(loras: Sequence[tuple[Path, float]]) -> list[tuple[LoraFile, float]]:
+    """Files of adapters; ValueError listing all that is wrong with them."""
+    opened, problems = [], []
+    for path, scale in loras:
+        try:
+            opened.append((open_lora(path), scale))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return opened
 
 
 def _opened(path: Path, source: Path) -> Checkpoint:

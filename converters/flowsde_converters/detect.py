@@ -6,7 +6,6 @@ sets every parameter once, and shapes and dtypes are right. Only the values are 
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -24,15 +23,18 @@ from flowsde_converters import (
     autoencoder_kl,
     autoencoder_wan,
     clip,
+    eight_bits,
     entries,
     flux,
     sit,
     t5,
     wan,
 )
+from flowsde_converters.eight_bits import with_scales
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
-from flowsde_converters.tables import Model
+from flowsde_converters.lora_file import Merged
+from flowsde_converters.tables import Changes, Model
 
 _MODULES = (sit, flux, clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
 """With a `Convertible` or several each."""
@@ -43,10 +45,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 """Of weights, the widest first; float64 is read and never written."""
-EIGHT_BITS = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
-"""Read and never written, too; each of the others but float64 holds them exactly."""
 _MESSAGE = 500
-_SCALE = re.compile(r"(^|[._])(scale|scales|scaled)([._]|$)|scale_inv$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Plan:
       found: configuration, layout and table.
       model: shapes and dtypes of the parameters by path, as they will be written.
       used: keys of the checkpoint that become parameters.
+      loras: files of adapters that are merged.
+      changes: what they make of blocks, by path of the parameter.
     """
 
     checkpoint: Checkpoint
@@ -66,6 +67,8 @@ class Plan:
     found: Found
     model: Model
     used: tuple[str, ...]
+    loras: tuple[Merged, ...] = ()
+    changes: Mapping[str, Changes] = dataclasses.field(default_factory=dict)
 
     @property
     def ignored(self) -> list[str]:
@@ -125,32 +128,19 @@ def plan(
         for keys in row.keys(shapes)
         for key in keys
     )
-    problems = [*_scaled(checkpoint, used), *found.table.problems(checkpoint.tensors, shapes)]
+    checkpoint, problems = with_scales(checkpoint, used)
+    problems += found.table.problems(checkpoint.tensors, shapes)
     for path, like in shapes.items():
         if not math.prod(like.shape):
             problems.append(f"{path} has the shape {like.shape}, expected values in it")
     for key in dict.fromkeys(used):
         held = checkpoint.tensors.get(key)
-        if held is not None and held.dtype not in (*DTYPES.values(), *EIGHT_BITS):
+        if held is not None and held.dtype not in (*DTYPES.values(), *eight_bits.DTYPES):
             problems.append(f"{shown(key)} is {held.dtype}, expected {', '.join(DTYPES)}")
     if problems:
         title = f"the checkpoint does not fit {is_of.name} ({found.layout} keys)"
         raise ValueError(listed(problems, title))
     return Plan(checkpoint, is_of, found, _as_written(checkpoint, found, shapes, dtype), used)
-
-
-def _scaled(checkpoint: Checkpoint, used: tuple[str, ...]) -> list[str]:
-    """What is wrong with 8-bit weights that are to be multiplied by scales beside them."""
-    held = checkpoint.tensors
-    eight = [key for key in used if key in held and held[key].dtype in EIGHT_BITS]
-    scales = sorted(key for key in held.keys() - set(used) if _SCALE.search(key))
-    if not eight or not scales:
-        return []
-    return [
-        f"{shown(eight[0])} is {held[eight[0]].dtype} with scales beside it "
-        f"({names(scales, 3)}), which is not supported: expected weights of 16 bits, or of 8 "
-        "without scales"
-    ]
 
 
 def _recognise(
@@ -188,6 +178,7 @@ def _recognise(
                 f"have no names; expected --entry to take others: {_named(found)}"
             )
         found = {part: found[part] for part in fit}
+    found, beside = _without_parts(found, parts) if entry is None else (found, [])
     if len(found) > 1:
         raise ValueError(
             f"the checkpoint has weights in {_named(found)}; expected --entry to choose one"
@@ -198,7 +189,25 @@ def _recognise(
     ((family, one),) = made.items()
     if isinstance(one, ValueError):
         raise one
-    return parts[part], known[family], one
+    return parts[part].noting(beside), known[family], one
+
+
+def _without_parts(
+    found: Mapping[str, Any], parts: Mapping[str, Checkpoint]
+) -> tuple[dict[str, Any], list[str]]:
+    """Of the models in a file, those that may be meant, and what a user should know of the others:
+    text encoders and an autoencoder may lie beside the model that they work with."""
+    others = [part for part in found if entries.is_part(part)]
+    main = {part: made for part, made in found.items() if part not in others}
+    if main and others:
+        return main, [f"the model alone; --entry takes the others: {_named(others)}"]
+    unknown = [part for part in parts if not entries.is_part(part) and _has_arrays(parts[part])]
+    if others and unknown:
+        raise ValueError(
+            f"the weights in {_named(unknown)} are of no family known here; expected --entry to "
+            f"take others: {_named(others)}"
+        )
+    return dict(found), []
 
 
 def _asked(
@@ -282,5 +291,5 @@ def _as_written(
 def widest(held: list[np.dtype]) -> np.dtype:
     """The dtype that holds all of these exactly; float32 for float64, which JAX does without, and
     bfloat16 for 8 bits."""
-    wide = {dtype for dtype in held if dtype not in EIGHT_BITS} or {DTYPES["bfloat16"]}
+    wide = {dtype for dtype in held if dtype not in eight_bits.DTYPES} or {DTYPES["bfloat16"]}
     return wide.pop() if len(wide) == 1 and wide != {DTYPES["float64"]} else DTYPES["float32"]

@@ -3,7 +3,8 @@
 A training run saves them in entries of a file, raw and averaged, beside its optimiser's state
 ({"model": ..., "ema": ...}), and wrappers of the model put their name before every key ("module.").
 Both are beginnings of dotted keys here. Which of them is a model, its keys and shapes tell; of two,
-the averaged weights are what is published and sampled from.
+the averaged weights are what is published and sampled from. Some files hold a whole pipeline: the
+text encoders and the autoencoder under names of their own, beside the model ("vae.").
 """
 
 import re
@@ -11,8 +12,8 @@ from collections.abc import Mapping
 
 _WRAPPERS = frozenset({
     "module",  # DistributedDataParallel, DeepSpeed, AveragedModel
-    "model", "net", "network", "diffusion_model", "state_dict", "model_state_dict",
-    "_forward_module",
+    "model", "net", "network", "diffusion_model", "transformer", "state_dict",
+    "model_state_dict", "_forward_module",
 })  # fmt: skip
 """Names of a model in what wraps it."""
 _ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -21,6 +22,11 @@ _AVERAGED = frozenset({
     "ema", "emamodel", "modelema", "emanet", "netema", "swa", "avg", "average", "averaged",
     "shadow", "polyak",
 })  # fmt: skip
+_PART = re.compile(
+    r"(?:^|(?<=\.))(?:vae|first_stage_model|text_encoder(?:_\d+)?"
+    r"|text_encoders\.\w+|cond_stage_model\.\w+|conditioner\.embedders\.\d+)(?=\.)"
+)
+"""What the other models of a pipeline are called in one file."""
 _OPTIMISER = re.compile(r"opt|optim|optimi[sz]ers?")
 _DEEPEST = 4
 TOP = "."
@@ -43,6 +49,11 @@ def _is_optimiser(entry: str) -> bool:
     return any(map(_OPTIMISER.fullmatch, (word for words in _words(entry) for word in words)))
 
 
+def is_part(entry: str) -> bool:
+    """Whether an entry is called as another model of a pipeline, beside the one of the samples."""
+    return _PART.search(f"{entry}.") is not None
+
+
 def _words(entry: str) -> list[set[str]]:
     """Of each part: of "modelEMA_0.99" are model and ema."""
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", entry).lower().split(".")
@@ -59,6 +70,8 @@ def candidates(owners: Mapping[str, str]) -> dict[str, list[str]]:
     for key, owner in owners.items():
         rest = key[len(owner) + 1 :] if owner else key
         names = [owner]
+        if part := _PART.match(rest):
+            names, rest = [f"{owner}.{part[0]}" if owner else part[0]], rest[part.end() + 1 :]
         while len(names) <= _DEEPEST:
             first, dot, rest = rest.partition(".")
             if not dot or not (first in _WRAPPERS or is_averaged(first)):

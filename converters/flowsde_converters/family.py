@@ -37,16 +37,19 @@ class Convertible(Family):
       recognise: (tensors by key, the JSON beside them or None) to what they are; None for another
         family's. ValueError says what is wrong with a checkpoint that is of this family.
       table: (configuration, layout) to a table; ValueError names the layouts there are.
+      layouts: that adapters may be written in, besides the checkpoint's own.
     """
 
     recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None]
     table: Callable[[Any, str], Table]
+    layouts: tuple[str, ...] = ()
 
 
 def convertible(
     family: Family,
     recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None],
     table: Callable[[Any, str], Table],
+    layouts: tuple[str, ...] = (),
 ) -> Convertible:
     """A family with how its checkpoints are read."""
-    return Convertible(**vars(family), recognise=recognise, table=table)
+    return Convertible(**vars(family), recognise=recognise, table=table, layouts=layouts)

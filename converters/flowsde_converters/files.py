@@ -13,7 +13,17 @@ import numpy as np
 
 from flowsde._text import listed, names, shown
 from flowsde_converters import bounded_json, entries
-from flowsde_converters.names import SAFETENSORS, SUFFIXES, TORCH, USUAL, ends, indexes, series
+from flowsde_converters.names import (
+    GGUF,
+    OF_GGUF,
+    SAFETENSORS,
+    SUFFIXES,
+    TORCH,
+    USUAL,
+    ends,
+    indexes,
+    series,
+)
 from flowsde_converters.safetensors_file import SafetensorsFile, Tensor
 from flowsde_converters.torch_file import TorchFile
 
@@ -32,6 +42,7 @@ class Checkpoint:
       owners: the entry that a key is of, "" for one that is of none.
       beside: names of what the file holds at its top, tensors or not, where that is entries.
       unnamed: entries with tensors that have no names.
+      scales: keys of the scales of 8-bit tensors, by the keys of these.
     """
 
     tensors: Mapping[str, Tensor]
@@ -42,9 +53,15 @@ class Checkpoint:
     owners: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
+    scales: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, key: str) -> np.ndarray:
-        """A tensor, read-only; its memory is given back with the array."""
+        """A tensor, read-only; its memory is given back with the array. In float32, times its
+        scale, if it has one; ValueError if that is not finite."""
+        array, scale = self._stored(key), self.scales.get(key)
+        return array if scale is None else _times(array, self._stored(scale), scale)
+
+    def _stored(self, key: str) -> np.ndarray:
         file, name = self._places[key]
         return file.read(name)
 
@@ -72,10 +89,24 @@ class Checkpoint:
             unnamed=(),
         )
 
+    def noting(self, notes: Iterable[str]) -> "Checkpoint":
+        """The same, with more in `notes`."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the files."""
         return sum(path.stat().st_size for path in self.paths)
+
+
+def _times(weights: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
+    """Weights times one scale, or one for each row."""
+    wide = scale.astype(np.float32).reshape(-1)
+    if not np.isfinite(wide).all():
+        raise ValueError(f"{shown(name)} is NaN or infinite, expected a finite scale")
+    array = weights.astype(np.float32)
+    array *= wide[0] if wide.size == 1 else wide.reshape(-1, *(1,) * (array.ndim - 1))
+    return array
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -124,6 +155,8 @@ def _check_plain(path: Path) -> None:
 
 
 def _open(path: Path) -> File:
+    if ends(path.name, (GGUF,)):
+        raise ValueError(f"{path} {OF_GGUF}")
     if not ends(path.name):
         raise ValueError(f"{path} is no checkpoint, expected one of {', '.join(SUFFIXES)}")
     _check_plain(path)
@@ -147,6 +180,9 @@ def _weights_of(folder: Path) -> Path:
         if found:
             held = names(sorted(found))
             raise ValueError(f"{folder} holds {held}, expected one checkpoint: name the file")
+    others = sorted(name for name in there if ends(name, (GGUF,)))
+    if others:
+        raise ValueError(f"{folder / others[0]} {OF_GGUF}")
     raise ValueError(f"{folder} holds no weights, expected a file of {', '.join(SUFFIXES)}")
 
 

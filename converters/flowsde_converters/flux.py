@@ -106,6 +106,13 @@ def _embedding(keys: str, first: str, second: str, target: str) -> tuple[Row, ..
 _ROWS = {"original": _original, "diffusers": _diffusers}
 
 
+_KIN = {
+    (384, 64): "FLUX.1 Fill and others that take a picture and a mask besides the latents",
+    (128, 64): "FLUX.1 Canny, Depth and others that take a picture besides the latents",
+}
+"""Relatives by the values of a token that go in and come out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Signs:
     """Keys of a layout whose presence and shapes tell the configuration."""
@@ -167,9 +174,10 @@ def recognise(checkpoint: Checkpoint, beside: Mapping[str, Any] | None = None) -
 def _config(checkpoint: Checkpoint, signs: _Signs, beside: Mapping[str, Any]) -> FluxConfig:
     image, text, pooled, norm, up, out = (tuple(checkpoint[key].shape) for key in signs.needed)
     if image[1] != out[0]:
+        kin = _KIN.get((image[1], out[0]), "models that take an image besides the latents")
         raise ValueError(
             f"{signs.image} takes {image[1]} values and {signs.out} gives {out[0]}, expected as "
-            "many: models that take an image besides the latents are not supported"
+            f"many: {kin} are not supported"
         )
     axes = beside.get("axes_dims_rope", _published_axes(norm[0]))
     if axes is None or sum(axes) != norm[0]:
@@ -200,4 +208,4 @@ def _published_axes(head: int) -> tuple[int, ...] | None:
     return FluxConfig.axes if head == sum(FluxConfig.axes) else None
 
 
-FAMILY = convertible(flux.FAMILY, recognise, table)
+FAMILY = convertible(flux.FAMILY, recognise, table, tuple(_ROWS))

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowsde._text import shown
-from flowsde_converters.names import SAFETENSORS, TORCH, USUAL, ends
+from flowsde_converters.names import GGUF, OF_GGUF, SAFETENSORS, TORCH, USUAL, ends
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub."""
@@ -16,12 +16,13 @@ _SMALL = (".json", ".txt", ".model")
 _USUAL = re.compile(rf"({'|'.join(USUAL)})(-\d+-of-\d+)?\.\w+", re.IGNORECASE)
 
 
-def fetch(source: str, revision: str | None = None) -> Path:
+def fetch(source: str, revision: str | None = None, what: str = "SOURCE") -> Path:
     """The folder of a model, with the files that a conversion reads, or one file of it.
 
     Args:
       source: owner/name or owner/name/path.
       revision: branch, tag or commit; the main branch by default.
+      what: the argument, for errors.
 
     Raises:
       ImportError: there is no huggingface_hub.
@@ -29,16 +30,18 @@ def fetch(source: str, revision: str | None = None) -> Path:
     """
     match = _ID.fullmatch(source)
     if match is None:
-        raise ValueError(f"SOURCE {source} does not exist, and is no owner/name of the hub")
+        raise ValueError(f"{what} {source} does not exist, and is no owner/name of the hub")
     name, inside = match.groups()
+    if inside and ends(inside, (GGUF,)):
+        raise ValueError(f"{what} {source} {OF_GGUF}")
     if inside and ".." in PurePosixPath(inside).parts:
-        raise ValueError(f"SOURCE {source} leaves the model, expected a file or folder inside it")
+        raise ValueError(f"{what} {source} leaves the model, expected a file or folder inside it")
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError:
         raise ImportError(
-            f"SOURCE {source} is no path here; to fetch it from the hub takes huggingface_hub, "
+            f"{what} {source} is no path here; to fetch it from the hub takes huggingface_hub, "
             "expected it installed"
         ) from None
     try:
@@ -60,7 +63,7 @@ def fetch(source: str, revision: str | None = None) -> Path:
             return cached / (inside or "")
         words = shown(" ".join(str(error).split()))
         said = f"it is not in the cache, and the hub cannot be reached ({words})"
-    raise ValueError(f"SOURCE {source} is no path here, and cannot be fetched: {said}")
+    raise ValueError(f"{what} {source} is no path here, and cannot be fetched: {said}")
 
 
 def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
@@ -80,8 +83,9 @@ def wanted(files: Iterable[str], inside: str | None = None) -> list[str]:
     """
     there = sorted(files)
     if inside in there:
-        beside = str(PurePosixPath(inside).parent / "config.json")
-        return [name for name in there if name in (inside, beside)]
+        folder = PurePosixPath(inside).parent
+        beside = [str(folder / name) for name in ("config.json", "adapter_config.json")]
+        return [name for name in there if name in (inside, *beside)]
     small = [name for name in there if name.endswith(_SMALL)]
     if inside is not None:
         folders = [inside]

@@ -7,6 +7,12 @@ SAFETENSORS = (".safetensors", ".sft")
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (*SAFETENSORS, *TORCH)
 """In any case: some systems write them in capitals."""
+GGUF = ".gguf"
+OF_GGUF = (
+    "is a GGUF, whose weights are rounded to a few bits in blocks, which is not supported: "
+    "expected the same model as .safetensors, of 16 bits or of 8 (fp8)"
+)
+"""What to say of such a file."""
 USUAL = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What libraries call the weights of a folder, without the ending."""
 # "model-00001-of-00002.safetensors"; a variant stands before the number, or, in older files, after

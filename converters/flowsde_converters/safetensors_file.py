@@ -72,9 +72,11 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self.tensors: Mapping[str, Tensor] = _tensors(*_header(path))
+            header, begin, size = _header(path)
+            self.tensors: Mapping[str, Tensor] = _tensors(header, begin, size)
         except ValueError as error:
             raise ValueError(f"{path}: {shown(error, _MESSAGE)}") from None
+        self.metadata: Mapping[str, str] = header.get("__metadata__", {})
 
     def read(self, key: str) -> np.ndarray:
         """A tensor, read-only; its memory is given back with the array."""

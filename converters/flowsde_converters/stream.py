@@ -22,7 +22,7 @@ import numpy as np
 
 from flowsde.models.converted.arrays import Parameter, chunk_of, describe, digest, raw, write_block
 from flowsde_converters.detect import Plan
-from flowsde_converters.tables import Row, blocks, fill, listed, nbytes
+from flowsde_converters.tables import Change, Row, blocks, fill, listed, nbytes
 
 _LEAST_BLOCK = 2**20
 _IN_FLIGHT = 2**27
@@ -52,6 +52,11 @@ class Stream:
         self._read_back: dict[str, Future[str | None]] = {}
         self.hashes: dict[str, Future[str]] = {}
         """SHA-256 of each parameter."""
+        self.loras = [
+            self._sources.submit(digest, iter(one.file.checkpoint.paths), self._stopped.is_set)
+            for one in plan.loras
+        ]
+        """SHA-256 of each file of adapters."""
         self.sources = {
             path.name: self._sources.submit(digest, iter([path]), self._stopped.is_set)
             for path in plan.checkpoint.paths
@@ -94,9 +99,13 @@ class Stream:
 
     def _blocks(self, row: Row, by_block: bool) -> Iterator[np.ndarray]:
         model, read = self._plan.model, partial(self._read, self._plan.model[row.target].dtype)
-        made = blocks(row, model, read, self._empty)
+        changes = {
+            i: partial(self._change, change)
+            for i, change in self._plan.changes.get(row.target, {}).items()
+        }
+        made = blocks(row, model, read, self._empty, changes)
         if not by_block:
-            made = iter([fill(row, model, read)])
+            made = iter([fill(row, model, read, changes)])
         for block in made:
             self._look_at(row, block)
             if self._wrong:
@@ -128,8 +137,14 @@ class Stream:
         if wrong:
             self._unfit = True
             self._wrong.append(f"{key}: {wrong} of {tensor.size} values are NaN or infinite")
-        self._tell(tensor.nbytes)
+        self._tell(self._plan.checkpoint.tensors[key].nbytes)
         return tensor
+
+    def _change(self, change: Change, joined: np.ndarray) -> np.ndarray:
+        """A merged block, which is then rounded."""
+        self._cast = True
+        with np.errstate(over="ignore", invalid="ignore"):
+            return change(joined)
 
     def _check(self, path: str, folder: Path, writing: list[Future]) -> str | None:
         """What is wrong with a parameter on disk."""

@@ -24,6 +24,8 @@ _TOKENS = {
 }
 """The token table's key in each layout, the first one that a file has."""
 _HEAD = "lm_head.weight"
+_TOKENIZER = Unused("spiece_model")
+"""Some files have the tokenizer's own among the tensors."""
 _SELF = "layer.0.SelfAttention"
 _POSITIONS = f"{_SELF}.relative_attention_bias.weight"
 
@@ -63,7 +65,7 @@ def _encoder_table(config: T5Config, layout: str) -> Table:
     tokens = _tokens(layout)
     stack = _stack("encoder", cross=False, shared=config.shared_positions)
     rows = (Row(tokens, "tokens"), *stack)
-    return Table(rows, _copies(tokens, "encoder"))
+    return Table(rows, (*_copies(tokens, "encoder"), _TOKENIZER))
 
 
 def _table(config: T5Config, layout: str) -> Table:

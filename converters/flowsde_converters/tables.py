@@ -15,6 +15,7 @@ returns all that is wrong; a conversion starts only from an empty list.
 import collections
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -48,6 +49,11 @@ Model = Mapping[str, HasShape]
 """Parameters of a model by dotted path."""
 Checkpoint = Mapping[str, HasShape]
 """Tensors of a checkpoint by key."""
+Change = Callable[[np.ndarray], np.ndarray]
+"""From a block's joined tensor to another one, float32."""
+Changes = Mapping[int, Change]
+"""By the number of a block."""
+_UNCHANGED: Changes = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,26 +90,41 @@ class Row:
         for i in range(model[self.target].shape[0]):
             yield tuple(key.replace("{i}", str(i)) for key in self.sources)
 
-    def apply(self, tensors: list[np.ndarray], joined: np.ndarray | None = None) -> np.ndarray:
+    def apply(
+        self,
+        tensors: list[np.ndarray],
+        joined: np.ndarray | None = None,
+        change: Change | None = None,
+    ) -> np.ndarray:
         """One block's array, joined in `joined` if there is one; ValueError where the shapes do not
         allow it."""
         rows = [a.shape[0] if a.ndim else 0 for a in tensors]
-        if len(tensors) > 1 and tuple(rows) != self._sizes(sum(rows)):
-            raise ValueError(f"first axes {rows}, expected {list(self._sizes(sum(rows)))}")
+        if len(tensors) > 1 and tuple(rows) != self.split(sum(rows)):
+            raise ValueError(f"first axes {rows}, expected {list(self.split(sum(rows)))}")
         array = tensors[0] if len(tensors) == 1 else np.concatenate(tensors, out=joined)
+        return self.lay_out(array if change is None else change(array))
+
+    def lay_out(self, array: np.ndarray) -> np.ndarray:
+        """A joined tensor laid out anew."""
         for one in self.relayouts:
             array = one.apply(array)
         return array
 
-    def invert(self, array: np.ndarray) -> list[np.ndarray]:
-        """The tensors of one block's array."""
+    def undo(self, array: np.ndarray) -> np.ndarray:
+        """The joined tensor of one block's array."""
         for one in reversed(self.relayouts):
             array = one.invert(array)
+        return array
+
+    def invert(self, array: np.ndarray) -> list[np.ndarray]:
+        """The tensors of one block's array."""
+        array = self.undo(array)
         if len(self.sources) == 1:
             return [array]
-        return np.split(array, np.cumsum(self._sizes(array.shape[0]))[:-1])
+        return np.split(array, np.cumsum(self.split(array.shape[0]))[:-1])
 
-    def _sizes(self, total: int) -> tuple[int, ...]:
+    def split(self, total: int) -> tuple[int, ...]:
+        """Rows of each key's tensor, of so many joined."""
         return self.sizes or (total // len(self.sources),) * len(self.sources)
 
 
@@ -207,16 +228,22 @@ def blocks(
     model: Model,
     read: Callable[[str], np.ndarray],
     empty: Callable[..., np.ndarray] = np.empty,
+    changes: Changes = _UNCHANGED,
 ) -> Iterator[np.ndarray]:
     """The parts of a row's parameter that are stacked, or all of it, in arrays of `empty`."""
     like, joined = model[row.target], None
-    for keys in row.keys(model):
+    for i, keys in enumerate(row.keys(model)):
         block = empty(like.shape[1:] if row.stacked else like.shape, like.dtype)
-        tensors = _alike([read(key) for key in keys], like.dtype)
+        tensors = _alike([read(key) for key in keys], _joint(like.dtype, changes.get(i)))
         if len(tensors) > 1:
             joined = _room(tensors, joined)
-        put(block, row.apply(tensors, joined))
+        put(block, row.apply(tensors, joined, changes.get(i)))
         yield block
+
+
+def _joint(dtype: np.dtype, change: Change | None) -> np.dtype:
+    """In which tensors of several dtypes are joined: what is changed is not rounded before."""
+    return dtype if change is None else np.dtype(np.float32)
 
 
 def _alike(tensors: list[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:
@@ -236,13 +263,16 @@ def _room(tensors: list[np.ndarray], before: np.ndarray | None) -> np.ndarray:
     return before if alike and before is not None else np.empty(shape, dtype)
 
 
-def fill(row: Row, model: Model, read: Callable[[str], np.ndarray]) -> np.ndarray:
+def fill(
+    row: Row, model: Model, read: Callable[[str], np.ndarray], changes: Changes = _UNCHANGED
+) -> np.ndarray:
     """The parameter of a row, of the model's dtype, from tensors that `read` gives by key."""
     like = model[row.target]
     array = np.empty(like.shape, like.dtype)
     blocks = array if row.stacked else [array]
-    for block, keys in zip(blocks, row.keys(model), strict=True):
-        put(block, row.apply(_alike([read(key) for key in keys], like.dtype)))
+    for i, (block, keys) in enumerate(zip(blocks, row.keys(model), strict=True)):
+        tensors = _alike([read(key) for key in keys], _joint(like.dtype, changes.get(i)))
+        put(block, row.apply(tensors, change=changes.get(i)))
     return array
 
 

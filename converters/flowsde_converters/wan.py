@@ -123,4 +123,4 @@ def _check_settings(beside: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} in config.json must be {values[0]}, got {beside[name]!r}")
 
 
-FAMILY = convertible(wan.FAMILY, recognise, table)
+FAMILY = convertible(wan.FAMILY, recognise, table, LAYOUTS)

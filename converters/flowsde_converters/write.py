@@ -20,6 +20,7 @@ from orbax.checkpoint import type_handlers
 import flowsde as fs
 from flowsde.models.converted.store import FORMAT, PARAMS, nested, write_config
 from flowsde_converters.detect import Plan
+from flowsde_converters.lora import check_values
 from flowsde_converters.stream import Advance, Stream
 from flowsde_converters.tables import Row, check_ignored
 
@@ -33,28 +34,38 @@ def write(plan: Plan, folder: Path, advance: Advance = lambda _: None) -> None:
       advance: told of bytes of tensors that were read, and of parameters that were read back.
 
     Raises:
-      ValueError: listing the values that are not finite, that would be lost, or what was read back
-        differently.
+      ValueError: listing the values that are not finite, of the checkpoint or of adapters, that
+        would be lost, or what was read back differently.
       OSError: the disk.
     """
     check_ignored(plan.found.table, plan.checkpoint.tensors, plan.checkpoint.read)
+    check_values(plan.loras)
     with Stream(plan, advance) as stream:
         _save(plan, stream, folder / PARAMS)
         hashes = {path: found.result() for path, found in stream.hashes.items()}
         files = {name: found.result() for name, found in stream.sources.items()}
-    write_config(folder, described(plan, hashes, files))
+        loras = [found.result() for found in stream.loras]
+    write_config(folder, described(plan, hashes, files, loras))
 
 
-def described(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict[str, Any]:
-    """The values of `config.json`."""
+def described(
+    plan: Plan, hashes: dict[str, str], files: dict[str, str], loras: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The values of `config.json`, given SHA-256 of parameters, files and files of adapters."""
     dtypes = {like.dtype.name for like in plan.model.values()}
     of_key = {
         key: plan.model[row.target].dtype
         for row in plan.found.table.rows
-        for keys in row.keys(plan.model)
+        for i, keys in enumerate(row.keys(plan.model))
         for key in keys
+        # What was multiplied by a scale, or merged, does not go back into its dtype.
+        if key not in plan.checkpoint.scales and i not in plan.changes.get(row.target, ())
     }
     held = {key: plan.checkpoint.tensors[key].dtype for key in of_key}
+    merged = [
+        {"file": one.file.name, "sha256": digest, "scale": one.scale, "settings": one.file.settings}
+        for one, digest in zip(plan.loras, loras, strict=True)
+    ]
     return {
         "format": FORMAT,
         "version": fs.__version__,
@@ -67,6 +78,7 @@ def described(plan: Plan, hashes: dict[str, str], files: dict[str, str]) -> dict
             "dtypes": {k: d.name for k, d in held.items() if d.itemsize < of_key[k].itemsize},
             "ignored": plan.ignored,
             "config": plan.checkpoint.config,
+            **({"loras": merged} if merged else {}),
         },
         "params": {
             path: {"shape": list(like.shape), "dtype": like.dtype.name, "sha256": hashes[path]}

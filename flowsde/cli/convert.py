@@ -54,7 +54,12 @@ class Convert:
     label; a table with as many rows has none, and its model cannot be guided."""
     entry: Annotated[str | None, shown("NAME")] = None
     """Entry of a training run's file that holds the weights, such as "ema" or "state.ema", or "."
-    for the top level; detected by default, averaged weights first."""
+    for the top level, or another model in the file, such as "vae"; detected by default, averaged
+    weights first."""
+    lora: Annotated[tuple[str, ...], shown("FILE[:SCALE]"), tyro.conf.UseAppendAction] = ()
+    """Adapters (LoRA) to merge into the weights, times a scale (default: 1), with keys of PEFT,
+    diffusers or kohya; for several, repeat the option. FILE may be one on the hub:
+    owner/name/file."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -115,7 +120,9 @@ class Convert:
         if self.family == sit.FAMILY.name:
             # What else has its keys predicts something else.
             settings["prediction"] = "velocity"
-        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry)
+        named = [lora_named(words) for words in self.lora]
+        loras = [(_on_this_machine("--lora", file), scale) for file, scale in named]
+        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry, loras)
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
                 raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
@@ -130,8 +137,7 @@ class Convert:
             if self.revision is not None:
                 raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
             return path
-        # In a thread, so that a signal need not wait for the end of a download.
-        return _threads.call("hub", math.inf, hub.fetch, self.source, self.revision)
+        return _on_this_machine("SOURCE", self.source, self.revision)
 
     def _back(self) -> None:
         given = {
@@ -140,6 +146,7 @@ class Convert:
             "--entry": self.entry,
             "--revision": self.revision,
             "--classes": self.classes,
+            "--lora": self.lora or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
@@ -153,6 +160,32 @@ class Convert:
         with progress.bar(total=sum(one.nbytes for one in models.values()), **_BYTES) as bar:
             run_back(Path(self.source), models, self.out, self.overwrite, _advance(bar))
         print(f"wrote   {self.out}", flush=True)
+
+
+def _on_this_machine(name: str, source: str, revision: str | None = None) -> Path:
+    """Path of a file or a folder, fetched from the hub if need be; `name` says so in errors."""
+    if Path(source).exists():
+        return Path(source)
+    # In a thread, so that a signal need not wait for the end of a download.
+    return _threads.call("hub", math.inf, hub.fetch, source, revision, name)
+
+
+def lora_named(words: str) -> tuple[str, float]:
+    """A file of adapters and its scale, out of "FILE" or "FILE:SCALE"; ValueError for another
+    scale."""
+    check_path("--lora", words)
+    name, colon, end = words.rpartition(":")
+    if not colon or Path(words).exists():
+        return words, 1.0
+    try:
+        scale = float(end)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale) or not name:
+        raise ValueError(
+            f"--lora {_text.shown(words)}: expected FILE or FILE:SCALE, with a finite number"
+        )
+    return name, scale
 
 
 def _advance(bar: tqdm) -> Callable[[int], None]:
@@ -188,6 +221,7 @@ def _described(one: Plan, prefix: str) -> list[str]:
         "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),
         *(f"note    {note}" for note in one.found.notes),
+        *(f"merges  {lora.said}" for lora in one.loras),
     ]
     if one.ignored:
         ignored = _text.names(one.ignored, _IGNORED_SHOWN)

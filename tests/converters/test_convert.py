@@ -179,17 +179,6 @@ def test_eight_bits_are_widened_exactly(source, tmp_path, eight, dtype):
         np.testing.assert_array_equal(again.read(key).view(np.uint8), array.view(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["b.1.x_scale", "b.1.scale_weight", "b.1.x_scale_inv", "scaled"])
-def test_eight_bits_with_scales_are_refused_by_name(source, name):
-    torch = pytest.importorskip("torch")
-    tensors = {key: torch.from_numpy(a) for key, a in toy.tensors().items()}
-    tensors["b.1.x"] = tensors["b.1.x"].to(torch.float8_e4m3fn)
-    save_torch(tensors | {name: torch.ones(1)}, source)
-    words = rf"b\.1\.x is float8_e4m3fn with scales beside it \({name}\), which is not supported"
-    with pytest.raises(ValueError, match=words):
-        convert.prepare(source)
-
-
 def test_joined_tensors_may_be_of_several_dtypes(source, tmp_path):
     """NumPy has no dtype for bfloat16 and float16 together."""
     tensors = toy.tensors()

@@ -146,6 +146,13 @@ def test_what_shapes_leave_open_or_is_not_supported_is_an_error(params):
     fill = tensors | {"img_in.weight": np.zeros((32, 96), np.float32)}
     with pytest.raises(ValueError, match=r"takes 96 values and final_layer.linear.weight gives 16"):
         FAMILY.recognise(fill, AXES)
+    for values, kin in ((384, "FLUX.1 Fill"), (128, "FLUX.1 Canny, Depth")):
+        relative = tensors | {
+            "img_in.weight": np.zeros((32, values), np.float32),
+            "final_layer.linear.weight": np.zeros((64, 32), np.float32),
+        }
+        with pytest.raises(ValueError, match=f"takes {values} values .* gives 64, .*: {kin} and"):
+            FAMILY.recognise(relative, AXES)
     without = SMALL.guidance is False
     with pytest.raises(ValueError, match=f"guidance_embeds {without}, and guidance_in.in_layer"):
         FAMILY.recognise(tensors, AXES | {"guidance_embeds": without})

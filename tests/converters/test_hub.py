@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_command import refused, say
 
 from flowsde_converters import hub
@@ -44,6 +46,25 @@ def test_models_of_the_hub_are_fetched(source, tmp_path, capsys, monkeypatch):
     assert there.asked == ("owner/name", "abc", ["config.json", "model.safetensors"])
     say(capsys, "owner/name/model.safetensors", tmp_path / "out2")
     assert (tmp_path / "out2" / "config.json").exists()
+
+
+def test_adapters_of_the_hub_are_fetched_with_their_settings(
+    source, tmp_path, tmp_path_factory, capsys, monkeypatch
+):
+    """Without them, another alpha would be taken."""
+    folder = tmp_path_factory.mktemp("lora")
+    pair = {"head.lora_A.weight": np.ones((1, 4), np.float32)}
+    pair["head.lora_B.weight"] = np.ones((2, 1), np.float32)
+    save_file(pair, folder / "adapter_model.safetensors")
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "x.safetensors"]
+    there = Hub(files, folder).use(monkeypatch)
+    name = "owner/style/adapter_model.safetensors"
+    out, _ = say(capsys, source, "--check", "--lora", f"{name}:0.5")
+    assert "merges  adapter_model.safetensors: 1 layers, rank 1, scale 0.5" in out
+    assert there.asked == ("owner/style", "abc", files[1:3])
+    Hub([], folder, ConnectionError("no route")).use(monkeypatch)
+    said = refused(capsys, source, "--check", "--lora", name)
+    assert f"--lora {name} is no path here, and cannot be fetched" in said
 
 
 def response(kind):

@@ -7,10 +7,11 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import flowsde as fs
 from flowsde.models.common.paths import parameters
+from flowsde.models.converted.store import read_config
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import convert, sit
@@ -147,6 +148,58 @@ def test_the_models_of_a_pipeline_convert_load_and_come_back(pipeline, tmp_path)
         for key in one.used:
             assert back.tensors[key].dtype == one.checkpoint.tensors[key].dtype
             assert back.read(key).tobytes() == one.checkpoint.read(key).tobytes(), key
+
+
+@pytest.mark.slow
+def test_adapters_of_a_pipeline_go_into_its_transformer_and_its_encoder(pipeline, tmp_path):
+    """One file for both, of kohya, as the fused q, k and v of the original code; one of diffusers
+    for a second encoder."""
+    rng = np.random.default_rng(0)
+    pairs = {
+        "lora_unet_double_blocks_1_img_attn_qkv": ((2, 32), (96, 2)),
+        "lora_te1_text_model_encoder_layers_1_mlp_fc1": ((2, 16), (32, 2)),
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": ((2, 16), (16, 2)),
+    }
+    held = {
+        f"{name}.lora_{half}.weight": rng.integers(-8, 9, shape).astype(np.float32) / 16
+        for name, shapes in pairs.items()
+        for half, shape in zip(("down", "up"), shapes, strict=True)
+    }
+    save_file(held, tmp_path / "both.safetensors")
+    job = convert.prepare(pipeline, loras=[(tmp_path / "both.safetensors", 0.5)])
+    convert.run(job, tmp_path / "out")
+    qkv, fc1, q = (
+        0.5 * held[f"{name}.lora_up.weight"] @ held[f"{name}.lora_down.weight"] for name in pairs
+    )
+    attention = "transformer_blocks.1.attn."
+    added = {
+        "transformer": {
+            f"{attention}to_{x}.weight": part
+            for x, part in zip("qkv", np.split(qkv, 3), strict=True)
+        },
+        "text_encoder": {"text_model.encoder.layers.1.mlp.fc1.weight": fc1},
+        "text_encoder_2": {"encoder.block.0.layer.0.SelfAttention.q.weight": q},
+        "vae": {},
+    }
+    for name, one in job.plans.items():
+        checkpoint = one.checkpoint
+        tensors = {key: checkpoint.read(key) for key in checkpoint.tensors}
+        for key, delta in added[name].items():
+            key = key if key in tensors else key.removeprefix("text_model.")
+            wide = tensors[key].astype(np.float32) + delta
+            tensors[key] = wide.astype(tensors[key].dtype)
+        wanted = in_memory(one.found.table, tensors, one.model)
+        found = parameters(fs.load(tmp_path / "out" / name))
+        for path, array in wanted.items():
+            np.testing.assert_array_equal(np.asarray(found[path]), array, strict=True)
+        about = read_config(tmp_path / "out" / name)["source"]
+        assert [merged["file"] for merged in about.get("loras", [])] == (
+            ["both.safetensors"] if added[name] else []
+        )
+    save_file({"lora_te2_x.lora_down.weight": np.ones((2, 2), np.float32)},
+              tmp_path / "other.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match="text_encoder_2: .*unknown key lora_te2_x"):
+        convert.prepare(pipeline, loras=[(tmp_path / "other.safetensors", 1.0)])
 
 
 def test_a_clip_converts_with_its_scale_and_tokenizer_and_comes_back(tmp_path):

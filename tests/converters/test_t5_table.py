@@ -26,6 +26,8 @@ TINY = {
 }  # fmt: skip
 
 COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+# A tokenizer among the tensors.
+PIECES = "spiece_model"
 # In early files, of no use.
 EARLY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
@@ -72,6 +74,7 @@ def tiny(tied):
     for key in COPIES:
         checkpoint[key] = checkpoint["shared.weight"]
     checkpoint[EARLY] = np.ones((32, 2), np.float32)
+    checkpoint[PIECES] = np.zeros(5, np.uint8)
     if tied:
         del checkpoint["lm_head.weight"]
     return settings.to_dict(), checkpoint
@@ -81,7 +84,7 @@ def tiny(tied):
 @pytest.mark.parametrize("copies", [False, True])
 def test_unconvert_gives_back_the_same_bits(tied, copies):
     settings, checkpoint = tiny(tied)
-    left_out = {*COPIES, EARLY}
+    left_out = {*COPIES, EARLY, PIECES}
     wanted = {key: tensor for key, tensor in checkpoint.items() if key not in left_out}
     found = t5.FAMILY.recognise(checkpoint if copies else wanted, settings)
     assert found.config.tied_head == tied and found.config.decoder_depth == 3

@@ -9,7 +9,9 @@ are, with the names of the models in its own `config.json`.
 
 Keys of a model's `config.json`: format, version (of flowsde), family, layout, config; dtype (of the
 parameters, "mixed" if they differ); source {files (SHA-256 by name), dtypes (of the tensors by key,
-where it is not that of the parameter), ignored (keys), config (the source's config.json or null)};
+where it is not that of the parameter), ignored (keys), config (the source's config.json or null),
+loras (of each file of adapters that was merged: file, sha256, scale, and settings that lay beside
+it; missing if there is none)};
 params {shape, dtype, sha256 by path}. Of a pipeline's: format, version, models (names), copied.
 Both: files (SHA-256 by name, of all others that were written there), sha256 (of the rest).
 
@@ -58,6 +60,7 @@ def _by_name(of: Reader) -> Reader:
 
 _dtype = _schema.one_of(*DTYPES)
 _PARAM = fields(shape=items(_schema.whole(0, 2**48)), dtype=_dtype, sha256=_sha256)
+_LORA = fields(file=text, sha256=_sha256, scale=_schema.number, settings=_schema.mapping)
 _BOTH: dict[str, Reader] = {"version": text, "files": _by_name(_sha256), "sha256": _sha256}
 _MODEL = fields(
     **_BOTH,
@@ -66,6 +69,7 @@ _MODEL = fields(
     config=_schema.mapping,
     dtype=_schema.one_of(*DTYPES, "mixed"),
     source=fields(
+        {"loras": items(_LORA)},
         files=table(_sha256),
         dtypes=table(_schema.one_of(*_OF_SOURCES)),
         ignored=items(text),
