@@ -26,6 +26,7 @@ from flowsde_converters import (
     clip,
     entries,
     flux,
+    open_clip,
     sit,
     t5,
     wan,
@@ -34,7 +35,7 @@ from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
 from flowsde_converters.tables import Model
 
-_MODULES = (sit, flux, clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
+_MODULES = (sit, flux, clip, open_clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
 """With a `Convertible` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -58,7 +59,7 @@ class Plan:
       family: that it is of.
       found: configuration, layout and table.
       model: shapes and dtypes of the parameters by path, as they will be written.
-      used: keys of the checkpoint that become parameters.
+      used: keys of the checkpoint that become parameters, once for each that has a part of one.
     """
 
     checkpoint: Checkpoint

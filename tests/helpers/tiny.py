@@ -10,11 +10,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from flowsde.models.clip.model import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiTConfig
-from flowsde_converters import convert, sit
+from flowsde_converters import convert, open_clip, sit
 from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -211,6 +212,28 @@ def clip(folder: Path) -> Path:
     model = fill(transformers.CLIPModel(config), 5)
     model.save_pretrained(folder / "source")
     return converted(folder / "source", folder / "out")
+
+
+def hpsv2(folder: Path, version: str = "2.1") -> Path:
+    """A converted HPSv2 of tiny towers, from a file as it is published and CLIP's tokenizer."""
+    import torch
+
+    source = folder / "source"
+    words = write_clip_tokenizer(source, 16)
+    sizes: dict[str, Any] = {"depth": 2, "heads": 2, "activation": "gelu", "projection": 12}
+    config = CLIPConfig(
+        text=CLIPTextConfig(vocab=words, width=24, mlp=32, positions=16, **sizes),
+        vision=CLIPVisionConfig(width=16, mlp=32, image=16, patch=8, **sizes),
+    )
+    rng = np.random.default_rng(9)
+    shapes = parameters(abstract(open_clip.HPSV2, config))
+    params = {k: rng.normal(size=p.shape, scale=0.15).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(open_clip.table(), params)
+    state = {key: torch.tensor(a) for key, a in tensors.items()}
+    name = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}[version]
+    torch.save({"state_dict": state}, source / name)
+    (source / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    return converted(source, folder / "out")
 
 
 def aesthetic_head(folder: Path) -> Path:

@@ -15,9 +15,9 @@ PROMPTS = [*tiny.PROMPTS, tiny.PROMPTS[0]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip", "pick", "aesthetic"])
+@pytest.mark.parametrize("name", ["clip", "pick", "hpsv2.1", "aesthetic"])
 def test_of_a_converted_clip(name: str, tmp_path: Path) -> None:
-    folders = [tiny.clip(tmp_path / "clip")]
+    folders = [(tiny.hpsv2 if name == "hpsv2.1" else tiny.clip)(tmp_path / "clip")]
     if name == "aesthetic":
         folders.append(tiny.aesthetic_head(tmp_path / "head"))
     served = load(name, folders)

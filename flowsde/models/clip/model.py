@@ -307,3 +307,7 @@ def _embed(projection: nnx.Linear | None, pooled: jax.Array) -> jax.Array | None
 TEXT = Family(name="clip_text", config=CLIPTextConfig, build=CLIPText)
 VISION = Family(name="clip_vision", config=CLIPVisionConfig, build=CLIPVision)
 FAMILY = Family(name="clip", config=CLIPConfig, build=CLIP)
+HPSV2 = Family(name="hpsv2", config=CLIPConfig, build=CLIP)
+"""HPSv2's CLIP, v2.0: a family of its own, so that no other weights are taken for it."""
+HPSV2_1 = Family(name="hpsv2.1", config=CLIPConfig, build=CLIP)
+"""v2.1, whose scores are others."""
