@@ -23,6 +23,7 @@ from flowsde_converters import (
     aesthetic,
     autoencoder_kl,
     autoencoder_wan,
+    blip,
     clip,
     entries,
     flux,
@@ -35,7 +36,7 @@ from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
 from flowsde_converters.tables import Model
 
-_MODULES = (sit, flux, clip, open_clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
+_MODULES = (sit, flux, clip, open_clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan, blip)
 """With a `Convertible` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),

@@ -3,6 +3,7 @@
     clip               cosine of image and prompt, by a converted CLIP
     pick               PickScore, by its own
     hpsv2, hpsv2.1     HPSv2 of that version, by its own
+    imagereward        ImageReward, by its own BLIP
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
@@ -27,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._text import shown
+from flowsde.models.blip.rewards import Scored as ImageRewardScored
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
@@ -140,6 +142,12 @@ KNOWN = {
         "HPSv2.1, by its own CLIP",
         folders=("a converted HPSv2 v2.1",),
         families=(HPSV2_1.name,),
+    ),
+    "imagereward": Known(
+        ImageRewardScored,
+        "ImageReward, by its own BLIP",
+        folders=("a converted ImageReward",),
+        families=("imagereward",),
     ),
     "aesthetic": Known(
         Aesthetic,

@@ -137,7 +137,8 @@ class CLIPFeatures(NamedTuple):
     embedding: jax.Array | None
 
 
-def _norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Over features, in float32."""
     return nnx.LayerNorm(
         width,
         epsilon=epsilon,
@@ -159,13 +160,13 @@ class CLIPBlock(nnx.Module):
         self.heads, self.activation = config.heads, config.activation
         self.causal = isinstance(config, CLIPTextConfig)
         self.numerics = numerics
-        self.norm1 = _norm(width, config.epsilon, rngs)
+        self.norm1 = layer_norm(width, config.epsilon, rngs)
         # Apart, so that each can be split over a mesh by its heads.
         self.query = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.key = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.value = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.out = numerics.linear(width, width, ("heads", "embed"), rngs=rngs)
-        self.norm2 = _norm(width, config.epsilon, rngs)
+        self.norm2 = layer_norm(width, config.epsilon, rngs)
         self.up = numerics.linear(width, mlp, ("embed", "mlp"), rngs=rngs)
         self.down = numerics.linear(mlp, width, ("mlp", "embed"), rngs=rngs)
 
@@ -197,7 +198,7 @@ class CLIPText(nnx.Module):
         self.tokens = parameter((config.vocab, width), ("vocab", "embed"), numerics, rngs)
         self.positions = parameter((config.positions, width), (None, "embed"), numerics, rngs)
         self.blocks = stack(lambda r: CLIPBlock(config, numerics, r), config.depth, rngs)
-        self.norm = _norm(width, config.epsilon, rngs)
+        self.norm = layer_norm(width, config.epsilon, rngs)
         self.projection = _projection(config, numerics, rngs)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> CLIPFeatures:
@@ -250,9 +251,9 @@ class CLIPVision(nnx.Module):
         )
         self.class_token = parameter((width,), ("embed",), numerics, rngs)
         self.positions = parameter((patches + 1, width), (None, "embed"), numerics, rngs)
-        self.norm_in = _norm(width, config.epsilon, rngs)
+        self.norm_in = layer_norm(width, config.epsilon, rngs)
         self.blocks = stack(lambda r: CLIPBlock(config, numerics, r), config.depth, rngs)
-        self.norm_out = _norm(width, config.epsilon, rngs)
+        self.norm_out = layer_norm(width, config.epsilon, rngs)
         self.projection = _projection(config, numerics, rngs)
 
     def __call__(self, images: jax.Array) -> CLIPFeatures:
