@@ -194,7 +194,7 @@ def test_sit_is_judged_by_a_prompt_of_its_own(places):
 def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
     """A search by one version; the other's reward refuses its weights."""
     places["hps"] = str(tiny.hpsv2(tmp_path / "hps"))
-    text = "--model {schnell} --size 16x24 --steps 2 --method rbf --nfe 9 --width 2 --finish mean "
+    text = "--model {schnell} --size 16x24 --steps 2 --method bon --nfe 4 --width 2 "
     result = sample(places, text + "--reward hpsv2.1 --reward-model {hps}", PROMPT)
     assert result["settings"]["reward"] == "hpsv2.1" and result["verifier_calls"] > 0
     # Of two vectors of length one.
@@ -206,6 +206,17 @@ def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sample(places, text + "--reward hpsv2.1 --reward-model {clip} --overwrite", PROMPT)
     assert "holds a model of clip, expected one of hpsv2.1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_flux_searches_by_image_reward(places, tmp_path):
+    """Two prompts, each told to the reward."""
+    places["blip"] = str(tiny.image_reward(tmp_path / "blip"))
+    text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 "
+    text += "--reward imagereward --reward-model {blip}"
+    results = [sample(places, f"{text} --overwrite", prompt) for prompt in (PROMPT, OTHER)]
+    assert all(result["verifier_calls"] > 0 for result in results)
+    assert results[0]["reward"] != results[1]["reward"]
 
 
 @pytest.mark.slow

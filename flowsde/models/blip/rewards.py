@@ -23,7 +23,7 @@ def _score(model: ImageReward, images: jax.Array, tokens: jax.Array) -> jax.Arra
 
 
 def image_reward(model: ImageReward, *, minibatch: int | None = None) -> DeviceReward:
-    """ImageReward, about -2 to 2, of images [n, h, w, 3] in [-1, 1]; it has a gradient.
+    """ImageReward of images [n, h, w, 3] in [-1, 1], with mean 0 and deviation 1 over its own data.
 
     It is told the prompt's tokens, int32 [n, length], as `bert_tokenizer` gives them. Image and
     text are read together: nothing of a prompt can be kept from one image to the next.
