@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._text import shown
-from flowsde.models.blip.rewards import Scored as ImageRewardScored
+from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
@@ -144,7 +144,7 @@ KNOWN = {
         families=(HPSV2_1.name,),
     ),
     "imagereward": Known(
-        ImageRewardScored,
+        ScoredByBLIP,
         "ImageReward, by its own BLIP",
         folders=("a converted ImageReward",),
         families=("imagereward",),

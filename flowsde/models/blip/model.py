@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowsde.models.aesthetic.model import AestheticConfig, AestheticHead
-from flowsde.models.clip.model import CLIPBlock, CLIPVisionConfig, layer_norm
+from flowsde.models.clip.model import (
+    CLIPBlock,
+    CLIPVisionConfig,
+    layer_norm,
+    patch_layer,
+    tokens_of,
+)
 from flowsde.models.common.layers import Numerics, attention, parameter, scan, stack
 from flowsde.models.family import Family
 
@@ -86,38 +92,20 @@ class BLIPVision(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, numerics: Numerics, *, rngs: nnx.Rngs):
         self.config, self.numerics = config, numerics
         width, patches = config.width, (config.image // config.patch) ** 2
-        self.patches = nnx.Conv(
-            config.channels,
-            width,
-            (config.patch, config.patch),
-            strides=config.patch,
-            padding="VALID",
-            dtype=numerics.dtype,
-            param_dtype=numerics.param_dtype,
-            kernel_init=nnx.with_metadata(
-                nnx.initializers.lecun_normal(), axes=(None, None, None, "embed")
-            ),
-            bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=("embed",)),
-            rngs=rngs,
-        )
+        self.patches = patch_layer(config, numerics, rngs, bias=True)
         self.class_token = parameter((width,), ("embed",), numerics, rngs)
         self.positions = parameter((patches + 1, width), (None, "embed"), numerics, rngs)
         self.blocks = stack(lambda r: CLIPBlock(config, numerics, r), config.depth, rngs)
         self.norm = layer_norm(width, config.epsilon, rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Tokens [n, 1 + patches, width] of standardised images [n, image, image, channels]."""
-        c, dtype = self.config, self.numerics.dtype
-        if images.shape[1:] != (c.image, c.image, c.channels):
-            raise ValueError(
-                f"images must have shape [n, {c.image}, {c.image}, {c.channels}], "
-                f"got {list(images.shape)}"
-            )
-        x = self.patches(images).reshape(images.shape[0], -1, c.width)
-        first = jnp.broadcast_to(self.class_token[None, None].astype(dtype), (len(x), 1, c.width))
-        x = jnp.concatenate([first, x], axis=1) + self.positions[None].astype(dtype)
-        x = scan(self.blocks, lambda block, x: block(x, None), x)
-        return self.norm(x).astype(dtype)
+        """Features [n, 1 + patches, width] of standardised images [n, image, image, channels].
+
+        Raises:
+          ValueError: images of another size.
+        """
+        x = scan(self.blocks, lambda block, x: block(x, None), tokens_of(self, images))
+        return self.norm(x).astype(self.numerics.dtype)
 
 
 class BLIPAttention(nnx.Module):
