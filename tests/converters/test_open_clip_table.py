@@ -115,6 +115,7 @@ def test_a_key_of_three_parameters_comes_back_with_the_same_bits(weights, shapes
         np.testing.assert_array_equal(back[key], tensor, strict=True)
 
 
+@pytest.mark.slow
 def test_a_file_becomes_a_folder_and_a_file_again(weights, tmp_path):
     save_file(weights, tmp_path / "HPS_v2.1_compressed.safetensors")
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
