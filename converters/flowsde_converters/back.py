@@ -5,7 +5,6 @@ table ignores, buffers and copies of tied weights, is not written again.
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -30,7 +29,7 @@ from flowsde_converters.copies import copy_file, copy_tree
 from flowsde_converters.detect import family_named
 from flowsde_converters.safetensors_file import SafetensorsWriter
 from flowsde_converters.stream import Advance
-from flowsde_converters.tables import Row, Table
+from flowsde_converters.tables import Row, Table, sharing, undone
 
 
 class Back:
@@ -72,19 +71,17 @@ class Back:
 
     def write(self, path: Path, advance: Advance) -> None:
         """All tensors into one new file."""
-        shapes = {}
-        for row in self._table.rows:
-            like = np.broadcast_to(np.int8(0), self._params[row.target].shape)
-            for keys, tensors in self._blocks(row, like):
-                for key, tensor in zip(keys, tensors, strict=True):
-                    shapes[key] = jax.ShapeDtypeStruct(tensor.shape, self._dtype(row, key))
+        shapes, groups = {}, sharing(self._table.rows)
+        for rows in groups:
+            like = [np.broadcast_to(np.int8(0), self._params[row.target].shape) for row in rows]
+            for key, tensor in undone(rows, like):
+                shapes[key] = jax.ShapeDtypeStruct(tensor.shape, self._dtype(rows[0], key))
         with SafetensorsWriter(path, shapes) as writer:
-            for row in self._table.rows:
-                array = self._read(row.target)
-                for keys, tensors in self._blocks(row, array):
-                    for key, tensor in zip(keys, tensors, strict=True):
-                        writer.write(key, tensor.astype(self._dtype(row, key), copy=False))
-                advance(array.nbytes)
+            for rows in groups:
+                arrays = [self._read(row.target) for row in rows]
+                for key, tensor in undone(rows, arrays):
+                    writer.write(key, tensor.astype(self._dtype(rows[0], key), copy=False))
+                advance(sum(array.nbytes for array in arrays))
 
     def _read(self, path: str) -> np.ndarray:
         """A parameter; ValueError if it is not what was written."""
@@ -92,13 +89,6 @@ class Back:
         if hashlib.sha256(raw(array)).hexdigest() != self.about["params"][path]["sha256"]:
             raise self._opened.changed([path])
         return array
-
-    def _blocks(
-        self, row: Row, array: np.ndarray
-    ) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
-        blocks = array if row.stacked else [array]
-        for block, keys in zip(blocks, row.keys(self._params), strict=True):
-            yield keys, row.invert(block)
 
     def _dtype(self, row: Row, key: str) -> np.dtype:
         # The parameter's, unless it was widened to hold tensors of several.

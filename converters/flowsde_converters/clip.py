@@ -1,5 +1,7 @@
 """CLIP of `transformers`: either tower alone, with or without its projection, and both.
 
+Both together may also have open_clip's keys (`open_clip`).
+
 Published checkpoints put `text_model.` and `vision_model.` before a tower's keys (layout
 "transformers"); `transformers` 5 leaves them out where a tower is saved alone and has no
 projection (layout "transformers-bare"). Shapes give all sizes but the heads; those, the
@@ -16,13 +18,19 @@ from flowsde.models.clip.model import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from flowsde_converters import open_clip
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Ignored, Positions
 from flowsde_converters.relayout import CONV, LINEAR
-from flowsde_converters.tables import Checkpoint, Row, Table
+from flowsde_converters.tables import Checkpoint, Row, Table, norm
 
 LAYOUTS = ("transformers", "transformers-bare")
+_NOTES = (
+    "open_clip's keys do not say the activation, which is GELU in LAION's weights: for OpenAI's "
+    'and DFN\'s give {"hidden_act": "quick_gelu"} in config.json beside them',
+    "HPSv2 has the same keys: if it is that, give --family hpsv2 or hpsv2.1, its version",
+)
 
 
 def _block(keys: str, target: str) -> tuple[Row, ...]:
@@ -43,12 +51,8 @@ def _block(keys: str, target: str) -> tuple[Row, ...]:
             Row(f"{keys}{key}.bias", f"{target}{name}.bias"),
         )
     ]
-    norms = [_norm(f"{keys}layer_norm{n}", f"{target}norm{n}") for n in (1, 2)]
+    norms = [norm(f"{keys}layer_norm{n}", f"{target}norm{n}") for n in (1, 2)]
     return (*linear, *norms[0], *norms[1])
-
-
-def _norm(key: str, target: str) -> tuple[Row, Row]:
-    return Row(f"{key}.weight", f"{target}.scale"), Row(f"{key}.bias", f"{target}.bias")
 
 
 def _text(config: CLIPTextConfig, keys: str, target: str) -> tuple[Row, ...]:
@@ -57,7 +61,7 @@ def _text(config: CLIPTextConfig, keys: str, target: str) -> tuple[Row, ...]:
         Row(f"{keys}embeddings.token_embedding.weight", f"{target}tokens"),
         Row(f"{keys}embeddings.position_embedding.weight", f"{target}positions"),
         *_block(keys, target),
-        *_norm(f"{keys}final_layer_norm", f"{target}norm"),
+        *norm(f"{keys}final_layer_norm", f"{target}norm"),
         *([] if config.projection is None else [projection]),
     )
 
@@ -69,9 +73,9 @@ def _vision(config: CLIPVisionConfig, keys: str, target: str) -> tuple[Row, ...]
         Row(f"{keys}embeddings.patch_embedding.weight", f"{target}patches.kernel", CONV),
         Row(f"{keys}embeddings.position_embedding.weight", f"{target}positions"),
         # Misspelt in the published keys.
-        *_norm(f"{keys}pre_layrnorm", f"{target}norm_in"),
+        *norm(f"{keys}pre_layrnorm", f"{target}norm_in"),
         *_block(keys, target),
-        *_norm(f"{keys}post_layernorm", f"{target}norm_out"),
+        *norm(f"{keys}post_layernorm", f"{target}norm_out"),
         *([] if config.projection is None else [projection]),
     )
 
@@ -92,8 +96,10 @@ def _vision_table(config: CLIPVisionConfig, layout: str) -> Table:
 
 
 def _table(config: CLIPConfig, layout: str) -> Table:
+    if layout == open_clip.LAYOUT:
+        return open_clip.table()
     if layout != "transformers":
-        raise ValueError(f"layout must be transformers, got {layout!r}")
+        raise ValueError(f"layout must be transformers or {open_clip.LAYOUT}, got {layout!r}")
     return Table(
         (
             *_text(config.text, "text_model.", "text."),
@@ -198,6 +204,8 @@ def _recognise_vision(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Fo
 
 
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    if (found := _of_open_clip(tensors, json)) is not None:
+        return found
     layout = _text_layout(tensors)
     if layout != "transformers" or _vision_layout(tensors) != layout:
         return None
@@ -206,6 +214,11 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
         vision=_vision_config(tensors, _needed(json, "vision_config"), layout),
     )
     return Found(config, layout, _table(config, layout))
+
+
+def _of_open_clip(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    found = open_clip.recognise(tensors, json)
+    return None if found is None or open_clip.is_other(json) else found._replace(notes=_NOTES)
 
 
 TEXT = convertible(clip.TEXT, _recognise_text, _text_table, ("transformers", "transformers-bare"))

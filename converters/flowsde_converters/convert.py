@@ -12,6 +12,7 @@ from flowsde._replace import replacing_out
 from flowsde._text import names, shown
 from flowsde.models import registry
 from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, strangers, write_config
+from flowsde_converters import open_clip
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
@@ -88,8 +89,9 @@ def prepare(
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
         checkpoint = _opened(source, source)
-        if settings:
-            config = {**(checkpoint.config or {}), **settings}
+        told = {**open_clip.told(family, checkpoint.paths), **(settings or {})}
+        if told:
+            config = {**(checkpoint.config or {}), **told}
             checkpoint = dataclasses.replace(checkpoint, config=config)
         one = plan(checkpoint, family, dtype, entry)
         if loras:

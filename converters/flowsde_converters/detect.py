@@ -22,10 +22,12 @@ from flowsde_converters import (
     aesthetic,
     autoencoder_kl,
     autoencoder_wan,
+    blip,
     clip,
     eight_bits,
     entries,
     flux,
+    open_clip,
     sit,
     t5,
     wan,
@@ -36,7 +38,7 @@ from flowsde_converters.files import Checkpoint
 from flowsde_converters.lora_file import Merged
 from flowsde_converters.tables import Changes, Model
 
-_MODULES = (sit, flux, clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan)
+_MODULES = (sit, flux, clip, open_clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan, blip)
 """With a `Convertible` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -57,7 +59,7 @@ class Plan:
       family: that it is of.
       found: configuration, layout and table.
       model: shapes and dtypes of the parameters by path, as they will be written.
-      used: keys of the checkpoint that become parameters.
+      used: keys of the checkpoint that become parameters, once for each that has a part of one.
       loras: files of adapters that are merged.
       changes: what they make of blocks, by path of the parameter.
     """

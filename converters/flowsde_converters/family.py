@@ -2,7 +2,8 @@
 
 A family recognises its checkpoints by their keys and shapes (and by a `config.json` beside them
 where the shapes leave something open), names the layout of their keys, and has a table for each
-layout. Layouts are named "diffusers", "transformers" or "original".
+layout. Layouts are named by their library, "diffusers", "transformers" or "open_clip", or
+"original".
 """
 
 import dataclasses

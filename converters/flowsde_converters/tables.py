@@ -3,7 +3,8 @@
 A table has a row for each parameter: the key (or keys) it comes from, its dotted path in the
 model, and how it is laid out. In a key `{i}` stands for the number of a block; the blocks are
 stacked on the leading axis of the parameter. Several keys are joined on their first axis,
-PyTorch's outputs, before they are laid out anew. Both ways of use come from the same row:
+PyTorch's outputs, before they are laid out anew; of one key several rows may each take a part. Both
+ways of use come from the same row:
 
     apply   tensors -> join -> relayouts -> stack over {i} -> parameter
     invert  parameter -> each {i} -> relayouts undone -> split -> tensors
@@ -65,12 +66,14 @@ class Row:
       target: dotted path in the model.
       relayouts: how the (joined) tensor is laid out, in order.
       sizes: rows of each of several keys on the first axis; equal parts by default.
+      part: (k, n) for the k-th of n equal parts of one key's first axis; other rows take the rest.
     """
 
     source: str | tuple[str, ...]
     target: str
     relayouts: tuple[Relayout, ...] = ()
     sizes: tuple[int, ...] | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -102,22 +105,24 @@ class Row:
         if len(tensors) > 1 and tuple(rows) != self.split(sum(rows)):
             raise ValueError(f"first axes {rows}, expected {list(self.split(sum(rows)))}")
         array = tensors[0] if len(tensors) == 1 else np.concatenate(tensors, out=joined)
-        return self.lay_out(array if change is None else change(array))
+        if change is not None:
+            array = change(array)
+        return self.lay_out(array if self.part is None else _part(array, *self.part))
 
     def lay_out(self, array: np.ndarray) -> np.ndarray:
-        """A joined tensor laid out anew."""
+        """A joined tensor, or the part of it that is taken, laid out anew."""
         for one in self.relayouts:
             array = one.apply(array)
         return array
 
     def undo(self, array: np.ndarray) -> np.ndarray:
-        """The joined tensor of one block's array."""
+        """The joined tensor of one block's array, or the part of it that was taken."""
         for one in reversed(self.relayouts):
             array = one.invert(array)
         return array
 
     def invert(self, array: np.ndarray) -> list[np.ndarray]:
-        """The tensors of one block's array."""
+        """The tensors of one block's array; of a key of which it has a part, that part."""
         array = self.undo(array)
         if len(self.sources) == 1:
             return [array]
@@ -126,6 +131,13 @@ class Row:
     def split(self, total: int) -> tuple[int, ...]:
         """Rows of each key's tensor, of so many joined."""
         return self.sizes or (total // len(self.sources),) * len(self.sources)
+
+
+def _part(a: np.ndarray, k: int, n: int) -> np.ndarray:
+    rows = a.shape[0] if a.ndim else 0
+    if rows % n:
+        raise ValueError(f"a first axis of {rows}, expected {n} equal parts")
+    return a[k * rows // n : (k + 1) * rows // n]
 
 
 Keys = str | tuple[str, ...]
@@ -147,6 +159,11 @@ def linear(
         Row(weights, f"{target}.kernel", SWAPPED_LINEAR if swapped else LINEAR, sizes),
         Row(biases, f"{target}.bias", (SwapHalves(),) if swapped else (), sizes),
     )
+
+
+def norm(key: str, target: str) -> tuple[Row, Row]:
+    """Scale and bias of a norm, its key without ".weight" and ".bias"."""
+    return Row(f"{key}.weight", f"{target}.scale"), Row(f"{key}.bias", f"{target}.bias")
 
 
 def _with(keys: Keys, end: str) -> Keys:
@@ -186,17 +203,23 @@ def _targets(rows: tuple[Row, ...], model: Model) -> Iterator[str]:
 
 
 def _keys(table: Table, checkpoint: Checkpoint, model: Model) -> Iterator[str]:
-    wanted = collections.Counter(
-        key for row in table.rows if row.target in model for keys in row.keys(model) for key in keys
-    )
+    wanted: dict[str, list[tuple[int, int] | None]] = {}
+    for row in table.rows:
+        for keys in row.keys(model) if row.target in model else ():
+            for key in keys:
+                wanted.setdefault(key, []).append(row.part)
     for key in sorted(wanted.keys() - checkpoint.keys()):
         yield f"missing key {shown(key)}"
     for key in sorted(checkpoint.keys() - wanted.keys()):
         if not is_ignored(key, table.ignored):
             yield f"unexpected key {shown(key)}"
-    for key, times in wanted.items():
-        if times > 1:
-            yield f"{times} rows use the key {shown(key)}"
+    for key, parts in wanted.items():
+        named = [part for part in parts if part is not None]
+        if not named or len(named) < len(parts):
+            if len(parts) > 1:
+                yield f"{len(parts)} rows use the key {shown(key)}"
+        elif sorted(named) != [(k, len(named)) for k in range(len(named))]:
+            yield f"rows use the parts {named} of the key {shown(key)}, expected each part once"
 
 
 def _shapes(rows: tuple[Row, ...], checkpoint: Checkpoint, model: Model) -> Iterator[str]:
@@ -301,9 +324,28 @@ def convert(
 def unconvert(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The checkpoint that `convert` makes `params` from, without the ignored keys."""
     checkpoint: dict[str, np.ndarray] = {}
-    for row in table.rows:
-        array = np.asarray(params[row.target])
-        blocks = array if row.stacked else [array]
-        for block, keys in zip(blocks, row.keys(params), strict=True):
-            checkpoint.update(zip(keys, row.invert(block), strict=True))
+    for rows in sharing(table.rows):
+        checkpoint.update(undone(rows, [np.asarray(params[row.target]) for row in rows]))
     return checkpoint
+
+
+def sharing(rows: tuple[Row, ...]) -> list[tuple[Row, ...]]:
+    """Rows by their keys: alone, or with those of the other parts of its key in their order."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.sources, []).append(row)
+    return [tuple(sorted(group, key=lambda row: row.part or (0, 1))) for group in found.values()]
+
+
+def undone(rows: tuple[Row, ...], arrays: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys and tensors, block by block, of rows that share them and of the rows' parameters."""
+    first = rows[0]
+    for i, keys in enumerate(first.keys({first.target: arrays[0]})):
+        tensors = [
+            row.invert(array[i] if row.stacked else array)
+            for row, array in zip(rows, arrays, strict=True)
+        ]
+        if first.part is None:
+            yield from zip(keys, tensors[0], strict=True)
+        else:
+            yield keys[0], np.concatenate([part for (part,) in tensors])

@@ -216,7 +216,7 @@ def _described(one: Plan, prefix: str) -> list[str]:
     source = sorted({held.tensors[key].dtype.name for key in one.used})
     lines = [
         f"found   {prefix}{one.family.name}, {one.found.layout} keys: {_many(one.count)} "
-        f"parameters in {len(one.used)} tensors, {' and '.join(source)}, "
+        f"parameters in {len(set(one.used))} tensors, {' and '.join(source)}, "
         f"{held.nbytes / 1e9:.2f} GB in {len(held.paths)} file{'s' * (len(held.paths) > 1)}",
         "config  " + ", ".join(f"{k}={_text.shown(v)}" for k, v in vars(one.found.config).items()),
         *(f"takes   {note}" for note in held.notes),

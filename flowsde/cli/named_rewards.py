@@ -5,7 +5,7 @@ The embedded ones are told what `shapes.encode` makes of prompts, the others the
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,11 @@ import numpy as np
 from flowsde import shapes
 from flowsde._version import __version__
 from flowsde.cli.sources.rewards import reward_source
-from flowsde.models.clip.model import FAMILY
-from flowsde.models.clip.rewards import clip_score, pick_score, text_embeddings
-from flowsde.models.common.tokenizers import clip_tokenizer
-from flowsde.models.converted.parts import read
 from flowsde.remote.served import Served, hash_of_files
-from flowsde.rewards.base import Reward
+from flowsde.rewards.base import DeviceReward, Reward
 
 _MOST = 4096
-"""Embeddings of prompts that are kept."""
+"""Prompts of which it is kept what the reward is told."""
 
 
 @jax.jit
@@ -36,10 +32,10 @@ def _scored(reward: Any, images: jax.Array, cond: Any) -> jax.Array:
 
 
 def load(name: str, folders: Sequence[Path]) -> Served:
-    """A reward by name: likelihood, rss, clip, pick or aesthetic.
+    """A reward by name.
 
     Args:
-      name: as above.
+      name: likelihood, rss, or one of `KNOWN` but none.
       folders: of converted models, as for ``flowsde sample --reward-model``.
 
     Raises:
@@ -53,12 +49,12 @@ def load(name: str, folders: Sequence[Path]) -> Served:
         for leaf in jax.tree.leaves(reward):
             version.update(np.asarray(leaf).tobytes())
         return Served(partial(_scored, reward), name, version.hexdigest()[:32])
-    source = reward_source(name, folders)  # checks name and folders
+    source: Any = reward_source(name, folders)  # checks name and folders
     hash_of_files(version, folders)
-    if name == "aesthetic":
-        fn: Any = partial(_untold, source.load([])[0])
+    if source.reads_text:
+        fn: Any = _OfPrompts(*source.loaded())
     else:
-        fn = _OfPrompts(folders[0], pick_score if name == "pick" else clip_score)
+        fn = partial(_untold, source.load([])[0])
     return Served(fn, name, version.hexdigest()[:32])
 
 
@@ -67,25 +63,21 @@ def _untold(reward: Reward, images: np.ndarray, cond: Any) -> jax.Array:
 
 
 class _OfPrompts:
-    """The cosine of images and prompts, whose embeddings are made when they are first asked for."""
+    """A reward of images and prompts; what it is told of them is made when they are first asked
+    for."""
 
-    def __init__(self, folder: Path, score: Any):
-        self._model = read(folder, FAMILY)
-        text = self._model.config.text
-        self._tokenizer = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
-        self._reward = score(self._model)
-        self._embed = jax.jit(text_embeddings)
-        self._known: OrderedDict[str, jax.Array] = OrderedDict()
+    def __init__(self, reward: DeviceReward, told: Callable[[str], Any]):
+        self._reward, self._told = reward, told
+        self._known: OrderedDict[str, Any] = OrderedDict()
 
     def __call__(self, images: np.ndarray, prompts: Any) -> jax.Array:
         if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
             raise TypeError("expected reward_cond to be the prompts' texts")
         return _scored(self._reward, images, jnp.stack([self._of(p) for p in prompts]))
 
-    def _of(self, prompt: str) -> jax.Array:
+    def _of(self, prompt: str) -> Any:
         if prompt not in self._known:
-            ids = self._tokenizer([prompt]).ids
-            self._known[prompt] = self._embed(self._model, ids)[0]
+            self._known[prompt] = self._told(prompt)
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)
         return self._known[prompt]

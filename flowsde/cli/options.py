@@ -174,8 +174,8 @@ class Converted:
     vae: Annotated[Path | None, shown("FOLDER")] = None
     """SiT: folder of its converted autoencoder (stabilityai/sd-vae-ft-ema)."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
-    """Folder of a converted CLIP, for the rewards clip and pick. For aesthetic give it twice: a
-    CLIP, then the head."""
+    """Folder of a converted model that the reward needs: a CLIP for clip and pick. For aesthetic
+    give it twice: a CLIP, then the head. `flowsde rewards` says what each needs."""
     reward_frames: Int = None
     """Videos: frames that a reward of pictures is asked about, evenly from the first to the last
     (default: 4)."""
@@ -237,8 +237,8 @@ class Task:
     euler_maruyama for sde, else ode_euler)."""
     reward: Annotated[str | None, shown("REWARD")] = None
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
-    minus their squared error. With --model: clip, pick, aesthetic, MODULE:FUNCTION (of images and
-    prompts), or none, the default of ode and sde."""
+    minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION
+    (of images and prompts), or none, the default of ode and sde."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
     held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or

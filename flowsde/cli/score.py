@@ -48,10 +48,10 @@ class Score:
     image: Annotated[tuple[Path, ...], tyro.conf.Positional, shown("IMAGE...")]
     """Pictures: PNG, JPEG, WebP and what else Pillow reads."""
     reward: Annotated[str, shown("NAME|MODULE:FUNCTION")]
-    """likelihood or rss, the embedded model's; clip, pick or aesthetic; or a function of (images,
-    prompts) -> n floats, as for sample. `flowsde rewards` lists them."""
+    """likelihood or rss, the embedded model's; one with a converted model, such as clip; or a
+    function of (images, prompts) -> n floats, as for sample. `flowsde rewards` lists them."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
-    """Folder of a converted model, for clip, pick and aesthetic, as for sample."""
+    """Folder of a converted model, if the reward needs one, as for sample."""
     reward_timeout: Float = None
     """Seconds that a call of MODULE:FUNCTION may take (default: an hour)."""
     prompt: Annotated[tuple[str, ...], shown("TEXT"), tyro.conf.UseAppendAction] = ()

@@ -27,7 +27,7 @@ from flowsde.remote.problems import ENVIRONMENT
 from flowsde.remote.served import Served, served
 from flowsde.remote.server import RewardServer
 
-NAMES = ("likelihood", "rss", "clip", "pick", "aesthetic")
+NAMES = ("likelihood", "rss", "clip", "pick", "hpsv2", "hpsv2.1", "imagereward", "aesthetic")
 """Rewards that `_NAMED` loads."""
 _NAMED = "flowsde.cli.named_rewards"
 _GRACE = 30.0
@@ -46,9 +46,9 @@ class ServeReward:
 
     reward: Annotated[str, shown("NAME|MODULE:FUNCTION")]
     """Function of (images, prompts) -> n floats, which may import what it wants; or likelihood,
-    rss, clip, pick or aesthetic, as for sample."""
+    rss, or one with a converted model, as for sample. `flowsde rewards` lists them."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
-    """Folder of a converted model, for clip, pick and aesthetic, as for sample."""
+    """Folder of a converted model, if the reward needs one, as for sample."""
     version: Annotated[str | None, shown("TEXT")] = None
     """Version of the reward, which searches are pinned to; by default a hash of the module's
     source, of its VERSION if it has one, and of --weights."""

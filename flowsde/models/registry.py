@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from flowsde.models import aesthetic, autoencoder_kl, autoencoder_wan, clip, flux, sit, t5, wan
+from flowsde.models import (
+    aesthetic,
+    autoencoder_kl,
+    autoencoder_wan,
+    blip,
+    clip,
+    flux,
+    sit,
+    t5,
+    wan,
+)
 from flowsde.models.family import Family, Pipeline, Sampling
 
 _PACKAGES = (
@@ -14,6 +24,7 @@ _PACKAGES = (
     autoencoder_wan,
     aesthetic,
     wan,
+    blip,
 )
 """With a `Family` or several each, and what else `family` describes."""
 

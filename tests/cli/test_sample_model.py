@@ -191,6 +191,35 @@ def test_sit_is_judged_by_a_prompt_of_its_own(places):
 
 
 @pytest.mark.slow
+def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
+    """A search by one version; the other's reward refuses its weights."""
+    places["hps"] = str(tiny.hpsv2(tmp_path / "hps"))
+    text = "--model {schnell} --size 16x24 --steps 2 --method bon --nfe 4 --width 2 "
+    result = sample(places, text + "--reward hpsv2.1 --reward-model {hps}", PROMPT)
+    assert result["settings"]["reward"] == "hpsv2.1" and result["verifier_calls"] > 0
+    # Of two vectors of length one.
+    assert 0 < abs(result["reward"]) < 1
+    with pytest.raises(SystemExit):
+        sample(places, text + "--reward hpsv2 --reward-model {hps} --overwrite", PROMPT)
+    said = capsys.readouterr().err
+    assert "holds a model of hpsv2.1, expected one of hpsv2\n" in said
+    with pytest.raises(SystemExit):
+        sample(places, text + "--reward hpsv2.1 --reward-model {clip} --overwrite", PROMPT)
+    assert "holds a model of clip, expected one of hpsv2.1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_flux_searches_by_image_reward(places, tmp_path):
+    """Two prompts, each told to the reward."""
+    places["blip"] = str(tiny.image_reward(tmp_path / "blip"))
+    text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 "
+    text += "--reward imagereward --reward-model {blip}"
+    results = [sample(places, f"{text} --overwrite", prompt) for prompt in (PROMPT, OTHER)]
+    assert all(result["verifier_calls"] > 0 for result in results)
+    assert results[0]["reward"] != results[1]["reward"]
+
+
+@pytest.mark.slow
 def test_another_model_under_the_same_name_is_refused(places, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(places["sit"], model)
@@ -227,7 +256,7 @@ WRONG = [
     (f"P P {FLUX} --method ode", "given twice"),
     (f"P {FLUX}", "--reward is missing for --method svdd"),
     (f"P {FLUX} --reward none", "--method svdd searches by a reward, got --reward none"),
-    (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, aesthetic or"),
+    (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, hpsv2, hps"),
     (f"P {FLUX} --reward clip", "--reward-model must be a converted CLIP for --reward clip"),
     (f"P {FLUX} --reward clip --reward-model {{sit}}", "model of sit, expected one of clip"),
     (f"P {FLUX} --reward aesthetic --reward-model {{clip}}", "a converted CLIP and then the head"),

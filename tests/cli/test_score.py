@@ -126,9 +126,12 @@ def test_rewards_that_there_are(
     if models:
         tiny.clip(here / "clip")
         tiny.aesthetic_head(here / "head")
-    cli.main(["rewards", *(["clip", "head/out"] if models else ["."])])
+        tiny.hpsv2(here / "hps")
+        tiny.image_reward(here / "blip")
+    cli.main(["rewards", *(["clip", "head/out", "hps", "blip"] if models else ["."])])
     said = capsys.readouterr().out
-    for name in ("likelihood", "rss", "none", "clip", "pick", "aesthetic", "MODULE:FUNCTION"):
+    for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
+                 "imagereward", "aesthetic", "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (
@@ -136,8 +139,10 @@ def test_rewards_that_there_are(
         == [
             "--reward clip --reward-model clip/out",
             "--reward pick --reward-model clip/out",
+            "--reward hpsv2.1 --reward-model hps/out",
+            "--reward imagereward --reward-model blip/out",
             "--reward aesthetic --reward-model clip/out --reward-model head/out",
-        ][: 3 * (models > 0)]
+        ][: 5 * (models > 0)]
     )
     assert refused(capsys, "rewards", "scoring.py") == (
         "flowsde rewards: FOLDER: scoring.py is no folder\n"

@@ -87,6 +87,11 @@ def test_all_problems_are_said_in_one_error(model, checkpoint):
         ((*TABLE.rows, Row("z", "z")), "a row sets z, which the model does not have"),
         ((*TABLE.rows, TABLE.rows[-1]), "2 rows set the parameter head.bias"),
         ((*TABLE.rows, TABLE.rows[-1]), "2 rows use the key head.bias"),
+        ((*TABLE.rows, Row("head.bias", "head.bias", part=(0, 2))), "2 rows use the key head.bias"),
+        (
+            (*TABLE.rows[:-1], Row("head.bias", "head.bias", part=(1, 2))),
+            "rows use the parts [(1, 2)] of the key head.bias, expected each part once",
+        ),
     ],
 )
 def test_defects_of_a_table_are_found(model, checkpoint, rows, words):

@@ -10,11 +10,14 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from flowsde.models.aesthetic.model import AestheticConfig
+from flowsde.models.blip.model import BLIPTextConfig, ImageRewardConfig
+from flowsde.models.clip.model import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiTConfig
-from flowsde_converters import convert, sit
+from flowsde_converters import blip, convert, open_clip, sit
 from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -211,6 +214,66 @@ def clip(folder: Path) -> Path:
     model = fill(transformers.CLIPModel(config), 5)
     model.save_pretrained(folder / "source")
     return converted(folder / "source", folder / "out")
+
+
+def hpsv2(folder: Path, version: str = "2.1") -> Path:
+    """A converted HPSv2 of tiny towers, from a file as it is published and CLIP's tokenizer."""
+    import torch
+
+    source = folder / "source"
+    words = write_clip_tokenizer(source, 16)
+    sizes: dict[str, Any] = {"depth": 2, "heads": 2, "activation": "gelu", "projection": 12}
+    config = CLIPConfig(
+        text=CLIPTextConfig(vocab=words, width=24, mlp=32, positions=16, **sizes),
+        vision=CLIPVisionConfig(width=16, mlp=32, image=16, patch=8, **sizes),
+    )
+    rng = np.random.default_rng(9)
+    shapes = parameters(abstract(open_clip.HPSV2, config))
+    params = {k: rng.normal(size=p.shape, scale=0.15).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(open_clip.table(), params)
+    state = {key: torch.tensor(a) for key, a in tensors.items()}
+    name = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}[version]
+    torch.save({"state_dict": state}, source / name)
+    (source / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    return converted(source, folder / "out")
+
+
+def write_bert_tokenizer(folder: Path) -> int:
+    """Letters and the ends of words that they make; how many there are."""
+    letters = [chr(i) for i in range(97, 123)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(words[:4])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return len(words)
+
+
+def image_reward(folder: Path) -> Path:
+    """A converted ImageReward of tiny towers, from a file as it is published and a tokenizer."""
+    import torch
+
+    source = folder / "source"
+    config = ImageRewardConfig(
+        vision=CLIPVisionConfig(
+            width=16, depth=2, heads=2, mlp=32, image=16, patch=8, activation="gelu", epsilon=1e-6
+        ),
+        text=BLIPTextConfig(
+            vocab=write_bert_tokenizer(source), width=24, depth=2, heads=2, mlp=32, positions=40,
+            image=16,
+        ),
+        head=AestheticConfig(widths=(24, 16, 8, 6, 5)),
+    )  # fmt: skip
+    rng = np.random.default_rng(10)
+    shapes = parameters(abstract(blip.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.15).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(blip.FAMILY.table(config, "original"), params)
+    torch.save({key: torch.tensor(a) for key, a in tensors.items()}, source / "ImageReward.pt")
+    heads = {"num_attention_heads": 2}
+    (source / "config.json").write_text(json.dumps({"vision_config": heads, "text_config": heads}))
+    return converted(source, folder / "out")
 
 
 def aesthetic_head(folder: Path) -> Path:

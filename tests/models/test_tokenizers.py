@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
 from flowsde.models.clip.model import CLIPTextConfig
-from flowsde.models.common.tokenizers import clip_tokenizer, t5_tokenizer
+from flowsde.models.common.tokenizers import bert_tokenizer, clip_tokenizer, t5_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SENTENCES = [
@@ -78,6 +78,25 @@ def t5_folder(tmp_path_factory):
     return write_t5(tmp_path_factory.mktemp("t5"))
 
 
+def write_bert(folder):
+    """Pieces of words, of which most are letters; as bert-base-uncased's file is made."""
+    letters = [chr(i) for i in range(97, 123)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    words += ["cat", "dog", "##s", "the", "on", "!", ",", "'"]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(tokenizer_models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, vocab[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder, len(vocab)
+
+
 def assert_same(ours, theirs):
     np.testing.assert_array_equal(ours.ids, theirs["input_ids"])
     np.testing.assert_array_equal(ours.mask, np.asarray(theirs["attention_mask"], bool))
@@ -105,6 +124,27 @@ def test_clip(tmp_path, length, pad):
     assert (tmp_path / "saved" / "tokenizer.json").exists()
     again = clip_tokenizer(tmp_path / "saved", length=length)(prompts)
     np.testing.assert_array_equal(again.ids, ours.ids)
+
+
+@pytest.mark.filterwarnings("ignore:a prompt has")
+@pytest.mark.parametrize("length", [35, 6])
+def test_bert(tmp_path, length):
+    transformers = pytest.importorskip("transformers")
+    folder, words = write_bert(tmp_path / "bert")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+    )  # fmt: skip
+    prompts = [*PROMPTS, "The dogs, on a cat's mat! " * 9]
+    ours = bert_tokenizer(folder, length=length, vocab=words)(prompts)
+    assert_same(ours, of_transformers(theirs, prompts, length))
+    np.testing.assert_array_equal(ours.ids != 0, ours.mask)
+    with pytest.raises(ValueError, match=f"ids go to {words - 1}, expected at most {words - 2}"):
+        bert_tokenizer(folder, length=length, vocab=words - 1)
+    with pytest.raises(ValueError, match="it pads by the token 0, expected 1"):
+        bert_tokenizer(folder, length=length, vocab=words, pad=1)
+    with pytest.raises(ValueError, match=r"must have a tokenizer.json, got \[\]"):
+        bert_tokenizer(tmp_path / "absent", length=length, vocab=words)
 
 
 def test_clip_by_hand(clip_folder):

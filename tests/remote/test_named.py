@@ -15,9 +15,10 @@ PROMPTS = [*tiny.PROMPTS, tiny.PROMPTS[0]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip", "pick", "aesthetic"])
+@pytest.mark.parametrize("name", ["clip", "pick", "hpsv2.1", "imagereward", "aesthetic"])
 def test_of_a_converted_clip(name: str, tmp_path: Path) -> None:
-    folders = [tiny.clip(tmp_path / "clip")]
+    made = {"hpsv2.1": tiny.hpsv2, "imagereward": tiny.image_reward}.get(name, tiny.clip)
+    folders = [made(tmp_path / "model")]
     if name == "aesthetic":
         folders.append(tiny.aesthetic_head(tmp_path / "head"))
     served = load(name, folders)

@@ -2,6 +2,8 @@
 
     clip               cosine of image and prompt, by a converted CLIP
     pick               PickScore, by its own
+    hpsv2, hpsv2.1     HPSv2 of that version, by its own
+    imagereward        ImageReward, by its own BLIP
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
@@ -26,7 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._text import shown
-from flowsde.models.clip.rewards import clip_score, pick_score
+from flowsde.models.blip.scored import ScoredByBLIP
+from flowsde.models.clip.model import HPSV2, HPSV2_1
+from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
 from flowsde.rewards.base import HostReward, Reward, device, host
 
@@ -127,6 +131,24 @@ KNOWN = {
     "none": Known(NoReward, "every picture is worth as much"),
     "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", *_CLIP),
     "pick": Known(partial(Cosine, score=pick_score), "PickScore, by its own CLIP", *_CLIP),
+    "hpsv2": Known(
+        partial(Cosine, score=partial(hps_score, version="2.0"), family=HPSV2),
+        "HPSv2 (v2.0), by its own CLIP",
+        folders=("a converted HPSv2 v2.0",),
+        families=(HPSV2.name,),
+    ),
+    "hpsv2.1": Known(
+        partial(Cosine, score=partial(hps_score, version="2.1"), family=HPSV2_1),
+        "HPSv2.1, by its own CLIP",
+        folders=("a converted HPSv2 v2.1",),
+        families=(HPSV2_1.name,),
+    ),
+    "imagereward": Known(
+        ScoredByBLIP,
+        "ImageReward, by its own BLIP",
+        folders=("a converted ImageReward",),
+        families=("imagereward",),
+    ),
     "aesthetic": Known(
         Aesthetic,
         "LAION's aesthetic score",

@@ -11,7 +11,7 @@ with a norm, sees all patches, and is pooled, then normed, at its class token.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ class CLIPFeatures(NamedTuple):
     embedding: jax.Array | None
 
 
-def _norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Over features, in float32."""
     return nnx.LayerNorm(
         width,
         epsilon=epsilon,
@@ -159,13 +160,13 @@ class CLIPBlock(nnx.Module):
         self.heads, self.activation = config.heads, config.activation
         self.causal = isinstance(config, CLIPTextConfig)
         self.numerics = numerics
-        self.norm1 = _norm(width, config.epsilon, rngs)
+        self.norm1 = layer_norm(width, config.epsilon, rngs)
         # Apart, so that each can be split over a mesh by its heads.
         self.query = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.key = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.value = numerics.linear(width, width, ("embed", "heads"), rngs=rngs)
         self.out = numerics.linear(width, width, ("heads", "embed"), rngs=rngs)
-        self.norm2 = _norm(width, config.epsilon, rngs)
+        self.norm2 = layer_norm(width, config.epsilon, rngs)
         self.up = numerics.linear(width, mlp, ("embed", "mlp"), rngs=rngs)
         self.down = numerics.linear(mlp, width, ("mlp", "embed"), rngs=rngs)
 
@@ -197,7 +198,7 @@ class CLIPText(nnx.Module):
         self.tokens = parameter((config.vocab, width), ("vocab", "embed"), numerics, rngs)
         self.positions = parameter((config.positions, width), (None, "embed"), numerics, rngs)
         self.blocks = stack(lambda r: CLIPBlock(config, numerics, r), config.depth, rngs)
-        self.norm = _norm(width, config.epsilon, rngs)
+        self.norm = layer_norm(width, config.epsilon, rngs)
         self.projection = _projection(config, numerics, rngs)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> CLIPFeatures:
@@ -234,25 +235,12 @@ class CLIPVision(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, numerics: Numerics, *, rngs: nnx.Rngs):
         self.config, self.numerics = config, numerics
         width, patches = config.width, (config.image // config.patch) ** 2
-        self.patches = nnx.Conv(
-            config.channels,
-            width,
-            (config.patch, config.patch),
-            strides=config.patch,
-            padding="VALID",
-            use_bias=False,
-            dtype=numerics.dtype,
-            param_dtype=numerics.param_dtype,
-            kernel_init=nnx.with_metadata(
-                nnx.initializers.lecun_normal(), axes=(None, None, None, "embed")
-            ),
-            rngs=rngs,
-        )
+        self.patches = patch_layer(config, numerics, rngs, bias=False)
         self.class_token = parameter((width,), ("embed",), numerics, rngs)
         self.positions = parameter((patches + 1, width), (None, "embed"), numerics, rngs)
-        self.norm_in = _norm(width, config.epsilon, rngs)
+        self.norm_in = layer_norm(width, config.epsilon, rngs)
         self.blocks = stack(lambda r: CLIPBlock(config, numerics, r), config.depth, rngs)
-        self.norm_out = _norm(width, config.epsilon, rngs)
+        self.norm_out = layer_norm(width, config.epsilon, rngs)
         self.projection = _projection(config, numerics, rngs)
 
     def __call__(self, images: jax.Array) -> CLIPFeatures:
@@ -261,18 +249,52 @@ class CLIPVision(nnx.Module):
         Raises:
           ValueError: images of another size.
         """
-        c, dtype = self.config, self.numerics.dtype
-        if images.shape[1:] != (c.image, c.image, c.channels):
-            raise ValueError(
-                f"images must have shape [n, {c.image}, {c.image}, {c.channels}], "
-                f"got {list(images.shape)}"
-            )
-        x = self.patches(images).reshape(images.shape[0], -1, c.width)
-        first = jnp.broadcast_to(self.class_token[None, None].astype(dtype), (len(x), 1, c.width))
-        x = jnp.concatenate([first, x], axis=1) + self.positions[None].astype(dtype)
+        x, dtype = tokens_of(self, images), self.numerics.dtype
         last, penultimate = _through(self.blocks, self.norm_in(x).astype(dtype), None)
         pooled = self.norm_out(last[:, 0]).astype(dtype)
         return CLIPFeatures(last, penultimate, pooled, _embed(self.projection, pooled))
+
+
+def patch_layer(
+    config: CLIPVisionConfig, numerics: Numerics, rngs: nnx.Rngs, *, bias: bool
+) -> nnx.Conv:
+    """From an image to its patches' features."""
+    return nnx.Conv(
+        config.channels,
+        config.width,
+        (config.patch, config.patch),
+        strides=config.patch,
+        padding="VALID",
+        use_bias=bias,
+        dtype=numerics.dtype,
+        param_dtype=numerics.param_dtype,
+        kernel_init=nnx.with_metadata(
+            nnx.initializers.lecun_normal(), axes=(None, None, None, "embed")
+        ),
+        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=("embed",)),
+        rngs=rngs,
+    )
+
+
+def tokens_of(tower: Any, images: jax.Array) -> jax.Array:
+    """Class token and patches [n, 1 + patches, width] of images, with their positions.
+
+    Args:
+      tower: with `config`, `numerics`, `patches`, `class_token` and `positions`.
+      images: [n, image, image, channels].
+
+    Raises:
+      ValueError: images of another size.
+    """
+    c, dtype = tower.config, tower.numerics.dtype
+    if images.shape[1:] != (c.image, c.image, c.channels):
+        raise ValueError(
+            f"images must have shape [n, {c.image}, {c.image}, {c.channels}], "
+            f"got {list(images.shape)}"
+        )
+    x = tower.patches(images).reshape(images.shape[0], -1, c.width)
+    first = jnp.broadcast_to(tower.class_token[None, None].astype(dtype), (len(x), 1, c.width))
+    return jnp.concatenate([first, x], axis=1) + tower.positions[None].astype(dtype)
 
 
 class CLIP(nnx.Module):
@@ -307,3 +329,7 @@ def _embed(projection: nnx.Linear | None, pooled: jax.Array) -> jax.Array | None
 TEXT = Family(name="clip_text", config=CLIPTextConfig, build=CLIPText)
 VISION = Family(name="clip_vision", config=CLIPVisionConfig, build=CLIPVision)
 FAMILY = Family(name="clip", config=CLIPConfig, build=CLIP)
+HPSV2 = Family(name="hpsv2", config=CLIPConfig, build=CLIP)
+"""HPSv2's CLIP, v2.0: a family of its own, so that no other weights are taken for it."""
+HPSV2_1 = Family(name="hpsv2.1", config=CLIPConfig, build=CLIP)
+"""v2.1, whose scores are others."""

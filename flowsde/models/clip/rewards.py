@@ -1,9 +1,10 @@
-"""Rewards by CLIP: CLIPScore, PickScore and LAION's aesthetic score.
+"""Rewards by CLIP: CLIPScore, PickScore, HPSv2 and LAION's aesthetic score.
 
 With e(x) an image's embedding and e(c) a prompt's, both of length one,
 
     CLIPScore   scale e(x) . e(c)               Hessel et al., 2021 (arXiv 2104.08718), ViT-L/14
     PickScore   exp(logit_scale) e(x) . e(c)    Kirstain et al., 2023 (arXiv 2305.01569), ViT-H/14
+    HPSv2       e(x) . e(c)                     Wu et al., 2023 (arXiv 2306.09341), ViT-H/14
     aesthetic   head(e(x))                      Schuhmann, 2022, ViT-L/14
 
 A prompt's embedding does not change in a search: it is made once, by `text_embeddings`, and given
@@ -12,7 +13,8 @@ and made ready as these models' own preprocessing does; gradients pass through i
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +47,55 @@ def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
     Raises:
       ValueError: images of another shape.
     """
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images must have shape [n, height, width, 3], got {list(images.shape)}")
-    n, height, width, _ = images.shape
+    x = _clipped(images)
+    n, height, width, _ = x.shape
     short = min(height, width)
     rows, columns = size * height // short, size * width // short
-    x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
     # One axis after the other: what overshoots is clipped in between, as in 8 bits.
     for shape in ((n, height, columns, 3), (n, rows, columns, 3)):
         if shape != x.shape:
             x = jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), -1.0, 1.0)
     top, left = (rows - size) // 2, (columns - size) // 2
     x = x[:, top : top + size, left : left + size]
+    return _standardised(0.5 * (x + 1.0))
+
+
+def padded_pixels(images: jax.Array, size: int = 224) -> jax.Array:
+    """Images as HPSv2's own preprocessing makes them, in floating point throughout.
+
+    The long side is resized to `size` (bicubic, antialiased), black is added around it to a square
+    and each colour standardised. Values beyond [-1, 1] are clipped before the resizing alone.
+
+    Args:
+      images: [n, height, width, 3] in [-1, 1].
+      size: pixels a side.
+
+    Returns:
+      float32 [n, size, size, 3].
+
+    Raises:
+      ValueError: images of another shape.
+    """
+    x = 0.5 * (_clipped(images) + 1.0)
+    n, height, width, _ = x.shape
+    scale = size / max(height, width)
+    rows, columns = (max(1, round(side * scale)) for side in (height, width))
+    if (rows, columns) != (height, width):
+        x = jax.image.resize(x, (n, rows, columns, 3), "cubic", antialias=True)
+    around = [((size - side) // 2, size - side - (size - side) // 2) for side in (rows, columns)]
+    return _standardised(jnp.pad(x, ((0, 0), *around, (0, 0))))
+
+
+def _clipped(images: jax.Array) -> jax.Array:
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"images must have shape [n, height, width, 3], got {list(images.shape)}")
+    return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+
+
+def _standardised(x: jax.Array) -> jax.Array:
+    """Of values in [0, 1]."""
     mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (MEAN, STD))
-    return (0.5 * (x + 1.0) - mean) / std
+    return (x - mean) / std
 
 
 def text_embeddings(model: CLIP, tokens: jax.Array) -> jax.Array:
@@ -66,13 +103,22 @@ def text_embeddings(model: CLIP, tokens: jax.Array) -> jax.Array:
     return _unit(model.text_features(tokens))
 
 
-def image_embeddings(vision: CLIPVision, images: jax.Array) -> jax.Array:
+def image_embeddings(
+    vision: CLIPVision,
+    images: jax.Array,
+    pixels: Callable[[jax.Array, int], jax.Array] = clip_pixels,
+) -> jax.Array:
     """Embeddings of length one, float32 [n, projection], of images [n, h, w, 3] in [-1, 1].
+
+    Args:
+      vision: the image tower.
+      images: of any size.
+      pixels: how they are made ready, `clip_pixels` or `padded_pixels`.
 
     Raises:
       ValueError: a tower without a projection.
     """
-    embedding = vision(clip_pixels(images, vision.config.image)).embedding
+    embedding = vision(pixels(images, vision.config.image)).embedding
     if embedding is None:
         raise ValueError("the image tower must have a projection, got one without")
     return _unit(embedding)
@@ -86,13 +132,21 @@ def _unit(x: jax.Array) -> jax.Array:
 def _cosine(
     vision: CLIPVision, scale: jax.Array, images: jax.Array, wanted: jax.Array
 ) -> jax.Array:
-    embedding, wanted = image_embeddings(vision, images), wanted.astype(jnp.float32)
+    return scale * _alike(image_embeddings(vision, images), wanted)
+
+
+def _padded_cosine(vision: CLIPVision, images: jax.Array, wanted: jax.Array) -> jax.Array:
+    return _alike(image_embeddings(vision, images, padded_pixels), wanted)
+
+
+def _alike(embedding: jax.Array, wanted: jax.Array) -> jax.Array:
+    wanted = wanted.astype(jnp.float32)
     if wanted.shape != embedding.shape:
         raise ValueError(
             f"the prompts' embeddings must have shape {list(embedding.shape)}, "
             f"got {list(wanted.shape)}"
         )
-    return scale * jnp.sum(embedding * wanted, axis=-1)
+    return jnp.sum(embedding * wanted, axis=-1)
 
 
 def clip_score(model: CLIP, *, scale: float = 1.0) -> DeviceReward:
@@ -122,6 +176,29 @@ def pick_score(model: CLIP) -> DeviceReward:
     scale = jnp.exp(model.logit_scale.get_value())
     fn = jax.tree_util.Partial(*bind(_cosine, model.vision, scale))
     return device(fn, name="pick_score")
+
+
+def hps_score(
+    model: CLIP, version: Literal["2.0", "2.1"], *, minibatch: int | None = None
+) -> DeviceReward:
+    """HPSv2: the cosine of image and prompt, about .2 to .35; published tables have 100 times it.
+
+    It is told the prompt's embedding.
+
+    Args:
+      model: HPSv2's fine-tuned ViT-H/14.
+      version: that the weights are, which names the reward: scores of one say nothing of the
+        other's.
+      minibatch: images judged at once; as many as the model evaluates at once by default.
+
+    Raises:
+      ValueError: another version.
+    """
+    names = {"2.0": "hpsv2", "2.1": "hpsv2.1"}
+    if version not in names:
+        raise ValueError(f"version must be {' or '.join(names)}, got {version!r}")
+    fn = jax.tree_util.Partial(*bind(_padded_cosine, model.vision))
+    return device(fn, name=names[version], minibatch=minibatch)
 
 
 def _aesthetic(

@@ -12,6 +12,7 @@ from flowsde.models.clip.model import CLIP, FAMILY
 from flowsde.models.common.tokenizers import clip_tokenizer
 from flowsde.models.converted.opened import open_as
 from flowsde.models.converted.parts import read
+from flowsde.models.family import Family
 from flowsde.rewards import DeviceReward
 
 
@@ -25,21 +26,31 @@ class Cosine:
 
     Args:
       folder: of the converted CLIP.
-      score: `clip_score` or `pick_score`.
+      score: `clip_score`, `pick_score` or `hps_score` of a version.
+      family: that it must be of.
     """
 
     reads_text, on_device = True, True
 
-    def __init__(self, folder: Path, score: Callable[[CLIP], DeviceReward]):
-        self._folder, self._score = folder, score
-        text = open_as(folder, FAMILY).config.text
+    def __init__(
+        self, folder: Path, score: Callable[[CLIP], DeviceReward], family: Family = FAMILY
+    ):
+        self._folder, self._score, self._family = folder, score, family
+        text = open_as(folder, family).config.text
         self._tokenizer = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
 
     def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
-        model = read(self._folder, FAMILY)
-        tokens = self._tokenizer(prompts).ids
-        told = [_embed(model, tokens[i : i + 1])[0] for i in range(len(prompts))]
         # The image tower alone stays.
+        reward, told = self.loaded()
+        return reward, [told(prompt) for prompt in prompts]
+
+    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
+        """The reward, and what it is told of a prompt, by the text tower."""
+        model = read(self._folder, self._family)
+
+        def told(prompt: str) -> Any:
+            return _embed(model, self._tokenizer([prompt]).ids)[0]
+
         return self._score(model), told
 
 

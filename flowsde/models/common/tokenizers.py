@@ -1,7 +1,8 @@
-"""Prompts to the tokens that CLIP and T5 were trained on, from the files of a model's folder.
+"""Prompts to the tokens that models were trained on, from the files of a model's folder.
 
-CLIP: start, the text's tokens, end, then padding, of 77. T5: the text's tokens, end, padding, of
-as many as the model was trained with. A longer text loses its last tokens, never the end.
+CLIP and BERT: start, the text's tokens, end, then padding, of 77 and of as many as one likes. T5:
+the text's tokens, end, padding, of as many as the model was trained with. A longer text loses its
+last tokens, never the end.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of one length; `clip_tokenizer` and `t5_tokenizer` read one from a folder.
+    """A tokenizer of one length, which `clip_tokenizer` and the others read from a folder.
 
     Attributes:
       backend: which splits a text into tokens.
@@ -167,6 +168,33 @@ def t5_tokenizer(folder: str | Path, *, length: int = 512, vocab: int | None = N
     if vocab is not None:
         _check_vocabulary(folder, backend, vocab)
     return Tokenizer(backend, length, None, end, pad)
+
+
+def bert_tokenizer(folder: str | Path, *, length: int, vocab: int, pad: int = 0) -> Tokenizer:
+    """BERT's, from a folder's tokenizer.json.
+
+    Args:
+      folder: with the file.
+      length: tokens of a prompt.
+      vocab: rows of the token table of the model that is to read the tokens.
+      pad: the token that the model takes for padding.
+
+    Raises:
+      ValueError: the folder has none, or it cannot be read; a special token is not in the
+        vocabulary; or that is not the model's.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} must have a tokenizer.json, got {_found(folder)}")
+    backend = _read(folder / "tokenizer.json")
+    start, end, own = (_id(folder, backend, token) for token in ("[CLS]", "[SEP]", "[PAD]"))
+    _check_vocabulary(folder, backend, vocab)
+    if own != pad:
+        raise ValueError(
+            f"{folder} is not the tokenizer of this model: it pads by the token {own}, "
+            f"expected {pad}"
+        )
+    return Tokenizer(backend, length, start, end, pad)
 
 
 def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer, rows: int) -> int:
