@@ -10,7 +10,8 @@ Of a search with --seconds, ``timing`` has `flowsde.runner.clock.Timing`, with t
 were turned into.
 
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
-its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
+its ``image``, its ``reward``, and its ``heldout`` verdict where there is one. What the rewards of
+--heldout say is ``heldout_rewards``, see `flowsde.cli.heldout`.
 
 Of a model of videos ``image.png`` is the first frame of the file that ``video`` names, and
 ``frames.png`` has some frames of the answer, below those of steps that led to it.
@@ -34,7 +35,16 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import beginning, pictures, presets, progress, results, resume, video_sheet
+from flowsde.cli import (
+    beginning,
+    heldout,
+    pictures,
+    presets,
+    progress,
+    results,
+    resume,
+    video_sheet,
+)
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.lines import complain
@@ -99,26 +109,32 @@ _PICTURES, _TRAJECTORY = (results.IMAGE, "path.png", "search.png"), "trajectory.
 _FRAMES = "frames.png"
 
 
-def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
-    """Check everything, read the weights, and discard what --overwrite is given for.
+class Prepared(NamedTuple):
+    """The folder of each prompt, with None if its result is complete; and what scores results."""
 
-    Returns:
-      The folder of each prompt, with None if its result is complete.
+    runs: list[tuple[Path, PromptRun | None]]
+    heldout: heldout.Heldout
+
+
+def prepare(command: Sample) -> Prepared:
+    """Check everything, read the weights, and discard what --overwrite is given for.
 
     Raises:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = source_of(command)
+    rewards = heldout.of_command(command, offer)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
     wanted = [
         (folder, own) for folder, own in each if not _is_complete(command, offer, folder, own)
     ]
+    rewards.check({*folders} - {folder for folder, _ in wanted})
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
-    return [(folder, runs.get(folder)) for folder in folders]
+    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards)
 
 
 def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, Any]) -> bool:
@@ -318,15 +334,22 @@ def _path(path: Path) -> str:
     return shown(path, 4096)
 
 
-def run_all(runs: list[tuple[Path, PromptRun | None]]) -> int:
-    """Run what is incomplete; the exit code.
-
-    Args:
-      runs: of `prepare`.
+def run_all(prepared: Prepared) -> int:
+    """Run what is incomplete, and score all results; the exit code.
 
     Raises:
       CommandError, Interrupted: the work failed, or a signal came.
     """
+    code, folders = _run_each(prepared.runs), [folder for folder, _ in prepared.runs]
+    prepared.heldout.add(folders)
+    for folder in folders if prepared.heldout.rewards else ():
+        for line in prepared.heldout.said(results.read(folder) or {}):
+            print(line + f" in {_path(folder)}" * (len(folders) > 1), flush=True)
+    return code
+
+
+def _run_each(runs: list[tuple[Path, PromptRun | None]]) -> int:
+    """Run what is incomplete; the exit code."""
     code = 0
     for i, (folder, run) in enumerate(runs, 1):
         interrupts.check()
