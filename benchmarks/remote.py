@@ -67,7 +67,7 @@ class Plan:
     repetitions: int = 5
 
 
-QUICK = Plan(prompts=16, nfe=20, repetitions=2)
+QUICK = Plan(prompts=16, nfe=20, batch=8, repetitions=3)
 
 
 def _brightness(images: jax.Array, cond: Any) -> jax.Array:

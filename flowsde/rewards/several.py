@@ -174,27 +174,40 @@ def _one_each(name: str, values: Any, rewards: Any) -> tuple[float, ...]:
 def _combined(kind: str, rewards: Sequence[Any], rule: Rule) -> Reward:
     """A reward of several by a rule."""
     parts = tuple(as_reward(one) for one in _listed(rewards))
-    names = tuple(part.name for part in parts)
+    about = about_parts(kind, parts) | {"combination": Combination(_names(parts), rule)}
+    if all(isinstance(part, DeviceReward) for part in parts):
+        return DeviceReward(fn=jax.tree_util.Partial(_each, parts), **about)
+    version = version_of(parts)
+    return HostReward(fn=_EachOnHost(parts), timeout=None, version=version, **about)
+
+
+def _names(parts: Sequence[Reward]) -> tuple[str, ...]:
+    return tuple(part.name for part in parts)
+
+
+def about_parts(kind: str, parts: Sequence[Reward]) -> dict[str, Any]:
+    """Name, cost and minibatch of a reward of several; ValueError for parts that cannot be."""
+    names = _names(parts)
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
             f"rewards must have different names, got {twice[0]!r} twice: give one another with "
             f"flowsde.rewards.device(fn, name=…) or host(fn, name=…)"
         )
     sizes = [part.minibatch for part in parts if part.minibatch is not None]
-    about: dict[str, Any] = {
-        "name": f"{kind}({', '.join(names)})",
-        "cost": sum(part.cost for part in parts),
-        "minibatch": min(sizes, default=None),
-        "combination": Combination(names, rule),
-    }
     for part in parts:
         if isinstance(part, DeviceReward):
             check_static("reward", part.fn)
-    if all(isinstance(part, DeviceReward) for part in parts):
-        return DeviceReward(fn=jax.tree_util.Partial(_each, parts), **about)
+    return {
+        "name": f"{kind}({', '.join(names)})",
+        "cost": sum(part.cost for part in parts),
+        "minibatch": min(sizes, default=None),
+    }
+
+
+def version_of(parts: Sequence[Reward]) -> str | None:
+    """Versions of those outside JAX that have one."""
     versions = {p.name: p.version for p in parts if isinstance(p, HostReward) and p.version}
-    version = ", ".join(f"{name} {own}" for name, own in versions.items()) or None
-    return HostReward(fn=_EachOnHost(parts), timeout=None, version=version, **about)
+    return ", ".join(f"{name} {own}" for name, own in versions.items()) or None
 
 
 def _each(parts: tuple[DeviceReward, ...], images: jax.Array, cond: Any) -> dict[str, jax.Array]:
@@ -212,11 +225,16 @@ class _EachOnHost:
     parts: tuple[Reward, ...]
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
-        on_device = [part for part in self.parts if isinstance(part, DeviceReward)]
-        # These are computed while those outside JAX are waited for.
-        said = {part.name: _on_device(part, images, cond) for part in on_device}
-        said |= _side_by_side([p for p in self.parts if isinstance(p, HostReward)], images, cond)
-        return {part.name: np.asarray(said[part.name]) for part in self.parts}
+        return each_on_host(self.parts, images, cond)
+
+
+def each_on_host(parts: Sequence[Reward], images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
+    """Rewards float32 [n] of every part, by name."""
+    on_device = [part for part in parts if isinstance(part, DeviceReward)]
+    # These are computed while those outside JAX are waited for.
+    said = {part.name: _on_device(part, images, cond) for part in on_device}
+    said |= _side_by_side([p for p in parts if isinstance(p, HostReward)], images, cond)
+    return {part.name: np.asarray(said[part.name]) for part in parts}
 
 
 def _side_by_side(parts: list[HostReward], images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
