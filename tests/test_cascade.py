@@ -88,11 +88,10 @@ def test_what_is_wrong_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bon", "rbf, quantile, samples"])
-def test_a_search_is_the_same_in_chunks_and_batches_and_counts_what_it_asked(name):
+def test_a_search_is_the_same_in_chunks_and_batches_and_counts_what_it_asked():
     asked = Asked()
     reward = made(asked, threshold=0.3)
-    key, search, flow = jax.random.key(0), METHODS[name], problems.flow()
+    key, search, flow = jax.random.key(0), METHODS["rbf"], problems.flow()
     ids, cond = problems.batch(3)
     options = {"cond": cond, "prompt_ids": ids}
     result = fs.run(key, flow, search, reward, **options)

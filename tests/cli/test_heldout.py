@@ -14,6 +14,7 @@ from refusing import refused
 
 from flowsde._files import read_arrays
 from flowsde.cli import main as cli
+from flowsde.cli.sources.rewards import KNOWN
 
 FUNCTIONS = """
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_what_is_wrong_is_one_line(here: Path, capsys: pytest.CaptureFixture[str
          "--heldout judges:absent cannot be imported: AttributeError: module 'judges' has no "
          "attribute 'absent'"),
         (["--heldout", "best"],
-         "--heldout must be one of none, clip, pick, aesthetic or MODULE:FUNCTION, got 'best'"),
+         f"--heldout must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got 'best'"),
         (["--heldout", "pick"],
          "--heldout-model must be a converted CLIP for --heldout pick, got none"),
         (["--heldout", "judges:red", "--heldout-model", "a", "--heldout-model", "b"],
