@@ -67,6 +67,7 @@ class Plan:
     repetitions: int = 5
 
 
+# Two batches must be under way at once: a few prompts fill no more than small ones.
 QUICK = Plan(prompts=16, nfe=20, batch=8, repetitions=3)
 
 
