@@ -118,7 +118,7 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        rewards = heldout.of_command(sample, offer)
+        rewards = heldout.heldout_of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
         with _own.locked(self.out) as hidden:

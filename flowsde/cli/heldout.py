@@ -71,7 +71,7 @@ def rewards_of(
     return Heldout(found)
 
 
-def of_command(command: Sample, source: Source) -> "Heldout":
+def heldout_of(command: Sample, source: Source) -> "Heldout":
     """`rewards_of` the options of `sample`, and `batch`."""
     model = command.converted.model
     if command.heldout and source.video is not None:
@@ -155,6 +155,13 @@ class Heldout:
                 if reward.version is not None:
                     values[_VERSIONS] = values.get(_VERSIONS, {}) | {reward.name: reward.version}
                 write_json(folder / results.RESULT, values)
+
+    def report(self, folders: Sequence[Path]) -> None:
+        """`add`, and print what they say of each result."""
+        self.add(folders)
+        for folder in folders if self.rewards else ():
+            for line in self.said(results.read(folder) or {}):
+                print(line + f" in {shown(folder, 4096)}" * (len(folders) > 1), flush=True)
 
     def said(self, values: dict[str, Any]) -> list[str]:
         """Lines of what they say, given a result.json or a batch.json."""

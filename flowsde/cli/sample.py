@@ -35,18 +35,10 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import (
-    beginning,
-    heldout,
-    pictures,
-    presets,
-    progress,
-    results,
-    resume,
-    video_sheet,
-)
+from flowsde.cli import beginning, pictures, presets, progress, results, resume, video_sheet
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
+from flowsde.cli.heldout import Heldout, heldout_of
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
@@ -113,7 +105,7 @@ class Prepared(NamedTuple):
     """The folder of each prompt, with None if its result is complete; and what scores results."""
 
     runs: list[tuple[Path, PromptRun | None]]
-    heldout: heldout.Heldout
+    heldout: Heldout
 
 
 def prepare(command: Sample) -> Prepared:
@@ -123,13 +115,11 @@ def prepare(command: Sample) -> Prepared:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = source_of(command)
-    rewards = heldout.of_command(command, offer)
+    rewards = heldout_of(command, offer)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
-    wanted = [
-        (folder, own) for folder, own in each if not _is_complete(command, offer, folder, own)
-    ]
+    wanted = [both for both in each if not _is_complete(command, offer, *both)]
     rewards.check({*folders} - {folder for folder, _ in wanted})
     for folder in folders if wanted else []:
         results.make(folder)
@@ -340,17 +330,7 @@ def run_all(prepared: Prepared) -> int:
     Raises:
       CommandError, Interrupted: the work failed, or a signal came.
     """
-    code, folders = _run_each(prepared.runs), [folder for folder, _ in prepared.runs]
-    prepared.heldout.add(folders)
-    for folder in folders if prepared.heldout.rewards else ():
-        for line in prepared.heldout.said(results.read(folder) or {}):
-            print(line + f" in {_path(folder)}" * (len(folders) > 1), flush=True)
-    return code
-
-
-def _run_each(runs: list[tuple[Path, PromptRun | None]]) -> int:
-    """Run what is incomplete; the exit code."""
-    code = 0
+    code, runs = 0, prepared.runs
     for i, (folder, run) in enumerate(runs, 1):
         interrupts.check()
         if len(runs) > 1:
@@ -367,4 +347,5 @@ def _run_each(runs: list[tuple[Path, PromptRun | None]]) -> int:
                 raise
             complain("flowsde sample", str(error))
             code = 1
+    prepared.heldout.report([folder for folder, _ in runs])
     return code
