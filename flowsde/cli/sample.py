@@ -10,8 +10,7 @@ Of a search with --seconds, ``timing`` has `flowsde.runner.clock.Timing`, with t
 were turned into.
 
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
-its ``image``, its ``reward``, and its ``heldout`` verdict where there is one. What the rewards of
---heldout say is ``heldout_rewards``, see `flowsde.cli.heldout`.
+its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
 
 Of a model of videos ``image.png`` is the first frame of the file that ``video`` names, and
 ``frames.png`` has some frames of the answer, below those of steps that led to it.
