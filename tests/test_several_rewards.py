@@ -1,6 +1,8 @@
 """One reward of several: what the rules say, and what of the parts is kept."""
 
 import itertools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -231,3 +233,56 @@ def test_costs_and_minibatches_add_up():
 def test_what_cannot_be_combined_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_parts_outside_jax_are_called_side_by_side():
+    both = threading.Barrier(2, timeout=10.0)  # broken unless two wait at once
+
+    def waiting(images, cond):
+        both.wait()
+        return images[:, 0]
+
+    images = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    parts = [fs.rewards.host(waiting, name) for name in ("a", "b")]
+    reward = fs.rewards.weighted([*parts, size], [1.0, 2.0, 1.0])
+    expected = 3.0 * images[:, 0] - np.square(images).sum(1)
+    np.testing.assert_allclose(reward(images, None), expected, rtol=1e-6)
+
+
+def _calling():
+    return [one for one in threading.enumerate() if one.name.startswith("reward ")]
+
+
+def test_a_late_part_leaves_nothing_that_later_calls_could_see():
+    go_on, late, ended = threading.Event(), [], []
+
+    def slow(images, cond):
+        if not go_on.is_set():
+            late.append(threading.current_thread())
+            go_on.wait(10.0)
+            images[:] = np.nan
+        return images[:, 0]
+
+    def steady(images, cond):
+        time.sleep(0.3)
+        ended.append(time.monotonic())
+        return images[:, 1]
+
+    reward = fs.rewards.weighted(
+        [fs.rewards.host(slow, "slow", timeout=0.1), fs.rewards.host(steady, "steady")], [1.0, 1.0]
+    )
+    images = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    before = images.copy()
+    with pytest.raises(fs.rewards.RewardError, match="'slow' gave no answer within its timeout"):
+        reward(images, None)
+    # The other part has ended, and the late one is all that is left.
+    assert len(ended) == 1
+    until = time.monotonic() + 10.0
+    while (left := _calling()) != late and time.monotonic() < until:
+        time.sleep(0.01)
+    assert left == late
+    go_on.set()
+    np.testing.assert_array_equal(reward(images, None), before.sum(1))
+    late[0].join(10.0)
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(reward(images, None), before.sum(1))

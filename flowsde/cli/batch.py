@@ -4,7 +4,8 @@ batch.json
     ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
     without one), ``exact`` (share of the embedded model's pictures that are what the task
-    asks for, by the held-out judge), ``reward`` (mean); ``nfe``, ``evaluations``,
+    asks for, by the held-out judge), ``reward`` (mean), ``heldout_rewards`` (means by name, of the
+    rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
     ``backward_passes`` and ``verifier_calls`` of the finished prompts; ``occupancy``, the share of
     all rows computed that were charged to them; and ``runs``, one for each time that the command
     was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
@@ -39,7 +40,7 @@ from flowsde import _own, _schema, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
-from flowsde.cli import batch_seconds, beginning, presets, progress, results, settings
+from flowsde.cli import batch_seconds, beginning, heldout, presets, progress, results, settings
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
@@ -117,14 +118,16 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
+        rewards = heldout.heldout_of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
         with _own.locked(self.out) as hidden:
-            return self._run(offer, folder, hidden)
+            return self._run(offer, folder, hidden, rewards)
 
-    def _run(self, offer: Source, folder: Folder, hidden: Path) -> int:
+    def _run(self, offer: Source, folder: Folder, hidden: Path, rewards: heldout.Heldout) -> int:
         """Search in the folder whose lock is held; the exit code."""
         folder.open(hidden, self.total_nfe, self.overwrite)
+        rewards.check(folder.finished)
         many = len(offer.prompts)
         if not folder.missing:
             print(f"flowsde batch: {_text.shown(self.out, 4096)} is already complete", flush=True)
@@ -135,18 +138,19 @@ class Batch(Task):
                 print(f"resume  {done} of {many} prompts are finished", flush=True)
         try:
             with one_line("failed"):
-                return self._search(offer, folder)
+                return self._search(offer, folder, rewards)
         except KeyboardInterrupt as stop:
             share = f"{many - len(folder.missing)} of {many} prompts finished"
             kept = "start over" if self.total_nfe is None else "keep their finished attempts"
             said = f"interrupted with {share}; the others {kept}"
             raise interrupts.said_of(stop, said) from None
 
-    def _search(self, offer: Source, folder: Folder) -> int:
-        """Find what is missing; the exit code."""
+    def _search(self, offer: Source, folder: Folder, rewards: heldout.Heldout) -> int:
+        """Find what is missing, and score all that is there; the exit code."""
         runs, failed = list(folder.before), _Failures(offer.prompts)
         if folder.missing:
             runs.append(_search(self, offer, folder, runs, failed))
+        folder.score(rewards)
         values = _values(self, offer, folder, runs, failed)
         write_json(self.out / "batch.json", values)
         finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
@@ -155,7 +159,7 @@ class Batch(Task):
             _try_sheet(self.out / "sheet.png", cells)
         if not folder.missing:
             _own.release(self.out)
-        _print(values, self.out)
+        _print(values, self.out, rewards)
         if failed.reasons:
             many = len(failed.reasons)
             title = f"flowsde batch: {many} prompt{'s' * (many > 1)} failed"
@@ -341,6 +345,7 @@ def _values(
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
         "exact": float(np.mean(exact)) if exact else None,
         "reward": sum(rewards) / len(rewards) if rewards else None,
+        **heldout.means(every),
         **{name: sum(one[name] for one in every) for name in COUNTERS},
         "occupancy": charged / computed if computed else None,
         "failed": failed.values(),
@@ -348,11 +353,13 @@ def _values(
     }
 
 
-def _print(values: dict[str, Any], out: Path) -> None:
+def _print(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
     judged = "" if values["exact"] is None else f", {values['exact']:.0%} exact matches"
     print(f"prompts {values['finished']}{judged}")
     if values["reached"] is not None:
         print(f"reached target: {values['reached']}")
+    for line in rewards.said(values):
+        print(line)
     spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
     share = values["occupancy"]
     full = "" if share is None else f", {share:.0%} of rows charged"

@@ -20,6 +20,7 @@ from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
 from flowsde.cli import results, resume
+from flowsde.cli.heldout import Heldout
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.budget import Outcome, added
 from flowsde.runner.result import COUNTERS, Result
@@ -188,6 +189,18 @@ class Folder:
     def missing(self) -> list[int]:
         """Prompts that are not finished."""
         return [i for i, values in enumerate(self.values) if values is None]
+
+    @property
+    def finished(self) -> list[Path]:
+        """Folders of the prompts that are."""
+        pairs = zip(self.folders, self.values, strict=True)
+        return [folder for folder, values in pairs if values is not None]
+
+    def score(self, rewards: Heldout) -> None:
+        """Have held-out rewards score what is finished."""
+        if rewards.rewards:
+            rewards.add(self.finished)
+            self.values = [results.read(folder) for folder in self.folders]
 
     def known(self) -> list[dict[int, Outcome]]:
         """Outcomes of all attempts on disk, by number of the attempt and of the prompt."""

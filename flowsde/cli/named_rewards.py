@@ -16,10 +16,13 @@ import numpy as np
 
 from flowsde import shapes
 from flowsde._version import __version__
+from flowsde.cli.settings import CHOICES
 from flowsde.cli.sources.rewards import reward_source
 from flowsde.remote.served import Served, hash_of_files
 from flowsde.rewards.base import DeviceReward, Reward
 
+EMBEDDED = CHOICES["reward"]
+"""Those of the embedded model."""
 _MOST = 4096
 """Prompts of which it is kept what the reward is told."""
 
@@ -41,21 +44,28 @@ def load(name: str, folders: Sequence[Path]) -> Served:
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
     """
-    version = hashlib.sha256(f"{name} {__version__}".encode())
-    if name in ("likelihood", "rss"):
-        if folders:
-            raise ValueError(f"--reward-model must be no folder for --reward {name}")
-        reward = shapes.load_reward(name)
-        for leaf in jax.tree.leaves(reward):
-            version.update(np.asarray(leaf).tobytes())
-        return Served(partial(_scored, reward), name, version.hexdigest()[:32])
+    if name in EMBEDDED:
+        version = version_of(name, folders)
+        return Served(partial(_scored, shapes.load_reward(name)), name, version)
     source: Any = reward_source(name, folders)  # checks name and folders
-    hash_of_files(version, folders)
     if source.reads_text:
         fn: Any = _OfPrompts(*source.loaded())
     else:
         fn = partial(_untold, source.load([])[0])
-    return Served(fn, name, version.hexdigest()[:32])
+    return Served(fn, name, version_of(name, folders))
+
+
+def version_of(name: str, folders: Sequence[Path]) -> str:
+    """The version of a reward that `load` would load."""
+    version = hashlib.sha256(f"{name} {__version__}".encode())
+    if name in EMBEDDED:
+        if folders:
+            raise ValueError(f"--reward-model must be no folder for --reward {name}")
+        for leaf in jax.tree.leaves(shapes.load_reward(name)):
+            version.update(np.asarray(leaf).tobytes())
+    else:
+        hash_of_files(version, folders)
+    return version.hexdigest()[:32]
 
 
 def _untold(reward: Reward, images: np.ndarray, cond: Any) -> jax.Array:

@@ -58,6 +58,8 @@ def shown(metavar: str) -> Any:
 
 
 Weights = Annotated[tuple[Path, ...], shown("PATH"), tyro.conf.UseAppendAction]
+HeldoutNames = Annotated[tuple[str, ...], shown("REWARD"), tyro.conf.UseAppendAction]
+HeldoutFolders = Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction]
 
 
 def word(name: str) -> Any:
@@ -244,6 +246,11 @@ class Task:
     held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or
     more, the first group left and the second right, all in one row, the first above the second,
     larger than usual, at the places of a sketch, or with a count that training never showed."""
+    heldout: HeldoutNames = ()
+    """Reward that no search sees, of the pictures found: what --reward may be, also likelihood and
+    rss with an embedded model. May be given several times."""
+    heldout_model: HeldoutFolders = ()
+    """Folder of a converted model for --heldout, as --reward-model is for --reward."""
     target_reward: Float = None
     """Stop as soon as a reward reaches this."""
     keep: Int = None

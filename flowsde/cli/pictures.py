@@ -14,6 +14,7 @@ from flowsde.pictures import pixels, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 def try_to_draw(who: str, path: Path, draw: Callable[[], "Figure | None"]) -> None:
@@ -48,12 +49,16 @@ def save_image(path: Path, image: np.ndarray, size: int | None = 256) -> None:
     Raises:
       FloatingPointError: the image has values that are not finite.
     """
-    from PIL import Image
-
     if not np.isfinite(image).all():
         raise FloatingPointError("the model's picture has numbers that are not finite")
-    large = Image.fromarray(pixels(image))
-    if size is not None:
-        large = large.resize((size, size), Image.Resampling.NEAREST)
+    large = enlarged(pixels(image), size)
     with replacing(path) as temporary:
         large.save(temporary, format="PNG")
+
+
+def enlarged(image: np.ndarray, size: int | None = 256) -> "Image":
+    """A picture uint8 [H, W, 3] as `save_image` writes it."""
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    return picture if size is None else picture.resize((size, size), Image.Resampling.NEAREST)

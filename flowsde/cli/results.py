@@ -14,7 +14,7 @@ import numpy as np
 
 from flowsde import _schema
 from flowsde._files import read_json, speakable, write_json
-from flowsde._schema import fields, items, mapping, maybe, number, text, whole
+from flowsde._schema import fields, items, mapping, maybe, number, table, text, whole
 from flowsde._text import shown
 from flowsde.cli import video_files
 from flowsde.cli.errors import OptionError
@@ -38,14 +38,14 @@ ABOUT = {
 }
 """Readers of the fields that say what a run is of."""
 _HELDOUT = fields({"success": _schema.flag}, exact=_schema.flag, rss=number)
+_JUDGED = {"heldout": _HELDOUT, "heldout_rewards": table(number)}
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "heldout": _HELDOUT,
-        "kept": items(
-            fields({"heldout": _HELDOUT, "video": text}, image=text, reward=maybe(number))
-        ),
+        "kept": items(fields(_JUDGED | {"video": text}, image=text, reward=maybe(number))),
         "video": text,
+        "heldout_versions": table(text),
+        **_JUDGED,
     },
     **ABOUT,
     reward=maybe(number),

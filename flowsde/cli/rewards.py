@@ -40,7 +40,8 @@ _FUNCTION = _Line(
 class Rewards:
     """List what --reward of sample, batch, score and serve-reward may be, and what each needs.
 
-    With folders, also which of the converted models there serve which reward.
+    --heldout may be the same, but for none. With folders, also which of the converted models there
+    serve which reward.
     """
 
     folder: Annotated[tuple[Path, ...], tyro.conf.Positional, shown("[FOLDER...]")] = ()

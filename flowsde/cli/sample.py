@@ -37,6 +37,7 @@ from flowsde._text import shown
 from flowsde.cli import beginning, pictures, presets, progress, results, resume, video_sheet
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
+from flowsde.cli.heldout import Heldout, heldout_of
 from flowsde.cli.lines import complain
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import Settings
@@ -99,26 +100,30 @@ _PICTURES, _TRAJECTORY = (results.IMAGE, "path.png", "search.png"), "trajectory.
 _FRAMES = "frames.png"
 
 
-def prepare(command: Sample) -> list[tuple[Path, PromptRun | None]]:
-    """Check everything, read the weights, and discard what --overwrite is given for.
+class Prepared(NamedTuple):
+    """The folder of each prompt, with None if its result is complete; and what scores results."""
 
-    Returns:
-      The folder of each prompt, with None if its result is complete.
+    runs: list[tuple[Path, PromptRun | None]]
+    heldout: Heldout
+
+
+def prepare(command: Sample) -> Prepared:
+    """Check everything, read the weights, and discard what --overwrite is given for.
 
     Raises:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = source_of(command)
+    rewards = heldout_of(command, offer)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
-    wanted = [
-        (folder, own) for folder, own in each if not _is_complete(command, offer, folder, own)
-    ]
+    wanted = [both for both in each if not _is_complete(command, offer, *both)]
+    rewards.check({*folders} - {folder for folder, _ in wanted})
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
-    return [(folder, runs.get(folder)) for folder in folders]
+    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards)
 
 
 def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, Any]) -> bool:
@@ -318,16 +323,13 @@ def _path(path: Path) -> str:
     return shown(path, 4096)
 
 
-def run_all(runs: list[tuple[Path, PromptRun | None]]) -> int:
-    """Run what is incomplete; the exit code.
-
-    Args:
-      runs: of `prepare`.
+def run_all(prepared: Prepared) -> int:
+    """Run what is incomplete, and score all results; the exit code.
 
     Raises:
       CommandError, Interrupted: the work failed, or a signal came.
     """
-    code = 0
+    code, runs = 0, prepared.runs
     for i, (folder, run) in enumerate(runs, 1):
         interrupts.check()
         if len(runs) > 1:
@@ -344,4 +346,5 @@ def run_all(runs: list[tuple[Path, PromptRun | None]]) -> int:
                 raise
             complain("flowsde sample", str(error))
             code = 1
+    prepared.heldout.report([folder for folder, _ in runs])
     return code

@@ -1,39 +1,21 @@
 """`flowsde score`: what a reward says of pictures in files."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
-from flowsde import interrupts, shapes
 from flowsde._checks import check_path
 from flowsde._files import read_json, write_json
 from flowsde._text import shown as quoted
-from flowsde.cli import named_rewards, progress
+from flowsde.cli import progress
 from flowsde.cli.described import described
 from flowsde.cli.errors import CommandError, OptionError
 from flowsde.cli.options import Float, shown
-from flowsde.cli.picture_files import as_array, opened
-from flowsde.cli.settings import CHOICES
-from flowsde.cli.sources.rewards import KNOWN, reward_source
+from flowsde.cli.picture_reward import Picture, PictureReward
 from flowsde.rewards import RewardError
-from flowsde.shapes.data import SIZE
-
-EMBEDDED = CHOICES["reward"]
-"""Rewards of the embedded model, which are told what `shapes.encode` makes of prompts."""
-_AT_ONCE = 8
-
-
-class Picture(NamedTuple):
-    """A file, what it is said to show (None where that does not matter), and its pixels."""
-
-    path: Path
-    prompt: str | None
-    image: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,43 +50,25 @@ class Score:
         """
         if self.json is not None:
             check_path("--json", self.json)
-        fn, version, reads_text = self._loaded()
-        pictures = list(self._pictures(reads_text))
-        scores = np.zeros(len(pictures))
+        reward = PictureReward(self.reward, self.reward_model, self.reward_timeout)
+        pictures = self._pictures(reward)
         with progress.bar(total=len(pictures), unit="image", leave=False) as shown_bar:
-            for rows in _alike(pictures):
-                interrupts.check()
-                # Always as many, so that a size is compiled once.
-                padded = [pictures[i] for i in [*rows, *[rows[-1]] * (_AT_ONCE - len(rows))]]
-                scores[rows] = self._scored(fn, padded)[: len(rows)]
-                shown_bar.update(len(rows))
+            try:
+                scores = reward.scores(pictures, shown_bar.update)
+            except RewardError as error:
+                raise CommandError(str(error), permanent=True) from error
         found: list[dict[str, Any]] = [
             {"image": str(one.path), "prompt": one.prompt, "reward": float(score)}
             for one, score in zip(pictures, scores, strict=True)
         ]
         if self.json is not None:
-            write_json(self.json, {"reward": self.reward, "version": version, "images": found})
+            values = {"reward": self.reward, "version": reward.version, "images": found}
+            write_json(self.json, values)
         for one, score in zip(pictures, scores, strict=True):
             print(f"{score:10.4f}  {one.path}")
         return 0
 
-    def _loaded(self) -> tuple[Callable[..., Any], str | None, bool]:
-        """The reward, its version, and whether it reads the prompt."""
-        if self.reward in EMBEDDED:
-            if self.reward_timeout is not None:
-                raise OptionError("--reward-timeout", f"has no effect with --reward {self.reward}")
-            served = named_rewards.load(self.reward, self.reward_model)
-            return partial(_of_objects, served.fn), served.version, True
-        if self.reward == "none":
-            raise OptionError("--reward", "pictures are scored by one, expected another than none")
-        if self.reward in KNOWN and self.reward_timeout is None:
-            served = named_rewards.load(self.reward, self.reward_model)
-            return served.fn, served.version, KNOWN[self.reward].reads_text
-        source = reward_source(self.reward, self.reward_model, self.reward_timeout)
-        reward, _ = source.load([])
-        return reward, getattr(reward, "version", None), True
-
-    def _pictures(self, reads_text: bool) -> Iterator[Picture]:
+    def _pictures(self, reward: PictureReward) -> Sequence[Picture]:
         if len(self.prompt) not in (0, 1, len(self.image)):
             raise OptionError(
                 "--prompt",
@@ -112,47 +76,13 @@ class Score:
                 f"got {len(self.prompt)}",
             )
         prompts = self.prompt * (len(self.image) if len(self.prompt) == 1 else 1)
-        for i, path in enumerate(self.image):
-            image = as_array(opened("IMAGE", path))
-            if self.reward in EMBEDDED:
-                image = _reduced(path, image)
-            prompt = prompts[i] if prompts else _prompt_beside(path) if reads_text else None
-            if self.reward in EMBEDDED:
-                shapes.encode(prompt or "")
-            yield Picture(path, prompt, image)
 
-    def _scored(self, fn: Callable[..., Any], pictures: Sequence[Picture]) -> np.ndarray:
-        try:
-            images = np.stack([one.image for one in pictures])
-            return np.asarray(fn(images, [one.prompt for one in pictures]), np.float64)
-        except RewardError as error:
-            raise CommandError(str(error), permanent=True) from error
+        def read(i: int, path: Path) -> Picture:
+            beside = reward.reads_text and not prompts
+            prompt = _prompt_beside(path) if beside else prompts[i] if prompts else None
+            return reward.picture("IMAGE", path, prompt)
 
-
-def _of_objects(fn: Callable[..., Any], images: np.ndarray, prompts: Sequence[str]) -> Any:
-    return fn(images, np.stack([shapes.encode(prompt) for prompt in prompts]))
-
-
-def _alike(pictures: Sequence[Picture]) -> Iterator[list[int]]:
-    """Numbers of pictures of one size, a few at a time."""
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for i, one in enumerate(pictures):
-        sizes.setdefault(one.image.shape, []).append(i)
-    for rows in sizes.values():
-        for begin in range(0, len(rows), _AT_ONCE):
-            yield rows[begin : begin + _AT_ONCE]
-
-
-def _reduced(path: Path, image: np.ndarray) -> np.ndarray:
-    """A picture of the embedded model as it was before `sample` enlarged it for its file."""
-    times = image.shape[0] // SIZE
-    small = image[:: max(times, 1), :: max(times, 1)]
-    if small.shape[:2] != (SIZE, SIZE) or (small.repeat(times, 0).repeat(times, 1) != image).any():
-        raise ValueError(
-            f"IMAGE {quoted(path, 500)}: expected a picture of the embedded model, {SIZE} x {SIZE} "
-            f"or enlarged from that without smoothing, got {image.shape[1]} x {image.shape[0]}"
-        )
-    return small
+        return [read(i, path) for i, path in enumerate(self.image)]
 
 
 def _prompt_beside(path: Path) -> str:

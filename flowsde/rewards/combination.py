@@ -20,10 +20,11 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """Named parts and the rule that combines them."""
+    """Named parts and the rule that combines them; NaN of an unasked one is for the rule."""
 
     names: tuple[str, ...]
     rule: Rule
+    unasked: tuple[str, ...] = ()
 
     def __call__(self, parts: dict[str, Any], numpy: Any) -> Any:
         """The reward float32 [n]; NaN for a picture that a part has no reward for.
@@ -32,7 +33,10 @@ class Combination:
         """
         given = [parts[name] for name in self.names]
         # Read before the rule, in which infinities would meet.
-        known = [~(numpy.isnan(part) | numpy.isneginf(part)) for part in given]
+        known = [
+            ~numpy.isneginf(part) & (~numpy.isnan(part) | (name in self.unasked))
+            for name, part in zip(self.names, given, strict=True)
+        ]
         every = numpy.all(numpy.stack(known), axis=0)
         zero = np.float32(0.0)
         clean = [numpy.where(every, part, zero) for part in given]
@@ -80,3 +84,19 @@ class Lexicographic:
         for part in reversed(before):
             total = numpy.floor(part) + half * (one + total / (one + numpy.abs(total)))
         return np.float32(self.steps[0]) * total
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascaded:
+    """max(r_2, floor) where r_2 was asked for; else r_1 - threshold below the floor."""
+
+    threshold: float
+    floor: float
+
+    def __call__(self, parts: list[Any], numpy: Any) -> Any:
+        cheap, dear = parts
+        floor = np.float32(self.floor)
+        # Below it even where the difference is less than float32 tells apart there.
+        below = floor + numpy.minimum(cheap - np.float32(self.threshold), np.float32(0.0))
+        below = numpy.minimum(below, np.nextafter(floor, np.float32(-np.inf)))
+        return numpy.where(numpy.isnan(dear), below, numpy.maximum(dear, floor))

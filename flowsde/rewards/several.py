@@ -6,15 +6,24 @@ What each part says of a candidate is kept next to the reward: `flowsde.search.I
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde import _threads
 from flowsde._checks import check_float, check_positive
 from flowsde._static import check_static
-from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward
+from flowsde.rewards.base import (
+    DeviceReward,
+    HostReward,
+    Reward,
+    RewardError,
+    as_float32,
+    as_reward,
+)
 from flowsde.rewards.combination import Combination, Lexicographic, Minimum, Rule, Weighted
 
 
@@ -26,8 +35,9 @@ def weighted(rewards: Sequence[Any], weights: Sequence[float]) -> Reward:
       weights: one each, finite and not 0; of a penalty, negative.
 
     Returns:
-      A reward whose cost is that of its parts together; it runs outside JAX if a part does. A
-      picture for which a part gives NaN or -inf has no reward.
+      A reward whose cost is that of its parts together; it runs outside JAX if a part does, and
+      calls such parts side by side, each in a thread of its own. A picture for which a part gives
+      NaN or -inf has no reward.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -164,27 +174,40 @@ def _one_each(name: str, values: Any, rewards: Any) -> tuple[float, ...]:
 def _combined(kind: str, rewards: Sequence[Any], rule: Rule) -> Reward:
     """A reward of several by a rule."""
     parts = tuple(as_reward(one) for one in _listed(rewards))
-    names = tuple(part.name for part in parts)
+    about = about_parts(kind, parts) | {"combination": Combination(_names(parts), rule)}
+    if all(isinstance(part, DeviceReward) for part in parts):
+        return DeviceReward(fn=jax.tree_util.Partial(_each, parts), **about)
+    version = version_of(parts)
+    return HostReward(fn=_EachOnHost(parts), timeout=None, version=version, **about)
+
+
+def _names(parts: Sequence[Reward]) -> tuple[str, ...]:
+    return tuple(part.name for part in parts)
+
+
+def about_parts(kind: str, parts: Sequence[Reward]) -> dict[str, Any]:
+    """Name, cost and minibatch of a reward of several; ValueError for parts that cannot be."""
+    names = _names(parts)
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
             f"rewards must have different names, got {twice[0]!r} twice: give one another with "
             f"flowsde.rewards.device(fn, name=…) or host(fn, name=…)"
         )
     sizes = [part.minibatch for part in parts if part.minibatch is not None]
-    about: dict[str, Any] = {
-        "name": f"{kind}({', '.join(names)})",
-        "cost": sum(part.cost for part in parts),
-        "minibatch": min(sizes, default=None),
-        "combination": Combination(names, rule),
-    }
     for part in parts:
         if isinstance(part, DeviceReward):
             check_static("reward", part.fn)
-    if all(isinstance(part, DeviceReward) for part in parts):
-        return DeviceReward(fn=jax.tree_util.Partial(_each, parts), **about)
+    return {
+        "name": f"{kind}({', '.join(names)})",
+        "cost": sum(part.cost for part in parts),
+        "minibatch": min(sizes, default=None),
+    }
+
+
+def version_of(parts: Sequence[Reward]) -> str | None:
+    """Versions of those outside JAX that have one."""
     versions = {p.name: p.version for p in parts if isinstance(p, HostReward) and p.version}
-    version = ", ".join(f"{name} {own}" for name, own in versions.items()) or None
-    return HostReward(fn=_EachOnHost(parts), timeout=None, version=version, **about)
+    return ", ".join(f"{name} {own}" for name, own in versions.items()) or None
 
 
 def _each(parts: tuple[DeviceReward, ...], images: jax.Array, cond: Any) -> dict[str, jax.Array]:
@@ -202,14 +225,39 @@ class _EachOnHost:
     parts: tuple[Reward, ...]
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
-        said = {}
-        for part in self.parts:
-            if isinstance(part, HostReward):
-                # Copies: each may write to what it is given.
-                said[part.name] = part(*jax.tree.map(_copied, (images, cond)))
-            else:
-                said[part.name] = np.asarray(_on_device(part, images, cond))
-        return said
+        return each_on_host(self.parts, images, cond)
+
+
+def each_on_host(parts: Sequence[Reward], images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
+    """Rewards float32 [n] of every part, by name."""
+    on_device = [part for part in parts if isinstance(part, DeviceReward)]
+    # These are computed while those outside JAX are waited for.
+    said = {part.name: _on_device(part, images, cond) for part in on_device}
+    said |= _side_by_side([p for p in parts if isinstance(p, HostReward)], images, cond)
+    return {part.name: np.asarray(said[part.name]) for part in parts}
+
+
+def _side_by_side(parts: list[HostReward], images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
+    """Rewards of parts by name, each in a thread of its own; what one raises when all have ended.
+
+    So the failure of one leaves no other behind, which would run into the next round. One that is
+    given up at its timeout has only its own copies to write to.
+    """
+    given = [jax.tree.map(_copied, (images, cond)) for _ in parts]
+    if len(parts) == 1:
+        return {parts[0].name: parts[0](*given[0])}
+    lines = [_threads.Line(f"reward {part.name}") for part in parts]
+    try:
+        under_way = [
+            line.submit(part, *own) for line, part, own in zip(lines, parts, given, strict=True)
+        ]
+        for one in under_way:
+            with suppress(RewardError):
+                _threads.wait(one)
+        return {part.name: one.result() for part, one in zip(parts, under_way, strict=True)}
+    finally:
+        for line in lines:
+            line.close()
 
 
 def _copied(leaf: Any) -> Any:

@@ -220,6 +220,17 @@ def test_flux_searches_by_image_reward(places, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_held_out_reward_says_what_it_would_as_the_reward(places):
+    text = "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method ode "
+    given = sample(places, text + "--reward pick --reward-model {clip}", PROMPT)
+    held = sample(places, text + "--heldout pick --heldout-model {clip} --overwrite", PROMPT)
+    assert (held["reward"], held["verifier_calls"]) == (None, 0) and given["reward"] != 0.0
+    # Up to the 256 levels of the file.
+    assert held["heldout_rewards"] == {"pick": pytest.approx(given["reward"], rel=0.02)}
+    assert set(held["heldout_versions"]) == {"pick"}
+
+
+@pytest.mark.slow
 def test_another_model_under_the_same_name_is_refused(places, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(places["sit"], model)
@@ -298,6 +309,10 @@ WRONG = [
     (f"P {SIT} --method ode --label 1", "PROMPT has no effect on a SiT without a"),
     (f"{SIT} --method ode --label 1 --guidance -2", "--guidance must be at least 0, got -2"),
     (f"{SIT} --label 1 --reward clip --reward-model {{clip}}", "PROMPT is missing"),
+    (f"{SIT} --method ode --label 1 --heldout clip --heldout-model {{clip}}", "PROMPT is missing"),
+    (f"P {FLUX} --method ode --heldout rss", "--heldout: rss scores pictures of the embedded mod"),
+    (f"P {FLUX} --reward clip --reward-model {{clip}} --heldout clip --heldout-model {{clip}}",
+     "--heldout: clip is the reward that is searched by, which sees every candidate"),
     ("--model {sit} --method ode --label 1", "--vae is missing, expected the folder"),
     ("--model {sit} --vae {clip} --method ode --label 1", "model of clip, expected one of autoenc"),
 ]  # fmt: skip

@@ -231,6 +231,7 @@ WRONG = [
     (f"{HOST} --method bon --reward-frames 99", "--reward-frames must be an integer of at most 81"),
     (f"{HOST} --method bon --over-frames max", "--over-frames must be one of mean, minimum, got"),
     ("--over-frames mean", "--over-frames has no effect with --reward none, got mean"),
+    ("--heldout operator:add", "--heldout: scores pictures, and"),
     ("--frames 1 --reward-frames 2", "--reward-frames has no effect with --frames 1, got 2"),
     ("--reward weighted_of_videos:both --method bon --over-frames mean", "is of several rewards"),
 ]  # fmt: skip

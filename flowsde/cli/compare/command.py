@@ -2,7 +2,8 @@
 
 compare.json
     ``title``, ``version``, ``task``, ``prompts``, ``seeds``, ``networks`` (SHA-256 of the weights),
-    ``settings`` of each row, and ``rows`` as in `flowsde.cli.compare.summarise`.
+    ``heldout`` (rewards of --heldout with their versions), ``settings`` of each row, and ``rows``
+    as in `flowsde.cli.compare.summarise`.
 compare.csv
     The same rows.
 compare.html
@@ -11,6 +12,8 @@ accuracy.png, given.png, rss.png, diversity.png
     The plots; TABLE-accuracy.png and so on when there is more than one table.
 .flowsde/parts/
     Measurements, a file for each row, seed and batch of prompts, from which the command resumes.
+.flowsde/heldout/
+    What held-out rewards said of the pictures.
 """
 
 import csv
@@ -27,17 +30,20 @@ import flowsde as fs
 from flowsde import _own, _text
 from flowsde._checks import check_count
 from flowsde._files import HIDDEN, read_json, replacing, speakable, write_json
-from flowsde._schema import fields, items, mapping, text, whole
-from flowsde.cli import prompts, results
+from flowsde._schema import fields, items, mapping, maybe, table, text, whole
+from flowsde.cli import heldout, prompts, results
 from flowsde.cli.compare.figures import MEASURES, figure, measures
+from flowsde.cli.compare.heldout import score
 from flowsde.cli.compare.measure import Measured, Study, captions, counted, measure
 from flowsde.cli.compare.page import page
 from flowsde.cli.compare.rows import Row, plan
-from flowsde.cli.compare.summary import summarise
+from flowsde.cli.compare.summary import describe, summarise
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import (
     Flag,
+    HeldoutFolders,
+    HeldoutNames,
     Int,
     Moving,
     Preset,
@@ -57,11 +63,12 @@ from flowsde.shapes import MODELS, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
 _MOST_PROMPTS, _MOST_SEEDS, _MOST_SEARCHES = 10_000, 1_000, 100_000
-PARTS = f"{HIDDEN}/parts"
-"""Folder, below that of the results, of what was measured."""
+PARTS, SCORES = f"{HIDDEN}/parts", f"{HIDDEN}/heldout"
+"""Folders, below that of the results, of what was measured, and what held-out rewards said."""
 FILES = ("compare.json", "compare.csv", "compare.html")
 _READ = fields(
-    {"seeds": whole(1), "settings": items(mapping), "networks": items(text), "task": text},
+    {"seeds": whole(1), "settings": items(mapping), "networks": items(text), "task": text,
+     "heldout": table(maybe(text))},
     title=text, version=text, prompts=items(text), rows=items(mapping),
 )  # fmt: skip
 
@@ -116,6 +123,10 @@ class Compare:
     """Reward to search by; likelihood by default."""
     model: Annotated[str, shown("{" + ",".join(EMBEDDED) + "}")] = EMBEDDED[0]
     """Embedded model to sample; shapes-turbo is distilled to four steps (default: shapes)."""
+    heldout: HeldoutNames = ()
+    """Reward that no search sees, of the pictures found, as for flowsde sample."""
+    heldout_model: HeldoutFolders = ()
+    """Folder of a converted model for --heldout, as for flowsde sample."""
     weights: Weights = ()
     """Weights that flowsde train wrote, of the flow or of the scorer, instead of the packaged ones:
     a file, or the folder of a run. Give it twice for both."""
@@ -159,10 +170,12 @@ class Compare:
             )
         networks = weights.chosen("--weights", self.weights, MODELS[self.model])
         study = Study(texts, self.seeds, networks, task, self.model)
+        searched = {row.settings.reward for row in rows}
+        rewards = heldout.rewards_of(self.heldout, self.heldout_model, searched=[*searched])
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:
-                check_extended(self.out, rows, study)
+                check_extended(self.out, rows, study, rewards)
             prepare(self.out, self.overwrite)
             done, total = counted(rows, study, self.out / PARTS)
             if done == total:
@@ -173,7 +186,7 @@ class Compare:
             for words in left_out:
                 print(f"skipped {_text.shown(words)}", flush=True)
             with one_line("failed"):
-                report(self.out, "Methods compared", rows, study)
+                report(self.out, "Methods compared", rows, study, rewards)
 
     def _texts(self, task: Challenge) -> list[str]:
         """The prompts; ValueError naming an option that is wrong."""
@@ -226,6 +239,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
         (folder / FILES[0]).unlink(missing_ok=True)
         for part in there:
             _own.discard(part)
+        _own.discard(folder / SCORES)
     elif not parts.exists() and is_ours(folder / FILES[0]):
         raise ValueError(
             f"{folder} holds results of an earlier version of flowsde, which this one cannot "
@@ -236,7 +250,9 @@ def prepare(folder: Path, overwrite: bool) -> None:
     parts.mkdir(exist_ok=True)
 
 
-def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
+def check_extended(
+    folder: Path, rows: Sequence[Row], study: Study, rewards: heldout.Heldout
+) -> None:
     """ValueError naming what a finished comparison has and the one that is wanted has not."""
     try:
         found = _READ(read_json(folder / FILES[0]), str(folder / FILES[0]))
@@ -246,6 +262,7 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
     theirs = zip(found["rows"], found.get("settings", []), strict=False)
     lost = [row for row, settings in theirs if (row.get("method"), settings) not in ours]
     many, seeds = len(found["prompts"]), found.get("seeds", 0)
+    scored = dict(found.get("heldout", {}).items() - rewards.versions.items())
     if found.get("task", "counts") != study.task.name:
         has = f"--task {_text.shown(found.get('task', 'counts'), 20)}, not {study.task.name}"
     elif found.get("networks", study.digests) != study.digests:
@@ -255,6 +272,10 @@ def check_extended(folder: Path, rows: Sequence[Row], study: Study) -> None:
         has = f"{many} prompts, not {len(study.prompts)}" if fewer else "other prompts"
     elif seeds > study.seeds:
         has = f"--seeds {seeds}, not {study.seeds}"
+    elif scored:
+        name, version = min(scored.items())
+        of = "" if version is None else f" of version {version}"
+        has = f"--heldout {_text.shown(name, 100)}{of}, which this command leaves out"
     elif lost:
         row = _text.shown(lost[0].get("label"), 100)
         has = f"{row} at {_text.shown(lost[0].get('nfe'), 20)} NFE, which this command leaves out"
@@ -272,11 +293,14 @@ def is_ours(path: Path) -> bool:
     return True
 
 
-def report(folder: Path, title: str, rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
+def report(
+    folder: Path, title: str, rows: Sequence[Row], study: Study, rewards: heldout.Heldout
+) -> list[dict[str, Any]]:
     """Measure what is missing, write all files, and print the table, which is returned."""
     measured = measure(rows, study, folder / PARTS)
+    measured = score(rewards, study, measured, folder / SCORES)
     table = summarise(rows, measured)
-    _write(folder, title, rows, study, measured, table)
+    _write(folder, title, rows, study, rewards, measured, table)
     print(describe(table, "exact captions" if study.task.name == "counts" else "success"))
     print(f"page    {_text.shown(folder / 'compare.html', 4096)}", flush=True)
     return table
@@ -287,6 +311,7 @@ def _write(
     title: str,
     rows: Sequence[Row],
     study: Study,
+    rewards: heldout.Heldout,
     measured: dict[Row, Measured],
     table: list[dict[str, Any]],
 ) -> None:
@@ -307,6 +332,7 @@ def _write(
         "prompts": list(study.prompts),
         "seeds": study.seeds,
         "networks": study.digests,
+        **({"heldout": rewards.versions} if rewards.rewards else {}),
         "settings": [row.values for row in rows],
         "rows": table,
     }
@@ -322,20 +348,3 @@ def _draw(folder: Path, table: list[dict[str, Any]], task: str) -> None:
         for key, called in measures(task).items():
             path = folder / f"{prefix}{key}.png"
             try_to_draw("flowsde compare", path, partial(figure, lines, key, called))
-
-
-def describe(table: Sequence[dict[str, Any]], success: str = "exact captions") -> str:
-    """The table in plain text, with this name for pictures that are right."""
-    width = max(len(row["label"]) for row in table)
-    lines = [
-        f"{'':{width}} {'NFE':>5} {success:>19} {'given reward':>12} {'RSS':>6} "
-        f"{'diversity':>9} {'s/prompt':>8}"
-    ]
-    for row in table:
-        spread = "–" if row["diversity"] is None else f"{row['diversity']:.3f}"
-        accuracy = f"{row['accuracy']:.2f} [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]"
-        lines.append(
-            f"{row['label']:{width}} {row['nfe']:5} {accuracy:>19} {row['given']:12.3f} "
-            f"{row['rss']:6.2f} {spread:>9} {row['seconds']:8.2f}"
-        )
-    return "\n".join(lines)

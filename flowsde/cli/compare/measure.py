@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +107,7 @@ class Measured(NamedTuple):
       objects, unclear: clean objects that it sees, and regions that are no clean object.
       nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.
       seconds: a prompt, without compilation.
+      heldout: what rewards that no search sees say, by their names.
     """
 
     images: np.ndarray
@@ -120,6 +122,7 @@ class Measured(NamedTuple):
     backward_passes: np.ndarray
     verifier_calls: np.ndarray
     seconds: float
+    heldout: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Part(NamedTuple):
@@ -321,5 +324,6 @@ def _joined(found: Sequence[Any], study: Study) -> Measured:
         return np.swapaxes(flat.reshape(study.seeds, len(study.prompts), *flat.shape[1:]), 0, 1)
 
     seconds = float(np.median([values["seconds"] for values in found]))
-    arrays = {name: over_seeds(name) for name in Measured._fields if name != "seconds"}
+    names = [name for name in Measured._fields if name not in ("seconds", "heldout")]
+    arrays: dict[str, Any] = {name: over_seeds(name) for name in names}
     return Measured(**arrays, seconds=seconds)

@@ -13,6 +13,7 @@ from PIL import Image
 from flowsde.cli.compare.figures import figure, measures
 from flowsde.cli.compare.measure import Measured, Study
 from flowsde.cli.compare.rows import Row
+from flowsde.cli.compare.summary import HELDOUT, heldout_columns
 
 _SHOWN = 10
 """Most prompts to show pictures of."""
@@ -84,9 +85,11 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return f"{shown}<small>[{low:.2f}, {high:.2f}]</small>"
 
 
-def _columns(task: str) -> dict[str, str]:
-    """Columns by key, in the words of a task."""
-    columns = dict(_COLUMNS)
+def _columns(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Columns by key, in the words of a task, and those of held-out rewards."""
+    held_out = heldout_columns(rows)
+    own = [(key, f"held-out {key.removeprefix(HELDOUT)}") for key in held_out]
+    columns = dict([*_COLUMNS[:6], *own, *_COLUMNS[6:]])
     if task == "counts":
         del columns["exact"]
         return columns
@@ -141,7 +144,7 @@ def page(
     parts = []
     for name in dict.fromkeys(row.table for row in rows):
         own = [line for line in table if line["table"] == name]
-        parts += [f"<h2>{html.escape(name)}</h2>", _table(own, _columns(study.task.name))]
+        parts += [f"<h2>{html.escape(name)}</h2>", _table(own, _columns(study.task.name, own))]
         named_measures = measures(study.task.name).items()
         drawn = {words: figure(own, measure, words) for measure, words in named_measures}
         plots = "".join(_plot(shown, words) for words, shown in drawn.items() if shown)

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
+from flowsde._text import shown
 from flowsde.cli.compare.measure import Measured
 from flowsde.cli.compare.rows import Row, labels
 
 _RESAMPLES = 4000
+HELDOUT = "heldout "
+"""What keys of held-out rewards begin with."""
 
 
 def interval(values: np.ndarray, share: bool = False) -> tuple[float, float, float]:
@@ -69,6 +72,21 @@ def _with_interval(name: str, values: np.ndarray | None, share: bool = False) ->
     return dict(zip(keys, map(_number, interval(values, share)), strict=True))
 
 
+def _heldout(measured: Measured) -> dict[str, Any]:
+    """Means of what held-out rewards say; None where that is no number for some picture."""
+    found: dict[str, Any] = {}
+    for name, scores in measured.heldout.items():
+        known = np.isfinite(scores).all()
+        found |= _with_interval(f"{HELDOUT}{name}", scores.mean(1) if known else None)
+    return found
+
+
+def heldout_columns(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the held-out rewards of a table, without those of their intervals."""
+    first = table[0] if table else {}
+    return [key for key in first if key.startswith(HELDOUT) and f"{key}_low" in first]
+
+
 def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dict[str, Any]]:
     """One dict a row, in their order.
 
@@ -77,7 +95,8 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     evaluations, backward_passes, verifier_calls, seconds (a prompt's means); given, accuracy (share
     of pictures that are what the task asks for), exact (share whose counts are), rss and diversity,
     each with _low and _high; given_right and given_wrong, the medians of the given
-    reward over pictures that are right and that are not; clean (share of objects that are clean
+    reward over pictures that are right and that are not; "heldout NAME" of every held-out reward,
+    with _low and _high; clean (share of objects that are clean
     shapes); gain, the difference in accuracy from the first row of the table with this budget,
     paired over prompts, with _low and _high, and against, the label of that row, None for itself;
     prompts, seeds.
@@ -111,6 +130,7 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 **_with_interval("exact", m.exact.mean(1), share=True),
                 **_with_interval("rss", m.rss.mean(1)),
                 **_with_interval("diversity", diversity(m.images)),
+                **_heldout(m),
                 "given_right": _median(m.reward[m.success]),
                 "given_wrong": _median(m.reward[~m.success]),
                 "clean": float(m.objects.sum() / seen) if seen else 0.0,
@@ -121,3 +141,26 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
             }
         )
     return table
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def describe(table: Sequence[dict[str, Any]], success: str = "exact captions") -> str:
+    """The table in plain text, with this name for pictures that are right."""
+    width = max(len(row["label"]) for row in table)
+    held_out = [(key, shown(key, 40)) for key in heldout_columns(table)]
+    lines = [
+        f"{'':{width}} {'NFE':>5} {success:>19} {'given reward':>12} {'RSS':>6} "
+        f"{'diversity':>9} {'s/prompt':>8}" + "".join(f"  {words}" for _, words in held_out)
+    ]
+    for row in table:
+        spread = _shown(row["diversity"])
+        accuracy = f"{row['accuracy']:.2f} [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]"
+        lines.append(
+            f"{row['label']:{width}} {row['nfe']:5} {accuracy:>19} {row['given']:12.3f} "
+            f"{row['rss']:6.2f} {spread:>9} {row['seconds']:8.2f}"
+            + "".join(f"  {_shown(row[key]):>{len(words)}}" for key, words in held_out)
+        )
+    return "\n".join(lines)

@@ -162,9 +162,8 @@ class PublishedSource:
         over: dict[str, Any] = {}
         if made is not None:
             self._reward, over = videos.of_videos(command, name, self._reward, made.frames)
-        self.prompts = _prompts(
-            command, sampling.title, self._model.unprompted, self._reward.reads_text
-        )
+        reads_text = self._reward.reads_text or any(map(rewards.reads_text, command.heldout))
+        self.prompts = _prompts(command, sampling.title, self._model.unprompted, reads_text)
         settings, times = _settings(command, self._model, sampling.title)
         self.settings = dataclasses.replace(settings, reward=name)
         self.search = presets.build(command.method, self.settings, times)

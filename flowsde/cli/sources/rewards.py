@@ -73,6 +73,7 @@ class HostFunction:
       name: MODULE:FUNCTION.
       timeout: seconds that a call may take; what the function says itself, or an hour, by default.
       fps: of videos, for a function that has an argument of that name.
+      option: that names it.
 
     Attributes:
       reward: as `flowsde.run` takes it.
@@ -80,8 +81,10 @@ class HostFunction:
 
     reads_text, on_device = True, False
 
-    def __init__(self, name: str, timeout: float | None, fps: float | None = None):
-        function = _imported(name)
+    def __init__(
+        self, name: str, timeout: float | None, fps: float | None = None, option: str = "--reward"
+    ):
+        function = _imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
@@ -91,7 +94,7 @@ class HostFunction:
         try:
             self.reward = host(function, name, timeout=timeout or _HOUR)
         except TypeError as error:
-            raise ValueError(f"--reward {shown(name)}: {error}") from None
+            raise ValueError(f"{option} {shown(name)}: {error}") from None
 
     def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
         return self.reward, list(prompts)
@@ -158,7 +161,7 @@ KNOWN = {
 }
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _imported(name: str, option: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     before = list(sys.path)
     try:
@@ -167,20 +170,29 @@ def _imported(name: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:
         why = shown(f"{type(error).__name__}: {error}", 400)
-        raise ValueError(f"--reward {shown(name)} cannot be imported: {why}") from error
+        raise ValueError(f"{option} {shown(name)} cannot be imported: {why}") from error
     finally:
         # For what it imports when it is called; last, so that it stands before nothing of ours.
         sys.path[:] = [*before, *[here for here in [str(Path.cwd())] if here not in before]]
     if not callable(found):
-        raise ValueError(f"--reward {shown(name)} must be a function, got '{shown(found)}'")
+        raise ValueError(f"{option} {shown(name)} must be a function, got '{shown(found)}'")
     return found
 
 
 _HOUR = 3600.0
 
 
+def reads_text(name: str) -> bool:
+    """Whether a reward looks at the prompt; one that nobody knows does not."""
+    return ":" in name or (name in KNOWN and KNOWN[name].reads_text)
+
+
 def reward_source(
-    name: str, folders: Sequence[Path], timeout: float | None = None, fps: float | None = None
+    name: str,
+    folders: Sequence[Path],
+    timeout: float | None = None,
+    fps: float | None = None,
+    option: str = "--reward",
 ) -> RewardSource:
     """A reward by name.
 
@@ -189,6 +201,7 @@ def reward_source(
       folders: of --reward-model, as many as it needs.
       timeout: of --reward-timeout, seconds, for a function; an hour by default.
       fps: of videos, for a function; None for pictures.
+      option: that names it; its folders are those of the same with -model behind.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -196,7 +209,7 @@ def reward_source(
     is_function = ":" in name
     if not is_function and name not in KNOWN:
         raise ValueError(
-            f"--reward must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got '{shown(name)}'"
+            f"{option} must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got '{shown(name)}'"
         )
     if timeout is not None and not is_function:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
@@ -206,7 +219,7 @@ def reward_source(
     if len(folders) != len(wanted):
         what = " and then ".join(wanted) or "no folder"
         got = " and ".join(map(str, folders)) or "none"
-        raise ValueError(f"--reward-model must be {what} for --reward {name}, got {got}")
+        raise ValueError(f"{option}-model must be {what} for {option} {name}, got {got}")
     if is_function:
-        return HostFunction(name, timeout, fps)
+        return HostFunction(name, timeout, fps, option)
     return KNOWN[name].make(*folders)
