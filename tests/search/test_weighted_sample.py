@@ -31,17 +31,16 @@ def reward(images, cond):
     return images @ B + 0.5 * jnp.sum((images @ Q) * images, -1)
 
 
-def smc(each=len(GRID) - 1, **options):
-    """Of so many evaluations a particle."""
+def smc(ahead=0, **options):
+    """Of particles that look ahead by so many evaluations each."""
     kernel = fs.kernels.ddim(LINEAR, data_variance=VARIANCE)
     options = {"kernel": kernel, "grid": GRID, "temperature": BETA} | options
-    return fs.search.smc(nfe=PARTICLES * each + 2, **options)
+    return fs.search.smc(nfe=PARTICLES * (len(GRID) - 1 + ahead) + 2, **options)
 
 
-# Four of five steps look ahead, by three samples of an evaluation. Times and numbers of particles,
-# shares of the reward and masses are all of them chosen on the way.
+# Four of five steps look ahead, by three samples of an evaluation each.
 VARIANCE_AWARE = smc(
-    each=5 + 4 * 3, finish="mean", value="samples", value_steps=1, value_samples=3,
+    ahead=4 * 3, finish="mean", value="samples", value_steps=1, value_samples=3,
     mass="variance", tempering="polynomial", funnel=0.6, resample_until=2, scheme="ssp",
 )  # fmt: skip
 PSI = fs.search.psi(
