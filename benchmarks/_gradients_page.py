@@ -4,7 +4,7 @@ from typing import Any
 
 _NAMES = {
     "bon": "Best-of-N, no gradient",
-    "bon, 3x": "… of three times the evaluations",
+    "bon, 3x": "Best-of-N, three times the evaluations",
     "dps": "`reward_gradient`, as in DPS",
     "damped": "`reward_gradient`, damped",
     "noise_tilt": "`noise_tilt`",
