@@ -12,6 +12,7 @@ from flowsde.cli import presets, settings
 from flowsde.cli.settings import Settings
 from flowsde.search import Search
 from flowsde.search.protocol import BudgetTooSmall
+from flowsde.tuning import settings as tuning
 
 METHODS = (
     *("ode", "bon", "sop", "evolution", "smc", "code", "svdd", "rbf", "halving", "zero_order"),
@@ -30,21 +31,8 @@ class Unknown(ValueError):
     """A setting has an option that this version has not."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A method and options by name; all budgets share it."""
-
-    method: str
-    options: tuple[tuple[str, Any], ...]
-
-    @property
-    def name(self) -> str:
-        """Identity of its rows."""
-        return " ".join([self.method, *(f"{name}={_word(v)}" for name, v in self.options)])
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An option's value."""
-        return dict(self.options).get(name, default)
+class Setting(tuning.Setting):
+    """A method and options by name, as the command has them; all budgets share it."""
 
     def search(self, nfe: int) -> Search:
         """The search with a budget.
@@ -57,7 +45,7 @@ class Setting:
         fields = {field.name for field in dataclasses.fields(Settings)}
         for name, value in given.items():
             if name not in fields or value not in settings.CHOICES.get(name, (value,)):
-                raise Unknown(f"this version has no {name}={_word(value)}")
+                raise Unknown(f"this version has no {name}={value}")
         if self.method not in settings.TRAJECTORIES:
             given["nfe"] = nfe
         resolved = presets.resolve_from(_BASE, self.method, given)
@@ -76,12 +64,6 @@ class Setting:
                 return False
             raise
         return True
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_word, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def make(method: str, *groups: dict[str, Any], **more: Any) -> Setting:

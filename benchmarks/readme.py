@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _files import replace_file
+from _gradients_page import tables as gradient_tables
 from _tasks_page import best_settings, of_paper, recommended
 from _tasks_plan import paper_settings
 
@@ -60,6 +61,11 @@ def tasks_methods() -> str:
 def tasks_paper() -> str:
     """The paper's settings, and a plain sample and Best-of-N as in the paper."""
     return of_paper(_tasks(), [setting.name for setting in paper_settings()])
+
+
+def gradients() -> str:
+    """What gradients buy, of `gradients.json`."""
+    return gradient_tables(json.loads((RESULTS / "gradients.json").read_text()))
 
 
 def scorer() -> str:
@@ -373,6 +379,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "methods_analytic": methods_analytic,
     "scorer": scorer,
+    "gradients": gradients,
     "base_success": base_success,
     "tasks_nfe": tasks_nfe,
     "tasks_seconds_1": partial(tasks_seconds, 1),

@@ -11,18 +11,24 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from flowsde.cli.defaults import WORDS
+
 _Class = TypeVar("_Class", bound=type)
 
 
 def described(cls: _Class) -> _Class:
-    """Give the fields of a class their docstrings as help; for below `dataclasses.dataclass`."""
+    """Give the fields of a class their docstrings as help; for below `dataclasses.dataclass`.
+
+    {name} in them stands for `defaults.WORDS`.
+    """
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            said = tyro.conf.arg(help=" ".join(str(text.value.value).split()))
+            words = " ".join(str(text.value.value).split())
+            said = tyro.conf.arg(help=words.format_map(WORDS))
             own = cls.__annotations__[field.target.id]
             cls.__annotations__[field.target.id] = Annotated[own, said]
     return cls

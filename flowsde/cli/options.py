@@ -86,12 +86,9 @@ class Trajectory:
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
-    with a FLUX.1 or a Wan 2.1, is the model's own, and the default there for ode, sde, bon,
-    halving, zero_order, lidar, sop, evolution, dfs and pcn."""
+    with a FLUX.1 or a Wan 2.1, is the model's own, and the default there for {linear_methods}."""
     steps: Int = None
-    """Number of steps (default: 40 for ode and sde, 6 for bon and zero_order, 10 for halving and
-    lidar, 20 for sop, 4 for evolution and pcn, for the other searches a fifth of the budget and at
-    most 10)."""
+    """Number of steps (default: {steps})."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
     candidate. SiT's default is 4, Wan 2.1's 5. FLUX.1-dev's is 3.5, an input of the model that
@@ -232,11 +229,9 @@ class Task:
     the reward take is measured first, without counting, and turned into model evaluations. At the
     deadline a search ends with the best so far."""
     interpolant: Annotated[str | None, word("interpolant")] = None
-    """Interpolant to sample in; the flow is converted to it (default: vp for smc, code, svdd and
-    rbf, else linear)."""
+    """Interpolant to sample in; the flow is converted to it (default: {interpolants})."""
     kernel: Annotated[str | None, word("kernel")] = None
-    """How a particle moves from one time to the next (default: ddim for smc, code, svdd and rbf,
-    euler_maruyama for sde, else ode_euler)."""
+    """How a particle moves from one time to the next (default: {kernels})."""
     reward: Annotated[str | None, shown("REWARD")] = None
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
     minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION

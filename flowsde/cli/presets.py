@@ -121,7 +121,7 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
         (("bar",), s.accept in (None, "threshold"), f"accept {s.accept}"),
         (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
-        (("value_samples",), s.value == "samples", f"value {s.value}"),
+        (("value_samples", "mass"), s.value == "samples", f"value {s.value}"),
         (_RESAMPLING, s.potential != "final", f"potential {s.potential}"),
         (
             ("tempering_rate",),

@@ -217,7 +217,13 @@ ALWAYS = (
 """Settings that results have also where they have no effect; those of later makers only where."""
 
 
-_UNSAID = {"accept": "improve", "value": "mean", "tempering": "none", "funnel": 1.0}
+_UNSAID = {
+    "accept": "improve",
+    "value": "mean",
+    "tempering": "none",
+    "funnel": 1.0,
+    "mass": "value",
+}
 """What an earlier version did, before it was an option."""
 
 

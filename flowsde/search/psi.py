@@ -11,6 +11,7 @@ Rewards and gradients at t = 1 are those that the chains were told: nothing is e
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
+from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import GridSearch, fold_in_ids, tree_take, tree_where
 from flowsde.search.pcn import PCN, PCNState, check_walk
@@ -67,6 +69,7 @@ class PsiSampler(GridSearch):
     clip: float | None = None
     scheme: str
     threshold: float
+    branch_at: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -78,7 +81,7 @@ class PsiSampler(GridSearch):
                 self._cost,
             )
         # They refuse kernels that they cannot use.
-        assert self._chains and self._smc
+        assert self._chains and self.smc
 
     @property
     def _cost(self) -> int:
@@ -112,7 +115,8 @@ class PsiSampler(GridSearch):
         )
 
     @cached_property
-    def _smc(self) -> SMC:
+    def smc(self) -> SMC:
+        """Of the particles; its first step is that of the chains."""
         return SMC(
             nfe=self.particles(self.nfe) * self.steps,
             kernel=self.kernel,
@@ -122,11 +126,12 @@ class PsiSampler(GridSearch):
             scheme=self.scheme,
             threshold=self.threshold,
             interval=1,
+            branch_at=self.branch_at,
         )
 
     @property
     def n_candidates(self) -> int:
-        return max(self._chains.n_candidates, self._smc.n_candidates)
+        return max(self._chains.n_candidates, self.smc.n_candidates)
 
     @property
     def max_rounds(self) -> int:
@@ -140,7 +145,7 @@ class PsiSampler(GridSearch):
         n, own = self.particles(nfe), fold_in_ids(key, jnp.asarray(_SMC, jnp.int32))
         return PsiState(
             walk=self._chains.init(key, shape, target_reward, self.proposals(nfe)),
-            smc=self._smc.init(own, shape, target_reward, n * self.steps),
+            smc=self.smc.init(own, shape, target_reward, n * self.steps),
         )
 
     def _walks(self, state: PsiState) -> jax.Array:
@@ -165,7 +170,7 @@ class PsiSampler(GridSearch):
         walk, one = self._chains.ask(state.walk)
         # Without a budget it draws nothing.
         idle = state.smc._replace(nfe=jnp.where(walking, 0, state.smc.nfe))
-        _, other = self._smc.ask(idle)
+        _, other = self.smc.ask(idle)
         asked = self._rows(walking, one, other)
         valid = jnp.where(walking, self._real(one.valid), self._real(other.valid))
         return state._replace(walk=walk), asked._replace(valid=valid)
@@ -174,11 +179,11 @@ class PsiSampler(GridSearch):
         self, state: PsiState, candidates: Candidates, evals: Evaluation
     ) -> tuple[PsiState, Info]:
         walking, draw = self._walks(state), state.walk.draw
-        chains, particles = self._chains.n_candidates, self._smc.n_candidates
+        chains, particles = self._chains.n_candidates, self.smc.n_candidates
         of_walk = jax.tree.map(lambda a: a[:chains], (candidates, evals))
         of_smc = jax.tree.map(lambda a: a[:particles], (candidates, evals))
         walk, one = self._chains.tell(state.walk, *of_walk)
-        told, other = self._smc.tell(state.smc, *of_smc)
+        told, other = self.smc.tell(state.smc, *of_smc)
         smc = self._gathered(state.smc, walk, draw)
         smc = tree_where(self._chains.done(walk), self._begun(smc, walk), smc)
         new = PsiState(walk, tree_where(walking, smc, told))
@@ -208,7 +213,7 @@ class PsiSampler(GridSearch):
 
     def _sources(self, walk: PCNState, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(chain, which of its draws) of each of n particles, int32 [N]; of rows behind, any."""
-        i, most = jnp.arange(self._smc.n_candidates, dtype=jnp.int32), walk.nfe
+        i, most = jnp.arange(self.smc.n_candidates, dtype=jnp.int32), walk.nfe
         used = jnp.minimum(most, self.chains)
         chain, turn = i % used, i // used
         draws = (most - chain - 1) // used + 1
@@ -240,7 +245,7 @@ class PsiSampler(GridSearch):
         )
 
     def done(self, state: PsiState) -> jax.Array:
-        return ~self._walks(state) & self._smc.done(state.smc)
+        return ~self._walks(state) & self.smc.done(state.smc)
 
     def best(self, state: PsiState) -> Particle:
         return tree_where(self._walks(state), state.walk.best, state.smc.champion)
@@ -275,6 +280,7 @@ def psi(
     clip: float | None = None,
     scheme: Literal["multinomial", "stratified", "systematic", "residual", "ssp"] = "ssp",
     threshold: float = 0.5,
+    branch_at: int | Sequence[float] | None = None,
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -300,6 +306,10 @@ def psi(
       scheme: how particles are resampled, see `flowsde.search.resampling`.
       threshold: resample when the effective sample size is at most this share of N, 0 to 1; 1
         resamples always.
+      branch_at: steps at which particles are weighed and may be resampled, besides the first, that
+        of the chains, and the last: so many spread evenly, or in Python a tuple of positions in the
+        grid or of times. By default all. What is weighed is always the posterior mean, as chains
+        walk by its reward.
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
         two by reward; "mean" returns the posterior mean of the best particle.
@@ -331,4 +341,5 @@ def psi(
         clip=None if clip is None else float(clip),
         scheme=scheme,
         threshold=float(threshold),
+        branch_at=as_steps(branch_at, times),
     )

@@ -131,23 +131,33 @@ def end_variance():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kernel", "step_size"), [(DDIM, 1.5), (GUIDED, 4.0)], ids=["plain", "guided"]
+    ("kernel", "step_size", "branch_at"),
+    [(DDIM, 1.5, None), (GUIDED, 4.0, None), (DDIM, 1.5, (2,))],
+    ids=["plain", "guided", "at one step"],
 )
-def test_samples_are_weighed_once(kernel, step_size):
+def test_samples_are_weighed_once(kernel, step_size, branch_at):
     """exp(x / beta) moves N(0, v) to N(v / beta, v); weighing by the reward at t = 1 too would move
     it further.
     """
     prompts = 3000
     # Guided, a step size of 4 proposes from the very law at t = 1.
-    search = psi(112, kernel, walk=25, chains=1, step_size=step_size, threshold=0.5)
+    search = psi(
+        112, kernel, walk=25, chains=1, step_size=step_size, threshold=0.5, branch_at=branch_at
+    )
     model = fs.Flow.from_callable(still, None, (1,))
     result = fs.run(
         KEY, model, search, rising,
         cond=np.zeros(prompts, np.float32), prompt_ids=np.arange(prompts),
     )  # fmt: skip
+    weighed = 3 if branch_at is None else len(branch_at) + 1
+    np.testing.assert_array_equal(result.verifier_calls, 112 - 4 * 3 + 4 * weighed)
     smc = result.state.smc
     log_w = np.asarray(smc.log_weights + smc.log_z[:, None], np.float64)
     w, x = np.exp(log_w), np.asarray(smc.particles.x0[:, :, 0], np.float64)
+    sample = fs.search.weighted_sample(search, result.state)
+    np.testing.assert_allclose(np.exp(sample.log_weights), w / w.sum(1, keepdims=True), atol=1e-5)
+    np.testing.assert_array_equal(sample.particles.x0[:, :, 0], x)
+    assert sample.log_z is None  # that of its law at t = 1 is not known
     variance = end_variance()
     for f, exact in ((x, variance / BETA), (x**2, (variance / BETA) ** 2 + variance)):
         top, bottom = np.mean(w * f, axis=1), np.mean(w, axis=1)
@@ -166,6 +176,8 @@ def test_samples_are_weighed_once(kernel, step_size):
         ({"step_size": 0.0}, ValueError, "step_size must be above 0 and at most 4, got 0"),
         ({"scheme": "dice"}, ValueError, "scheme must be one of multinomial, .* got 'dice'"),
         ({"threshold": 2.0}, ValueError, "threshold is a share of the particles, 0 to 1, got 2"),
+        ({"branch_at": 4}, ValueError, "branch_at must be an integer of at most 3, got 4"),
+        ({"value": "ode"}, TypeError, "unexpected keyword argument 'value'"),
         ({"walk": 0}, ValueError, "walk must be an integer of at least 1, got 0"),
     ],
 )

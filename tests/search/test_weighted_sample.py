@@ -31,10 +31,21 @@ def reward(images, cond):
     return images @ B + 0.5 * jnp.sum((images @ Q) * images, -1)
 
 
-def smc(**options):
+def smc(ahead=0, **options):
+    """Of particles that look ahead by so many evaluations each."""
     kernel = fs.kernels.ddim(LINEAR, data_variance=VARIANCE)
     options = {"kernel": kernel, "grid": GRID, "temperature": BETA} | options
-    return fs.search.smc(nfe=PARTICLES * (len(GRID) - 1) + 2, **options)
+    return fs.search.smc(nfe=PARTICLES * (len(GRID) - 1 + ahead) + 2, **options)
+
+
+# Four of five steps look ahead, by three samples of an evaluation each.
+VARIANCE_AWARE = smc(
+    ahead=4 * 3, finish="mean", value="samples", value_steps=1, value_samples=3,
+    mass="variance", tempering="polynomial", funnel=0.6, resample_until=2, scheme="ssp",
+)  # fmt: skip
+PSI = fs.search.psi(
+    nfe=60, kernel=fs.kernels.ddim(LINEAR), grid=GRID, temperature=BETA, finish="mean"
+)
 
 
 def runs(search, n=RUNS):
@@ -49,8 +60,9 @@ def runs(search, n=RUNS):
     [
         smc(finish="mean"),
         pytest.param(fs.search.keep(smc(finish_steps=2, funnel=0.5), 2), marks=pytest.mark.slow),
+        pytest.param(VARIANCE_AWARE, marks=pytest.mark.slow),
     ],
-    ids=["plain", "wrapped"],
+    ids=["plain", "wrapped", "variance-aware"],
 )
 def test_it_is_that_of_the_tilted_law(search):
     found = fs.search.weighted_sample(search, runs(search).state)
@@ -99,9 +111,17 @@ def test_each_particle_is_worth_its_reward():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(TypeError, match="search must be of smc, which weighs particles, got"):
+    with pytest.raises(TypeError, match="search must be of smc or psi, which weigh particles, got"):
         fs.search.weighted_sample(METHODS["bon"], 0)
     with pytest.raises(ValueError, match=r"state is None: flowsde.batch keeps none"):
         fs.search.weighted_sample(METHODS["smc"], None)
     with pytest.raises(TypeError, match=r"state must be Result.state of a run of the search"):
         fs.search.weighted_sample(smc(finish="mean"), 3)
+    with pytest.raises(TypeError, match=r"state must be Result.state of a run of the search"):
+        fs.search.weighted_sample(PSI, 3)
+
+
+def test_of_psi_nothing_is_weighed_while_chains_walk():
+    state = PSI.init(jax.random.key(0), (2,), jnp.float32(jnp.inf), jnp.int32(PSI.nfe))
+    with pytest.raises(ValueError, match="of a run whose chains still walk"):
+        fs.search.weighted_sample(PSI, state)

@@ -88,9 +88,8 @@ class Compare:
     methods: Annotated[tuple[str, ...], words("method")] = ("ode", "bon", "svdd", "rbf")
     """Methods to compare (default: ode bon svdd rbf)."""
     interpolants: Annotated[tuple[str, ...], words("interpolant")] = ()
-    """Interpolants to sample in; the preset's by default. Methods that follow the ODE (ode, bon,
-    halving, zero_order, lidar, sop, evolution, dfs, pcn) have one row for all: its path is the same
-    in each."""
+    """Interpolants to sample in; the preset's by default. Methods that follow the ODE
+    ({ode_methods}) have one row for all: its path is the same in each."""
     kernels: Annotated[tuple[str, ...], words("kernel")] = ()
     """Kernels to move particles by; the preset's by default."""
     nfe: Annotated[tuple[int, ...], shown("N...")] = (50, 100)

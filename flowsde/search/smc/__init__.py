@@ -8,11 +8,12 @@ target
     p(x0) exp(r(x0) / beta) / Z,    p the law of the kernel's samples,
 
 and E[exp(log_z)] = Z (Del Moral, 2004): what phi is on the way, when resampling takes place, how
-many particles go on and what the proposal is may depend on all particles so far. A kernel guided by
-the reward's gradient proposes from q, and the weights are multiplied by p / q
-(`flowsde.search.smc.weights`): with potential "difference" that is twisted diffusion sampling (TDS;
-Wu et al., 2023, arXiv 2306.17775), and with tempering (`flowsde.search.smc.tempering`) diffusion
-alignment as sampling (DAS; Kim et al., 2025, arXiv 2501.05803).
+many particles go on and what the proposal is may depend on all particles so far. How often each is
+resampled is chosen in `flowsde.search.smc.masses`. A kernel guided by the reward's gradient
+proposes from q, and the weights are multiplied by p / q (`flowsde.search.smc.weights`): with
+potential "difference" that is twisted diffusion sampling (TDS; Wu et al., 2023, arXiv 2306.17775),
+and with tempering (`flowsde.search.smc.tempering`) diffusion alignment as sampling (DAS; Kim et
+al., 2025, arXiv 2501.05803).
 
 All weights are logarithms. They are carried where resampling is skipped. The answer is the particle
 of the highest reward at the last time, not one that resampling kept; `weighted_sample` has all.

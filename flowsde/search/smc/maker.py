@@ -12,6 +12,7 @@ from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.protocol import Search
 from flowsde.search.resampling import SCHEMES
+from flowsde.search.smc.masses import MASSES
 from flowsde.search.smc.policy import SMC
 from flowsde.search.smc.potentials import POTENTIALS
 from flowsde.search.smc.tempering import TEMPERINGS, shares
@@ -37,6 +38,7 @@ def smc(
     value: Value = "mean",
     value_steps: int = 4,
     value_samples: int = 4,
+    mass: Literal["value", "variance"] = "value",
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
@@ -77,6 +79,9 @@ def smc(
         last beta ("samples").
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
       value_samples: samples of a particle.
+      mass: what particles are resampled by: their "value", or the root mean square of exp(reward /
+        beta) over the samples from there, with which log Z has the least "variance". That needs
+        value "samples", two or more, and potential "difference".
       finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
         by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
         two by reward; "mean" returns the posterior mean of the best particle.
@@ -88,6 +93,7 @@ def smc(
     """
     for name, word, known in (
         ("potential", potential, POTENTIALS),
+        ("mass", mass, MASSES),
         ("tempering", tempering, TEMPERINGS),
         ("scheme", scheme, tuple(SCHEMES)),
     ):
@@ -100,6 +106,8 @@ def smc(
         raise ValueError(f"funnel must be above 0 and at most 1, got {funnel}")
     times = as_grid("grid", grid)
     betas = _schedule(temperature, len(times) - 1)
+    if mass == "variance":
+        _check_mass(potential, value, value_samples)
     _check_tempering(tempering, tempering_rate, threshold, temperature)
     if potential == "final":
         _check_final(
@@ -121,7 +129,7 @@ def smc(
         finish_steps,
         kernel=kernel,
         grid=times,
-        value=as_value(value, value_steps, value_samples, times, betas[-1]),
+        value=as_value(value, value_steps, value_samples, times, betas[-1] / MASSES[mass]),
         branch_at=as_steps(branch_at, times),
         temperatures=betas,
         potential=potential,
@@ -162,6 +170,19 @@ def _check_tempering(kind: str, rate: float | None, threshold: float, temperatur
         raise ValueError(
             f"threshold must be above 0 and below 1 with tempering 'adaptive', which keeps the "
             f"effective sample size there, got {threshold}"
+        )
+
+
+def _check_mass(potential: str, value: str, samples: int) -> None:
+    if potential != "difference":
+        raise ValueError(
+            f"mass 'variance' is what particles are resampled by with potential 'difference' "
+            f"alone, got {potential!r}"
+        )
+    if value != "samples" or samples < 2:
+        raise ValueError(
+            f"mass 'variance' is of how rewards differ from one particle on; expected value "
+            f"'samples' and value_samples of at least 2, got {value!r} and {samples}"
         )
 
 
