@@ -4,6 +4,9 @@ from typing import Any
 
 from _tasks_compare import grouped
 
+_MANY = 5
+"""Methods that make a column worth while."""
+
 
 def _number(value: float | None) -> str:
     return "∞" if value is None else f"{value:.1f}"
@@ -53,7 +56,7 @@ def best_settings(results: dict[str, Any]) -> str:
     """Successes on the development captions of each method's best setting.
 
     That is the one with the largest mean over what most have been measured on. Best-of-N is tuned
-    to each task and budget; columns are those that most methods have.
+    to each task and budget; columns are those that `_MANY` methods have.
     """
     rows = [r for r in results["rows"] if r["split"] == "dev" and r["method"] != "ode"]
     lines = []
@@ -66,7 +69,7 @@ def best_settings(results: dict[str, Any]) -> str:
         columns = [
             column
             for column in ((task, nfe) for task in tasks for nfe in budgets)
-            if 2 * sum((method, *column) in there for method in methods) > len(methods)
+            if sum((method, *column) in there for method in methods) >= min(_MANY, len(methods))
         ]
         shown = {}
         for (method,), own in grouped(of_model, "method").items():

@@ -24,12 +24,12 @@ from matplotlib.ticker import (
 
 NAMES = {
     "bon": "Best-of-N", "sop": "SoP", "evolution": "evolution", "smc": "SMC", "code": "CoDe",
-    "svdd": "SVDD", "rbf": "RBF",
+    "svdd": "SVDD", "epsilon_greedy": "ε-greedy", "rbf": "RBF",
 }  # fmt: skip
 # Okabe and Ito's, told apart without colour vision; the baseline is black.
 _COLOURS = {
     "bon": "black", "sop": "#56B4E9", "evolution": "#CC79A7", "smc": "#0072B2", "code": "#009E73",
-    "svdd": "#E69F00", "rbf": "#D55E00",
+    "svdd": "#E69F00", "epsilon_greedy": "#8C6D31", "rbf": "#D55E00",
 }  # fmt: skip
 _MARKERS = {
     "bon": "s",
@@ -38,6 +38,7 @@ _MARKERS = {
     "smc": "o",
     "code": "^",
     "svdd": "D",
+    "epsilon_greedy": "*",
     "rbf": "P",
 }
 _APART = 1.015

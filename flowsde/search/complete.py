@@ -128,7 +128,7 @@ class Complete(Wrapper):
         last = state.base
         before = Before(last.x, last.x0, last.x1, jnp.where(state.step == 0, 0.0, last.t))
         x, now = self.solver(before, particle.x, particle.x0, particle.x1, particle.t, t)
-        return particle._replace(**now._asdict()), x, t
+        return particle._replace(x=now.x, x0=now.x0, x1=now.x1, t=now.t), x, t
 
     def ask(self, state: CompleteState) -> tuple[CompleteState, Candidates]:
         inner, asked = self.inner.ask(state.inner)
