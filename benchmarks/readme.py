@@ -68,6 +68,31 @@ def gradients() -> str:
     return gradient_tables(json.loads((RESULTS / "gradients.json").read_text()))
 
 
+def diagnosis() -> str:
+    """Rank correlation and worth of branching at each time of `diagnosis.json`."""
+    found = json.loads((RESULTS / "diagnosis.json").read_text())
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        if row[name] is None:
+            return "–"
+        return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} – {row[f'{name}_high']:.2f})"
+
+    tasks = list(dict.fromkeys(row["task"] for row in found["rows"]))
+    lines = [
+        f"{found['n']} trajectories of each of {found['captions']} development captions.",
+        "",
+        "| model | t | " + " | ".join(f"{t}: rank correlation | {t}: worth" for t in tasks) + " |",
+        "|---" * (2 + 2 * len(tasks)) + "|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        own = [row["times"] for row in found["rows"] if row["model"] == model]
+        # The last time is the picture's.
+        for at in list(zip(*own, strict=True))[:-1]:
+            cells = [cell(row, name) for row in at for name in ("correlation", "worth")]
+            lines.append(f"| {model} | {at[0]['time']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def scorer() -> str:
     """Exact captions, ranking accuracies, places and speed of `scorer.json`, by scorer."""
     found = json.loads((RESULTS / "scorer.json").read_text())
@@ -386,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks_seconds_5": partial(tasks_seconds, 5),
     "tasks_methods": tasks_methods,
     "tasks_paper": tasks_paper,
+    "diagnosis": diagnosis,
     "search_overhead": search_overhead,
 }
 
