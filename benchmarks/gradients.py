@@ -31,6 +31,7 @@ law); ``rows``: problem, way, setting, set ("tune" or "report"), nfe, then the n
 and _high, 95 % bootstraps over clouds or captions; seconds of the row, compiling included.
 """
 
+import abc
 import dataclasses
 import json
 import time
@@ -114,7 +115,7 @@ def summary(values: dict[str, np.ndarray]) -> Row:
     return row
 
 
-class Problem:
+class Problem(abc.ABC):
     """What all ways are measured on; `score` is what settings are chosen by."""
 
     name: str
@@ -124,13 +125,13 @@ class Problem:
     temperatures: tuple[float, ...]
     shares: tuple[float, ...]
 
+    @abc.abstractmethod
     def curvature(self, temperature: float) -> float:
         """By which damping is."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def measure(self, way: Way, first: int, n: int) -> dict[str, np.ndarray]:
         """Values of n clouds or captions from the first on."""
-        raise NotImplementedError
 
     def about(self, n: int) -> Row:
         """What else is known, of n clouds or captions."""

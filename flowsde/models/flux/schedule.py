@@ -9,13 +9,11 @@ with shifted times take the 28 of the pipeline in `diffusers`.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
 from flowsde import _schema, grids
-from flowsde._files import read_json
+from flowsde.models.common import scheduler
 
-_NAME = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
 _TIMES = 1000
 """Times that the model counts between data and noise."""
@@ -65,13 +63,7 @@ def read(folder: Path) -> Schedule:
       ValueError: there is none, it is of another class, a field is of the wrong kind, or it spaces
         times in a way that is not known here.
     """
-    path = folder / _NAME
-    if not path.is_file():
-        raise ValueError(f"{folder} must hold {_NAME}, as a FLUX pipeline does")
-    says = _schema.mapping(read_json(path), str(path))
-    kind = says.get("_class_name", _CLASS)
-    if kind != _CLASS:
-        raise ValueError(f"{path} is of a {kind}, expected {_CLASS}, whose times are known here")
+    path, says = scheduler.fields(folder, _CLASS, "FLUX")
     unknown = [name for name in _UNKNOWN if says.get(name)]
     for name, usual in (("time_shift_type", "exponential"), ("num_train_timesteps", _TIMES)):
         if says.get(name, usual) != usual:
@@ -82,9 +74,7 @@ def read(folder: Path) -> Schedule:
     positive = ("shift", "base_image_seq_len", "max_image_seq_len")
     for name in (*positive, "base_shift", "max_shift"):
         value = says.get(name, 1.0)
-        # An integer may be of any size, and isfinite knows floats only.
-        number = type(value) in (int, float) and abs(value) < 2.0**31 and math.isfinite(value)
-        if not number or (name in positive and value <= 0):
+        if not scheduler.is_finite(value) or (name in positive and value <= 0):
             kind = "positive and finite" if name in positive else "finite"
             raise ValueError(f"{path}: {name} must be {kind}, got {value!r}")
     low, high = says.get("base_image_seq_len", 256), says.get("max_image_seq_len", 4096)

@@ -4,17 +4,14 @@ n steps start from the first n of n + 1 even times from 1 to 1 / 1000, and end a
 shifted by s t / (1 + (s - 1) t): s = 3 for videos of 480 rows, 5 for 720.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 
-from flowsde import _schema
 from flowsde._checks import check_count, check_positive
-from flowsde._files import read_json
 from flowsde.grids import MOST_STEPS, Grid
+from flowsde.models.common import scheduler
 
-_NAME = "scheduler_config.json"
 _CLASS = "UniPCMultistepScheduler"
 _TIMES = 1000
 _EXPECTED = {
@@ -51,13 +48,7 @@ def read(folder: Path) -> float:
       ValueError: there is none, it is of another class, a field is of the wrong kind, or it spaces
         times in a way that is not known here.
     """
-    path = folder / _NAME
-    if not path.is_file():
-        raise ValueError(f"{folder} must hold {_NAME}, as a Wan pipeline does")
-    says = _schema.mapping(read_json(path), str(path))
-    kind = says.get("_class_name", _CLASS)
-    if kind != _CLASS:
-        raise ValueError(f"{path} is of a {kind}, expected {_CLASS}, whose times are known here")
+    path, says = scheduler.fields(folder, _CLASS, "Wan")
     found = {name: says.get(name, _DEFAULTS.get(name, value)) for name, value in _EXPECTED.items()}
     wrong = {name: value for name, value in found.items() if value != _EXPECTED[name]}
     wrong |= {name: says[name] for name in _UNKNOWN if says.get(name)}
@@ -65,8 +56,6 @@ def read(folder: Path) -> float:
         got = ", ".join(f"{name} {value!r}" for name, value in wrong.items())
         raise ValueError(f"{path} has {got}, expected the times of a flow, shifted by flow_shift")
     shift = says.get("flow_shift", 1.0)
-    # An integer may be of any size, and isfinite knows floats only.
-    number = type(shift) in (int, float) and abs(shift) < 2.0**31 and math.isfinite(shift)
-    if not number or shift <= 0:
+    if not scheduler.is_finite(shift) or shift <= 0:
         raise ValueError(f"{path}: flow_shift must be positive and finite, got {shift!r}")
     return float(shift)
