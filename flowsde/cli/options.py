@@ -156,8 +156,7 @@ class Converted:
     """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
     the folder that flowsde convert wrote, of a FLUX.1 or Wan 2.1 pipeline or a SiT."""
     size: Annotated[str | None, shown("SIZE")] = None
-    """Size in pixels. FLUX.1: HEIGHTxWIDTH, 1024x768, or 1024 for a square (default: the model's
-    own). Wan 2.1: WIDTHxHEIGHT, as videos have it (default: 832x480)."""
+    """Size in pixels: WIDTHxHEIGHT, 832x480, or 1024 for a square (default: the model's own)."""
     frames: Int = None
     """Wan 2.1: frames of a video, 1 and a multiple of 4 (default: 81); 1 makes a picture."""
     fps: Float = None

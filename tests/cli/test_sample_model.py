@@ -62,21 +62,27 @@ def test_flux_without_a_reward(places, tmp_path, capsys):
     # Guidance is an input: it costs nothing.
     assert result["nfe"] == result["evaluations"] == 2
     settings = result["settings"]
-    assert settings["guidance"] == 2.0 and settings["size"] == "16x24"
+    assert settings["guidance"] == 2.0 and settings["size"] == "16 wide, 24 high"
     assert (settings["grid"], settings["reward"], settings["model"]) == (
         "model", "none", places["dev"],
     )  # fmt: skip
-    assert size(places) == (24, 16)
+    assert size(places) == (16, 24)
     assert files(tmp_path) == {"image.png", "result.json", "trajectory.npz"}
     with np.load(tmp_path / "out" / "trajectory.npz") as file:
         times = file["time"][:, 0]
     ours = fs.load(places["dev"])
-    np.testing.assert_allclose(times, ours.grid(2, 16, 24)[:2], rtol=1e-6)
+    np.testing.assert_allclose(times, ours.grid(2, 24, 16)[:2], rtol=1e-6)
     # As these times were called at first; the option has the name that they have now.
     old = result | {"settings": settings | {"grid": "flux"}}
     (tmp_path / "out" / "result.json").write_text(json.dumps(old))
     sample(places, f"{text} --grid model", PROMPT)
     assert "is already complete" in capsys.readouterr().out
+    # Sizes were height x width at first, which is another picture.
+    old = result | {"settings": settings | {"size": "16x24"}}
+    (tmp_path / "out" / "result.json").write_text(json.dumps(old))
+    with pytest.raises(SystemExit):
+        sample(places, text, PROMPT)
+    assert "16x24" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])
@@ -280,9 +286,9 @@ WRONG = [
     (f"P {FLUX} --method ode --target-reward 1", "--target-reward has no effect with"),
     (f"P {FLUX} --method ode --label 2", "--label has no effect with a FLUX.1, got 2"),
     (f"P {FLUX} --method ode --vae {{vae}}", "--vae has no effect with a FLUX.1"),
-    (f"P {FLUX} --method ode --size large", "--size must be HEIGHTxWIDTH"),
-    (f"P {FLUX} --method ode --size 30x32", "--size: height must be a multiple of 4, got 30"),
-    (f"P {FLUX} --method ode --size 32x0", "--size: width must be"),
+    (f"P {FLUX} --method ode --size large", "--size must be WIDTHxHEIGHT"),
+    (f"P {FLUX} --method ode --size 32x30", "--size: height must be a multiple of 4, got 30"),
+    (f"P {FLUX} --method ode --size 0x32", "--size: width must be"),
     (f"P {FLUX} --method ode --guidance -1", "--guidance: guidance must be"),
     (f"P {FLUX} --method ode --guidance nan", "--guidance must be a finite number"),
     ("P --model {schnell} --method ode --guidance 2", "--guidance: this model takes no guidance"),

@@ -219,7 +219,7 @@ WRONG = [
     ("--frames 16", "--frames must be 1 and a multiple of 4, got 16: expected 13 or 17"),
     ("--frames 0", "--frames must be an integer of at least 1, got 0"),
     ("--frames 99999999999", "--frames must be an integer of at most 10000"),
-    ("--size 832", "--size must be WIDTHxHEIGHT in pixels, as 832x480, got '832'"),
+    ("--size 832x", "--size must be WIDTHxHEIGHT or one number of pixels, of five digits at most"),
     ("--size 830x480", "--size: width must be a multiple of 16, got 830"),
     ("--fps 0", "--fps must be above 0, to 240, got 0"),
     ("--frames 1 --fps 8", "--fps has no effect with --frames 1, got 8"),

@@ -133,7 +133,7 @@ def test_a_negative_prompt_guides_as_in_diffusers(freed):
 def test_the_command_leads_away_from_a_negative_prompt(freed, tmp_path):
     ours, out = freed[1:]
     words = ["sample", PROMPT, "--model", str(out), "--method", "ode", "--text-tokens", "20"]
-    words += ["--negative-prompt", tiny.PROMPTS[1], "--guidance", "3", "--size", "24x32"]
+    words += ["--negative-prompt", tiny.PROMPTS[1], "--guidance", "3", "--size", "32x24"]
     assert PublishedSource(cli._parse(words)).settings.steps == 28
     cli.main([*words, "--steps", "2", "--save-trajectory", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "result.json").read_text())

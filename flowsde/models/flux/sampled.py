@@ -1,16 +1,15 @@
 """FLUX.1 as ``flowsde sample --model`` takes it."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from flowsde._text import shown
 from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.grids import Grid
+from flowsde.models.common.size import height_and_width
 from flowsde.models.family import Sampling
 from flowsde.models.flux.pipeline import LENGTH, PIPELINE, FluxPipeline, check_length
 
@@ -30,7 +29,7 @@ class SampledFlux:
         negative_prompt: str | None,
     ):
         self._pipeline = FluxPipeline(folder)
-        self._size = _pixels(size)
+        self._size = (None, None) if size is None else height_and_width(size)
         try:
             self._pipeline.latents(*self._size)
         except ValueError as error:
@@ -41,9 +40,9 @@ class SampledFlux:
         self._negative = negative_prompt
         # A scale is an input of the model, or costs a second evaluation.
         self._scale, self.guidance = self._guidance(guidance)
-        sides = [self._pipeline.side if side is None else side for side in self._size]
+        height, width = (side or self._pipeline.side for side in self._size)
         self.named: dict[str, Any] = {
-            "size": "x".join(map(str, sides)),
+            "size": _recorded(height, width),
             "guidance": self._scale if negative_prompt is None else self.guidance,
             "negative_prompt": negative_prompt,
             "text_tokens": self._length,
@@ -87,18 +86,12 @@ class SampledFlux:
         return classifier_free_guidance(flow, self.guidance, self._null)
 
 
-def _pixels(size: str | None) -> tuple[int | None, int | None]:
-    """Height and width."""
-    if size is None:
-        return None, None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
-    if found is None:
-        raise ValueError(
-            f"--size must be HEIGHTxWIDTH or one number of pixels, of five digits at most, "
-            f"got '{shown(size)}'"
-        )
-    height = int(found[1])
-    return height, height if found[2] is None else int(found[2])
+def _recorded(height: int, width: int) -> str:
+    """The size as results say it.
+
+    Earlier ones have height x width: a picture that is no square is to be told from theirs.
+    """
+    return f"{width}x{height}" if width == height else f"{width} wide, {height} high"
 
 
 SAMPLING = Sampling(of=PIPELINE.name, title="a FLUX.1", make=SampledFlux)

@@ -1,15 +1,14 @@
 """Wan 2.1 as ``flowsde sample --model`` takes it."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flowsde._checks import check_count, check_non_negative
-from flowsde._text import shown
 from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.grids import Grid
+from flowsde.models.common.size import height_and_width
 from flowsde.models.family import Sampling
 from flowsde.models.wan.pipeline import (
     FRAMES,
@@ -42,7 +41,7 @@ class SampledWan:
         negative_prompt: str | None,
     ):
         self._pipeline = WanPipeline(folder)
-        self._height, self._width = _pixels(size)
+        self._height, self._width = (HEIGHT, WIDTH) if size is None else height_and_width(size)
         self.frames = FRAMES if frames is None else frames
         check_count("--frames", self.frames, most=_MOST_FRAMES)
         try:
@@ -86,18 +85,6 @@ class SampledWan:
         if self._negative is None:
             return flow
         return classifier_free_guidance(flow, self.guidance, self._null)
-
-
-def _pixels(size: str | None) -> tuple[int, int]:
-    """Height and width."""
-    if size is None:
-        return HEIGHT, WIDTH
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
-    if found is None:
-        raise ValueError(
-            f"--size must be WIDTHxHEIGHT in pixels, as {WIDTH}x{HEIGHT}, got '{shown(size)}'"
-        )
-    return int(found[2]), int(found[1])
 
 
 def _fps(given: float | None, frames: int) -> float:
