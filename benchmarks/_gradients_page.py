@@ -32,7 +32,7 @@ def _table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> l
 
 def tables(found: dict[str, Any]) -> str:
     """A problem after the other."""
-    said, lines = {"law": _law, "layout": _layout}, []
+    said, lines = {"law": _law, "layout": _layout, "clip": _clip}, []
     for name, about in found["problems"].items():
         title, columns = said[name](about)
         rows = [r for r in found["rows"] if (r["problem"], r["set"]) == (name, "report")]
@@ -59,5 +59,16 @@ def _layout(about: dict[str, Any]) -> tuple[str, dict[str, tuple[str, str]]]:
             "reward": ("reward", ".2f"),
             "gain": ("reward above Best-of-N's, paired", "+.2f"),
             "success": ("success", ".2f"),
+        },
+    )
+
+
+def _clip(about: dict[str, Any]) -> tuple[str, dict[str, tuple[str, str]]]:
+    return (
+        f"A small CLIP of random weights: {about['report']} captions, settings chosen on "
+        f"{about['tune']} others.",
+        {
+            "reward": ("reward", ".2f"),
+            "gain": ("reward above Best-of-N's, paired", "+.2f"),
         },
     )

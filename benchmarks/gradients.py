@@ -25,35 +25,35 @@ of 2 trajectories of 12 steps, VP and DDIM(1). `reward` is the given one, chosen
 share of pictures that the held-out judge finds right; `gain` is the reward's paired difference to
 bon. Captions of both sets are of the development split.
 
+clip: the same with the cosine of captions and pictures by a small CLIP of random weights: how well
+a reward of that family, which no picture of the flow's was made for, is climbed. Rewards are in
+standard deviations over scenes.
+
 JSON keys: ``problems``, by name: quick, tune and report (clouds or captions of each set), and of
 law particles (of a cloud), floor (distance of exact draws from others) and mean_reward (of the
 law); ``rows``: problem, way, setting, set ("tune" or "report"), nfe, then the names above with _low
 and _high, 95 % bootstraps over clouds or captions; seconds of the row, compiling included.
 """
 
-import abc
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from _files import save_json
+from _gradients_problems import VARIANCE, Clip, Law, Layout, Pictures, Problem, Row, Way
 
 import flowsde as fs
-from flowsde import shapes
 from flowsde.cli.compare.summary import interval
-from flowsde.conds import stacked
-from flowsde.shapes.tasks import TASKS
 
-Row = dict[str, Any]
+Name = Literal["law", "layout", "clip"]
+_PICTURES: dict[str, Callable[[int], Pictures]] = {"layout": Layout, "clip": Clip}
 VP = fs.interpolants.vp()
-DIMENSION, VARIANCE, BETA, STEPS = 16, 0.09, 0.25, 40
+STEPS = 40
 LAYOUT_STEPS, LAYOUT_NFE = 12, 24
 
 
@@ -62,28 +62,14 @@ class Args:
     """Options of the benchmark.
 
     Attributes:
-      quick: smaller numbers, without layout, done in 45 seconds on two cores.
+      quick: smaller numbers, of law alone, done in 45 seconds on two cores.
       json: where the results are written to, after each row.
       problems: to measure, all by default; rows of others stay as the JSON file has them.
     """
 
     quick: bool = False
     json: Path | None = None
-    problems: tuple[Literal["law", "layout"], ...] = ("law", "layout")
-
-
-class Way(NamedTuple):
-    """How to spend the evaluations: a search, and the reward's scale that it is given."""
-
-    name: str
-    setting: str
-    search: fs.search.BestOfN
-    scale: float = 1.0
-
-
-def scaled(reward: Any, scale: jax.Array, images: jax.Array, cond: Any) -> jax.Array:
-    """A reward in other units: guidance by it has another temperature, and is not compiled anew."""
-    return scale * reward(images, cond)
+    problems: tuple[Name, ...] = get_args(Name)
 
 
 def ways(kernel: fs.kernels.Kernel, steps: int, nfe: int, problem: "Problem") -> Iterator[Way]:
@@ -115,126 +101,6 @@ def summary(values: dict[str, np.ndarray]) -> Row:
     return row
 
 
-class Problem(abc.ABC):
-    """What all ways are measured on; `score` is what settings are chosen by."""
-
-    name: str
-    score: str
-    sign: float
-    short: tuple[int, ...]
-    temperatures: tuple[float, ...]
-    shares: tuple[float, ...]
-
-    @abc.abstractmethod
-    def curvature(self, temperature: float) -> float:
-        """By which damping is."""
-
-    @abc.abstractmethod
-    def measure(self, way: Way, first: int, n: int) -> dict[str, np.ndarray]:
-        """Values of n clouds or captions from the first on."""
-
-    def about(self, n: int) -> Row:
-        """What else is known, of n clouds or captions."""
-        return {}
-
-
-def quadratic(at: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
-    """-|x - a|^2 of points [n, d]."""
-    return -jnp.sum(jnp.square(x - at), axis=-1)
-
-
-class Law(Problem):
-    """The tilted mixture, with clouds of so many particles."""
-
-    name, score, sign = "law", "distance", -1.0
-    short = (5, 8, 20, 40)
-    temperatures = (0.5 * BETA, 0.7 * BETA, BETA, 1.4 * BETA)
-    shares = (0.015, 0.03, 0.06, 0.12)
-
-    def __init__(self, particles: int) -> None:
-        rng = np.random.default_rng(0)
-        self.particles = particles
-        means = rng.normal(size=(4, DIMENSION)) / DIMENSION**0.5
-        self.at = np.asarray(means[-1] + rng.normal(size=DIMENSION) / DIMENSION**0.5, np.float32)
-        self.data = fs.analytic.mixture([0.4, 0.3, 0.2, 0.1], means, VARIANCE)
-        slope, curve = 2.0 * self.at, -2.0 * np.eye(DIMENSION)
-        self.tilted, _ = self.data.tilt(slope, curve, BETA)
-        self.mean = np.asarray(self.tilted.mean(), np.float64)
-        spread = np.trace(np.asarray(self.tilted.covariance(), np.float64))
-        self.reward = -float(spread + np.sum(np.square(self.mean - self.at)))
-        turns = rng.normal(size=(DIMENSION, 32))
-        self.directions = turns / np.linalg.norm(turns, axis=0)
-
-    def curvature(self, temperature: float) -> float:
-        """That of the reward."""
-        return 1.0
-
-    def exact(self, cloud: int) -> np.ndarray:
-        """Draws of the law [n, d]."""
-        return np.asarray(self.tilted.sample(jax.random.key(10_000 + cloud), self.particles))
-
-    def distance(self, x: np.ndarray, cloud: int) -> float:
-        """Sliced Wasserstein-2 distance of a cloud [n, d] to exact draws."""
-        own, law = (np.sort(a @ self.directions, axis=0) for a in (x, self.exact(cloud)))
-        return float(np.sqrt(np.mean(np.square(own - law))))
-
-    def about(self, n: int) -> Row:
-        """Exact draws' distance from others."""
-        floor = np.mean([self.distance(self.exact(-1 - i), i) for i in range(n)])
-        return {"particles": self.particles, "floor": float(floor), "mean_reward": self.reward}
-
-    def measure(self, way: Way, first: int, n: int) -> dict[str, np.ndarray]:
-        """Values of n clouds."""
-        reward = jax.tree_util.Partial(quadratic, jnp.asarray(self.at))
-        found = fs.run(
-            jax.random.key(0), self.data.flow(), way.search,
-            jax.tree_util.Partial(scaled, reward, jnp.float32(way.scale)),
-            prompt_ids=first * self.particles + np.arange(n * self.particles),
-        )  # fmt: skip
-        x = np.asarray(found.image, np.float64).reshape(n, self.particles, DIMENSION)
-        rewards = -np.square(x - self.at).sum(-1).mean(1)
-        return {
-            "distance": np.asarray([self.distance(own, first + i) for i, own in enumerate(x)]),
-            "reward": rewards - self.reward,
-            "mean_error": np.linalg.norm(x.mean(1) - self.mean, axis=-1),
-        }
-
-
-class Layout(Problem):
-    """Pictures by a sketch, so many captions at a time."""
-
-    name, score, sign = "layout", "reward", 1.0
-    batch = 16
-    short = (4, 6, 12)
-    temperatures = (1.0, 0.5, 0.25)
-    shares = (0.05, 0.15, 0.4)
-
-    def __init__(self, captions: int) -> None:
-        self.task = TASKS["layout"]
-        self.texts = self.task.captions("dev", captions)
-        self.flow = self.task.flow(shapes.load_flow())
-        self.reward_fn = self.task.load_reward()
-
-    def curvature(self, temperature: float) -> float:
-        """Halves the pull where x0 has half of the data's variance."""
-        return 4.0 * temperature
-
-    def measure(self, way: Way, first: int, n: int) -> dict[str, np.ndarray]:
-        """Values of n captions, a multiple of the batch."""
-        rewards, success = [], []
-        reward = jax.tree_util.Partial(scaled, self.reward_fn, jnp.float32(way.scale))
-        for start in range(first, first + n, self.batch):
-            ids = np.arange(start, start + self.batch)
-            texts = [self.texts[i] for i in ids]
-            cond = stacked("cond", [self.task.encode(text) for text in texts])
-            found = fs.run(
-                jax.random.key(0), self.flow, way.search, reward, cond=cond, prompt_ids=ids,
-            )  # fmt: skip
-            rewards.append(np.asarray(found.reward, np.float64) / way.scale)
-            success.append(self.task.judge(np.asarray(found.image), texts).success)
-        return {"reward": np.concatenate(rewards), "success": np.concatenate(success)}
-
-
 def rows_of(problem: Problem, every: Sequence[Way], tune: int, report: int) -> Iterator[Row]:
     """Rows of all settings, then of the best of each way on other draws."""
 
@@ -252,7 +118,7 @@ def rows_of(problem: Problem, every: Sequence[Way], tune: int, report: int) -> I
             best[way.name] = score, way
         yield row(way, "tune", values, began)
     chosen = [way for _, way in best.values()]
-    if problem.name == "layout":
+    if problem.paired:
         chosen.append(tripled(best["bon"][1]))
     plain: np.ndarray | None = None
     for way in chosen:
@@ -260,7 +126,7 @@ def rows_of(problem: Problem, every: Sequence[Way], tune: int, report: int) -> I
         values = problem.measure(way, tune, report)
         if plain is None:
             plain = values["reward"]
-        elif problem.name == "layout":
+        elif problem.paired:
             values["gain"] = values["reward"] - plain
         yield row(way, "report", values, began)
 
@@ -290,9 +156,9 @@ def law(quick: bool) -> Part:
     return Part(problem, every, 8, 16)
 
 
-def layout() -> Part:
+def pictures(make: Callable[[int], Pictures]) -> Part:
     """Of 48 captions."""
-    problem, kernel = Layout(16 + 32), fs.kernels.ddim(VP, 1.0, 0.25)
+    problem, kernel = make(16 + 32), fs.kernels.ddim(VP, 1.0, 0.25)
     return Part(problem, list(ways(kernel, LAYOUT_STEPS, LAYOUT_NFE, problem)), 16, 32)
 
 
@@ -305,7 +171,9 @@ def main(args: Args) -> None:
     rows = [row for row in found.get("rows", []) if row["problem"] not in asked]
     about = found.get("problems", {})
     for name in asked:
-        problem, every, tune, report = layout() if name == "layout" else law(args.quick)
+        problem, every, tune, report = (
+            law(args.quick) if name == "law" else pictures(_PICTURES[name])
+        )
         about[name] = {"quick": args.quick, "tune": tune, "report": report} | problem.about(report)
         for row in rows_of(problem, every, tune, report):
             rows.append(row)

@@ -3,15 +3,17 @@
 import gradients
 import numpy as np
 import pytest
+from _gradients_problems import DIMENSION, Law, Problem
 
 import flowsde as fs
 
 
-class MadeUp(gradients.Problem):
+class MadeUp(Problem):
     """The larger the scale, the better, but for the draws that are reported."""
 
     name, score, sign = "layout", "reward", 1.0
     short, temperatures, shares = (4, 12), (2.0, 0.5, 1.0), (0.1,)
+    paired = True
 
     def __init__(self):
         self.asked = []
@@ -44,7 +46,7 @@ def test_settings_are_chosen_on_other_draws():
 
 @pytest.mark.slow
 def test_the_law_is_that_of_its_draws():
-    law = gradients.Law(particles=4000)
+    law = Law(particles=4000)
     x = law.exact(0).astype(np.float64)
     rewards = -np.square(x - law.at).sum(1)
     assert abs(rewards.mean() - law.reward) < 4.0 * rewards.std() / len(x) ** 0.5
@@ -52,6 +54,6 @@ def test_the_law_is_that_of_its_draws():
     assert np.all(np.abs(x.mean(0) - law.mean) < 4.5 * error)
     assert law.distance(x, 0) == 0.0
     # Each projection moves by that of the shift.
-    shift = 0.5 * np.eye(gradients.DIMENSION)[0]
+    shift = 0.5 * np.eye(DIMENSION)[0]
     moved = 0.5 * np.sqrt(np.mean(np.square(law.directions[0])))
     assert law.distance(x + shift, 0) == pytest.approx(moved, rel=1e-5)
