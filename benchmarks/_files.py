@@ -1,4 +1,4 @@
-"""Writing result files."""
+"""Where results are, and how they are written."""
 
 import json
 import pathlib
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flowsde._files import replacing
+
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from _cells import with_bounds
+
 _NAMES = {
     "bon": "Best-of-N, no gradient",
     "bon, 3x": "Best-of-N, three times the evaluations",
@@ -11,18 +13,13 @@ _NAMES = {
 }
 
 
-def _with_bounds(row: dict[str, Any], name: str, form: str) -> str:
-    low, high = (format(row[f"{name}_{end}"], form) for end in ("low", "high"))
-    return f"{row[name]:{form}} ({low} – {high})"
-
-
 def _table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> list[str]:
     """Of rows that are reported; columns are names, with heading and format of each."""
     headings = ["way", "best setting", "NFE", *(heading for heading, _ in columns.values())]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in rows:
         cells = [
-            _with_bounds(row, name, form) if name in row else "–"
+            with_bounds(row, name, form) if name in row else "–"
             for name, (_, form) in columns.items()
         ]
         own = [_NAMES[row["way"]], row["setting"], str(row["nfe"])]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from _cells import with_bounds
 from _tasks_compare import grouped
 
 _MANY = 5
@@ -106,14 +107,26 @@ def of_paper(results: dict[str, Any], names: list[str]) -> str:
     for name in names:
         own = {(r["task"], r["model"], r["nfe"]): r for r in rows if r["setting"] == name}
         if own:
-            cells = " | ".join(_share(own[at]) if at in own else "–" for at in columns)
+            cells = " | ".join(
+                with_bounds(own[at], "success") if at in own else "–" for at in columns
+            )
             lines.append(f"| `{name}` | {cells} |")
     return "\n".join(lines)
 
 
-def _share(row: dict[str, Any]) -> str:
-    """Success with its interval."""
-    return f"{row['success']:.2f} ({row['success_low']:.2f} – {row['success_high']:.2f})"
+def of_tuned(rows: list[dict[str, Any]]) -> str:
+    """Success of a tuned setting and of the recommended one, of the rows of `tuned.py`."""
+    lines = [
+        "| task | model | NFE | tuned | success | the recommended one's | difference | tuning took |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [with_bounds(row, name) for name in ("success", "default_success", "difference")]
+        lines.append(
+            f"| {row['task']} | {row['model']} | {row['nfe']} | `{row['setting']}` | "
+            f"{' | '.join(cells)} | {row['cost']['nfe']:,} NFE |"
+        )
+    return "\n".join(lines)
 
 
 def _marked(value: float | None, best: float) -> str:

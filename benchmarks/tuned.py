@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import tyro
-from _files import save_json
+from _files import RESULTS, save_json
 from _tasks_measure import load_flow, measure
 from _tasks_rows import Case, Row
 from _tasks_settings import declared
@@ -31,7 +31,6 @@ from flowsde.shapes.tasks import TASKS
 from flowsde.tuning.intervals import difference
 from flowsde.tuning.tuned import Tuned
 
-_RESULTS = Path(__file__).parent / "results"
 _CHUNK = 32
 
 
@@ -74,7 +73,7 @@ def tuned(name: str, model: str, args: Args) -> Tuned:
 
 def recommended(model: str) -> Any:
     """The setting that is recommended for all tasks."""
-    name = json.loads((_RESULTS / "tasks.json").read_text())["chosen"][model]["default"]["setting"]
+    name = json.loads((RESULTS / "tasks.json").read_text())["chosen"][model]["default"]["setting"]
     return {setting.name: setting for setting in declared(model)}[name]
 
 
