@@ -117,7 +117,7 @@ def of_paper(results: dict[str, Any], names: list[str]) -> str:
 def of_tuned(rows: list[dict[str, Any]]) -> str:
     """Success of a tuned setting and of the recommended one, of the rows of `tuned.py`."""
     lines = [
-        "| task | model | NFE | tuned | success | the recommended one's | difference | tuning took |",
+        "| task | model | NFE | tuned | success | of the recommended | difference | tuning |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
