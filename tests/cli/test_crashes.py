@@ -98,7 +98,7 @@ def _whole(command: Callable[..., None], tmp_path: Path) -> tuple[dict[str, Any]
     return found, counted.points
 
 
-@pytest.mark.parametrize(("command", "each"), [slow(_sample, 1), slow(_batch, 1), (_shared, 3)])
+@pytest.mark.parametrize(("command", "each"), [slow(_sample, 1), slow(_batch, 1), slow(_shared, 3)])
 def test_dies_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path
 ) -> None:

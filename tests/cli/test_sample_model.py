@@ -85,7 +85,8 @@ def test_flux_without_a_reward(places, tmp_path, capsys):
     assert "16x24" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", [pytest.param("sde", marks=pytest.mark.slow), "rbf"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sde", "rbf"])
 def test_flux_searches_by_clip(places, method, tmp_path):
     spent = {"sde": 2, "rbf": 9}[method]
     more = {"sde": "", "rbf": "--nfe 9 --width 2 --finish mean"}[method]

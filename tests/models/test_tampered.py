@@ -208,7 +208,7 @@ def outcome(act, *args):
         return None, str(error)
 
 
-@pytest.mark.parametrize("target", ["model", "pipeline"])
+@pytest.mark.parametrize("target", ["model", slow("pipeline")])
 @pytest.mark.parametrize("sealed", [False, slow(True)])
 def test_the_same_numbers_or_one_line_that_names_the_file(whole, tmp_path, target, sealed):
     rng = np.random.default_rng([len(target), sealed])

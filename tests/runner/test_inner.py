@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, VP, batch, flow, reward, row, tools
-from quick import slow_but
+from quick import slow, slow_but
 
 import flowsde as fs
 from flowsde.search.protocol import BudgetTooSmall
@@ -42,7 +42,7 @@ def units(search):
             return 1 + 2 * M + 1
 
 
-@pytest.mark.parametrize("name", slow_but(["svdd", "smc"], SEARCHES))
+@pytest.mark.parametrize("name", slow_but(["smc"], SEARCHES))
 def test_all_is_counted_and_the_answer_is_a_point_of_the_flow(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
     search = SEARCHES[name]
@@ -101,6 +101,7 @@ def moved(key, point, s, cond, *ids):
     return np.float32(there)
 
 
+@pytest.mark.slow
 def test_svdd_equals_children_drawn_one_by_one():
     search = fs.search.svdd(nfe=60, kernel=GLASS, grid=GRID, chains=1, finish="mean")
     ids, cond = batch(3)
@@ -133,7 +134,7 @@ def test_iterate_resumes_within(tmp_path):
         np.testing.assert_array_equal(getattr(resumed, name), getattr(rounds[-1], name))
 
 
-@pytest.mark.parametrize("name", ["rbf", "smc"])
+@pytest.mark.parametrize("name", [slow("rbf"), "smc"])
 def test_rows_on_several_devices(name):
     """Each moves its own; the search may be told numbers of them."""
     search = SEARCHES[name]
