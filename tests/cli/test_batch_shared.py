@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stand_in
 
+from flowsde import shapes
 from flowsde.cli import main as cli
-from flowsde.shapes.captions import COLOURS, KINDS, Group, caption
+from flowsde.shapes.captions import COLOURS, KINDS, Group, caption, parse, tokenize
 
 SEARCH = "--reward rss --steps 2 --nfe 4 --method bon --batch-size 6".split()
 
@@ -69,6 +71,31 @@ def test_one_process_alone_finds_what_it_finds_without(tmp_path, capsys):
     assert "is already complete" in capsys.readouterr().out
 
 
+def test_a_prompt_that_fails_is_said_once(tmp_path, capsys, monkeypatch):
+    command = [*listed(tmp_path / "prompts.txt", 3), "--shared", "--out", str(tmp_path / "out")]
+    second = (tmp_path / "prompts.txt").read_text().splitlines()[1]
+    hopeless = jnp.asarray(tokenize(parse(second)))
+
+    def reward(images, cond):
+        good = -jnp.mean(jnp.square(images), axis=(1, 2, 3))
+        return jnp.where((cond == hopeless[None]).all(axis=1), jnp.nan, good)
+
+    monkeypatch.setattr(shapes, "load_reward", lambda *_: reward)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 1
+    assert f"prompt 2 of 3, '{second}'" in capsys.readouterr().err
+    values = json.loads((tmp_path / "out" / "batch.json").read_text())
+    assert values["finished"] == 2
+    assert [(one["number"], one["prompt"]) for one in values["failed"]] == [(2, second)]
+    # It is tried again by who comes later, with a reward that knows what to say.
+    monkeypatch.undo()
+    stand_in.use(monkeypatch.setattr)
+    cli.main(command)
+    values = json.loads((tmp_path / "out" / "batch.json").read_text())
+    assert (values["finished"], values["failed"]) == (3, [])
+
+
 @pytest.mark.parametrize("option", ["--overwrite", "--seconds 60", "--total-nfe 99"])
 def test_what_is_of_one_process_is_refused(option, tmp_path, capsys):
     command = listed(tmp_path / "prompts.txt", 3)
@@ -98,10 +125,8 @@ def test_two_of_four_processes_are_killed(tmp_path):
     assert codes == [-9, -9, 0, 0], said
     values = json.loads((out / "batch.json").read_text())
     assert values["finished"] == 200 and values["failed"] == []
-    left = [run["prompts"] for run in values["runs"] if run["prompts"] == max(
-        own["prompts"] for own in values["runs"] if own["worker"] == run["worker"])]  # fmt: skip
     # Each entry is a process's; the dead ones' may lag behind what they had finished.
     assert len({run["worker"] for run in values["runs"]}) == len(values["runs"])
-    assert 200 - sum(deaths) <= sum(left) <= 200
+    assert 200 - sum(deaths) <= sum(run["prompts"] for run in values["runs"]) <= 200
     same(found(tmp_path / "one"), found(out))
     assert not (out / ".flowsde").exists()
