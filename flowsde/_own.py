@@ -185,6 +185,32 @@ def locked(folder: Path, hidden: Path | None = None) -> Iterator[Path]:
             os.close(handle)
 
 
+@contextmanager
+def shared(folder: Path) -> Iterator[Path]:
+    """Hold a folder's lock in the block together with others that do so; nobody holds it alone.
+
+    What a process that died has left in tmp/ stays until somebody does.
+
+    Raises:
+      ValueError: another process holds it alone, or the hidden folder is not ours.
+      OSError: it cannot be made.
+    """
+    handle, where = _acquire(folder, None, alone=False), folder.absolute()
+    try:
+        _files.scratches[where] = claim(folder) / _TEMPORARY
+        yield folder / HIDDEN
+    finally:
+        _files.scratches.pop(where, None)
+        os.close(handle)
+
+
+def release_unless_shared(folder: Path) -> None:
+    """Remove the hidden folder if no other process has its lock: the last to go does."""
+    if (folder / HIDDEN).exists():
+        with suppress(ValueError, OSError), locked(folder):
+            release(folder)
+
+
 def tidy(folder: Path) -> None:
     """Remove what a process that died in `release` has left, if there is any."""
     if (folder / HIDDEN).exists():
@@ -204,10 +230,10 @@ def check_free(folder: Path) -> None:
         os.close(handle)
 
 
-def _acquire(folder: Path, hidden: Path | None) -> int:
+def _acquire(folder: Path, hidden: Path | None, alone: bool = True) -> int:
     """The lock, as an open file."""
     for _ in range(_TRIES):
-        if (handle := _lock(folder, hidden)) is not None:
+        if (handle := _lock(folder, hidden, alone)) is not None:
             return handle
     raise ValueError(
         f"the lock of {folder}, {(hidden or folder / HIDDEN) / _LOCK}, comes and goes, or is a "
@@ -215,7 +241,7 @@ def _acquire(folder: Path, hidden: Path | None) -> int:
     )
 
 
-def _lock(folder: Path, hidden: Path | None) -> int | None:
+def _lock(folder: Path, hidden: Path | None, alone: bool) -> int | None:
     """The lock, as an open file; None if whoever had it removed it between our calls."""
     try:
         path = _make(hidden or folder / HIDDEN) / _LOCK
@@ -223,7 +249,7 @@ def _lock(folder: Path, hidden: Path | None) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        _take(handle, folder)
+        _take(handle, folder, alone)
         if _same(handle, path):
             return handle
     except BaseException:
@@ -233,11 +259,11 @@ def _lock(folder: Path, hidden: Path | None) -> int | None:
     return None
 
 
-def _take(handle: int, folder: Path) -> None:
+def _take(handle: int, folder: Path, alone: bool = True) -> None:
     import fcntl  # Windows has none.
 
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(
             f"another flowsde process is writing to {folder}; expected it to end first, or another "

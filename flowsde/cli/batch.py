@@ -11,8 +11,9 @@ batch.json
     was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
     ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
     and ``prompts_per_second``, compilation included; with --seconds also ``timing``, as
-    `flowsde.runner.clock.Timing`. ``failed`` lists the prompts without a result,
-    each with its ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
+    `flowsde.runner.clock.Timing`; with --shared ``worker``, which process it was. ``failed`` lists
+    the prompts without a result, each with its ``number`` in the list, from 1, its ``prompt`` and
+    the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
     numbers, rewards and prompts; a green frame marks what the held-out judge calls right.
@@ -29,6 +30,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,8 +42,18 @@ from flowsde import _own, _schema, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
-from flowsde.cli import batch_seconds, beginning, heldout, presets, progress, results, settings
+from flowsde.cli import (
+    batch_seconds,
+    batch_shared,
+    beginning,
+    heldout,
+    presets,
+    progress,
+    results,
+    settings,
+)
 from flowsde.cli.batch_folder import Folder
+from flowsde.cli.claims import Claims
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
@@ -88,6 +100,9 @@ class Batch(Task):
     total_nfe: Int = None
     """Budget of all prompts together, a hard cap. Needs --target-reward: what is left by prompts
     that reach it goes to further attempts of the others."""
+    shared: Flag = False
+    """Share the folder with other processes that were given the same command, one a device, on one
+    machine or many: each takes prompts that nobody has, and those of one that died."""
     overwrite: Flag = False
     """Discard the results in the folder and begin anew."""
 
@@ -107,6 +122,8 @@ class Batch(Task):
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
         batch_seconds.check(self.seconds, self.total_nfe)
+        if self.shared:
+            batch_shared.check(self)
         if self.total_nfe is not None:
             if "keep" in offer.named:
                 raise ValueError(
@@ -121,12 +138,25 @@ class Batch(Task):
         rewards = heldout.heldout_of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
+        if self.shared:
+            with _own.shared(self.out) as hidden, closing(Claims(hidden)) as claims:
+                with claims.alone():
+                    folder.open(hidden, None, overwrite=False)
+                code = self._run(offer, folder, rewards, claims)
+            if not folder.missing:
+                _own.release_unless_shared(self.out)
+            return code
         with _own.locked(self.out) as hidden:
-            return self._run(offer, folder, hidden, rewards)
+            folder.open(hidden, self.total_nfe, self.overwrite)
+            code = self._run(offer, folder, rewards, None)
+            if not folder.missing:
+                _own.release(self.out)
+            return code
 
-    def _run(self, offer: Source, folder: Folder, hidden: Path, rewards: heldout.Heldout) -> int:
+    def _run(
+        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
+    ) -> int:
         """Search in the folder whose lock is held; the exit code."""
-        folder.open(hidden, self.total_nfe, self.overwrite)
         rewards.check(folder.finished)
         many = len(offer.prompts)
         if not folder.missing:
@@ -138,27 +168,30 @@ class Batch(Task):
                 print(f"resume  {done} of {many} prompts are finished", flush=True)
         try:
             with one_line("failed"):
-                return self._search(offer, folder, rewards)
+                return self._search(offer, folder, rewards, claims)
         except KeyboardInterrupt as stop:
             share = f"{many - len(folder.missing)} of {many} prompts finished"
             kept = "start over" if self.total_nfe is None else "keep their finished attempts"
             said = f"interrupted with {share}; the others {kept}"
             raise interrupts.said_of(stop, said) from None
 
-    def _search(self, offer: Source, folder: Folder, rewards: heldout.Heldout) -> int:
+    def _search(
+        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
+    ) -> int:
         """Find what is missing, and score all that is there; the exit code."""
-        runs, failed = list(folder.before), _Failures(offer.prompts)
+        runs, failed, own = list(folder.before), _Failures(offer.prompts), []
         if folder.missing:
-            runs.append(_search(self, offer, folder, runs, failed))
-        folder.score(rewards)
-        values = _values(self, offer, folder, runs, failed)
-        write_json(self.out / "batch.json", values)
-        finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
-        cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
-        if cells:
-            _try_sheet(self.out / "sheet.png", cells)
-        if not folder.missing:
-            _own.release(self.out)
+            own = [_search(self, offer, folder, runs, failed, claims)]
+        with _alone(claims):
+            if claims is not None:
+                runs = failed.joined(folder, claims)
+            folder.score(rewards)
+            values = _values(self, offer, folder, [*runs, *own], failed)
+            write_json(self.out / "batch.json", values)
+            finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
+            cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
+            if cells:
+                _try_sheet(self.out / "sheet.png", cells)
         _print(values, self.out, rewards)
         if failed.reasons:
             many = len(failed.reasons)
@@ -173,6 +206,12 @@ class _Failures:
     def __init__(self, prompts: list[str]):
         self._prompts, self.reasons = prompts, dict[int, str]()
 
+    def joined(self, folder: Folder, claims: Claims) -> list[dict[str, Any]]:
+        """Take in what other processes have done; their entries of batch.json. In `alone`."""
+        others, reasons = batch_shared.joined(folder, claims)
+        self.reasons |= reasons
+        return others
+
     def lines(self) -> list[str]:
         """One a prompt."""
         return [
@@ -186,6 +225,11 @@ class _Failures:
             {"number": i + 1, "prompt": self._prompts[i], "reason": why}
             for i, why in sorted(self.reasons.items())
         ]
+
+
+def _alone(claims: Claims | None) -> AbstractContextManager[None]:
+    """Where what all have found is written by one process at a time."""
+    return nullcontext() if claims is None else claims.alone()
 
 
 def _try_sheet(path: Path, cells: list[Cell]) -> None:
@@ -217,8 +261,9 @@ def _job(
 
 
 def _search(
-    command: Batch, offer: Source, folder: Folder, runs: list[dict[str, Any]], failed: _Failures
-) -> dict[str, Any]:
+    command: Batch, offer: Source, folder: Folder, runs: list[dict[str, Any]], failed: _Failures,
+    claims: Claims | None,
+) -> dict[str, Any]:  # fmt: skip
     """Search for all that is missing, under a bar; the entry of this run in batch.json."""
     began = last = time.perf_counter()
     # A shared budget belongs to all prompts, finished ones included.
@@ -247,13 +292,16 @@ def _search(
             "seconds": round(seconds, 3),
             "prompts_per_second": ended / seconds,
             **({} if engine.watch is None else {"timing": engine.watch.timing._asdict()}),
+            **({} if claims is None else {"worker": claims.id}),
         }
 
     def write() -> None:
         nonlocal written
+        with _alone(claims):
+            before = runs if claims is None else failed.joined(folder, claims)
+            values = _values(command, offer, folder, [*before, this_run()], failed)
+            write_json(command.out / "batch.json", values)
         written = time.perf_counter()
-        values = _values(command, offer, folder, [*runs, this_run()], failed)
-        write_json(command.out / "batch.json", values)
 
     write()
     done = total - len(folder.missing)
@@ -261,7 +309,7 @@ def _search(
         bar.set_postfix_str("compiling")
         engine.computed = partial(_show, bar)
         try:
-            for i, result, finish in _endings(command, job, engine, folder, numbers):
+            for i, result, finish in _endings(command, job, engine, folder, numbers, claims):
                 now = time.perf_counter()
                 why = _unusable(job, result)
                 if why is None:
@@ -269,8 +317,11 @@ def _search(
                     ended += 1
                 else:
                     failed.reasons[i] = why
+                    if claims is not None:
+                        claims.fail(folder.folders[i].name, why)
                 last = now
-                bar.update()
+                # Others may have finished some.
+                bar.update(total - len(folder.missing) + len(failed.reasons) - bar.n)
                 if folder.missing:
                     # After the last prompt there is nothing left to interrupt.
                     interrupts.check()
@@ -304,9 +355,13 @@ def _unusable(job: Job, result: Result) -> str | None:
 
 
 def _endings(
-    command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int]
-) -> Iterator[tuple[int, Result, Callable[[float], None]]]:
+    command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int],
+    claims: Claims | None,
+) -> Iterator[tuple[int, Result, Callable[[float], None]]]:  # fmt: skip
     """Yield each prompt as it ends: number, result, and a function of its seconds to write it."""
+    if claims is not None:
+        yield from batch_shared.endings(job, engine, folder, numbers, claims)
+        return
     if command.total_nfe is None:
         with naming_seconds():
             found = engine.run(prompts_of(job)) if job.seconds is None else timed(job, engine)

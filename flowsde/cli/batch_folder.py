@@ -122,6 +122,24 @@ class Folder:
             raise ValueError(f"the finished run in {folder} used {used}; {results.OTHERWISE}")
         return values
 
+    def refresh(self) -> None:
+        """Read what other processes have finished."""
+        for i in self.missing:
+            if self.is_done(i):
+                self.values[i] = self._finished(self.folders[i], self.abouts[i], None)
+
+    def is_done(self, i: int) -> bool:
+        """Whether a prompt is finished on disk."""
+        return (self.folders[i] / results.RESULT).exists()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Entries of batch.json, those of other processes included."""
+        path = self.out / "batch.json"
+        try:
+            return _BATCH(read_json(path), str(path))["runs"]
+        except FileNotFoundError:
+            return []
+
     def _file(self, i: int) -> Path:
         """The file of a prompt's attempts."""
         return self._kept / f"{self.folders[i].name}.npz"

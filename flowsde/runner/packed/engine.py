@@ -120,7 +120,7 @@ class Engine:
         """End the reward's thread."""
         self.judge.close()
 
-    def _slots_for(self, prompts: int) -> int:
+    def slots_for(self, prompts: int) -> int:
         """As many as keep two batches' candidates in the pool, one candidate a slot at least."""
         # Of fewer prompts than the job's, a power of two: few shapes to compile.
         most = min(self._job.ids.size, _power_of_two(prompts))
@@ -138,7 +138,7 @@ class Engine:
           marks: whether slots can be told to stop.
         """
         n = int(prompts.length)
-        slots = self._slots_for(n)
+        slots = self.slots_for(n)
         width = width_for(self._search, min(slots, n), 0, self.size)
         program = self._program.with_width(width)
         job = self._job

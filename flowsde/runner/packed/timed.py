@@ -8,7 +8,7 @@ Otherwise it is as `flowsde.runner.deadline` says: the clock runs while batches 
 late finish what they have, and no batch begins after the deadline.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,11 +29,12 @@ from flowsde.runner.result import Result
 from flowsde.runner.schedule import Schedule, least_nfe, schedule
 
 
-def prompts_of(job: Job) -> Prompts:
-    """A job's prompts in their order."""
-    order = np.arange(job.ids.size, dtype=np.int32)
-    length = jnp.int32(order.size)
-    return Prompts(job.keys, job.nfe, job.model.cond, jnp.asarray(order), length, job.start)
+def prompts_of(job: Job, numbers: Sequence[int] | None = None) -> Prompts:
+    """A job's prompts in their order, or those of such numbers; the shapes are those of all."""
+    many, chosen = job.ids.size, range(job.ids.size) if numbers is None else numbers
+    order = jnp.asarray(np.resize(np.asarray(chosen, np.int32), many))
+    length = jnp.int32(len(chosen))
+    return Prompts(job.keys, job.nfe, job.model.cond, order, length, job.start)
 
 
 class Costs(NamedTuple):
