@@ -229,8 +229,8 @@ def sides(both: Both, costs: dict[str, Any]) -> Pair:
             return both.theirs(x)
 
     costs["flops"] = flops(score, both.reward, images, both.cond) / BATCH
-    reserved = compiled.memory_analysis().temp_size_in_bytes
-    costs["memory"] = {"ours": reserved, "torch": torch_peak(theirs)}
+    analysis: Any = compiled.memory_analysis()
+    costs["memory"] = {"ours": analysis.temp_size_in_bytes, "torch": torch_peak(theirs)}
     return Pair(lambda: compiled(both.reward, images, both.cond), theirs)
 
 
