@@ -34,7 +34,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
@@ -332,13 +332,22 @@ def timed(f: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(args: Args) -> dict[str, Any]:
-    """All models."""
-    began, load = time.perf_counter(), os.getloadavg()[0]
-    blocks, repetitions = (2, 3) if args.quick else (4, 15)
-    ratios, errors, details = {}, {}, {}
+def ratios(
+    models: Mapping[str, Callable[[int], Pair]], blocks: int, repetitions: int
+) -> dict[str, Any]:
+    """Our median seconds over PyTorch's, by name; with target, error and details.
+
+    Args:
+      models: make both sides, of so many blocks.
+      blocks: of each.
+      repetitions: of either side, in turns.
+
+    Raises:
+      ValueError: the answers differ.
+    """
+    found, errors, details = {}, {}, {}
     print(f"{'model':12}{'ours s':>9}{'torch s':>9}{'ratio':>8}{'error':>10}   target {TARGET}")
-    for name, make in MODELS.items():
+    for name, make in models.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             both = make(blocks)
@@ -351,9 +360,17 @@ def measure(args: Args) -> dict[str, Any]:
             for side in list(sides)[:: 1 if i % 2 else -1]:
                 seconds[side].append(round(timed(sides[side]), 5))
         middle = {side: statistics.median(own) for side, own in seconds.items()}
-        ratios[name], details[name] = middle["ours"] / middle["torch"], seconds
-        print(f"{name:12}{middle['ours']:9.3f}{middle['torch']:9.3f}{ratios[name]:8.3f}", end="")
+        found[name], details[name] = middle["ours"] / middle["torch"], seconds
+        print(f"{name:12}{middle['ours']:9.3f}{middle['torch']:9.3f}{found[name]:8.3f}", end="")
         print(f"{errors[name]:10.1e}", flush=True)
+    return {**found, "target": TARGET, "error": errors, "details": details}
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """All models."""
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    blocks, repetitions = (2, 3) if args.quick else (4, 15)
+    found = ratios(MODELS, blocks, repetitions)
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "torch": torch.__version__}
     versions |= {one.__name__: one.__version__ for one in (diffusers, transformers)}
     return {
@@ -362,10 +379,7 @@ def measure(args: Args) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": [load, os.getloadavg()[0]],
         "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
-        **ratios,
-        "target": TARGET,
-        "error": errors,
-        "details": details,
+        **found,
         "seconds": time.perf_counter() - began,
     }
 

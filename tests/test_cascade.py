@@ -98,9 +98,43 @@ def test_a_search_is_the_same_in_chunks_and_batches_and_counts_what_it_asked():
     many = sum(map(len, asked.images))
     assert many == np.count_nonzero(~np.isnan(result.info.parts["dear"]))
     assert 0 < many < int(np.sum(result.verifier_calls))
+    assert int(np.sum(result.part_calls["dear"])) == many
     chunks = fs.run(key, flow, search, reward, chunk_size=2, **options)
     np.testing.assert_allclose(chunks.reward, result.reward, rtol=1e-5)
     np.testing.assert_allclose(chunks.info.parts["dear"], result.info.parts["dear"], rtol=1e-4)
+    asked.images.clear()
     batches = sorted(fs.batch(key, flow, search, reward, batch_size=5, **options))
     for i, (_, one) in enumerate(batches):
         np.testing.assert_allclose(one.reward, result.reward[i], rtol=1e-5)
+    assert sum(one.part_calls["dear"] for _, one in batches) == sum(map(len, asked.images))
+
+
+@pytest.mark.slow
+def test_calls_are_counted_where_a_search_looks_ahead_and_after_resuming(tmp_path):
+    asked = Asked()
+    reward = made(asked, threshold=0.3)
+    key, search, flow = jax.random.key(0), METHODS["rbf, quantile, samples"], problems.flow()
+    ids, conds = problems.batch(1)
+    cond = problems.row(conds, 0)
+    rounds = list(fs.iterate(key, flow, search, reward, cond=cond))
+    whole = rounds[-1]
+    # Two pictures are seen ahead of a particle, of which any number is shown to the dear reward.
+    assert whole.part_calls["dear"] == sum(map(len, asked.images)) > 0
+    asked.images.clear()
+    ((_, one),) = fs.batch(key, flow, search, reward, batch_size=3, cond=conds, prompt_ids=ids)
+    assert one.part_calls["dear"] == sum(map(len, asked.images))
+    fs.save_search(tmp_path, search, rounds[4])
+    saved = fs.restore_search(tmp_path, search)
+    assert saved.part_calls["dear"] == rounds[4].part_calls["dear"]
+    again = fs.run(key, flow, search, reward, cond=cond, resume=saved)
+    assert again.part_calls["dear"] == whole.part_calls["dear"]
+
+
+@pytest.mark.slow
+def test_a_save_without_calls_is_counted_by_its_log():
+    reward, key, search = made(Asked(), threshold=0.3), jax.random.key(0), METHODS["bon"]
+    options = {"cond": problems.row(problems.problems(1), 0)}
+    rounds = list(fs.iterate(key, problems.flow(), search, reward, **options))
+    old = rounds[len(rounds) // 2]._replace(part_calls=None)
+    found = fs.run(key, problems.flow(), search, reward, resume=old, **options)
+    assert found.part_calls == rounds[-1].part_calls

@@ -33,8 +33,8 @@ NAMES = {
         renoise reward_gradient sde_heun uni_pc
     """,
     "flowsde.rewards": """
-        DeviceReward HostReward RewardError cascade device host lexicographic minimum normalised
-        remote weighted
+        DeviceReward HostReward RewardError cascade device host judge judge_pairs lexicographic
+        minimum normalised remote weighted
     """,
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete DFS DTS Evaluation Evolution GridSearch

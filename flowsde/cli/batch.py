@@ -6,7 +6,8 @@ batch.json
     without one), ``exact`` (share of the embedded model's pictures that are what the task
     asks for, by the held-out judge), ``reward`` (mean), ``heldout_rewards`` (means by name, of the
     rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
-    ``backward_passes`` and ``verifier_calls`` of the finished prompts; ``occupancy``, the share of
+    ``backward_passes`` and ``verifier_calls`` of the finished prompts, and ``part_calls`` of the
+    dear part of a cascade; ``occupancy``, the share of
     all rows computed that were charged to them; and ``runs``, one for each time that the command
     was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
     ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
@@ -402,10 +403,17 @@ def _values(
         "reward": sum(rewards) / len(rewards) if rewards else None,
         **heldout.means(every),
         **{name: sum(one[name] for one in every) for name in COUNTERS},
+        **_part_calls(every),
         "occupancy": charged / computed if computed else None,
         "failed": failed.values(),
         "runs": runs,
     }
+
+
+def _part_calls(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all results, where they have them."""
+    found = [one["part_calls"] for one in every if "part_calls" in one]
+    return {"part_calls": {n: sum(one[n] for one in found) for n in found[0]}} if found else {}
 
 
 def _print(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:

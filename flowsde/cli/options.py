@@ -181,8 +181,8 @@ class Converted:
     """Videos: what counts of the frames' rewards (default: mean). A MODULE:FUNCTION is given whole
     videos [n, frames, h, w, 3], and frames one by one only with this or --reward-frames."""
     reward_timeout: Annotated[Float, shown("SECONDS")] = None
-    """Longest time for one call of a MODULE:FUNCTION reward (default: 3600). After that the run
-    stops, and can be resumed."""
+    """Longest time for one call of a MODULE:FUNCTION reward (default: 3600), or of a judge at a URL
+    (default: 630). After that the run stops, and can be resumed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class Task:
     reward: Annotated[str | None, shown("REWARD")] = None
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
     minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION
-    (of images and prompts), or none, the default of ode and sde."""
+    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
     held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or

@@ -36,7 +36,7 @@ class PictureReward:
     """A reward of pictures, checked; weights are read when they are first needed.
 
     Args:
-      name: likelihood or rss, a reward of converted models, or MODULE:FUNCTION.
+      name: likelihood or rss, a reward of converted models, URL#MODEL or MODULE:FUNCTION.
       folders: of the converted models that it needs.
       timeout: seconds that a call of a function may take; an hour by default.
       option: that names it; its folders are those of the same with -model behind.

@@ -45,6 +45,7 @@ _READ = fields(
         "kept": items(fields(_JUDGED | {"video": text}, image=text, reward=maybe(number))),
         "video": text,
         "heldout_versions": table(text),
+        "part_calls": table(_COUNT),
         **_JUDGED,
     },
     **ABOUT,
@@ -141,6 +142,7 @@ def write(
         **about,
         "reward": float(result.reward) if offer.has_reward else None,
         **_parts(result),
+        **({} if result.part_calls is None else {"part_calls": _numbers(result.part_calls)}),
         **_video(offer, IMAGE),
         **offer.heldout(about["prompt"], image),
         **(counted if offer.has_reward else counted | {"verifier_calls": 0}),
@@ -159,6 +161,10 @@ def _parts(answer: Any) -> dict[str, Any]:
         return {}
     numbers = {name: float(part) for name, part in answer.parts.items()}
     return {"parts": {n: p if math.isfinite(p) else None for n, p in numbers.items()}}
+
+
+def _numbers(calls: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(n) for name, n in calls.items()}
 
 
 def said(timing: Timing, most: int) -> str:

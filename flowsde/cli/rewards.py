@@ -30,8 +30,17 @@ _EMBEDDED = (
     _Line("likelihood", "prompt", "yes", "the embedded model", "log-likelihood of its objects"),
     _Line("rss", "prompt", "yes", "the embedded model", "squared error of its counts, negative"),
 )
-_FUNCTION = _Line(
-    "MODULE:FUNCTION", "prompt", "no", "your function", "(images [n, h, w, 3], prompts) -> n floats"
+_OUTSIDE = (
+    _Line(
+        "URL#MODEL", "prompt", "no", "an OpenAI-compatible server", "log-odds of Yes, by its model"
+    ),
+    _Line(
+        "MODULE:FUNCTION",
+        "prompt",
+        "no",
+        "your function",
+        "(images [n, h, w, 3], prompts) -> n floats",
+    ),
 )
 
 
@@ -70,7 +79,7 @@ def table() -> list[str]:
         needs = " and ".join(known.folders) or "–"
         told = "prompt" if known.reads_text else "–"
         lines.append(_Line(name, told, "–" if name == "none" else "yes", needs, known.says))
-    lines.append(_FUNCTION)
+    lines += _OUTSIDE
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip()

@@ -29,9 +29,10 @@ class Score:
 
     image: Annotated[tuple[Path, ...], tyro.conf.Positional, shown("IMAGE...")]
     """Pictures: PNG, JPEG, WebP and what else Pillow reads."""
-    reward: Annotated[str, shown("NAME|MODULE:FUNCTION")]
-    """likelihood or rss, the embedded model's; one with a converted model, such as clip; or a
-    function of (images, prompts) -> n floats, as for sample. `flowsde rewards` lists them."""
+    reward: Annotated[str, shown("NAME|URL#MODEL|MODULE:FUNCTION")]
+    """likelihood or rss, the embedded model's; one with a converted model, such as clip; a judge at
+    an OpenAI-compatible URL; or a function of (images, prompts) -> n floats, as for sample.
+    `flowsde rewards` lists them."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
     """Folder of a converted model, if the reward needs one, as for sample."""
     reward_timeout: Float = None

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowsde import _threads
 from flowsde.pictures import pixels
 from flowsde.remote.connection import Call, Connections, Exchange
 from flowsde.remote.messages import (
@@ -30,6 +29,7 @@ from flowsde.remote.messages import (
 )
 from flowsde.remote.problems import OtherVersion, RemoteError, Unavailable
 from flowsde.remote.replicas import Replica, Replicas
+from flowsde.remote.side_by_side import side_by_side
 from flowsde.remote.wire import MOST_HEADER, Malformed
 
 _MOST_INFO = 1 << 16
@@ -113,21 +113,8 @@ class Client:
         size = self._fitting(images)
         starts = range(0, len(images), size)
         parts = [(images[i : i + size], _part(cond, i, size)) for i in starts]
-        if len(parts) == 1:
-            return self._score(*parts[0], call)
-        name, many = f"reward {self.reward}", min(len(parts), self._max_in_flight)
-        lines = [_threads.Line(name) for _ in range(many)]
-        try:
-            under_way = [
-                lines[i % len(lines)].submit(self._score, *part, call)
-                for i, part in enumerate(parts)
-            ]
-            return np.concatenate([_threads.wait(future) for future in under_way])
-        finally:
-            # Nothing of this call goes on when it has failed.
-            call.stop()
-            for line in lines:
-                line.close()
+        name = f"reward {self.reward}"
+        return np.concatenate(side_by_side(name, self._score, parts, self._max_in_flight, call))
 
     def _fitting(self, images: np.ndarray) -> int:
         """Images of one request: a chunk, or as many as fit into what servers read."""

@@ -10,8 +10,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,12 +30,31 @@ _MOST_SAID = 1 << 14
 """Bytes of a problem that are read."""
 
 
+class Dialect(NamedTuple):
+    """How a kind of server is spoken to; by default one of `flowsde serve-reward`.
+
+    Attributes:
+      content: MIME type of requests' bodies.
+      retried: HTTP statuses after which the same request may be answered.
+      most: bytes that are read of an answer which does not tell its length; None refuses it.
+      detail: why a request was refused, of the JSON that came.
+    """
+
+    content: str = "application/octet-stream"
+    retried: Collection[int] = RETRIED
+    most: int | None = None
+    detail: Callable[[Any], Any] = itemgetter("detail")
+
+
 class Exchange(NamedTuple):
     """A request: method, path, and body if any."""
 
     method: str
     path: str
     body: bytes | None = None
+
+
+_OWN = Dialect()
 
 
 class Call:
@@ -86,9 +106,10 @@ class Connections:
       token: sent with every request, or None.
       connect_timeout, read_timeout: seconds.
       insecure: send a token over plain HTTP to another machine.
+      dialect: of the server.
 
     Raises:
-      ValueError: naming what is wrong with the URL.
+      ValueError: naming what is wrong with the URL or the token, which is not shown.
     """
 
     def __init__(
@@ -98,6 +119,7 @@ class Connections:
         connect_timeout: float,
         read_timeout: float,
         insecure: bool,
+        dialect: Dialect = _OWN,
     ):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
@@ -110,9 +132,12 @@ class Connections:
                 f"a token is not sent to {url!r:.200}, where anyone on the way reads it: expected "
                 f"https, a tunnel to this machine, or insecure=True"
             )
+        if token and not (token.isascii() and token.isprintable()):
+            raise ValueError("a token must be printable ASCII characters, got others (not shown)")
         self.url = url.rstrip("/")
+        self._token, self._dialect = token, dialect
         self._connect_timeout, self._read_timeout = connect_timeout, read_timeout
-        self._headers = {"Content-Type": "application/octet-stream"}
+        self._headers = {"Content-Type": dialect.content}
         self._headers |= {"Authorization": f"Bearer {token}"} if token else {}
         kind: Any = http.client.HTTPSConnection if tls else http.client.HTTPConnection
         more = {"context": ssl.create_default_context()} if tls else {}
@@ -125,7 +150,7 @@ class Connections:
 
         Args:
           exchange: to send.
-          read: of the body, whose length the server told.
+          read: of the body, and its length, or the most that it may be where that is not told.
           call: of which it is a request.
 
         Raises:
@@ -165,7 +190,7 @@ class Connections:
                 length = response.length
                 if response.status != 200:
                     raise self._refused(response)
-                if length is None:
+                if length is None and (length := self._dialect.most) is None:
                     raise Malformed("the answer does not tell its length")
                 found = read(response, length)
         except BaseException:
@@ -200,11 +225,13 @@ class Connections:
 
     def _refused(self, response: http.client.HTTPResponse) -> RemoteError:
         try:
-            said = json.loads(response.read(_MOST_SAID))["detail"]
+            said = str(self._dialect.detail(json.loads(response.read(_MOST_SAID))))
         except (ValueError, TypeError, KeyError, RecursionError, http.client.HTTPException):
             said = response.reason
-        detail = f"{self.url} answered {response.status}: {str(said)[:500]}"
-        if response.status in RETRIED:
+        if self._token:
+            said = said.replace(self._token, "(the token)")  # which some servers repeat
+        detail = f"{self.url} answered {response.status}: {said[:500]}"
+        if response.status in self._dialect.retried:
             return Unavailable(detail, _seconds(response.getheader("Retry-After")))
         if response.status == OTHER_VERSION:
             return OtherVersion(detail)

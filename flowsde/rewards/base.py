@@ -23,10 +23,21 @@ Parts = dict[str, Any]
 
 
 class Scores(NamedTuple):
-    """Rewards [n], and those of the parts of a combined one; None without."""
+    """Rewards [n], and those of the parts of a combined one; None without.
+
+    `asked` says of parts that are not asked about every picture how often each was, int32 [n].
+    """
 
     reward: Any
     parts: Parts | None = None
+    asked: Parts | None = None
+
+
+class PartNames(NamedTuple):
+    """Of a combined reward; `unasked` are those parts that are not asked about every picture."""
+
+    every: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 class RewardError(RuntimeError):

@@ -29,9 +29,8 @@ def cascade(cheap: Any, dear: HostReward, *, threshold: float, floor: float) -> 
     blurred, the share will be smaller.
 
     `Result.parts` and `flowsde.search.Info.parts` hold both rewards; that of the dear one is NaN
-    where it was not asked, so that the others count its calls (of `flowsde.run` and `iterate`, and
-    searches without a look-ahead). `Result.verifier_calls` counts those of the cheap one, and
-    `Result.verifier_cost` takes both as asked each time.
+    where it was not asked. `Result.verifier_calls` counts calls of the cheap one and
+    `Result.part_calls` those of the dear one; `Result.verifier_cost` takes both as asked each time.
 
     Args:
       cheap: a function, or a reward of `device` or `host`.

@@ -63,7 +63,7 @@ def remote(
     check_non_negative("cost", cost)
     token = (os.environ.get(ENVIRONMENT) or None) if token is None else token
     patience = Patience(retries=check_count("retries", retries, 0), deadline=deadline)
-    servers = [Connections(url, token, **seconds, insecure=insecure) for url in every]
+    servers = [Connections(url, token, connect_timeout, read_timeout, insecure) for url in every]
     try:
         client = Client(
             servers,

@@ -20,7 +20,15 @@ from flowsde.conds import Cond, Held, Told, as_arrays, check_cond, for_model
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
-from flowsde.rewards.base import DeviceReward, HostReward, Reward, as_float32, as_reward, told
+from flowsde.rewards.base import (
+    DeviceReward,
+    HostReward,
+    PartNames,
+    Reward,
+    as_float32,
+    as_reward,
+    told,
+)
 from flowsde.rewards.base import exact as exact_reward
 from flowsde.runner.clock import check_seconds
 from flowsde.runner.contract import check_members, check_search
@@ -90,10 +98,10 @@ class Job(NamedTuple):
         return self.program.placement
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def parts(self) -> PartNames:
         """Names of those of a combined reward."""
-        combination = self.reward.combination
-        return () if combination is None else combination.names
+        own = self.reward.combination
+        return PartNames() if own is None else PartNames(own.names, own.unasked)
 
     def trim(self, tree: Any, axis: int = 0) -> Any:
         """What concerns the job's own prompts; of a single one, without their axis."""

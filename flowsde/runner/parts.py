@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.rewards.base import HostReward, Parts, Scores
+from flowsde.rewards.base import HostReward, PartNames, Parts, Scores
 from flowsde.runner.ahead import ahead, with_rewards
 from flowsde.runner.result import AnswerParts
 from flowsde.search.keep import answers_of
@@ -40,7 +40,9 @@ def with_scores(
 ) -> Evaluation:
     """Rows [m] with what was scored [m k]."""
     parts = row_parts(rows, scores.parts, evals.parts, value)
-    return with_rewards(rows, evals, scores.reward, value)._replace(parts=parts)
+    m = rows.t.shape[0]
+    asked = jax.tree.map(lambda a: jnp.sum(a.reshape(m, -1), -1, dtype=jnp.int32), scores.asked)
+    return with_rewards(rows, evals, scores.reward, value)._replace(parts=parts, asked=asked)
 
 
 def not_scored(reward: HostReward, n: int) -> Scores:
@@ -48,8 +50,11 @@ def not_scored(reward: HostReward, n: int) -> Scores:
     nothing = Scores(np.full(n, -np.inf, np.float32))
     if reward.combination is None:
         return nothing
-    names = reward.combination.names
-    return nothing._replace(parts={name: np.full(n, np.nan, np.float32) for name in names})
+    names, unasked = reward.combination.names, reward.combination.unasked
+    return nothing._replace(
+        parts={name: np.full(n, np.nan, np.float32) for name in names},
+        asked={name: np.zeros(n, np.int32) for name in unasked} or None,
+    )
 
 
 def write_scores(told: Scores, at: np.ndarray, scores: Scores, finite: np.ndarray) -> None:
@@ -58,18 +63,22 @@ def write_scores(told: Scores, at: np.ndarray, scores: Scores, finite: np.ndarra
     for name, part in (scores.parts or {}).items():
         assert told.parts is not None
         told.parts[name][at] = part
+    for name, asked in (told.asked or {}).items():
+        assert scores.parts is not None
+        asked[at] = ~np.isnan(scores.parts[name])
 
 
-def no_answer_parts(names: tuple[str, ...], search: Search, state: Any) -> AnswerParts | None:
+def no_answer_parts(names: PartNames, search: Search, state: Any) -> AnswerParts | None:
     """What is known of one prompt's answers before any round: NaN."""
-    if not names:
+    if not names.every:
         return None
     best, kept = answers_of(search, state)
 
     def unknown(of: Particle) -> Parts:
-        return {name: jnp.full(of.t.shape, jnp.nan, jnp.float32) for name in names}
+        return {name: jnp.full(of.t.shape, jnp.nan, jnp.float32) for name in names.every}
 
-    return AnswerParts(unknown(best), None if kept is None else unknown(kept))
+    calls = {name: jnp.zeros((), jnp.int32) for name in names.unasked} or None
+    return AnswerParts(unknown(best), None if kept is None else unknown(kept), calls)
 
 
 def answer_parts(
@@ -88,8 +97,9 @@ def answer_parts(
     one, was, now = jax.tree.map(lambda a: a[None], (before.best, old_best, best))
     of_best = jax.tree.map(lambda a: a[0], _followed(one, was, now, asked, parts))
     if before.kept is None or old_kept is None or kept is None:
-        return AnswerParts(of_best)
-    return AnswerParts(of_best, _followed(before.kept, old_kept, kept, asked, parts))
+        return before._replace(best=of_best, kept=None)
+    kept_parts = _followed(before.kept, old_kept, kept, asked, parts)
+    return before._replace(best=of_best, kept=kept_parts)
 
 
 def _followed(

@@ -51,10 +51,13 @@ class AnswerParts(NamedTuple):
     Attributes:
       best: of the best so far, [].
       kept: of those that `flowsde.search.keep` remembers beside it, [k]; None without.
+      calls: how often those parts were asked that are not asked about every picture, int32 [];
+        None without.
     """
 
     best: dict[str, Any]
     kept: dict[str, Any] | None = None
+    calls: dict[str, Any] | None = None
 
 
 class Result(NamedTuple):
@@ -82,6 +85,8 @@ class Result(NamedTuple):
         before it has been scored. None of any other reward.
       timing: `flowsde.runner.clock.Timing` of a budget in seconds: what was spent, and the `nfe`
         that it was turned into; else None.
+      part_calls: int32 [] each, how often those parts were asked that are not asked about every
+        picture, by name: the dear one of a cascade. None without such parts.
     """
 
     image: Any
@@ -101,6 +106,7 @@ class Result(NamedTuple):
     kept: Any = None
     parts: dict[str, Any] | None = None
     timing: Any = None
+    part_calls: dict[str, Any] | None = None
 
     def top(self, k: int) -> list[Any]:
         """The k best different answers, the search's own first and then by falling reward.
@@ -245,14 +251,16 @@ def carry_of(result: Result) -> Carry:
     if result.parts is None:
         return Carry(result.given, result.state, **counts)
     kept = None if result.kept is None else result.kept.parts
-    parts = jax.tree.map(jnp.asarray, AnswerParts(result.parts, kept))
+    parts = jax.tree.map(jnp.asarray, AnswerParts(result.parts, kept, result.part_calls))
     return Carry(result.given, result.state, **counts, parts=parts)
 
 
 def with_numbers(result: Result) -> Result:
     """Counters of a single prompt as Python numbers."""
     counters: dict[str, Any] = {name: int(getattr(result, name)) for name in COUNTERS}
-    return result._replace(**counters, verifier_cost=float(result.verifier_cost))
+    calls = result.part_calls and {name: int(n) for name, n in result.part_calls.items()}
+    cost = float(result.verifier_cost)
+    return result._replace(**counters, verifier_cost=cost, part_calls=calls)
 
 
 def longer(log: Info, rows: int) -> Info:

@@ -18,7 +18,7 @@ def resumed(job: Job, fresh: Carry) -> Carry:
     """
     assert job.resume is not None
     own = job.trim(fresh._replace(live=None))
-    carry = carry_of(job.resume)._replace(start=own.start)
+    carry = _with_calls(job, carry_of(job.resume)._replace(start=own.start))
     like, found = jax.tree.structure(own), jax.tree.structure(carry)
     if str(like) != str(found) or any(
         a.shape != b.shape or a.dtype != b.dtype
@@ -39,6 +39,16 @@ def resumed(job: Job, fresh: Carry) -> Carry:
             also = f", or with another version of the reward than {version}" if version else ""
             raise ValueError(f"resume was begun with another search or cond than this run's{also}")
     return carry if job.placement.mesh is None else _padded(job, carry, fresh)
+
+
+def _with_calls(job: Job, carry: Carry) -> Carry:
+    """A carry of a save that has no calls of parts yet: they are counted in its log."""
+    names, said = job.parts.unasked, job.resume.info.parts if job.resume else None
+    if not names or carry.parts is None or carry.parts.calls is not None or said is None:
+        return carry
+    # [rounds, ..., w]; a part that was not asked is NaN there.
+    calls = {n: jnp.asarray((~np.isnan(said[n])).sum((0, -1)), jnp.int32) for n in names}
+    return carry._replace(parts=carry.parts._replace(calls=calls))
 
 
 def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.flow import Flow
-from flowsde.rewards.base import Parts
+from flowsde.rewards.base import PartNames, Parts
 from flowsde.runner.ahead import verifier_calls
 from flowsde.runner.evaluate import (
     Computed,
@@ -31,6 +31,9 @@ from flowsde.runner.result import Answers, Carry, Given, Packed
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
 from flowsde.search.starting import ask as ask_one
+
+WITHOUT_PARTS = PartNames()
+"""Of a reward that is not combined."""
 
 
 class Told(NamedTuple):
@@ -50,7 +53,7 @@ def _init(
     shape: tuple[int, ...],
     single: bool = False,
     live: jax.Array | None = None,
-    parts: tuple[str, ...] = (),
+    parts: PartNames = WITHOUT_PARTS,
 ) -> Carry:
     """Carry before the first round, of prompts with budgets in model evaluations.
 
@@ -109,6 +112,7 @@ def counted(
     asked: Candidates,
     computed: Computed,
     parts: Parts | None = None,
+    parts_asked: Parts | None = None,
 ) -> tuple[Carry, Info]:
     """A state that has been told, with all that a round of its prompts is counted and charged.
 
@@ -119,6 +123,7 @@ def counted(
       asked: candidates [..., w]; with parts, where they have arrived.
       computed: of each of them.
       parts: of a combined reward, [..., w].
+      parts_asked: how often some of them were, [..., w].
     """
     passes, search = program.cost, program.search
     verified = verifier_calls(asked, program.kind.value)
@@ -133,7 +138,15 @@ def counted(
     if parts is not None:
         assert carry.parts is not None
         own = _of_each(partial(answer_parts, search), carry)
-        carry = carry._replace(parts=own(carry.parts, carry.state, state, asked, parts))
+        answered = own(carry.parts, carry.state, state, asked, parts)
+        if parts_asked is not None:
+            # Of a place without a candidate, the number is one of before.
+            calls = {
+                name: n + jnp.sum(jnp.where(asked.valid, parts_asked[name], 0), -1, dtype=jnp.int32)
+                for name, n in (answered.calls or {}).items()
+            }
+            answered = answered._replace(calls=calls)
+        carry = carry._replace(parts=answered)
     carry = carry._replace(
         state=state,
         nfe=carry.nfe + passes * info.charged,
@@ -156,8 +169,8 @@ def _tell(
         lead = asked.t.shape
         computed = join_counts(computed, lead, placement)
         by_number = None
-        parts = join(evals.parts, lead, placement)
-        evals = evals._replace(parts=None)
+        parts, parts_asked = join((evals.parts, evals.asked), lead, placement)
+        evals = evals._replace(parts=None, asked=None)
         # Where the state holds fewer particles than were asked about, only those are moved.
         if placement.particles > 1 and 0 < slots_of(carry.state).total < lead[-1]:
             rewards = join(evals.reward, lead, placement)
@@ -169,7 +182,7 @@ def _tell(
             state, info = by_number
             if parts is not None and evals.x is not None:
                 asked = asked._replace(x=join(evals.x, lead, placement))
-        carry, info = counted(carry, program, state, info, asked, computed, parts)
+        carry, info = counted(carry, program, state, info, asked, computed, parts, parts_asked)
         return carry, info, _done(carry, program)
 
     by_prompt, by_row = placement.by_prompt, placement.by_row

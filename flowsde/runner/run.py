@@ -197,8 +197,10 @@ def _log_of(job: Job, carry: Carry) -> Info:
     # Shapes through the compiled parts, whose traces are kept from call to call.
     asked = rounds.first_ask.eval_shape(carry, job.program)
     evals, computed = rounds.model_step.eval_shape(*_for_model(job, asked))
-    parts = dict.fromkeys(job.parts, evals.reward)
-    evals = evals._replace(seen=None, parts=parts or None)
+    parts = dict.fromkeys(job.parts.every, evals.reward) or None
+    count = jax.ShapeDtypeStruct(evals.reward.shape, jnp.int32)
+    parts_asked = dict.fromkeys(job.parts.unasked, count) or None
+    evals = evals._replace(seen=None, parts=parts, asked=parts_asked)
     *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
@@ -351,6 +353,7 @@ def _result(
         run=job.run[0] if job.single and job.run is not None else job.run,
         kept=kept,
         parts=None if said is None else said.best,
+        part_calls=None if said is None else said.calls,
         timing=None if watch is None else watch.timing,
     )
     if final:

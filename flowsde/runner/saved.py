@@ -180,6 +180,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         kept=_kept(leaves, lead, shape, path),
         parts=_parts(leaves, ".parts", path, lead),
         timing=_timing(leaves, path),
+        part_calls=_part_calls(leaves, path, lead),
     )
 
 
@@ -274,16 +275,25 @@ _WIDE = (("time", "reward", "counted", "accepted"), ("ancestors", "path_time", "
 
 
 def _parts(
-    leaves: dict[str, Any], of: str, path: Path, shape: tuple[int, ...]
+    leaves: dict[str, Any], of: str, path: Path, shape: tuple[int, ...], dtype: Any = np.float32
 ) -> dict[str, np.ndarray] | None:
-    """What parts of a combined reward say, by name; None if there are none."""
+    """Numbers of parts of a combined reward, by name; None if there are none."""
     names = [name for name in leaves if name.startswith(f"{of}[")]
-    read = array(np.float32, *shape)
+    read = array(dtype, *shape)
     # As in a path of JAX: .parts['name'].
     return {
         ast.literal_eval(name[len(of) + 1 : -1]): read(np.asarray(leaves[name]), f"{path}: {name}")
         for name in names
     } or None
+
+
+def _part_calls(leaves: dict[str, Any], path: Path, lead: tuple[int, ...]) -> dict[str, Any] | None:
+    """How often parts were asked; of one prompt as Python's numbers."""
+    found = _parts(leaves, ".part_calls", path, lead, int)
+    for name, calls in (found or {}).items():
+        if not ((calls >= 0) & (calls < 2**31)).all():
+            raise wrong(f"{path}: .part_calls[{name!r}]", "numbers from 0 to 2**31 - 1", calls)
+    return found if lead or found is None else {name: n.item() for name, n in found.items()}
 
 
 def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:

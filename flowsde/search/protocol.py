@@ -75,6 +75,8 @@ class Evaluation(NamedTuple):
         told, and without.
       parts: of a combined reward, as `Info.parts`; None when told, and without.
       x: where candidates that were `Moving` have arrived; None when told, and without.
+      asked: of parts that are not asked about every picture, how often each was, int32 [w] by name;
+        None when told, and without.
     """
 
     x0: jax.Array
@@ -84,6 +86,7 @@ class Evaluation(NamedTuple):
     seen: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
     x: jax.Array | None = None
+    asked: dict[str, jax.Array] | None = None
 
 
 class Particle(NamedTuple):

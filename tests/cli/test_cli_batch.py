@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stand_in
 from PIL import Image
 from refusing import refused
 
+import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
 from flowsde.cli.batch_folder import Folder
@@ -246,3 +248,26 @@ def test_wrong_values(
     words = words.replace("GIVEN", "--prompts-file {file} --out {out}")
     args = words.format(file=file, out=tmp_path / "out").split()
     assert message in refused(capsys, "batch", *args)
+
+
+@pytest.mark.slow
+def test_calls_of_the_dear_part_of_a_cascade_are_in_the_results(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def dear(images: np.ndarray, cond: Any) -> np.ndarray:
+        asked.append(len(images))
+        return -np.square(images).mean((1, 2, 3))
+
+    reward = fs.rewards.cascade(
+        lambda images, cond: -jnp.abs(images[:, 0, 0, 0]),
+        fs.rewards.host(dear, "dear"),
+        threshold=-0.3,
+        floor=-9.0,
+    )
+    monkeypatch.setattr(shapes, "load_reward", lambda *_: reward)
+    values = _batch(file, tmp_path / "out")
+    each = [one["part_calls"]["dear"] for one in _results(tmp_path / "out")]
+    assert values["part_calls"] == {"dear": sum(asked)} == {"dear": sum(each)}
+    assert 0 < sum(each) < values["verifier_calls"]

@@ -189,7 +189,7 @@ def test_what_is_wrong_is_one_line(here: Path, capsys: pytest.CaptureFixture[str
          "--heldout judges:absent cannot be imported: AttributeError: module 'judges' has no "
          "attribute 'absent'"),
         (["--heldout", "best"],
-         f"--heldout must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got 'best'"),
+         f"--heldout must be one of {', '.join(KNOWN)}, URL#MODEL or MODULE:FUNCTION, got 'best'"),
         (["--heldout", "pick"],
          "--heldout-model must be a converted CLIP for --heldout pick, got none"),
         (["--heldout", "judges:red", "--heldout-model", "a", "--heldout-model", "b"],

@@ -1,11 +1,14 @@
 """`flowsde score` and `flowsde rewards`: pictures in files, against what they were made to be."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from chat_server import judging, told
 from PIL import Image
 from quick import slow
 from refusing import refused
@@ -57,6 +60,23 @@ def test_a_function_is_told_pictures_and_prompts(
     assert found["reward"] == "scoring:told"
     assert [row["prompt"] for row in found["images"]] == prompts
     np.testing.assert_allclose([row["reward"] for row in found["images"]], expected, atol=1e-5)
+
+
+def test_a_judge_at_a_url(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def dark(request: Any) -> list[tuple[str, float]]:
+        (image,), (text,) = told(request)
+        odds = float(image.sum()) if "a red fox" in text else 0.0
+        return [("Yes", -math.log1p(math.exp(-odds))), ("No", -math.log1p(math.exp(odds)))]
+
+    file = _picture(here / "1.png", 51, width=2, height=1)  # 2 values of 1/5
+    with judging(dark) as server:
+        name = f"{server.url}#a-judge"
+        cli.main(["score", str(file), "--prompt", "a red fox", "--reward", name])
+        assert capsys.readouterr().out.split()[0] == "0.4000"
+        server.faults.append("401")
+        assert refused(capsys, "score", str(file), "--prompt", "x", "--reward", name).endswith(
+            "answered 401: as told\n"
+        )
 
 
 def test_one_prompt_is_of_all_and_otherwise_of_the_result_beside(
@@ -131,7 +151,7 @@ def test_rewards_that_there_are(
     cli.main(["rewards", *(["clip", "head/out", "hps", "blip"] if models else ["."])])
     said = capsys.readouterr().out
     for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
-                 "imagereward", "aesthetic", "MODULE:FUNCTION"):  # fmt: skip
+                 "imagereward", "aesthetic", "URL#MODEL", "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (

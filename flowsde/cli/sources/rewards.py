@@ -9,6 +9,7 @@
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
                        or what `flowsde.rewards` made of such functions. One that has an argument
                        `fps` is told the frames a second of videos
+    URL#MODEL          a judge at an OpenAI-compatible endpoint, `flowsde.rewards.judge(URL, MODEL)`
     none               no reward
 
 A reward of your own model is one more line of `KNOWN`. Making a `RewardSource` checks the options
@@ -32,7 +33,8 @@ from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
-from flowsde.rewards.base import HostReward, Reward, device, host
+from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
+from flowsde.rewards.judge import judge
 
 
 class RewardSource(Protocol):
@@ -70,7 +72,7 @@ class HostFunction:
     """A user's function, which is told the prompts themselves.
 
     Args:
-      name: MODULE:FUNCTION.
+      name: MODULE:FUNCTION, or URL#MODEL of a judge.
       timeout: seconds that a call may take; what the function says itself, or an hour, by default.
       fps: of videos, for a function that has an argument of that name.
       option: that names it.
@@ -84,7 +86,10 @@ class HostFunction:
     def __init__(
         self, name: str, timeout: float | None, fps: float | None = None, option: str = "--reward"
     ):
-        function = _imported(name, option)
+        judged = name.startswith(("http://", "https://"))
+        if judged and fps is not None:
+            raise ValueError(f"{option} {shown(name)} judges pictures, and the model makes videos")
+        function = _judge(name, option) if judged else _imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
@@ -179,6 +184,14 @@ def _imported(name: str, option: str) -> Callable[..., Any]:
     return found
 
 
+def _judge(name: str, option: str) -> HostReward:
+    url, _, model = name.partition("#")
+    try:
+        return judge(url, model or None, name=name)
+    except (ValueError, RewardError) as error:
+        raise ValueError(f"{option} {shown(name)}: {error}") from None
+
+
 _HOUR = 3600.0
 
 
@@ -209,7 +222,8 @@ def reward_source(
     is_function = ":" in name
     if not is_function and name not in KNOWN:
         raise ValueError(
-            f"{option} must be one of {', '.join(KNOWN)} or MODULE:FUNCTION, got '{shown(name)}'"
+            f"{option} must be one of {', '.join(KNOWN)}, URL#MODEL or MODULE:FUNCTION, "
+            f"got '{shown(name)}'"
         )
     if timeout is not None and not is_function:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")

@@ -230,6 +230,11 @@ class Engine:
         kept = Answers.of(ended.kept, decode(self._job.flow, ended.kept.x0))
         return kept if ended.parts is None else kept._replace(parts=ended.parts.kept)
 
+    def _part_calls(self, ended: Ended) -> dict[str, int] | None:
+        if ended.parts is None or ended.parts.calls is None:
+            return None
+        return {name: int(n) for name, n in ended.parts.calls.items()}
+
     def _ended(self, report: Any, found: Ended) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
@@ -253,6 +258,7 @@ class Engine:
                 state=None,
                 kept=self._kept(ended),
                 parts=None if ended.parts is None else ended.parts.best,
+                part_calls=self._part_calls(ended),
             )
             t = self.totals
             self.totals = t._replace(

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from flowsde.conds import Cond
+from flowsde.rewards.base import PartNames
 from flowsde.runner.inner import like
 from flowsde.runner.records import Kind, Program
 from flowsde.runner.result import Carry
-from flowsde.runner.rounds import start
+from flowsde.runner.rounds import WITHOUT_PARTS, start
 from flowsde.search.protocol import Candidates, Evaluation
 from flowsde.start import Start
 
@@ -92,7 +93,7 @@ def empty(
     program: Program,
     slots: int,
     shape: tuple[int, ...],
-    parts: tuple[str, ...] = (),
+    parts: PartNames = WITHOUT_PARTS,
 ) -> Pool:
     """S free slots, for particles of a shape, of as many columns as the search has candidates."""
     first, search = jnp.zeros(slots, jnp.int32), program.search
@@ -117,11 +118,12 @@ def empty(
     )
 
 
-def unknown(x: jax.Array, number: jax.Array, kind: Kind, parts: tuple[str, ...]) -> Evaluation:
+def unknown(x: jax.Array, number: jax.Array, kind: Kind, parts: PartNames) -> Evaluation:
     """An evaluation of zeros, given those of one's x and of its reward, and the reward's parts."""
     gradient, arrived = x if kind.uses_gradient else None, x if kind.moves is not None else None
-    said = dict.fromkeys(parts, number) or None
-    return Evaluation(x, x, number, gradient, parts=said, x=arrived)
+    said = dict.fromkeys(parts.every, number) or None
+    asked = dict.fromkeys(parts.unasked, number.astype(jnp.int32)) or None
+    return Evaluation(x, x, number, gradient, parts=said, x=arrived, asked=asked)
 
 
 def flat(tree: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flowsde.rewards.base import PartNames
 from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.inner import arrived, like, moving
@@ -19,7 +20,7 @@ from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import COUNTERS, AnswerParts, Carry, Packed
-from flowsde.runner.rounds import counted, start
+from flowsde.runner.rounds import WITHOUT_PARTS, counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
@@ -88,7 +89,10 @@ def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -
 
 def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     """Tell the slots that are ready, and count."""
-    carry, (asked, evals) = pool.carry, arrived(pool.asked, pool.evals._replace(parts=None))
+    carry, (asked, evals) = (
+        pool.carry,
+        arrived(pool.asked, pool.evals._replace(parts=None, asked=None)),
+    )
     state, info = jax.vmap(program.search.tell)(carry.state, asked, evals)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
     if program.kind.inner:
@@ -96,7 +100,9 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
     if value is not None:
         forward += value.cost * ahead(asked, value).astype(jnp.int32)
     computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
-    told, _ = counted(carry, program, state, info, asked, computed, pool.evals.parts)
+    told, _ = counted(
+        carry, program, state, info, asked, computed, pool.evals.parts, pool.evals.asked
+    )
     rounds = pool.rounds + ready.astype(jnp.int32)
     return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
 
@@ -157,7 +163,8 @@ def _fill(
         begins &= ~stop
     prompt = prompts.order[jnp.minimum(turn, prompts.order.size - 1)]
     shape = pool.evals.x0.shape[2:]
-    parts = () if pool.carry.parts is None else tuple(pool.carry.parts.best)
+    own = pool.carry.parts
+    parts = PartNames() if own is None else PartNames(tuple(own.best), tuple(own.calls or ()))
     fresh = start(
         prompts.keys[prompt], prompts.nfe[prompt], target, program, shape=shape, parts=parts
     )
@@ -292,7 +299,11 @@ def evaluate(
 
 
 def nothing(
-    prompts: Prompts, kind: Kind, size: int, shape: tuple[int, ...], parts: tuple[str, ...] = ()
+    prompts: Prompts,
+    kind: Kind,
+    size: int,
+    shape: tuple[int, ...],
+    parts: PartNames = WITHOUT_PARTS,
 ) -> Any:
     """(batch, evals, backward) with which the first step begins: no candidates."""
     zeros = jnp.zeros((size, 1), jnp.float32)

@@ -1,0 +1,270 @@
+"""How long do the rewards take beside the PyTorch classes whose files they are converted from?
+
+Each pair has the same sizes and the same random weights, copied by the converter's tables, and
+gives the same scores (checked before anything is timed). A reward is computed whole, as a search
+asks for it: pictures of 224 x 224 in [-1, 1] in, scores out; what is made of a prompt once, an
+embedding by CLIP, is given to both. On the CPU, in float32, ours compiled, PyTorch's in inference
+mode, both with all cores, in turns in one process.
+
+Widths are those of the published models, depths are cut, and the batch is 4:
+
+    clip          CLIPModel of transformers, ViT-L/14's image tower: blocks of 1,024
+    pick          the same, ViT-H/14's: blocks of 1,280, exact GELU
+    hpsv2.1       the same
+    imagereward   BlipVisionModel and BlipTextModel, and the head: blocks of 1,024, and of 768 that
+                  attend to them; 35 tokens
+    aesthetic     ViT-L/14's image tower and the head
+
+    python benchmarks/rewards.py [--quick] [--json FILE]
+
+Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
+over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
+hpsv2.1, imagereward, aesthetic (our median seconds over PyTorch's); target; error, by reward
+(largest difference of the scores over their largest value); flops, by reward (of a picture);
+memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and pictures: what
+XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours, torch}
+(seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
+repetitions.
+"""
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import torch
+import transformers
+import tyro
+from _files import save_json
+from _flops import flops
+from ports import BATCH, Args, Pair, filled, port, ratios
+
+import flowsde as fs
+from flowsde.models.blip.rewards import image_reward
+from flowsde.models.clip import rewards as by_clip
+
+SIDE = 224
+_MEAN, _STD = (torch.tensor(a)[:, None, None] for a in (by_clip.MEAN, by_clip.STD))
+_WIDTHS = (768, 1024, 128, 64, 16)
+"""Of both heads: the embedding's, and those within."""
+
+
+class Both(NamedTuple):
+    """A reward on both sides.
+
+    Attributes:
+      reward: ours.
+      theirs: of pixels [n, 3, side, side], standardised.
+      cond: what ours is told; None for nothing.
+    """
+
+    reward: fs.rewards.DeviceReward
+    theirs: Callable[[torch.Tensor], torch.Tensor]
+    cond: Any = None
+
+
+def clip_model(blocks: int, wide: bool) -> tuple[Any, Any]:
+    """CLIPModel with a full image tower and a small text tower, and ours of it."""
+    large = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    huge = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16}
+    config = transformers.CLIPConfig(
+        text_config={
+            "vocab_size": 50, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "bos_token_id": 1, "eos_token_id": 49, "pad_token_id": 0,
+        },
+        vision_config=(huge if wide else large)
+        | {"num_hidden_layers": blocks, "patch_size": 14, "image_size": SIDE}
+        | {"hidden_act": "gelu" if wide else "quick_gelu"},
+        projection_dim=1024 if wide else _WIDTHS[0],
+    )  # fmt: skip
+    module: Any = filled(transformers.CLIPModel(config))
+    tensors = {key: value.detach().numpy() for key, value in module.state_dict().items()}
+    return module, port("clip", tensors, config.to_dict())
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Of length one."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def cosine(blocks: int, wide: bool, reward: Callable[..., Any], scaled: bool = False) -> Both:
+    """A reward by the cosine of a picture's embedding and the prompt's."""
+    module, model = clip_model(blocks, wide)
+    prompt = np.random.default_rng(0).normal(size=(BATCH, model.config.vision.projection))
+    wanted = unit(torch.from_numpy(prompt.astype(np.float32)))
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        alike = (unit(module.get_image_features(x).pooler_output) * wanted).sum(-1)
+        return module.logit_scale.exp() * alike if scaled else alike
+
+    return Both(reward(model), theirs, jnp.asarray(wanted.numpy()))
+
+
+def head(widths: tuple[int, ...], places: tuple[int, ...]) -> torch.nn.Module:
+    """Linear layers at the places of a published head, in which dropout has the others."""
+    layers: list[torch.nn.Module] = [torch.nn.Identity() for _ in range(places[-1] + 1)]
+    for place, (a, b) in zip(places, itertools.pairwise((*widths, 1)), strict=True):
+        layers[place] = torch.nn.Linear(a, b)
+    return torch.nn.ModuleDict({"layers": torch.nn.Sequential(*layers)})
+
+
+def aesthetic(blocks: int) -> Both:
+    """LAION's head on an embedding of length one."""
+    module, model = clip_model(blocks, wide=False)
+    top: Any = filled(head(_WIDTHS, (0, 2, 4, 6, 7)))
+    own = {key: value.numpy() for key, value in top.state_dict().items()}
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        return top["layers"](unit(module.get_image_features(x).pooler_output))[:, 0]
+
+    return Both(by_clip.aesthetic(model.vision, port("aesthetic", own, None)), theirs)
+
+
+_FILE_NAMES = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("embeddings.patch_embedding", "patch_embed.proj"),
+    ("encoder.layers", "blocks"),
+    ("layer_norm1", "norm1"),
+    ("layer_norm2", "norm2"),
+    ("self_attn.projection", "attn.proj"),
+    ("self_attn", "attn"),
+    ("post_layernorm", "norm"),
+)
+"""Of BlipVisionModel, and of the published file."""
+
+
+def file_of(module: torch.nn.ModuleDict) -> dict[str, np.ndarray]:
+    """What ImageReward's file would hold."""
+    held = {}
+    for key, value in module.state_dict().items():
+        part, _, rest = key.partition(".")
+        if part == "vision":
+            for theirs, own in _FILE_NAMES:
+                rest = rest.replace(theirs, own)
+        begin = {"vision": "blip.visual_encoder.", "text": "blip.text_encoder."}.get(part, "mlp.")
+        held[begin + rest] = value.numpy()
+    for name, width in (("vision_proj", 1024), ("text_proj", 768)):
+        held[f"blip.{name}.weight"] = np.zeros((256, width), np.float32)
+        held[f"blip.{name}.bias"] = np.zeros(256, np.float32)
+    held["blip.text_encoder.embeddings.position_ids"] = np.arange(512)[None]
+    return held
+
+
+def imagereward(blocks: int) -> Both:
+    """Both towers and the head, by the published formula."""
+    vision = transformers.BlipVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=blocks,
+        image_size=SIDE, patch_size=16, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    text = transformers.BlipTextConfig(
+        vocab_size=1000, hidden_size=768, encoder_hidden_size=1024, intermediate_size=3072,
+        num_attention_heads=12, num_hidden_layers=blocks, max_position_embeddings=512,
+        layer_norm_eps=1e-12, is_decoder=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    towers = {
+        "vision": transformers.BlipVisionModel(vision),
+        "text": transformers.BlipTextModel(text, add_pooling_layer=False),
+        "mlp": head(_WIDTHS, (0, 2, 4, 6, 7)),
+    }
+    module: Any = filled(torch.nn.ModuleDict(towers))
+    heads = {
+        "vision_config": {"num_attention_heads": 16},
+        "text_config": {"num_attention_heads": 12},
+    }
+    model = port("imagereward", file_of(module), heads)
+    ids = np.random.default_rng(0).integers(1, 1000, (BATCH, 35), dtype=np.int32)
+    in_torch = torch.from_numpy(ids.astype(np.int64))
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        image = module["vision"](x).last_hidden_state
+        text = module["text"](
+            input_ids=in_torch, attention_mask=torch.ones_like(in_torch),
+            encoder_hidden_states=image, is_decoder=False,
+            encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long),
+        ).last_hidden_state  # fmt: skip
+        score = module["mlp"]["layers"](text[:, 0])[:, 0]
+        return (score - 0.16717362830052426) / 1.0333394966054072
+
+    return Both(image_reward(model), theirs, jnp.asarray(ids))
+
+
+REWARDS: dict[str, Callable[[int], Both]] = {
+    "clip": lambda blocks: cosine(blocks, False, by_clip.clip_score),
+    "pick": lambda blocks: cosine(blocks, True, by_clip.pick_score, scaled=True),
+    "hpsv2.1": lambda blocks: cosine(blocks, True, lambda model: by_clip.hps_score(model, "2.1")),
+    "imagereward": imagereward,
+    "aesthetic": aesthetic,
+}
+
+
+def torch_peak(f: Callable[[], Any]) -> int:
+    """Bytes that a call has allocated at its peak, beyond those before it."""
+    with torch.profiler.profile(profile_memory=True) as found:
+        f()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes, initial=0))
+
+
+def sides(both: Both, costs: dict[str, Any]) -> Pair:
+    """Both sides on the same pictures; what a call takes is written to `costs`."""
+    pictures = np.random.default_rng(1).uniform(-1.0, 1.0, (BATCH, SIDE, SIDE, 3))
+    images, given = jnp.asarray(pictures, jnp.float32), torch.tensor(pictures, dtype=torch.float32)
+
+    def score(reward: Any, images: jax.Array, cond: Any) -> jax.Array:
+        return reward(images, cond)
+
+    compiled = jax.jit(score).lower(both.reward, images, both.cond).compile()
+
+    def theirs() -> torch.Tensor:
+        with torch.inference_mode():
+            x = (0.5 * (given.permute(0, 3, 1, 2).clamp(-1.0, 1.0) + 1.0) - _MEAN) / _STD
+            return both.theirs(x)
+
+    costs["flops"] = flops(score, both.reward, images, both.cond) / BATCH
+    analysis: Any = compiled.memory_analysis()
+    costs["memory"] = {"ours": analysis.temp_size_in_bytes, "torch": torch_peak(theirs)}
+    return Pair(lambda: compiled(both.reward, images, both.cond), theirs)
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """All rewards."""
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    blocks, repetitions = (1, 3) if args.quick else (4, 15)
+    costs: dict[str, dict[str, Any]] = {name: {} for name in REWARDS}
+    made = {
+        name: lambda blocks, name=name: sides(REWARDS[name](blocks), costs[name])
+        for name in REWARDS
+    }
+    found = ratios(made, blocks, repetitions)
+    for name, own in costs.items():
+        memory = {side: f"{size / 2**20:.0f} MiB" for side, size in own["memory"].items()}
+        print(f"{name:12}{own['flops'] / 1e9:9.1f} GFLOP a picture, memory {memory}")
+    versions = {one.__name__: one.__version__ for one in (jax, jaxlib, torch, transformers)}
+    return {
+        "version": fs.__version__,
+        "versions": versions | {"python": platform.python_version()},
+        "cores": os.cpu_count(),
+        "load": [load, os.getloadavg()[0]],
+        "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
+        **found,
+        **{key: {name: own[key] for name, own in costs.items()} for key in ("flops", "memory")},
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    """Measure, and write what is asked for."""
+    args = tyro.cli(Args, description=__doc__)
+    save_json(args.json, measure(args))
+
+
+if __name__ == "__main__":
+    main()
