@@ -28,7 +28,6 @@ the time since the prompt before it finished: prompts share the device.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -39,7 +38,7 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowsde import _own, _schema, _text, interrupts
+from flowsde import _own, _text, interrupts
 from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
@@ -54,11 +53,11 @@ from flowsde.cli import (
     settings,
 )
 from flowsde.cli.batch_folder import Folder
+from flowsde.cli.batch_report import Failures, contents, show, try_sheet
 from flowsde.cli.claims import Claims
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
-from flowsde.cli.sheet import Cell, cells_of, write_sheet
 from flowsde.cli.sources import about, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.arguments import Job, prepare
@@ -68,8 +67,7 @@ from flowsde.runner.packed.budget import attempts, check_total
 from flowsde.runner.packed.engine import Engine, Totals
 from flowsde.runner.packed.timed import prompts_of, timed
 from flowsde.runner.records import Program
-from flowsde.runner.result import COUNTERS, Result
-from flowsde.shapes.verdict import is_right
+from flowsde.runner.result import Result
 
 _BAR = (
     "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} prompts, {elapsed}<{remaining}{postfix}"
@@ -180,67 +178,24 @@ class Batch(Task):
         self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
     ) -> int:
         """Find what is missing, and score all that is there; the exit code."""
-        runs, failed, own = list(folder.before), _Failures(offer.prompts), []
+        runs, failed, own = list(folder.before), Failures(offer.prompts), []
         if folder.missing:
             own = [_search(self, offer, folder, runs, failed, claims)]
         with _alone(claims):
             if claims is not None:
                 runs = failed.joined(folder, claims)
             folder.score(rewards)
-            values = _values(self, offer, folder, [*runs, *own], failed)
+            values = contents(folder, [*runs, *own], failed, self.total_nfe, self.target_reward)
             write_json(self.out / "batch.json", values)
-            finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
-            cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
-            if cells:
-                _try_sheet(self.out / "sheet.png", cells)
-        _print(values, self.out, rewards)
-        if failed.reasons:
-            many = len(failed.reasons)
-            title = f"flowsde batch: {many} prompt{'s' * (many > 1)} failed"
-            print(_text.listed(failed.lines(), title), file=sys.stderr)
+            try_sheet(self.out / "sheet.png", folder)
+        show(values, self.out, rewards)
+        failed.show()
         return 1 if failed.reasons else 0
-
-
-class _Failures:
-    """Prompts that failed, and why, by their place in the list."""
-
-    def __init__(self, prompts: list[str]):
-        self._prompts, self.reasons = prompts, dict[int, str]()
-
-    def joined(self, folder: Folder, claims: Claims) -> list[dict[str, Any]]:
-        """Take in what other processes have done; their entries of batch.json. In `alone`."""
-        others, reasons = batch_shared.joined(folder, claims)
-        self.reasons |= reasons
-        return others
-
-    def lines(self) -> list[str]:
-        """One a prompt."""
-        return [
-            f"prompt {i + 1} of {len(self._prompts)}, '{_text.shown(self._prompts[i])}': {why}"
-            for i, why in sorted(self.reasons.items())
-        ]
-
-    def values(self) -> list[dict[str, Any]]:
-        """For batch.json."""
-        return [
-            {"number": i + 1, "prompt": self._prompts[i], "reason": why}
-            for i, why in sorted(self.reasons.items())
-        ]
 
 
 def _alone(claims: Claims | None) -> AbstractContextManager[None]:
     """Where what all have found is written by one process at a time."""
     return nullcontext() if claims is None else claims.alone()
-
-
-def _try_sheet(path: Path, cells: list[Cell]) -> None:
-    """Draw the sheet, or say on stderr why there is none."""
-    try:
-        write_sheet(path, cells)
-    except Exception as error:  # Pillow's are of many kinds.
-        said = _text.shown(f"{type(error).__name__}: {error}", 500)
-        print(f"flowsde batch: sheet.png could not be drawn: {said}", file=sys.stderr)
-        path.unlink(missing_ok=True)
 
 
 def _job(
@@ -262,7 +217,7 @@ def _job(
 
 
 def _search(
-    command: Batch, offer: Source, folder: Folder, runs: list[dict[str, Any]], failed: _Failures,
+    command: Batch, offer: Source, folder: Folder, runs: list[dict[str, Any]], failed: Failures,
     claims: Claims | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search for all that is missing, under a bar; the entry of this run in batch.json."""
@@ -300,7 +255,8 @@ def _search(
         nonlocal written
         with _alone(claims):
             before = runs if claims is None else failed.joined(folder, claims)
-            values = _values(command, offer, folder, [*before, this_run()], failed)
+            runs_now = [*before, this_run()]
+            values = contents(folder, runs_now, failed, command.total_nfe, command.target_reward)
             write_json(command.out / "batch.json", values)
         written = time.perf_counter()
 
@@ -376,54 +332,3 @@ def _endings(
             yield one.prompt, one.result, partial(folder.end_attempts, one.prompt)
     for i in folder.missing:
         yield i, folder.best(i), partial(folder.end_attempts, i)
-
-
-def _values(
-    command: Batch,
-    offer: Source,
-    folder: Folder,
-    runs: list[dict[str, Any]],
-    failed: _Failures,
-) -> dict[str, Any]:
-    """Contents of batch.json."""
-    every = [one for one in folder.values if one is not None]
-    read = _schema.maybe(_schema.number)
-    rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
-    target = command.target_reward
-    exact = [is_right(one["heldout"]) for one in every if "heldout" in one]
-    computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
-    first = folder.abouts[0]
-    return {
-        **{name: first[name] for name in ("version", "method", "seed", "preset", "settings")},
-        "prompts": offer.prompts,
-        "total_nfe": command.total_nfe,
-        "finished": len(every),
-        "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
-        "exact": float(np.mean(exact)) if exact else None,
-        "reward": sum(rewards) / len(rewards) if rewards else None,
-        **heldout.means(every),
-        **{name: sum(one[name] for one in every) for name in COUNTERS},
-        **_part_calls(every),
-        "occupancy": charged / computed if computed else None,
-        "failed": failed.values(),
-        "runs": runs,
-    }
-
-
-def _part_calls(every: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all results, where they have them."""
-    found = [one["part_calls"] for one in every if "part_calls" in one]
-    return {"part_calls": {n: sum(one[n] for one in found) for n in found[0]}} if found else {}
-
-
-def _print(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
-    judged = "" if values["exact"] is None else f", {values['exact']:.0%} exact matches"
-    print(f"prompts {values['finished']}{judged}")
-    if values["reached"] is not None:
-        print(f"reached target: {values['reached']}")
-    for line in rewards.said(values):
-        print(line)
-    spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
-    share = values["occupancy"]
-    full = "" if share is None else f", {share:.0%} of rows charged"
-    print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)

@@ -1,0 +1,114 @@
+"""What `flowsde batch` says of all prompts: batch.json, sheet.png, and the end of its output."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowsde import _schema, _text
+from flowsde.cli import batch_shared, heldout
+from flowsde.cli.batch_folder import Folder
+from flowsde.cli.claims import Claims
+from flowsde.cli.sheet import cells_of, write_sheet
+from flowsde.runner.result import COUNTERS
+from flowsde.shapes.verdict import is_right
+
+
+class Failures:
+    """Prompts that failed, and why, by their place in the list."""
+
+    def __init__(self, prompts: list[str]):
+        self._prompts, self.reasons = prompts, dict[int, str]()
+
+    def joined(self, folder: Folder, claims: Claims) -> list[dict[str, Any]]:
+        """Take in what other processes have done; their entries of batch.json. In `alone`."""
+        others, reasons = batch_shared.joined(folder, claims)
+        self.reasons |= reasons
+        return others
+
+    def show(self) -> None:
+        """Print them on stderr, if there are any."""
+        if self.reasons:
+            many = len(self.reasons)
+            title = f"flowsde batch: {many} prompt{'s' * (many > 1)} failed"
+            print(_text.listed(self.lines(), title), file=sys.stderr)
+
+    def lines(self) -> list[str]:
+        """One a prompt."""
+        return [
+            f"prompt {i + 1} of {len(self._prompts)}, '{_text.shown(self._prompts[i])}': {why}"
+            for i, why in sorted(self.reasons.items())
+        ]
+
+    def values(self) -> list[dict[str, Any]]:
+        """For batch.json."""
+        return [
+            {"number": i + 1, "prompt": self._prompts[i], "reason": why}
+            for i, why in sorted(self.reasons.items())
+        ]
+
+
+def contents(
+    folder: Folder,
+    runs: list[dict[str, Any]],
+    failed: Failures,
+    total_nfe: int | None,
+    target: float | None,
+) -> dict[str, Any]:
+    """Contents of batch.json."""
+    every = [one for one in folder.values if one is not None]
+    read = _schema.maybe(_schema.number)
+    rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
+    exact = [is_right(one["heldout"]) for one in every if "heldout" in one]
+    computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
+    first = folder.abouts[0]
+    return {
+        **{name: first[name] for name in ("version", "method", "seed", "preset", "settings")},
+        "prompts": [one["prompt"] for one in folder.abouts],
+        "total_nfe": total_nfe,
+        "finished": len(every),
+        "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
+        "exact": float(np.mean(exact)) if exact else None,
+        "reward": sum(rewards) / len(rewards) if rewards else None,
+        **heldout.means(every),
+        **{name: sum(one[name] for one in every) for name in COUNTERS},
+        **_part_calls(every),
+        "occupancy": charged / computed if computed else None,
+        "failed": failed.values(),
+        "runs": runs,
+    }
+
+
+def _part_calls(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all results, where they have them."""
+    found = [one["part_calls"] for one in every if "part_calls" in one]
+    return {"part_calls": {n: sum(one[n] for one in found) for n in found[0]}} if found else {}
+
+
+def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
+    """Print the totals."""
+    judged = "" if values["exact"] is None else f", {values['exact']:.0%} exact matches"
+    print(f"prompts {values['finished']}{judged}")
+    if values["reached"] is not None:
+        print(f"reached target: {values['reached']}")
+    for line in rewards.said(values):
+        print(line)
+    spent = f"{values['nfe']} NFE in {sum(run['seconds'] for run in values['runs']):.1f} s"
+    share = values["occupancy"]
+    full = "" if share is None else f", {share:.0%} of rows charged"
+    print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)
+
+
+def try_sheet(path: Path, folder: Folder) -> None:
+    """Draw the pictures that there are, or say on stderr why there is no sheet."""
+    finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
+    cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
+    if not cells:
+        return
+    try:
+        write_sheet(path, cells)
+    except Exception as error:  # Pillow's are of many kinds.
+        said = _text.shown(f"{type(error).__name__}: {error}", 500)
+        print(f"flowsde batch: sheet.png could not be drawn: {said}", file=sys.stderr)
+        path.unlink(missing_ok=True)
