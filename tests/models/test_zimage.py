@@ -140,8 +140,9 @@ def test_times_and_turns_are_diffusers(pair):
         ids = [(used + 1, h, w) for h in range(64) for w in range(64)]
         ids += [(1 + k, 0, 0) for k in range(512)]
         angle = rope(torch.tensor(ids)).numpy()
-        np.testing.assert_allclose(np.cos(turn[row]), angle.real, atol=3e-5)
-        np.testing.assert_allclose(np.sin(turn[row]), angle.imag, atol=3e-5)
+        # Angles to 513, in float32 by either.
+        np.testing.assert_allclose(np.cos(turn[row]), angle.real, atol=5e-5)
+        np.testing.assert_allclose(np.sin(turn[row]), angle.imag, atol=5e-5)
         np.testing.assert_array_equal(text[row], turn[row, 4096:])
 
 
