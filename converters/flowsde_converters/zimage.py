@@ -1,7 +1,7 @@
 """Z-Image: checkpoints of the original code and of diffusers.
 
-Both hold the same tensors, but that the original has q, k and v in one layer. The layers at both
-ends are named after the size of a patch in diffusers; there is one size, 2 x 2 latents of one frame.
+Both hold the same tensors, but that the original has q, k and v in one layer. In diffusers the
+layers at both ends are named after the size of a patch, of which there is one: 2 x 2 latents.
 """
 
 from collections.abc import Iterator, Mapping

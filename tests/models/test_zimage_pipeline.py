@@ -150,7 +150,10 @@ def test_what_a_folder_is_unless_told_otherwise_and_what_cannot_be(base, turbo, 
 
     assert source(turbo[2]).steps == 8 and source(base[2]).steps == 50
     for more, says in (
-        (("--negative-prompt", "no"), "--negative-prompt has no effect with --guidance 1, got 'no'"),
+        (
+            ("--negative-prompt", "no"),
+            "--negative-prompt has no effect with --guidance 1, got 'no'",
+        ),
         (("--size", "22x12"), "--size: width must be a multiple of 4, got 22"),
         (("--text-tokens", "500"), "--text-tokens must be a multiple of 32, to 512, got 500"),
     ):

@@ -1,10 +1,11 @@
-"""Z-Image: a transformer over one sequence of image and text tokens (Z-Image Team, 2025, 2511.22699).
+"""Z-Image: a transformer over one sequence of image and text tokens.
 
-Image and text tokens are refined apart, by two blocks each, then treated alike, the image first. A
-block normalises what enters attention and its MLP and also what leaves them; of the time it has
-scales and gates, no shifts, and the text's own blocks have neither. Positions enter by rotation of
-queries and keys: text tokens stand one after the other on the first axis, the image one step behind
-them. Either sequence is filled up to a multiple of 32 by a token that was learned and is looked at.
+Z-Image Team, 2025 (arXiv 2511.22699). Image and text tokens are refined apart, by two blocks each,
+then treated alike, the image first. A block normalises what enters attention and its MLP and also
+what leaves them; of the time it has scales and gates, no shifts, and the text's own blocks have
+neither. Positions enter by rotation of queries and keys: text tokens stand one after the other on
+the first axis, the image one step behind them. Either sequence is filled up to a multiple of 32 by
+a token that was learned and is looked at.
 
 Published models are told 1 - t and answer data - noise; ours is told t, 1 at noise, and answers
 noise - data.
@@ -129,9 +130,7 @@ class ZImageBlock(nnx.Module):
       modulated: whether the time scales and gates them.
     """
 
-    def __init__(
-        self, config: ZImageConfig, modulated: bool, numerics: Numerics, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ZImageConfig, modulated: bool, numerics: Numerics, rngs: nnx.Rngs):
         width, mlp = config.width, config.mlp
         self.attention = ZImageAttention(config, numerics, rngs)
         self.attention_in, self.attention_out, self.mlp_in, self.mlp_out = (

@@ -81,9 +81,7 @@ class ZImagePipeline:
                 f"{folder}: text_encoder gives {text.width} features, expected the "
                 f"{self.config.text} that the transformer takes"
             )
-        self._tokenizer = qwen3_tokenizer(
-            folder / "tokenizer", length=LENGTH, vocab=text.vocab
-        )
+        self._tokenizer = qwen3_tokenizer(folder / "tokenizer", length=LENGTH, vocab=text.vocab)
 
     @property
     def side(self) -> int:
