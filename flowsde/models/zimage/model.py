@@ -161,6 +161,7 @@ class ZImageBlock(nnx.Module):
         """Scales and gates of attention, then of the MLP, [n or 1, 1, width or 1]."""
         if self.modulation is None:
             return [jnp.ones((1, 1, 1), jnp.float32)] * 4
+        assert c is not None
         scale, gate, *mlp = jnp.split(self.modulation(c)[:, None, :], 4, axis=-1)
         return [1.0 + scale, jnp.tanh(gate), 1.0 + mlp[0], jnp.tanh(mlp[1])]
 
