@@ -28,9 +28,11 @@ from flowsde_converters import (
     entries,
     flux,
     open_clip,
+    qwen3,
     sit,
     t5,
     wan,
+    zimage,
 )
 from flowsde_converters.eight_bits import with_scales
 from flowsde_converters.family import Convertible, Found
@@ -38,7 +40,20 @@ from flowsde_converters.files import Checkpoint
 from flowsde_converters.lora_file import Merged
 from flowsde_converters.tables import Changes, Model
 
-_MODULES = (sit, flux, clip, open_clip, t5, autoencoder_kl, autoencoder_wan, aesthetic, wan, blip)
+_MODULES = (
+    sit,
+    flux,
+    clip,
+    open_clip,
+    t5,
+    autoencoder_kl,
+    autoencoder_wan,
+    aesthetic,
+    wan,
+    blip,
+    qwen3,
+    zimage,
+)
 """With a `Convertible` or several each."""
 DTYPES = {
     "float64": np.dtype(np.float64),

@@ -9,9 +9,11 @@ from flowsde.models import (
     blip,
     clip,
     flux,
+    qwen3,
     sit,
     t5,
     wan,
+    zimage,
 )
 from flowsde.models.family import Family, Pipeline, Sampling
 
@@ -25,6 +27,8 @@ _PACKAGES = (
     aesthetic,
     wan,
     blip,
+    qwen3,
+    zimage,
 )
 """With a `Family` or several each, and what else `family` describes."""
 

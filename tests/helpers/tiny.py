@@ -65,6 +65,35 @@ def write_t5_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
+CHAT = """{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}
+{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+{%- endif %}"""
+"""What Qwen3's template is for a user who says one thing."""
+
+
+def qwen3_tokenizer(folder: Path) -> Any:
+    """That of transformers, of bytes and a few merges, saved in a folder."""
+    import transformers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t"), ("d", "o"), ("do", "g"), ("Ġ", "o"), ("u", "s")]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*alphabet, *("".join(pair) for pair in merges), *special]
+    made = transformers.Qwen2Tokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=merges, pad_token=special[0],
+        eos_token=special[2], extra_special_tokens=special[1:], model_max_length=131072,
+    )  # fmt: skip
+    made.chat_template = CHAT
+    made.save_pretrained(folder)
+    return made
+
+
 def fill(model: Any, seed: int, scale: float = 0.15) -> Any:
     """A torch model with normal weights: zeros would hide mistakes."""
     import torch
@@ -172,6 +201,51 @@ def wan_pipeline(folder: Path) -> Any:
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0,
                 solver_order=1, disable_corrector=list(range(50)),
             ),
+        )  # fmt: skip
+        made.save_pretrained(folder / "source")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def zimage_pipeline(folder: Path, *, turbo: bool) -> Any:
+    """The pipeline of diffusers, saved in a folder."""
+    import diffusers
+    import transformers
+
+    words = qwen3_tokenizer(folder / "words")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = diffusers.ZImagePipeline(
+            transformer=fill(
+                diffusers.ZImageTransformer2DModel(
+                    in_channels=4, dim=24, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+                    cap_feat_dim=16, axes_dims=[4, 4, 4], axes_lens=[1024, 64, 64],
+                ),
+                1,
+                0.3,
+            ),
+            vae=fill(
+                diffusers.AutoencoderKL(
+                    block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                    up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+                    norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
+                    scaling_factor=0.3611, shift_factor=0.1159,
+                ),
+                2,
+            ),
+            text_encoder=fill(
+                transformers.Qwen3Model(
+                    transformers.Qwen3Config(
+                        vocab_size=len(words), hidden_size=16, intermediate_size=24,
+                        num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+                        head_dim=8,
+                    )
+                ),
+                3,
+                0.3,
+            ),
+            tokenizer=words,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0 if turbo else 6.0),
         )  # fmt: skip
         made.save_pretrained(folder / "source")
     made.set_progress_bar_config(disable=True)

@@ -259,5 +259,5 @@ def test_a_scheduler_that_cannot_be_read_is_refused_before_converting(folders, t
 def test_a_pipeline_of_another_class_is_refused(folders, tmp_path):
     shutil.copytree(folders["schnell"] / "out", tmp_path / "out")
     (tmp_path / "out" / "model_index.json").write_text('{"_class_name": "Other"}')
-    with pytest.raises(ValueError, match="its models: .*FluxPipeline, WanPipeline, got Other"):
+    with pytest.raises(ValueError, match="its models: .*FluxPipeline, WanPipeline, .*got Other"):
         fs.load(tmp_path / "out", verify=False)

@@ -130,21 +130,29 @@ def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return layer.kernel.get_value().astype(x.dtype), layer.bias.get_value().astype(x.dtype)
 
 
+def rms_norm(
+    features: int, axes: Axes, numerics: Numerics, rngs: nnx.Rngs, epsilon: float = _QK_EPSILON
+) -> nnx.RMSNorm:
+    """A norm over the root mean square of the features, in float32."""
+    return nnx.RMSNorm(
+        features,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        param_dtype=numerics.param_dtype,
+        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=axes),
+        rngs=rngs,
+    )
+
+
 class QKNorm(nnx.Module):
     """Queries and keys [..., features], each over their root mean square, in float32."""
 
-    def __init__(self, features: int, numerics: Numerics, rngs: nnx.Rngs):
-        def norm() -> nnx.RMSNorm:
-            return nnx.RMSNorm(
-                features,
-                epsilon=_QK_EPSILON,
-                dtype=jnp.float32,
-                param_dtype=numerics.param_dtype,
-                scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(None,)),
-                rngs=rngs,
-            )
-
-        self.query, self.key = norm(), norm()
+    def __init__(
+        self, features: int, numerics: Numerics, rngs: nnx.Rngs, epsilon: float = _QK_EPSILON
+    ):
+        self.query, self.key = (
+            rms_norm(features, (None,), numerics, rngs, epsilon) for _ in range(2)
+        )
 
     def __call__(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.query(q), self.key(k)

@@ -34,11 +34,14 @@ def angles(ids: jax.Array, features: tuple[int, ...], theta: float = THETA) -> j
 def rotate(x: jax.Array, turn: jax.Array) -> jax.Array:
     """x [n, tokens, heads, d], each pair (2 i, 2 i + 1) turned by `turn` [tokens, d / 2].
 
+    Where tokens of each example stand elsewhere, `turn` is [n, tokens, d / 2].
+
     Pairs change places, one with its sign changed, by a product: on a TPU neighbours are far from
     each other, and taking every second feature costs more than all else here. The product is exact
     in float32, which by default it is not on a TPU.
     """
-    cos, sin = (jnp.repeat(f(turn), 2, axis=-1)[None, :, None] for f in (jnp.cos, jnp.sin))
+    turn = turn if turn.ndim == 3 else turn[None]
+    cos, sin = (jnp.repeat(f(turn), 2, axis=-1)[:, :, None] for f in (jnp.cos, jnp.sin))
     quarter = np.kron(np.eye(turn.shape[-1]), [[0.0, 1.0], [-1.0, 0.0]])
     exact = jax.lax.Precision.HIGHEST
     return x * cos + jnp.matmul(x, jnp.asarray(quarter, x.dtype), precision=exact) * sin

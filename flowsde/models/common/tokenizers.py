@@ -2,7 +2,8 @@
 
 CLIP and BERT: start, the text's tokens, end, then padding, of 77 and of as many as one likes. T5:
 the text's tokens, end, padding, of as many as the model was trained with. A longer text loses its
-last tokens, never the end.
+last tokens, never the end. Qwen3: a chat in which a user says the text and the assistant is to
+answer, then padding; there a longer text loses the rest of the chat, as in published pipelines.
 """
 
 import dataclasses
@@ -47,15 +48,17 @@ class Tokenizer:
       backend: which splits a text into tokens.
       length: tokens of a prompt, with the special ones and padding.
       start: the token before a text, if any.
-      end: the token after it.
+      end: the token after it, if any.
       pad: the token of padding.
+      around: texts that a prompt is put between.
     """
 
     backend: tokenizers.Tokenizer
     length: int
     start: int | None
-    end: int
+    end: int | None
     pad: int
+    around: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         if self.length < len(self._special) + 1:
@@ -63,7 +66,7 @@ class Tokenizer:
 
     @property
     def _special(self) -> tuple[int, ...]:
-        return (self.end,) if self.start is None else (self.start, self.end)
+        return tuple(token for token in (self.start, self.end) if token is not None)
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokens of prompts; warns of each that is cut, with what is left out.
@@ -81,6 +84,8 @@ class Tokenizer:
         return Tokens(ids, mask)
 
     def _of(self, prompt: str) -> list[int]:
+        before, after = self.around
+        prompt = f"{before}{prompt}{after}"
         with _named("a prompt cannot be split into tokens"):
             encoding = self.backend.encode(prompt, add_special_tokens=False)
         room = self.length - len(self._special)
@@ -91,8 +96,8 @@ class Tokenizer:
                 f"left out: {rest!r}",
                 stacklevel=3,
             )
-        start = [] if self.start is None else [self.start]
-        return [*start, *encoding.ids[:room], self.end]
+        start, end = ([] if token is None else [token] for token in (self.start, self.end))
+        return [*start, *encoding.ids[:room], *end]
 
 
 def clip_tokenizer(
@@ -195,6 +200,33 @@ def bert_tokenizer(folder: str | Path, *, length: int, vocab: int, pad: int = 0)
             f"expected {pad}"
         )
     return Tokenizer(backend, length, start, end, pad)
+
+
+def qwen3_tokenizer(folder: str | Path, *, length: int, vocab: int) -> Tokenizer:
+    """Qwen3's, of chats, from a folder's tokenizer.json.
+
+    The assistant may think before it answers; so is the model asked of which text encoders are
+    made, and its chat template adds nothing then.
+
+    Args:
+      folder: with the files.
+      length: tokens of a chat.
+      vocab: rows of the token table of the model that is to read the tokens.
+
+    Raises:
+      ValueError: as of `t5_tokenizer`.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} must have a tokenizer.json, got {_found(folder)}")
+    settings, backend = _settings(folder), _read(folder / "tokenizer.json")
+    begin, end = "<|im_start|>", "<|im_end|>"
+    for token in (begin, end):
+        _id(folder, backend, token)
+    pad = _id(folder, backend, settings.get("pad_token", "<|endoftext|>"))
+    _check_vocabulary(folder, backend, vocab)
+    around = f"{begin}user\n", f"{end}\n{begin}assistant\n"
+    return Tokenizer(backend, length, None, None, pad, around)
 
 
 def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer, rows: int) -> int:

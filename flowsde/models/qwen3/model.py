@@ -1,0 +1,149 @@
+"""Qwen3, dense: the states of a language model, of which other models read texts.
+
+Yang et al., 2025 (arXiv 2505.09388). Each token looks at itself and those before it, so that
+padding after a text is not looked at. Several queries share a key and a value; queries and keys
+are normalised, then turned by their position. Layers have no biases, and the feed-forward ones are
+gated: down(silu(gate(x)) * up(x)).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowsde.models.common.layers import (
+    FLOAT32,
+    Numerics,
+    QKNorm,
+    attention,
+    parameter,
+    rms_norm,
+    scan,
+    stack,
+)
+from flowsde.models.common.rope import angles
+from flowsde.models.family import Family
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen3Config:
+    """Sizes of `Qwen3`; those of Qwen3-4B by default, 4.02 billion parameters.
+
+    Attributes:
+      vocab: rows of the token table.
+      width: features of a token.
+      depth: blocks.
+      heads: of queries.
+      shared: heads of keys and values, of which each serves as many queries.
+      head: features of one, an even number.
+      mlp: hidden features of a block.
+      theta: sets the slowest turn of positions.
+      epsilon: of the norms.
+    """
+
+    vocab: int = 151936
+    width: int = 2560
+    depth: int = 36
+    heads: int = 32
+    shared: int = 8
+    head: int = 128
+    mlp: int = 9728
+    theta: float = 1e6
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.head % 2:
+            raise ValueError(f"head must be an even number, got {self.head}")
+        if self.shared < 1 or self.heads % self.shared:
+            raise ValueError(
+                f"heads must be a multiple of shared, got {self.heads} and {self.shared}"
+            )
+
+
+class Qwen3States(NamedTuple):
+    """States [n, length, width] of tokens.
+
+    Attributes:
+      last: after all blocks and the norm.
+      penultimate: before the last block, without the norm.
+    """
+
+    last: jax.Array
+    penultimate: jax.Array
+
+
+def rotate_halves(x: jax.Array, turn: jax.Array) -> jax.Array:
+    """x [n, tokens, heads, d], each pair (i, i + d / 2) turned by `turn` [tokens, d / 2]."""
+    cos, sin = (f(turn)[None, :, None] for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class Qwen3Attention(nnx.Module):
+    """Attention to a token and those before it."""
+
+    def __init__(self, config: Qwen3Config, numerics: Numerics, rngs: nnx.Rngs):
+        self.config, self.numerics = config, numerics
+        width, inner = config.width, config.heads * config.head
+        outer, into = config.shared * config.head, ("embed", "heads")
+        self.query = numerics.linear(width, inner, into, bias=False, rngs=rngs)
+        self.key = numerics.linear(width, outer, into, bias=False, rngs=rngs)
+        self.value = numerics.linear(width, outer, into, bias=False, rngs=rngs)
+        self.norm = QKNorm(config.head, numerics, rngs, config.epsilon)
+        self.out = numerics.linear(inner, width, ("heads", "embed"), bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array, turn: jax.Array) -> jax.Array:
+        """x: [n, tokens, width]; turn: [tokens, d / 2]."""
+        c = self.config
+        q, k, v = (
+            layer(x).reshape(*x.shape[:2], -1, c.head)
+            for layer in (self.query, self.key, self.value)
+        )
+        # In float32 until they are turned.
+        q, k = (rotate_halves(a, turn).astype(v.dtype) for a in self.norm(q, k))
+        k, v = (jnp.repeat(a, c.heads // c.shared, axis=2) for a in (k, v))
+        return self.out(attention(q, k, v, numerics=self.numerics, causal=True))
+
+
+class Qwen3Block(nnx.Module):
+    """Attention and a gated layer."""
+
+    def __init__(self, config: Qwen3Config, numerics: Numerics, rngs: nnx.Rngs):
+        width, mlp = config.width, config.mlp
+        self.norm = rms_norm(width, ("embed",), numerics, rngs, config.epsilon)
+        self.attention = Qwen3Attention(config, numerics, rngs)
+        self.mlp_norm = rms_norm(width, ("embed",), numerics, rngs, config.epsilon)
+        self.gate = numerics.linear(width, mlp, ("embed", "mlp"), bias=False, rngs=rngs)
+        self.up = numerics.linear(width, mlp, ("embed", "mlp"), bias=False, rngs=rngs)
+        self.down = numerics.linear(mlp, width, ("mlp", "embed"), bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array, turn: jax.Array) -> jax.Array:
+        """x: [n, tokens, width]; turn: [tokens, d / 2]."""
+        x = x + self.attention(self.norm(x).astype(x.dtype), turn)
+        h = self.mlp_norm(x).astype(x.dtype)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class Qwen3(nnx.Module):
+    """The language model without its head."""
+
+    def __init__(self, config: Qwen3Config, numerics: Numerics = FLOAT32, *, rngs: nnx.Rngs):
+        self.config, self.numerics = config, numerics
+        self.tokens = parameter(
+            (config.vocab, config.width), ("vocab", "embed"), numerics, rngs, scale=1.0
+        )
+        self.blocks = stack(lambda r: Qwen3Block(config, numerics, r), config.depth, rngs)
+        self.norm = rms_norm(config.width, ("embed",), numerics, rngs, config.epsilon)
+
+    def __call__(self, tokens: jax.Array) -> Qwen3States:
+        """States of tokens [n, length], integers below `config.vocab`."""
+        x = self.tokens[tokens].astype(self.numerics.dtype)
+        places = jnp.arange(tokens.shape[1])[:, None]
+        turn = angles(places, (self.config.head,), self.config.theta)
+        last, before = scan(self.blocks, lambda block, xs: (block(xs[0], turn), xs[0]), (x, x))
+        return Qwen3States(self.norm(last).astype(self.numerics.dtype), before)
+
+
+FAMILY = Family(name="qwen3", config=Qwen3Config, build=Qwen3)
