@@ -24,6 +24,7 @@ from _speed_page import (
     tpu_plan,
     tpu_search,
 )
+from _tasks_claims import table as claims
 from _tasks_page import best_settings, of_paper, of_tuned, recommended
 from _tasks_plan import paper_settings
 from _world_page import base_success, diagnosis, methods_analytic, scorer
@@ -49,6 +50,11 @@ def tasks_seconds(verifier: int) -> str:
 def tasks_methods() -> str:
     """Each method's best setting of the development captions."""
     return best_settings(_tasks())
+
+
+def tasks_claims() -> str:
+    """What papers claim of their methods, on both models."""
+    return claims(_tasks())
 
 
 def tasks_paper() -> str:
@@ -84,6 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks_seconds_5": partial(tasks_seconds, 5),
     "tasks_methods": tasks_methods,
     "tasks_paper": tasks_paper,
+    "tasks_claims": tasks_claims,
     "diagnosis": diagnosis,
     "search_overhead": search_overhead,
 }
