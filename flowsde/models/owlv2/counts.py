@@ -51,13 +51,17 @@ _UNCHANGED = frozenset(
 _WORDS = re.compile(r"\d+(?:[.,:]\d+)*(?![\w-])|[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]|_")
 
 
+class CountsError(ValueError):
+    """A text or a user counts nothing, or too much."""
+
+
 def counts(prompt: str) -> dict[str, int]:
     """How many are wanted of what a prompt counts, by their names in the singular.
 
     A class that is counted twice is wanted as often as both say.
 
     Raises:
-      ValueError: it counts nothing, or more than `CLASSES` classes, or `MOST` of one.
+      CountsError: it counts nothing, or more than `CLASSES` classes, or `MOST` of one.
     """
     words, found = _WORDS.findall(prompt.lower()), dict[str, int]()
     for i, word in enumerate(words):
@@ -66,24 +70,24 @@ def counts(prompt: str) -> dict[str, int]:
         if number is not None and name is not None:
             found[name] = found.get(name, 0) + number
     if not found:
-        raise ValueError(
-            f"the prompt '{shown(prompt)}' names no counts: expected a number before what is to be "
+        raise CountsError(
+            f"'{shown(prompt)}' names no counts: expected a number before what is to be "
             f"counted, such as 'three red circles and 2 dogs'"
         )
     return checked(found)
 
 
 def checked(wanted: Mapping[str, int]) -> dict[str, int]:
-    """Counts by class as they are; ValueError or TypeError unless they can be counted."""
+    """Counts by class as they are; CountsError or TypeError unless they can be counted."""
     if not 0 < len(wanted) <= CLASSES:
-        raise ValueError(f"counts must be of 1 to {CLASSES} classes, got {len(wanted)}")
+        raise CountsError(f"counts must be of 1 to {CLASSES} classes, got {len(wanted)}")
     for name, number in wanted.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"a class to count must be a word or several, got {name!r}")
+            raise CountsError(f"a class to count must be a word or several, got {name!r}")
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"the count of '{shown(name)}' must be an integer, got {number!r}")
         if not 0 <= number <= MOST:
-            raise ValueError(f"the count of '{shown(name)}' must be 0 to {MOST}, got {number}")
+            raise CountsError(f"the count of '{shown(name)}' must be 0 to {MOST}, got {number}")
     return dict(wanted)
 
 

@@ -100,7 +100,7 @@ class ClassHead(nnx.Module):
         self.scale = numerics.linear(width, 1, ("embed", None), rngs=rngs)
 
     def __call__(self, x: jax.Array, queries: jax.Array) -> jax.Array:
-        """Logits float32 [n, patches, queries] of x [n, patches, width], queries [n, queries, to]."""
+        """Logits float32 [n, patches, queries] of x [n, patches, width] and queries [n, _, to]."""
         found, wanted = _unit(self.embed(x)), _unit(queries)
         alike = jnp.einsum("npd,nqd->npq", found, wanted)
         shift, scale = (layer(x).astype(jnp.float32) for layer in (self.shift, self.scale))
@@ -162,7 +162,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _box_bias(side: int) -> np.ndarray:
-    """Logits float32 [side², 4] of the box that a patch is, with its lower right corner as centre."""
+    """Logits float32 [side², 4] of a box of the size of each patch, around its lower right corner."""
     steps = np.arange(1, side + 1, dtype=np.float32) / np.float32(side)
     y, x = np.meshgrid(steps, steps, indexing="ij")
     size = np.full_like(x, 1.0 / side)

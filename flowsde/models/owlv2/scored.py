@@ -29,20 +29,27 @@ class Counted:
 
     Args:
       folder: of the converted model.
+      text: whose counts are wanted; those of the prompt by default.
+
+    Raises:
+      CountsError: the text counts nothing, or too much.
     """
 
     reads_text, on_device = True, False
     """Its gradient is 0."""
     counting = Counting()
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        text = open_as(folder, FAMILY).config.text
-        self._tokenizer = clip_tokenizer(folder / "tokenizer", length=text.positions, config=text)
+    def __init__(self, folder: Path, text: str | None = None):
+        self._folder, self._text = folder, text
+        if text is not None:
+            counts(text)
+            self.reads_text = False
+        tower = open_as(folder, FAMILY).config.text
+        self._tokenizer = clip_tokenizer(folder / "tokenizer", length=tower.positions, config=tower)
 
     def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
         for prompt in prompts:
-            counts(prompt)  # before weights are read
+            self._counts(prompt)  # before weights are read
         reward, told = self.loaded()
         return reward, [told(prompt) for prompt in prompts]
 
@@ -51,13 +58,16 @@ class Counted:
         model = read(self._folder, FAMILY)
 
         def told(prompt: str) -> Any:
-            named = counts(prompt)
+            named = self._counts(prompt)
             texts = [queried(name) for name in named]
             # Of as many texts always, which one program encodes.
             tokens = self._tokenizer([*texts, *texts[:1] * (CLASSES - len(texts))]).ids
             return wanted(np.asarray(_queries(model, tokens))[: len(texts)], named)
 
         return count_reward(model, self.counting), told
+
+    def _counts(self, prompt: str) -> dict[str, int]:
+        return counts(prompt if self._text is None else self._text)
 
 
 class SmoothlyCounted(Counted):
