@@ -239,7 +239,7 @@ def test_sit_searches_by_counts(places, tmp_path, capsys):
     result = sample(places, COUNTING, "three red cats and 2 dogs")
     assert result["settings"]["reward"] == "owlv2-smooth" and result["verifier_calls"] > 0
     assert result["reward"] < 0.0
-    argv = ["sample", "some pets", *COUNTING.format(**places).split(), "--out", places["out"]]
+    argv = ["sample", *COUNTING.format(**places).split(), "--out", places["out"]]
     own = ["--overwrite", "--reward-counts"]
     cli.main([*argv, *own, "three red cats, 2 dogs"])
     other = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -248,12 +248,12 @@ def test_sit_searches_by_counts(places, tmp_path, capsys):
     assert other["settings"]["reward_counts"] == "three red cats, 2 dogs"
     hard = [word.replace("owlv2-smooth", "owlv2").replace("bon", "svdd") for word in argv]
     for words, said in (
-        ([*argv, "--overwrite"], "'some pets' names no counts: expected a number before what"),
-        ([*argv, *own, "cats"], "--reward-counts: 'cats' names no counts"),
         (
-            [*hard, *own, "2 cats", "--gradient-temperature", "1"],
-            "--gradient-temperature wants a reward with a gradient, got",
+            [*argv, "some pets", "--overwrite"],
+            "'some pets' names no counts: expected a number before what",
         ),
+        ([*argv, *own, "cats"], "--reward-counts: 'cats' names no counts"),
+        ([*hard, *own, "2 cats", "--gradient-temperature", "1"], "wants a reward with a gradient"),
     ):
         with pytest.raises(SystemExit):
             cli.main(words)

@@ -162,7 +162,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _box_bias(side: int) -> np.ndarray:
-    """Logits float32 [side², 4] of a box of the size of each patch, around its lower right corner."""
+    """Logits float32 [side², 4] of boxes of a patch's size, one around each lower right corner."""
     steps = np.arange(1, side + 1, dtype=np.float32) / np.float32(side)
     y, x = np.meshgrid(steps, steps, indexing="ij")
     size = np.full_like(x, 1.0 / side)
