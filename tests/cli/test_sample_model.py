@@ -250,7 +250,7 @@ def test_sit_searches_by_counts(places, tmp_path, capsys):
     for words, said in (
         (
             [*argv, "some pets", "--overwrite"],
-            "'some pets' names no counts: expected a number before what",
+            "'some pets' names no counts: expected a number",
         ),
         ([*argv, *own, "cats"], "--reward-counts: 'cats' names no counts"),
         ([*hard, *own, "2 cats", "--gradient-temperature", "1"], "wants a reward with a gradient"),
