@@ -15,7 +15,7 @@ which tells images of one count apart, has a gradient, and goes to the other as 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ class Wanted(NamedTuple):
       counts: float32 [classes]; -1 for a place without a class.
     """
 
-    queries: np.ndarray | jax.Array
-    counts: np.ndarray | jax.Array
+    queries: Any
+    counts: Any
 
 
 def square_pixels(images: jax.Array, size: int = 960, gray: float = GRAY) -> jax.Array:
@@ -107,7 +107,7 @@ def _mirrored(places: np.ndarray, n: int) -> np.ndarray:
     return np.where(around < n, around, 2 * n - 2 - around)
 
 
-def wanted(queries: jax.Array, counts: Mapping[str, int]) -> Wanted:
+def wanted(queries: jax.Array | np.ndarray, counts: Mapping[str, int]) -> Wanted:
     """What the reward is told of counts, given the embeddings of their classes in their order.
 
     Args:
