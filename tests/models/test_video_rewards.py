@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from quick import slow
 
 from flowsde.cli.sources.rewards import reward_source
 from flowsde.conds import stacked
@@ -39,7 +40,9 @@ def by_angle(pixels):
 by_angle.config = TINY.vision
 
 
-@pytest.mark.parametrize(("frames", "seen"), [(8, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (2, [0, 4])])
+@pytest.mark.parametrize(
+    ("frames", "seen"), [slow(8, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), slow(2, [0, 4])]
+)
 def test_consistency_by_hand(frames, seen):
     """The cosine of two angles is that of their difference."""
     reds = np.asarray([[0.1, 0.3, 0.2, 0.9, 0.4], [0.5] * 5], np.float32)
