@@ -33,7 +33,8 @@ _NOTES = (
 )
 
 
-def _block(keys: str, target: str) -> tuple[Row, ...]:
+def blocks(keys: str, target: str) -> tuple[Row, ...]:
+    """Rows of a tower's blocks, in the layout of `transformers`."""
     layers = {
         "self_attn.q_proj": "query",
         "self_attn.k_proj": "key",
@@ -60,7 +61,7 @@ def _text(config: CLIPTextConfig, keys: str, target: str) -> tuple[Row, ...]:
     return (
         Row(f"{keys}embeddings.token_embedding.weight", f"{target}tokens"),
         Row(f"{keys}embeddings.position_embedding.weight", f"{target}positions"),
-        *_block(keys, target),
+        *blocks(keys, target),
         *norm(f"{keys}final_layer_norm", f"{target}norm"),
         *([] if config.projection is None else [projection]),
     )
@@ -74,7 +75,7 @@ def _vision(config: CLIPVisionConfig, keys: str, target: str) -> tuple[Row, ...]
         Row(f"{keys}embeddings.position_embedding.weight", f"{target}positions"),
         # Misspelt in the published keys.
         *norm(f"{keys}pre_layrnorm", f"{target}norm_in"),
-        *_block(keys, target),
+        *blocks(keys, target),
         *norm(f"{keys}post_layernorm", f"{target}norm_out"),
         *([] if config.projection is None else [projection]),
     )

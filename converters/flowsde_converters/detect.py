@@ -28,6 +28,7 @@ from flowsde_converters import (
     entries,
     flux,
     open_clip,
+    owlv2,
     qwen3,
     sit,
     t5,
@@ -53,6 +54,7 @@ _MODULES = (
     blip,
     qwen3,
     zimage,
+    owlv2,
 )
 """With a `Convertible` or several each."""
 DTYPES = {

@@ -83,7 +83,8 @@ class _OfPrompts:
     def __call__(self, images: np.ndarray, prompts: Any) -> jax.Array:
         if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
             raise TypeError("expected reward_cond to be the prompts' texts")
-        return _scored(self._reward, images, jnp.stack([self._of(p) for p in prompts]))
+        told = jax.tree.map(lambda *each: jnp.stack(each), *map(self._of, prompts))
+        return _scored(self._reward, images, told)
 
     def _of(self, prompt: str) -> Any:
         if prompt not in self._known:

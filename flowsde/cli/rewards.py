@@ -78,7 +78,8 @@ def table() -> list[str]:
     for name, known in KNOWN.items():
         needs = " and ".join(known.folders) or "–"
         told = "prompt" if known.reads_text else "–"
-        lines.append(_Line(name, told, "–" if name == "none" else "yes", needs, known.says))
+        gradient = "–" if name == "none" else "yes" if known.on_device else "no"
+        lines.append(_Line(name, told, gradient, needs, known.says))
     lines += _OUTSIDE
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [

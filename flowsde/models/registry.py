@@ -9,6 +9,7 @@ from flowsde.models import (
     blip,
     clip,
     flux,
+    owlv2,
     qwen3,
     sit,
     t5,
@@ -29,6 +30,7 @@ _PACKAGES = (
     blip,
     qwen3,
     zimage,
+    owlv2,
 )
 """With a `Family` or several each, and what else `family` describes."""
 

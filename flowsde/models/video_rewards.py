@@ -10,6 +10,9 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde._static import Static
+from flowsde.models.clip.model import CLIP, CLIPVision
+from flowsde.models.clip.rewards import image_embeddings
+from flowsde.modules import bind
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, device
 
 By = Literal["mean", "min"]
@@ -53,9 +56,46 @@ def over_frames(
     return dataclasses.replace(known, fn=fn, **how)
 
 
+def consistency(model: CLIP, *, frames: int = 8, minibatch: int | None = None) -> DeviceReward:
+    """How alike neighbouring frames of a video are: the mean cosine of their CLIP embeddings.
+
+    A video without any motion has the highest, 1: take it together with a reward of what is shown
+    (`flowsde.rewards.weighted`). cond is not looked at.
+
+    Args:
+      model: whose image tower is used, with its projection.
+      frames: how many are looked at, 2 at least, spread evenly from the first to the last; all of
+        a video that has no more.
+      minibatch: videos judged at once; as many as the model evaluates at once by default.
+
+    Raises:
+      ValueError, TypeError: naming the argument; at a call, of a video of a single frame.
+    """
+    count = check_count("frames", frames, least=2)
+    fn = jax.tree_util.Partial(*bind(_Consistency(count), model.vision))
+    return device(fn, name=f"consistency (of {count} frames)", minibatch=minibatch)
+
+
 def chosen_frames(found: int, wanted: int) -> np.ndarray:
     """Numbers of some of the frames found, int32, evenly from the first to the last; all if few."""
     return np.linspace(0, found - 1, min(found, wanted)).round().astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Consistency(Static):
+    frames: int
+
+    def __call__(self, vision: CLIPVision, videos: jax.Array, cond: Any) -> jax.Array:
+        if videos.ndim != 5 or videos.shape[1] < 2:
+            raise ValueError(
+                f"videos must have shape [n, frames, height, width, 3] of two frames at least, got "
+                f"{list(videos.shape)}"
+            )
+        chosen = videos[:, chosen_frames(videos.shape[1], self.frames)]
+        n, count = chosen.shape[:2]
+        unit = image_embeddings(vision, chosen.reshape(n * count, *chosen.shape[2:]))
+        unit = unit.reshape(n, count, -1)
+        return jnp.sum(unit[:, 1:] * unit[:, :-1], axis=-1).mean(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

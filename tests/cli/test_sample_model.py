@@ -226,6 +226,40 @@ def test_flux_searches_by_image_reward(places, tmp_path):
     assert results[0]["reward"] != results[1]["reward"]
 
 
+COUNTING = (
+    "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method bon --nfe 4 --width 2 "
+    "--reward owlv2-smooth --reward-model {owl} "
+)
+
+
+@pytest.mark.slow
+def test_sit_searches_by_counts(places, tmp_path, capsys):
+    """Of the prompt, of an option, and of neither."""
+    places["owl"] = str(tiny.owlv2(tmp_path / "owl"))
+    result = sample(places, COUNTING, "three red cats and 2 dogs")
+    assert result["settings"]["reward"] == "owlv2-smooth" and result["verifier_calls"] > 0
+    assert result["reward"] < 0.0
+    argv = ["sample", *COUNTING.format(**places).split(), "--out", places["out"]]
+    own = ["--overwrite", "--reward-counts"]
+    cli.main([*argv, *own, "three red cats, 2 dogs"])
+    other = json.loads((tmp_path / "out" / "result.json").read_text())
+    # What is counted is the same, whichever says it.
+    assert other["reward"] == result["reward"]
+    assert other["settings"]["reward_counts"] == "three red cats, 2 dogs"
+    hard = [word.replace("owlv2-smooth", "owlv2").replace("bon", "svdd") for word in argv]
+    for words, said in (
+        (
+            [*argv, "some pets", "--overwrite"],
+            "'some pets' names no counts: expected a number",
+        ),
+        ([*argv, *own, "cats"], "--reward-counts: 'cats' names no counts"),
+        ([*hard, *own, "2 cats", "--gradient-temperature", "1"], "wants a reward with a gradient"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 def test_a_held_out_reward_says_what_it_would_as_the_reward(places):
     text = "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method ode "
@@ -279,6 +313,8 @@ WRONG = [
     (f"P {FLUX} --reward clip --reward-model {{sit}}", "model of sit, expected one of clip"),
     (f"P {FLUX} --reward aesthetic --reward-model {{clip}}", "a converted CLIP and then the head"),
     (f"P {FLUX} --method ode --reward-model {{clip}}", "must be no folder for --reward none"),
+    (f"P {FLUX} --reward clip --reward-model {{clip}} --reward-counts 2",
+     "--reward-counts has no effect with --reward clip, got '2'"),
     (f"P {FLUX} --reward nosuch:thing",
      "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
     (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),

@@ -151,7 +151,8 @@ def test_rewards_that_there_are(
     cli.main(["rewards", *(["clip", "head/out", "hps", "blip"] if models else ["."])])
     said = capsys.readouterr().out
     for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
-                 "imagereward", "aesthetic", "URL#MODEL", "MODULE:FUNCTION"):  # fmt: skip
+                 "imagereward", "owlv2", "owlv2-smooth", "aesthetic", "URL#MODEL",
+                 "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (

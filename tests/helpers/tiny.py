@@ -16,8 +16,10 @@ from flowsde.models.clip.model import CLIPConfig, CLIPTextConfig, CLIPVisionConf
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
+from flowsde.models.owlv2.model import Owlv2Config
 from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import blip, convert, open_clip, sit
+from flowsde_converters import owlv2 as owlv2_table
 from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -347,6 +349,27 @@ def image_reward(folder: Path) -> Path:
     torch.save({key: torch.tensor(a) for key, a in tensors.items()}, source / "ImageReward.pt")
     heads = {"num_attention_heads": 2}
     (source / "config.json").write_text(json.dumps({"vision_config": heads, "text_config": heads}))
+    return converted(source, folder / "out")
+
+
+def owlv2(folder: Path) -> Path:
+    """A converted OWLv2 of tiny towers, from a file as it is published and CLIP's tokenizer."""
+    source = folder / "source"
+    sizes: dict[str, Any] = {"depth": 2, "heads": 2, "mlp": 32}
+    config = Owlv2Config(
+        text=CLIPTextConfig(
+            vocab=write_clip_tokenizer(source, 48), width=16, positions=48, projection=16, **sizes
+        ),
+        vision=CLIPVisionConfig(width=16, image=32, patch=8, **sizes),
+    )
+    rng = np.random.default_rng(11)
+    shapes = parameters(abstract(owlv2_table.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.3).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(owlv2_table.FAMILY.table(config, "transformers"), params)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    save_file(tensors, source / "model.safetensors")
+    heads = {"num_attention_heads": 2}
+    (source / "config.json").write_text(json.dumps({"text_config": heads, "vision_config": heads}))
     return converted(source, folder / "out")
 
 

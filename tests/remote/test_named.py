@@ -9,21 +9,25 @@ import tiny
 from flowsde import shapes
 from flowsde.cli.named_rewards import load
 from flowsde.cli.sources.rewards import reward_source
+from flowsde.conds import stacked
 
 IMAGES = np.random.default_rng(0).uniform(-1.0, 1.0, (3, 32, 32, 3)).astype(np.float32)
-PROMPTS = [*tiny.PROMPTS, tiny.PROMPTS[0]]
+PROMPTS = ["one red cat", tiny.PROMPTS[1], "one red cat"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip", "pick", "hpsv2.1", "imagereward", "aesthetic"])
+@pytest.mark.parametrize(
+    "name", ["clip", "pick", "hpsv2.1", "imagereward", "owlv2-smooth", "aesthetic"]
+)
 def test_of_a_converted_clip(name: str, tmp_path: Path) -> None:
-    made = {"hpsv2.1": tiny.hpsv2, "imagereward": tiny.image_reward}.get(name, tiny.clip)
-    folders = [made(tmp_path / "model")]
+    made = {"hpsv2.1": tiny.hpsv2, "imagereward": tiny.image_reward}
+    made["owlv2-smooth"] = tiny.owlv2
+    folders = [made.get(name, tiny.clip)(tmp_path / "model")]
     if name == "aesthetic":
         folders.append(tiny.aesthetic_head(tmp_path / "head"))
     served = load(name, folders)
     reward, told = reward_source(name, folders).load(PROMPTS)
-    cond = None if name == "aesthetic" else np.stack(told)
+    cond = None if name == "aesthetic" else stacked("told", told)
     expected = np.asarray(reward(IMAGES, cond))  # type: ignore[arg-type]
     np.testing.assert_allclose(served.fn(IMAGES, PROMPTS), expected, rtol=1e-5)
     assert served.name == name and served.version == load(name, folders).version

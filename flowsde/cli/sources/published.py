@@ -35,7 +35,14 @@ _AT_ONCE = 4 * WHOLE
 _THUMBNAIL = 160
 _SLUG, _DIGEST = 56, 10
 """Bytes of a prompt, and letters of its digest, in the name of a folder."""
-_OF_ALL = ("model", "reward_model", "reward_timeout", "reward_frames", "over_frames")
+_OF_ALL = (
+    "model",
+    "reward_model",
+    "reward_timeout",
+    "reward_frames",
+    "over_frames",
+    "reward_counts",
+)
 """Options that are no family's own."""
 _OWN_TIMES = "model"
 """What --grid calls them."""
@@ -101,10 +108,12 @@ def _reward(command: Sample, fps: float | None) -> tuple[str, rewards.RewardSour
     own = command.converted
     if own.reward_timeout is not None:
         check_float("--reward-timeout", own.reward_timeout)
-    reward = rewards.reward_source(name, own.reward_model, own.reward_timeout, fps)
+    reward = rewards.reward_source(
+        name, own.reward_model, own.reward_timeout, fps, counts=own.reward_counts
+    )
     for option in ("gradient_temperature", "noise_tilt"):
         if not reward.on_device and command.given.get(option):
-            raise ValueError(f"{flag(option)} wants a JAX reward, got --reward {name}")
+            raise ValueError(f"{flag(option)} wants a reward with a gradient, got --reward {name}")
     return name, reward
 
 
@@ -171,6 +180,8 @@ class PublishedSource:
         self.named = {"model": str(options.model), **self._model.named, **over}
         if options.reward_model:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
+        if options.reward_counts is not None:
+            self.named["reward_counts"] = options.reward_counts
         # Another model may take the place of this one, under the same name.
         folders = [options.model, options.vae, *(options.reward_model or ())]
         self.named["contents"] = [checksum(folder)[:16] for folder in folders if folder]

@@ -4,6 +4,8 @@
     pick               PickScore, by its own
     hpsv2, hpsv2.1     HPSv2 of that version, by its own
     imagereward        ImageReward, by its own BLIP
+    owlv2              how wrong the counts are of what OWLv2 finds, by its own
+    owlv2-smooth       the same with a gradient: boxes counted by how sure they are
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
@@ -33,6 +35,8 @@ from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
+from flowsde.models.owlv2.counts import CountsError
+from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
 from flowsde.rewards.judge import judge
 
@@ -120,21 +124,34 @@ class Known(NamedTuple):
       says: what it is, in words.
       folders: what each of them is, in words.
       families: of the models in them.
+      counts: whether it counts what a text says: --reward-counts, or else the prompt.
     """
 
     make: Callable[..., RewardSource]
     says: str
     folders: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
+    counts: bool = False
 
     @property
     def reads_text(self) -> bool:
         """Whether it looks at the prompt; the class that is made says so."""
-        made: Any = getattr(self.make, "func", self.make)
-        return bool(made.reads_text)
+        return bool(self._made.reads_text)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it has a gradient."""
+        return bool(self._made.on_device)
+
+    @property
+    def _made(self) -> Any:
+        return getattr(self.make, "func", self.make)
 
 
 _CLIP = (("a converted CLIP",), ("clip",))
+_OWLV2: dict[str, Any] = {
+    "folders": ("a converted OWLv2",), "families": ("owlv2",), "counts": True,
+}  # fmt: skip
 KNOWN = {
     "none": Known(NoReward, "every picture is worth as much"),
     "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", *_CLIP),
@@ -157,6 +174,8 @@ KNOWN = {
         folders=("a converted ImageReward",),
         families=("imagereward",),
     ),
+    "owlv2": Known(Counted, "squared error of OWLv2's counts, negative", **_OWLV2),
+    "owlv2-smooth": Known(SmoothlyCounted, "the same, of boxes by how sure they are", **_OWLV2),
     "aesthetic": Known(
         Aesthetic,
         "LAION's aesthetic score",
@@ -206,6 +225,7 @@ def reward_source(
     timeout: float | None = None,
     fps: float | None = None,
     option: str = "--reward",
+    counts: str | None = None,
 ) -> RewardSource:
     """A reward by name.
 
@@ -215,6 +235,7 @@ def reward_source(
       timeout: of --reward-timeout, seconds, for a function; an hour by default.
       fps: of videos, for a function; None for pictures.
       option: that names it; its folders are those of the same with -model behind.
+      counts: of --reward-counts, for a reward that counts; what the prompt says by default.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -229,6 +250,10 @@ def reward_source(
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
     if timeout is not None and timeout <= 0:
         raise ValueError(f"--reward-timeout must be above 0, got {timeout}")
+    if counts is not None and (is_function or not KNOWN[name].counts):
+        raise ValueError(
+            f"{option}-counts has no effect with {option} {name}, got '{shown(counts)}'"
+        )
     wanted = () if is_function else KNOWN[name].folders
     if len(folders) != len(wanted):
         what = " and then ".join(wanted) or "no folder"
@@ -236,4 +261,9 @@ def reward_source(
         raise ValueError(f"{option}-model must be {what} for {option} {name}, got {got}")
     if is_function:
         return HostFunction(name, timeout, fps, option)
-    return KNOWN[name].make(*folders)
+    if counts is None:
+        return KNOWN[name].make(*folders)
+    try:
+        return KNOWN[name].make(*folders, counts)
+    except CountsError as error:
+        raise ValueError(f"{option}-counts: {error}") from None

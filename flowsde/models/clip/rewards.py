@@ -47,7 +47,7 @@ def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
     Raises:
       ValueError: images of another shape.
     """
-    x = _clipped(images)
+    x = clipped(images)
     n, height, width, _ = x.shape
     short = min(height, width)
     rows, columns = size * height // short, size * width // short
@@ -57,7 +57,7 @@ def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
             x = jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), -1.0, 1.0)
     top, left = (rows - size) // 2, (columns - size) // 2
     x = x[:, top : top + size, left : left + size]
-    return _standardised(0.5 * (x + 1.0))
+    return standardised(0.5 * (x + 1.0))
 
 
 def padded_pixels(images: jax.Array, size: int = 224) -> jax.Array:
@@ -76,24 +76,25 @@ def padded_pixels(images: jax.Array, size: int = 224) -> jax.Array:
     Raises:
       ValueError: images of another shape.
     """
-    x = 0.5 * (_clipped(images) + 1.0)
+    x = 0.5 * (clipped(images) + 1.0)
     n, height, width, _ = x.shape
     scale = size / max(height, width)
     rows, columns = (max(1, round(side * scale)) for side in (height, width))
     if (rows, columns) != (height, width):
         x = jax.image.resize(x, (n, rows, columns, 3), "cubic", antialias=True)
     around = [((size - side) // 2, size - side - (size - side) // 2) for side in (rows, columns)]
-    return _standardised(jnp.pad(x, ((0, 0), *around, (0, 0))))
+    return standardised(jnp.pad(x, ((0, 0), *around, (0, 0))))
 
 
-def _clipped(images: jax.Array) -> jax.Array:
+def clipped(images: jax.Array) -> jax.Array:
+    """Float32 images, within [-1, 1]; ValueError unless they are [n, height, width, 3]."""
     if images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images must have shape [n, height, width, 3], got {list(images.shape)}")
     return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
 
 
-def _standardised(x: jax.Array) -> jax.Array:
-    """Of values in [0, 1]."""
+def standardised(x: jax.Array) -> jax.Array:
+    """Colours [n, height, width, 3] in [0, 1], less their mean, over their deviation."""
     mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (MEAN, STD))
     return (x - mean) / std
 
