@@ -7,6 +7,7 @@ early ones, at which it makes shapes and anatomy better.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,13 +33,14 @@ TIMES = (schedule.time_after(0.2), schedule.time_after(0.01))
 
 @dataclasses.dataclass(frozen=True)
 class _SkipLayers(Static):
-    velocity_fn: NNX
+    velocity_fn: Callable[..., jax.Array]
+    model: NNX
     skipped: tuple[int, ...]
     times: tuple[float, float]
 
     @property
     def __name__(self) -> str:
-        return self.velocity_fn.__name__
+        return name_of(self.velocity_fn)
 
     def __call__(self, params: Any, x: jax.Array, t: jax.Array, cond: SD3Cond) -> jax.Array:
         inner, scale, null, skip_scale = params
@@ -46,7 +48,7 @@ class _SkipLayers(Static):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
         doubled = self.velocity_fn(inner, jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
         wanted, free = jnp.split(doubled, 2)
-        without = dataclasses.replace(self.velocity_fn, method="without")
+        without = dataclasses.replace(self.model, method="without")
         begin, end = self.times
         inside = (begin < t) & (t < end)
         # At all other times the third evaluation is not made.
@@ -85,19 +87,20 @@ def skip_layer_guidance(
       ValueError: a flow of something else, blocks that are not there, or times or a scale that
         cannot be.
     """
-    function = flow.velocity_fn
+    function = getattr(flow.velocity_fn, "model", None)
     model = nnx.merge(function.graphdef, flow.params) if isinstance(function, NNX) else None
     if not isinstance(function, NNX) or not isinstance(model, SD3):
-        raise ValueError(f"flow must be of a Stable Diffusion 3, got {name_of(function)}")
-    check_integers("layers", layers, 0, model.config.depth - 1)
+        raise ValueError(f"flow must be of a Stable Diffusion 3, got {name_of(flow.velocity_fn)}")
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"layers must be numbers of blocks, each once, got {layers}")
+    check_integers("layers", layers, 0, model.config.depth - 1)
     check_non_negative("skip_scale", skip_scale)
     if not 0.0 <= times[0] < times[1]:
         raise ValueError(f"times must be two, of which the first is the smaller, got {times}")
     scales = (jnp.asarray(scale, jnp.float32), jnp.asarray(skip_scale, jnp.float32))
     params = (flow.params, scales[0], as_arrays("null_cond", null_cond), scales[1])
-    velocity = _SkipLayers(function, tuple(layers), (float(times[0]), float(times[1])))
+    own = (function, tuple(layers), (float(times[0]), float(times[1])))
+    velocity = _SkipLayers(flow.velocity_fn, *own)
     return dataclasses.replace(
         flow, params=params, velocity_fn=velocity, evaluations=3 * flow.evaluations
     )
