@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import test_lora as lora
 from quick import slow
 from safetensors.numpy import save_file
 
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde.models.sd3.model import SD3Config
+from flowsde_converters import sd3
 from flowsde_converters.depth import of_block
 from flowsde_converters.detect import plan
 from flowsde_converters.files import open_checkpoint
@@ -117,6 +119,22 @@ def test_a_single_file_is_taken_whole(tmp_path, params):
     found = plan(open_checkpoint(path))
     assert (found.family.name, found.found.config) == ("sd3", SMALL["3.5"])
     assert found.ignored == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_of_diffusers_are_merged_into_either_layout(tmp_path, monkeypatch, layout):
+    config, block = SMALL["3.5"], "transformer_blocks."
+    monkeypatch.setitem(lora.MODELS, "sd3", (sd3, config, None))
+    model = lora.made("sd3", tmp_path)
+    *_, held, tensors, _ = model
+    # Of blocks of all kinds, and a layer whose halves change places.
+    layers = [f"{block}1.attn2.to_k", f"{block}3.attn.add_q_proj", f"{block}3.ff.net.2",
+              f"{block}4.attn.to_out.0", f"{block}4.norm1_context.linear", "proj_out"]  # fmt: skip
+    pairs = lora.adapters(tensors["diffusers"], layers)
+    found = lora.merged_params(tmp_path, model, layout, [(lora.peft(pairs), 0.5)])
+    merged = lora.added(tensors["diffusers"], pairs, 0.5)
+    lora.assert_same(found, convert(FAMILY.table(config, "diffusers"), merged, held))
 
 
 def test_blocks_may_begin_at_another_number():

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from flowsde.models.common.layers import (
@@ -265,11 +264,13 @@ class SD3(nnx.Module):
             if blocks is not None:
                 kept = [i for i in range(count) if first + i not in skipped]
                 both = _through(blocks, count, kept, step, both)
-        _, image = both if c.depth - 1 in skipped else self.last(*both, activated)
+        if c.depth - 1 not in skipped:
+            both = step(self.last, both)
+        image = both[1]
 
         shift, scale = self.modulation(activated)
         tokens = self.out(adaptive_norm(image, shift, scale)).astype(jnp.float32)
-        return unpack(tokens, *x.shape[1:3], PATCH, "channels_last")
+        return unpack(tokens, x.shape[1], x.shape[2], PATCH, "channels_last")
 
     def positions_of(self, height: int, width: int) -> jax.Array:
         """The middle of the table [tokens, width], for latents of so many rows and columns."""
@@ -308,7 +309,7 @@ def _through(
         block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), state)
         return step(nnx.merge(graph, block), carry), None
 
-    return jax.lax.scan(body, carry, np.asarray(kept, np.int32))[0]
+    return jax.lax.scan(body, carry, jnp.asarray(kept, jnp.int32))[0]
 
 
 FAMILY = Family(name="sd3", config=SD3Config, build=SD3)

@@ -33,13 +33,13 @@ def grid(n: int, shift: float = SHIFT) -> Grid:
     """n + 1 times from 1 to 0; ValueError for steps or a shift that cannot be."""
     check_count("n", n, most=MOST_STEPS)
     check_positive("shift", shift)
-    even = np.linspace(1.0, _shifted(np.float64(1.0 / _TIMES), shift), n)
+    even = np.linspace(1.0, float(_shifted(np.asarray(1.0 / _TIMES), shift)), n)
     return np.append(_shifted(even, shift), 0.0)
 
 
 def time_after(share: float, shift: float = SHIFT) -> float:
     """The time at which about this share of a grid's steps is taken."""
-    return float(_shifted(np.float64(1.0 - share), shift))
+    return float(_shifted(np.asarray(1.0 - share), shift))
 
 
 def _shifted(t: np.ndarray, shift: float) -> np.ndarray:
