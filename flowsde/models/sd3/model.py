@@ -258,7 +258,8 @@ class SD3(nnx.Module):
         both = self.text_in(cond.text.astype(dtype)), image
 
         def step(block: JointBlock, both: Any) -> Any:
-            return block(*both, activated)
+            text, image = both
+            return block(text, image, activated)
 
         for blocks, first, count in ((self.dual, 0, c.dual), (self.plain, c.dual, c.plain)):
             if blocks is not None:
