@@ -154,7 +154,8 @@ class Converted:
 
     model: Annotated[Path | None, shown("NAME|FOLDER")] = None
     """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
-    the folder that flowsde convert wrote, of a FLUX.1, SD3, Wan 2.1 or Z-Image pipeline or a SiT."""
+    the folder that flowsde convert wrote, of a FLUX.1, SD3, Wan 2.1 or Z-Image pipeline, or a
+    SiT."""
     size: Annotated[str | None, shown("SIZE")] = None
     """Size in pixels: WIDTHxHEIGHT, 832x480, or 1024 for a square (default: the model's own)."""
     frames: Int = None
@@ -163,8 +164,9 @@ class Converted:
     """Wan 2.1: frames a second that the file is played at (default: 16)."""
     text_tokens: Int = None
     """FLUX.1 and SD3: length of a prompt for the T5 encoder, at most 512 (default: 512, SD3's 256).
-    Black Forest Labs' own code uses 256 for schnell. Z-Image: tokens of a prompt and the chat around it, a
-    multiple of 32; fewer are faster, and the same unless the prompt is cut (default: 512)."""
+    Black Forest Labs' own code uses 256 for schnell. Z-Image: tokens of a prompt and the chat
+    around it, a multiple of 32; fewer are faster, and the same unless the prompt is cut (default:
+    512)."""
     negative_prompt: Annotated[str | None, shown("TEXT")] = None
     """What --guidance leads away from, at two evaluations a candidate; may be empty. SD3, Wan 2.1
     and Z-Image (default: empty), and FLUX.1 without guidance as an input (de-distilled models)."""
