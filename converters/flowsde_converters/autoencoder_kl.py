@@ -25,6 +25,10 @@ _ATTENTION = {
 LAYOUTS = tuple(_ATTENTION)
 _SILU = ("silu", "swish")
 """Two names for one function."""
+_OF_FLUX = (
+    "scale and shift are taken to be FLUX.1's: if it is Stable Diffusion 3's, whose keys are the "
+    'same, give {"scaling_factor": 1.5305, "shift_factor": 0.0609} in config.json beside it'
+)
 _LEAST = 8
 """Tensors of a block: of two norms and two convolutions."""
 
@@ -162,6 +166,7 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
     level, block = ("encoder.down.", "block") if original else ("encoder.down_blocks.", "resnets")
     levels = depth(tensors, level)
     latents = tensors["decoder.conv_in.weight"].shape[1]
+    scaling = _scaling(json, layout, latents)
     config = AutoencoderKLConfig(
         channels=tensors["encoder.conv_in.weight"].shape[1],
         latents=latents,
@@ -169,9 +174,9 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
         blocks=_blocks(tensors, level, levels, block),
         groups=json.get("norm_num_groups", 32),
         quant="quant_conv.weight" in tensors,
-        **_scaling(json, layout, latents),
+        **scaling,
     )
-    return Found(config, layout, _table(config, layout))
+    return Found(config, layout, _table(config, layout), () if scaling else (_OF_FLUX,))
 
 
 FAMILY = convertible(autoencoder_kl.FAMILY, _recognise, _table)

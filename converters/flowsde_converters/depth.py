@@ -1,9 +1,21 @@
-"""How many blocks a checkpoint has."""
+"""How many blocks a checkpoint has, and the keys of one."""
 
 import re
 from collections.abc import Iterable
 
 from flowsde._text import shown
+
+_NUMBER = re.compile(r"\{i(?:\+([0-9]+))?\}")
+
+
+def is_of_blocks(key: str) -> bool:
+    """Whether a table's key has the number of a block in it: `{i}`, or `{i+4}`."""
+    return _NUMBER.search(key) is not None
+
+
+def of_block(key: str, i: int) -> str:
+    """A table's key for the block i: `a.{i+4}.b` is `a.4.b` of the first, 0."""
+    return _NUMBER.sub(lambda found: str(i + int(found[1] or 0)), key)
 
 
 def depth(keys: Iterable[str], before: str) -> int:

@@ -30,6 +30,7 @@ from flowsde_converters import (
     open_clip,
     owlv2,
     qwen3,
+    sd3,
     sit,
     t5,
     wan,
@@ -55,6 +56,7 @@ _MODULES = (
     qwen3,
     zimage,
     owlv2,
+    sd3,
 )
 """With a `Convertible` or several each."""
 DTYPES = {

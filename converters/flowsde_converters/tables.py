@@ -1,10 +1,10 @@
 """Tables from the keys of a PyTorch checkpoint to the parameters of a Flax model.
 
 A table has a row for each parameter: the key (or keys) it comes from, its dotted path in the
-model, and how it is laid out. In a key `{i}` stands for the number of a block; the blocks are
-stacked on the leading axis of the parameter. Several keys are joined on their first axis,
-PyTorch's outputs, before they are laid out anew; of one key several rows may each take a part. Both
-ways of use come from the same row:
+model, and how it is laid out. In a key `{i}` stands for the number of a block, `{i+4}` for that of
+the fourth after it; the blocks are stacked on the leading axis of the parameter. Several keys are
+joined on their first axis, PyTorch's outputs, before they are laid out anew; of one key several
+rows may each take a part. Both ways of use come from the same row:
 
     apply   tensors -> join -> relayouts -> stack over {i} -> parameter
     invert  parameter -> each {i} -> relayouts undone -> split -> tensors
@@ -24,6 +24,7 @@ import numpy as np
 
 from flowsde._text import listed, shown
 from flowsde.models.converted.copying import put
+from flowsde_converters.depth import is_of_blocks, of_block
 from flowsde_converters.ignored import Ignored, is_ignored
 from flowsde_converters.ignored import problems as values_wrong
 from flowsde_converters.relayout import LINEAR, SWAPPED_LINEAR, Relayout, SwapHalves
@@ -83,7 +84,7 @@ class Row:
     @property
     def stacked(self) -> bool:
         """Whether blocks are stacked on the leading axis."""
-        return any("{i}" in key for key in self.sources)
+        return any(is_of_blocks(key) for key in self.sources)
 
     def keys(self, model: Model) -> Iterator[tuple[str, ...]]:
         """The keys of each block in turn."""
@@ -91,7 +92,7 @@ class Row:
             yield self.sources
             return
         for i in range(model[self.target].shape[0]):
-            yield tuple(key.replace("{i}", str(i)) for key in self.sources)
+            yield tuple(of_block(key, i) for key in self.sources)
 
     def apply(
         self,

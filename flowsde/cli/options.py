@@ -85,15 +85,14 @@ class Trajectory:
     diffusion_scale: Float = None
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
-    """Spacing of the times (default: uniform). "shifted" is Stable Diffusion 3's, by 3. "model",
-    with a FLUX.1, Wan 2.1 or Z-Image, is the model's own, and the default there for
-    {linear_methods}."""
+    """Spacing of the times (default: uniform). "shifted" is shifted by 3. "model", with a FLUX.1,
+    SD3, Wan 2.1 or Z-Image, is the model's own, and the default there for {linear_methods}."""
     steps: Int = None
     """Number of steps (default: {steps})."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
-    candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5. FLUX.1-dev's is 3.5, an input of the
-    model that costs nothing. Other FLUX.1 models take it with --negative-prompt."""
+    candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7. FLUX.1-dev's is 3.5, an input
+    of the model that costs nothing. Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
     (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
@@ -155,7 +154,8 @@ class Converted:
 
     model: Annotated[Path | None, shown("NAME|FOLDER")] = None
     """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
-    the folder that flowsde convert wrote, of a FLUX.1, Wan 2.1 or Z-Image pipeline or a SiT."""
+    the folder that flowsde convert wrote, of a FLUX.1, SD3, Wan 2.1 or Z-Image pipeline, or a
+    SiT."""
     size: Annotated[str | None, shown("SIZE")] = None
     """Size in pixels: WIDTHxHEIGHT, 832x480, or 1024 for a square (default: the model's own)."""
     frames: Int = None
@@ -163,12 +163,13 @@ class Converted:
     fps: Float = None
     """Wan 2.1: frames a second that the file is played at (default: 16)."""
     text_tokens: Int = None
-    """FLUX.1: length of a prompt for the T5 encoder, at most 512 (default: 512). Black Forest
-    Labs' own code uses 256 for schnell. Z-Image: tokens of a prompt and the chat around it, a
-    multiple of 32; fewer are faster, and the same unless the prompt is cut (default: 512)."""
+    """FLUX.1 and SD3: length of a prompt for the T5 encoder, at most 512 (default: 512, SD3's 256).
+    Black Forest Labs' own code uses 256 for schnell. Z-Image: tokens of a prompt and the chat
+    around it, a multiple of 32; fewer are faster, and the same unless the prompt is cut (default:
+    512)."""
     negative_prompt: Annotated[str | None, shown("TEXT")] = None
-    """What --guidance leads away from, at two evaluations a candidate; may be empty. Wan 2.1 and
-    Z-Image (default: empty), and FLUX.1 without guidance as an input (de-distilled models)."""
+    """What --guidance leads away from, at two evaluations a candidate; may be empty. SD3, Wan 2.1
+    and Z-Image (default: empty), and FLUX.1 without guidance as an input (de-distilled models)."""
     label: Int = None
     """SiT: number of the class, instead of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None

@@ -11,6 +11,7 @@ from flowsde.models import (
     flux,
     owlv2,
     qwen3,
+    sd3,
     sit,
     t5,
     wan,
@@ -31,6 +32,7 @@ _PACKAGES = (
     qwen3,
     zimage,
     owlv2,
+    sd3,
 )
 """With a `Family` or several each, and what else `family` describes."""
 

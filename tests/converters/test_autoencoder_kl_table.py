@@ -129,8 +129,13 @@ def test_scale_comes_from_config_json_or_is_fluxs(tiny):
     wide = dataclasses.replace(config, widths=(32,), groups=32)
     shapes = {path: np.zeros(p.shape, np.float32) for path, p in built(wide).items()}
     original = unconvert(FAMILY.table(wide, "original"), shapes)
-    alone = FAMILY.recognise(original, None).config
-    assert (alone.scale, alone.shift) == (0.3611, 0.1159)
+    found = FAMILY.recognise(original, None)
+    assert (found.config.scale, found.config.shift) == (0.3611, 0.1159)
+    # Stable Diffusion 3's has the same keys and shapes.
+    (note,) = found.notes
+    assert "1.5305" in note and "0.0609" in note
+    told = FAMILY.recognise(original, {"scaling_factor": 1.5305, "shift_factor": 0.0609})
+    assert (told.config.scale, told.config.shift, told.notes) == (1.5305, 0.0609, ())
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,70 @@ def flux_pipeline(folder: Path, *, dev: bool) -> Any:
     return made
 
 
+def sd3_pipeline(folder: Path) -> Any:
+    """The pipeline of diffusers, saved in a folder: SD3.5-medium, with all kinds of blocks."""
+    import diffusers
+    import transformers
+
+    words = write_clip_tokenizer(folder / "words", 16)
+    # As that of bigG, whose padding is another token.
+    write_clip_tokenizer(folder / "words_2", 16)
+    path = folder / "words_2" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "!"}))
+    pieces = write_t5_tokenizer(folder / "pieces")
+
+    def tower(seed: int, projection: int, pad: int, **sizes: Any) -> Any:
+        config = transformers.CLIPTextConfig(
+            vocab_size=words, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=words - 2, eos_token_id=words - 1,
+            pad_token_id=pad, projection_dim=projection, **sizes,
+        )  # fmt: skip
+        return fill(transformers.CLIPTextModelWithProjection(config), seed)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = diffusers.StableDiffusion3Pipeline(
+            transformer=fill(
+                diffusers.SD3Transformer2DModel(
+                    sample_size=16, in_channels=4, out_channels=4, num_layers=4,
+                    attention_head_dim=16, num_attention_heads=2, joint_attention_dim=40,
+                    caption_projection_dim=32, pooled_projection_dim=14, pos_embed_max_size=12,
+                    dual_attention_layers=(0, 1), qk_norm="rms_norm",
+                ),
+                1,
+            ),
+            vae=fill(
+                diffusers.AutoencoderKL(
+                    block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                    up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+                    norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
+                    scaling_factor=1.5305, shift_factor=0.0609,
+                ),
+                2,
+            ),
+            text_encoder=tower(3, 8, words - 1, hidden_size=16, intermediate_size=32),
+            text_encoder_2=tower(
+                4, 6, 0, hidden_size=20, intermediate_size=24, hidden_act="gelu"
+            ),
+            text_encoder_3=fill(
+                transformers.T5EncoderModel(
+                    transformers.T5Config(
+                        vocab_size=pieces, d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                        feed_forward_proj="gated-gelu",
+                    )
+                ),
+                5,
+            ),
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "words"),
+            tokenizer_2=transformers.CLIPTokenizer.from_pretrained(folder / "words_2"),
+            tokenizer_3=transformers.AutoTokenizer.from_pretrained(folder / "pieces"),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )  # fmt: skip
+        made.save_pretrained(folder / "source")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def wan_pipeline(folder: Path) -> Any:
     """The pipeline of diffusers, saved in a folder; with Euler's steps, at times of Wan's own."""
     import diffusers

@@ -1,0 +1,223 @@
+"""Stable Diffusion 3 and 3.5 from prompts to images, of a folder that ``flowsde convert`` made of a
+whole pipeline.
+
+    transformer       the flow, see `flowsde.models.sd3`
+    vae               latents to images
+    text_encoder      CLIP's text tower of ViT-L/14, with its projection
+    text_encoder_2    that of ViT-bigG/14, with its projection
+    text_encoder_3    T5's encoder; it sees padding as it sees text
+    tokenizer, tokenizer_2, tokenizer_3, scheduler
+
+A text is the states of both CLIPs before their last block, side by side and filled up with zeros to
+T5's features, followed by T5's states of 256 tokens. Models are guided, by usually 3.5 to 7, at two
+evaluations, from a negative prompt, which may be empty; SD3.5-medium may be guided by leaving out
+some of its blocks as well, at three:
+
+    conds = pipeline.encode([prompt, ""])
+    null = jax.tree.map(lambda a: a[1], conds)
+    flow = flowsde.classifier_free_guidance(pipeline.flow(), 4.5, null)
+    flow = flowsde.models.sd3.guidance.skip_layer_guidance(pipeline.flow(), 4.5, null)
+
+Steps and times are the scheduler's, see `schedule`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flowsde._checks import check_count
+from flowsde.flow import Flow
+from flowsde.grids import Grid
+from flowsde.models import autoencoder_kl, clip, t5
+from flowsde.models.autoencoder_kl.decoder import decoder, encoder
+from flowsde.models.common.tokenizers import Tokenizer, clip_tokenizer, t5_tokenizer
+from flowsde.models.converted.parts import Parts, Read, read
+from flowsde.models.family import Pipeline
+from flowsde.models.sd3 import schedule
+from flowsde.models.sd3.model import FAMILY, PATCH, SD3Cond, SD3Config
+
+GUIDANCE = 7.0
+STEPS = 28
+"""Of the published pipeline."""
+LENGTH, LONGEST = 256, 512
+"""T5's tokens of a prompt, by default and at most."""
+_CLIPS = ("text_encoder", "text_encoder_2")
+_T5 = "text_encoder_3"
+_FAMILIES = {
+    "transformer": FAMILY,
+    "vae": autoencoder_kl.FAMILY,
+    "text_encoder": clip.TEXT,
+    "text_encoder_2": clip.TEXT,
+    "text_encoder_3": t5.ENCODER,
+}
+_SIDE = 128
+
+
+class SD3Pipeline:
+    """A Stable Diffusion 3; its models are read when they are first used.
+
+    Args:
+      folder: that a conversion wrote.
+      read: a model of a folder.
+      verify: whether to compare what configures the models with its hashes.
+
+    Raises:
+      FileNotFoundError, ValueError: a part is missing or of something else, or the parts do not fit
+        together, before any weights are read.
+    """
+
+    def __init__(self, folder: Path, read: Read = read, verify: bool = True):
+        parts = {name: folder / name for name in _FAMILIES}
+        self._parts = Parts(parts, _FAMILIES, read, verify)
+        self._shift = schedule.read(folder / "scheduler")
+        configs = self._parts.configs
+        self.config: SD3Config = configs["transformer"]
+        _check_parts(folder, configs)
+        # Both have one length, that of the first.
+        length = configs[_CLIPS[0]].positions
+        self._clip = [
+            clip_tokenizer(folder / name, length=length, config=configs[encoder])
+            for name, encoder in zip(("tokenizer", "tokenizer_2"), _CLIPS, strict=True)
+        ]
+        self._t5 = t5_tokenizer(folder / "tokenizer_3", length=LENGTH, vocab=configs[_T5].vocab)
+
+    @property
+    def side(self) -> int:
+        """Pixels of the images that it makes unless told otherwise, 1,024 for the published."""
+        return _SIDE * self._factor
+
+    @property
+    def held(self) -> Sequence[str]:
+        """Names of the models that are in memory."""
+        return self._parts.held
+
+    @property
+    def _factor(self) -> int:
+        return self._parts.configs["vae"].factor
+
+    def encode(self, prompts: Sequence[str], *, length: int = LENGTH) -> SD3Cond:
+        """The condition of prompts, with a leading axis of them.
+
+        Args:
+          prompts: several; one that is too long for CLIP or T5 is cut there, with a warning.
+          length: T5's tokens of a prompt, padding included, at most 512.
+
+        Raises:
+          ValueError: a length that cannot be.
+        """
+        tokenizer = dataclasses.replace(self._t5, length=check_length("length", length))
+        # A prompt at a time: however many there are, one program and the memory of one.
+        states, pooled = [], []
+        for name, clip_words in zip(_CLIPS, self._clip, strict=True):
+            model = nnx.split(self._parts[name])
+            found = [_clip_text(*model, ids) for ids in _rows(clip_words, prompts)]
+            states.append(jnp.concatenate([one for one, _ in found]))
+            pooled.append(jnp.concatenate([one for _, one in found]))
+        model = nnx.split(self._parts[_T5])
+        words = jnp.concatenate([_t5_text(*model, ids) for ids in _rows(tokenizer, prompts)])
+        dtype = jnp.result_type(words, *states)
+        both = jnp.concatenate([one.astype(dtype) for one in states], axis=-1)
+        filled = jnp.pad(both, ((0, 0), (0, 0), (0, words.shape[-1] - both.shape[-1])))
+        return SD3Cond(
+            jnp.concatenate([filled, words.astype(dtype)], axis=1),
+            jnp.concatenate([one.astype(dtype) for one in pooled], axis=-1),
+        )
+
+    def drop_text_encoders(self) -> None:
+        """Give their memory back, 11 GB of the published models; `encode` reads them again."""
+        self._parts.drop(*_CLIPS, _T5)
+
+    def flow(self, height: int | None = None, width: int | None = None) -> Flow:
+        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
+        `decode` and `encode`.
+
+        Args:
+          height: pixels, a multiple of 16 for the published models; `side` by default.
+          width: the same.
+
+        Returns:
+          A `flowsde.Flow` whose cond is an `SD3Cond`; images are float32, about in [-1, 1].
+
+        Raises:
+          ValueError: a size that is no such multiple, or larger than the table of positions.
+        """
+        rows, columns = self.latents(height, width)
+        decode = decoder(self._parts["vae"], rows, columns)
+        shape = (rows, columns, self.config.channels)
+        flow = Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
+        return dataclasses.replace(flow, encode=encoder(self._parts["vae"]))
+
+    def grid(self, n: int) -> Grid:
+        """The n + 1 times that the model was made for."""
+        return schedule.grid(n, self._shift)
+
+    def latents(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Rows and columns of the latents of such images; errors as of `flow`."""
+        unit, most = PATCH * self._factor, PATCH * self._factor * self.config.side
+        sizes = []
+        for name, given in (("height", height), ("width", width)):
+            pixels = self.side if given is None else check_count(name, given)
+            if pixels % unit or pixels > most:
+                raise ValueError(f"{name} must be a multiple of {unit}, to {most}, got {pixels}")
+            sizes.append(pixels // self._factor)
+        return sizes[0], sizes[1]
+
+
+def check_length(name: str, length: int) -> int:
+    """T5's tokens of a prompt; ValueError unless from 2, one and the end, to 512."""
+    if not 2 <= check_count(name, length) <= LONGEST:
+        raise ValueError(f"{name} must be from 2 to {LONGEST}, got {length}")
+    return length
+
+
+def _check_parts(folder: Path, configs: dict[str, Any]) -> None:
+    """ValueError unless the transformer takes what the others give."""
+    config: SD3Config = configs["transformer"]
+    clips = [configs[name] for name in _CLIPS]
+    for name, one in zip(_CLIPS, clips, strict=True):
+        if one.projection is None:
+            raise ValueError(f"{folder / name} must have a projection, as CLIPs of SD3 have")
+    pooled = sum(one.projection for one in clips)
+    for what, found, wanted in (
+        ("latent channels", configs["vae"].latents, config.channels),
+        ("features of T5", configs[_T5].width, config.text),
+        ("projected features of both CLIPs", pooled, config.pooled),
+    ):
+        if found != wanted:
+            raise ValueError(f"{folder}: the transformer takes {wanted} {what}, got {found}")
+    widths = sum(one.width for one in clips)
+    if widths > config.text:
+        raise ValueError(f"{folder}: both CLIPs must have {config.text} features, got {widths}")
+
+
+def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[np.ndarray]:
+    """Tokens [1, length] of each prompt."""
+    return list(tokenizer(prompts).ids[:, None])
+
+
+@partial(jax.jit, static_argnums=0)
+def _clip_text(graph: Any, state: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features = nnx.merge(graph, state)(tokens)
+    return features.penultimate, features.embedding
+
+
+@partial(jax.jit, static_argnums=0)
+def _t5_text(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state)(tokens)
+
+
+def _check(source: Path) -> None:
+    """ValueError if the times cannot be read; a part that is missing is named elsewhere."""
+    if (source / "scheduler").is_dir():
+        schedule.read(source / "scheduler")
+
+
+PIPELINE = Pipeline(name="StableDiffusion3Pipeline", build=SD3Pipeline, check=_check)
+"""Stable Diffusion 3 and 3.5 as ``flowsde sample --model`` takes them."""
