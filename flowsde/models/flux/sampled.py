@@ -1,15 +1,13 @@
 """FLUX.1 as ``flowsde sample --model`` takes it."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.grids import Grid
-from flowsde.models.common.size import height_and_width
+from flowsde.models.common.guided import encoded, guided, sides
 from flowsde.models.family import Sampling
 from flowsde.models.flux.pipeline import LENGTH, PIPELINE, FluxPipeline, check_length
 
@@ -29,12 +27,7 @@ class SampledFlux:
         negative_prompt: str | None,
     ):
         self._pipeline = FluxPipeline(folder)
-        self._size = (None, None) if size is None else height_and_width(size)
-        try:
-            self._pipeline.latents(*self._size)
-        except ValueError as error:
-            # The names of the arguments are those of the option.
-            raise ValueError(f"--size: {error}") from None
+        self._size = sides(size, self._pipeline.latents)
         length = LENGTH if text_tokens is None else text_tokens
         self._length = check_length("--text-tokens", length)
         self._negative = negative_prompt
@@ -72,18 +65,14 @@ class SampledFlux:
         return self._pipeline.grid(n, *self._size)
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        texts = [*prompts, *([] if self._negative is None else [self._negative])]
-        cond = self._pipeline.encode(texts, guidance=self._scale, length=self._length)
+        encode = partial(self._pipeline.encode, guidance=self._scale, length=self._length)
+        conds, self._null = encoded(encode, prompts, self._negative)
         self._pipeline.drop_text_encoders()
-        conds = [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(texts))]
-        self._null = conds[-1]
-        return conds[: len(prompts)]
+        return conds
 
     def flow(self) -> Flow:
         flow = self._pipeline.flow(*self._size)
-        if self._negative is None:
-            return flow
-        return classifier_free_guidance(flow, self.guidance, self._null)
+        return guided(flow, self.guidance, self._negative, self._null)
 
 
 def _recorded(height: int, width: int) -> str:

@@ -1,14 +1,14 @@
 """Wan 2.1 as ``flowsde sample --model`` takes it."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowsde._checks import check_count, check_non_negative
-from flowsde.classifier_free import classifier_free_guidance
+from flowsde._checks import check_count
 from flowsde.flow import Flow
 from flowsde.grids import Grid
-from flowsde.models.common.size import height_and_width
+from flowsde.models.common.guided import encoded, guidance_of, guided, sides
 from flowsde.models.family import Sampling
 from flowsde.models.wan.pipeline import (
     FRAMES,
@@ -41,26 +41,16 @@ class SampledWan:
         negative_prompt: str | None,
     ):
         self._pipeline = WanPipeline(folder)
-        self._height, self._width = (HEIGHT, WIDTH) if size is None else height_and_width(size)
         self.frames = FRAMES if frames is None else frames
         check_count("--frames", self.frames, most=_MOST_FRAMES)
         try:
             self._pipeline.latents(None, None, self.frames)
         except ValueError as error:
             raise ValueError(f"--{error}") from None
-        try:
-            self._pipeline.latents(self._height, self._width, self.frames)
-        except ValueError as error:
-            # The names of the arguments are those of the option.
-            raise ValueError(f"--size: {error}") from None
+        height, width = sides(size, partial(self._pipeline.latents, frames=self.frames))
+        self._height, self._width = height or HEIGHT, width or WIDTH
         self.fps = _fps(fps, self.frames)
-        self.guidance = GUIDANCE if guidance is None else guidance
-        check_non_negative("--guidance", self.guidance)
-        if self.guidance == 1.0 and negative_prompt is not None:
-            raise ValueError(
-                f"--negative-prompt has no effect with --guidance 1, got {negative_prompt!r}"
-            )
-        self._negative = None if self.guidance == 1.0 else negative_prompt or ""
+        self.guidance, self._negative = guidance_of(guidance, GUIDANCE, negative_prompt)
         self.named: dict[str, Any] = {
             "size": f"{self._width}x{self._height}",
             "frames": self.frames,
@@ -74,17 +64,13 @@ class SampledWan:
         return self._pipeline.grid(n)
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        texts = [*prompts, *([] if self._negative is None else [self._negative])]
-        cond = self._pipeline.encode(texts)
+        conds, self._null = encoded(self._pipeline.encode, prompts, self._negative)
         self._pipeline.drop_text_encoders()
-        self._null = cond[-1]
-        return [cond[i] for i in range(len(prompts))]
+        return conds
 
     def flow(self) -> Flow:
         flow = self._pipeline.flow(self._height, self._width, self.frames)
-        if self._negative is None:
-            return flow
-        return classifier_free_guidance(flow, self.guidance, self._null)
+        return guided(flow, self.guidance, self._negative, self._null)
 
 
 def _fps(given: float | None, frames: int) -> float:

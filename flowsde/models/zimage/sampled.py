@@ -1,16 +1,13 @@
 """Z-Image and Z-Image-Turbo as ``flowsde sample --model`` takes them."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from flowsde._checks import check_non_negative
-from flowsde.classifier_free import classifier_free_guidance
 from flowsde.flow import Flow
 from flowsde.grids import Grid
-from flowsde.models.common.size import height_and_width
+from flowsde.models.common.guided import encoded, guidance_of, guided, sides
 from flowsde.models.family import Sampling
 from flowsde.models.zimage.pipeline import (
     GUIDANCE,
@@ -36,22 +33,11 @@ class SampledZImage:
         negative_prompt: str | None,
     ):
         self._pipeline = ZImagePipeline(folder)
-        self._size = (None, None) if size is None else height_and_width(size)
-        try:
-            self._pipeline.latents(*self._size)
-        except ValueError as error:
-            # The names of the arguments are those of the option.
-            raise ValueError(f"--size: {error}") from None
+        self._size = sides(size, self._pipeline.latents)
         length = LENGTH if text_tokens is None else text_tokens
         self._length = check_length("--text-tokens", length)
         usual = 1.0 if self._pipeline.distilled else GUIDANCE
-        self.guidance = usual if guidance is None else guidance
-        check_non_negative("--guidance", self.guidance)
-        if self.guidance == 1.0 and negative_prompt is not None:
-            raise ValueError(
-                f"--negative-prompt has no effect with --guidance 1, got {negative_prompt!r}"
-            )
-        self._negative = None if self.guidance == 1.0 else negative_prompt or ""
+        self.guidance, self._negative = guidance_of(guidance, usual, negative_prompt)
         height, width = (side or self._pipeline.side for side in self._size)
         self.named: dict[str, Any] = {
             "size": f"{width}x{height}",
@@ -64,18 +50,14 @@ class SampledZImage:
         return self._pipeline.grid(n)
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        texts = [*prompts, *([] if self._negative is None else [self._negative])]
-        cond = self._pipeline.encode(texts, length=self._length)
+        encode = partial(self._pipeline.encode, length=self._length)
+        conds, self._null = encoded(encode, prompts, self._negative)
         self._pipeline.drop_text_encoders()
-        conds = [jax.tree.map(lambda a, i=i: a[i], cond) for i in range(len(texts))]
-        self._null = conds[-1]
-        return conds[: len(prompts)]
+        return conds
 
     def flow(self) -> Flow:
         flow = self._pipeline.flow(*self._size)
-        if self._negative is None:
-            return flow
-        return classifier_free_guidance(flow, self.guidance, self._null)
+        return guided(flow, self.guidance, self._negative, self._null)
 
 
 SAMPLING = Sampling(of=PIPELINE.name, title="a Z-Image", make=SampledZImage)
