@@ -195,13 +195,23 @@ def shared(folder: Path) -> Iterator[Path]:
       ValueError: another process holds it alone, or the hidden folder is not ours.
       OSError: it cannot be made.
     """
-    handle, where = _acquire(folder, None, alone=False), folder.absolute()
+    handle, where = _shared(folder), folder.absolute()
     try:
         _files.scratches[where] = claim(folder) / _TEMPORARY
         yield folder / HIDDEN
     finally:
         _files.scratches.pop(where, None)
         os.close(handle)
+
+
+def _shared(folder: Path) -> int:
+    # The last of those before may just be removing what they shared.
+    for _ in range(_LOOKS):
+        try:
+            return _acquire(folder, None, alone=False)
+        except ValueError:
+            time.sleep(_PAUSE)
+    return _acquire(folder, None, alone=False)
 
 
 def release_unless_shared(folder: Path) -> None:

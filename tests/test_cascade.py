@@ -107,6 +107,11 @@ def test_a_search_is_the_same_in_chunks_and_batches_and_counts_what_it_asked():
     for i, (_, one) in enumerate(batches):
         np.testing.assert_allclose(one.reward, result.reward[i], rtol=1e-5)
     assert sum(one.part_calls["dear"] for _, one in batches) == sum(map(len, asked.images))
+    # Of all attempts, where several share a budget.
+    asked.images.clear()
+    options |= {"total_nfe": 5 * search.nfe, "target_reward": 1e6}
+    attempts = fs.batch(key, flow, search, reward, batch_size=5, **options)
+    assert sum(one.part_calls["dear"] for _, one in attempts) == sum(map(len, asked.images))
 
 
 @pytest.mark.slow

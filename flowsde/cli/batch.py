@@ -140,6 +140,7 @@ class Batch(Task):
         if self.shared:
             with _own.shared(self.out) as hidden, closing(Claims(hidden)) as claims:
                 with claims.alone():
+                    claims.check_same(batch_shared.asked_for(folder))
                     folder.open(hidden, None, overwrite=False)
                 code = self._run(offer, folder, rewards, claims)
             if not folder.missing:

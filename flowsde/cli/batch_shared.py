@@ -48,7 +48,8 @@ def endings(
     while True:
         folder.refresh()
         names = [folder.folders[i].name for i in folder.missing]
-        left = [name for name in names if name not in claims.failed()]
+        failed = claims.failed()
+        left = [name for name in names if name not in failed]
         if not left:
             return
         most = _share(engine.slots_for(len(left)), len(left), claims.workers())
@@ -59,6 +60,14 @@ def endings(
             continue
         for number, result in engine.run(prompts_of(job, [at[name] for name in mine])):
             yield numbers[number], result, partial(folder.end, numbers[number], result)
+
+
+def asked_for(folder: Folder) -> dict[str, Any]:
+    """What all processes must have been asked for alike, by what it is called."""
+    first = folder.abouts[0]
+    same = {f"--{name}": first[name] for name in ("method", "seed")}
+    prompts = [about["prompt"] for about in folder.abouts]
+    return same | {"version": first["version"], "settings": first["settings"], "prompts": prompts}
 
 
 def joined(folder: Folder, claims: Claims) -> tuple[list[dict[str, Any]], dict[int, str]]:

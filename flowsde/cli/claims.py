@@ -3,6 +3,7 @@
     OUT/.flowsde/claims/ID.json    what a process has taken; it holds the file's lock while it lives
     OUT/.flowsde/claims/lock       held while one takes prompts or writes what all have found
     OUT/.flowsde/claims/failed     prompts that failed, and why, since the first of them began
+    OUT/.flowsde/claims/run        what that first one was asked for, and all others must be
 
 Locks are the kernel's, as in `flowsde._own`: they go with the process however that ends, so that
 what it had taken is free at once, and no clock is asked who is alive. Machines that share a folder
@@ -11,16 +12,21 @@ need a file system that has locks for all of them.
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from flowsde._files import read_json, write_json
-from flowsde._schema import table, text
+from flowsde import interrupts
+from flowsde._files import read_json, speakable, write_json
+from flowsde._schema import items, mapping, table, text
 
-_LOCK, _FAILED = "lock", "failed"
+_LOCK, _FAILED, _RUN = "lock", "failed", "run"
 _READ_FAILED = table(text)
+_PAUSE = 0.02
+"""Seconds between two tries to have the lock, in which a signal is heard."""
 
 
 class Claims:
@@ -39,7 +45,8 @@ class Claims:
         self.id = uuid.uuid4().hex[:12]
         with self.alone():
             if not self._others():
-                (self._folder / _FAILED).unlink(missing_ok=True)
+                for name in (_FAILED, _RUN):
+                    (self._folder / name).unlink(missing_ok=True)
             self._own = self._open()
 
     def close(self) -> None:
@@ -57,7 +64,7 @@ class Claims:
 
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        os.write(handle, b"[]")
+        _write(handle, [])
         return handle
 
     @contextmanager
@@ -67,7 +74,13 @@ class Claims:
 
         handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    interrupts.check()
+                    time.sleep(_PAUSE)
             yield
         finally:
             os.close(handle)
@@ -87,10 +100,23 @@ class Claims:
             for name in names:
                 if len(mine) < most and name not in taken and not done(name):
                     mine.append(name)
-            written = json.dumps(mine).encode()
-            os.ftruncate(self._own, 0)
-            os.pwrite(self._own, written, 0)
+            _write(self._own, mine)
         return mine
+
+    def check_same(self, run: dict[str, Any]) -> None:
+        """ValueError if the others were asked for something else. In `alone`."""
+        path, own = self._folder / _RUN, speakable(run)
+        try:
+            theirs = mapping(read_json(path), str(path))
+        except FileNotFoundError:
+            write_json(path, own)
+            return
+        for name in own:
+            if own[name] != theirs.get(name):
+                raise ValueError(
+                    f"the processes that share {path.parents[2]} were given another {name}; "
+                    "expected the same command of all, or another --out"
+                )
 
     def _others(self) -> dict[str, list[str]]:
         """What each other process has taken; files of dead ones are removed. In `alone`."""
@@ -104,7 +130,7 @@ class Claims:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    found[path.stem] = json.loads(file.read())
+                    found[path.stem] = _read(file.read(), path)
                 else:
                     path.unlink()
         return found
@@ -126,3 +152,20 @@ class Claims:
         """Nobody is to try this prompt again."""
         with self.alone():
             write_json(self._folder / _FAILED, self.failed() | {name: why})
+
+
+def _write(handle: int, names: list[str]) -> None:
+    """Flushed: the file stays open, and on other machines is read while it is."""
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(names).encode(), 0)
+    os.fsync(handle)
+
+
+def _read(written: bytes, path: Path) -> list[str]:
+    try:
+        return items(text)(json.loads(written), str(path))
+    except ValueError:
+        raise ValueError(
+            f"{path}, of a process that is alive, cannot be read: expected a file system on which "
+            "what one machine writes is seen by the others at once"
+        ) from None

@@ -116,7 +116,12 @@ class Chat:
         extra: Mapping[str, Any],
     ):
         parts = urlsplit(url)
-        if parts.query or parts.fragment or not (parts.path.isascii() and parts.path.isprintable()):
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "url must be like http://host:8000/v1, without user, password or query (not "
+                "shown); a token is an argument"
+            )
+        if not (parts.path.isascii() and parts.path.isprintable()):
             raise ValueError(f"url must be like http://host:8000/v1, got {url!r:.200}")
         origin, self._path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
         spoken = Dialect("application/json", _RETRIED, _MOST, _detail)
@@ -182,7 +187,8 @@ class Chat:
 
     def _only(self) -> str:
         call = Call(time.monotonic() + self._patience.deadline)
-        said = self._tried(Exchange("GET", f"{self._path}/models"), call)
+        asked = (Exchange("GET", f"{self._path}/models"),)
+        (said,) = side_by_side("judge", self._tried, [asked], 1, call)
         try:
             names = [str(one["id"]) for one in said["data"]]
         except (KeyError, TypeError):

@@ -122,7 +122,9 @@ class Connections:
         dialect: Dialect = _OWN,
     ):
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        if "@" in parts.netloc:
+            raise ValueError("urls have no user and no password (not shown): give a token")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"urls must be like http://host:port, got {url!r:.200}")
         if parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError(f"urls have no path, got {url!r:.200}")

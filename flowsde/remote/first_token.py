@@ -33,10 +33,11 @@ class Listed(NamedTuple):
 
     def log_of(self, words: Collection[str]) -> float | None:
         """Log-probability of some words; None where no spelling is listed."""
-        wanted = {_plain(word) for word in words}
+        wanted = {plain(word) for word in words}
         each = zip(self.tokens, self.logs, strict=True)
-        own = [math.exp(log) for token, log in each if _plain(token) in wanted]
-        return math.log(math.fsum(own)) if math.fsum(own) > 0.0 else None
+        own = math.fsum(math.exp(log) for token, log in each if plain(token) in wanted)
+        # Rounded, they may be more than 1 together.
+        return math.log(min(own, 1.0)) if own > 0.0 else None
 
     def log_bound(self) -> float:
         """That a token which is not listed does not exceed."""
@@ -111,5 +112,6 @@ def share(odds: float) -> float:
     return 0.5 * (1.0 + math.tanh(0.5 * odds))
 
 
-def _plain(text: str) -> str:
-    return text.strip().casefold()
+def plain(text: str) -> str:
+    """What all spellings of a word have in common; some servers list "▁" for a blank."""
+    return text.replace("▁", " ").strip().casefold()

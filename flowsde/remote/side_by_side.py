@@ -1,11 +1,15 @@
 """Requests of one call, several at once, of which nothing goes on when one has failed."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowsde import _threads
 from flowsde.remote.connection import Call
 from flowsde.remote.problems import RemoteError
+
+_GRACE = 1.0
+"""Seconds after a call's end in which a request may say itself why it failed."""
 
 
 def side_by_side(
@@ -20,8 +24,6 @@ def side_by_side(
       most: at once.
       call: stopped when this returns, or raises what the first that failed did.
     """
-    if len(each) == 1:
-        return [fn(*each[0], call)]
     failed: list[BaseException] = []
 
     def one(*args: Any) -> Any:
@@ -35,10 +37,17 @@ def side_by_side(
     lines = [_threads.Line(name) for _ in range(min(len(each), most))]
     try:
         under_way = [lines[i % len(lines)].submit(one, *args) for i, args in enumerate(each)]
-        return [_threads.wait(future) for future in under_way]
+        return [_threads.wait(future, _left(call)) for future in under_way]
+    except _threads.Late:
+        # An answer that trickles keeps to every timeout of a socket.
+        raise RemoteError("the answers were not complete in time (no time is left)") from None
     except RemoteError:
         raise failed[0] from None
     finally:
         call.stop()
         for line in lines:
             line.close()
+
+
+def _left(call: Call) -> float:
+    return max(call.end - time.monotonic(), 0.0) + _GRACE

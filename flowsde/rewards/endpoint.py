@@ -13,7 +13,7 @@ from flowsde._checks import check_count, check_positive
 from flowsde.pictures import pixels
 from flowsde.remote.chat import ENVIRONMENT, Chat, Question, check_extra
 from flowsde.remote.client import Patience
-from flowsde.remote.first_token import Listed, log_probabilities
+from flowsde.remote.first_token import Listed, log_probabilities, plain
 from flowsde.remote.problems import RemoteError
 from flowsde.rewards.base import RewardError
 
@@ -98,7 +98,10 @@ class Asked:
         """ValueError naming what is no text."""
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"question must be a text, got {question!r:.200}")
-        return cls(question, _words("answers", answers), _words("against", against))
+        both = _words("answers", answers), _words("against", against)
+        if common := {plain(word) for word in both[0]} & {plain(word) for word in both[1]}:
+            raise ValueError(f"answers and against must differ, got {min(common)!r} in both")
+        return cls(question, *both)
 
     def of(self, prompt: Any) -> str:
         """The question about a prompt, which may itself hold {}."""

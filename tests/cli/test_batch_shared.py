@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import stand_in
 
-from flowsde import shapes
+from flowsde import _own, shapes
 from flowsde.cli import main as cli
+from flowsde.cli.claims import Claims
 from flowsde.shapes.captions import COLOURS, KINDS, Group, caption, parse, tokenize
 
 SEARCH = "--reward rss --steps 2 --nfe 4 --method bon --batch-size 6".split()
@@ -94,6 +96,22 @@ def test_a_prompt_that_fails_is_said_once(tmp_path, capsys, monkeypatch):
     cli.main(command)
     values = json.loads((tmp_path / "out" / "batch.json").read_text())
     assert (values["finished"], values["failed"]) == (3, [])
+
+
+def test_another_command_is_refused_while_processes_share_the_folder(tmp_path, capsys):
+    command = [*listed(tmp_path / "prompts.txt", 3), "--shared", "--out", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    with _own.shared(tmp_path / "out") as hidden, closing(Claims(hidden)) as other:
+        with other.alone():
+            other.check_same({"--method": "bon", "--seed": 1})
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        said = capsys.readouterr().err
+        assert "processes that share" in said and "were given another --seed" in said
+        assert not list((tmp_path / "out").glob("*/result.json"))
+    # With nobody left, it is the first.
+    cli.main(command)
+    assert len(found(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("option", ["--overwrite", "--seconds 60", "--total-nfe 99"])

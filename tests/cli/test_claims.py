@@ -65,6 +65,30 @@ def test_what_failed_is_tried_by_nobody_until_all_have_ended(hidden):
     again.close()
 
 
+def test_all_are_asked_for_the_same(hidden):
+    one, two = Claims(hidden), Claims(hidden)
+    with one.alone():
+        one.check_same({"--seed": 1, "settings": {"eta": float("inf")}})
+        one.check_same({"--seed": 1, "settings": {"eta": float("inf")}})
+    with two.alone(), pytest.raises(ValueError, match="were given another settings"):
+        two.check_same({"--seed": 1, "settings": {"eta": 1.0}})
+    one.close()
+    two.close()
+    again = Claims(hidden)
+    with again.alone():
+        again.check_same({"--seed": 2})
+    again.close()
+
+
+def test_what_a_live_process_has_written_must_be_readable(hidden):
+    one, two = Claims(hidden), Claims(hidden)
+    os.ftruncate(one._own, 0)
+    with pytest.raises(ValueError, match="of a process that is alive, cannot be read"):
+        two.take(NAMES, nothing, 1)
+    one.close()
+    two.close()
+
+
 def test_a_folder_is_one_process_or_those_that_share_it(tmp_path):
     with _own.shared(tmp_path), _own.shared(tmp_path):
         with pytest.raises(ValueError, match="another flowsde process is writing to"):

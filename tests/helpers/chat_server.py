@@ -15,6 +15,8 @@ from PIL import Image
 TOKEN = "sk-a-token-of-the-tests"
 SLOW = 0.6
 """Seconds of a slow answer: longer than the clients' read_timeout."""
+TRICKLE = 5.0
+"""Seconds that an answer takes which comes a byte at a time."""
 PASSING = ("slow", "429", "500", "503", "truncated", "cut", "reset")
 """Faults after which the same question is answered, if it is asked again."""
 LASTING = ("400", "401", "no logprobs", "nan", "positive", "more than 1", "text", "another model")
@@ -91,6 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            if fault == "trickle":
+                # A byte is an answer in time, for a socket.
+                for i in range(len(body) - 1):
+                    self.wfile.write(body[i : i + 1])
+                    time.sleep(TRICKLE / len(body))
+                body = body[-1:]
             self.wfile.write(body[:-9] if fault == "truncated" else body)
         self.close_connection = fault in ("cut", "truncated")
 

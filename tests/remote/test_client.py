@@ -192,6 +192,7 @@ def test_a_breaker_rests_twice_as_long_each_time_and_asks_once():
         {"urls": "ftp://a"},
         {"urls": "http://a/path"},
         {"urls": "http://user:word@a"},
+        {"urls": "http://:word@a"},
         {"urls": "http://192.0.2.1:1", "token": TOKEN},
         {"urls": "http://judge.example", "token": TOKEN},
         {"urls": "http://a", "chunk": 0},

@@ -236,6 +236,7 @@ def test_pairs_that_fail_are_an_error_from_which_a_tournament_goes_on():
         ({"question": " "}, "question must be a text"),
         ({"answers": []}, "answers must be words"),
         ({"against": ["No", 3]}, "against must be words"),
+        ({"answers": ["Yes"], "against": "yes "}, "answers and against must differ, got 'yes'"),
         ({"formula": "odds"}, "formula must be one of log_odds, probability, share"),
         ({"neither": "tie"}, "neither must be one of error, no"),
         ({"extra": {"model": "x"}}, "extra must not set model"),
@@ -245,6 +246,7 @@ def test_pairs_that_fail_are_an_error_from_which_a_tournament_goes_on():
         ({"timeout": 1.0}, "timeout is no argument"),
         ({"url": "127.0.0.1:80"}, "urls must be like"),
         ({"url": "http://a.b/v1?key=x"}, "url must be like"),
+        ({"url": "http://a.b/v\u00fc"}, "url must be like"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_asked(given, error):
@@ -265,6 +267,21 @@ def test_what_is_no_judge_is_known_at_once():
             fs.rewards.judge(server.url, "one")(IMAGES, None)
         with pytest.raises(RewardError, match=r"\[n, height, width, 3\], got shape \(5, 4\)"):
             fs.rewards.judge(server.url, "one")(np.zeros((5, 4)), None)
+
+
+def test_an_answer_that_trickles_does_not_hold_a_call_beyond_its_deadline():
+    with judging(bright) as server:
+        server.faults.append("trickle")
+        with pytest.raises(RewardError, match="not complete in time"):
+            fs.rewards.judge(server.url, "one", deadline=0.5, retries=0, **QUICK)
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown():
+    for url in ("http://u:sesame@a/v1", "http://:sesame@a/v1", "http://a/v1?key=sesame"):
+        for make in (fs.rewards.judge, fs.rewards.judge_pairs):
+            with pytest.raises(ValueError, match="without user, password or query") as raised:
+                make(url, "vlm")
+            assert "sesame" not in str(raised.value)
 
 
 @pytest.mark.slow

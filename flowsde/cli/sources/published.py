@@ -182,7 +182,9 @@ class PublishedSource:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
         if options.reward_counts is not None:
             self.named["reward_counts"] = options.reward_counts
-        # Another model may take the place of this one, under the same name.
+        # Another model may take the place of this one, under the same name or at the same URL.
+        if isinstance(self._reward, rewards.HostFunction) and self._reward.judge is not None:
+            self.named["judge"] = self._reward.judge
         folders = [options.model, options.vae, *(options.reward_model or ())]
         self.named["contents"] = [checksum(folder)[:16] for folder in folders if folder]
 

@@ -38,6 +38,7 @@ from flowsde.models.clip.scored import Aesthetic, Cosine
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
+from flowsde.rewards.endpoint import DEADLINE
 from flowsde.rewards.judge import judge
 
 
@@ -83,6 +84,7 @@ class HostFunction:
 
     Attributes:
       reward: as `flowsde.run` takes it.
+      judge: version of a judge, by which results know it again; None of another function.
     """
 
     reads_text, on_device = True, False
@@ -93,10 +95,12 @@ class HostFunction:
         judged = name.startswith(("http://", "https://"))
         if judged and fps is not None:
             raise ValueError(f"{option} {shown(name)} judges pictures, and the model makes videos")
-        function = _judge(name, option) if judged else _imported(name, option)
+        self.judge: str | None = None
+        function = _judge(name, option, timeout) if judged else _imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
+            self.judge = function.version if judged else None
             return
         if fps is not None and _takes_fps(function):
             function = partial(function, fps=fps)
@@ -203,10 +207,10 @@ def _imported(name: str, option: str) -> Callable[..., Any]:
     return found
 
 
-def _judge(name: str, option: str) -> HostReward:
+def _judge(name: str, option: str, timeout: float | None) -> HostReward:
     url, _, model = name.partition("#")
     try:
-        return judge(url, model or None, name=name)
+        return judge(url, model or None, name=name, deadline=timeout or DEADLINE)
     except (ValueError, RewardError) as error:
         raise ValueError(f"{option} {shown(name)}: {error}") from None
 

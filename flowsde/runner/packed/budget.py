@@ -158,7 +158,10 @@ def added(one: Result | None, other: Result) -> Result:
         return other
     better = other if other.reward > one.reward else one
     names = (*COUNTERS, "verifier_cost")
-    return better._replace(**{n: getattr(one, n) + getattr(other, n) for n in names})
+    both = {n: getattr(one, n) + getattr(other, n) for n in names}
+    if one.part_calls is not None and other.part_calls is not None:
+        both["part_calls"] = {n: k + other.part_calls[n] for n, k in one.part_calls.items()}
+    return better._replace(**both)
 
 
 def shared(job: Job, engine: Engine, total: int) -> Iterator[tuple[int, Result]]:
