@@ -146,9 +146,10 @@ def _model(
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
         x0, x1 = means(flow, x, t, cond, interpolant=interpolant)
-        rewards, parts = verify(flow, reward, x0, cond)
+        scores = verify(flow, reward, x0, cond)
         # Rows do not depend on each other, so the sum's gradient holds that of each.
-        return jnp.sum(jnp.where(wants_gradient, rewards, 0.0)), (x0, x1, rewards, parts)
+        own = (x0, x1, scores.reward, scores.parts)
+        return jnp.sum(jnp.where(wants_gradient, scores.reward, 0.0)), own
 
     def backward() -> Evaluation:
         gradient, (x0, x1, rewards, parts) = jax.grad(total, has_aux=True)(x)
