@@ -6,7 +6,7 @@ captions, and Best-of-N, tuned to every budget, is in all of them. Bars are 95 %
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _files import replace_file
@@ -22,24 +22,26 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-NAMES = {
-    "bon": "Best-of-N", "sop": "SoP", "evolution": "evolution", "smc": "SMC", "code": "CoDe",
-    "svdd": "SVDD", "epsilon_greedy": "ε-greedy", "rbf": "RBF",
-}  # fmt: skip
-# Okabe and Ito's, told apart without colour vision; the baseline is black.
-_COLOURS = {
-    "bon": "black", "sop": "#56B4E9", "evolution": "#CC79A7", "smc": "#0072B2", "code": "#009E73",
-    "svdd": "#E69F00", "epsilon_greedy": "#8C6D31", "rbf": "#D55E00",
-}  # fmt: skip
-_MARKERS = {
-    "bon": "s",
-    "sop": "v",
-    "evolution": "X",
-    "smc": "o",
-    "code": "^",
-    "svdd": "D",
-    "epsilon_greedy": "*",
-    "rbf": "P",
+
+class _Look(NamedTuple):
+    name: str
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's colours and some more, told apart without colour vision by their markers; the
+# baseline is black.
+LOOKS = {
+    "bon": _Look("Best-of-N", "black", "s"),
+    "sop": _Look("SoP", "#56B4E9", "v"),
+    "zero_order": _Look("zero-order", "#7F7F7F", "h"),
+    "pcn": _Look("pCN", "#B3A600", "p"),
+    "evolution": _Look("evolution", "#CC79A7", "X"),
+    "smc": _Look("SMC", "#0072B2", "o"),
+    "code": _Look("CoDe", "#009E73", "^"),
+    "svdd": _Look("SVDD", "#E69F00", "D"),
+    "epsilon_greedy": _Look("ε-greedy", "#8C6D31", "*"),
+    "rbf": _Look("RBF", "#D55E00", "P"),
 }
 _APART = 1.015
 """Factor between neighbouring methods, so that intervals do not hide each other."""
@@ -81,7 +83,7 @@ def _panel(axes: Axes, table: Table, task: str, model: str, split: str, x: str) 
     plain = plain or table.select(task=task, model=model, method="ode")
     if plain:
         axes.axhline(plain[0]["success"], color="0.6", linestyle=":", linewidth=1.2)
-    for i, method in enumerate(NAMES):
+    for i, (method, look) in enumerate(LOOKS.items()):
         rows = line(table, task, model, method, split)
         if not rows:
             continue
@@ -90,12 +92,12 @@ def _panel(axes: Axes, table: Table, task: str, model: str, split: str, x: str) 
             for name in (x, "success", "success_low", "success_high")
         )
         order = np.argsort(at)
-        at = at * _APART ** (i - (len(NAMES) - 1) / 2)
+        at = at * _APART ** (i - (len(LOOKS) - 1) / 2)
         axes.errorbar(
-            at[order], y[order], np.stack([y - low, high - y])[:, order], color=_COLOURS[method],
-            marker=_MARKERS[method], markersize=4.5, capsize=1.5, elinewidth=0.9,
+            at[order], y[order], np.stack([y - low, high - y])[:, order], color=look.colour,
+            marker=look.marker, markersize=4.5, capsize=1.5, elinewidth=0.9,
             linewidth=2.0 if method == "bon" else 1.4, linestyle="--" if method == "bon" else "-",
-            zorder=3 if method == "bon" else 2, label=NAMES[method],
+            zorder=3 if method == "bon" else 2, label=look.name,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.grid(color="0.92")
@@ -142,7 +144,7 @@ def success_figure(
     drawn.supylabel("success, by the held-out judge", fontsize=10)
     cost = "" if verifier is None else f", a reward costs {verifier} network evaluations"
     drawn.supxlabel("NFE" if verifier is None else f"seconds a search{cost}", fontsize=10)
-    order = [name for name in NAMES.values() if name in handles]
+    order = [look.name for look in LOOKS.values() if look.name in handles]
     drawn.legend(
         [handles[name] for name in order], order, loc="outside upper center", ncols=len(order),
         frameon=False, fontsize=9,

@@ -97,7 +97,7 @@ class Diagnose:
     """Reward to look at, as for sample: "likelihood" (the default) or "rss"; with --model one
     of `flowsde rewards`, or MODULE:FUNCTION."""
     trajectories: Annotated[int, number(int, "an integer")] = 256
-    """Number of trajectories of each prompt, 8 at least (default: 256)."""
+    """Number of trajectories of each prompt, 8 at least."""
     families: Int = None
     """Trajectories of each prompt from which siblings branch off at every step; they take most of
     the evaluations. 0 for none (default: 64, or all)."""

@@ -90,9 +90,9 @@ class Trajectory:
     steps: Int = None
     """Number of steps (default: {steps})."""
     guidance: Float = None
-    """Classifier-free guidance scale (default: 1, off). Any other doubles the cost of every
-    candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7. FLUX.1-dev's is 3.5, an input
-    of the model that costs nothing. Other FLUX.1 models take it with --negative-prompt."""
+    """Classifier-free guidance scale (default: 1, off; 0 is not off). Any other doubles the cost of
+    every candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7. FLUX.1-dev's is 3.5, an
+    input of the model that costs nothing. Other FLUX.1 models take it with --negative-prompt."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
     (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
@@ -175,8 +175,8 @@ class Converted:
     vae: Annotated[Path | None, shown("FOLDER")] = None
     """SiT: folder of its converted autoencoder (stabilityai/sd-vae-ft-ema)."""
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
-    """Folder of a converted model that the reward needs: a CLIP for clip and pick. For aesthetic
-    give it twice: a CLIP, then the head. `flowsde rewards` says what each needs."""
+    """Folder of a converted model that the reward needs: a CLIP for clip, PickScore for pick. For
+    aesthetic give it twice: a CLIP, then the head. `flowsde rewards` says what each needs."""
     reward_counts: Annotated[str | None, shown("TEXT")] = None
     """What owlv2 and owlv2-smooth count, such as "3 red circles, 2 dogs" (default: what the prompt
     itself says)."""

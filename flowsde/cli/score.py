@@ -36,7 +36,7 @@ class Score:
     reward_model: Annotated[tuple[Path, ...], shown("FOLDER"), tyro.conf.UseAppendAction] = ()
     """Folder of a converted model, if the reward needs one, as for sample."""
     reward_timeout: Float = None
-    """Seconds that a call of MODULE:FUNCTION may take (default: an hour)."""
+    """Seconds that a call of MODULE:FUNCTION may take (default: an hour), or of a judge (630)."""
     prompt: Annotated[tuple[str, ...], shown("TEXT"), tyro.conf.UseAppendAction] = ()
     """What the pictures show: once for all of them, or once for each in their order."""
     json: Annotated[Path | None, shown("FILE")] = None

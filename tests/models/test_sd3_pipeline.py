@@ -91,14 +91,14 @@ def test_conditions_are_those_of_diffusers_and_encoders_can_go(both):
 @pytest.mark.slow
 def test_the_command_searches_at_the_true_cost(both, tmp_path):
     *_, folder = both
-    (tmp_path / "bright.py").write_text(
+    (tmp_path / "bright_of_sd3.py").write_text(
         "import numpy as np\n"
         "def bright(images, prompts):\n"
         "    return np.asarray([float(image.mean()) for image in images], np.float32)\n"
     )
     words = ["sample", PROMPT, "--model", str(folder / "out"), "--method", "bon", "--nfe", "8"]
     words += ["--steps", "2", "--size", "24x16", "--text-tokens", "20", "--negative-prompt", OTHER]
-    words += ["--guidance", "3", "--reward", "bright:bright", "--out", str(tmp_path / "out")]
+    words += ["--guidance", "3", "--reward", "bright_of_sd3:bright", "--out", str(tmp_path / "out")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         cli.main(words)

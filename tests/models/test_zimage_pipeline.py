@@ -123,13 +123,13 @@ def test_conditions_are_those_of_diffusers_and_the_encoder_can_go(base):
 def test_the_command_searches(base, tmp_path):
     words = ["sample", PROMPT, "--model", str(base[2] / "out"), "--size", "20x12"]
     words += ["--text-tokens", "64", "--method", "bon", "--nfe", "8", "--steps", "2"]
-    (tmp_path / "bright.py").write_text(
+    (tmp_path / "bright_of_zimage.py").write_text(
         "def score(images, prompts):\n    return images.mean((1, 2, 3))\n"
     )
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(tmp_path)
         patch.syspath_prepend(tmp_path)
-        cli.main([*words, "--reward", "bright:score", "--out", str(tmp_path / "out")])
+        cli.main([*words, "--reward", "bright_of_zimage:score", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     settings = result["settings"]
     # Two evaluations a step, of two candidates.
