@@ -234,23 +234,7 @@ def _search(
     ended, total, written = 0, len(offer.prompts), began
 
     def this_run() -> dict[str, Any]:
-        seconds = time.perf_counter() - began
-        t = engine.totals
-        return {
-            "prompts": ended,
-            "batch_size": size,
-            "batches": t.batches,
-            "evaluations": t.evaluations,
-            "nfe": t.nfe,
-            "surplus": t.surplus,
-            "padding": t.padding,
-            "occupancy": t.occupancy,
-            "widths": list(t.widths),
-            "seconds": round(seconds, 3),
-            "prompts_per_second": ended / seconds,
-            **({} if engine.watch is None else {"timing": engine.watch.timing._asdict()}),
-            **({} if claims is None else {"worker": claims.id}),
-        }
+        return _entry(engine, ended, time.perf_counter() - began, claims)
 
     def write() -> None:
         nonlocal written
@@ -290,6 +274,26 @@ def _search(
     for i in folder.missing if command.seconds is not None else ():
         failed.reasons.setdefault(i, batch_seconds.NONE)
     return this_run()
+
+
+def _entry(engine: Engine, ended: int, seconds: float, claims: Claims | None) -> dict[str, Any]:
+    """What batch.json says of a run in which so many prompts have ended."""
+    t = engine.totals
+    return {
+        "prompts": ended,
+        "batch_size": engine.size,
+        "batches": t.batches,
+        "evaluations": t.evaluations,
+        "nfe": t.nfe,
+        "surplus": t.surplus,
+        "padding": t.padding,
+        "occupancy": t.occupancy,
+        "widths": list(t.widths),
+        "seconds": round(seconds, 3),
+        "prompts_per_second": ended / seconds,
+        **({} if engine.watch is None else {"timing": engine.watch.timing._asdict()}),
+        **({} if claims is None else {"worker": claims.id}),
+    }
 
 
 def _show(bar: tqdm, totals: Totals) -> None:

@@ -1,6 +1,7 @@
 """What a pipeline's `scheduler` folder says, as `diffusers` writes it."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,14 @@ def is_finite(value: Any) -> bool:
     """Whether a field is a finite number."""
     # An integer may be of any size, and isfinite knows floats only.
     return type(value) in (int, float) and abs(value) < 2.0**31 and math.isfinite(value)
+
+
+def check_times(source: Path, read: Callable[[Path], Any]) -> None:
+    """ValueError if a pipeline's times cannot be read; a part that is missing is named elsewhere.
+
+    Args:
+      source: folder of the pipeline.
+      read: its scheduler's folder.
+    """
+    if (source / "scheduler").is_dir():
+        read(source / "scheduler")

@@ -30,15 +30,15 @@ import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count, check_non_negative
-from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models import autoencoder_kl, clip, t5
-from flowsde.models.autoencoder_kl.decoder import decoder, encoder
+from flowsde.models.common.scheduler import check_times
 from flowsde.models.common.tokenizers import Tokenizer, clip_tokenizer, t5_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.family import Pipeline
 from flowsde.models.flux import schedule
 from flowsde.models.flux.model import FAMILY, FluxCond, FluxConfig
+from flowsde.models.image_pipeline import PATCH, ImagePipeline
 
 GUIDANCE = 3.5
 LENGTH = 512
@@ -50,11 +50,9 @@ _FAMILIES = {
     "text_encoder_2": t5.ENCODER,
 }
 _ENCODERS = ("text_encoder", "text_encoder_2")
-_SIDE = 128
-_PATCH = 2
 
 
-class FluxPipeline:
+class FluxPipeline(ImagePipeline):
     """A FLUX.1; its models are read when they are first used.
 
     Args:
@@ -78,18 +76,8 @@ class FluxPipeline:
         self._t5 = t5_tokenizer(folder / "tokenizer_2", length=LENGTH, vocab=t5.vocab)
 
     @property
-    def side(self) -> int:
-        """Pixels of the images that it makes unless told otherwise, 1,024 for the published."""
-        return _SIDE * self._factor
-
-    @property
-    def held(self) -> Sequence[str]:
-        """Names of the models that are in memory."""
-        return self._parts.held
-
-    @property
-    def _factor(self) -> int:
-        return self._parts.configs["vae"].factor
+    def _channels(self) -> int:
+        return self.config.channels // PATCH**2
 
     @property
     def steps(self) -> int:
@@ -140,44 +128,13 @@ class FluxPipeline:
         """Give their memory back, 10 GB of the published models; `encode` reads them again."""
         self._parts.drop(*_ENCODERS)
 
-    def flow(self, height: int | None = None, width: int | None = None) -> Flow:
-        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
-        `decode` and `encode`.
-
-        Args:
-          height: pixels, a multiple of 16 for the published models; `side` by default.
-          width: the same.
-
-        Returns:
-          A `flowsde.Flow` whose cond is a `FluxCond`; images are float32, about in [-1, 1].
-
-        Raises:
-          ValueError: a size that is no such multiple.
-        """
-        rows, columns = self.latents(height, width)
-        shape = (rows, columns, self.config.channels // _PATCH**2)
-        decode = decoder(self._parts["vae"], rows, columns)
-        flow = Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
-        return dataclasses.replace(flow, encode=encoder(self._parts["vae"]))
-
     def grid(self, n: int, height: int | None = None, width: int | None = None) -> Grid:
         """The n + 1 times that the model was made for: those of dev depend on the size.
 
         Args and errors as of `flow`.
         """
         rows, columns = self.latents(height, width)
-        return self._schedule.grid(n, rows * columns // _PATCH**2)
-
-    def latents(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Rows and columns of the latents of such images; errors as of `flow`."""
-        unit = _PATCH * self._factor
-        sizes = []
-        for name, given in (("height", height), ("width", width)):
-            pixels = self.side if given is None else check_count(name, given)
-            if pixels % unit:
-                raise ValueError(f"{name} must be a multiple of {unit}, got {pixels}")
-            sizes.append(pixels // self._factor)
-        return sizes[0], sizes[1]
+        return self._schedule.grid(n, rows * columns // PATCH**2)
 
 
 def check_length(name: str, length: int) -> int:
@@ -202,10 +159,6 @@ def _pooled(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens).pooled
 
 
-def _check(source: Path) -> None:
-    """ValueError if the times cannot be read; a part that is missing is named elsewhere."""
-    if (source / "scheduler").is_dir():
-        schedule.read(source / "scheduler")
-
-
-PIPELINE = Pipeline(name="FluxPipeline", build=FluxPipeline, check=_check)
+PIPELINE = Pipeline(
+    name="FluxPipeline", build=FluxPipeline, check=partial(check_times, read=schedule.read)
+)

@@ -33,13 +33,13 @@ import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count
-from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models import autoencoder_kl, clip, t5
-from flowsde.models.autoencoder_kl.decoder import decoder, encoder
+from flowsde.models.common.scheduler import check_times
 from flowsde.models.common.tokenizers import Tokenizer, clip_tokenizer, t5_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.family import Pipeline
+from flowsde.models.image_pipeline import ImagePipeline
 from flowsde.models.sd3 import schedule
 from flowsde.models.sd3.model import FAMILY, PATCH, SD3Cond, SD3Config
 
@@ -57,10 +57,9 @@ _FAMILIES = {
     "text_encoder_2": clip.TEXT,
     "text_encoder_3": t5.ENCODER,
 }
-_SIDE = 128
 
 
-class SD3Pipeline:
+class SD3Pipeline(ImagePipeline):
     """A Stable Diffusion 3; its models are read when they are first used.
 
     Args:
@@ -89,18 +88,9 @@ class SD3Pipeline:
         self._t5 = t5_tokenizer(folder / "tokenizer_3", length=LENGTH, vocab=configs[_T5].vocab)
 
     @property
-    def side(self) -> int:
-        """Pixels of the images that it makes unless told otherwise, 1,024 for the published."""
-        return _SIDE * self._factor
-
-    @property
-    def held(self) -> Sequence[str]:
-        """Names of the models that are in memory."""
-        return self._parts.held
-
-    @property
-    def _factor(self) -> int:
-        return self._parts.configs["vae"].factor
+    def _largest(self) -> int:
+        """As far as the table of positions goes."""
+        return PATCH * self._factor * self.config.side
 
     def encode(self, prompts: Sequence[str], *, length: int = LENGTH) -> SD3Cond:
         """The condition of prompts, with a leading axis of them.
@@ -134,40 +124,9 @@ class SD3Pipeline:
         """Give their memory back, 11 GB of the published models; `encode` reads them again."""
         self._parts.drop(*_CLIPS, _T5)
 
-    def flow(self, height: int | None = None, width: int | None = None) -> Flow:
-        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
-        `decode` and `encode`.
-
-        Args:
-          height: pixels, a multiple of 16 for the published models; `side` by default.
-          width: the same.
-
-        Returns:
-          A `flowsde.Flow` whose cond is an `SD3Cond`; images are float32, about in [-1, 1].
-
-        Raises:
-          ValueError: a size that is no such multiple, or larger than the table of positions.
-        """
-        rows, columns = self.latents(height, width)
-        decode = decoder(self._parts["vae"], rows, columns)
-        shape = (rows, columns, self.config.channels)
-        flow = Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
-        return dataclasses.replace(flow, encode=encoder(self._parts["vae"]))
-
     def grid(self, n: int) -> Grid:
         """The n + 1 times that the model was made for."""
         return schedule.grid(n, self._shift)
-
-    def latents(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Rows and columns of the latents of such images; errors as of `flow`."""
-        unit, most = PATCH * self._factor, PATCH * self._factor * self.config.side
-        sizes = []
-        for name, given in (("height", height), ("width", width)):
-            pixels = self.side if given is None else check_count(name, given)
-            if pixels % unit or pixels > most:
-                raise ValueError(f"{name} must be a multiple of {unit}, to {most}, got {pixels}")
-            sizes.append(pixels // self._factor)
-        return sizes[0], sizes[1]
 
 
 def check_length(name: str, length: int) -> int:
@@ -213,11 +172,9 @@ def _t5_text(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens)
 
 
-def _check(source: Path) -> None:
-    """ValueError if the times cannot be read; a part that is missing is named elsewhere."""
-    if (source / "scheduler").is_dir():
-        schedule.read(source / "scheduler")
-
-
-PIPELINE = Pipeline(name="StableDiffusion3Pipeline", build=SD3Pipeline, check=_check)
+PIPELINE = Pipeline(
+    name="StableDiffusion3Pipeline",
+    build=SD3Pipeline,
+    check=partial(check_times, read=schedule.read),
+)
 """Stable Diffusion 3 and 3.5 as ``flowsde sample --model`` takes them."""

@@ -33,6 +33,7 @@ from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models import autoencoder_wan, t5
 from flowsde.models.autoencoder_wan.decoder import decoder
+from flowsde.models.common.scheduler import check_times
 from flowsde.models.common.tokenizers import t5_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.converted.store import INDEX
@@ -167,9 +168,7 @@ def _check(source: Path) -> None:
             raise ValueError(
                 f"{source / INDEX} has {name} {index[name]!r}, as a Wan 2.2 has, expected Wan 2.1"
             )
-    # A part that is missing is named elsewhere.
-    if (source / "scheduler").is_dir():
-        schedule.read(source / "scheduler")
+    check_times(source, schedule.read)
 
 
 PIPELINE = Pipeline(name="WanPipeline", build=WanPipeline, check=_check)

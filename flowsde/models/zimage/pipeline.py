@@ -30,13 +30,13 @@ import numpy as np
 from flax import nnx
 
 from flowsde._checks import check_count
-from flowsde.flow import Flow
 from flowsde.grids import Grid, shifted
 from flowsde.models import autoencoder_kl, qwen3
-from flowsde.models.autoencoder_kl.decoder import decoder, encoder
+from flowsde.models.common.scheduler import check_times
 from flowsde.models.common.tokenizers import qwen3_tokenizer
 from flowsde.models.converted.parts import Parts, Read, read
 from flowsde.models.family import Pipeline
+from flowsde.models.image_pipeline import ImagePipeline
 from flowsde.models.zimage import schedule
 from flowsde.models.zimage.model import FAMILY, MULTIPLE, ZImageCond, ZImageConfig
 
@@ -52,11 +52,9 @@ _FAMILIES = {
     "vae": autoencoder_kl.FAMILY,
     "text_encoder": qwen3.FAMILY,
 }
-_SIDE = 128
-_PATCH = 2
 
 
-class ZImagePipeline:
+class ZImagePipeline(ImagePipeline):
     """A Z-Image; its models are read when they are first used.
 
     Args:
@@ -82,20 +80,6 @@ class ZImagePipeline:
                 f"{self.config.text} that the transformer takes"
             )
         self._tokenizer = qwen3_tokenizer(folder / "tokenizer", length=LENGTH, vocab=text.vocab)
-
-    @property
-    def side(self) -> int:
-        """Pixels of the images that it makes unless told otherwise, 1,024 for the published."""
-        return _SIDE * self._factor
-
-    @property
-    def held(self) -> Sequence[str]:
-        """Names of the models that are in memory."""
-        return self._parts.held
-
-    @property
-    def _factor(self) -> int:
-        return self._parts.configs["vae"].factor
 
     @property
     def distilled(self) -> bool:
@@ -129,40 +113,9 @@ class ZImagePipeline:
         """Give their memory back, 8 GB of the published models; `encode` reads them again."""
         self._parts.drop("text_encoder")
 
-    def flow(self, height: int | None = None, width: int | None = None) -> Flow:
-        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
-        `decode` and `encode`.
-
-        Args:
-          height: pixels, a multiple of 16 for the published models; `side` by default.
-          width: the same.
-
-        Returns:
-          A `flowsde.Flow` whose cond is a `ZImageCond`; images are float32, about in [-1, 1].
-
-        Raises:
-          ValueError: a size that is no such multiple.
-        """
-        rows, columns = self.latents(height, width)
-        decode = decoder(self._parts["vae"], rows, columns)
-        shape = (rows, columns, self.config.channels)
-        flow = Flow.from_nnx(self._parts["transformer"], shape, decode=decode)
-        return dataclasses.replace(flow, encode=encoder(self._parts["vae"]))
-
     def grid(self, n: int) -> Grid:
         """The n + 1 times that the model was made for, of images of any size."""
         return shifted(n, self._shift)
-
-    def latents(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Rows and columns of the latents of such images; errors as of `flow`."""
-        unit = _PATCH * self._factor
-        sizes = []
-        for name, given in (("height", height), ("width", width)):
-            pixels = self.side if given is None else check_count(name, given)
-            if pixels % unit:
-                raise ValueError(f"{name} must be a multiple of {unit}, got {pixels}")
-            sizes.append(pixels // self._factor)
-        return sizes[0], sizes[1]
 
 
 def check_length(name: str, length: int) -> int:
@@ -177,11 +130,7 @@ def _text(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens).penultimate
 
 
-def _check(source: Path) -> None:
-    """ValueError if the times cannot be read; a part that is missing is named elsewhere."""
-    if (source / "scheduler").is_dir():
-        schedule.read(source / "scheduler")
-
-
-PIPELINE = Pipeline(name="ZImagePipeline", build=ZImagePipeline, check=_check)
+PIPELINE = Pipeline(
+    name="ZImagePipeline", build=ZImagePipeline, check=partial(check_times, read=schedule.read)
+)
 """Z-Image and Z-Image-Turbo as ``flowsde sample --model`` takes them."""
