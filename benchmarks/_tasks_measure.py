@@ -62,6 +62,7 @@ class Answers:
     images: np.ndarray
     reward: np.ndarray
     nfe: np.ndarray
+    backward_passes: np.ndarray
     verifier_calls: np.ndarray
     occupancy: float
     seconds: float
@@ -84,7 +85,7 @@ def answers(case: Case, texts: list[str]) -> Answers:
         return np.swapaxes(values.reshape(case.seeds, len(texts), *values.shape[1:]), 0, 1)
 
     return Answers(
-        of("image"), of("reward"), of("nfe"), of("verifier_calls"),
+        of("image"), of("reward"), of("nfe"), of("backward_passes"), of("verifier_calls"),
         results.totals.occupancy, seconds / len(ids),
     )  # fmt: skip
 
@@ -99,9 +100,9 @@ def measure(case: Case) -> Row:
     """A row without `seconds`, which depend on costs.
 
     Keys: those of the table; setting, steps, finish_steps, chains (None where there are none);
-    exact (share of pictures with the caption's objects), charged (mean NFE), verifier_calls (mean),
-    occupancy and wall_seconds (a search's share of the packed run, compiling included), wins (of
-    each caption).
+    exact (share of pictures with the caption's objects), charged (mean NFE), backward_passes (mean
+    number of evaluations that were differentiated too), verifier_calls (mean), occupancy and
+    wall_seconds (a search's share of the packed run, compiling included), wins (of each caption).
     """
     texts, option = TASKS[case.task].captions(case.split, case.prompts), case.setting.get
     found = answers(case, texts)
@@ -113,7 +114,7 @@ def measure(case: Case) -> Row:
     return {
         "task": case.task,
         "model": case.model,
-        "method": case.setting.method,
+        "method": case.setting.label,
         "interpolant": option("interpolant"),
         "kernel": option("kernel"),
         "accept": option("accept", accept),
@@ -132,6 +133,7 @@ def measure(case: Case) -> Row:
         "chains": option("chains", option("paths")),
         "exact": float(verdicts.exact.mean()),
         "charged": float(found.nfe.mean()),
+        "backward_passes": float(found.backward_passes.mean()),
         "verifier_calls": float(found.verifier_calls.mean()),
         "occupancy": found.occupancy,
         "wall_seconds": found.seconds,

@@ -135,6 +135,8 @@ def tune(plan: Plan, table: Table) -> Iterator[list[Case]]:
 def chosen(plan: Plan, table: Table, model: str) -> dict[str, Any]:
     """What the rule recommends for a model by the development captions.
 
+    No search with gradients: not every reward has them, and at equal NFE they cost nothing.
+
     Keys: hard (tasks on which a plain sample succeeds seldom), default (setting for all budgets,
     with odds_ratio, the least), and by_nfe, likewise a budget each; null where the rule has none.
     """
@@ -143,7 +145,10 @@ def chosen(plan: Plan, table: Table, model: str) -> dict[str, Any]:
     compared = [
         one
         for one in comparisons(table, "dev")
-        if one["model"] == model and one["task"] in plan.tasks and one["equal"] == "nfe"
+        if one["model"] == model
+        and one["task"] in plan.tasks
+        and one["equal"] == "nfe"
+        and one["method"] not in settings.GUIDED
     ]
     budgets = [nfe for nfe in plan.sizes.confirmed if any(c["nfe"] == nfe for c in compared)]
     main = [c for c in compared if c["nfe"] in budgets and c["nfe"] >= min(plan.sizes.screened)]

@@ -42,6 +42,9 @@ LOOKS = {
     "svdd": _Look("SVDD", "#E69F00", "D"),
     "epsilon_greedy": _Look("ε-greedy", "#8C6D31", "*"),
     "rbf": _Look("RBF", "#D55E00", "P"),
+    "noise_tilt": _Look("NoiseTilt", "#332288", "<"),
+    "tds": _Look("TDS", "#117733", ">"),
+    "das": _Look("DAS", "#882255", "d"),
 }
 _APART = 1.015
 """Factor between neighbouring methods, so that intervals do not hide each other."""

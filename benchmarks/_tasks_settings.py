@@ -5,7 +5,7 @@ does not depend on defaults. One with an option that its method does not have is
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flowsde.cli import presets, settings
@@ -18,6 +18,17 @@ METHODS = (
     *("ode", "bon", "sop", "evolution", "smc", "code", "svdd", "rbf", "halving", "zero_order"),
     *("lidar", "dfs", "dts", "pcn", "psi", "epsilon_greedy"),
 )
+GUIDED = ("noise_tilt", "tds", "das")
+"""Searches with the gradient of the reward, methods of their own in rows: NoiseTilt, twisted
+diffusion sampling and DAS (its tempered form)."""
+VARIANTS: dict[str, Callable[["Setting"], bool]] = {
+    **{name: lambda setting, name=name: setting.label == name for name in GUIDED},
+    "current": lambda setting: setting.get("potential") == "current",
+    "window": lambda setting: bool(setting.get("resample_from") or setting.get("resample_until")),
+    "variance": lambda setting: setting.get("mass") is not None,
+    "glass": lambda setting: setting["kernel"] == "glass",
+}
+"""Further names of settings, beside their methods."""
 MODELS = ("shapes", "shapes-turbo")
 DISTILLED = ("shapes-turbo",)
 """Models of a few steps, whose posterior means are pictures from the start."""
@@ -33,6 +44,24 @@ class Unknown(ValueError):
 
 class Setting(tuning.Setting):
     """A method and options by name, as the command has them; all budgets share it."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether it takes gradients of the reward."""
+        return bool(self.get("gradient_temperature") or self.get("noise_tilt"))
+
+    @property
+    def label(self) -> str:
+        """The method of its rows: of `GUIDED`, or its own."""
+        if self.get("noise_tilt"):
+            return "noise_tilt"
+        if self.method == "smc" and self.guided:
+            return "das" if self.get("tempering") else "tds"
+        return self.method
+
+    def is_a(self, name: str) -> bool:
+        """Whether a name of `METHODS` or of `VARIANTS` is one of its own."""
+        return VARIANTS[name](self) if name in VARIANTS else self.label == name
 
     def search(self, nfe: int) -> Search:
         """The search with a budget.
@@ -150,6 +179,8 @@ def undistilled() -> Iterator[Setting]:
     yield from _looking_ahead()
     yield from _few_rewards((6, 10), (4, 6))
     yield from _redrawing(ten, _steps(5, 2))
+    yield from _by_gradients(ten, (10, 20))
+    yield from _weighing(ten, {"resample_from": 2, "resample_until": 8, "interval": 2}, 3)
 
 
 def _looking_ahead() -> Iterator[Setting]:
@@ -197,10 +228,47 @@ def _redrawing(many: dict[str, Any], few: dict[str, Any]) -> Iterator[Setting]:
         yield make("smc", glass, few, smc)
     redrawn = {"interpolant": "vp", "kernel": "correlated", "rho": 0.4, "data_variance": 0.25}
     yield make("smc", redrawn, many, smc)
-    glass = {"interpolant": "vp", "kernel": "glass", "inner_steps": 2, "rho": 0.4}
-    yield make("svdd", glass, few, chains=2)
+    glass = {"interpolant": "vp", "kernel": "glass", "inner_steps": 2}
+    yield make("svdd", glass | {"rho": 0.4}, few, chains=2)
+    yield make("smc", glass, few, smc, kappa=1.0)
+    tree = {"select": "bound", "temperature": 0.25, "explore": 1.0, "branch_at": 1}
+    yield make("dts", glass | {"rho": 0.4}, tree, steps=few["steps"] + 1)
     yield make("smc", VP, many, smc, tempering="adaptive")
     yield make("smc", VP, many, smc, funnel=0.5)
+
+
+def _by_gradients(many: dict[str, Any], whole: tuple[int, int]) -> Iterator[Setting]:
+    """NoiseTilt, of whole trajectories of so many steps and with SVDD; TDS and DAS."""
+    for n in whole:
+        for share in (0.05, 0.15, 0.4):
+            yield make("bon", VP, steps=n, noise_tilt=share)
+    yield make("svdd", VP, many, chains=2, noise_tilt=0.15)
+    for beta in (0.25, 0.5, 1.0):
+        smc = {"temperature": beta, "potential": "difference", "gradient_temperature": beta}
+        yield make("smc", VP, many, smc)
+        for tempering in ("exponential", "adaptive"):
+            yield make("smc", VP, many, smc, tempering=tempering)
+
+
+def _weighing(many: dict[str, Any], window: dict[str, Any], ahead: int) -> Iterator[Setting]:
+    """SMC with the options of Feynman-Kac steering, and with masses of least variance.
+
+    Args:
+      many: steps.
+      window: when particles may be resampled.
+      ahead: evaluations of a sample from a particle on.
+    """
+    for beta in (0.5, 1.0, 4.0):
+        yield make("smc", VP, many, temperature=beta, potential="current")
+    for beta, potential in ((0.25, "difference"), (0.5, "difference"), (0.5, "max")):
+        yield make("smc", VP, many, window, temperature=beta, potential=potential)
+    samples = {"value": "samples", "value_steps": ahead, "value_samples": 2}
+    for beta in (0.25, 0.5):
+        smc = {"temperature": beta, "potential": "difference"}
+        # Resampled by the values themselves to compare with.
+        for mass in ("variance", "value"):
+            yield make("smc", VP, many, smc, samples, mass=mass, branch_at=3 if ahead > 1 else 2)
+        yield make("smc", VP, many, smc, samples, mass="variance")
 
 
 def distilled() -> Iterator[Setting]:
@@ -231,6 +299,8 @@ def distilled() -> Iterator[Setting]:
     yield make("sop", ODE, eight, paths=2, start=2, forward=2, backward=4)
     yield from _few_rewards((4, 8), (2, 4))
     yield from _redrawing(four, _steps(2, 0))
+    yield from _by_gradients(four, (4, 8))
+    yield from _weighing(four, {"resample_from": 2}, 1)
 
 
 def declared(model: str) -> tuple[Setting, ...]:

@@ -14,14 +14,21 @@ are.
 Every row is saved as it comes, and one that FILE has is not measured again. Settings that this
 version does not know are left out, with a line that says so.
 
+Besides methods --only takes variants: noise_tilt, tds and das are searches with the gradient of the
+reward, which rows have for their method; current, window, variance and glass are settings with that
+potential, with resampling in a window of steps, by masses of looking ahead, and with those
+transitions. In NFE a gradient is free: an evaluation is charged once, differentiated or not. Rows
+say how many `backward_passes` there were, and their seconds hold them (`_tasks_costs`).
+
 JSON keys: weights, costs {network, reward, overhead: seconds of one evaluation, by model, task and
-setting}, chosen (by model: hard, default, by_nfe; of the development captions, made before the
-first test caption; take it out of FILE to choose anew), budget (evaluations of RBF at each step, by
-rule of acceptance), comparisons {dev, test} (see `_tasks_compare.comparisons`), and ``rows``: task,
-model, method, interpolant, kernel, accept, value, nfe (the budget), seconds (of a search with the
-task's reward), seconds_0, seconds_1, seconds_5 (with a verifier of so many network evaluations),
-success with _low and _high, given (mean of the given reward), prompts, seeds, split, setting (the
-identity), and what `_tasks_measure.measure` lists. Intervals are 95 %, over captions.
+setting; backward, reward_backward: what differentiating adds, as a share of the forward pass, by
+model and task}, chosen (by model: hard, default, by_nfe; of the development captions, made before
+the first test caption; take it out of FILE to choose anew), budget (evaluations of RBF at each
+step, by rule of acceptance), comparisons {dev, test} (see `_tasks_compare.comparisons`), and
+``rows``: task, model, method, interpolant, kernel, accept, value, nfe (the budget), seconds (of a
+search with the task's reward), seconds_0, seconds_1, seconds_5 (with a verifier of so many network
+evaluations), success with _low and _high, given (mean of the given reward), prompts, seeds, split,
+setting (the identity), and what `_tasks_measure.measure` lists. Intervals are 95 %, over captions.
 """
 
 import dataclasses
@@ -68,7 +75,7 @@ class Args:
     stage: tuple[Stage, ...] = planning.STAGES
     """Which, in their order."""
     only: tuple[str, ...] = ()
-    """Tasks and methods by name; all of either if none is named."""
+    """Tasks, methods and variants by name; all of either if none is named."""
     models: tuple[Literal["shapes", "shapes-turbo"], ...] = ("shapes", "shapes-turbo")
     """Which flows."""
     hours: float | None = None
@@ -91,11 +98,11 @@ class Args:
     """Settings of a model that are tuned, beside each method's best."""
 
 
-def known(model: str, methods: tuple[str, ...]) -> tuple[Setting, ...]:
-    """Declared settings that this version has; says which it has not."""
+def known(model: str, names: tuple[str, ...]) -> tuple[Setting, ...]:
+    """Declared settings of some names that this version has; says which it has not."""
     found = []
     for setting in settings.declared(model):
-        if setting.method not in methods:
+        if not any(map(setting.is_a, names)):
             continue
         try:
             setting.search(1000)
@@ -108,16 +115,17 @@ def known(model: str, methods: tuple[str, ...]) -> tuple[Setting, ...]:
 
 def plan_of(args: Args) -> Plan:
     """What is asked for; SystemExit naming what there is not."""
-    words = (*TASKS, *settings.METHODS)
+    every = (*settings.METHODS, *settings.VARIANTS)
+    words = (*TASKS, *every)
     for name in args.only:
         if name not in words:
             raise SystemExit(f"--only must be of {', '.join(words)}, got {name!r}")
     ordered = [name for name in _FIRST if name in TASKS]
     ordered += [name for name in TASKS if name not in ordered]
     tasks = tuple(name for name in ordered if name in args.only) or tuple(ordered)
-    methods = tuple(name for name in settings.METHODS if name in args.only) or settings.METHODS
+    names = tuple(name for name in every if name in args.only) or every
     # Others are compared with it.
-    methods = tuple(dict.fromkeys((*methods, "bon")))
+    names = tuple(dict.fromkeys((*names, "bon")))
     models = tuple(model for model in args.models if is_here(model))
     for model in set(args.models) - set(models):
         print(f"left out, this version has no model {model}", flush=True)
@@ -134,7 +142,7 @@ def plan_of(args: Args) -> Plan:
         tuned=args.tuned,
         most=args.most,
     )
-    return Plan(tasks, models, {model: known(model, methods) for model in models}, sizes)
+    return Plan(tasks, models, {model: known(model, names) for model in models}, sizes)
 
 
 class Progress:
@@ -275,9 +283,9 @@ def main(args: Args) -> None:
         return
     if args.costs:
         table.costs.clear()
-    costs.fill(table, plan.models, plan.tasks)
+    every = [setting for model in plan.models for setting in plan.settings[model]]
+    costs.fill(table, plan.models, plan.tasks, any(setting.guided for setting in every))
     if args.costs:
-        every = [setting for model in plan.models for setting in plan.settings[model]]
         costs.fill_overheads(table, list(dict.fromkeys(every)))
     for name in args.stage:
         if not work(name, plan, table, progress):

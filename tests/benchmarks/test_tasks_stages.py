@@ -47,7 +47,7 @@ class Stub:
         share = success(wins, case.seeds)
         return {
             "task": case.task, "model": case.model, "setting": case.setting.name, "nfe": case.nfe,
-            "split": case.split, "method": case.setting.method, "prompts": case.prompts,
+            "split": case.split, "method": case.setting.label, "prompts": case.prompts,
             "seeds": case.seeds, "success": share.value, "success_low": share.low,
             "success_high": share.high, "wins": wins.tolist(), "charged": float(case.nfe),
             "verifier_calls": case.nfe * ASKED[case.setting.method],
@@ -230,6 +230,60 @@ def test_settings_have_names_of_their_own_and_unknown_options_say_so():
     assert settings.TRAJECTORY.fits(settings.PLAIN_NFE) and not settings.TRAJECTORY.fits(100)
 
 
+def test_variants_are_asked_for_by_name():
+    wanted = {
+        "noise_tilt": "noise_tilt=", "tds": "gradient_temperature=", "das": "tempering=",
+        "current": "potential=current", "window": "resample_from=", "variance": " mass=",
+        "glass": "kernel=glass",
+    }  # fmt: skip
+    assert {*wanted} == {*settings.VARIANTS}
+    for name, word in wanted.items():
+        asked = tasks.plan_of(tasks.Args(only=(name,)))
+        for model in settings.MODELS:
+            made = asked.settings[model]
+            own = [setting for setting in made if setting.is_a(name)]
+            assert own and all(word in setting.name for setting in own)
+            assert all(setting.fits(100) for setting in own)
+            # And the baseline, which takes no gradients.
+            others = {setting.label for setting in made if setting not in own}
+            assert others == {"bon"} and asked.cases(model, own, (300,), ("sides",))
+            assert {setting.guided for setting in own} == {name in settings.GUIDED}
+
+
+def test_a_gradient_takes_seconds_but_no_evaluations():
+    made = table()
+    row = {
+        "task": "sides", "model": "shapes", "setting": "a", "nfe": 300, "split": "dev",
+        "charged": 300.0, "verifier_calls": 200.0, "backward_passes": 100.0,
+    }  # fmt: skip
+    made.costs |= {"backward": {"shapes": 2.0}, "reward_backward": {"sides": 0.5}}
+    plain = row | {"setting": "b", "backward_passes": 0.0}
+    earlier = {name: v for name, v in plain.items() if name != "backward_passes"} | {"setting": "c"}
+    for one in (row, plain, earlier):
+        made.add(one)
+    _tasks_costs.price(made)
+    assert plain["seconds"] == earlier["seconds"] == pytest.approx(300 * 0.002 + 200 * 0.001)
+    # Of the network 2 x 2 ms, of the task's reward .5 x 1 ms, of a verifier of five networks 20 ms.
+    assert row["seconds"] - plain["seconds"] == pytest.approx(100 * (0.004 + 0.0005))
+    assert row["seconds_0"] - plain["seconds_0"] == pytest.approx(100 * 0.004)
+    assert row["seconds_5"] - plain["seconds_5"] == pytest.approx(100 * (0.004 + 0.020))
+    bought = _tasks_costs.affordable(row, made.costs, 0, plain["seconds_0"])
+    assert bought == 180  # of 300, at (0.6 + 0.4) / 0.6 the seconds
+
+
+def test_no_search_with_gradients_is_chosen(stub):
+    made = table()
+    guided = settings.make("smc", settings.VP, steps=10, temperature=0.5, gradient_temperature=0.5)
+    stub.chances[guided] = 0.95
+    searched = plan()
+    searched.settings["shapes"] += (guided,)
+    for name in ("screen", "tune"):
+        assert tasks.work(name, searched, made, tasks.Progress(None))
+    best = max(made.select(nfe=300, task="sides"), key=lambda row: row["success"])
+    assert (best["setting"], best["method"]) == (guided.name, "tds")
+    assert _tasks_plan.chosen(searched, made, "shapes")["default"]["setting"] == SMC.name
+
+
 def test_wrong_names_are_refused():
     with pytest.raises(SystemExit, match="--only must be of .*, got 'side'"):
         tasks.plan_of(tasks.Args(only=("side",)))
@@ -256,17 +310,19 @@ def test_a_row_is_of_its_case(monkeypatch):
     pictures[1] = np.full_like(pictures[1], 2.0 * data.BACKGROUND - 1.0)
     images = np.stack([pictures] * 2, 1)
     found = _tasks_measure.Answers(
-        images, np.zeros((3, 2)), np.full((3, 2), 93), np.full((3, 2), 91), 0.9, 0.1
-    )
+        images, np.zeros((3, 2)), np.full((3, 2), 93), np.full((3, 2), 7), np.full((3, 2), 91),
+        0.9, 0.1,
+    )  # fmt: skip
     monkeypatch.setattr(_tasks_measure, "answers", lambda case, texts: found)
     row = _tasks_measure.measure(case)
     assert row["wins"] == [2, 0, 2] and row["success"] == pytest.approx(2 / 3)
     assert (row["charged"], row["verifier_calls"], row["nfe"]) == (93.0, 91.0, 100)
+    assert row["backward_passes"] == 7.0 and row["method"] == "smc"
     wanted = "task model method interpolant kernel accept value nfe success given prompts seeds"
     assert set(wanted.split()) <= set(row) and row["value"] == "mean" and row["accept"] is None
     assert (
         _tasks_costs.affordable(
-            row | {"seconds_0": 0.0}, {"network": {"shapes": 1.0}, "overhead": {}}, 0, 93.0
+            row | {"backward_passes": 0.0}, {"network": {"shapes": 1.0}, "overhead": {}}, 0, 93.0
         )
         == 93
     )
