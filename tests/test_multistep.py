@@ -268,10 +268,13 @@ def test_adams_is_better_than_heun_for_as_many_evaluations():
 
 # Errors
 
+FOLLOWING = ("bon", "halving", "lidar", "zero_order")
+"""Searches that follow trajectories from noise."""
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("bon", "halving", "lidar")])
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in FOLLOWING])
 def test_other_searches_refuse_a_solver(name):
-    with pytest.raises(ValueError, match="no step before, got ODEAdams.*bon, halving and lidar"):
+    with pytest.raises(ValueError, match="no step before, got ODEAdams.*bon, halving, lidar"):
         METHODS[name](nfe=400, kernel=kernels.ode_adams(LINEAR), grid=GRID)
 
 

@@ -97,7 +97,8 @@ class BestOfN(SolvedSearch):
 
         def extend(key: jax.Array, row: jax.Array) -> tuple[Any, Before | None]:
             parent, before = tree_take((state.particles, state.before), row)
-            return self.follow(key, parent, before, state.step)
+            x = self.extend(key, parent, state.step)
+            return self.solved(x, parent, before, state.step)
 
         x, before = map_valid(extend, valid, keys, jnp.arange(n, dtype=jnp.int32))
         return state._replace(before=before), Candidates(

@@ -273,7 +273,7 @@ def check_kernel(kernel: Any) -> Kernel:
     if isinstance(kernel, Multistep):
         raise UnusableKernel(
             f"kernel must move a particle that has no step before, got {kernel!r}, which serves "
-            f"sample, bon, halving and lidar, and finishing as finish='adams'"
+            f"sample, bon, halving, lidar and zero_order, and finishing as finish='adams'"
         )
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")

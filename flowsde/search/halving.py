@@ -201,7 +201,7 @@ class SuccessiveHalving(SolvedSearch):
             if state.kept is not None:
                 kept = tree_take((state.kept, state.kept_before), row)
                 parent, before = tree_where(at.resumes, kept, (parent, before))
-            return self.follow(key, parent, before, at.step)
+            return self.solved(self.extend(key, parent, at.step), parent, before, at.step)
 
         x, before = map_valid(extend, valid, keys, rows)
         return state._replace(before=before), Candidates(

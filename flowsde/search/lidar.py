@@ -165,7 +165,8 @@ class LiDAR(SolvedSearch):
             pulled = jax.lax.cond(
                 any_over_prompts(at.pulled), partial(self.pulled, state), lambda p: p, parent
             )
-            return self.follow(key, tree_where(at.pulled, pulled, parent), before, at.step)
+            parent = tree_where(at.pulled, pulled, parent)
+            return self.solved(self.extend(key, parent, at.step), parent, before, at.step)
 
         x, before = map_valid(extend, valid, keys, rows)
         return state._replace(before=before), Candidates(

@@ -18,7 +18,7 @@ from flowsde.search.protocol import Particle
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolvedSearch(GridSearch):
-    """Base of searches that `follow` trajectories.
+    """Base of searches that follow trajectories.
 
     Attributes:
       solver: by which they go on; None for the kernel, which otherwise is that of a first step.
@@ -32,18 +32,17 @@ class SolvedSearch(GridSearch):
             return None
         return jax.vmap(self.solver.start)(jnp.zeros((n, *shape), jnp.float32))
 
-    def follow(
-        self, key: jax.Array, parent: Particle, before: Before | None, step: jax.Array
+    def solved(
+        self, x: Any, parent: Particle, before: Before | None, step: jax.Array
     ) -> tuple[Any, Before | None]:
-        """`extend`, and what the child remembers.
+        """x of a child, and what it remembers.
 
         Args:
-          key: of the draw.
-          parent: the particle; at step 0 a start is drawn whatever it is.
+          x: as `extend` or `move` gives it: the start at step 0, and the child without a solver.
+          parent: the particle.
           before: what it remembers.
           step: of the grid, the child's.
         """
-        x = self.extend(key, parent, step)
         if self.solver is None or before is None:
             return x, None
         s = jnp.asarray(self.grid, jnp.float32)[step]
