@@ -81,9 +81,10 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
         if known is None:
             tell(0, 0, f"diagnose {name}")
             began = time.perf_counter()
+            kernel: Any = setting.kernel()  # a stochastic one
             d = diagnose(
                 subject.key, subject.flow, subject.reward, **subject.rows(prompts),
-                kernel=setting.kernel(), grid=uniform(screen.STEPS), n=screen.N,
+                kernel=kernel, grid=uniform(screen.STEPS), n=screen.N,
                 families=screen.FAMILIES, prompt_ids=prompts, chunk_size=subject.chunk_size,
             )  # fmt: skip
             known = screen.verdict(d)

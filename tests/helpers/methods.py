@@ -15,6 +15,17 @@ METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
     "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
     "lidar": fs.search.lidar(nfe=41, kernel=ODE, grid=GRID, draft_steps=3),
+    "halving, unipc, resumed later": fs.search.halving(
+        nfe=41,
+        kernel=fs.kernels.uni_pc(VP),
+        grid=GRID,
+        draft_steps=(1, 3, 4),
+        factor=2,
+        resume_at=float(GRID[1]),
+    ),
+    "lidar, adams": fs.search.lidar(
+        nfe=41, kernel=fs.kernels.ode_adams(VP), grid=GRID, draft_steps=3
+    ),
     "guided lidar": fs.search.lidar(
         nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, trajectories=1, scale=3.0
     ),
