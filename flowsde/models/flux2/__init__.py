@@ -1,0 +1,3 @@
+"""FLUX.2-klein: the transformer, its schedule, and the whole pipeline."""
+
+from flowsde.models.flux2.model import FAMILY as FAMILY
