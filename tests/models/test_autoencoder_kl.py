@@ -157,7 +157,7 @@ def test_tiles_of_latents_that_are_normalised_are_those_of_z(flux2):
 
 @pytest.mark.slow
 def test_gradients_of_latents_that_are_normalised(flux2):
-    module, model, found = flux2
+    module, model, _ = flux2
     x, weights = normal(1, 4, 4, 4, seed=2), normal(1, 8, 8, 3, seed=3)
     latents = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     of, bn = diffusers.Flux2KleinPipeline, module.bn

@@ -25,7 +25,6 @@ from flowsde.models.common.conv import convolution, convolve_doubled, group_norm
 from flowsde.models.common.layers import Numerics, attention
 from flowsde.models.family import Family
 
-
 VARIANCE = 1e-4
 """Added to a variance that latents are normalised by."""
 _PATCH = 2
