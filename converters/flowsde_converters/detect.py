@@ -27,6 +27,7 @@ from flowsde_converters import (
     eight_bits,
     entries,
     flux,
+    flux2,
     open_clip,
     owlv2,
     qwen3,
@@ -45,6 +46,7 @@ from flowsde_converters.tables import Changes, Model
 _MODULES = (
     sit,
     flux,
+    flux2,
     clip,
     open_clip,
     t5,

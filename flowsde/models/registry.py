@@ -9,6 +9,7 @@ from flowsde.models import (
     blip,
     clip,
     flux,
+    flux2,
     owlv2,
     qwen3,
     sd3,
@@ -22,6 +23,7 @@ from flowsde.models.family import Family, Pipeline, Sampling
 _PACKAGES = (
     sit,
     flux,
+    flux2,
     clip,
     t5,
     autoencoder_kl,

@@ -202,16 +202,17 @@ def bert_tokenizer(folder: str | Path, *, length: int, vocab: int, pad: int = 0)
     return Tokenizer(backend, length, start, end, pad)
 
 
-def qwen3_tokenizer(folder: str | Path, *, length: int, vocab: int) -> Tokenizer:
+def qwen3_tokenizer(
+    folder: str | Path, *, length: int, vocab: int, thinking: bool = True
+) -> Tokenizer:
     """Qwen3's, of chats, from a folder's tokenizer.json.
-
-    The assistant may think before it answers; so is the model asked of which text encoders are
-    made, and its chat template adds nothing then.
 
     Args:
       folder: with the files.
       length: tokens of a chat.
       vocab: rows of the token table of the model that is to read the tokens.
+      thinking: whether the assistant may think before it answers; otherwise the chat goes on with
+        a thought that is empty.
 
     Raises:
       ValueError: as of `t5_tokenizer`.
@@ -225,7 +226,8 @@ def qwen3_tokenizer(folder: str | Path, *, length: int, vocab: int) -> Tokenizer
         _id(folder, backend, token)
     pad = _id(folder, backend, settings.get("pad_token", "<|endoftext|>"))
     _check_vocabulary(folder, backend, vocab)
-    around = f"{begin}user\n", f"{end}\n{begin}assistant\n"
+    thought = "" if thinking else "<think>\n\n</think>\n\n"
+    around = f"{begin}user\n", f"{end}\n{begin}assistant\n{thought}"
     return Tokenizer(backend, length, None, None, pad, around)
 
 
