@@ -24,6 +24,8 @@ _TOKENS = {
 }
 """The token table's key in each layout, the first one that a file has."""
 _HEAD = "lm_head.weight"
+READS_IMAGES = "mm_projector.0.weight"
+"""A key of CLIP-FlanT5 (`clip_flant5`), which has T5's beside it."""
 _TOKENIZER = Unused("spiece_model")
 """Some files have the tokenizer's own among the tensors."""
 _SELF = "layer.0.SelfAttention"
@@ -168,12 +170,17 @@ def _encoder(tensors: Checkpoint, json: Mapping[str, Any], own: bool) -> Found |
     return Found(config, layout, _encoder_table(config, layout))
 
 
-def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+def recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    """What a checkpoint is that has T5's keys, and perhaps others."""
     layout = _layout(tensors)
     if layout is None or not depth(tensors, "decoder.block."):
         return None
     config = _config(tensors, json or {}, layout)
     return Found(config, layout, _table(config, layout))
+
+
+def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    return None if READS_IMAGES in tensors else recognise(tensors, json)
 
 
 ENCODER = convertible(t5.ENCODER, _recognise_encoder, _encoder_table)
