@@ -42,6 +42,8 @@ _ORIGINAL = {
 """From the keys of Wan's own code to the parameters of UMT5's encoder."""
 _RELATIVE = "blocks.{i}.pos_embedding.embedding.weight"
 _HEAD = "lm_head.weight"
+READS_IMAGES = "mm_projector.0.weight"
+"""A key of CLIP-FlanT5 (`clip_flant5`), which has T5's beside it."""
 _TOKENIZER = Unused("spiece_model")
 """Some files have the tokenizer's own among the tensors."""
 _SELF = "layer.0.SelfAttention"
@@ -213,12 +215,17 @@ def _encoder(tensors: Checkpoint, json: Mapping[str, Any], own: bool) -> Found |
     return Found(config, layout, _encoder_table(config, layout))
 
 
-def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+def recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    """What a checkpoint is that has T5's keys, and perhaps others."""
     layout = _layout(tensors)
     if layout is None or not depth(tensors, "decoder.block."):
         return None
     config = _config(tensors, json or {}, layout)
     return Found(config, layout, _table(config, layout))
+
+
+def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    return None if READS_IMAGES in tensors else recognise(tensors, json)
 
 
 ENCODER = convertible(t5.ENCODER, _recognise_encoder, _encoder_table)

@@ -83,11 +83,14 @@ class Tokenizer:
             row[: len(tokens)], seen[: len(tokens)] = tokens, True
         return Tokens(ids, mask)
 
+    def whole(self, text: str) -> list[int]:
+        """Tokens of a text between the special ones, however many; no padding."""
+        return self._between(self._split(text).ids)
+
     def _of(self, prompt: str) -> list[int]:
         before, after = self.around
         prompt = f"{before}{prompt}{after}"
-        with _named("a prompt cannot be split into tokens"):
-            encoding = self.backend.encode(prompt, add_special_tokens=False)
+        encoding = self._split(prompt)
         room = self.length - len(self._special)
         if len(encoding.ids) > room:
             rest = prompt[encoding.offsets[room][0] :]
@@ -96,8 +99,15 @@ class Tokenizer:
                 f"left out: {rest!r}",
                 stacklevel=3,
             )
+        return self._between(encoding.ids[:room])
+
+    def _split(self, text: str) -> tokenizers.Encoding:
+        with _named("a prompt cannot be split into tokens"):
+            return self.backend.encode(text, add_special_tokens=False)
+
+    def _between(self, ids: list[int]) -> list[int]:
         start, end = ([] if token is None else [token] for token in (self.start, self.end))
-        return [*start, *encoding.ids[:room], *end]
+        return [*start, *ids, *end]
 
 
 def clip_tokenizer(
