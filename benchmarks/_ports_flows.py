@@ -4,6 +4,7 @@ from typing import Any
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from _ports_pairs import BATCH, Pair, filled, normal, pair, port, sides
@@ -101,7 +102,7 @@ def zimage(blocks: int) -> Pair:
     counts = np.full(BATCH, words, np.int32)
 
     def ours(model: Any, x: Any, t: Any, text: Any) -> jax.Array:
-        return model(x, t, ZImageCond(text, counts))
+        return model(x, t, ZImageCond(text, jnp.asarray(counts)))
 
     def theirs(x: Any, t: Any, text: Any) -> torch.Tensor:
         pictures = list(x.permute(0, 3, 1, 2)[:, :, None])
