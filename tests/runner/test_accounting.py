@@ -18,6 +18,7 @@ SEEN = {"model": 0, "backward": 0, "verifier": 0}
 KEY = jax.random.key(1)
 LINEAR = fs.interpolants.linear()
 STOCHASTIC, ODE = fs.kernels.ddim(LINEAR), fs.kernels.ode_euler(LINEAR)
+ADAMS = fs.kernels.ode_adams(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
 METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts", "lidar", "pcn", "psi")
@@ -136,22 +137,25 @@ def searches(draw, method):
         options["finish_steps"] = 2 * number(1, 4)
     match method:
         case "bon":
-            options |= {"width": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"width": number(1, 9)}
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE, ADAMS]))}
         case "halving":
-            options |= {"kernel": draw(st.sampled_from([kernel, ODE])), "factor": number(1, 5)}
+            options |= {"factor": number(1, 5)}
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE, ADAMS]))}
             options |= {"draft_steps": number(0, steps), "resume_at": number(0, 10) / 10}
             whole = options["draft_steps"] == steps or options["resume_at"] < 1.0
             room_for = 0 if whole else steps - 2
             options |= {"rungs": number(0, max(room_for, 0))}
         case "lidar":
-            options |= {"kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE, ADAMS]))}
             options |= {"draft_steps": number(1, steps), "trajectories": number(1, 4)}
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
             options["last"] = last
         case "zero_order":
-            options |= {"neighbours": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
+            options |= {"neighbours": number(1, 9)}
+            options |= {"kernel": draw(st.sampled_from([kernel, ODE, ADAMS]))}
         case "epsilon_greedy":
             options |= {"neighbours": number(1, 9), "epsilon": number(0, 2) / 2}
         case "svdd":

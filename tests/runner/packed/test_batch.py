@@ -30,7 +30,7 @@ GUIDED = fs.kernels.guided(SDE, temperature=2.0)
 PROMPTS, TARGET = 12, 0.4
 OPTIONS = {"nfe": 41, "grid": GRID, "finish_steps": 4}
 METHODS = {
-    "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
+    "bon": fs.search.bon(nfe=41, kernel=fs.kernels.ode_adams(VP), grid=GRID, width=3),
     "rbf": fs.search.rbf(kernel=SDE, chains=2, seeds=2, **OPTIONS),
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
