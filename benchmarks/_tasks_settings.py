@@ -22,7 +22,9 @@ GUIDED = ("noise_tilt", "tds", "das")
 """Searches with the gradient of the reward, methods of their own in rows: NoiseTilt, twisted
 diffusion sampling and DAS (its tempered form)."""
 VARIANTS: dict[str, Callable[["Setting"], bool]] = {
-    **{name: lambda setting, name=name: setting.label == name for name in GUIDED},
+    "noise_tilt": lambda setting: setting.label == "noise_tilt",
+    "tds": lambda setting: setting.label == "tds",
+    "das": lambda setting: setting.label == "das",
     "current": lambda setting: setting.get("potential") == "current",
     "window": lambda setting: bool(setting.get("resample_from") or setting.get("resample_until")),
     "variance": lambda setting: setting.get("mass") is not None,
