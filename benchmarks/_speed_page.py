@@ -71,7 +71,7 @@ def packing() -> str:
 def ports() -> str:
     """Ratios of `ports.json`."""
     found = json.loads((RESULTS / "ports.json").read_text())
-    names = ("flux", "sit", "autoencoder", "clip_text", "clip_vision", "t5")
+    names = list(found["error"])
     return "\n".join(
         [
             f"{found['cores']} CPU cores, float32, batch {found['settings']['batch']}; below 1 is "

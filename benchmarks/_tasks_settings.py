@@ -21,10 +21,14 @@ METHODS = (
 GUIDED = ("noise_tilt", "tds", "das")
 """Searches with the gradient of the reward, methods of their own in rows: NoiseTilt, twisted
 diffusion sampling and DAS (its tempered form)."""
+
+
+def _labelled(name: str) -> Callable[["Setting"], bool]:
+    return lambda setting: setting.label == name
+
+
 VARIANTS: dict[str, Callable[["Setting"], bool]] = {
-    "noise_tilt": lambda setting: setting.label == "noise_tilt",
-    "tds": lambda setting: setting.label == "tds",
-    "das": lambda setting: setting.label == "das",
+    **{name: _labelled(name) for name in GUIDED},
     "current": lambda setting: setting.get("potential") == "current",
     "window": lambda setting: bool(setting.get("resample_from") or setting.get("resample_until")),
     "variance": lambda setting: setting.get("mass") is not None,

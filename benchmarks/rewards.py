@@ -43,7 +43,8 @@ import transformers
 import tyro
 from _files import save_json
 from _flops import flops
-from ports import BATCH, Args, Pair, filled, port, ratios
+from _ports_pairs import BATCH, Pair, filled, port, ratios
+from ports import Args
 
 import flowsde as fs
 from flowsde.models.blip.rewards import image_reward

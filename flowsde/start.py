@@ -50,10 +50,16 @@ def begin(p: Interpolant, t: float, noise: jax.Array, start: Start | None) -> ja
     """
     if start is not None and start.noise is not None:
         noise = start.noise
+    scaled = noise_scale(p, t) * noise
     if t == 1.0 or start is None or start.x0 is None:
-        return p.radius(jnp.ones((), jnp.float32)) * noise
+        return scaled
+    return p.alpha(jnp.asarray(t, jnp.float32)) * start.x0 + scaled
+
+
+def noise_scale(p: Interpolant, t: float) -> jax.Array:
+    """By what the noise of a particle at the first time of a grid is multiplied, a scalar."""
     time = jnp.asarray(t, jnp.float32)
-    return p.alpha(time) * start.x0 + p.sigma(time) * noise
+    return p.radius(time) if t == 1.0 else p.sigma(time)
 
 
 def hold(

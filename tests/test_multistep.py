@@ -16,6 +16,7 @@ from test_kernels import BIMODAL, INTERPOLANTS, LINEAR, NEXT_TO_1, rms, slope
 
 import flowsde as fs
 from flowsde import kernels
+from flowsde.search import METHODS
 
 VP = INTERPOLANTS["vp"]
 KEY, GRID = jax.random.key(7), fs.grids.quadratic(5)
@@ -267,12 +268,18 @@ def test_adams_is_better_than_heun_for_as_many_evaluations():
 
 # Errors
 
+FOLLOWING = ("bon", "halving", "lidar", "zero_order")
+"""Searches that follow trajectories from noise."""
 
-def test_only_sample_takes_a_solver():
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in FOLLOWING])
+def test_other_searches_refuse_a_solver(name):
+    with pytest.raises(ValueError, match="no step before, got ODEAdams.*bon, halving, lidar"):
+        METHODS[name](nfe=400, kernel=kernels.ode_adams(LINEAR), grid=GRID)
+
+
+def test_a_reward_does_not_guide_a_solver():
     solver = kernels.ode_adams(LINEAR)
-    for make in (fs.search.bon, fs.search.rbf):
-        with pytest.raises(TypeError, match="no step before, got ODEAdams.*finish='adams'"):
-            make(nfe=40, kernel=solver, grid=GRID)
     with pytest.raises(TypeError, match="kernel must be a reverse-time.*ODEAdams"):
         kernels.reward_gradient(solver, 1.0)
     with pytest.raises(TypeError, match="interpolant must be"):

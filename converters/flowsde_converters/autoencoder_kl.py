@@ -3,7 +3,8 @@
 Layouts: "diffusers"; "diffusers-early", whose attention has other names (Stable Diffusion's
 autoencoders of 2022); "original", which counts the decoder's levels from the largest image and
 has the attention's layers as convolutions of one pixel. Scale and shift are in no tensor:
-`config.json` has them. Without one, an "original" of 16 channels is taken for FLUX's.
+`config.json` has them. Without one, an "original" of 16 channels is taken for FLUX's. FLUX.2's has
+the mean and variance of latents among its tensors instead.
 """
 
 import math
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowsde.models import autoencoder_kl
-from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig
+from flowsde.models.autoencoder_kl.model import VARIANCE, AutoencoderKLConfig
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
+from flowsde_converters.ignored import Unused
 from flowsde_converters.relayout import CONV, LINEAR, Relayout, Reshape
 from flowsde_converters.tables import Checkpoint, Row, Table
 
@@ -29,6 +31,10 @@ _OF_FLUX = (
     "scale and shift are taken to be FLUX.1's: if it is Stable Diffusion 3's, whose keys are the "
     'same, give {"scaling_factor": 1.5305, "shift_factor": 0.0609} in config.json beside it'
 )
+_STATISTICS = {"bn.running_mean": "mean", "bn.running_var": "variance"}
+_COUNTED = Unused(r"bn\.num_batches_tracked")
+_EXPECTED = {"batch_norm_eps": VARIANCE, "patch_size": [2, 2]}
+"""Settings of FLUX.2's that change what the same tensors compute."""
 _LEAST = 8
 """Tensors of a block: of two norms and two convolutions."""
 
@@ -103,9 +109,15 @@ def _table(config: AutoencoderKLConfig, layout: str) -> Table:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     rows = [*_half("encoder", config, layout), *_half("decoder", config, layout)]
     if config.quant:
-        rows.extend(_conv("quant_conv", "quant"))
-        rows.extend(_conv("post_quant_conv", "post_quant"))
-    return Table(tuple(rows))
+        # FLUX.2's own code has them in the two halves.
+        inside = config.normalised and layout == "original"
+        encoder, decoder = ("encoder.", "decoder.") if inside else ("", "")
+        rows.extend(_conv(f"{encoder}quant_conv", "quant"))
+        rows.extend(_conv(f"{decoder}post_quant_conv", "post_quant"))
+    if not config.normalised:
+        return Table(tuple(rows))
+    rows.extend(Row(key, target) for key, target in _STATISTICS.items())
+    return Table(tuple(rows), (_COUNTED,))
 
 
 def _layout(tensors: Checkpoint) -> str | None:
@@ -131,7 +143,15 @@ def _blocks(tensors: Checkpoint, level: str, levels: int, block: str) -> int:
     return found
 
 
-def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, float]:
+def _normalising(json: Mapping[str, Any]) -> dict[str, Any]:
+    for name, wanted in _EXPECTED.items():
+        got = json.get(name, wanted)
+        if (list(got) if isinstance(got, tuple) else got) != wanted:
+            raise ValueError(f"{name} in config.json must be {wanted}, got {got!r}")
+    return {"scale": 1.0, "shift": 0.0, "normalised": True}
+
+
+def _scaling(json: Mapping[str, Any], layout: str, latents: int) -> dict[str, Any]:
     if any(json.get(name) is not None for name in ("latents_mean", "latents_std")):
         raise ValueError("latents_mean and latents_std in config.json are not supported")
     if "scaling_factor" in json:
@@ -166,14 +186,20 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
     level, block = ("encoder.down.", "block") if original else ("encoder.down_blocks.", "resnets")
     levels = depth(tensors, level)
     latents = tensors["decoder.conv_in.weight"].shape[1]
-    scaling = _scaling(json, layout, latents)
+    other = json.get("decoder_block_out_channels")
+    if other is not None and list(other) != list(json.get("block_out_channels", ())):
+        raise ValueError(
+            f"decoder_block_out_channels in config.json must be those of the encoder, got {other}"
+        )
+    normalised = any(key in tensors for key in _STATISTICS)
+    scaling = _normalising(json) if normalised else _scaling(json, layout, latents)
     config = AutoencoderKLConfig(
         channels=tensors["encoder.conv_in.weight"].shape[1],
         latents=latents,
         widths=tuple(tensors[f"{level}{i}.{block}.0.conv2.weight"].shape[0] for i in range(levels)),
         blocks=_blocks(tensors, level, levels, block),
         groups=json.get("norm_num_groups", 32),
-        quant="quant_conv.weight" in tensors,
+        quant=any(f"{half}quant_conv.weight" in tensors for half in ("", "encoder.")),
         **scaling,
     )
     return Found(config, layout, _table(config, layout), () if scaling else (_OF_FLUX,))

@@ -11,6 +11,7 @@ from flowsde.models import blip
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde.models.blip.model import BLIPTextConfig, ImageRewardConfig
 from flowsde.models.clip.model import CLIPVisionConfig
+from flowsde_converters.clip import heads
 from flowsde_converters.depth import depth
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Positions, Unused
@@ -19,7 +20,6 @@ from flowsde_converters.tables import Checkpoint, Row, Table, linear, norm
 
 LAYOUT = "original"
 _VISION, _TEXT = "blip.visual_encoder.", "blip.text_encoder."
-_HEAD = 64
 _PLACES = (0, 2, 4, 6, 7)
 """Of the head's layers in a sequence with dropouts."""
 _NEEDED = (
@@ -84,16 +84,6 @@ def _table(config: ImageRewardConfig, layout: str) -> Table:
     )
 
 
-def _heads(width: int, says: Mapping[str, Any], tower: str) -> int:
-    heads = (says.get(tower) or {}).get("num_attention_heads")
-    if heads is None and width % _HEAD:
-        raise ValueError(
-            f"{width} features are not those of heads of {_HEAD}: expected num_attention_heads in "
-            f"{tower} of a config.json beside it"
-        )
-    return width // _HEAD if heads is None else heads
-
-
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     if any(key not in tensors for key in _NEEDED):
         return None
@@ -106,7 +96,7 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
         vision=CLIPVisionConfig(
             width=width,
             depth=depth(tensors, f"{_VISION}blocks."),
-            heads=_heads(width, says, "vision_config"),
+            heads=heads(width, says, "vision_config"),
             mlp=tensors[f"{_VISION}blocks.0.mlp.fc1.weight"].shape[0],
             image=patch * round((places - 1) ** 0.5),
             patch=patch,
@@ -118,7 +108,7 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
             vocab=vocab,
             width=text_width,
             depth=depth(tensors, layer),
-            heads=_heads(text_width, says, "text_config"),
+            heads=heads(text_width, says, "text_config"),
             mlp=tensors[f"{layer}0.intermediate.dense.weight"].shape[0],
             positions=tensors[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
             image=tensors[f"{layer}0.crossattention.self.key.weight"].shape[1],

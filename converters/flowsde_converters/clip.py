@@ -26,6 +26,7 @@ from flowsde_converters.relayout import CONV, LINEAR
 from flowsde_converters.tables import Checkpoint, Row, Table, norm
 
 LAYOUTS = ("transformers", "transformers-bare")
+_HEAD = 64
 _NOTES = (
     "open_clip's keys do not say the activation, which is GELU in LAION's weights: for OpenAI's "
     'and DFN\'s give {"hidden_act": "quick_gelu"} in config.json beside them',
@@ -54,6 +55,47 @@ def blocks(keys: str, target: str) -> tuple[Row, ...]:
     ]
     norms = [norm(f"{keys}layer_norm{n}", f"{target}norm{n}") for n in (1, 2)]
     return (*linear, *norms[0], *norms[1])
+
+
+def heads(width: int, json: Mapping[str, Any], tower: str) -> int:
+    """Of a published model whose tensors do not say them: of 64 features each.
+
+    Args:
+      width: features of the tower.
+      json: which may say others.
+      tower: name of the tower's settings in it.
+
+    Raises:
+      ValueError: 64 does not divide the width, and nothing is said.
+    """
+    said = (json.get(tower) or {}).get("num_attention_heads")
+    if said is None and width % _HEAD:
+        raise ValueError(
+            f"{width} features are not those of heads of {_HEAD}: expected num_attention_heads in "
+            f"{tower} of a config.json beside it"
+        )
+    return width // _HEAD if said is None else said
+
+
+def sizes(
+    tensors: Checkpoint, keys: str, width: int, json: Mapping[str, Any] | None, tower: str
+) -> dict[str, Any]:
+    """Settings of either tower, which are OpenAI's where a config.json says no others.
+
+    Args:
+      tensors: with keys as of `blocks`.
+      keys: beginning of the tower's.
+      width, json, tower: as of `heads`.
+    """
+    says = (json or {}).get(tower) or {}
+    return {
+        "width": width,
+        "depth": depth(tensors, f"{keys}encoder.layers."),
+        "heads": heads(width, json or {}, tower),
+        "mlp": tensors[f"{keys}encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "activation": says.get("hidden_act", "quick_gelu"),
+        "epsilon": says.get("layer_norm_eps", 1e-5),
+    }
 
 
 def _text(config: CLIPTextConfig, keys: str, target: str) -> tuple[Row, ...]:

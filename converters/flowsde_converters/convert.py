@@ -155,10 +155,14 @@ def _check_class(source: Path) -> None:
     """ValueError for relatives of a pipeline that share its parts and make something else of them,
     such as FluxKontextPipeline or WanImageToVideoPipeline."""
     kind, known = read_json(source / INDEX).get("_class_name"), registry.pipelines()
+    for name, one in known.items():
+        if str(kind) in one.others:
+            said = f"{one.others[str(kind)]}, which is not supported"
+            raise ValueError(f"{source} is a {kind}: {said}; expected a {name}")
     kin = [name for name in known if str(kind).startswith(name.removesuffix("Pipeline"))]
     if kin and kind not in known:
         raise ValueError(
-            f"{source} is a {shown(kind)}, expected a {' or a '.join(kin)}; its models, as "
+            f"{source} is a {shown(kind)}, expected a {max(kin, key=len)}; its models, as "
             f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
         )
     if isinstance(kind, str) and kind in known:

@@ -10,8 +10,7 @@ from typing import Any
 from flowsde.models import owlv2
 from flowsde.models.clip.model import CLIPTextConfig, CLIPVisionConfig
 from flowsde.models.owlv2.model import Owlv2Config
-from flowsde_converters.clip import blocks
-from flowsde_converters.depth import depth
+from flowsde_converters.clip import blocks, sizes
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Positions, Unused
 from flowsde_converters.relayout import CONV, LINEAR
@@ -19,7 +18,6 @@ from flowsde_converters.tables import Checkpoint, Row, Table, linear, norm
 
 LAYOUT = "transformers"
 _TEXT, _VISION = "owlv2.text_model.", "owlv2.vision_model."
-_HEAD = 64
 _NEEDED = (
     f"{_TEXT}embeddings.token_embedding.weight",
     f"{_TEXT}encoder.layers.0.mlp.fc1.weight",
@@ -71,27 +69,6 @@ def _table(config: Owlv2Config, layout: str) -> Table:
     )
 
 
-def _common(
-    tensors: Checkpoint, keys: str, width: int, json: Mapping[str, Any] | None, tower: str
-) -> dict[str, Any]:
-    """Settings that both towers have."""
-    says = (json or {}).get(tower) or {}
-    heads = says.get("num_attention_heads")
-    if heads is None and width % _HEAD:
-        raise ValueError(
-            f"{width} features are not those of heads of {_HEAD}: expected num_attention_heads in "
-            f"{tower} of a config.json beside it"
-        )
-    return {
-        "width": width,
-        "depth": depth(tensors, f"{keys}encoder.layers."),
-        "heads": width // _HEAD if heads is None else heads,
-        "mlp": tensors[f"{keys}encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "activation": says.get("hidden_act", "quick_gelu"),
-        "epsilon": says.get("layer_norm_eps", 1e-5),
-    }
-
-
 def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
     if any(key not in tensors for key in _NEEDED):
         return None
@@ -103,13 +80,13 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
             vocab=vocab,
             positions=tensors[f"{_TEXT}embeddings.position_embedding.weight"].shape[0],
             projection=tensors["owlv2.text_projection.weight"].shape[0],
-            **_common(tensors, _TEXT, text_width, json, "text_config"),
+            **sizes(tensors, _TEXT, text_width, json, "text_config"),
         ),
         vision=CLIPVisionConfig(
             image=patch * round((places - 1) ** 0.5),
             patch=patch,
             channels=channels,
-            **_common(tensors, _VISION, width, json, "vision_config"),
+            **sizes(tensors, _VISION, width, json, "vision_config"),
         ),
     )
     return Found(config, LAYOUT, _table(config, LAYOUT))

@@ -2,17 +2,19 @@
 
 Shapes give all sizes; `config.json`, where there is one, the few settings that are not sizes. The
 token table is `shared.weight`, of which files often have copies; in some there is only
-`encoder.embed_tokens.weight` (layout "transformers-unshared"). A head that is in the file is used,
-whatever `tie_word_embeddings` says: so `transformers` 5 does.
+`encoder.embed_tokens.weight` (layout "transformers-unshared"). UMT5's encoder has other names in
+the file of Wan's own code (layout "original"). A head that is in the file is used, whatever
+`tie_word_embeddings` says: so `transformers` 5 does.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from flowsde._text import names
 from flowsde.models import t5
 from flowsde.models.t5.model import START, T5Config, UMT5Config
-from flowsde_converters.depth import depth
+from flowsde_converters.depth import depth, of_block
 from flowsde_converters.family import Found, convertible
 from flowsde_converters.ignored import Copy, Unused
 from flowsde_converters.relayout import LINEAR
@@ -23,7 +25,25 @@ _TOKENS = {
     "transformers-unshared": "encoder.embed_tokens.weight",
 }
 """The token table's key in each layout, the first one that a file has."""
+_ORIGINAL = {
+    "token_embedding.weight": "tokens",
+    "norm.weight": "encoder.norm.scale",
+    "blocks.{i}.pos_embedding.embedding.weight": "encoder.blocks.relative",
+    "blocks.{i}.norm1.weight": "encoder.blocks.norm.scale",
+    "blocks.{i}.norm2.weight": "encoder.blocks.mlp_norm.scale",
+    "blocks.{i}.attn.q.weight": "encoder.blocks.attention.query.kernel",
+    "blocks.{i}.attn.k.weight": "encoder.blocks.attention.key.kernel",
+    "blocks.{i}.attn.v.weight": "encoder.blocks.attention.value.kernel",
+    "blocks.{i}.attn.o.weight": "encoder.blocks.attention.out.kernel",
+    "blocks.{i}.ffn.gate.0.weight": "encoder.blocks.gate.kernel",
+    "blocks.{i}.ffn.fc1.weight": "encoder.blocks.up.kernel",
+    "blocks.{i}.ffn.fc2.weight": "encoder.blocks.down.kernel",
+}
+"""From the keys of Wan's own code to the parameters of UMT5's encoder."""
+_RELATIVE = "blocks.{i}.pos_embedding.embedding.weight"
 _HEAD = "lm_head.weight"
+READS_IMAGES = "mm_projector.0.weight"
+"""A key of CLIP-FlanT5 (`clip_flant5`), which has T5's beside it."""
 _TOKENIZER = Unused("spiece_model")
 """Some files have the tokenizer's own among the tensors."""
 _SELF = "layer.0.SelfAttention"
@@ -155,7 +175,34 @@ def _recognise_encoder(tensors: Checkpoint, json: Mapping[str, Any] | None) -> F
 
 
 def _recognise_umt5(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
-    return _encoder(tensors, json or {}, own=True)
+    if of_block(_RELATIVE, 0) not in tensors:
+        return _encoder(tensors, json or {}, own=True)
+    needed = [of_block(key, 0) for key in _ORIGINAL]
+    if missing := [key for key in needed if key not in tensors]:
+        raise ValueError(f"missing {names(missing)}, which a UMT5 of Wan's own code has")
+    vocab, width = tensors["token_embedding.weight"].shape
+    buckets, heads = tensors[of_block(_RELATIVE, 0)].shape
+    config = UMT5Config(
+        vocab=vocab,
+        width=width,
+        depth=depth(tensors, "blocks."),
+        heads=heads,
+        head=tensors["blocks.0.attn.q.weight"].shape[0] // heads,
+        mlp=tensors["blocks.0.ffn.fc1.weight"].shape[0],
+        buckets=buckets,
+    )
+    return Found(config, "original", _umt5_table(config, "original"))
+
+
+def _umt5_table(config: T5Config, layout: str) -> Table:
+    if layout != "original":
+        return _encoder_table(config, layout)
+    return Table(
+        tuple(
+            Row(key, path, LINEAR if path.endswith(".kernel") else ())
+            for key, path in _ORIGINAL.items()
+        )
+    )
 
 
 def _encoder(tensors: Checkpoint, json: Mapping[str, Any], own: bool) -> Found | None:
@@ -168,7 +215,8 @@ def _encoder(tensors: Checkpoint, json: Mapping[str, Any], own: bool) -> Found |
     return Found(config, layout, _encoder_table(config, layout))
 
 
-def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+def recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    """What a checkpoint is that has T5's keys, and perhaps others."""
     layout = _layout(tensors)
     if layout is None or not depth(tensors, "decoder.block."):
         return None
@@ -176,6 +224,10 @@ def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | N
     return Found(config, layout, _table(config, layout))
 
 
+def _recognise(tensors: Checkpoint, json: Mapping[str, Any] | None) -> Found | None:
+    return None if READS_IMAGES in tensors else recognise(tensors, json)
+
+
 ENCODER = convertible(t5.ENCODER, _recognise_encoder, _encoder_table)
 FAMILY = convertible(t5.FAMILY, _recognise, _table)
-UMT5 = convertible(t5.UMT5, _recognise_umt5, _encoder_table)
+UMT5 = convertible(t5.UMT5, _recognise_umt5, _umt5_table)

@@ -155,6 +155,8 @@ class Diagnose:
             raise ValueError("--families must be at least 2, or 0 for none, got 1")
         # Finishing wraps a search.
         search: Any = getattr(offer.search, "inner", offer.search)
+        if getattr(search, "solver", None) is not None:
+            raise OptionError("--kernel", "must move a particle that has no step before")
         return plan_of(
             search.kernel, search.grid, self.trajectories, self.families, self.siblings, "mean"
         )

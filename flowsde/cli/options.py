@@ -86,13 +86,15 @@ class Trajectory:
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
     grid: Annotated[str | None, word("grid")] = None
     """Spacing of the times (default: uniform). "shifted" is shifted by 3. "model", with a FLUX.1,
-    SD3, Wan 2.1 or Z-Image, is the model's own, and the default there for {linear_methods}."""
+    FLUX.2-klein, SD3, Wan 2.1 or Z-Image, is the model's own, and the default there for
+    {linear_methods}."""
     steps: Int = None
     """Number of steps (default: {steps})."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off; 0 is not off). Any other doubles the cost of
-    every candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7. FLUX.1-dev's is 3.5, an
-    input of the model that costs nothing. Other FLUX.1 models take it with --negative-prompt."""
+    every candidate. SiT's and FLUX.2-klein-base's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7.
+    FLUX.1-dev's is 3.5, an input of the model that costs nothing. Other FLUX.1 models take it with
+    --negative-prompt; the distilled FLUX.2-klein takes none."""
     gradient_temperature: Float = None
     """Move particles along the gradient of reward / temperature, at one backward pass a candidate
     (default: 0, off). Needs a stochastic kernel. The samples of smc are weighed accordingly."""
@@ -154,8 +156,8 @@ class Converted:
 
     model: Annotated[Path | None, shown("NAME|FOLDER")] = None
     """An embedded model, shapes (the default) or shapes-turbo, which is distilled to four steps; or
-    the folder that flowsde convert wrote, of a FLUX.1, SD3, Wan 2.1 or Z-Image pipeline, or a
-    SiT."""
+    the folder that flowsde convert wrote, of a FLUX.1, FLUX.2-klein, SD3, Wan 2.1 or Z-Image
+    pipeline, or a SiT."""
     size: Annotated[str | None, shown("SIZE")] = None
     """Size in pixels: WIDTHxHEIGHT, 832x480, or 1024 for a square (default: the model's own)."""
     frames: Int = None
@@ -166,10 +168,11 @@ class Converted:
     """FLUX.1 and SD3: length of a prompt for the T5 encoder, at most 512 (default: 512, SD3's 256).
     Black Forest Labs' own code uses 256 for schnell. Z-Image: tokens of a prompt and the chat
     around it, a multiple of 32; fewer are faster, and the same unless the prompt is cut (default:
-    512)."""
+    512). FLUX.2-klein: the same, to 512, padding included, which the model sees."""
     negative_prompt: Annotated[str | None, shown("TEXT")] = None
-    """What --guidance leads away from, at two evaluations a candidate; may be empty. SD3, Wan 2.1
-    and Z-Image (default: empty), and FLUX.1 without guidance as an input (de-distilled models)."""
+    """What --guidance leads away from, at two evaluations a candidate; may be empty. SD3, Wan 2.1,
+    Z-Image and FLUX.2-klein-base (default: empty), and FLUX.1 without guidance as an input
+    (de-distilled models)."""
     label: Int = None
     """SiT: number of the class, instead of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None

@@ -21,6 +21,7 @@ from flowsde.search import BudgetTooSmall, Search
 from flowsde.search.complete import default_steps
 from flowsde.search.grid import UnusableKernel
 
+Moves = kernels.Kernel | kernels.Multistep
 _SHIFT = 3.0
 
 # Few steps leave more of a budget to the search: benchmarks/tasks.py.
@@ -259,15 +260,15 @@ def _naming_options(s: Settings) -> Iterator[None]:
         raise
 
 
-def _kernel(s: Settings) -> kernels.Kernel:
-    inner = _unguided(s)
+def _kernel(s: Settings) -> Moves:
+    inner: Any = _unguided(s)
     if s.noise_tilt:
         return kernels.noise_tilt(inner, s.noise_tilt)
     beta = s.gradient_temperature
     return kernels.reward_gradient(inner, beta, s.gradient_curvature) if beta else inner
 
 
-def _unguided(s: Settings) -> kernels.Kernel:
+def _unguided(s: Settings) -> Moves:
     p = getattr(interpolants, s.interpolant)()
     options = {name: getattr(s, name) for name in settings.MOVES[s.kernel]}
     g = getattr(diffusion, str(s.diffusion))(s.diffusion_scale) if _diffuses(s.kernel) else None
@@ -286,7 +287,7 @@ def _diffuses(kernel: str) -> bool:
     return "diffusion" in inspect.signature(kernels.KERNELS[kernel]).parameters
 
 
-def _made(kernel: str, p: interpolants.Interpolant, g: Any, **options: Any) -> kernels.Kernel:
+def _made(kernel: str, p: interpolants.Interpolant, g: Any, **options: Any) -> Moves:
     """A kernel by name, with a diffusion coefficient if it takes one."""
     own = (p, g) if _diffuses(kernel) else (p,)
     return kernels.KERNELS[kernel](*own, **options)

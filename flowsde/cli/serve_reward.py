@@ -28,8 +28,8 @@ from flowsde.remote.served import Served, served
 from flowsde.remote.server import RewardServer
 
 NAMES = (
-    "likelihood", "rss", "clip", "pick", "hpsv2", "hpsv2.1", "imagereward", "owlv2",
-    "owlv2-smooth", "aesthetic",
+    "likelihood", "rss", "clip", "pick", "hpsv2", "hpsv2.1", "imagereward", "vqascore",
+    "vqascore-odds", "owlv2", "owlv2-smooth", "aesthetic",
 )  # fmt: skip
 """Rewards that `_NAMED` loads."""
 _NAMED = "flowsde.cli.named_rewards"

@@ -7,7 +7,7 @@ report.md, race.png
 tune.json
     ``prompts``, ``seed``, ``settings``, ``version``, of what it is; ``preset``; ``sure``;
     ``to_best_of_n`` and ``to_runner_up``, the winner's outcome less theirs on what was held out
-    with the ends of paired 95 % intervals, and ``judged``, the same by the held-out judge;
+    with the ends of paired 95 % intervals, and ``heldout``, the same by the held-out checker;
     ``finalists``; ``race``, a list of rungs; ``left_out``; ``cost`` (nfe, evaluations,
     verifier_calls, seconds).
 .flowsde/race.json
@@ -193,7 +193,7 @@ class Tune:
             prompts=len(offer.prompts),
             chunk_size=loaded.chunk_size or _CHUNK,
             target_reward=self.target_reward,
-            judge=partial(_judge, offer) if embedded else None,
+            heldout=partial(_heldout, offer) if embedded else None,
         )
         plan = Plan(
             subject=subject,
@@ -241,7 +241,7 @@ def _search(command: Tune, setting: Setting) -> Search:
     return source_of(_sample(command, setting)).search
 
 
-def _judge(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[float]:
+def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[float]:
     """Whether pictures are right, by the checker that no search sees."""
     said = [offer.heldout(offer.prompts[i], one) for i, one in zip(prompts, images, strict=True)]
     return [float(is_right(one["heldout"])) for one in said]
@@ -270,7 +270,7 @@ def _write(folder: Path, about: dict[str, Any], tuned: Tuned, preset: dict[str, 
         "sure": tuned.sure,
         "to_best_of_n": tuned.to_best_of_n,
         "to_runner_up": tuned.to_runner_up,
-        "judged": tuned.judged_gap,
+        "heldout": tuned.heldout_gap,
         "finalists": [{**one, "outcomes": one["outcomes"].tolist()} for one in finalists],
         "race": [
             {"searches": rung.units, "table": [one._asdict() for one in rung.table]}

@@ -58,10 +58,10 @@ from flowsde.kernels.noise_tilt import NoiseTilt, noise_tilt
 from flowsde.kernels.posterior import CPS, DDIM, cps, ddim
 from flowsde.kernels.renoise import Renoise, renoise
 
-KERNELS: dict[str, Callable[..., Kernel]] = {
+KERNELS: dict[str, Callable[..., Kernel | Multistep]] = {
     name: maker for name, maker in vars(makers).items() if inspect.isfunction(maker)
 }
-"""The maker of each kernel that searches can use; it makes the options of the command."""
+"""The maker of each kernel, or solver, that searches can use; it makes the command's options."""
 
 __all__ = [
     "CPS",

@@ -11,3 +11,6 @@ from flowsde.kernels.correlated import exact
 from flowsde.kernels.correlated import correlated
 from flowsde.kernels.glass import glass
 from flowsde.kernels.euler import ode_euler
+from flowsde.kernels.multistep import ode_adams
+from flowsde.kernels.multistep import dpm_solver_2m
+from flowsde.kernels.multistep import uni_pc

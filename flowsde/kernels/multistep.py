@@ -1,8 +1,9 @@
 """Multistep solvers of the ODE: second order from one evaluation a step, by remembering the last.
 
 A step takes what the one before returned, besides the particle and its means, so these serve where
-steps follow one another, `flowsde.sample` and finishing; searches move particles that have no step
-before. The first step is DDIM's with eta = 0.
+steps follow one another: `flowsde.sample`, finishing, and searches that follow trajectories from
+noise (`flowsde.search.solver`). Others move particles that have no step before. The first step is
+DDIM's with eta = 0.
 
 `ode_adams` goes in the time u = sigma / (alpha + sigma) of the linear interpolant, where the ODE is
 d(x / (alpha + sigma)) / du = x1 - x0 under every interpolant, and all is finite at both ends. It
@@ -55,6 +56,7 @@ class Multistep(Static, abc.ABC):
     Attributes:
       interpolant: in which x and times are.
       evaluations: model evaluations a step, 1.
+      stochastic, inner_evaluations: as of a `Kernel`; none.
     """
 
     interpolant: Interpolant
@@ -62,6 +64,14 @@ class Multistep(Static, abc.ABC):
     @property
     def evaluations(self) -> int:
         return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def inner_evaluations(self) -> int:
+        return 0
 
     def start(self, x: jax.Array) -> Before:
         """What the first step, from a particle shaped as x, takes for the one before."""
@@ -187,15 +197,15 @@ class UniPC(DPMSolver2M):
 
 
 def ode_adams(interpolant: Interpolant) -> Multistep:
-    """Two-step Adams with a free corrector: order 2, one evaluation a step; for `sample`."""
+    """Two-step Adams with a free corrector: order 2, one evaluation a step."""
     return ODEAdams(check_interpolant(interpolant))
 
 
 def dpm_solver_2m(interpolant: Interpolant) -> Multistep:
-    """DPM-Solver++(2M): order 2, one evaluation a step; for `sample`."""
+    """DPM-Solver++(2M): order 2, one evaluation a step."""
     return DPMSolver2M(check_interpolant(interpolant))
 
 
 def uni_pc(interpolant: Interpolant) -> Multistep:
-    """UniPC of order 2: DPM-Solver++(2M) with a free corrector of order 3; for `sample`."""
+    """UniPC of order 2: DPM-Solver++(2M) with a free corrector of order 3."""
     return UniPC(check_interpolant(interpolant))

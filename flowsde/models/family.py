@@ -45,11 +45,13 @@ class Pipeline:
         compare files with their hashes.
       check: of a folder that is to be converted; ValueError if what is copied of it could not be
         read later.
+      others: classes that are not supported though a part of their name says so, and what they are.
     """
 
     name: str
     build: Callable[..., Any]
     check: Callable[[Path], Any] = lambda folder: None
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Sampled(Protocol):

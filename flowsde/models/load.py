@@ -1,5 +1,6 @@
 """A converted model or pipeline, back in memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flowsde._files import read_json
 from flowsde._text import shown
 from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
-from flowsde.models.converted.load import load_module
+from flowsde.models.converted.load import Merge, load_module
 from flowsde.models.converted.opened import open_as, open_model
 from flowsde.models.converted.store import INDEX, PIPELINE, check_files, is_pipeline, read_config
 from flowsde.models.family import Pipeline, Sampling
@@ -27,6 +28,7 @@ def load(
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
     verify: bool = True,
+    lora: str | Path | Mapping[str, float] | None = None,
 ) -> Any:
     """What ``flowsde convert`` wrote, parameters read straight onto the devices.
 
@@ -40,6 +42,10 @@ def load(
         weights are, else float32, also where the weights are float16, in which models overflow.
       verify: compare every file with the SHA-256 that was written with it, while it is read: a
         gigabyte a second for each of half of the cores.
+      lora: a file of adapters, or the scales of several by their paths. They are merged as
+        ``flowsde convert --lora`` does, in float32, rounded once; into weights as they were
+        written, so that of the two the command is closer where it was told another dtype. Of a
+        pipeline, adapters of text encoders go into these.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.models`, else the
@@ -49,19 +55,29 @@ def load(
       FileNotFoundError: there is no converted model.
       ValueError: it is of another format or version, or not what was written, naming the file; a
         rule names no axis of the mesh, or the devices do not share a parameter evenly, which is
-        named.
+        named; adapters do not fit, all of which is listed before weights are read.
     """
     folder = check_path("folder", folder)
     how = (mesh, dtype, rules, numerics, verify)
+    merges = {} if lora is None else _merges(folder, lora, verify)
     if is_pipeline(folder):
 
         def read(part: Path, family: Any) -> Any:
-            return load_module(open_as(part, family, verify), *how)
+            return load_module(open_as(part, family, verify), *how, merges.get(part, {}))
 
         return pipeline_of(folder, verify).build(folder, read, verify)
     opened = open_model(folder, registry.families(), verify)
-    module = load_module(opened, *how)
+    module = load_module(opened, *how, merges.get(folder, {}))
     return module if opened.family.flow is None else opened.family.flow(module, opened.config)
+
+
+def _merges(
+    folder: Path, lora: str | Path | Mapping[str, float], verify: bool
+) -> dict[Path, dict[str, Merge]]:
+    # Tables of keys are the converters', which stand above the models.
+    from flowsde_converters.lora_load import merges
+
+    return merges(folder, lora, verify)
 
 
 def pipeline_of(folder: Path, verify: bool = True) -> Pipeline:

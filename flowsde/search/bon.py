@@ -15,21 +15,17 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
-from flowsde.kernels import Kernel
-from flowsde.search.grid import (
-    GridSearch,
-    check_kernel,
-    fold_in_ids,
-    map_valid,
-    to_particles,
-    tree_take,
-    tree_where,
-)
+from flowsde.kernels import Before, Kernel, Multistep
+from flowsde.search.grid import fold_in_ids, map_valid, to_particles, tree_take, tree_where
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
+from flowsde.search.solver import SolvedSearch, kernel_and_solver
 
 
 class BestOfNState(NamedTuple):
-    """State of `BestOfN`: `width` samples at the same step, and the best finished one."""
+    """State of `BestOfN`: `width` samples at the same step, and the best finished one.
+
+    `before` is what the samples' last step left, of a solver.
+    """
 
     key: jax.Array
     target: jax.Array
@@ -38,10 +34,11 @@ class BestOfNState(NamedTuple):
     step: jax.Array
     particles: Particle
     best: Particle
+    before: Before | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestOfN(GridSearch):
+class BestOfN(SolvedSearch):
     """See `bon`."""
 
     charges_moves: ClassVar[bool] = True
@@ -87,7 +84,8 @@ class BestOfN(GridSearch):
         zero = jnp.zeros((), jnp.int32)
         particles = self.empty(self.n_candidates, shape)
         best = self.empty(None, shape)
-        return BestOfNState(key, target_reward, nfe, zero, zero, particles, best)
+        before = self.nothing_before(self.n_candidates, shape)
+        return BestOfNState(key, target_reward, nfe, zero, zero, particles, best, before)
 
     def _ids(self, state: BestOfNState) -> jax.Array:
         return state.wave * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
@@ -97,11 +95,14 @@ class BestOfN(GridSearch):
         valid = (ids < state.nfe // self._cost) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(ids, state.step)
 
-        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
-            return self.extend(key, tree_take(state.particles, row), state.step)
+        def extend(key: jax.Array, row: jax.Array) -> tuple[Any, Before | None]:
+            parent, before = tree_take((state.particles, state.before), row)
+            x = self.extend(key, parent, state.step)
+            return self.solved(x, parent, before, state.step)
 
-        return state, Candidates(
-            x=map_valid(extend, valid, keys, jnp.arange(n, dtype=jnp.int32)),
+        x, before = map_valid(extend, valid, keys, jnp.arange(n, dtype=jnp.int32))
+        return state._replace(before=before), Candidates(
+            x=x,
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
             wants_reward=jnp.full(n, state.step == self.steps - 1),
             wants_gradient=jnp.full(n, self.wants_gradient(state.step)),
@@ -126,6 +127,7 @@ class BestOfN(GridSearch):
             step=jnp.where(finished, 0, state.step + active.astype(jnp.int32)),
             particles=particles,
             best=tree_where(better, winner, state.best),
+            before=state.before,
         )
         best = new.best
         return new, Info(
@@ -162,12 +164,13 @@ class BestOfN(GridSearch):
         return Lines(jnp.where(ended, ids, -1), jnp.full_like(ids, -1), state.particles)
 
 
-def bon(*, nfe: int, kernel: Kernel, grid: Any, width: int = 16) -> BestOfN:
+def bon(*, nfe: int, kernel: Kernel | Multistep, grid: Any, width: int = 16) -> BestOfN:
     """Best-of-N.
 
     Args:
       nfe: budget in model evaluations; what is left after nfe // steps samples is not used.
-      kernel: usually `kernels.ode_euler`; a stochastic one gives best-of-N over SDE samples.
+      kernel: usually `kernels.ode_euler`; a stochastic one gives best-of-N over SDE samples. Or a
+        multistep solver, as `kernels.ode_adams`.
       grid: times falling from 1 to 0; a sample takes len(grid) - 1 evaluations, and those of the
         kernel's inner steps.
       width: samples drawn at once; changes speed and memory, and with a target reward how many
@@ -176,9 +179,11 @@ def bon(*, nfe: int, kernel: Kernel, grid: Any, width: int = 16) -> BestOfN:
     Raises:
       ValueError, TypeError: naming the argument.
     """
+    moves, solver = kernel_and_solver(kernel)
     return BestOfN(
         nfe=check_count("nfe", nfe),
-        kernel=check_kernel(kernel),
+        kernel=moves,
+        solver=solver,
         grid=as_grid("grid", grid),
         width=check_count("width", width),
     )

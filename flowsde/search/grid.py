@@ -271,9 +271,9 @@ def check_stochastic(kernel: Kernel, consequence: str) -> None:
 def check_kernel(kernel: Any) -> Kernel:
     """A kernel that a search can use: reverse in time, all evaluations before x_s."""
     if isinstance(kernel, Multistep):
-        raise TypeError(
+        raise UnusableKernel(
             f"kernel must move a particle that has no step before, got {kernel!r}, which serves "
-            f"flowsde.sample, and finishing as finish='adams'"
+            f"sample, bon, halving, lidar and zero_order, and finishing as finish='adams'"
         )
     if not isinstance(kernel, Kernel) or isinstance(kernel, Renoise):
         raise TypeError(f"kernel must be a reverse-time flowsde Kernel, got {kernel!r}")

@@ -26,19 +26,11 @@ import numpy as np
 
 from flowsde._checks import MOST, check_count
 from flowsde.grids import as_grid
-from flowsde.kernels import Kernel
+from flowsde.kernels import Before, Kernel, Multistep
 from flowsde.search.branching import as_steps, steps_between
-from flowsde.search.grid import (
-    GridSearch,
-    check_kernel,
-    fold_in_ids,
-    further,
-    map_valid,
-    to_particles,
-    tree_take,
-    tree_where,
-)
+from flowsde.search.grid import fold_in_ids, further, map_valid, to_particles, tree_take, tree_where
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
+from flowsde.search.solver import SolvedSearch, kernel_and_solver
 
 
 class HalvingState(NamedTuple):
@@ -51,6 +43,7 @@ class HalvingState(NamedTuple):
       particles: as last evaluated, [N].
       kept: where the drafts are resumed, [N]; None if that is at their end.
       best: the answer so far.
+      before, kept_before: what the last step left of `particles` and `kept`, by a solver.
     """
 
     key: jax.Array
@@ -61,6 +54,8 @@ class HalvingState(NamedTuple):
     particles: Particle
     kept: Particle | None
     best: Particle
+    before: Before | None = None
+    kept_before: Before | None = None
 
 
 class Schedule(NamedTuple):
@@ -84,7 +79,7 @@ class Schedule(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SuccessiveHalving(GridSearch):
+class SuccessiveHalving(SolvedSearch):
     """See `halving`.
 
     Attributes:
@@ -186,6 +181,8 @@ class SuccessiveHalving(GridSearch):
             particles=self.empty(n, shape),
             kept=self.empty(n, shape) if resumed_later else None,
             best=self.empty(None, shape),
+            before=self.nothing_before(n, shape),
+            kept_before=self.nothing_before(n, shape) if resumed_later else None,
         )
 
     def _at(self, slot: jax.Array) -> Schedule:
@@ -199,14 +196,16 @@ class SuccessiveHalving(GridSearch):
         valid = (rows < self.trajectories(state.nfe)[at.leg]) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(state.ids, state.slot)
 
-        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
-            parent = tree_take(state.particles, row)
+        def extend(key: jax.Array, row: jax.Array) -> tuple[Any, Before | None]:
+            parent, before = tree_take((state.particles, state.before), row)
             if state.kept is not None:
-                parent = tree_where(at.resumes, tree_take(state.kept, row), parent)
-            return self.extend(key, parent, at.step)
+                kept = tree_take((state.kept, state.kept_before), row)
+                parent, before = tree_where(at.resumes, kept, (parent, before))
+            return self.solved(self.extend(key, parent, at.step), parent, before, at.step)
 
-        return state, Candidates(
-            x=map_valid(extend, valid, keys, rows),
+        x, before = map_valid(extend, valid, keys, rows)
+        return state._replace(before=before), Candidates(
+            x=x,
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[at.step]),
             wants_reward=jnp.full(n, at.ends),
             wants_gradient=jnp.full(n, at.moves & self.uses_gradient),
@@ -217,9 +216,10 @@ class SuccessiveHalving(GridSearch):
         self, state: HalvingState, candidates: Candidates, evals: Evaluation
     ) -> tuple[HalvingState, Info]:
         at, active, n = self._at(state.slot), ~self.done(state), self.n_candidates
-        particles, kept = to_particles(candidates, evals), state.kept
-        if kept is not None:
-            kept = tree_where(jnp.full(n, active & at.keeps), particles, kept)
+        particles = to_particles(candidates, evals)
+        here, kept = (particles, state.before), (state.kept, state.kept_before)
+        if state.kept is not None:
+            kept = tree_where(jnp.full(n, active & at.keeps), here, kept)
 
         row = jnp.argmax(particles.reward).astype(jnp.int32)
         winner = tree_take(particles, row)
@@ -234,14 +234,12 @@ class SuccessiveHalving(GridSearch):
         goes_on = rank < jnp.append(self.trajectories(state.nfe)[1:], n)[at.leg]
         decided = active & at.ends
         place = jnp.where(decided, jnp.argsort(~goes_on).astype(jnp.int32), rows)
-        ids, survivors, kept = tree_take((state.ids, particles, kept), place)
-        new = state._replace(
-            slot=state.slot + active.astype(jnp.int32),
-            ids=ids,
-            particles=survivors,
-            kept=kept,
-            best=best,
-        )
+        ids, survivors, kept = tree_take((state.ids, here, kept), place)
+        slot = state.slot + active.astype(jnp.int32)
+        new = HalvingState(
+            state.key, state.target, state.nfe, slot, ids, survivors[0], kept[0], best,
+            before=survivors[1], kept_before=kept[1],
+        )  # fmt: skip
         is_last = at.leg == len(self._legs) - 1
         return new, Info(
             time=candidates.t,
@@ -280,7 +278,7 @@ _DRAFT_STEPS = 4
 def halving(
     *,
     nfe: int,
-    kernel: Kernel,
+    kernel: Kernel | Multistep,
     grid: Any,
     factor: int = 4,
     draft_steps: int | Sequence[float] | None = None,
@@ -292,7 +290,8 @@ def halving(
     Args:
       nfe: budget in model evaluations. It sets the number of drafts; what is left, less than one
         more draft with its continuation takes, is for more trajectories in the last leg.
-      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too, and multistep
+        solvers, as `kernels.ode_adams`.
       grid: times falling from 1 to 0. Trajectories that are not stopped are evaluated at all but
         the last.
       factor: one of so many goes on at a rung, rounded up; 1 keeps all.
@@ -315,9 +314,11 @@ def halving(
     if rungs is None:
         rungs = 0
     draft, resumed, stops = _plan(times, draft_steps, resume_at, rungs)
+    moves, solver = kernel_and_solver(kernel)
     return SuccessiveHalving(
         nfe=check_count("nfe", nfe),
-        kernel=check_kernel(kernel),
+        kernel=moves,
+        solver=solver,
         grid=times,
         factor=check_count("factor", factor),
         draft=draft,

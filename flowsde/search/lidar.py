@@ -26,13 +26,11 @@ import numpy as np
 
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.grids import as_grid
-from flowsde.kernels import Kernel
+from flowsde.kernels import Before, Kernel, Multistep
 from flowsde.predictions import expand
 from flowsde.search.branching import as_steps
 from flowsde.search.grid import (
-    GridSearch,
     any_over_prompts,
-    check_kernel,
     fold_in_ids,
     further,
     map_valid,
@@ -42,6 +40,7 @@ from flowsde.search.grid import (
 )
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
 from flowsde.search.smc.potentials import bounded
+from flowsde.search.solver import SolvedSearch, kernel_and_solver
 
 
 class LiDARState(NamedTuple):
@@ -53,6 +52,7 @@ class LiDARState(NamedTuple):
       particles: as last evaluated, [w].
       bank: the drafts, once they have ended, [n]; rows behind those in the budget have no reward.
       best: the answer so far.
+      before: what the last step of `particles` left, of a solver.
     """
 
     key: jax.Array
@@ -62,6 +62,7 @@ class LiDARState(NamedTuple):
     particles: Particle
     bank: Particle
     best: Particle
+    before: Before | None = None
 
 
 class Schedule(NamedTuple):
@@ -81,7 +82,7 @@ class Schedule(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LiDAR(GridSearch):
+class LiDAR(SolvedSearch):
     """See `lidar`.
 
     Attributes:
@@ -140,6 +141,7 @@ class LiDAR(GridSearch):
             particles=self.empty(self.n_candidates, shape),
             bank=self.empty(self.drafts(self.nfe), shape),
             best=self.empty(None, shape),
+            before=self.nothing_before(self.n_candidates, shape),
         )
 
     def _at(self, slot: jax.Array) -> Schedule:
@@ -158,15 +160,17 @@ class LiDAR(GridSearch):
         valid = self._in_use(state, at) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(rows, state.slot)
 
-        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
-            parent = tree_take(state.particles, row)
+        def extend(key: jax.Array, row: jax.Array) -> tuple[Any, Before | None]:
+            parent, before = tree_take((state.particles, state.before), row)
             pulled = jax.lax.cond(
                 any_over_prompts(at.pulled), partial(self.pulled, state), lambda p: p, parent
             )
-            return self.extend(key, tree_where(at.pulled, pulled, parent), at.step)
+            parent = tree_where(at.pulled, pulled, parent)
+            return self.solved(self.extend(key, parent, at.step), parent, before, at.step)
 
-        return state, Candidates(
-            x=map_valid(extend, valid, keys, rows),
+        x, before = map_valid(extend, valid, keys, rows)
+        return state._replace(before=before), Candidates(
+            x=x,
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[at.step]),
             wants_reward=jnp.full(n, at.ends),
             wants_gradient=jnp.full(n, ~at.ends & self.uses_gradient),
@@ -252,7 +256,7 @@ _DRAFT_STEPS = 4
 def lidar(
     *,
     nfe: int,
-    kernel: Kernel,
+    kernel: Kernel | Multistep,
     grid: Any,
     trajectories: int = 2,
     draft_steps: int | None = None,
@@ -267,7 +271,8 @@ def lidar(
     Args:
       nfe: budget in model evaluations. It sets the number of drafts; what is left, less than one
         more takes, is not used.
-      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too, and multistep
+        solvers, as `kernels.ode_adams`.
       grid: times falling from 1 to 0. Trajectories are evaluated at all but the last.
       trajectories: that are pulled. Each takes as many evaluations as the grid has steps.
       draft_steps: evaluations of a draft, at times of the grid from its first to its last. By
@@ -289,9 +294,11 @@ def lidar(
     last = len(times) - 2
     few = min(_DRAFT_STEPS, max((last + 1) // 2, 1)) if draft_steps is None else draft_steps
     behind = check_count("draft_steps", few, most=last + 1) - 1
+    moves, solver = kernel_and_solver(kernel)
     return LiDAR(
         nfe=check_count("nfe", nfe),
-        kernel=check_kernel(kernel),
+        kernel=moves,
+        solver=solver,
         grid=times,
         draft=(0, *(as_steps(behind, times, "draft_steps") or ())) if behind else (0,),
         trajectories=check_count("trajectories", trajectories),

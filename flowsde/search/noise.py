@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde.kernels import Before
 from flowsde.kernels.base import standard_normal
 from flowsde.search.grid import (
-    GridSearch,
     affordable,
     check_stochastic,
     fold_in_ids,
@@ -35,6 +35,7 @@ from flowsde.search.grid import (
     tree_where,
 )
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle
+from flowsde.search.solver import SolvedSearch
 
 _FRESH = np.iinfo(np.int32).max - 2
 """What the key of a draw is folded with to decide whether it is fresh."""
@@ -54,6 +55,7 @@ class NoiseState(NamedTuple):
       pivot_draw: int32, its number among the stage's draws.
       noise: the pivot's, float32 [*shape].
       champion: the best of the last time that had one with a reward.
+      before: what the last step of `children` left, of a solver.
     """
 
     key: jax.Array
@@ -68,6 +70,7 @@ class NoiseState(NamedTuple):
     pivot_draw: jax.Array
     noise: jax.Array
     champion: Particle
+    before: Before | None = None
 
 
 class Stages(NamedTuple):
@@ -86,7 +89,7 @@ class Stages(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseSearch(GridSearch):
+class NoiseSearch(SolvedSearch):
     """See `zero_order` and `epsilon_greedy`; without finishing.
 
     Attributes:
@@ -176,6 +179,7 @@ class NoiseSearch(GridSearch):
             pivot_draw=zero,
             noise=jnp.zeros(shape, jnp.float32),
             champion=self.empty(None, shape),
+            before=self.nothing_before(self.n_candidates, shape),
         )
 
     def _at(self, stage: jax.Array) -> Stages:
@@ -203,14 +207,16 @@ class NoiseSearch(GridSearch):
         zero = jnp.zeros((), jnp.int32)
         keys = jax.vmap(partial(fold_in_ids, state.key, zero, step))(numbers)
 
-        def extend(row: jax.Array) -> jax.Array:
-            origin = state.parent
+        def extend(row: jax.Array) -> tuple[Any, Before | None]:
+            origin, before = state.parent, tree_take(state.before, row)
             if state.children is not None:
                 origin = tree_where(begins, origin, tree_take(state.children, row))
-            return self.move(self._draw(state, step, state.drawn + row), origin, step)
+            x = self.move(self._draw(state, step, state.drawn + row), origin, step)
+            return self.solved(x, origin, before, step)
 
-        return state, Candidates(
-            x=map_valid(extend, valid, rows),
+        x, before = map_valid(extend, valid, rows)
+        return state._replace(before=before), Candidates(
+            x=x,
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[step]),
             wants_reward=jnp.full(n, jnp.asarray(self.verified)[step]),
             wants_gradient=jnp.full(n, self.wants_gradient(step)),

@@ -17,7 +17,11 @@ That leaves pi as it is, whatever function of the noise G is. With G = 0 (precon
 Crank-Nicolson; Cotter et al., 2013, arXiv 1202.0709) proposals keep the law of noise, in any
 dimension, and rewards alone decide. With the gradient, G = grad r / beta (its Langevin form, pCNL),
 all proposals for a linear reward are accepted. Here G is that of the reward of the posterior mean
-at t = 1, which takes one backward pass, and may be shortened: the chain stays exact.
+at the first time, which takes one backward pass, and may be shortened: the chain stays exact.
+
+With a given picture x0, on a grid from T < 1, x is the noise of alpha(T) x0 + sigma(T) x, and pi as
+above: the law of what image-to-image makes of x0, weighed by exp(r / beta). Given noise is where
+the first chain begins; the others begin with rho x + s z of it, which is noise of the same law.
 """
 
 import dataclasses
@@ -46,6 +50,7 @@ from flowsde.search.grid import (
 )
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle
 from flowsde.search.smc.potentials import bounded
+from flowsde.start import Start, begin, noise_scale
 
 _ACCEPT = np.iinfo(np.int32).max
 """In place of a step, the key by which a chain decides."""
@@ -55,11 +60,13 @@ class Walker(NamedTuple):
     """Where chains are, [C].
 
     Attributes:
-      begun: at t = 1.
-      ended: at the last time, or on its way there.
+      noise: standard normal before it is weighed, float32 [C, *shape].
+      gradient: of the reward in it, at the first time, likewise; None unless it is followed.
+      ended: the picture, or what it is on its way.
     """
 
-    begun: Particle
+    noise: jax.Array
+    gradient: jax.Array | None
     ended: Particle
 
 
@@ -93,7 +100,7 @@ class PCN(GridSearch):
       langevin: whether proposals follow the gradient, whatever the kernel says.
     """
 
-    beginning: ClassVar[Any] = None  # its chains walk over noise alone
+    renoises: ClassVar[bool] = True
 
     chains: int
     step_size: float
@@ -139,7 +146,7 @@ class PCN(GridSearch):
 
     def init(self, key, shape, target_reward, nfe) -> PCNState:
         nothing, zero = self.empty(self.n_candidates, shape), jnp.zeros((), jnp.int32)
-        walker = Walker(nothing, nothing)
+        walker = Walker(nothing.x, nothing.gradient, nothing)
         best = self.empty(None, shape)
         return PCNState(key, target_reward, nfe, zero, zero, walker, walker, best)
 
@@ -149,51 +156,63 @@ class PCN(GridSearch):
         valid = self._in_budget(state) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(chain, state.draw)
 
-        def extend(key: jax.Array, i: jax.Array) -> jax.Array:
-            way = tree_take(state.proposed.ended, i)._replace(gradient=None)
-            started = self._propose(key, tree_take(state.current.begun, i), state.draw == 0)
-            if self.steps == 1:
-                return started
-            # The kernel adds no noise: what it is given for that is not used.
-            return jnp.where(state.step == 0, started, self.move(way.x, way, state.step))
+        def extend(key: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            noise = self._propose(key, tree_take(state.current, i), i, state.draw == 0)
+            x = begin(self.interpolant, self.grid[0], noise, self._picture)
+            if self.steps > 1:
+                way = tree_take(state.proposed.ended, i)._replace(gradient=None)
+                # The kernel adds no noise: what it is given for that is not used.
+                x = jnp.where(state.step == 0, x, self.move(way.x, way, state.step))
+            return x, noise
 
-        return state, Candidates(
-            x=map_valid(extend, valid, keys, chain),
+        x, noise = map_valid(extend, valid, keys, chain)
+        noise = jnp.where(state.step == 0, noise, state.proposed.noise)
+        asked = state._replace(proposed=state.proposed._replace(noise=noise))
+        return asked, Candidates(
+            x=x,
             t=jnp.full(n, jnp.asarray(self.grid, jnp.float32)[state.step]),
             wants_reward=jnp.full(n, state.step == self.steps - 1),
             wants_gradient=jnp.full(n, (state.step == 0) & self.langevin),
             valid=valid,
         )
 
+    @property
+    def _picture(self) -> Start | None:
+        """What is given but for noise, which a proposal has of its own."""
+        return None if self.given is None else self.given._replace(noise=None)
+
     def _in_budget(self, state: PCNState) -> jax.Array:
         """Whether each chain has another proposal, bool [C]: earlier chains may have one more."""
         chain = jnp.arange(self.n_candidates, dtype=jnp.int32)
         return state.draw * self.chains + chain < state.nfe // self.steps
 
-    def _propose(self, key: jax.Array, begun: Particle, first: jax.Array) -> jax.Array:
-        """x at t = 1 of a chain's next proposal, [*shape]; of its first, noise."""
-        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
-        fresh = radius * standard_normal(key, begun.x.shape)
+    def _propose(
+        self, key: jax.Array, current: Walker, chain: jax.Array, first: jax.Array
+    ) -> jax.Array:
+        """Noise of a chain's next proposal, [*shape]; its first is fresh, or near what is given."""
+        fresh = standard_normal(key, current.noise.shape)
         rho, s = self.rho, math.sqrt(1.0 - self.rho**2)
+        pulled = fresh
         if self.langevin:
-            fresh = fresh + 0.5 * math.sqrt(self.step_size) * radius * self._pull(begun)
-        return jnp.where(first, fresh, rho * begun.x + s * fresh)
+            pulled = fresh + 0.5 * math.sqrt(self.step_size) * self._pull(current)
+        given = None if self.given is None else self.given.noise
+        if given is not None:
+            fresh = jnp.where(chain == 0, given, rho * given + s * fresh)
+        return jnp.where(first, fresh, rho * current.noise + s * pulled)
 
-    def _pull(self, begun: Particle) -> jax.Array:
-        """G, shaped as x, where noise is standard normal."""
-        assert begun.gradient is not None
-        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
-        pull = radius / self.temperature * begun.gradient
+    def _pull(self, at: Walker) -> jax.Array:
+        """G of one chain, [*shape]."""
+        assert at.gradient is not None
+        pull = at.gradient / self.temperature
         if self.clip is None:
             return pull
         length = jnp.sqrt(jnp.sum(jnp.square(pull)))
         return pull * jnp.where(length > self.clip, self.clip / length, 1.0)
 
-    def _forth(self, a: Particle, b: Particle) -> jax.Array:
+    def _forth(self, a: Walker, b: Walker) -> jax.Array:
         """g(a, b) without the reward, a scalar: log density of proposing b at a, less pCN's."""
-        radius = self.interpolant.radius(jnp.ones((), jnp.float32))
         pull, s = self._pull(a), math.sqrt(1.0 - self.rho**2)
-        along = jnp.sum(pull * (b.x - self.rho * a.x) / (s * radius))
+        along = jnp.sum(pull * (b.noise - self.rho * a.noise) / s)
         half = 0.5 * math.sqrt(self.step_size)
         return half * along - 0.5 * half**2 * jnp.sum(jnp.square(pull))
 
@@ -206,7 +225,7 @@ class PCN(GridSearch):
         ratio = bounded(new / self.temperature) - bounded(old / self.temperature)
         if self.langevin:
             forth = jax.vmap(self._forth)
-            ratio += forth(proposed.begun, current.begun) - forth(current.begun, proposed.begun)
+            ratio += forth(proposed, current) - forth(current, proposed)
         ratio = jnp.where((new > -jnp.inf) & ~jnp.isnan(ratio), ratio, -jnp.inf)
         return jnp.where(old > -jnp.inf, ratio, jnp.inf)
 
@@ -225,8 +244,12 @@ class PCN(GridSearch):
     ) -> tuple[PCNState, Info]:
         active = ~self.done(state)
         particles = to_particles(candidates, evals)
-        begins = jnp.full(self.n_candidates, state.step == 0)
-        proposed = Walker(tree_where(begins, particles, state.proposed.begun), particles)
+        gradient = state.proposed.gradient
+        if gradient is not None:
+            assert evals.gradient is not None
+            scale = noise_scale(self.interpolant, self.grid[0])
+            gradient = jnp.where(state.step == 0, scale * evals.gradient, gradient)
+        proposed = Walker(state.proposed.noise, gradient, particles)
         ended = active & (state.step == self.steps - 1)
         accepted = ended & candidates.valid & self._accepts(state, proposed)
         best = self._better(state, particles)
@@ -295,13 +318,14 @@ def pcn(
       nfe: budget in model evaluations; what is left after whole pictures is not used.
       kernel: a deterministic one, usually `kernels.ode_euler`.
       grid: times falling from 1 to 0, few: a proposal takes len(grid) - 1 evaluations. Of one step
-        the picture is the posterior mean at t = 1, for models of a single step.
+        the picture is the posterior mean at t = 1, for models of a single step. From below 1 it is
+        for a given picture, of which chains walk over the noise that is added.
       chains: independent chains, which take turns.
       step_size: e, above 0 and at most 4. A proposal keeps the share (1 - e / 4) / (1 + e / 4) of
         the noise where the chain is; at 4 nothing.
       temperature: beta > 0, in units of the reward, of the law that chains sample.
       proposal: "random", or "langevin", which moves along the gradient of the reward of the
-        posterior mean at t = 1, one backward pass a proposal.
+        posterior mean at the first time, one backward pass a proposal.
       clip: longest that the gradient of reward / temperature is, beyond which it is shortened; a
         chain with longer ones hardly ever moves unless the reward is linear. By default any.
 

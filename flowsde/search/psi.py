@@ -1,6 +1,7 @@
 """Psi-Sampler: SMC that starts where Markov chains over the noise have come to.
 
-The chains walk as `flowsde.search.pcn` says, by the reward of the posterior mean at t = 1. Evenly
+The chains walk as `flowsde.search.pcn` says, by the reward of the posterior mean at t = 1, or where
+a grid for a given picture begins: their law is that of the noise added to it, weighed. Evenly
 spaced states of each chain's second half become the particles of SMC, which goes on from there as
 `flowsde.search.smc` with potential "difference" (Yoon et al., 2025, arXiv 2506.01320). Both have
 the same reward and temperature, and if the kernel is guided, both follow the gradient.
@@ -13,7 +14,7 @@ Rewards and gradients at t = 1 are those that the chains were told: nothing is e
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,6 @@ class PsiState(NamedTuple):
 class PsiSampler(GridSearch):
     """See `psi`; without finishing."""
 
-    beginning: ClassVar[Any] = None  # its chains walk over noise alone
-
     temperature: float
     walk: int
     chains: int
@@ -106,7 +105,8 @@ class PsiSampler(GridSearch):
         return PCN(
             nfe=self._most_proposals,
             kernel=self.kernel,
-            grid=(1.0, 0.0),
+            grid=(self.grid[0], 0.0),
+            given=self.given,
             chains=self.chains,
             step_size=self.step_size,
             temperature=self.temperature,

@@ -8,19 +8,25 @@ from typing import Any
 
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
-from flowsde.kernels import Kernel
-from flowsde.search.grid import check_kernel
+from flowsde.kernels import Kernel, Multistep
 from flowsde.search.noise import NoiseSearch
+from flowsde.search.solver import kernel_and_solver
 
 
 def zero_order(
-    *, nfe: int, kernel: Kernel, grid: Any, neighbours: int = 4, perturbation: float = 0.5
+    *,
+    nfe: int,
+    kernel: Kernel | Multistep,
+    grid: Any,
+    neighbours: int = 4,
+    perturbation: float = 0.5,
 ) -> NoiseSearch:
     """Zero-order search over the noise that a sample begins with.
 
     Args:
       nfe: budget in model evaluations; what is left after whole samples is not used.
-      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too, and multistep
+        solvers, as `kernels.ode_adams`.
       grid: times falling from 1 to 0, few; a sample takes len(grid) - 1 evaluations, and those of
         the kernel's inner steps.
       neighbours: samples of a round. Those of the first are fresh, those of the others near the
@@ -32,9 +38,11 @@ def zero_order(
       ValueError, TypeError: naming the argument.
     """
     times = as_grid("grid", grid)
+    moves, solver = kernel_and_solver(kernel)
     return NoiseSearch(
         nfe=check_count("nfe", nfe),
-        kernel=check_kernel(kernel),
+        kernel=moves,
+        solver=solver,
         grid=times,
         neighbours=check_count("neighbours", neighbours),
         perturbation=perturbation,

@@ -81,9 +81,10 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
         if known is None:
             tell(0, 0, f"diagnose {name}")
             began = time.perf_counter()
+            kernel: Any = setting.kernel()  # a stochastic one
             d = diagnose(
                 subject.key, subject.flow, subject.reward, **subject.rows(prompts),
-                kernel=setting.kernel(), grid=uniform(screen.STEPS), n=screen.N,
+                kernel=kernel, grid=uniform(screen.STEPS), n=screen.N,
                 families=screen.FAMILIES, prompt_ids=prompts, chunk_size=subject.chunk_size,
             )  # fmt: skip
             known = screen.verdict(d)
@@ -131,23 +132,23 @@ class _Laps:
         return self._measured("race", name, units)[0]
 
     def final(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Outcomes of a finalist on all that was held out, and what the judge says of them."""
+        """Outcomes of a finalist on all that was held out, and their held-out scores."""
         return self._measured("final", name, self._plan.split.final)
 
     def _measured(
         self, half: str, name: str, units: Sequence[Unit]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Outcomes, and what the judge says if there is one."""
+        """Outcomes, and held-out scores if there are any."""
         starts = range(0, len(units), self._at_once)
         blocks = [self._block(half, name, units[i : i + self._at_once]) for i in starts]
-        rewards, judged = (
+        rewards, heldout = (
             np.concatenate([getattr(block, what) for block in blocks])
-            for what in ("rewards", "judged")
+            for what in ("rewards", "heldout")
         )
         target = self._plan.subject.target_reward
         if target is not None:
             rewards = (rewards >= np.float32(target)).astype(np.float64)
-        return rewards, judged
+        return rewards, heldout
 
     def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
         nfe = self._plan.budget["nfe"]
@@ -155,7 +156,7 @@ class _Laps:
         block = self._ledger.block(half, name, units)
         if block is None:
             search = self._searches[name]
-            block = measure(self._plan.subject, search, units, judged=half == "final")
+            block = measure(self._plan.subject, search, units, final=half == "final")
             self._ledger.add(half, name, units, block)
         self._done += len(units)
         self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
@@ -185,14 +186,14 @@ def _tuned(
     share = plan.subject.target_reward is not None
     units, by = plan.split.final, plan.split.by
 
-    def compared(name: str | None, judged: bool = False) -> Interval | None:
+    def compared(name: str | None, heldout: bool = False) -> Interval | None:
         if found.winner is None or name is None:
             return None
-        a, b = (finals[one][judged] for one in (found.winner, name))
+        a, b = (finals[one][heldout] for one in (found.winner, name))
         if not a.size:
             return None
-        yes_or_no = judged and set(np.concatenate([a, b])) <= {0.0, 1.0}
-        return gap(a, b, units, by, yes_or_no or (share and not judged))
+        yes_or_no = heldout and set(np.concatenate([a, b])) <= {0.0, 1.0}
+        return gap(a, b, units, by, yes_or_no or (share and not heldout))
 
     to_best_of_n = compared(found.baseline)
     sure = to_best_of_n is not None and to_best_of_n.low > 0.0
@@ -210,7 +211,7 @@ def _tuned(
         },
         to_best_of_n=to_best_of_n,
         to_runner_up=compared(found.runner_up),
-        judged_gap=compared(found.baseline, judged=True),
+        heldout_gap=compared(found.baseline, heldout=True),
         left_out=left_out,
         diagnosed=said,
         split=plan.split,
@@ -225,7 +226,7 @@ def _tuned(
 def _finalist(
     name: str,
     outcomes: np.ndarray,
-    judged: np.ndarray,
+    heldout: np.ndarray,
     raced: float,
     ledger: Ledger,
     units: Sequence[Unit],
@@ -233,8 +234,8 @@ def _finalist(
     share: bool,
 ) -> Finalist:
     mean, low, high = _mean(outcomes, units, by, share)
-    verdict = float(np.mean(judged)) if judged.size else None
-    return Finalist(name, mean, low, high, verdict, raced, ledger.seconds_of(name), outcomes)
+    score = float(np.mean(heldout)) if heldout.size else None
+    return Finalist(name, mean, low, high, score, raced, ledger.seconds_of(name), outcomes)
 
 
 def _mean(outcomes: np.ndarray, units: Sequence[Unit], by: str, share: bool) -> Interval:

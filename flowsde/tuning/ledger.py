@@ -21,7 +21,7 @@ _COUNT = whole(0, 2**63 - 1)
 _BLOCK = fields(
     units=items(items(_COUNT, 2)),
     rewards=items(number),
-    judged=items(number),
+    heldout=items(number),
     nfe=_COUNT,
     evaluations=_COUNT,
     verifier_calls=_COUNT,
@@ -91,14 +91,14 @@ class Ledger:
         for own in self._found[half].get(name, ()):
             if own["units"] == [list(unit) for unit in units]:
                 values = {key: own[key] for key in Block._fields}
-                arrays = {key: np.asarray(own[key], np.float64) for key in ("rewards", "judged")}
+                arrays = {key: np.asarray(own[key], np.float64) for key in ("rewards", "heldout")}
                 return Block(**values | arrays)
         return None
 
     def add(self, half: str, name: str, units: Sequence[Unit], block: Block) -> None:
         """Keep what was measured."""
         values = block._asdict() | {"rewards": block.rewards.tolist()}
-        values |= {"judged": block.judged.tolist(), "units": [list(unit) for unit in units]}
+        values |= {"heldout": block.heldout.tolist(), "units": [list(unit) for unit in units]}
         self._found[half].setdefault(name, []).append(values)
         self._write()
 

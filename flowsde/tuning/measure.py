@@ -22,8 +22,8 @@ from flowsde.runner.run import run
 from flowsde.search import Search, bon
 from flowsde.tuning.split import Unit
 
-Judge = Callable[[np.ndarray, list[int]], Any]
-"""``judge(images, prompts) -> [n]``: pictures float32 [n, ...] and their prompts' numbers."""
+Heldout = Callable[[np.ndarray, list[int]], Any]
+"""``heldout(images, prompts) -> [n]``: pictures float32 [n, ...] and their prompts' numbers."""
 
 
 class Block(NamedTuple):
@@ -31,13 +31,13 @@ class Block(NamedTuple):
 
     Attributes:
       rewards: float64 [n]; -inf where none was finite.
-      judged: float64 [n], of a judge that nothing is chosen by; empty without.
+      heldout: float64 [n], of a score that nothing is chosen by; empty without.
       nfe, evaluations, verifier_calls: of all units, as in `flowsde.Result`.
       seconds: of the wall clock, compilation included where the block is the setting's first.
     """
 
     rewards: np.ndarray
-    judged: np.ndarray
+    heldout: np.ndarray
     nfe: int
     evaluations: int
     verifier_calls: int
@@ -51,7 +51,7 @@ class Subject(NamedTuple):
       key, flow, reward, chunk_size, target_reward: as there.
       cond, reward_cond: arrays, or a list of P for a reward outside JAX.
       prompts: their number, P.
-      judge: of pictures that nothing is chosen by; None for none.
+      heldout: a score of pictures that nothing is chosen by; None for none.
     """
 
     key: jax.Array
@@ -62,7 +62,7 @@ class Subject(NamedTuple):
     prompts: int
     chunk_size: int | None
     target_reward: float | None
-    judge: Judge | None
+    heldout: Heldout | None
 
     def rows(self, prompts: Sequence[int]) -> dict[str, Any]:
         """The conditions of some prompts, as arguments."""
@@ -78,30 +78,30 @@ def _rows(tree: Any, prompts: Sequence[int]) -> Any:
     return jax.tree.map(lambda a: a[np.asarray(prompts)], tree)
 
 
-def measure(subject: Subject, search: Search, units: Sequence[Unit], judged: bool = False) -> Block:
+def measure(subject: Subject, search: Search, units: Sequence[Unit], final: bool = False) -> Block:
     """Run a search on some units.
 
     Args:
       subject: what it is run on.
       search: with its budget.
       units: what it is run for.
-      judged: whether to ask the judge.
+      final: whether to ask for the held-out score.
     """
     began = time.perf_counter()
     result = _run(subject, search, units)
     seconds = time.perf_counter() - began
-    verdicts = np.empty(0)
-    if judged and subject.judge is not None:
-        said = subject.judge(np.asarray(result.image), [unit.prompt for unit in units])
-        verdicts = np.asarray(said, np.float64)
-        if verdicts.shape != (len(units),):
+    scores = np.empty(0)
+    if final and subject.heldout is not None:
+        said = subject.heldout(np.asarray(result.image), [unit.prompt for unit in units])
+        scores = np.asarray(said, np.float64)
+        if scores.shape != (len(units),):
             raise ValueError(
-                f"judge must return one number for each of {len(units)} pictures, got shape "
-                f"{verdicts.shape}"
+                f"heldout must return one number for each of {len(units)} pictures, got shape "
+                f"{scores.shape}"
             )
     return Block(
         rewards=np.asarray(result.reward, np.float64),
-        judged=verdicts,
+        heldout=scores,
         nfe=int(np.sum(result.nfe)),
         evaluations=int(np.sum(result.evaluations)),
         verifier_calls=int(np.sum(result.verifier_calls)),

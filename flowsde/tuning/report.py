@@ -35,12 +35,12 @@ def verdict(t: "Tuned") -> str:
         return f"{said}Nothing but Best-of-N raced: it is only tuned."
     than = f"than the tuned Best-of-N, `{baseline}`: by {_interval(gap)}"
     if t.sure:
-        return f"{said}It is surely better {than}.{_over_runner_up(t)}{_by_judge(t)}"
+        return f"{said}It is surely better {than}.{_over_runner_up(t)}{_by_heldout(t)}"
     how = "Surely none" if gap.high < 0.0 else "None"
     is_ = "surely worse" if gap.high < 0.0 else "not surely better"
     return (
         f"{said}{how} of the others is {'' if gap.high < 0.0 else 'surely '}better than Best-of-N: "
-        f"the best of them in the race, `{winner}`, is {is_} {than}.{_by_judge(t)}"
+        f"the best of them in the race, `{winner}`, is {is_} {than}.{_by_heldout(t)}"
     )
 
 
@@ -54,12 +54,12 @@ def _over_runner_up(t: "Tuned") -> str:
     return f" It is {sure} the runner-up, `{t.race.runner_up}`: by {_interval(gap)}."
 
 
-def _by_judge(t: "Tuned") -> str:
-    if t.judged_gap is None:
+def _by_heldout(t: "Tuned") -> str:
+    if t.heldout_gap is None:
         return ""
     return (
-        f" By the held-out judge, which nothing was chosen by, the difference from Best-of-N is "
-        f"{_interval(t.judged_gap)}."
+        f" By the held-out score, which nothing was chosen by, the difference from Best-of-N is "
+        f"{_interval(t.heldout_gap)}."
     )
 
 
@@ -82,13 +82,13 @@ def _held_out(t: "Tuned") -> str:
 
 
 def _finalists(t: "Tuned") -> str:
-    judged = any(one.judged is not None for one in t.finalists.values())
-    head = ["", t.outcome, "in the race", *["judge"] * judged, "s a search", "setting"]
+    scored = any(one.heldout is not None for one in t.finalists.values())
+    head = ["", t.outcome, "in the race", *["held-out score"] * scored, "s a search", "setting"]
     roles = {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
     rows = []
     for name, one in t.finalists.items():
         mean = _interval(Interval(one.mean, one.low, one.high), "")
-        told = [_number(one.judged)] if judged and one.judged is not None else ["–"] * judged
+        told = [_number(one.heldout)] if scored and one.heldout is not None else ["–"] * scored
         rows.append(
             [roles[name], mean, _number(one.raced), *told, _number(one.seconds), f"`{name}`"]
         )

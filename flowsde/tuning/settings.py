@@ -47,7 +47,7 @@ class Setting:
         """An option's value."""
         return dict(self.options).get(name, default)
 
-    def kernel(self) -> kernels.Kernel:
+    def kernel(self) -> kernels.Kernel | kernels.Multistep:
         """How its particles move."""
         given = dict(self.path)
         arguments: list[Any] = [getattr(interpolants, given.pop("interpolant"))()]

@@ -1,5 +1,8 @@
 """The settings that race: all methods, with what has mattered in `benchmarks/tasks.py`.
 
+Each has two at least, in most cases one of about 10 steps, for a model with blurred posterior
+means, and one of 4 or fewer, for a distilled one.
+
 A method of `flowsde.search.makers` that has no setting here races with its maker's defaults, but
 for finishing and the temperature.
 
@@ -48,8 +51,14 @@ def _baseline() -> Iterator[Setting]:
     yield Setting.of("bon", **_VP, **_times(6))
 
 
-def _drafts() -> Iterator[Setting]:
+def _shares(spread: float) -> tuple[float, ...]:
+    """Temperatures, the highest first."""
+    return tuple(float(f"{share * spread:.3g}") for share in (0.8, 0.2, 0.05))
+
+
+def _drafts(spread: float) -> Iterator[Setting]:
     """What chooses among finished pictures, or among first noises."""
+    middle = _shares(spread)[1]
     for steps in (6, 10):
         yield Setting.of("halving", **_ODE, **_times(steps))
     for children, parents in ((4, 1), (8, 2)):
@@ -58,11 +67,20 @@ def _drafts() -> Iterator[Setting]:
         )
     yield Setting.of("sop", **_ODE, **_times(10, 3), paths=2, start=2, forward=2, backward=4)
     yield Setting.of("sop", **_ODE, **_times(4, 0), paths=2, start=1, forward=1, backward=2)
-
-
-def _shares(spread: float) -> tuple[float, ...]:
-    """Temperatures, the highest first."""
-    return tuple(float(f"{share * spread:.3g}") for share in (0.8, 0.2, 0.05))
+    for steps in (4, 2):
+        yield Setting.of("zero_order", **_ODE, **_times(steps), neighbours=4, perturbation=0.5)
+    for steps, size in ((4, 0.5), (2, 0.8)):
+        yield Setting.of(
+            "pcn", **_ODE, **_times(steps), chains=4, step_size=size, temperature=middle
+        )
+    for steps, scale in ((10, 4.0), (4, 1.0)):
+        yield Setting.of(
+            "lidar", **_ODE, **_times(steps), trajectories=2, temperature=middle, scale=scale
+        )
+    for steps, finish in ((10, 3), (4, 0)):
+        yield Setting.of(
+            "dfs", **_ODE, **_times(steps, finish), chains=1, check_at=3, tries=3, backtrack=2
+        )
 
 
 def _branching(spread: float) -> Iterator[Setting]:
@@ -88,6 +106,13 @@ def _branching(spread: float) -> Iterator[Setting]:
     yield Setting.of("rbf", **_VP, **ten, **ahead, chains=2, accept="calibrated")
     paper = {"chains": 2, "seeds": 25, "allocation": "reserve"}
     yield Setting.of("rbf", **_EM, **_times(10, 0, "quadratic"), **paper)
+    for times in (ten, four):
+        yield Setting.of("epsilon_greedy", **_VP, **times, neighbours=4, perturbation=0.8)
+        yield Setting.of("psi", **_VP, **times, temperature=middle, chains=4, step_size=0.5)
+    # What explores is in units of the reward, as temperatures are.
+    for steps in (6, 4):
+        tree = {"select": "bound", "branch_at": 2, "explore": float(f"{spread:.3g}")}
+        yield Setting.of("dts", **_VP, **_times(steps), **tree, temperature=middle)
 
 
 def _listed(method: str, spread: float) -> Iterator[Setting]:
@@ -121,7 +146,7 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {name!r}")
-    own = (*_baseline(), *_drafts(), *_branching(spread))
+    own = (*_baseline(), *_drafts(spread), *_branching(spread))
     others = set(methods) - {setting.method for setting in own}
     every = (*own, *(setting for name in sorted(others) for setting in _listed(name, spread)))
     return tuple(s for s in every if s.method in (BASELINE, *methods))

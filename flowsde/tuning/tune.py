@@ -16,7 +16,7 @@ from flowsde.flow import Flow
 from flowsde.runner.identity import of_run
 from flowsde.tuning.carry_out import Plan, Tell, carry_out, quiet
 from flowsde.tuning.ledger import Ledger
-from flowsde.tuning.measure import Judge, Subject, probe
+from flowsde.tuning.measure import Heldout, Subject, probe
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, unique
 from flowsde.tuning.split import split
@@ -37,7 +37,7 @@ def tune(
     settings: Sequence[Setting] | None = None,
     diagnose: bool = True,
     target_reward: float | None = None,
-    judge: Judge | None = None,
+    heldout: Heldout | None = None,
     chunk_size: int | None = None,
     save: str | Path | None = None,
     tell: Tell = quiet,
@@ -65,8 +65,8 @@ def tune(
       diagnose: whether to leave out what a diagnosis says cannot help.
       target_reward: compare shares of searches that reach this reward, at which a search stops,
         instead of mean rewards.
-      judge: ``judge(images, prompts) -> [n]`` of pictures, NumPy, and their prompts' numbers: asked
-        of what was held out, reported, and nothing is chosen by it.
+      heldout: ``heldout(images, prompts) -> [n]``, a score of pictures, NumPy, and their prompts'
+        numbers: asked in the final comparison, reported, and nothing is chosen by it.
       chunk_size: candidates evaluated at once; see `flowsde.run`.
       save: file of what is measured, written after every block; the same call again goes on.
       tell: called as ``tell(done, most, what)`` after each block, in NFE.
@@ -86,7 +86,7 @@ def tune(
     if target_reward is not None and not math.isfinite(target_reward):
         raise ValueError(f"target_reward must be a finite number, got {target_reward}")
     subject = Subject(
-        key, flow, reward, cond, reward_cond, many, chunk_size, target_reward, judge
+        key, flow, reward, cond, reward_cond, many, chunk_size, target_reward, heldout
     )  # fmt: skip
     plan = Plan(
         subject=subject,

@@ -26,7 +26,7 @@ class Finalist:
     Attributes:
       name: of the setting.
       mean: of its outcomes, with the 95 % interval of a mean alone, `low` and `high`.
-      judged: mean of the judge that nothing is chosen by; None without.
+      heldout: mean of the held-out score, that nothing is chosen by; None without.
       raced: mean of its outcomes in the race, which it was chosen by.
       seconds: of one search, compilation left out where that could be.
       outcomes: float64 [n], of the units held out.
@@ -36,7 +36,7 @@ class Finalist:
     mean: float
     low: float
     high: float
-    judged: float | None
+    heldout: float | None
     raced: float
     seconds: float
     outcomes: np.ndarray
@@ -55,7 +55,7 @@ class Tuned:
       finalists: Best-of-N, the winner and the runner-up, by name, on what was held out.
       to_best_of_n, to_runner_up: the winner's outcome less theirs on what was held out, with paired
         95 % intervals; None where there is none.
-      judged_gap: the winner's less Best-of-N's by the judge, paired; None without.
+      heldout_gap: the winner's less Best-of-N's by the held-out score, paired; None without.
       left_out: why settings did not race, by name.
       diagnosed: what a diagnosis was sure of, in words.
       split: what was raced on and what was held out.
@@ -73,7 +73,7 @@ class Tuned:
     finalists: dict[str, Finalist]
     to_best_of_n: Interval | None
     to_runner_up: Interval | None
-    judged_gap: Interval | None
+    heldout_gap: Interval | None
     left_out: dict[str, str]
     diagnosed: list[str]
     split: Split

@@ -122,6 +122,7 @@ def test_files_of_the_users_are_not_replaced(
         ("--gradient-temperature 2", "--gradient-temperature: "),
         ("--reward beauty", "--reward must be one of likelihood, rss"),
         ("--kernel ode_euler", "is deterministic"),
+        ("--method bon --kernel ode_adams", "--kernel: must move a particle that has no step"),
         ("--nfe 50", "unknown option --nfe"),
         ("--eta 3", "--eta must lie in [0, 1]"),
     ],

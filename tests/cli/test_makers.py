@@ -52,7 +52,9 @@ def test_the_names_are_those_of_the_functions() -> None:
     words = "bon halving zero_order lidar sop evolution dfs dts pcn smc psi code svdd"
     words += " epsilon_greedy rbf"
     assert {name: getattr(search, name) for name in words.split()} == search.METHODS
-    words = "euler_maruyama ddim cps exact correlated glass ode_euler"
+    words = (
+        "euler_maruyama ddim cps exact correlated glass ode_euler ode_adams dpm_solver_2m uni_pc"
+    )
     assert {name: getattr(kernels, name) for name in words.split()} == kernels.KERNELS
 
 

@@ -216,11 +216,13 @@ def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_flux_searches_by_image_reward(places, tmp_path):
+@pytest.mark.parametrize("reward", ["imagereward", "vqascore-odds"])
+def test_flux_searches_by_a_model_that_reads_prompts(places, tmp_path, reward):
     """Two prompts, each told to the reward."""
-    places["blip"] = str(tiny.image_reward(tmp_path / "blip"))
+    made = {"imagereward": tiny.image_reward, "vqascore-odds": tiny.clip_flant5}
+    places["judge"] = str(made[reward](tmp_path / "judge"))
     text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 "
-    text += "--reward imagereward --reward-model {blip}"
+    text += f"--reward {reward} --reward-model {{judge}}"
     results = [sample(places, f"{text} --overwrite", prompt) for prompt in (PROMPT, OTHER)]
     assert all(result["verifier_calls"] > 0 for result in results)
     assert results[0]["reward"] != results[1]["reward"]

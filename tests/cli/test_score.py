@@ -148,11 +148,12 @@ def test_rewards_that_there_are(
         tiny.aesthetic_head(here / "head")
         tiny.hpsv2(here / "hps")
         tiny.image_reward(here / "blip")
-    cli.main(["rewards", *(["clip", "head/out", "hps", "blip"] if models else ["."])])
+        tiny.clip_flant5(here / "vqa")
+    cli.main(["rewards", *(["clip", "head/out", "hps", "blip", "vqa"] if models else ["."])])
     said = capsys.readouterr().out
     for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
-                 "imagereward", "owlv2", "owlv2-smooth", "aesthetic", "URL#MODEL",
-                 "MODULE:FUNCTION"):  # fmt: skip
+                 "imagereward", "vqascore", "vqascore-odds", "owlv2", "owlv2-smooth", "aesthetic",
+                 "URL#MODEL", "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (
@@ -162,8 +163,10 @@ def test_rewards_that_there_are(
             "--reward pick --reward-model clip/out",
             "--reward hpsv2.1 --reward-model hps/out",
             "--reward imagereward --reward-model blip/out",
+            "--reward vqascore --reward-model vqa/out",
+            "--reward vqascore-odds --reward-model vqa/out",
             "--reward aesthetic --reward-model clip/out --reward-model head/out",
-        ][: 5 * (models > 0)]
+        ][: 7 * (models > 0)]
     )
     assert refused(capsys, "rewards", "scoring.py") == (
         "flowsde rewards: FOLDER: scoring.py is no folder\n"

@@ -24,15 +24,15 @@ class Made:
     def __init__(self) -> None:
         self.calls, self.searches, self.stop_at = 0, 0, -1
 
-    def __call__(self, subject: Any, search: Any, units: Any, judged: bool = False) -> Block:
+    def __call__(self, subject: Any, search: Any, units: Any, final: bool = False) -> Block:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
         self.searches += len(units)
         rng, n = np.random.default_rng([u for unit in units for u in unit]), len(units)
         mean = {"BestOfN": 0.0}.get(type(search).__name__, 1.0)
-        verdicts = np.ones(n) if judged else np.empty(0)
-        return Block(mean + rng.normal(size=n), verdicts, 60 * n, 60 * n, 9 * n, 0.1)
+        scores = np.ones(n) if final else np.empty(0)
+        return Block(mean + rng.normal(size=n), scores, 60 * n, 60 * n, 9 * n, 0.1)
 
 
 @pytest.fixture

@@ -71,6 +71,63 @@ def test_full_size(settings, config):
     assert FAMILY.config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def public_of_flux2(**settings):
+    """As `public`, of the class that FLUX.2's are of."""
+    with torch.device("meta"):
+        module = diffusers.AutoencoderKLFlux2(**settings)
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    return shapes, json.loads(json.dumps(dict(module.config)))
+
+
+def test_full_size_of_flux2():
+    shapes, settings = public_of_flux2()
+    assert len(shapes) == 251
+    checkpoint = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    wanted = AutoencoderKLConfig(latents=32, quant=True, scale=1.0, shift=0.0, normalised=True)
+    for told in (settings, None):
+        assert FAMILY.recognise(checkpoint, told).config == wanted
+    found, model = FAMILY.recognise(checkpoint, settings), built(wanted)
+    assert found.table.problems(checkpoint, model) == []
+    assert sum(p.size for p in model.values()) == pytest.approx(84e6, rel=5e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_flux2s_come_back_in_each_layout(layout):
+    config = AutoencoderKLConfig(
+        latents=4, widths=(4, 8), blocks=1, groups=2, quant=True, scale=1.0, shift=0.0,
+        normalised=True,
+    )  # fmt: skip
+    params = filled({path: p.shape for path, p in built(config).items()})
+    checkpoint = unconvert(FAMILY.table(config, layout), params)
+    # Where its own code has it.
+    assert ("encoder.quant_conv.weight" in checkpoint) == (layout == "original")
+    counted = {"bn.num_batches_tracked": np.int64(3)}
+    found = FAMILY.recognise(checkpoint | counted, {"norm_num_groups": 2})
+    assert (found.layout, found.config) == (layout, config)
+    assert_same(convert(found.table, checkpoint | counted, built(config)), params)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"batch_norm_eps": 1e-5}, "batch_norm_eps in config.json must be 0.0001, got 1e-05"),
+        ({"patch_size": [1, 1]}, r"patch_size in config.json must be \[2, 2\], got \[1, 1\]"),
+        (
+            {"decoder_block_out_channels": [96, 192]},
+            r"decoder_block_out_channels .* those of the encoder, got \[96, 192\]",
+        ),
+    ],
+)
+def test_settings_of_flux2s_that_are_not_supported_are_named(change, says):
+    shapes, settings = public_of_flux2(
+        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+    checkpoint = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    with pytest.raises(ValueError, match=says):
+        FAMILY.recognise(checkpoint, settings | change)
+
+
 @pytest.mark.parametrize("quant", [False, True])
 def test_unconvert_gives_back_the_same_bits(quant):
     shapes, settings = public(TINY | {"use_quant_conv": quant, "use_post_quant_conv": quant})

@@ -478,6 +478,21 @@ def test_relatives_of_flux_are_refused_before_they_are_read(pipeline, monkeypatc
         convert.prepare(pipeline)
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("Flux2Pipeline", "FLUX.2-dev, .* Mistral .* not supported; expected a Flux2KleinPipeline"),
+        ("Flux2KleinInpaintPipeline", "expected a Flux2KleinPipeline; its models"),
+    ],
+)
+def test_relatives_of_flux_2_are_refused_before_they_are_read(pipeline, monkeypatch, kind, says):
+    index = json.loads((pipeline / "model_index.json").read_text()) | {"_class_name": kind}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(convert, "open_checkpoint", lambda path: pytest.fail(f"read {path}"))
+    with pytest.raises(ValueError, match=f"is a {kind}.*{says}"):
+        convert.prepare(pipeline)
+
+
 def test_options_of_single_models_are_refused_for_pipelines(pipeline):
     for name in ("family", "entry"):
         with pytest.raises(ValueError, match=f"--{name} is for a single model"):

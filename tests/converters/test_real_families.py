@@ -10,7 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import flowsde as fs
+from flowsde.models import registry
 from flowsde.models.common.paths import parameters
+from flowsde.models.converted.load import load_module
+from flowsde.models.converted.opened import open_model
 from flowsde.models.converted.store import read_config
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiTConfig
@@ -18,6 +21,7 @@ from flowsde_converters import convert, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.detect import families, plan
 from flowsde_converters.files import open_checkpoint
+from flowsde_converters.lora_load import merges
 from flowsde_converters.tables import convert as in_memory
 from flowsde_converters.tables import unconvert
 
@@ -196,10 +200,20 @@ def test_adapters_of_a_pipeline_go_into_its_transformer_and_its_encoder(pipeline
         assert [merged["file"] for merged in about.get("loras", [])] == (
             ["both.safetensors"] if added[name] else []
         )
+    convert.run(convert.prepare(pipeline), tmp_path / "plain")
+    changed = merges(tmp_path / "plain", {str(tmp_path / "both.safetensors"): 0.5})
+    assert {folder.name for folder in changed} == {name for name in added if added[name]}
+    for folder, of_model in changed.items():
+        opened = open_model(folder, registry.families())
+        found = parameters(load_module(opened, merges=of_model))
+        for path, array in parameters(fs.load(tmp_path / "out" / folder.name)).items():
+            np.testing.assert_array_equal(np.asarray(found[path]), np.asarray(array), strict=True)
     save_file({"lora_te2_x.lora_down.weight": np.ones((2, 2), np.float32)},
               tmp_path / "other.safetensors")  # fmt: skip
     with pytest.raises(ValueError, match="text_encoder_2: .*unknown key lora_te2_x"):
         convert.prepare(pipeline, loras=[(tmp_path / "other.safetensors", 1.0)])
+    with pytest.raises(ValueError, match="text_encoder_2: .*unknown key lora_te2_x"):
+        merges(tmp_path / "plain", tmp_path / "other.safetensors")
 
 
 def test_a_clip_converts_with_its_scale_and_tokenizer_and_comes_back(tmp_path):

@@ -15,6 +15,17 @@ METHODS = {
     "bon": fs.search.bon(nfe=41, kernel=ODE, grid=GRID, width=3),
     "halving": fs.search.halving(nfe=41, kernel=ODE, grid=GRID, draft_steps=3, factor=3),
     "lidar": fs.search.lidar(nfe=41, kernel=ODE, grid=GRID, draft_steps=3),
+    "halving, unipc, resumed later": fs.search.halving(
+        nfe=41,
+        kernel=fs.kernels.uni_pc(VP),
+        grid=GRID,
+        draft_steps=(1, 3, 4),
+        factor=2,
+        resume_at=float(GRID[1]),
+    ),
+    "lidar, adams": fs.search.lidar(
+        nfe=41, kernel=fs.kernels.ode_adams(VP), grid=GRID, draft_steps=3
+    ),
     "guided lidar": fs.search.lidar(
         nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, trajectories=1, scale=3.0
     ),
@@ -29,7 +40,7 @@ METHODS = {
     ),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
     "evolution": fs.search.evolution(
-        nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
+        nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.9, mutate_until=0.6
     ),
     "zero order": fs.search.zero_order(nfe=41, kernel=ODE, grid=GRID, neighbours=3),
     "epsilon greedy": fs.search.epsilon_greedy(kernel=SDE, neighbours=3, **OPTIONS),

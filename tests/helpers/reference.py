@@ -41,7 +41,10 @@ def evaluator(flow, interpolant, reward):
 
 
 def mover(kernel, shape):
-    """(noise(key, *ids), move(key, particle, s, *ids)), each compiled once."""
+    """(noise(key, *ids), move(key, particle, s, *ids)), each compiled once.
+
+    What a solver's step leaves is kept by the array that it gave.
+    """
     radius = float(kernel.interpolant.radius(jnp.float32(1.0)))
 
     def fold(key, ids):
@@ -57,7 +60,17 @@ def mover(kernel, shape):
     def move(key, x, x0, x1, t, s, *ids):
         return kernel(fold(key, ids), x, x0, x1, t, s)
 
-    return noise, lambda key, p, s, *ids: move(key, p.x, p.x0, p.x1, p.t, np.float32(s), *ids)
+    if not isinstance(kernel, fs.kernels.Multistep):
+        return noise, lambda key, p, s, *ids: move(key, p.x, p.x0, p.x1, p.t, np.float32(s), *ids)
+    step, start, left = jax.jit(kernel), kernel.start(jnp.zeros(shape, jnp.float32)), {}
+
+    def solve(key, p, s, *ids):
+        _, before = left.get(id(p.x), (p.x, start))
+        x, now = step(before, p.x, p.x0, p.x1, p.t, np.float32(s))
+        left[id(x)] = x, now
+        return x
+
+    return noise, solve
 
 
 def shares(total, parts):

@@ -13,12 +13,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde.models.blip.model import BLIPTextConfig, ImageRewardConfig
 from flowsde.models.clip.model import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from flowsde.models.clip_flant5.model import CLIPFlanT5Config
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
 from flowsde.models.owlv2.model import Owlv2Config
 from flowsde.models.sit.model import SiTConfig
+from flowsde.models.t5.model import T5Config
 from flowsde_converters import blip, convert, open_clip, sit
+from flowsde_converters import clip_flant5 as clip_flant5_table
 from flowsde_converters import owlv2 as owlv2_table
 from flowsde_converters.tables import unconvert
 
@@ -413,6 +416,40 @@ def image_reward(folder: Path) -> Path:
     torch.save({key: torch.tensor(a) for key, a in tensors.items()}, source / "ImageReward.pt")
     heads = {"num_attention_heads": 2}
     (source / "config.json").write_text(json.dumps({"vision_config": heads, "text_config": heads}))
+    return converted(source, folder / "out")
+
+
+def clip_flant5(folder: Path) -> Path:
+    """A converted CLIP-FlanT5 of tiny parts, from two files and an index, as it is published, and a
+    tokenizer of T5's kind."""
+    import torch
+
+    source = folder / "source"
+    vocab = write_t5_tokenizer(source)
+    config = CLIPFlanT5Config(
+        vision=CLIPVisionConfig(width=16, depth=1, heads=2, mlp=32, image=16, patch=8),
+        text=T5Config(
+            vocab=vocab + 3, width=24, depth=2, decoder_depth=2, heads=3, head=8, mlp=32, buckets=8
+        ),
+        words=vocab,
+    )
+    rng = np.random.default_rng(12)
+    shapes = parameters(abstract(clip_flant5_table.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.3).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(clip_flant5_table.FAMILY.table(config, "transformers"), params)
+    # Nothing reads the last block of the image tower.
+    keys = "vision_tower.vision_tower.vision_model.encoder.layers."
+    first = {k: a for k, a in tensors.items() if k.startswith(f"{keys}0.")}
+    tensors |= {k.replace(f"{keys}0.", f"{keys}1."): 0.0 * a for k, a in first.items()}
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    parts = {key: names[i % 2] for i, key in enumerate(tensors)}
+    for name in names:
+        held = {key: torch.tensor(a) for key, a in tensors.items() if parts[key] == name}
+        torch.save(held, source / name)
+    index = {"metadata": {}, "weight_map": parts}
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    settings = {"tie_word_embeddings": False, "vision_config": {"num_attention_heads": 2}}
+    (source / "config.json").write_text(json.dumps(settings))
     return converted(source, folder / "out")
 
 

@@ -1,5 +1,7 @@
 """AutoencoderKL against the public class of `diffusers`, and its own rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
 
-from flowsde.models.common.paths import parameters  # noqa: E402
+from flowsde.models.common.paths import parameters, with_parameters  # noqa: E402
+from flowsde.models.family import abstract  # noqa: E402
 from flowsde_converters import autoencoder_kl  # noqa: E402
 
 FLUX = {
@@ -48,6 +51,22 @@ def sd():
 @pytest.fixture(scope="module")
 def flux():
     return pair_of(FLUX)
+
+
+@pytest.fixture(scope="module")
+def flux2():
+    """With statistics of latents that are not 0 and 1."""
+    module = randomised(
+        diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+            layers_per_block=1,
+        )
+    )  # fmt: skip
+    module.bn.running_mean[:] = torch.from_numpy(normal(16, seed=7))
+    # Some so small that what is added to them shows.
+    module.bn.running_var[:] = torch.logspace(-4, 1, 16)
+    return module, *port(autoencoder_kl.FAMILY, module, dict(module.config))
 
 
 def decode(model, x):
@@ -99,6 +118,58 @@ def assert_decoded(pair, latents):
     z = as_torch(latents) / config.scaling_factor + (config.shift_factor or 0.0)
     ours = apply(model, decode, latents)
     assert error(ours, as_ours(module.decode(z).sample)) < 1e-4
+
+
+def normalised(module, z):
+    """Latents [n, c, h, w] of z, as the pipeline of diffusers makes and undoes them."""
+    of = diffusers.Flux2KleinPipeline
+    return of._unpatchify_latents(module.bn(of._patchify_latents(z)))
+
+
+def test_latents_that_are_normalised(flux2):
+    """By the statistics that PyTorch's own layer normalises by."""
+    module, model, _ = flux2
+    assert model.config.normalised and model.config.quant
+    x = normal(2, 8, 12, 3)
+    z = module.encode(as_torch(x)).latent_dist.mean
+    latents = normalised(module, z).detach()
+    assert error(apply(model, lambda m, x: m.encode(x), x), as_ours(latents)) < 1e-4
+    made = apply(model, decode, as_ours(latents))
+    assert error(made, as_ours(module.decode(z).sample)) < 1e-4
+    with pytest.raises(ValueError, match="in patches of 2 x 2, got 3 x 4"):
+        model.decode(jnp.zeros((1, 3, 4, 4)))
+
+
+@pytest.mark.slow
+def test_tiles_of_latents_that_are_normalised_are_those_of_z(flux2):
+    """Wherever they begin: at 0, 3 and 6 here."""
+    module, model, _ = flux2
+    z = torch.from_numpy(normal(1, 4, 14, 8))
+    plain = dataclasses.replace(model.config, normalised=False)
+    twin = with_parameters(abstract(autoencoder_kl.FAMILY, plain), parameters(model))
+
+    def tiled(model, x):
+        return model.decode_tiled(x, tile=8, overlap=4)
+
+    wanted = np.asarray(apply(twin, tiled, as_ours(z)))
+    assert error(apply(model, tiled, as_ours(normalised(module, z))), wanted) < 1e-4
+
+
+@pytest.mark.slow
+def test_gradients_of_latents_that_are_normalised(flux2):
+    module, model, _ = flux2
+    x, weights = normal(1, 4, 4, 4, seed=2), normal(1, 8, 8, 3, seed=3)
+    latents = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    of, bn = diffusers.Flux2KleinPipeline, module.bn
+    mean, deviation = bn.running_mean, torch.sqrt(bn.running_var + bn.eps)
+    patched = of._patchify_latents(latents) * deviation[:, None, None] + mean[:, None, None]
+    image = module.decode(of._unpatchify_latents(patched)).sample
+    (image * as_torch(weights)).sum().backward()
+
+    def gradient(model, x):
+        return jax.grad(lambda x: (model.decode(x) * weights).sum())(x)
+
+    assert error(apply(model, gradient, x), as_ours(latents.grad)) < 1e-3
 
 
 def test_parts_one_by_one(flux):

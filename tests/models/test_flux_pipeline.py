@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import save_file
 
 import flowsde as fs
 from flowsde.cli import main as cli
@@ -261,3 +262,13 @@ def test_a_pipeline_of_another_class_is_refused(folders, tmp_path):
     (tmp_path / "out" / "model_index.json").write_text('{"_class_name": "Other"}')
     with pytest.raises(ValueError, match="its models: .*FluxPipeline, WanPipeline, .*got Other"):
         fs.load(tmp_path / "out", verify=False)
+
+
+def test_adapters_are_in_the_transformer_when_it_is_read(folders, tmp_path):
+    folder, file = folders["schnell"] / "out", tmp_path / "bias.safetensors"
+    save_file({"transformer.x_embedder.diff_b": np.ones(32, np.float32)}, file)
+    before = fs.load(folder).flow(*SIZE).params
+    after = fs.load(folder, lora={str(file): 0.5}).flow(*SIZE).params
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    (added,) = [np.asarray(b) - np.asarray(a) for a, b in pairs if not np.array_equal(a, b)]
+    np.testing.assert_allclose(added, np.full(32, 0.5), atol=1e-6)

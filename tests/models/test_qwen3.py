@@ -48,6 +48,19 @@ def test_states_are_transformers(pair):
     assert error(made.penultimate, wanted.hidden_states[-2]) <= 2e-5
 
 
+def test_states_after_some_blocks_are_transformers_those_of_padding_too(pair):
+    """Padding sees the text, and no other padding."""
+    module, model, _ = pair
+    mask = np.arange(11)[None] < np.asarray([[7], [11]])
+    made = apply(model, lambda m, *args: m.after(args[0], (2, 1), args[1]), TOKENS, mask)
+    wanted = states(module, TOKENS, mask).hidden_states
+    for i, count in enumerate((2, 1)):
+        assert error(made[:, :, i], wanted[count]) <= 2e-5
+    for blocks in ((), (0,), (1, 4)):
+        with pytest.raises(ValueError, match=r"blocks must be numbers from 1 to 3, got \("):
+            model.after(TOKENS, blocks)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_is_not_seen(pair, left):

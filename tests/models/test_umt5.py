@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 from torch_parity import apply, error, gradient_error, port, randomised, tensors  # noqa: E402
 
 from flowsde_converters import t5  # noqa: E402
+from flowsde_converters.convert import prepare  # noqa: E402
 from flowsde_converters.tables import convert, unconvert  # noqa: E402
 
 # Heads of another size than width / heads; positions beyond max_distance in the tests' sequences.
@@ -96,6 +97,54 @@ def test_one_block_is_told_by_its_settings(pair):
     assert t5.UMT5.recognise(checkpoint, {"model_type": "umt5"}).config.depth == 1
 
 
+NAMES = {
+    "shared.weight": "token_embedding.weight",
+    "encoder.final_layer_norm": "norm",
+    "encoder.block.": "blocks.",
+    "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",
+    "layer.0.SelfAttention": "attn",
+    "layer.0.layer_norm": "norm1",
+    "layer.1.layer_norm": "norm2",
+    "layer.1.DenseReluDense.wi_0": "ffn.gate.0",  # its activation is the gate
+    "layer.1.DenseReluDense.wi_1": "ffn.fc1",
+    "layer.1.DenseReluDense.wo": "ffn.fc2",
+}
+
+
+def as_wan_names(checkpoint):
+    """With the keys of Wan's own text encoder, whose file has no copy of the token table."""
+    named = {}
+    for key, tensor in checkpoint.items():
+        if key != "encoder.embed_tokens.weight":
+            for theirs, wan in NAMES.items():
+                key = key.replace(theirs, wan)
+            named[key] = tensor
+    return named
+
+
+@pytest.mark.slow
+def test_the_file_of_wan_makes_the_same_model(pair, tmp_path):
+    module, model, found = pair
+    # Wan's code has the published settings, which are not in the file.
+    published = transformers.UMT5Config(**{
+        **SETTINGS, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6
+    })  # fmt: skip
+    theirs = t5.UMT5.recognise(tensors(module), published.to_dict())
+    held = as_wan_names(tensors(module))
+    assert len(held) == 2 + 3 * 10
+    ours = t5.UMT5.recognise(held, None)
+    assert ours.config == theirs.config and ours.layout == "original"
+    params = convert(ours.table, held, parameters(model))
+    for path, array in convert(found.table, tensors(module), parameters(model)).items():
+        np.testing.assert_array_equal(params[path], array, strict=True)
+    torch.save({k: torch.tensor(a) for k, a in held.items()}, tmp_path / "models_t5.pth")
+    plan = prepare(tmp_path / "models_t5.pth").plans[""]
+    assert (plan.family.name, plan.found.layout) == ("umt5_encoder", "original")
+    del held["blocks.0.norm2.weight"]
+    with pytest.raises(ValueError, match=r"missing blocks\.0\.norm2\.weight"):
+        t5.UMT5.recognise(held, None)
+
+
 @pytest.mark.slow
 def test_xxl():
     settings = transformers.UMT5Config(**XXL)
@@ -110,3 +159,6 @@ def test_xxl():
     count = sum(int(np.prod(p.shape)) for p in model.values())
     assert count == sum(p.numel() for p in module.parameters())
     assert count == pytest.approx(5.681e9, rel=1e-4)
+    held = as_wan_names(checkpoint)
+    found = t5.UMT5.recognise(held, None)
+    assert found.config == UMT5Config() and found.table.problems(held, model) == []

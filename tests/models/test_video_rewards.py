@@ -68,10 +68,11 @@ def test_consistency_is_of_videos():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hpsv2.1", "imagereward", "owlv2-smooth"])
+@pytest.mark.parametrize("name", ["hpsv2.1", "imagereward", "vqascore", "owlv2-smooth"])
 def test_published_rewards_over_frames(name, tmp_path):
     """The mean of what they say of each frame."""
     made = {"hpsv2.1": tiny.hpsv2, "imagereward": tiny.image_reward, "owlv2-smooth": tiny.owlv2}
+    made["vqascore"] = tiny.clip_flant5
     prompts = ["one red cat", tiny.PROMPTS[1]]
     reward, told = reward_source(name, [made[name](tmp_path)]).load(prompts)
     cond = stacked("told", told)

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import reference
 from problems import GRID, SDE, VP, batch, flow, reward, row, tools
+from quick import slow
 
 import flowsde as fs
 
 KEY = jax.random.key(2)
 STEPS = len(GRID) - 1
 COUNT = 24
-ODE = fs.kernels.ode_euler(VP)
+ODE, ADAMS = fs.kernels.ode_euler(VP), fs.kernels.ode_adams(VP)
 
 
 def run(kernel, nfe=34, width=16, target=None):
@@ -23,9 +24,7 @@ def run(kernel, nfe=34, width=16, target=None):
     return search, result
 
 
-@pytest.mark.parametrize(
-    "kernel", [ODE, pytest.param(SDE, marks=pytest.mark.slow)], ids=["ode", "sde"]
-)
+@pytest.mark.parametrize("kernel", [ODE, slow(SDE), slow(ADAMS)], ids=["ode", "sde", "adams"])
 def test_keeps_the_best_of_its_samples(kernel):
     ids, cond = batch(COUNT)
     search, result = run(kernel, width=4)  # 6 samples: a full wave and half a one

@@ -13,6 +13,7 @@ import flowsde as fs
 KEY = jax.random.key(5)
 ODE = fs.kernels.ode_euler(VP)
 COUNT, STEPS = 12, len(GRID) - 1
+LATER = {"draft_steps": (1, 3, 4), "resume_at": float(GRID[1]), "rungs": (3,), "factor": 2}
 
 
 def halving(nfe=47, kernel=ODE, grid=GRID, **options):
@@ -96,8 +97,19 @@ def answer(points):
             0,
             marks=pytest.mark.slow,
         ),
+        (
+            {"draft_steps": 3, "factor": 2, "kernel": fs.kernels.ode_adams(VP)},
+            [(0, 2, 4), (1, 2, 3, 4)],
+            0,
+        ),
+        pytest.param(
+            {**LATER, "kernel": fs.kernels.uni_pc(VP)},
+            [(0, 1, 3, 4), (2, 3), (4,)],
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["drafts", "resumed later, rungs", "stopped early", "sde"],
+    ids=["drafts", "resumed later, rungs", "stopped early", "sde", "adams", "unipc, kept, rungs"],
 )
 def test_equals_trajectories_followed_one_by_one(options, legs, resumed):
     ids, cond = batch(COUNT)
@@ -106,7 +118,7 @@ def test_equals_trajectories_followed_one_by_one(options, legs, resumed):
     for i in range(COUNT):
         points, charged = one_by_one(
             legs, resumed, options["factor"], search.nfe, search, int(ids[i]), row(cond, i),
-            *tools(search.kernel),
+            *tools(search.solver or search.kernel),
         )  # fmt: skip
         best, size = answer(points), cond["size"][i]
         assert result.nfe[i] == charged <= search.nfe

@@ -74,14 +74,16 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
         slow(lidar()),
         slow(lidar(50, SDE, scale=3.0, pull_until=0.5)),
         slow(lidar(33, draft_steps=1, trajectories=1)),
+        slow(lidar(kernel=fs.kernels.ode_adams(VP), scale=2.0)),
     ],
-    ids=["ode", "sde", "one step"],
+    ids=["ode", "sde", "one step", "adams"],
 )
 def test_equals_trajectories_pulled_one_by_one(search):
     ids, cond = batch(COUNT)
     result = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, invalid="warn")
     for i in range(COUNT):
-        points, spent = one_by_one(search, int(ids[i]), row(cond, i), *tools(search.kernel))
+        how = tools(search.solver or search.kernel)
+        points, spent = one_by_one(search, int(ids[i]), row(cond, i), *how)
         size, last = cond["size"][i], min(p.t for p in points)
         assert result.nfe[i] == spent <= search.nfe
         assert result.verifier_calls[i] == len(points)

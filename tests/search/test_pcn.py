@@ -19,6 +19,7 @@ LINEAR = fs.interpolants.linear()
 COUNT = 12
 ONE = (1.0, 0.0)
 ACCEPT = 2**31 - 1
+PICTURE = np.float32([-2.0])
 
 
 def pcn(nfe=41, kernel=ODE, grid=GRID, **options):
@@ -133,22 +134,22 @@ def shrinking(params, x, t, cond):
     return jnp.where(t < 1.0, 1.0, 0.0)[:, None] * x
 
 
-def walk(velocity, nfe, grid=ONE, prompts=4000, of=bumps, **options):
+def walk(velocity, nfe, grid=ONE, prompts=4000, of=bumps, picture=None, **options):
     search = fs.search.pcn(
         nfe=nfe, kernel=fs.kernels.ode_euler(LINEAR), grid=grid, chains=1, **options
     )
     model = fs.Flow.from_callable(velocity, None, (1,))
     ids = np.arange(prompts)
-    return fs.run(KEY, model, search, of, cond=np.zeros(prompts, np.float32), prompt_ids=ids)
+    return fs.run(
+        KEY, model, search, of, cond=np.zeros(prompts, np.float32), prompt_ids=ids, start=picture
+    )
 
 
 def start(x, reward, slope):
     """Chains [n] in one dimension at noise x, whose pictures have these rewards."""
     x, r = (np.asarray(a, np.float32) for a in (x, reward))
-    point = fs.search.Particle(
-        x[:, None], np.ones_like(x), x[:, None], x[:, None], r, np.float32(slope)[:, None]
-    )
-    return Walker(point, point)
+    point = fs.search.Particle(x[:, None], np.ones_like(x), x[:, None], x[:, None], r)
+    return Walker(x[:, None], np.float32(slope)[:, None], point)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -185,10 +186,10 @@ def test_detailed_balance(proposal, clip):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def expected_cdf(at, beta, scale=1.0):
-    """Of noise weighed by exp(reward / beta) of `scale` times it, by quadrature."""
+def expected_cdf(at, beta, scale=1.0, shift=0.0):
+    """Of noise weighed by exp(reward / beta) of `shift` and `scale` times it, by quadrature."""
     x = np.linspace(-8.0, 8.0, 40_001)
-    y = scale * x
+    y = shift + scale * x
     log = (np.sin(2.0 * y) + 0.5 * np.cos(y) - 0.1 * y**2) / beta - 0.5 * x**2
     weights = np.exp(log - log.max())
     return np.interp(at, x, np.cumsum(weights) / weights.sum())
@@ -196,21 +197,22 @@ def expected_cdf(at, beta, scale=1.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("velocity", "grid", "scale", "options"),
+    ("velocity", "grid", "scale", "shift", "options"),
     [
-        (still, ONE, 1.0, {}),
-        (still, ONE, 1.0, {"proposal": "langevin"}),
-        (shrinking, (1.0, 0.5, 0.0), 0.5, {"proposal": "langevin", "clip": 1.0}),
+        (still, ONE, 1.0, 0.0, {}),
+        (still, ONE, 1.0, 0.0, {"proposal": "langevin"}),
+        (shrinking, (1.0, 0.5, 0.0), 0.5, 0.0, {"proposal": "langevin", "clip": 1.0}),
+        (still, (0.8, 0.0), 0.8, -0.4, {"picture": PICTURE, "proposal": "langevin"}),
     ],
-    ids=["random", "langevin", "langevin down a grid"],
+    ids=["random", "langevin", "langevin down a grid", "langevin from a picture"],
 )
-def test_chains_sample_the_noise_weighed_by_the_reward(velocity, grid, scale, options):
+def test_chains_sample_the_noise_weighed_by_the_reward(velocity, grid, scale, shift, options):
     """Down a grid the gradient is that of another reward, and the law is the end's all the same."""
     beta, count = 1.0, 4000
     result = walk(velocity, 60 * (len(grid) - 1), grid, temperature=beta, **options)
-    x = np.asarray(result.state.current.begun.x).reshape(-1)
+    x = np.asarray(result.state.current.noise).reshape(-1)
     at = np.linspace(-2.0, 2.0, 9)
-    exact, found = expected_cdf(at, beta, scale), np.mean(x[:, None] <= at, axis=0)
+    exact, found = expected_cdf(at, beta, scale, shift), np.mean(x[:, None] <= at, axis=0)
     assert np.all(np.abs(found - exact) < 4.0 * np.sqrt(exact * (1.0 - exact) / count))
     # Plain noise is far from it.
     normal = 0.5 * (1.0 + np.vectorize(math.erf)(at / math.sqrt(2.0)))
@@ -218,21 +220,44 @@ def test_chains_sample_the_noise_weighed_by_the_reward(velocity, grid, scale, op
 
 
 @pytest.mark.slow
-def test_a_linear_reward_is_followed_without_rejections():
+@pytest.mark.parametrize(
+    ("first", "picture"), [(1.0, None), (0.5, PICTURE)], ids=["from noise", "from a picture"]
+)
+def test_a_linear_reward_is_followed_without_rejections(first, picture):
     """Noise weighed by exp(b x) is N(b, 1), to which the Langevin form goes in steps of e / 2."""
     slope, count = 3.0, 4000
     result = walk(
-        still, 20, of=partial(_linear, slope), prompts=count, temperature=1.0, proposal="langevin"
-    )
+        still, 20, (first, 0.0), of=partial(_linear, slope), prompts=count, temperature=1.0,
+        proposal="langevin", picture=picture,
+    )  # fmt: skip
     assert np.mean(result.info.accepted) > 0.9999  # all but for rounding
-    x = np.asarray(result.state.current.begun.x).reshape(-1)
+    x = np.asarray(result.state.current.noise).reshape(-1)
     # A step keeps 7 / 9 of the distance, and begins from 0.
-    mean = slope * (1.0 - (7.0 / 9.0) ** 19)
+    mean = first * slope * (1.0 - (7.0 / 9.0) ** 19)
     assert abs(x.mean() - mean) < 4.0 / count**0.5 and abs(x.var() - 1.0) < 4.0 * (2 / count) ** 0.5
 
 
 def _linear(slope, images, cond):
     return slope * images[:, 0]
+
+
+@pytest.mark.slow
+def test_one_chain_begins_with_given_noise_and_the_others_near_it():
+    """At a share rho of it, with as much fresh noise as keeps the variance: none is the same."""
+    given, count = np.float32([1.5, -0.5]), 2000
+    options = {"cond": np.zeros(count, np.float32), "prompt_ids": np.arange(count)}
+    model = fs.Flow.from_callable(still, None, (2,))
+    search = pcn(4, fs.kernels.ode_euler(LINEAR), ONE, chains=4, step_size=2.0)
+    result = fs.run(KEY, model, search, bumps, noise=given, **options)
+    np.testing.assert_array_equal(result.nfe, 4)
+    first = np.asarray(result.state.current.noise)
+    np.testing.assert_array_equal(first[:, 0], np.broadcast_to(given, (count, 2)))
+    fresh = np.sqrt(1.0 - search.rho**2)
+    others = first[:, 1:].reshape(-1, 2)
+    assert len(np.unique(others, axis=0)) == len(others)
+    error = fresh / np.sqrt(len(others))
+    assert np.all(np.abs(others.mean(0) - search.rho * given) < 4.0 * error)
+    np.testing.assert_allclose(others.var(0), fresh**2, rtol=0.08)
 
 
 @pytest.mark.slow

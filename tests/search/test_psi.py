@@ -119,34 +119,38 @@ def rising(images, cond):
     return images[:, 0]
 
 
-def end_variance():
-    """Of x at the last time, which is its own posterior mean, from x ~ N(0, 1) at the first."""
-    variance = 1.0
-    for t, s in itertools.pairwise(GRID[:-1]):
+def end(grid, picture):
+    """(mean, variance) of x at the last time, which is its own posterior mean; unweighed."""
+    mean, variance = (1.0 - grid[0]) * picture, grid[0] ** 2
+    for t, s in itertools.pairwise(grid[:-1]):
         ratio = (1.0 - t) * s / ((1.0 - s) * t)
         fresh = 0.8 * s * np.sqrt(1.0 - ratio**2)
-        variance = variance * (1.0 - s + np.sqrt(s**2 - fresh**2)) ** 2 + fresh**2
-    return variance
+        gain = 1.0 - s + np.sqrt(s**2 - fresh**2)
+        mean, variance = gain * mean, gain**2 * variance + fresh**2
+    return mean, variance
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kernel", "step_size", "branch_at"),
-    [(DDIM, 1.5, None), (GUIDED, 4.0, None), (DDIM, 1.5, (2,))],
-    ids=["plain", "guided", "at one step"],
+    ("kernel", "step_size", "branch_at", "first"),
+    [
+        (DDIM, 1.5, None, 1.0),
+        (GUIDED, 4.0, None, 1.0),
+        (DDIM, 1.5, (2,), 1.0),
+        (GUIDED, 4.0, None, 0.9),
+    ],
+    ids=["plain", "guided", "at one step", "guided, from a picture"],
 )
-def test_samples_are_weighed_once(kernel, step_size, branch_at):
-    """exp(x / beta) moves N(0, v) to N(v / beta, v); weighing by the reward at t = 1 too would move
-    it further.
+def test_samples_are_weighed_once(kernel, step_size, branch_at, first):
+    """exp(x / beta) moves N(m, v) to N(m + v / beta, v); weighing by the reward at the first time
+    too would move it further.
     """
-    prompts = 3000
+    prompts, picture, grid = 3000, -3.0, (first, *GRID[1:])
     # Guided, a step size of 4 proposes from the very law at t = 1.
-    search = psi(
-        112, kernel, walk=25, chains=1, step_size=step_size, threshold=0.5, branch_at=branch_at
-    )
+    search = psi(112, kernel, grid, walk=25, chains=1, step_size=step_size, branch_at=branch_at)
     model = fs.Flow.from_callable(still, None, (1,))
     result = fs.run(
-        KEY, model, search, rising,
+        KEY, model, search, rising, start=np.float32([picture]),
         cond=np.zeros(prompts, np.float32), prompt_ids=np.arange(prompts),
     )  # fmt: skip
     weighed = 3 if branch_at is None else len(branch_at) + 1
@@ -158,8 +162,9 @@ def test_samples_are_weighed_once(kernel, step_size, branch_at):
     np.testing.assert_allclose(np.exp(sample.log_weights), w / w.sum(1, keepdims=True), atol=1e-5)
     np.testing.assert_array_equal(sample.particles.x0[:, :, 0], x)
     assert sample.log_z is None  # that of its law at t = 1 is not known
-    variance = end_variance()
-    for f, exact in ((x, variance / BETA), (x**2, (variance / BETA) ** 2 + variance)):
+    mean, variance = end(grid, picture)
+    mean += variance / BETA
+    for f, exact in ((x, mean), (x**2, mean**2 + variance)):
         top, bottom = np.mean(w * f, axis=1), np.mean(w, axis=1)
         ratio = top.mean() / bottom.mean()
         error = np.std(top - ratio * bottom) / bottom.mean() / prompts**0.5

@@ -4,6 +4,8 @@
     pick               PickScore, by its own
     hpsv2, hpsv2.1     HPSv2 of that version, by its own
     imagereward        ImageReward, by its own BLIP
+    vqascore           VQAScore, by CLIP-FlanT5
+    vqascore-odds      its log-odds, which do not tie where the model is sure
     owlv2              how wrong the counts are of what OWLv2 finds, by its own
     owlv2-smooth       the same with a gradient: boxes counted by how sure they are
     aesthetic          LAION's score, by a converted CLIP and head
@@ -35,6 +37,7 @@ from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
+from flowsde.models.clip_flant5.scored import ScoredByCLIPFlanT5
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
@@ -153,6 +156,7 @@ class Known(NamedTuple):
 
 
 _CLIP = (("a converted CLIP",), ("clip",))
+_CLIP_FLANT5 = (("a converted CLIP-FlanT5",), ("clip_flant5",))
 _OWLV2: dict[str, Any] = {
     "folders": ("a converted OWLv2",), "families": ("owlv2",), "counts": True,
 }  # fmt: skip
@@ -177,6 +181,10 @@ KNOWN = {
         "ImageReward, by its own BLIP",
         folders=("a converted ImageReward",),
         families=("imagereward",),
+    ),
+    "vqascore": Known(ScoredByCLIPFlanT5, "VQAScore, by CLIP-FlanT5", *_CLIP_FLANT5),
+    "vqascore-odds": Known(
+        partial(ScoredByCLIPFlanT5, odds=True), "log-odds of VQAScore", *_CLIP_FLANT5
     ),
     "owlv2": Known(Counted, "squared error of OWLv2's counts, negative", **_OWLV2),
     "owlv2-smooth": Known(SmoothlyCounted, "the same, of boxes by how sure they are", **_OWLV2),

@@ -4,10 +4,11 @@ Esser et al., 2021 (arXiv 2012.09841) and Rombach et al., 2022 (arXiv 2112.10752
 of group norm, SiLU and 3x3 convolution, halved or doubled in size between levels, with one head of
 attention at the smallest. The encoder gives a Gaussian's mean and log-variance; a flow works on
 
-    latents = (z - shift) scale.
+    latents = (z - shift) scale,
 
-Images are [n, height, width, channels] in [-1, 1]. The parameters, some 80 million, are meant to
-be whole on each device: they name no axes to split.
+or, in FLUX.2, normalised: z less a mean, by a deviation, each of its own for every value of a patch
+of 2 x 2 latents. Images are [n, height, width, channels] in [-1, 1]. The parameters, some 80
+million, are meant to be whole on each device: they name no axes to split.
 """
 
 import dataclasses
@@ -24,6 +25,10 @@ from flowsde.models.common.conv import convolution, convolve_doubled, group_norm
 from flowsde.models.common.layers import Numerics, attention
 from flowsde.models.family import Family
 
+VARIANCE = 1e-4
+"""Added to a variance that latents are normalised by."""
+_PATCH = 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderKLConfig:
@@ -38,6 +43,7 @@ class AutoencoderKLConfig:
       quant: whether there is a 1x1 convolution after the encoder and before the decoder.
       scale: of latents.
       shift: of latents.
+      normalised: whether a mean and a variance for each value of a patch are in their place.
     """
 
     channels: int = 3
@@ -48,6 +54,7 @@ class AutoencoderKLConfig:
     quant: bool = False
     scale: float = 0.3611
     shift: float = 0.1159
+    normalised: bool = False
 
     def __post_init__(self) -> None:
         # JSON gives a list.
@@ -202,6 +209,10 @@ class AutoencoderKL(nnx.Module):
         if config.quant:
             self.quant = convolution(2 * config.latents, 2 * config.latents, 1, numerics, rngs)
             self.post_quant = convolution(config.latents, config.latents, 1, numerics, rngs)
+        if config.normalised:
+            values = config.latents * _PATCH**2
+            self.mean = nnx.Param(jnp.zeros(values, jnp.float32), axes=(None,))
+            self.variance = nnx.Param(jnp.ones(values, jnp.float32), axes=(None,))
 
     def posterior(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of z, before scale and shift.
@@ -237,10 +248,16 @@ class AutoencoderKL(nnx.Module):
         Args:
           images: as `posterior` takes them.
           key: draws from the posterior; without one, its mean.
+
+        Raises:
+          ValueError: images of another shape.
         """
         z, log_variance = self.posterior(images)
         if key is not None:
             z = z + jnp.exp(0.5 * log_variance) * jax.random.normal(as_key(key), z.shape)
+        if self.config.normalised:
+            mean, deviation = self._statistics(z)
+            return (z - mean) / deviation
         return (z - self.config.shift) * self.config.scale
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -251,15 +268,7 @@ class AutoencoderKL(nnx.Module):
         Raises:
           ValueError: latents of another shape.
         """
-        if latents.ndim != 4 or latents.shape[3] != self.config.latents:
-            raise ValueError(
-                f"latents must have shape [n, h, w, {self.config.latents}], "
-                f"got {list(latents.shape)}"
-            )
-        z = latents / self.config.scale + self.config.shift
-        if self.config.quant:
-            z = self.post_quant(z)
-        return self.decoder(z).astype(jnp.float32)
+        return self._image(self._z(latents))
 
     def decode_tiled(self, latents: jax.Array, *, tile: int = 64, overlap: int = 16) -> jax.Array:
         """As `decode`, tile by tile, in memory that does not grow with the image.
@@ -273,16 +282,50 @@ class AutoencoderKL(nnx.Module):
           overlap: latents that neighbouring tiles share at least, from 1 to half a tile.
 
         Raises:
-          ValueError: an overlap out of that range.
+          ValueError: an overlap out of that range, or latents of another shape.
         """
         return decode_in_tiles(
-            self.decode,
-            latents,
+            self._image,
+            self._z(latents),
             tile=tile,
             overlap=overlap,
             factor=self.config.factor,
             channels=self.config.channels,
         )
+
+    def _z(self, latents: jax.Array) -> jax.Array:
+        """z of latents; ValueError for another shape."""
+        if latents.ndim != 4 or latents.shape[3] != self.config.latents:
+            raise ValueError(
+                f"latents must have shape [n, h, w, {self.config.latents}], "
+                f"got {list(latents.shape)}"
+            )
+        if self.config.normalised:
+            mean, deviation = self._statistics(latents)
+            return latents * deviation + mean
+        return latents / self.config.scale + self.config.shift
+
+    def _image(self, z: jax.Array) -> jax.Array:
+        if self.config.quant:
+            z = self.post_quant(z)
+        return self.decoder(z).astype(jnp.float32)
+
+    def _statistics(self, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and deviation of latents, float32 [1, h, w, latents]; ValueError where patches do
+        not cover them."""
+        height, width, channels = like.shape[1:]
+        if height % _PATCH or width % _PATCH:
+            raise ValueError(
+                f"latents are normalised in patches of {_PATCH} x {_PATCH}, got {height} x {width}"
+            )
+
+        def tiled(values: jax.Array) -> jax.Array:
+            # The channel comes first in a patch.
+            patch = values.reshape(channels, _PATCH, _PATCH).transpose(1, 2, 0)
+            return jnp.tile(patch, (height // _PATCH, width // _PATCH, 1))[None]
+
+        mean, variance = (a.get_value().astype(jnp.float32) for a in (self.mean, self.variance))
+        return tiled(mean), tiled(jnp.sqrt(variance + VARIANCE))
 
 
 FAMILY = Family(name="autoencoder_kl", config=AutoencoderKLConfig, build=AutoencoderKL)

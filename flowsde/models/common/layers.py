@@ -116,12 +116,13 @@ def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.A
     A product for each: where weights are divided among devices, groups of one product would have
     to be exchanged, and on a TPU each would be copied.
     """
-    kernel, bias = weights(layer, x)
-    ends = np.cumsum(sizes)
-    return [
-        x @ kernel[:, end - size : end] + bias[None, None, end - size : end]
-        for size, end in zip(sizes, ends.tolist(), strict=True)
-    ]
+    kernel = layer.kernel.get_value().astype(x.dtype)
+    spans = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+    made = [x @ kernel[:, span] for span in spans]
+    if layer.bias is None:
+        return made
+    bias = layer.bias.get_value().astype(x.dtype)
+    return [y + bias[None, None, span] for y, span in zip(made, spans, strict=True)]
 
 
 def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:

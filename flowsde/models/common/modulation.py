@@ -48,10 +48,18 @@ def sinusoids(t: jax.Array, features: int = SINUSOIDS) -> jax.Array:
 class Embedding(nnx.Module):
     """Two linear layers with a SiLU between them, float32 [n, features] to [n, width]."""
 
-    def __init__(self, features: int, width: int, numerics: Numerics, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = True,
+    ):
         exact = in_float32(numerics)
-        self.first = exact.linear(features, width, (None, "embed"), rngs=rngs)
-        self.second = exact.linear(width, width, ("embed", None), rngs=rngs)
+        self.first = exact.linear(features, width, (None, "embed"), bias=bias, rngs=rngs)
+        self.second = exact.linear(width, width, ("embed", None), bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.second(jax.nn.silu(self.first(x)))
@@ -60,11 +68,14 @@ class Embedding(nnx.Module):
 class Modulation(nnx.Module):
     """`count` float32 vectors [n, 1, width] from an activated embedding [n, width]."""
 
-    def __init__(self, width: int, count: int, numerics: Numerics, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, count: int, numerics: Numerics, rngs: nnx.Rngs, *, bias: bool = True
+    ):
         self.count = count
         # A quarter of FLUX's weights are here: divided among devices as the MLPs are.
         axes = ("embed", "mlp")
-        self.linear = in_float32(numerics).linear(width, count * width, axes, rngs=rngs)
+        exact = in_float32(numerics)
+        self.linear = exact.linear(width, count * width, axes, bias=bias, rngs=rngs)
 
     def __call__(self, c: jax.Array) -> list[jax.Array]:
         return jnp.split(self.linear(c)[:, None, :], self.count, axis=-1)

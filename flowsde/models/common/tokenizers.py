@@ -83,11 +83,14 @@ class Tokenizer:
             row[: len(tokens)], seen[: len(tokens)] = tokens, True
         return Tokens(ids, mask)
 
+    def whole(self, text: str) -> list[int]:
+        """Tokens of a text between the special ones, however many; no padding."""
+        return self._between(self._split(text).ids)
+
     def _of(self, prompt: str) -> list[int]:
         before, after = self.around
         prompt = f"{before}{prompt}{after}"
-        with _named("a prompt cannot be split into tokens"):
-            encoding = self.backend.encode(prompt, add_special_tokens=False)
+        encoding = self._split(prompt)
         room = self.length - len(self._special)
         if len(encoding.ids) > room:
             rest = prompt[encoding.offsets[room][0] :]
@@ -96,8 +99,15 @@ class Tokenizer:
                 f"left out: {rest!r}",
                 stacklevel=3,
             )
+        return self._between(encoding.ids[:room])
+
+    def _split(self, text: str) -> tokenizers.Encoding:
+        with _named("a prompt cannot be split into tokens"):
+            return self.backend.encode(text, add_special_tokens=False)
+
+    def _between(self, ids: list[int]) -> list[int]:
         start, end = ([] if token is None else [token] for token in (self.start, self.end))
-        return [*start, *encoding.ids[:room], *end]
+        return [*start, *ids, *end]
 
 
 def clip_tokenizer(
@@ -202,16 +212,17 @@ def bert_tokenizer(folder: str | Path, *, length: int, vocab: int, pad: int = 0)
     return Tokenizer(backend, length, start, end, pad)
 
 
-def qwen3_tokenizer(folder: str | Path, *, length: int, vocab: int) -> Tokenizer:
+def qwen3_tokenizer(
+    folder: str | Path, *, length: int, vocab: int, thinking: bool = True
+) -> Tokenizer:
     """Qwen3's, of chats, from a folder's tokenizer.json.
-
-    The assistant may think before it answers; so is the model asked of which text encoders are
-    made, and its chat template adds nothing then.
 
     Args:
       folder: with the files.
       length: tokens of a chat.
       vocab: rows of the token table of the model that is to read the tokens.
+      thinking: whether the assistant may think before it answers; otherwise the chat goes on with
+        a thought that is empty.
 
     Raises:
       ValueError: as of `t5_tokenizer`.
@@ -225,7 +236,8 @@ def qwen3_tokenizer(folder: str | Path, *, length: int, vocab: int) -> Tokenizer
         _id(folder, backend, token)
     pad = _id(folder, backend, settings.get("pad_token", "<|endoftext|>"))
     _check_vocabulary(folder, backend, vocab)
-    around = f"{begin}user\n", f"{end}\n{begin}assistant\n"
+    thought = "" if thinking else "<think>\n\n</think>\n\n"
+    around = f"{begin}user\n", f"{end}\n{begin}assistant\n{thought}"
     return Tokenizer(backend, length, None, None, pad, around)
 
 

@@ -3,13 +3,15 @@
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
@@ -23,6 +25,8 @@ from flowsde.models.converted.opened import Opened
 from flowsde.models.converted.store import PARAMS, flat, nested
 from flowsde.sharding import ShardingRules, automatic
 
+Merge = Callable[[np.ndarray, np.dtype], np.ndarray]
+"""From a parameter on disk, to one of a dtype with adapters in it."""
 _HASHING = max(1, min(8, (os.cpu_count() or 2) // 2))
 """Threads; each hashes about a gigabyte a second."""
 
@@ -34,8 +38,12 @@ def load_module(
     rules: ShardingRules | None = None,
     numerics: Numerics | None = None,
     verify: bool = True,
+    merges: Mapping[str, Merge] = types.MappingProxyType({}),
 ) -> Any:
-    """The `nnx.Module` of a model; arguments and errors as of `flowsde.load`."""
+    """The `nnx.Module` of a model; arguments and errors as of `flowsde.load`.
+
+    `merges` are what parameters become, by path: from the array on disk, to one of the dtype given.
+    """
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     if rules is not None and mesh is None:
@@ -55,7 +63,17 @@ def load_module(
     }
     with _verifying(opened, held if verify else {}, mesh):
         params = _restore(opened.folder / PARAMS, like)
+    for path, merge in merges.items():
+        params[path] = _merged(path, held[path], merge, like[path])
     return with_parameters(model, params)
+
+
+def _merged(path: str, parameter: Parameter, merge: Merge, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A parameter's merge, each device taking its own part."""
+    array = merge(parameter.read(), like.dtype)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} with adapters is NaN or infinite in {like.dtype}")
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda at: array[at])
 
 
 def _numerics(

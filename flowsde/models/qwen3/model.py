@@ -94,8 +94,8 @@ class Qwen3Attention(nnx.Module):
         self.norm = QKNorm(config.head, numerics, rngs, config.epsilon)
         self.out = numerics.linear(inner, width, ("heads", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, turn: jax.Array) -> jax.Array:
-        """x: [n, tokens, width]; turn: [tokens, d / 2]."""
+    def __call__(self, x: jax.Array, turn: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """x: [n, tokens, width]; turn: [tokens, d / 2]; seen: bool [n, 1, 1, tokens]."""
         c = self.config
         q, k, v = (
             layer(x).reshape(*x.shape[:2], -1, c.head)
@@ -104,7 +104,7 @@ class Qwen3Attention(nnx.Module):
         # In float32 until they are turned.
         q, k = (rotate_halves(a, turn).astype(v.dtype) for a in self.norm(q, k))
         k, v = (jnp.repeat(a, c.heads // c.shared, axis=2) for a in (k, v))
-        return self.out(attention(q, k, v, numerics=self.numerics, causal=True))
+        return self.out(attention(q, k, v, numerics=self.numerics, mask=seen, causal=True))
 
 
 class Qwen3Block(nnx.Module):
@@ -119,9 +119,9 @@ class Qwen3Block(nnx.Module):
         self.up = numerics.linear(width, mlp, ("embed", "mlp"), bias=False, rngs=rngs)
         self.down = numerics.linear(mlp, width, ("mlp", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, turn: jax.Array) -> jax.Array:
-        """x: [n, tokens, width]; turn: [tokens, d / 2]."""
-        x = x + self.attention(self.norm(x).astype(x.dtype), turn)
+    def __call__(self, x: jax.Array, turn: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """x, turn, seen: as of the attention."""
+        x = x + self.attention(self.norm(x).astype(x.dtype), turn, seen)
         h = self.mlp_norm(x).astype(x.dtype)
         return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
@@ -139,11 +139,46 @@ class Qwen3(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> Qwen3States:
         """States of tokens [n, length], integers below `config.vocab`."""
-        x = self.tokens[tokens].astype(self.numerics.dtype)
-        places = jnp.arange(tokens.shape[1])[:, None]
-        turn = angles(places, (self.config.head,), self.config.theta)
+        x, turn = self._begin(tokens)
         last, before = scan(self.blocks, lambda block, xs: (block(xs[0], turn), xs[0]), (x, x))
         return Qwen3States(self.norm(last).astype(self.numerics.dtype), before)
+
+    def after(
+        self, tokens: jax.Array, blocks: tuple[int, ...], seen: jax.Array | None = None
+    ) -> jax.Array:
+        """States [n, length, len(blocks), width] after so many blocks, without the norm.
+
+        Later blocks are not run.
+
+        Args:
+          tokens: [n, length], integers below `config.vocab`.
+          blocks: numbers of them, each from 1 to `config.depth`.
+          seen: bool [n, length], False at tokens that no other looks at; all by default.
+
+        Raises:
+          ValueError: a number of blocks that there are not.
+        """
+        depth = self.config.depth
+        if not blocks or not all(1 <= count <= depth for count in blocks):
+            raise ValueError(f"blocks must be numbers from 1 to {depth}, got {blocks}")
+        x, turn = self._begin(tokens)
+        mask = None if seen is None else seen[:, None, None, :]
+        graph, state = nnx.split(self.blocks)
+
+        # Blocks are taken by their number: a slice of the first of them would be a copy.
+        def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            block = nnx.merge(graph, jax.tree.map(lambda a: a[i], state))
+            x = block(x, turn, mask)
+            return x, x
+
+        _, states = jax.lax.scan(step, x, jnp.arange(max(blocks)))
+        return jnp.stack([states[count - 1] for count in blocks], axis=2)
+
+    def _begin(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What enters the first block, and the angles of positions."""
+        places = jnp.arange(tokens.shape[1])[:, None]
+        turn = angles(places, (self.config.head,), self.config.theta)
+        return self.tokens[tokens].astype(self.numerics.dtype), turn
 
 
 FAMILY = Family(name="qwen3", config=Qwen3Config, build=Qwen3)
