@@ -41,7 +41,6 @@ from flowsde.runner.result import Result
 from flowsde.runner.sizes import check_size, sizes_of
 from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.starting import check_start
-from flowsde.search.value import value_of
 from flowsde.sharding import ShardingRules, automatic, place
 from flowsde.start import Start, as_start
 
@@ -213,11 +212,6 @@ def _check_kinds(flow: Any, search: Any, invalid: Any, resume: Any) -> None:
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
     check_members(search)
-    if search.uses_gradient and value_of(search) is not None:
-        raise ValueError(
-            "the search looks ahead with a kernel guided by the reward's gradient, which is not "
-            "supported; expected value='mean', or a kernel without"
-        )
     kernel = inner_kernel(search)
     if kernel is not None and not getattr(search, "charges_moves", False):
         raise ValueError(

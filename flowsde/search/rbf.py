@@ -235,6 +235,9 @@ class RBF(GridSearch):
         self, state: RBFState, candidates: Candidates, evals: Evaluation
     ) -> tuple[RBFState, Info]:
         particles = to_particles(candidates, evals)
+        # Told with a gradient where nothing competes, a reward is neither a bar nor an answer.
+        wanted = jnp.where(candidates.wants_reward, particles.reward, -jnp.inf)
+        particles = particles._replace(reward=wanted)
         waves, valid = jax.tree.map(
             lambda a: a.reshape(self.chains, self.width, *a.shape[1:]),
             (particles, candidates.valid),

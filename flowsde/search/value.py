@@ -17,6 +17,10 @@ temperature is given: the value that soft selection by exp(r / beta) is optimal 
 Looking ahead is for comparing particles on their way. What is scored at the last time of a search,
 where its answer is chosen, is the posterior mean, as in finishing: only those compete for the
 answer, and only they meet a target.
+
+A kernel guided by the reward's gradient is given that of the reward of the posterior mean, as
+without: no gradient goes through what is seen ahead. A candidate that is looked ahead from and
+wants a gradient takes 1 + k m evaluations, of which the first is differentiated, and k + 1 rewards.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """Branching at some steps alone: which they are, where the budget goes, and what is found."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -102,3 +104,23 @@ def test_smc_weighs_at_the_steps_chosen():
     np.testing.assert_allclose(ess[[0, 1, 3]], n, rtol=1e-6)
     with pytest.raises(ValueError, match="branch_at has no effect with potential 'final'"):
         fs.search.smc(nfe=60, kernel=SDE, grid=GRID, potential="final", branch_at=2)
+
+
+def test_a_gradient_where_none_compete_leaves_the_bar_of_rbf():
+    """Rewards come with gradients at every step: r* is of the steps that branch all the same."""
+    kernel = fs.kernels.reward_gradient(SDE, temperature=2.0)
+    search = fs.search.rbf(
+        nfe=31, kernel=kernel, grid=GRID, seeds=2, branch_at=(2, 4), finish="mean"
+    )
+    ids, cond = batch(6)
+    results = list(fs.iterate(KEY, flow(), search, reward, cond=cond, prompt_ids=ids))
+    competes, quiet, given = np.isin(np.arange(5), (0, 2, 4)), 0, 0
+    for before, after in itertools.pairwise(results):
+        old, new = before.state.chains, after.state.chains
+        ended = np.asarray(new.stage > old.stage)
+        alone = ended & ~competes[np.minimum(old.stage, 4)]
+        quiet += alone.sum()
+        np.testing.assert_array_equal(new.incumbent_reward[alone], old.incumbent_reward[alone])
+        given += np.any(np.asarray(new.parent.gradient)[alone] != 0.0, -1).sum()
+    # Of two chains of each prompt, at steps 1 and 3.
+    assert quiet == 6 * 2 * 2 and given > 0

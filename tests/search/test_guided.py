@@ -60,6 +60,35 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
     assert results[-1].info.backward_passes[-1] == 0
 
 
+@pytest.mark.parametrize("kind", ["ode", pytest.param("samples", marks=pytest.mark.slow)])
+def test_gradients_are_of_the_mean_and_rewards_of_what_is_seen_ahead(kind):
+    search = fs.search.svdd(
+        nfe=18, kernel=GUIDED, grid=GRID, chains=1, finish="mean", value=kind, value_steps=3,
+        value_samples=1,
+    )  # fmt: skip
+    assert search.n_candidates == 1 and search.value.cost == 3
+    *results, last = fs.iterate(KEY, DATA.flow(), search, linear_reward)
+    # Neither at the first time, of which one is drawn, nor at the last.
+    assert last.nfe == 6 + 4 * 3
+
+    def means(x, t):
+        return jax.vmap(lambda x, t: (DATA.x0(VP, x, t), DATA.x1(VP, x, t)))(x, t)
+
+    for result in results:
+        parents = result.state.parents
+        alpha, sigma = VP.alpha(parents.t), VP.sigma(parents.t)
+        slope = np.asarray(alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2))
+        np.testing.assert_allclose(parents.gradient, slope[:, None] * WEIGHTS, rtol=2e-4, atol=1e-6)
+        of_mean = np.asarray(parents.x0) @ WEIGHTS
+        if parents.t == 1.0:
+            continue
+        if kind == "ode":
+            own = (parents.x, parents.t, parents.x0, parents.x1)
+            seen = np.asarray(search.value.ends(VP, means, *own, None))[:, 0] @ WEIGHTS
+            np.testing.assert_allclose(parents.reward, seen, rtol=1e-4, atol=1e-5)
+        assert np.all(np.abs(parents.reward - of_mean) > 1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["svdd", "rbf", "bon", "halving", "sop", "code", "smc"])
 def test_guided_searches_find_more_reward(method):

@@ -88,6 +88,13 @@ def scores(state, tilted, log_z):
     return (found.mean(0) - exact) / error, error[0] / exact[0]
 
 
+def exact():
+    """The tilted law of the means that SMC ends with, and log Z."""
+    alpha, sigma = 1.0 - GRID[-2], GRID[-2]
+    spread = (alpha * VARIANCE) ** 2 / (alpha**2 * VARIANCE + sigma**2)
+    return fs.analytic.gaussian(MEAN, spread).tilt(B, Q, BETA)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_estimates_are_unbiased(name):
@@ -96,10 +103,36 @@ def test_estimates_are_unbiased(name):
         nfe=PARTICLES * STEPS, grid=GRID, temperature=BETA, finish="mean", **options
     )
     state = drive(jax.random.key(4), search, worth)
-    alpha, sigma = 1.0 - GRID[-2], GRID[-2]
-    spread = (alpha * VARIANCE) ** 2 / (alpha**2 * VARIANCE + sigma**2)
-    found, error = scores(state, *fs.analytic.gaussian(MEAN, spread).tilt(B, Q, BETA))
+    found, error = scores(state, *exact())
     # A bias of 8 % of Z would not pass.
+    assert np.all(np.abs(found) < 4.0) and error < 0.02, (found, error)
+
+
+SAMPLES = {"value": "samples", "value_steps": 2, "value_samples": 2, "mass": "variance"}
+AHEAD = {
+    "TDS, mass": {"kernel": GUIDED, **SAMPLES},
+    "DAS, mass": {"kernel": GUIDED, "tempering": "adaptive", **SAMPLES},
+    "TDS, ode, branching": {"kernel": ALMOST, "value": "ode", "value_steps": 2, "branch_at": 2},
+    "NoiseTilt": {"kernel": fs.kernels.noise_tilt(DDIM, 0.3)},
+}
+
+
+def quadratic(images, cond):
+    return images @ B + 0.5 * jnp.sum((images @ Q) * images, -1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AHEAD)
+def test_estimates_of_guided_runs_are_unbiased(name):
+    """Of whole runs: what is seen ahead, and gradients of the mean, are the runner's."""
+    options = {"threshold": 0.7, "temperature": BETA, "finish": "mean"} | AHEAD[name]
+    per_particle = {"TDS, ode, branching": 5 + 2, "NoiseTilt": 5}.get(name, 5 + 4 * 4)
+    search = fs.search.smc(nfe=PARTICLES * per_particle, grid=GRID, **options)
+    assert search.n_candidates == PARTICLES
+    flow = fs.analytic.gaussian(MEAN, VARIANCE).flow()
+    result = fs.run(jax.random.key(4), flow, search, quadratic, prompt_ids=np.arange(RUNS))
+    assert np.all(result.nfe == search.nfe) and np.all(result.backward_passes == 4 * PARTICLES)
+    found, error = scores(result.state, *exact())
     assert np.all(np.abs(found) < 4.0) and error < 0.02, (found, error)
 
 

@@ -159,9 +159,25 @@ def test_what_is_wrong_is_said(options, message):
         fs.search.rbf(**(OPTIONS | {"finish": "mean", "finish_steps": None} | options))
 
 
-def test_a_guided_kernel_is_refused():
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_guided_candidate_is_charged_for_looking_ahead_and_differentiated_once(packed):
+    """One particle down 5 times, of which the last neither looks nor moves."""
     kernel = fs.kernels.reward_gradient(SDE, temperature=2.0)
-    search = fs.search.svdd(**(OPTIONS | {"kernel": kernel}), **ODE)
+    search = fs.search.smc(nfe=13, kernel=kernel, grid=GRID, finish="mean", temperature=0.2, **TWO)
+    assert len(GRID) - 1 == 5 and search.n_candidates == 1
     ids, cond = batch(2)
-    with pytest.raises(ValueError, match="looks ahead with a kernel guided by the reward's"):
-        fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
+    options = {"cond": cond, "prompt_ids": ids}
+    SEEN.update(model=0)
+    if packed:
+        results = fs.batch(KEY, counting_flow(), search, reward, batch_size=1, **options)
+        found = dict(results)
+        found, totals = [found[int(i)] for i in ids], results.totals
+        evaluations = totals.evaluations
+    else:
+        result = fs.run(KEY, counting_flow(), search, reward, chunk_size=1, **options)
+        found = [jax.tree.map(lambda a, i=i: a[i], result._replace(info=None)) for i in range(2)]
+        evaluations = result.evaluations.sum()
+    jax.effects_barrier()
+    assert SEEN["model"] == evaluations
+    for one in found:
+        assert (one.nfe, one.backward_passes, one.verifier_calls) == (5 + 4 * 2, 4, 5 + 4 * 2)

@@ -20,6 +20,8 @@ and with threshold 1 at every step: it needs no option.
 Mass "variance" takes s_i from k samples of the end of a particle's path instead, s_i^2 = mean
 exp(2 r / beta) (`flowsde.search.value`). As a potential that is phi_i = log s_i, and beta phi_i the
 value at beta / 2. At the last time phi is reward / beta again: the target, and E[exp(log_z)], stay.
+Of a guided proposal the samples are of the kernel that it guides all the same, so that s_i is not
+that of what is weighed by p / q: as good a mass as any, without being the best.
 """
 
 MASSES = {"value": 1.0, "variance": 2.0}
