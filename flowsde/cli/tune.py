@@ -8,8 +8,9 @@ tune.json
     ``prompts``, ``seed``, ``settings``, ``version``, of what it is; ``preset``; ``sure``;
     ``to_best_of_n`` and ``to_runner_up``, the winner's outcome less theirs on what was held out
     with the ends of paired 95 % intervals, and ``heldout``, the same by the held-out checker;
-    ``finalists``; ``race``, a list of rungs; ``left_out``; ``cost`` (nfe, evaluations,
-    verifier_calls, seconds).
+    ``finalists``; ``race``, a list of rungs; ``left_out``; ``prices``, with --seconds what they
+    buy of each setting, as `flowsde.tuning.prices.Price`; ``devices``, that it was measured on;
+    ``cost`` (nfe, evaluations, verifier_calls, seconds).
 .flowsde/race.json
     What was measured so far, from which the command resumes; removed at the end.
 """
@@ -50,8 +51,8 @@ from flowsde.cli.options import (
     word,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, PRESETS, SEARCHES
-from flowsde.cli.sources import source_of
+from flowsde.cli.settings import EMBEDDED, MOST_IN_SECONDS, PRESETS, SEARCHES
+from flowsde.cli.sources import check_seconds, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.batch import as_list
 from flowsde.search import Search
@@ -60,6 +61,7 @@ from flowsde.tuning import report
 from flowsde.tuning.carry_out import Plan, carry_out
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Subject, probe
+from flowsde.tuning.prices import Timed
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import declared
 from flowsde.tuning.split import Split, split
@@ -68,7 +70,7 @@ from flowsde.tuning.tuned import Tuned
 
 FILES = ("tune.json", "preset.json", "report.md", "race.png")
 _MARK, _RACE = "tune.json", "race.json"
-_MOST_SEEDS, _CHUNK = 1000, 64
+_MOST_SEEDS, _CHUNK, _NFE = 1000, 64, 100
 _NOT_TUNED = ("reward", "guidance", "gradient_temperature", "width")
 """Settings that a preset leaves to the model and to the user."""
 _READ = fields(
@@ -92,8 +94,11 @@ class Tune:
     """What the pictures should show, as for sample; 8 prompts or more say something of others."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
-    nfe: Annotated[int, number(int, "an integer")] = 100
+    nfe: Int = None
     """Budget of each search in model evaluations (default: 100)."""
+    seconds: Float = None
+    """Budget of each search in seconds instead, as sample runs it: what the model and the reward
+    take is timed first, for each setting, and turned into model evaluations, 2000 at most."""
     methods: Annotated[tuple[str, ...], shown("{" + ",".join(SEARCHES) + "}...")] = tuple(SEARCHES)
     """Searches that race beside Best-of-N (default: all)."""
     seeds: Int = None
@@ -123,7 +128,14 @@ class Tune:
           ValueError, TypeError: naming an option, before any work.
           CommandError, Interrupted: the work failed, or a signal came.
         """
-        check_count("--nfe", self.nfe)
+        if self.nfe is not None:
+            check_count("--nfe", self.nfe)
+        if self.seconds is not None:
+            check_seconds(self.seconds, tuple(SEARCHES))
+        if self.nfe is not None and self.seconds is not None:
+            raise ValueError(
+                f"--nfe and --seconds are both given, {self.nfe} and {self.seconds:g}, expected one"
+            )
         if self.seeds is not None:
             check_count("--seeds", self.seeds, most=_MOST_SEEDS)
         if self.target_reward is not None:
@@ -136,7 +148,7 @@ class Tune:
         if not self.methods:
             raise ValueError("--methods is empty, expected at least one")
         # A budget that is too small for Best-of-N is said here, before any work.
-        offer = source_of(_sample(self, declared(())[0]))
+        offer = source_of(_sample(self, declared(())[0], self._most))
         if not offer.has_reward:
             raise OptionError("--reward", "a search is tuned to one, expected another than none")
         halves = split(len(offer.prompts), self.seeds)
@@ -154,10 +166,20 @@ class Tune:
                 _own.release(self.out)
         print(f"report  {_path(self.out / 'report.md')}", flush=True)
 
+    @property
+    def _budget(self) -> dict[str, Any]:
+        """Of each search, by what it is counted in."""
+        return {"nfe": self._most} if self.seconds is None else {"seconds": self.seconds}
+
+    @property
+    def _most(self) -> int:
+        """Model evaluations of a search; of seconds, those that they may buy."""
+        return (self.nfe or _NFE) if self.seconds is None else MOST_IN_SECONDS
+
     def _about(self, offer: Source, halves: Split) -> dict[str, Any]:
         """What identifies the tuning, as in tune.json."""
         settings = {
-            "nfe": self.nfe,
+            **self._budget,
             "methods": sorted(self.methods),
             "seeds": halves.seeds,
             "reward": offer.settings.reward,
@@ -174,9 +196,17 @@ class Tune:
 
     def _preset(self, tuned: Tuned) -> dict[str, Any]:
         """What preset.json says: all settings that `flowsde sample` had of the one recommended."""
-        settings = dataclasses.asdict(source_of(_sample(self, tuned.setting)).settings)
+        command = _sample(self, tuned.setting, tuned.search.nfe)
+        settings = dataclasses.asdict(source_of(command).settings)
         own = {k: v for k, v in settings.items() if v is not None and k not in _NOT_TUNED}
         return tuned.preset() | {"settings": own}
+
+    def _timed(self, chunk_size: int | None) -> Timed | None:
+        """The budget in seconds, of searches as `flowsde sample` runs them."""
+        if self.seconds is None:
+            return None
+        search_of = partial(_search, self, nfe=MOST_IN_SECONDS, alone=True)
+        return Timed(self.seconds, search_of, chunk_size)
 
     def _work(self, offer: Source, halves: Split, about: dict[str, Any], hidden: Path) -> None:
         write_json(hidden / _MARK, about)
@@ -198,16 +228,18 @@ class Tune:
         plan = Plan(
             subject=subject,
             split=halves,
-            budget={"nfe": self.nfe},
+            nfe=self._most if self.seconds is None else None,
             methods=self.methods,
             settings=None,
             search_of=partial(_search, self),
             diagnose=not self.no_diagnosis,
+            timed=self._timed(loaded.chunk_size),
         )
         known = {"prompts": offer.prompts, **about["settings"], **identity(subject)}
         ledger = Ledger(hidden / _RACE, known, probe(subject))
         with progress.bar(unit="NFE", unit_scale=True, dynamic_ncols=True) as bar:
-            tuned = carry_out(plan, ledger, partial(_show, bar))
+            with naming_seconds():
+                tuned = carry_out(plan, ledger, partial(_show, bar))
         interrupts.check()
         _write(self.out, about, tuned, self._preset(tuned))
         print(f"\n{report.verdict(tuned)}\n", flush=True)
@@ -218,13 +250,13 @@ def _path(path: Path) -> str:
     return _text.shown(path, 4096)
 
 
-def _sample(command: Tune, setting: Setting) -> Sample:
-    """The command that searches with a setting."""
-    given = dict(setting.options) | {"nfe": command.nfe}
+def _sample(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> Sample:
+    """The command that searches with a setting, `alone` or for many prompts side by side."""
+    given = dict(setting.options) | {"nfe": nfe}
     if command.converted.model is not None and given.get("grid") == "uniform":
         # A converted model may have times of its own.
         del given["grid"]
-    if PRESETS["recommended"][setting.method].width is not None:
+    if PRESETS["recommended"][setting.method].width is not None and not alone:
         # Prompts side by side fill the batches; width changes no answer.
         given["width"] = 1
     groups: dict[str, Any] = {}
@@ -236,9 +268,9 @@ def _sample(command: Tune, setting: Setting) -> Sample:
     return Sample(method=setting.method, **own, **given, **groups)
 
 
-def _search(command: Tune, setting: Setting) -> Search:
+def _search(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> Search:
     """The search that `flowsde sample` makes of a setting."""
-    return source_of(_sample(command, setting)).search
+    return source_of(_sample(command, setting, nfe, alone)).search
 
 
 def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[float]:
@@ -277,6 +309,8 @@ def _write(folder: Path, about: dict[str, Any], tuned: Tuned, preset: dict[str, 
             for rung in tuned.race.rungs
         ],
         "left_out": tuned.left_out,
+        "prices": {name: one._asdict() for name, one in tuned.prices.items()},
+        "devices": tuned.devices,
         "cost": tuned.cost,
     }
     write_json(folder / FILES[0], values)

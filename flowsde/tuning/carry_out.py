@@ -1,4 +1,7 @@
-"""Diagnose, leave out, race, and compare on what was held out; every step is kept as it is done."""
+"""Diagnose, leave out, race, and compare on what was held out; every step is kept as it is done.
+
+With a budget in seconds settings that are left are timed before they race.
+"""
 
 import math
 import time
@@ -9,12 +12,14 @@ import numpy as np
 
 from flowsde.diagnosis.diagnose import diagnose
 from flowsde.grids import uniform
+from flowsde.runner.deadline import TooFewSeconds
 from flowsde.runner.records import Program
 from flowsde.search import BudgetTooSmall, Search
 from flowsde.tuning import screen
 from flowsde.tuning.intervals import Interval, pooled, success
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Block, Subject, measure
+from flowsde.tuning.prices import Price, Timed, price
 from flowsde.tuning.race import FINALISTS, Race, race, rungs
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, diagnosed
@@ -35,30 +40,41 @@ class Plan(NamedTuple):
     Attributes:
       subject: what settings are measured on.
       split: its two halves.
-      budget: of one search, by what it is counted in.
+      nfe: budget of one search in model evaluations; None with `timed`.
       methods, settings: as for `flowsde.tune`.
-      search_of: the search of a setting, with the budget.
+      search_of: the search of a setting that races, with a budget in model evaluations.
       diagnose: whether to leave out what cannot help.
+      timed: budget of one search in seconds; None with `nfe`.
     """
 
     subject: Subject
     split: Split
-    budget: dict[str, Any]
+    nfe: int | None
     methods: Sequence[str] | None
     settings: Sequence[Setting] | None
-    search_of: Callable[[Setting], Search]
+    search_of: Callable[[Setting, int], Search]
     diagnose: bool
+    timed: Timed | None = None
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """Of one search, by what it is counted in."""
+        return {"nfe": self.nfe} if self.timed is None else {"seconds": self.timed.seconds}
 
 
 def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     """Tune; what the ledger has is not done again."""
+    first = declared(()) if plan.settings is None else plan.settings
+    # Of Best-of-N before all else: too few seconds are said at once.
+    _prices(plan, ledger, tell, [setting for setting in first if setting.method == BASELINE])
     verdicts = _verdicts(plan, ledger, tell) if plan.diagnose else {}
     settings = plan.settings
     if settings is None:
         spreads = [one.spread for one in verdicts.values() if math.isfinite(one.spread)]
         settings = declared(plan.methods, float(np.median(spreads)) if spreads else 1.0)
     kept, left_out = screen.screen(settings, verdicts)
-    searches = _searches(plan, kept, left_out)
+    prices = _prices(plan, ledger, tell, kept)
+    searches = _searches(plan, kept, prices, left_out)
     known = {setting.name: setting for setting in kept if setting.name in searches}
     laps = _Laps(plan, ledger, searches, tell)
     share = plan.subject.target_reward is not None
@@ -66,7 +82,7 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     found = race(list(known), baselines, plan.split, laps.race, share)
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
-    return _tuned(plan, ledger, found, finals, known, searches, left_out, said)
+    return _tuned(plan, ledger, found, finals, known, searches, prices, left_out, said)
 
 
 def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdict]:
@@ -95,14 +111,42 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
     return verdicts
 
 
+def _prices(
+    plan: Plan, ledger: Ledger, tell: Tell, settings: Sequence[Setting]
+) -> dict[str, Price]:
+    """What seconds buy of settings, by name; of a budget in evaluations nothing."""
+    timed, prices = plan.timed, {}
+    if timed is None:
+        return {}
+    for setting in settings:
+        known = ledger.price(setting.name)
+        if known is None:
+            tell(0, 0, f"time {setting.name}")
+            known = price(plan.subject, timed, setting, plan.split.race[0].prompt)
+            ledger.add_price(setting.name, known)
+        prices[setting.name] = known
+    plain = [prices[setting.name] for setting in settings if setting.method == BASELINE]
+    if plain and not any(one.buys for one in plain):
+        least = min(plain, key=lambda one: one.least)
+        raise TooFewSeconds(timed.seconds, least.least, least.why)
+    return prices
+
+
 def _searches(
-    plan: Plan, settings: Sequence[Setting], left_out: dict[str, str]
+    plan: Plan,
+    settings: Sequence[Setting],
+    prices: dict[str, Price],
+    left_out: dict[str, str],
 ) -> dict[str, Search]:
     """The search of each setting that the budget is enough for; the others are left out."""
     searches, least = {}, None
     for setting in settings:
+        nfe = plan.nfe if plan.timed is None else prices[setting.name].buys
+        if not nfe:
+            left_out[setting.name] = "the seconds are too few"
+            continue
         try:
-            made = plan.search_of(setting)
+            made = plan.search_of(setting, nfe)
             Program.of(made, plan.subject.flow.evaluations)
         except ValueError as error:
             if not isinstance(error.__cause__ or error, BudgetTooSmall):
@@ -150,15 +194,15 @@ class _Laps:
         return rewards, heldout
 
     def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
-        nfe = self._plan.budget["nfe"]
-        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
+        (each,) = self._plan.budget.values()
+        self._tell(self._done * each, self._most * each, f"{half} {name}")
         block = self._ledger.block(half, name, units)
         if block is None:
             search = self._searches[name]
             block = measure(self._plan.subject, search, units, final=half == "final")
             self._ledger.add(half, name, units, block)
         self._done += len(units)
-        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
+        self._tell(self._done * each, self._most * each, f"{half} {name}")
         return block
 
 
@@ -178,6 +222,7 @@ def _tuned(
     finals: dict[str, tuple[np.ndarray, np.ndarray]],
     known: dict[str, Setting],
     searches: dict[str, Search],
+    prices: dict[str, Price],
     left_out: dict[str, str],
     said: list[str],
 ) -> Tuned:
@@ -219,6 +264,8 @@ def _tuned(
         target=plan.subject.target_reward,
         settings=known,
         cost={name: ledger.total(name) for name in counts},
+        prices=prices,
+        devices=ledger.devices,
     )
 
 

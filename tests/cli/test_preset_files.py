@@ -34,9 +34,9 @@ def test_every_setting_that_races_is_the_same_search_by_options_and_by_its_file(
     tmp_path: Path,
 ) -> None:
     """Three ways to the same: the library's makers, the command's options, and the file."""
-    command = Tune(prompt=(PROMPT,), nfe=200)
+    command = Tune(prompt=(PROMPT,))
     for setting in declared(spread=2.0):
-        given = source_of(_sample(command, setting))
+        given = source_of(_sample(command, setting, 200))
         values = dict(setting.options) | {"nfe": 200}
         if setting.method == "rbf":
             values["width"] = 1  # As all that are measured side by side.
