@@ -16,6 +16,7 @@ tune.json
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from flowsde.cli.errors import OptionError
 from flowsde.cli.failures import one_line
 from flowsde.cli.finished import is_complete
 from flowsde.cli.options import (
+    QUIET,
     Converted,
     Flag,
     Float,
@@ -58,10 +60,11 @@ from flowsde.runner.packed.batch import as_list
 from flowsde.search import Search
 from flowsde.shapes.verdict import is_right
 from flowsde.tuning import report
-from flowsde.tuning.carry_out import Plan, carry_out
+from flowsde.tuning.carry_out import Plan, beforehand, carry_out
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Subject, probe
 from flowsde.tuning.prices import Timed
+from flowsde.tuning.progress import Progress
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import declared
 from flowsde.tuning.split import Split, split
@@ -70,6 +73,7 @@ from flowsde.tuning.tuned import Tuned
 
 FILES = ("tune.json", "preset.json", "report.md", "race.png")
 _MARK, _RACE = "tune.json", "race.json"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}{postfix}]"
 _MOST_SEEDS, _CHUNK, _NFE = 1000, 64, 100
 _NOT_TUNED = ("reward", "guidance", "gradient_temperature", "width")
 """Settings that a preset leaves to the model and to the user."""
@@ -104,19 +108,21 @@ class Tune:
     seeds: Int = None
     """Searches of each prompt in a half (default: as many as make 24)."""
     no_diagnosis: Flag = False
-    """Race all settings, without looking first at what cannot help."""
+    """Race all settings, without a diagnosis first, which leaves out what cannot help."""
     reward: Annotated[str | None, shown("REWARD")] = None
-    """Reward to search by, as for sample."""
+    """Reward to search by, as for sample (embedded model: likelihood by default)."""
     target_reward: Float = None
     """Compare how often a search reaches this reward, where it stops, instead of mean rewards."""
     task: Annotated[str, word("task")] = "counts"
-    """Embedded model: what a picture must also be, as for sample."""
-    seed: Annotated[int, number(int, "an integer")] = 0
-    """Random seed."""
+    """Embedded model: what a picture must also be, as for sample (default: counts, just the objects
+    of the prompt)."""
+    seed: Annotated[int, number(int, "an integer"), QUIET] = 0
+    """Random seed (default: 0)."""
     weights: Weights = ()
-    """Weights that flowsde train wrote, as for sample."""
+    """Embedded model: weights that flowsde train wrote, as for sample (default: the packaged
+    ones)."""
     out: Annotated[Path, shown("DIR")] = Path("flowsde-tune")
-    """Folder of the results, flowsde-tune by default."""
+    """Folder of the results (default: flowsde-tune)."""
     overwrite: Flag = False
     """Discard the results in the folder and begin anew."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
@@ -237,7 +243,11 @@ class Tune:
         )
         known = {"prompts": offer.prompts, **about["settings"], **identity(subject)}
         ledger = Ledger(hidden / _RACE, known, probe(subject))
-        with progress.bar(unit="NFE", unit_scale=True, dynamic_ncols=True) as bar:
+        print(beforehand(plan), flush=True)
+        unit = "NFE" if self.seconds is None else "s"
+        with progress.bar(
+            unit=f" {unit}", unit_scale=True, dynamic_ncols=True, bar_format=_BAR
+        ) as bar:
             with naming_seconds():
                 tuned = carry_out(plan, ledger, partial(_show, bar))
         interrupts.check()
@@ -279,11 +289,13 @@ def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[
     return [float(is_right(one["heldout"])) for one in said]
 
 
-def _show(bar: tqdm, done: int, most: int, what: str) -> None:
+def _show(bar: tqdm, now: Progress) -> None:
     """Show how far the race is; after a signal it stops here, with all that is done kept."""
-    bar.total = most or None
-    bar.set_description(_text.shown(what, 60), refresh=False)
-    bar.update(done - bar.n)
+    bar.total = now.most or None
+    bar.set_description(_text.shown(now.what, 40), refresh=False)
+    left = "" if math.isnan(now.left) else f"about {tqdm.format_interval(now.left)} left"
+    bar.set_postfix_str(left, refresh=False)
+    bar.update(now.done - bar.n)
     bar.refresh()
     interrupts.check()
 

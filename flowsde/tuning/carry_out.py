@@ -20,18 +20,12 @@ from flowsde.tuning.intervals import Interval, pooled, success
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Block, Subject, measure
 from flowsde.tuning.prices import Price, Timed, price
-from flowsde.tuning.race import FINALISTS, Race, race, rungs
+from flowsde.tuning.progress import Course, Progress, Tell, quiet, searches_left
+from flowsde.tuning.race import Race, Rung, race, rungs
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, diagnosed
 from flowsde.tuning.split import Split, Unit, gap
 from flowsde.tuning.tuned import Finalist, Tuned
-
-Tell = Callable[[int, int, str], None]
-"""``tell(done, most, what)``, in NFE, of which a race takes `most` at most."""
-
-
-def quiet(done: int, most: int, what: str) -> None:
-    """Tell nobody."""
 
 
 class Plan(NamedTuple):
@@ -79,23 +73,47 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     laps = _Laps(plan, ledger, searches, tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
-    found = race(list(known), baselines, plan.split, laps.race, share)
+    found = race(list(known), baselines, plan.split, laps.race, share, laps.rung)
+    laps.course.compare(found.finalists)
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
     return _tuned(plan, ledger, found, finals, known, searches, prices, left_out, said)
 
 
+def beforehand(plan: Plan) -> str:
+    """What a tuning takes at most, in words, before anything is measured."""
+    tried = declared(plan.methods) if plan.settings is None else plan.settings
+    (budget, each), many = *plan.budget.items(), len(tried)
+    unit = "NFE" if budget == "nfe" else "s"
+    searches = searches_left(many, 0, many, plan.split)
+    methods = len({setting.method for setting in tried})
+    first = ["timing a few rounds of each setting"] if plan.timed is not None else []
+    if plan.diagnose and (paths := len(diagnosed(tried))):
+        nfe = paths * len(_diagnosed_prompts(plan)) * screen.NFE * plan.subject.flow.evaluations
+        first.append(f"a diagnosis of {nfe:,} NFE")
+    return (
+        f"{many} settings of {methods} method{'s' * (methods > 1)} race: at most {searches:,} "
+        f"searches of {each:g} {unit}, {searches * each:,.0f} {unit} in all"
+        + (f", after {' and '.join(first)}" if first else "")
+    )
+
+
+def _diagnosed_prompts(plan: Plan) -> list[int]:
+    return sorted({unit.prompt for unit in plan.split.race})[: screen.PROMPTS]
+
+
 def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdict]:
     """What diagnoses of the race's first prompts say, by path."""
     subject = plan.subject
-    prompts = sorted({unit.prompt for unit in plan.split.race})[: screen.PROMPTS]
+    prompts = _diagnosed_prompts(plan)
     tried = declared(plan.methods) if plan.settings is None else plan.settings
     verdicts: dict[Any, screen.Verdict] = {}
-    for setting in diagnosed(tried):
+    paths = diagnosed(tried)
+    for i, setting in enumerate(paths, 1):
         name = " ".join(f"{key}={value}" for key, value in setting.path)
         known = ledger.verdict(name)
         if known is None:
-            tell(0, 0, f"diagnose {name}")
+            tell(Progress(0, 0, f"diagnose {i} of {len(paths)}: {name}", math.nan))
             began = time.perf_counter()
             d = diagnose(
                 subject.key, subject.flow, subject.reward, **subject.rows(prompts),
@@ -118,10 +136,10 @@ def _prices(
     timed, prices = plan.timed, {}
     if timed is None:
         return {}
-    for setting in settings:
+    for i, setting in enumerate(settings, 1):
         known = ledger.price(setting.name)
         if known is None:
-            tell(0, 0, f"time {setting.name}")
+            tell(Progress(0, 0, f"time {i} of {len(settings)}: {setting.name}", math.nan))
             known = price(plan.subject, timed, setting, plan.split.race[0].prompt)
             ledger.add_price(setting.name, known)
         prices[setting.name] = known
@@ -166,13 +184,17 @@ class _Laps:
 
     def __init__(self, plan: Plan, ledger: Ledger, searches: dict[str, Search], tell: Tell):
         self._plan, self._ledger, self._searches, self._tell = plan, ledger, searches, tell
-        self._done, self._most = 0, _most(len(searches), plan.split)
+        self.course = Course(list(searches), plan.split, ledger.searches)
         # Of one size: what was compiled for a setting is not compiled again.
         self._at_once = rungs(len(searches), len(plan.split.race))[0]
 
     def race(self, name: str, units: Sequence[Unit]) -> np.ndarray:
         """Outcomes of a setting on some units of the race."""
         return self._measured("race", name, units)[0]
+
+    def rung(self, rung: Rung) -> None:
+        """Note which settings go on."""
+        self.course.go_on([one.name for one in rung.table if not one.why], rung.units)
 
     def final(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Outcomes of a finalist on all that was held out, and their held-out scores."""
@@ -194,25 +216,21 @@ class _Laps:
         return rewards, heldout
 
     def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
-        (each,) = self._plan.budget.values()
-        self._tell(self._done * each, self._most * each, f"{half} {name}")
         block = self._ledger.block(half, name, units)
+        seconds = None
+        self._say(half, name)
         if block is None:
             search = self._searches[name]
             block = measure(self._plan.subject, search, units, final=half == "final")
             self._ledger.add(half, name, units, block)
-        self._done += len(units)
-        self._tell(self._done * each, self._most * each, f"{half} {name}")
+            seconds = block.seconds
+        self.course.measured(name, len(units), seconds)
+        self._say(half, name)
         return block
 
-
-def _most(settings: int, split: Split) -> int:
-    """Searches of a race that leaves out nothing but the lower halves, and of the comparison."""
-    most, before, going = FINALISTS * len(split.final), 0, settings
-    for until in rungs(settings, len(split.race)):
-        most += going * (until - before)
-        before, going = until, max(math.ceil(going / 2), min(FINALISTS, settings))
-    return most
+    def _say(self, half: str, name: str) -> None:
+        (each,), own = self._plan.budget.values(), self.course
+        self._tell(Progress(own.done * each, own.most * each, f"{half} {name}", own.left))
 
 
 def _tuned(

@@ -16,10 +16,11 @@ from flowsde.flow import Flow
 from flowsde.runner.arguments import AT_ONCE
 from flowsde.runner.clock import check_seconds
 from flowsde.runner.identity import of_run
-from flowsde.tuning.carry_out import Plan, Tell, carry_out, quiet
+from flowsde.tuning.carry_out import Plan, beforehand, carry_out
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Heldout, Subject, probe
 from flowsde.tuning.prices import MOST, Timed
+from flowsde.tuning.progress import Progress, Tell, quiet
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, unique
 from flowsde.tuning.split import split
@@ -77,7 +78,8 @@ def tune(
       chunk_size: candidates evaluated at once; see `flowsde.run`. Searches by themselves are timed
         with 32 at most.
       save: file of what is measured, written after every block; the same call again goes on.
-      tell: called as ``tell(done, most, what)`` after each block, in NFE or seconds.
+      tell: called with a `flowsde.tuning.progress.Progress` before any work, which says how many
+        settings race and what that takes at most, and around each block of searches.
 
     Returns:
       A `flowsde.tuning.tuned.Tuned`: the search, `save_preset`, `report` and `figure`.
@@ -122,6 +124,7 @@ def tune(
         **identity(subject),
     }
     ledger = Ledger(None if save is None else Path(save), about, probe(subject))
+    tell(Progress(0, 0, beforehand(plan), math.nan))
     return carry_out(plan, ledger, tell)
 
 

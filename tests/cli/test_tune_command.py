@@ -69,6 +69,7 @@ def test_writes_a_preset_that_sample_takes_and_a_page(
     assert command.method == "svdd"
     out = capsys.readouterr().out
     assert "Use `svdd" in out and "preset.json" in out
+    assert "12 settings of 2 methods race: at most " in out and " searches of 60 NFE, " in out
 
 
 def test_a_budget_in_seconds_is_the_presets_which_sample_takes(
