@@ -103,8 +103,8 @@ class Tune:
     seconds: Float = None
     """Budget of each search in seconds instead, as sample runs it: what the model and the reward
     take is timed first, for each setting, and turned into model evaluations, 2000 at most."""
-    methods: Annotated[tuple[str, ...], shown("{" + ",".join(SEARCHES) + "}...")] = tuple(SEARCHES)
-    """Searches that race beside Best-of-N (default: all)."""
+    methods: Annotated[tuple[str, ...], shown("METHOD...")] = tuple(SEARCHES)
+    """Searches that race beside Best-of-N (default: all): {searches}."""
     seeds: Int = None
     """Searches of each prompt in a half (default: as many as make 24)."""
     no_diagnosis: Flag = False
