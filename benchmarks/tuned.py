@@ -67,7 +67,7 @@ def tuned(name: str, model: str, args: Args) -> Tuned:
         diagnose=not args.quick,
         chunk_size=_CHUNK,
         save=save,
-        tell=lambda done, most, what: print(f"tune {done} of {most} NFE: {what}", flush=True),
+        tell=lambda now: print(f"tune {now.done} of {now.most} NFE: {now.what}", flush=True),
     )
 
 

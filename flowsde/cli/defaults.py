@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flowsde.cli.settings import METHODS, PRESETS
+from flowsde.cli.settings import METHODS, PRESETS, SEARCHES
 
 
 def _listed(methods: Sequence[str]) -> str:
@@ -26,6 +26,7 @@ def _but(name: str, rest: Any) -> str:
 
 
 WORDS = {
+    "searches": ", ".join(name for name in SEARCHES if name != "bon"),
     "ode_methods": ", ".join(_by("kernel")["ode_euler"]),
     "linear_methods": _listed(_by("interpolant")["linear"]),
     "interpolants": f"{_but('interpolant', 'linear')}, else linear",

@@ -46,10 +46,10 @@ def number(kind: type, name: str) -> PrimitiveConstructorSpec:
     )
 
 
-_QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, number(int, "an integer"), _QUIET]
-Float = Annotated[float | None, number(float, "a number"), _QUIET]
-Flag = Annotated[bool, _QUIET]
+QUIET = tyro.conf.arg(help_behavior_hint="")
+Int = Annotated[int | None, number(int, "an integer"), QUIET]
+Float = Annotated[float | None, number(float, "a number"), QUIET]
+Flag = Annotated[bool, QUIET]
 
 
 def shown(metavar: str) -> Any:

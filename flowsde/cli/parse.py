@@ -57,7 +57,7 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     check_paths(command)
     check_words(command)
     named = any(word.partition("=")[0] == "--method" for word in given)
-    return preset_files.with_its_method(command, named)
+    return preset_files.with_its_own(command, named, single=name == "sample")
 
 
 def _help() -> str:

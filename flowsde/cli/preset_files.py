@@ -3,16 +3,17 @@
     {"format": "flowsde preset 1", "method": "svdd", "settings": {"nfe": 100, "kernel": "ddim", …}}
 
 A file is told from a name by its spelling alone: it ends in .json or has a slash. It holds one
-method with all of its settings; other options replace them as they do a preset's by name. Without
-JAX, as `flowsde.cli.settings`.
+method with all of its settings; other options replace them as they do a preset's by name. One of a
+search that was tuned to a budget in seconds has ``"seconds"`` beside them, and for ``nfe`` the
+evaluations that they bought. Without JAX, as `flowsde.cli.settings`.
 """
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from flowsde._checks import check_float
+from flowsde._checks import check_float, check_positive
 from flowsde._files import read_json
 from flowsde._schema import Reader, fields, number, one_of, table, whole
 from flowsde._text import shown
@@ -45,6 +46,11 @@ def _number(value: Any, where: str) -> float:
     return check_float(where, number(value, where))
 
 
+def _seconds(value: Any, where: str) -> float:
+    check_positive(where, number(value, where))
+    return float(value)
+
+
 def _readers() -> dict[str, Reader]:
     """Of each setting that a file may have."""
     readers: dict[str, Reader] = {}
@@ -58,8 +64,16 @@ def _readers() -> dict[str, Reader]:
     return readers
 
 
-def read(preset: str) -> tuple[str, Settings]:
-    """The method of a preset's file, and its settings.
+class File(NamedTuple):
+    """What a preset's file has; `seconds` is None for a budget in evaluations."""
+
+    method: str
+    settings: Settings
+    seconds: float | None
+
+
+def read(preset: str) -> File:
+    """What a preset's file has.
 
     Raises:
       ValueError: there is no such file, or naming the file and the key that is wrong.
@@ -77,7 +91,7 @@ def read(preset: str) -> tuple[str, Settings]:
         "method": one_of(*SEARCHES),
         "settings": table(lambda value, where: value),
     }
-    found = fields(**needed)(values, where)
+    found = fields({"seconds": _seconds}, **needed)(values, where)
     own, readers, at = found["settings"], _readers(), f"{where}: settings"
     for name in own:
         if name not in readers:
@@ -94,7 +108,8 @@ def read(preset: str) -> tuple[str, Settings]:
             )
     # What the file leaves out is the maker's, but for how much is computed at once.
     width = PRESETS["recommended"][method].width
-    return method, Settings(**{"diffusion": None, "width": width, **given})
+    settings = Settings(**{"diffusion": None, "width": width, **given})
+    return File(method, settings, found.get("seconds"))
 
 
 def _known() -> str:
@@ -119,7 +134,7 @@ def settings_of(preset: str, method: str, model: str = "") -> Settings:
                 f"'{shown(preset)}'"
             )
         return PRESETS[preset_of(preset, model)][method]
-    own, settings = read(preset)
+    own, settings, _ = read(preset)
     if own != method:
         raise ValueError(
             f"--method must be {own}, that of --preset {shown(preset, 4096)}, got {method}"
@@ -127,9 +142,19 @@ def settings_of(preset: str, method: str, model: str = "") -> Settings:
     return settings
 
 
-def with_its_method(command: Any, named: bool) -> Any:
-    """A command with the method of its preset's file, unless the user `named` one."""
+def with_its_own(command: Any, named: bool, single: bool) -> Any:
+    """A command with the method of its preset's file, and its budget if that is in seconds.
+
+    Args:
+      command: any.
+      named: whether the user named the method.
+      single: whether the command's seconds are of one search, as the file's are.
+    """
     preset = getattr(command, "preset", None)
-    if preset is None or not is_file(preset) or named or not hasattr(command, "method"):
+    if preset is None or not is_file(preset) or not hasattr(command, "method"):
         return command
-    return dataclasses.replace(command, method=read(preset)[0])
+    file = read(preset)
+    own: dict[str, Any] = {} if named else {"method": file.method}
+    if single and command.nfe is None and command.seconds is None:
+        own["seconds"] = file.seconds
+    return dataclasses.replace(command, **own)

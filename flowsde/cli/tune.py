@@ -8,13 +8,15 @@ tune.json
     ``prompts``, ``seed``, ``settings``, ``version``, of what it is; ``preset``; ``sure``;
     ``to_best_of_n`` and ``to_runner_up``, the winner's outcome less theirs on what was held out
     with the ends of paired 95 % intervals, and ``heldout``, the same by the held-out checker;
-    ``finalists``; ``race``, a list of rungs; ``left_out``; ``cost`` (nfe, evaluations,
-    verifier_calls, seconds).
+    ``finalists``; ``race``, a list of rungs; ``left_out``; ``prices``, with --seconds what they
+    buy of each setting, as `flowsde.tuning.prices.Price`; ``devices``, that it was measured on;
+    ``cost`` (nfe, evaluations, verifier_calls, seconds).
 .flowsde/race.json
     What was measured so far, from which the command resumes; removed at the end.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from flowsde.cli.errors import OptionError
 from flowsde.cli.failures import one_line
 from flowsde.cli.finished import is_complete
 from flowsde.cli.options import (
+    QUIET,
     Converted,
     Flag,
     Float,
@@ -50,16 +53,18 @@ from flowsde.cli.options import (
     word,
 )
 from flowsde.cli.pictures import try_to_draw
-from flowsde.cli.settings import EMBEDDED, PRESETS, SEARCHES
-from flowsde.cli.sources import source_of
+from flowsde.cli.settings import EMBEDDED, MOST_IN_SECONDS, PRESETS, SEARCHES
+from flowsde.cli.sources import check_seconds, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.batch import as_list
 from flowsde.search import Search
 from flowsde.shapes.verdict import is_right
 from flowsde.tuning import report
-from flowsde.tuning.carry_out import Plan, carry_out
+from flowsde.tuning.carry_out import Plan, beforehand, carry_out
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Subject, probe
+from flowsde.tuning.prices import Timed
+from flowsde.tuning.progress import Progress
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import declared
 from flowsde.tuning.split import Split, split
@@ -68,7 +73,8 @@ from flowsde.tuning.tuned import Tuned
 
 FILES = ("tune.json", "preset.json", "report.md", "race.png")
 _MARK, _RACE = "tune.json", "race.json"
-_MOST_SEEDS, _CHUNK = 1000, 64
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}{postfix}]"
+_MOST_SEEDS, _CHUNK, _NFE = 1000, 64, 100
 _NOT_TUNED = ("reward", "guidance", "gradient_temperature", "width")
 """Settings that a preset leaves to the model and to the user."""
 _READ = fields(
@@ -92,26 +98,31 @@ class Tune:
     """What the pictures should show, as for sample; 8 prompts or more say something of others."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
     """More prompts, one a line; blank lines and lines that start with # are skipped."""
-    nfe: Annotated[int, number(int, "an integer")] = 100
+    nfe: Int = None
     """Budget of each search in model evaluations (default: 100)."""
-    methods: Annotated[tuple[str, ...], shown("{" + ",".join(SEARCHES) + "}...")] = tuple(SEARCHES)
-    """Searches that race beside Best-of-N (default: all)."""
+    seconds: Float = None
+    """Budget of each search in seconds instead, as sample runs it: what the model and the reward
+    take is timed first, for each setting, and turned into model evaluations, 2000 at most."""
+    methods: Annotated[tuple[str, ...], shown("METHOD...")] = tuple(SEARCHES)
+    """Searches that race beside Best-of-N (default: all): {searches}."""
     seeds: Int = None
     """Searches of each prompt in a half (default: as many as make 24)."""
     no_diagnosis: Flag = False
-    """Race all settings, without looking first at what cannot help."""
+    """Race all settings, without a diagnosis first, which leaves out what cannot help."""
     reward: Annotated[str | None, shown("REWARD")] = None
-    """Reward to search by, as for sample."""
+    """Reward to search by, as for sample (embedded model: likelihood by default)."""
     target_reward: Float = None
     """Compare how often a search reaches this reward, where it stops, instead of mean rewards."""
     task: Annotated[str, word("task")] = "counts"
-    """Embedded model: what a picture must also be, as for sample."""
-    seed: Annotated[int, number(int, "an integer")] = 0
-    """Random seed."""
+    """Embedded model: what a picture must also be, as for sample (default: counts, just the objects
+    of the prompt)."""
+    seed: Annotated[int, number(int, "an integer"), QUIET] = 0
+    """Random seed (default: 0)."""
     weights: Weights = ()
-    """Weights that flowsde train wrote, as for sample."""
+    """Embedded model: weights that flowsde train wrote, as for sample (default: the packaged
+    ones)."""
     out: Annotated[Path, shown("DIR")] = Path("flowsde-tune")
-    """Folder of the results, flowsde-tune by default."""
+    """Folder of the results (default: flowsde-tune)."""
     overwrite: Flag = False
     """Discard the results in the folder and begin anew."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
@@ -123,7 +134,14 @@ class Tune:
           ValueError, TypeError: naming an option, before any work.
           CommandError, Interrupted: the work failed, or a signal came.
         """
-        check_count("--nfe", self.nfe)
+        if self.nfe is not None:
+            check_count("--nfe", self.nfe)
+        if self.seconds is not None:
+            check_seconds(self.seconds, tuple(SEARCHES))
+        if self.nfe is not None and self.seconds is not None:
+            raise ValueError(
+                f"--nfe and --seconds are both given, {self.nfe} and {self.seconds:g}, expected one"
+            )
         if self.seeds is not None:
             check_count("--seeds", self.seeds, most=_MOST_SEEDS)
         if self.target_reward is not None:
@@ -136,7 +154,7 @@ class Tune:
         if not self.methods:
             raise ValueError("--methods is empty, expected at least one")
         # A budget that is too small for Best-of-N is said here, before any work.
-        offer = source_of(_sample(self, declared(())[0]))
+        offer = source_of(_sample(self, declared(())[0], self._most))
         if not offer.has_reward:
             raise OptionError("--reward", "a search is tuned to one, expected another than none")
         halves = split(len(offer.prompts), self.seeds)
@@ -154,10 +172,20 @@ class Tune:
                 _own.release(self.out)
         print(f"report  {_path(self.out / 'report.md')}", flush=True)
 
+    @property
+    def _budget(self) -> dict[str, Any]:
+        """Of each search, by what it is counted in."""
+        return {"nfe": self._most} if self.seconds is None else {"seconds": self.seconds}
+
+    @property
+    def _most(self) -> int:
+        """Model evaluations of a search; of seconds, those that they may buy."""
+        return (self.nfe or _NFE) if self.seconds is None else MOST_IN_SECONDS
+
     def _about(self, offer: Source, halves: Split) -> dict[str, Any]:
         """What identifies the tuning, as in tune.json."""
         settings = {
-            "nfe": self.nfe,
+            **self._budget,
             "methods": sorted(self.methods),
             "seeds": halves.seeds,
             "reward": offer.settings.reward,
@@ -174,9 +202,17 @@ class Tune:
 
     def _preset(self, tuned: Tuned) -> dict[str, Any]:
         """What preset.json says: all settings that `flowsde sample` had of the one recommended."""
-        settings = dataclasses.asdict(source_of(_sample(self, tuned.setting)).settings)
+        command = _sample(self, tuned.setting, tuned.search.nfe)
+        settings = dataclasses.asdict(source_of(command).settings)
         own = {k: v for k, v in settings.items() if v is not None and k not in _NOT_TUNED}
         return tuned.preset() | {"settings": own}
+
+    def _timed(self, chunk_size: int | None) -> Timed | None:
+        """The budget in seconds, of searches as `flowsde sample` runs them."""
+        if self.seconds is None:
+            return None
+        search_of = partial(_search, self, nfe=MOST_IN_SECONDS, alone=True)
+        return Timed(self.seconds, search_of, chunk_size)
 
     def _work(self, offer: Source, halves: Split, about: dict[str, Any], hidden: Path) -> None:
         write_json(hidden / _MARK, about)
@@ -198,16 +234,22 @@ class Tune:
         plan = Plan(
             subject=subject,
             split=halves,
-            budget={"nfe": self.nfe},
+            nfe=self._most if self.seconds is None else None,
             methods=self.methods,
             settings=None,
             search_of=partial(_search, self),
             diagnose=not self.no_diagnosis,
+            timed=self._timed(loaded.chunk_size),
         )
         known = {"prompts": offer.prompts, **about["settings"], **identity(subject)}
         ledger = Ledger(hidden / _RACE, known, probe(subject))
-        with progress.bar(unit="NFE", unit_scale=True, dynamic_ncols=True) as bar:
-            tuned = carry_out(plan, ledger, partial(_show, bar))
+        print(beforehand(plan), flush=True)
+        unit = "NFE" if self.seconds is None else "s"
+        with progress.bar(
+            unit=f" {unit}", unit_scale=True, dynamic_ncols=True, bar_format=_BAR
+        ) as bar:
+            with naming_seconds():
+                tuned = carry_out(plan, ledger, partial(_show, bar))
         interrupts.check()
         _write(self.out, about, tuned, self._preset(tuned))
         print(f"\n{report.verdict(tuned)}\n", flush=True)
@@ -218,13 +260,13 @@ def _path(path: Path) -> str:
     return _text.shown(path, 4096)
 
 
-def _sample(command: Tune, setting: Setting) -> Sample:
-    """The command that searches with a setting."""
-    given = dict(setting.options) | {"nfe": command.nfe}
+def _sample(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> Sample:
+    """The command that searches with a setting, `alone` or for many prompts side by side."""
+    given = dict(setting.options) | {"nfe": nfe}
     if command.converted.model is not None and given.get("grid") == "uniform":
         # A converted model may have times of its own.
         del given["grid"]
-    if PRESETS["recommended"][setting.method].width is not None:
+    if PRESETS["recommended"][setting.method].width is not None and not alone:
         # Prompts side by side fill the batches; width changes no answer.
         given["width"] = 1
     groups: dict[str, Any] = {}
@@ -236,9 +278,9 @@ def _sample(command: Tune, setting: Setting) -> Sample:
     return Sample(method=setting.method, **own, **given, **groups)
 
 
-def _search(command: Tune, setting: Setting) -> Search:
+def _search(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> Search:
     """The search that `flowsde sample` makes of a setting."""
-    return source_of(_sample(command, setting)).search
+    return source_of(_sample(command, setting, nfe, alone)).search
 
 
 def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[float]:
@@ -247,11 +289,13 @@ def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[
     return [float(is_right(one["heldout"])) for one in said]
 
 
-def _show(bar: tqdm, done: int, most: int, what: str) -> None:
+def _show(bar: tqdm, now: Progress) -> None:
     """Show how far the race is; after a signal it stops here, with all that is done kept."""
-    bar.total = most or None
-    bar.set_description(_text.shown(what, 60), refresh=False)
-    bar.update(done - bar.n)
+    bar.total = now.most or None
+    bar.set_description(_text.shown(now.what, 40), refresh=False)
+    left = "" if math.isnan(now.left) else f"about {tqdm.format_interval(now.left)} left"
+    bar.set_postfix_str(left, refresh=False)
+    bar.update(now.done - bar.n)
     bar.refresh()
     interrupts.check()
 
@@ -277,6 +321,8 @@ def _write(folder: Path, about: dict[str, Any], tuned: Tuned, preset: dict[str, 
             for rung in tuned.race.rungs
         ],
         "left_out": tuned.left_out,
+        "prices": {name: one._asdict() for name, one in tuned.prices.items()},
+        "devices": tuned.devices,
         "cost": tuned.cost,
     }
     write_json(folder / FILES[0], values)

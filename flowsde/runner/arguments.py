@@ -44,7 +44,7 @@ from flowsde.search.starting import check_start
 from flowsde.sharding import ShardingRules, automatic, place
 from flowsde.start import Start, as_start
 
-_AT_ONCE = 32
+AT_ONCE = 32
 """Rows of a chunk for a budget in seconds: a round of fewer candidates takes less time."""
 
 
@@ -177,7 +177,7 @@ def prepare(
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:
-        chunk_size = _AT_ONCE
+        chunk_size = AT_ONCE
     sizes = sizes_of(rows, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)

@@ -216,20 +216,18 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
       TooFewSeconds: not even the smallest search fits.
     """
     assert job.seconds is not None
-    began, cost = clock.now(), job.program.cost
+    began = clock.now()
     before = None if job.resume is None else job.resume.timing
     if before is not None and before.spent >= job.seconds:
         over = before._replace(seconds=job.seconds)
         return with_budget(job, before.nfe), Watch(over, 0.0, began)
-    smallest = cost * least_nfe(job.search)
-    sample = time_round(with_budget(job, smallest))
+    sample = time_round(smallest(job))
     prices = sample.prices(job)
-    most = int(np.max(jax.device_get(job.nfe)))
     if job.resume is None:
-        nfe = affordable(job, smallest, most, lambda nfe: prices.of(schedule(job, nfe).whole))
+        nfe = bought(job, prices)
     else:
         # What it was begun with, whatever things cost now.
-        nfe = most if before is None else before.nfe
+        nfe = _most(job) if before is None else before.nfe
     timing = Timing(
         seconds=job.seconds,
         spent=0.0 if before is None else before.spent,
@@ -246,6 +244,25 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
         )
     reserve = prices.of(schedule(job, nfe).finishing)
     return with_budget(job, nfe), Watch(timing, reserve, began)
+
+
+def smallest(job: Job) -> Job:
+    """The job with the smallest budget that its search takes."""
+    return with_budget(job, job.program.cost * least_nfe(job.search))
+
+
+def bought(job: Job, prices: Prices) -> int:
+    """The model evaluations that the seconds of a job buy at some prices.
+
+    Raises:
+      TooFewSeconds: not even the smallest search fits.
+    """
+    least = job.program.cost * least_nfe(job.search)
+    return affordable(job, least, _most(job), lambda nfe: prices.of(schedule(job, nfe).whole))
+
+
+def _most(job: Job) -> int:
+    return int(np.max(jax.device_get(job.nfe)))
 
 
 def affordable(job: Job, smallest: int, most: int, takes: Callable[[int], float]) -> int:

@@ -253,7 +253,7 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     return carry, following, told._replace(info=info)
 
 
-def _time_round(job: Job) -> deadline.Sample:
+def time_round(job: Job) -> deadline.Sample:
     """A full round of a job, the second time that it is computed, and the decoding of an answer."""
     carry = deadline.marked(job, _begin(job._replace(resume=None)), False)
     asked = deadline.filled(job, rounds.first_ask(carry, job.program))
@@ -269,7 +269,7 @@ def _time_round(job: Job) -> deadline.Sample:
 def _iterate(job: Job) -> Iterator[Result]:
     watch = None
     if job.seconds is not None:
-        job, watch = deadline.begin(job, _time_round)
+        job, watch = deadline.begin(job, time_round)
     carry = deadline.marked(job, _begin(job), False)
     log = _log_of(job, carry)
     counts, n, answer = fetch(carry.counts), len(log.time), None

@@ -1,4 +1,7 @@
-"""Diagnose, leave out, race, and compare on what was held out; every step is kept as it is done."""
+"""Diagnose, leave out, race, and compare on what was held out; every step is kept as it is done.
+
+With a budget in seconds settings that are left are timed before they race.
+"""
 
 import math
 import time
@@ -9,24 +12,20 @@ import numpy as np
 
 from flowsde.diagnosis.diagnose import diagnose
 from flowsde.grids import uniform
+from flowsde.runner.deadline import TooFewSeconds
 from flowsde.runner.records import Program
 from flowsde.search import BudgetTooSmall, Search
 from flowsde.tuning import screen
 from flowsde.tuning.intervals import Interval, pooled, success
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Block, Subject, measure
-from flowsde.tuning.race import FINALISTS, Race, race, rungs
+from flowsde.tuning.prices import Price, Timed, price
+from flowsde.tuning.progress import Course, Progress, Tell, quiet, searches_left
+from flowsde.tuning.race import Race, Rung, race, rungs
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, diagnosed
 from flowsde.tuning.split import Split, Unit, gap
 from flowsde.tuning.tuned import Finalist, Tuned
-
-Tell = Callable[[int, int, str], None]
-"""``tell(done, most, what)``, in NFE, of which a race takes `most` at most."""
-
-
-def quiet(done: int, most: int, what: str) -> None:
-    """Tell nobody."""
 
 
 class Plan(NamedTuple):
@@ -35,51 +34,86 @@ class Plan(NamedTuple):
     Attributes:
       subject: what settings are measured on.
       split: its two halves.
-      budget: of one search, by what it is counted in.
+      nfe: budget of one search in model evaluations; None with `timed`.
       methods, settings: as for `flowsde.tune`.
-      search_of: the search of a setting, with the budget.
+      search_of: the search of a setting that races, with a budget in model evaluations.
       diagnose: whether to leave out what cannot help.
+      timed: budget of one search in seconds; None with `nfe`.
     """
 
     subject: Subject
     split: Split
-    budget: dict[str, Any]
+    nfe: int | None
     methods: Sequence[str] | None
     settings: Sequence[Setting] | None
-    search_of: Callable[[Setting], Search]
+    search_of: Callable[[Setting, int], Search]
     diagnose: bool
+    timed: Timed | None = None
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """Of one search, by what it is counted in."""
+        return {"nfe": self.nfe} if self.timed is None else {"seconds": self.timed.seconds}
 
 
 def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     """Tune; what the ledger has is not done again."""
+    first = declared(()) if plan.settings is None else plan.settings
+    # Of Best-of-N before all else: too few seconds are said at once.
+    _prices(plan, ledger, tell, [setting for setting in first if setting.method == BASELINE])
     verdicts = _verdicts(plan, ledger, tell) if plan.diagnose else {}
     settings = plan.settings
     if settings is None:
         spreads = [one.spread for one in verdicts.values() if math.isfinite(one.spread)]
         settings = declared(plan.methods, float(np.median(spreads)) if spreads else 1.0)
     kept, left_out = screen.screen(settings, verdicts)
-    searches = _searches(plan, kept, left_out)
+    prices = _prices(plan, ledger, tell, kept)
+    searches = _searches(plan, kept, prices, left_out)
     known = {setting.name: setting for setting in kept if setting.name in searches}
     laps = _Laps(plan, ledger, searches, tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
-    found = race(list(known), baselines, plan.split, laps.race, share)
+    found = race(list(known), baselines, plan.split, laps.race, share, laps.rung)
+    laps.course.compare(found.finalists)
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
-    return _tuned(plan, ledger, found, finals, known, searches, left_out, said)
+    return _tuned(plan, ledger, found, finals, known, searches, prices, left_out, said)
+
+
+def beforehand(plan: Plan) -> str:
+    """What a tuning takes at most, in words, before anything is measured."""
+    tried = declared(plan.methods) if plan.settings is None else plan.settings
+    (budget, each), many = *plan.budget.items(), len(tried)
+    unit = "NFE" if budget == "nfe" else "s"
+    searches = searches_left(many, 0, many, plan.split)
+    methods = len({setting.method for setting in tried})
+    first = ["timing a few rounds of each setting"] if plan.timed is not None else []
+    if plan.diagnose and (paths := len(diagnosed(tried))):
+        nfe = paths * len(_diagnosed_prompts(plan)) * screen.NFE * plan.subject.flow.evaluations
+        first.append(f"a diagnosis of {nfe:,} NFE")
+    return (
+        f"{many} settings of {methods} method{'s' * (methods > 1)} race: at most {searches:,} "
+        f"searches of {each:g} {unit}, {searches * each:,.0f} {unit} in all"
+        + (f", after {' and '.join(first)}" if first else "")
+    )
+
+
+def _diagnosed_prompts(plan: Plan) -> list[int]:
+    return sorted({unit.prompt for unit in plan.split.race})[: screen.PROMPTS]
 
 
 def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdict]:
     """What diagnoses of the race's first prompts say, by path."""
     subject = plan.subject
-    prompts = sorted({unit.prompt for unit in plan.split.race})[: screen.PROMPTS]
+    prompts = _diagnosed_prompts(plan)
     tried = declared(plan.methods) if plan.settings is None else plan.settings
     verdicts: dict[Any, screen.Verdict] = {}
-    for setting in diagnosed(tried):
+    paths = diagnosed(tried)
+    for i, setting in enumerate(paths, 1):
         name = " ".join(f"{key}={value}" for key, value in setting.path)
         known = ledger.verdict(name)
         if known is None:
-            tell(0, 0, f"diagnose {name}")
+            tell(Progress(0, 0, f"diagnose {i} of {len(paths)}: {name}", math.nan))
             began = time.perf_counter()
             kernel: Any = setting.kernel()  # a stochastic one
             d = diagnose(
@@ -96,14 +130,42 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
     return verdicts
 
 
+def _prices(
+    plan: Plan, ledger: Ledger, tell: Tell, settings: Sequence[Setting]
+) -> dict[str, Price]:
+    """What seconds buy of settings, by name; of a budget in evaluations nothing."""
+    timed, prices = plan.timed, {}
+    if timed is None:
+        return {}
+    for i, setting in enumerate(settings, 1):
+        known = ledger.price(setting.name)
+        if known is None:
+            tell(Progress(0, 0, f"time {i} of {len(settings)}: {setting.name}", math.nan))
+            known = price(plan.subject, timed, setting, plan.split.race[0].prompt)
+            ledger.add_price(setting.name, known)
+        prices[setting.name] = known
+    plain = [prices[setting.name] for setting in settings if setting.method == BASELINE]
+    if plain and not any(one.buys for one in plain):
+        least = min(plain, key=lambda one: one.least)
+        raise TooFewSeconds(timed.seconds, least.least, least.why)
+    return prices
+
+
 def _searches(
-    plan: Plan, settings: Sequence[Setting], left_out: dict[str, str]
+    plan: Plan,
+    settings: Sequence[Setting],
+    prices: dict[str, Price],
+    left_out: dict[str, str],
 ) -> dict[str, Search]:
     """The search of each setting that the budget is enough for; the others are left out."""
     searches, least = {}, None
     for setting in settings:
+        nfe = plan.nfe if plan.timed is None else prices[setting.name].buys
+        if not nfe:
+            left_out[setting.name] = "the seconds are too few"
+            continue
         try:
-            made = plan.search_of(setting)
+            made = plan.search_of(setting, nfe)
             Program.of(made, plan.subject.flow.evaluations)
         except ValueError as error:
             if not isinstance(error.__cause__ or error, BudgetTooSmall):
@@ -123,13 +185,17 @@ class _Laps:
 
     def __init__(self, plan: Plan, ledger: Ledger, searches: dict[str, Search], tell: Tell):
         self._plan, self._ledger, self._searches, self._tell = plan, ledger, searches, tell
-        self._done, self._most = 0, _most(len(searches), plan.split)
+        self.course = Course(list(searches), plan.split, ledger.searches)
         # Of one size: what was compiled for a setting is not compiled again.
         self._at_once = rungs(len(searches), len(plan.split.race))[0]
 
     def race(self, name: str, units: Sequence[Unit]) -> np.ndarray:
         """Outcomes of a setting on some units of the race."""
         return self._measured("race", name, units)[0]
+
+    def rung(self, rung: Rung) -> None:
+        """Note which settings go on."""
+        self.course.go_on([one.name for one in rung.table if not one.why], rung.units)
 
     def final(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Outcomes of a finalist on all that was held out, and their held-out scores."""
@@ -151,25 +217,21 @@ class _Laps:
         return rewards, heldout
 
     def _block(self, half: str, name: str, units: Sequence[Unit]) -> Block:
-        nfe = self._plan.budget["nfe"]
-        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
         block = self._ledger.block(half, name, units)
+        seconds = None
+        self._say(half, name)
         if block is None:
             search = self._searches[name]
             block = measure(self._plan.subject, search, units, final=half == "final")
             self._ledger.add(half, name, units, block)
-        self._done += len(units)
-        self._tell(self._done * nfe, self._most * nfe, f"{half} {name}")
+            seconds = block.seconds
+        self.course.measured(name, len(units), seconds)
+        self._say(half, name)
         return block
 
-
-def _most(settings: int, split: Split) -> int:
-    """Searches of a race that leaves out nothing but the lower halves, and of the comparison."""
-    most, before, going = FINALISTS * len(split.final), 0, settings
-    for until in rungs(settings, len(split.race)):
-        most += going * (until - before)
-        before, going = until, max(math.ceil(going / 2), min(FINALISTS, settings))
-    return most
+    def _say(self, half: str, name: str) -> None:
+        (each,), own = self._plan.budget.values(), self.course
+        self._tell(Progress(own.done * each, own.most * each, f"{half} {name}", own.left))
 
 
 def _tuned(
@@ -179,6 +241,7 @@ def _tuned(
     finals: dict[str, tuple[np.ndarray, np.ndarray]],
     known: dict[str, Setting],
     searches: dict[str, Search],
+    prices: dict[str, Price],
     left_out: dict[str, str],
     said: list[str],
 ) -> Tuned:
@@ -220,6 +283,8 @@ def _tuned(
         target=plan.subject.target_reward,
         settings=known,
         cost={name: ledger.total(name) for name in counts},
+        prices=prices,
+        devices=ledger.devices,
     )
 
 

@@ -13,7 +13,9 @@ import numpy as np
 from flowsde._files import read_json, speakable, write_json
 from flowsde._schema import fields, items, mapping, number, table, text, whole
 from flowsde._text import shown
+from flowsde.tuning.device import device
 from flowsde.tuning.measure import Block
+from flowsde.tuning.prices import Price
 from flowsde.tuning.screen import Verdict
 from flowsde.tuning.split import Unit
 
@@ -31,8 +33,14 @@ _DIAGNOSED = fields(
     blind=text, poor=text, rising=text, spread=number, nfe=_COUNT, evaluations=_COUNT,
     verifier_calls=_COUNT, seconds=number,
 )  # fmt: skip
+_PRICED = fields(
+    buys=_COUNT, evaluation=number, reward=number, round=number, least=number, why=text,
+    evaluations=_COUNT, verifier_calls=_COUNT, seconds=number, device=text,
+)  # fmt: skip
 _READ = fields(
     about=mapping,
+    devices=items(text),
+    priced=table(_PRICED),
     probe=items(number, 3),
     diagnosed=table(_DIAGNOSED),
     race=table(items(_BLOCK)),
@@ -43,12 +51,15 @@ _CLOSE = 1e-2
 
 
 class Ledger:
-    """Blocks by half and setting, and what diagnoses say by path.
+    """Blocks by half and setting, what seconds buy by setting, and what diagnoses say by path.
 
     Args:
       path: of the file; None keeps nothing.
       about: what the tuning is of, JSON; each key in words.
       probe: numbers of `flowsde.tuning.measure.probe`.
+
+    Attributes:
+      devices: on which anything was measured, in words.
 
     Raises:
       ValueError: the file is of another tuning, or none of ours; it names what differs.
@@ -56,13 +67,17 @@ class Ledger:
 
     def __init__(self, path: Path | None, about: dict[str, Any], probe: Sequence[float]):
         self._path, self._about, self._probe = path, speakable(about), list(probe)
-        self._found: dict[str, dict[str, Any]] = {"diagnosed": {}, "race": {}, "final": {}}
+        self._found: dict[str, dict[str, Any]] = {
+            "diagnosed": {}, "priced": {}, "race": {}, "final": {}
+        }  # fmt: skip
+        self.devices: list[str] = []
         if path is None:
             return
         if path.exists():
             values = _READ(read_json(path), str(path))
             self._check_same(values)
             self._found = {name: values[name] for name in self._found}
+            self.devices = values["devices"]
         else:
             self._write()
 
@@ -84,7 +99,14 @@ class Ledger:
 
     def _write(self) -> None:
         if self._path is not None:
-            write_json(self._path, {"about": self._about, "probe": self._probe, **self._found})
+            own = {"about": self._about, "probe": self._probe, "devices": self.devices}
+            write_json(self._path, own | self._found)
+
+    def _keep(self) -> None:
+        """Write what this process has measured."""
+        if (here := device()) not in self.devices:
+            self.devices.append(here)
+        self._write()
 
     def block(self, half: str, name: str, units: Sequence[Unit]) -> Block | None:
         """What is known of a setting on some units."""
@@ -100,7 +122,31 @@ class Ledger:
         values = block._asdict() | {"rewards": block.rewards.tolist()}
         values |= {"heldout": block.heldout.tolist(), "units": [list(unit) for unit in units]}
         self._found[half].setdefault(name, []).append(values)
-        self._write()
+        self._keep()
+
+    @property
+    def searches(self) -> int:
+        """How many searches it has."""
+        return sum(len(block["units"]) for block in self._blocks())
+
+    def price(self, name: str) -> Price | None:
+        """What is known of what seconds buy of a setting.
+
+        What another kind of device said of seconds is forgotten, unless settings have already
+        raced with it: all race with the seconds of one.
+        """
+        own = self._found["priced"].get(name)
+        if own is None or (own["device"] != device() and not self.searches):
+            return None
+        return Price(**{key: own[key] for key in Price._fields})
+
+    def add_price(self, name: str, price: Price) -> None:
+        """Keep what seconds buy of a setting; what finding it out took before is added to it."""
+        before = self._found["priced"].get(name, {})
+        took = ("evaluations", "verifier_calls", "seconds")
+        sums = {key: getattr(price, key) + before.get(key, 0) for key in took}
+        self._found["priced"][name] = price._asdict() | sums
+        self._keep()
 
     def verdict(self, path: str) -> Verdict | None:
         """What is known of a path."""
@@ -110,14 +156,15 @@ class Ledger:
     def add_verdict(self, path: str, verdict: Verdict, **took: float) -> None:
         """Keep what a diagnosis said, and what it took, by name as in a `Block`."""
         self._found["diagnosed"][path] = verdict._asdict() | took
-        self._write()
+        self._keep()
 
     def total(self, name: str) -> float:
         """The sum of a count over all that was done, in whichever process."""
-        blocks = [
-            b for half in ("race", "final") for own in self._found[half].values() for b in own
-        ]
-        return sum(one.get(name, 0) for one in [*self._found["diagnosed"].values(), *blocks])
+        others = [*self._found["diagnosed"].values(), *self._found["priced"].values()]
+        return sum(one.get(name, 0) for one in [*others, *self._blocks()])
+
+    def _blocks(self) -> list[dict[str, Any]]:
+        return [b for half in ("race", "final") for own in self._found[half].values() for b in own]
 
     def seconds_of(self, name: str) -> float:
         """Seconds of one search of a setting: of its fastest block, which did not compile."""

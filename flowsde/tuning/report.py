@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flowsde.tuning.intervals import Interval
+from flowsde.tuning.prices import MOST
 
 if TYPE_CHECKING:
     from flowsde.tuning.tuned import Tuned
@@ -17,6 +18,7 @@ def markdown(t: "Tuned") -> str:
         "## On what was held out",
         _held_out(t),
         _finalists(t),
+        *_bought(t),
         "## The race",
         _raced(t),
         _race(t),
@@ -64,7 +66,48 @@ def _by_heldout(t: "Tuned") -> str:
 
 
 def _budget(t: "Tuned") -> str:
-    return " and ".join(f"{value} {name.upper()}" for name, value in t.budget.items())
+    seconds = t.budget.get("seconds")
+    return f"{t.search.nfe} NFE" if seconds is None else f"{seconds:g} s ({t.search.nfe} NFE here)"
+
+
+def _bought(t: "Tuned") -> list[str]:
+    """What seconds bought of the finalists, and by which prices."""
+    if not t.prices:
+        return []
+    on = list(dict.fromkeys(one.device for one in t.prices.values()))
+    others = [device for device in t.devices if device not in on]
+    later = (
+        f" Part of what followed was run on {_listed(others)}, where the seconds buy other "
+        f"numbers: the comparison holds for {_listed(on)}."
+        if others
+        else ""
+    )
+    said = (
+        f"One search may take {t.budget['seconds']:g} s, its rewards included, of one prompt by "
+        f"itself. Rounds of each setting were timed before the race, on {_listed(on)}, and the "
+        f"seconds, less a tenth that is kept back, turned into model evaluations. Settings raced "
+        f"with these, many searches side by side.{later}"
+    )
+    head = ["", "NFE", "s an evaluation", "s a reward", "s a round besides", "setting"]
+    roles = _roles(t)
+    rows = []
+    for name in t.finalists:
+        own = t.prices[name]
+        parts = [_number(part) for part in (own.evaluation, own.reward, own.round)]
+        rows.append([roles[name], str(own.buys), *parts, f"`{name}`"])
+    if any(t.prices[name].buys == MOST for name in t.finalists):
+        said += f" They buy {MOST} at most."
+    return ["## What the seconds bought", said, _table(head, rows)]
+
+
+def _listed(names: list[str]) -> str:
+    """ "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _roles(t: "Tuned") -> dict[str | None, str]:
+    return {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
 
 
 def _held_out(t: "Tuned") -> str:
@@ -84,7 +127,7 @@ def _held_out(t: "Tuned") -> str:
 def _finalists(t: "Tuned") -> str:
     scored = any(one.heldout is not None for one in t.finalists.values())
     head = ["", t.outcome, "in the race", *["held-out score"] * scored, "s a search", "setting"]
-    roles = {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
+    roles = _roles(t)
     rows = []
     for name, one in t.finalists.items():
         mean = _interval(Interval(one.mean, one.low, one.high), "")
@@ -129,8 +172,8 @@ def _cost(t: "Tuned") -> str:
     c = t.cost
     return (
         f"{c['nfe']:.0f} NFE ({c['evaluations']:.0f} evaluations computed), "
-        f"{c['verifier_calls']:.0f} rewards, {c['seconds']:.0f} s, compilation and diagnosis "
-        f"included."
+        f"{c['verifier_calls']:.0f} rewards, {c['seconds']:.0f} s on {_listed(t.devices)}, all "
+        f"that was compiled, diagnosed and timed included."
     )
 
 

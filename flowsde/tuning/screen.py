@@ -23,6 +23,8 @@ from flowsde.tuning.settings import Setting
 
 N, FAMILIES, STEPS, PROMPTS = 24, 12, 10, 4
 """Of a diagnosis: trajectories, those with siblings, steps, and prompts at most."""
+NFE = STEPS * N + FAMILIES * STEPS * (STEPS - 1) // 2
+"""Candidates that a diagnosis evaluates for each prompt, two siblings a family."""
 
 
 class Verdict(NamedTuple):

@@ -13,10 +13,14 @@ from flowsde._keys import as_key
 from flowsde._version import __version__
 from flowsde.conds import Cond, check_arrays, check_cond
 from flowsde.flow import Flow
+from flowsde.runner.arguments import AT_ONCE
+from flowsde.runner.clock import check_seconds
 from flowsde.runner.identity import of_run
-from flowsde.tuning.carry_out import Plan, Tell, carry_out, quiet
+from flowsde.tuning.carry_out import Plan, beforehand, carry_out
 from flowsde.tuning.ledger import Ledger
 from flowsde.tuning.measure import Heldout, Subject, probe
+from flowsde.tuning.prices import MOST, Timed
+from flowsde.tuning.progress import Progress, Tell, quiet
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import BASELINE, declared, unique
 from flowsde.tuning.split import split
@@ -28,7 +32,8 @@ def tune(
     flow: Flow,
     reward: Any,
     *,
-    nfe: int,
+    nfe: int | None = None,
+    seconds: float | None = None,
     cond: Cond = None,
     reward_cond: Any = None,
     prompts: Sequence[str] | None = None,
@@ -55,6 +60,9 @@ def tune(
       flow: the model.
       reward: as for `flowsde.run`, in JAX or outside.
       nfe: budget of each search, in model evaluations.
+      seconds: budget of each search instead, verifier included, run by itself on this device. What
+        settings take is timed first, as `flowsde.run` times it, and turned into evaluations, at
+        most 2000, with which they race: see `flowsde.tuning.prices`.
       cond: with leading axis P, the prompts; None for one prompt that is told nothing.
       reward_cond: what the reward is told instead, with leading axis P, or a list of P objects.
       prompts: P texts, by which the file knows the prompts again beside their cond.
@@ -67,19 +75,26 @@ def tune(
         instead of mean rewards.
       heldout: ``heldout(images, prompts) -> [n]``, a score of pictures, NumPy, and their prompts'
         numbers: asked in the final comparison, reported, and nothing is chosen by it.
-      chunk_size: candidates evaluated at once; see `flowsde.run`.
+      chunk_size: candidates evaluated at once; see `flowsde.run`. Searches by themselves are timed
+        with 32 at most.
       save: file of what is measured, written after every block; the same call again goes on.
-      tell: called as ``tell(done, most, what)`` after each block, in NFE.
+      tell: called with a `flowsde.tuning.progress.Progress` before any work, which says how many
+        settings race and what that takes at most, and around each block of searches.
 
     Returns:
       A `flowsde.tuning.tuned.Tuned`: the search, `save_preset`, `report` and `figure`.
 
     Raises:
       ValueError, TypeError: naming the argument, before any work; the file is of another tuning;
-        the budget is too small for Best-of-N; no setting has a finite reward.
+        the budget is too small for Best-of-N (of seconds, once that was timed); no setting has a
+        finite reward.
       RewardError: a reward outside JAX failed.
     """
-    key, nfe = as_key(key), check_count("nfe", nfe)
+    key, seconds = as_key(key), check_seconds(seconds, nfe)
+    if seconds is None:
+        if nfe is None:
+            raise TypeError("a budget is missing, expected nfe or seconds")
+        nfe = check_count("nfe", nfe)
     many = _many(cond, reward_cond, prompts)
     halves = split(many, seeds)
     tried = _tried(methods, settings)
@@ -91,11 +106,12 @@ def tune(
     plan = Plan(
         subject=subject,
         split=halves,
-        budget={"nfe": nfe},
+        nfe=nfe,
         methods=methods,
         settings=None if settings is None else tried,
-        search_of=lambda setting: setting.search(nfe),
+        search_of=Setting.search,
         diagnose=diagnose,
+        timed=None if seconds is None else _timed(seconds, chunk_size),
     )
     about = {
         "budget": plan.budget,
@@ -108,7 +124,14 @@ def tune(
         **identity(subject),
     }
     ledger = Ledger(None if save is None else Path(save), about, probe(subject))
+    tell(Progress(0, 0, beforehand(plan), math.nan))
     return carry_out(plan, ledger, tell)
+
+
+def _timed(seconds: float, chunk_size: int | None) -> Timed:
+    """Searches by themselves, as a run with seconds has them, or of fewer candidates at once."""
+    at_once = AT_ONCE if chunk_size is None else min(check_count("chunk_size", chunk_size), AT_ONCE)
+    return Timed(seconds, lambda setting: setting.search(MOST), at_once)
 
 
 def identity(subject: Subject) -> dict[str, Any]:

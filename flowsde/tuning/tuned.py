@@ -11,6 +11,7 @@ from flowsde._version import __version__
 from flowsde.search import Search
 from flowsde.tuning import figure, report
 from flowsde.tuning.intervals import Interval
+from flowsde.tuning.prices import Price
 from flowsde.tuning.race import Race
 from flowsde.tuning.settings import Setting
 from flowsde.tuning.split import Split
@@ -49,7 +50,7 @@ class Tuned:
     Attributes:
       setting: that is recommended: the race's winner if it is surely better than Best-of-N on what
         was held out, else Best-of-N.
-      search: of the setting, with the budget.
+      search: of the setting, with the budget; of seconds, with the evaluations that they bought.
       sure: whether the winner is surely better.
       race: how it was chosen, settings by name.
       finalists: Best-of-N, the winner and the runner-up, by name, on what was held out.
@@ -59,11 +60,13 @@ class Tuned:
       left_out: why settings did not race, by name.
       diagnosed: what a diagnosis was sure of, in words.
       split: what was raced on and what was held out.
-      budget: of one search, by what it is counted in: ``{"nfe": 100}``.
+      budget: of one search, by what it is counted in: ``{"nfe": 100}`` or ``{"seconds": 5.0}``.
       outcome: what is compared: "reward", or "success", the share of searches that reach a target.
       target: that target, or None.
       settings: of all, by name.
       cost: of all of the tuning: nfe, evaluations, verifier_calls and seconds.
+      prices: what seconds bought of each setting, by name; empty with a budget in evaluations.
+      devices: that it was measured on, in words.
     """
 
     setting: Setting
@@ -82,13 +85,20 @@ class Tuned:
     target: float | None
     settings: dict[str, Setting]
     cost: dict[str, float]
+    prices: dict[str, Price]
+    devices: list[str]
 
     def preset(self) -> dict[str, Any]:
-        """What `preset.json` says: for `--preset FILE` of sample, batch and compare."""
+        """What `preset.json` says: for `--preset FILE` of sample, batch and compare.
+
+        Of a budget in seconds both these and the evaluations that they bought.
+        """
+        seconds = {name: value for name, value in self.budget.items() if name == "seconds"}
         return {
             "format": FORMAT,
             "method": self.setting.method,
-            "settings": dict(self.setting.options) | self.budget,
+            "settings": dict(self.setting.options) | {"nfe": self.search.nfe},
+            **seconds,
             "sure": self.sure,
             "version": __version__,
         }

@@ -34,9 +34,9 @@ def test_every_setting_that_races_is_the_same_search_by_options_and_by_its_file(
     tmp_path: Path,
 ) -> None:
     """Three ways to the same: the library's makers, the command's options, and the file."""
-    command = Tune(prompt=(PROMPT,), nfe=200)
+    command = Tune(prompt=(PROMPT,))
     for setting in declared(spread=2.0):
-        given = source_of(_sample(command, setting))
+        given = source_of(_sample(command, setting, 200))
         values = dict(setting.options) | {"nfe": 200}
         if setting.method == "rbf":
             values["width"] = 1  # As all that are measured side by side.
@@ -78,6 +78,8 @@ def test_compare_adds_its_method_to_the_others(tmp_path: Path) -> None:
         ({"settings": SVDD | {"eta": "much"}}, "mine.json: settings: eta must be a number"),
         ({"settings": SVDD | {"eta": "NaN"}}, "mine.json: settings: eta must be a finite number"),
         ({"settings": SVDD | {"nfe": 10**8}}, "nfe must be an integer from 1 to 1000000"),
+        ({"seconds": -1}, "mine.json: seconds must be a finite number above 0, got -1"),
+        ({"seconds": "5"}, "mine.json: seconds must be a number, got '5'"),
         ({"settings": SVDD | {"chain": 2}}, "mine.json: settings: there is no setting 'chain'"),
         ({"settings": SVDD | {"block": 2}}, "settings: block has no effect with method svdd"),
         ({"settings": {"nfe": 60}}, "mine.json: settings lacks the field interpolant"),

@@ -10,8 +10,12 @@ import stand_in
 from refusing import refused
 
 from flowsde.cli import main as cli
+from flowsde.cli.settings import MOST_IN_SECONDS
+from flowsde.cli.sources import source_of
 from flowsde.tuning import carry_out
+from flowsde.tuning.device import device
 from flowsde.tuning.measure import Block
+from flowsde.tuning.prices import MOST, Price
 
 PROMPT = "two green triangles"
 SMALL = ["--nfe", "60", "--seeds", "6", "--methods", "svdd", "--no-diagnosis"]
@@ -59,11 +63,63 @@ def test_writes_a_preset_that_sample_takes_and_a_page(
     assert "It is surely better than the tuned Best-of-N" in page and "![The race]" in page
     assert told["cost"]["nfe"] == 60 * made.searches
     preset = json.loads((tmp_path / "preset.json").read_text())
+    assert "seconds" not in preset and MOST == MOST_IN_SECONDS
     assert preset["method"] == "svdd" and preset["settings"]["nfe"] == 60
     command = cli._parse(["sample", PROMPT, "--preset", str(tmp_path / "preset.json")])
     assert command.method == "svdd"
     out = capsys.readouterr().out
     assert "Use `svdd" in out and "preset.json" in out
+    assert "12 settings of 2 methods race: at most " in out and " searches of 60 NFE, " in out
+
+
+def test_a_budget_in_seconds_is_the_presets_which_sample_takes(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def price(subject: Any, timed: Any, setting: Any, prompt: int) -> Price:
+        # As sample runs it: with room for all that seconds may buy.
+        asked.append((timed.seconds, timed.search_of(setting).nfe, timed.chunk_size))
+        return Price(60, 0.1, 0.2, 0.3, 0.0, "", 10, 5, 2.0, device())
+
+    monkeypatch.setattr(carry_out, "price", price)
+    words = ["tune", PROMPT, "--seeds", "6", "--methods", "svdd", "--no-diagnosis"]
+    words += ["--seconds", "5", "--out", str(tmp_path)]
+    cli.main(words)
+    told = json.loads((tmp_path / "tune.json").read_text())
+    assert set(asked) == {(5.0, 2000, None)} and len(asked) == len(told["prices"])
+    assert told["settings"]["seconds"] == 5.0 and "nfe" not in told["settings"]
+    assert {one["buys"] for one in told["prices"].values()} == {60}
+    assert "with 5 s (60 NFE here) a picture" in (tmp_path / "report.md").read_text()
+    file = str(tmp_path / "preset.json")
+    preset = json.loads((tmp_path / "preset.json").read_text())
+    assert preset["seconds"] == 5.0 and preset["settings"]["nfe"] == 60
+
+    sample = ["sample", PROMPT, "--preset", file]
+    command = cli._parse(sample)
+    assert (command.method, command.seconds) == ("svdd", 5.0)
+    assert source_of(command).settings.nfe == 2000
+    assert cli._parse([*sample, "--method", "svdd"]).seconds == 5.0
+    for more, seconds, nfe in ((["--seconds", "9"], 9.0, 2000), (["--nfe", "80"], None, 80)):
+        command = cli._parse([*sample, *more])
+        assert command.seconds == seconds and source_of(command).settings.nfe == nfe
+    # Those of batch are of all its prompts together.
+    batch = cli._parse(["batch", "--prompts-file", "x", "--out", "y", "--preset", file])
+    assert batch.seconds is None and batch.method == "svdd"
+    capsys.readouterr()
+    again = [*words[: words.index("--seconds")], "--nfe", "60", "--out", str(tmp_path)]
+    assert "--nfe None, not 60" in refused(capsys, *again)
+
+
+def test_too_few_seconds_name_the_option(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = Price(0, 0.1, 0.2, 0.3, 7.5, "so few", 10, 5, 2.0, device())
+    monkeypatch.setattr(carry_out, "price", lambda *args: least)
+    with pytest.raises(SystemExit):
+        cli.main(["tune", PROMPT, "--seconds", "5", "--out", str(tmp_path)])
+    assert "--seconds must be at least 7.5: so few" in capsys.readouterr().err
+    assert made.calls == 0
 
 
 def test_interrupted_it_goes_on_and_another_is_refused(
@@ -92,6 +148,8 @@ def test_interrupted_it_goes_on_and_another_is_refused(
     [
         ("--nfe 0", "--nfe must be an integer of at least 1, got 0"),
         ("--nfe 1", "--nfe"),
+        ("--seconds 3", "--nfe and --seconds are both given, 60 and 3, expected one"),
+        ("--seconds nan", "--seconds must be a finite number above 0, got nan"),
         ("--seeds 1", "seeds must be an integer of at least 2, got 1"),
         ("--methods ode", "--methods"),
         ("--target-reward nan", "--target-reward must be a finite number"),

@@ -100,6 +100,19 @@ def test_searches_are_counted_and_nothing_is_chosen_on_what_is_held_out(made):
     assert found.heldout_gap.value == 0.0 and "By the held-out score" in found.report()
 
 
+def test_the_searches_are_said_before_and_are_all_done_at_the_end(made, tmp_path: Path):
+    made(bon=0.0, svdd=1.0)
+    told = []
+    _tune(tell=told.append, save=tmp_path / "race.json")
+    said = "2 settings of 2 methods race: at most 16 searches of 16 NFE, 256 NFE in all"
+    assert told[0].what == said and told[0].most == 0
+    assert [one.done for one in told[1:]] == [0, 64, 64, 128, 128, 192, 192, 256]
+    assert {one.most for one in told[1:]} == {256} and told[-1].left == 0.0
+    told.clear()
+    _tune(tell=told.append, save=tmp_path / "race.json")
+    assert {one.done for one in told[1:]} == {256}
+
+
 def test_it_goes_on_where_it_was_stopped_and_other_calls_are_refused(made, tmp_path: Path):
     path = tmp_path / "race.json"
     whole = made(bon=0.0, svdd=1.0)

@@ -65,7 +65,7 @@ def _bases(preset: str, methods: Sequence[str], model: str) -> dict[str, Setting
     """The preset's settings of each method; a file has one, and others are as recommended."""
     if not preset_files.is_file(preset):
         return {name: preset_files.settings_of(preset, name, model) for name in methods}
-    own, settings = preset_files.read(preset)
+    own, settings, _ = preset_files.read(preset)
     bases = {name: preset_files.settings_of("recommended", name, model) for name in methods}
     return bases | {own: settings}
 
