@@ -46,7 +46,6 @@ from flowsde_converters.tables import Changes, Model
 _MODULES = (
     sit,
     flux,
-    flux2,
     clip,
     open_clip,
     t5,
@@ -59,6 +58,7 @@ _MODULES = (
     zimage,
     owlv2,
     sd3,
+    flux2,
 )
 """With a `Convertible` or several each."""
 DTYPES = {

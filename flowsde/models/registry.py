@@ -23,7 +23,6 @@ from flowsde.models.family import Family, Pipeline, Sampling
 _PACKAGES = (
     sit,
     flux,
-    flux2,
     clip,
     t5,
     autoencoder_kl,
@@ -35,6 +34,7 @@ _PACKAGES = (
     zimage,
     owlv2,
     sd3,
+    flux2,
 )
 """With a `Family` or several each, and what else `family` describes."""
 
