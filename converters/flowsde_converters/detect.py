@@ -47,7 +47,6 @@ from flowsde_converters.tables import Changes, Model
 _MODULES = (
     sit,
     flux,
-    flux2,
     clip,
     clip_flant5,
     open_clip,
@@ -61,6 +60,7 @@ _MODULES = (
     zimage,
     owlv2,
     sd3,
+    flux2,
 )
 """With a `Convertible` or several each."""
 DTYPES = {

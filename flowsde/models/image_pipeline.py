@@ -50,7 +50,7 @@ class ImagePipeline:
         return None
 
     def flow(self, height: int | None = None, width: int | None = None) -> Flow:
-        """The flow of latents [height / 8, width / 8, 16], with the autoencoder as its
+        """The flow of latents [height / 8, width / 8, channels], with the autoencoder as its
         `decode` and `encode`.
 
         Args:

@@ -24,7 +24,6 @@ from flowsde.models.family import Family, Pipeline, Sampling
 _PACKAGES = (
     sit,
     flux,
-    flux2,
     clip,
     clip_flant5,
     t5,
@@ -37,6 +36,7 @@ _PACKAGES = (
     zimage,
     owlv2,
     sd3,
+    flux2,
 )
 """With a `Family` or several each, and what else `family` describes."""
 
