@@ -47,6 +47,15 @@ def test_wheel_holds_the_package_and_nothing_else(site):
 
 
 @pytest.mark.slow
+def test_description_has_no_link_to_a_file_that_is_not_there(site):
+    (metadata,) = site.glob("flowsde-*.dist-info/METADATA")
+    text = metadata.read_text()
+    assert "# flowsde" in text and "(`docs/guide.md`)" in text
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all(target.startswith("https://") for target in targets), targets
+
+
+@pytest.mark.slow
 def test_converters_do_not_claim_a_generic_name(site, tmp_path):
     found = run(
         site, tmp_path, "-c", "import flowsde_converters; print(flowsde_converters.__file__)"
@@ -115,6 +124,15 @@ def test_what_the_tests_import_is_declared():
     # A module that is neither installed nor declared is one that a test writes itself.
     installed = {DISTRIBUTIONS.get(name, name) for name in packages_distributions()}
     assert (found & (installed | test)) - needed - optional == test - TOOLS - optional
+
+
+def test_the_version_is_one():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'__version__ = "{version}"' in (ROOT / "flowsde" / "_version.py").read_text()
+    first = re.search("^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert first.partition(" ")[0] == version
 
 
 def test_public_names_are_found_and_importing_does_not_load_jax():
