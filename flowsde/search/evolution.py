@@ -7,6 +7,11 @@ layout, and is a sample of the model too: parents are, and the forward process k
 Of parents and children the best go on, as in a (mu + lambda) evolution strategy. Rewards are asked
 of finished pictures alone.
 
+The time between may fall from generation to generation, so that layouts are searched first and
+details last. What the first generation leaves of the budget is then shared out evenly among the
+times of the grid from the one to the other, and a generation begins at the time whose share it is:
+a later one, whose children cost less, has more of them.
+
 EvoSearch (He et al., 2025, arXiv 2505.17618) is the same idea. It mutates the states that a
 population has passed, at times that fall from generation to generation, by adding noise without
 taking any away, which leaves the marginal; the mutation here is that of SDEdit (Meng et al., 2021,
@@ -43,6 +48,7 @@ class EvolutionState(NamedTuple):
 
     Attributes:
       key, target, nfe: of the run.
+      left: int32, evaluations for the generation under way and the next; 0 after the last.
       generation: int32, those that have ended.
       step: int32, position in the grid at which children are evaluated next.
       children: on their way, or those of the generation that has just ended, [lambda].
@@ -54,6 +60,7 @@ class EvolutionState(NamedTuple):
     key: jax.Array
     target: jax.Array
     nfe: jax.Array
+    left: jax.Array
     generation: jax.Array
     step: jax.Array
     children: Particle
@@ -64,13 +71,19 @@ class EvolutionState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evolution(GridSearch):
-    """See `evolution`."""
+    """See `evolution`.
+
+    Attributes:
+      start: position in the grid at which children begin.
+      until: to which that rises; None for `start`.
+    """
 
     renoises: ClassVar[bool] = True
 
     children: int
     parents: int
     start: int
+    until: int | None = None
 
     def __post_init__(self) -> None:
         if self.parents > self.children:
@@ -84,21 +97,20 @@ class Evolution(GridSearch):
                 self.steps,
             )
 
-    def samples(self, nfe: Any) -> Any:
-        """Finished pictures that a budget pays for: a whole first generation, if it can."""
-        xp = jnp if isinstance(nfe, jax.Array) else np
-        first = self.children * self.steps
-        later = xp.maximum(nfe - first, 0) // (self.steps - self.start)
-        return xp.minimum(nfe, first) // self.steps + later
-
     @property
     def n_candidates(self) -> int:
-        return int(min(self.children, self.samples(self.nfe)))
+        return min(self.children, self.nfe // self.steps)
+
+    @property
+    def _whole(self) -> int:
+        """Children of a whole generation; one more than there are, if no budget pays for it."""
+        return min(self.children, self.nfe // self.steps + 1)
 
     @property
     def max_rounds(self) -> int:
-        generations = -(-int(self.samples(self.nfe)) // self.n_candidates)
-        return self.steps + (generations - 1) * (self.steps - self.start)
+        """Of whole generations as many as each child has evaluations; then one that is not."""
+        rest, most = max(self.nfe - self.children * self.steps, 0), self.steps - self.start
+        return self.steps + rest // self.n_candidates + min(rest, most)
 
     def init(self, key, shape, target_reward, nfe) -> EvolutionState:
         zero = jnp.zeros((), jnp.int32)
@@ -106,6 +118,7 @@ class Evolution(GridSearch):
             key=key,
             target=target_reward,
             nfe=nfe,
+            left=nfe,
             generation=zero,
             step=zero,
             children=self.empty(self.n_candidates, shape),
@@ -114,16 +127,29 @@ class Evolution(GridSearch):
             draws=jnp.full(self.parents, -1, jnp.int32),
         )
 
+    def _begins(self, state: EvolutionState) -> jax.Array:
+        """Position in the grid at which a generation begins."""
+        first = self._whole * self.steps
+        times = (self.start if self.until is None else self.until) - self.start + 1
+        share = jnp.maximum((state.nfe - first) // times, 1)
+        later = jnp.minimum((state.nfe - state.left - first) // share, times - 1)
+        return jnp.where(state.generation > 0, self.start + later, 0)
+
+    def _pays_for(self, state: EvolutionState) -> jax.Array:
+        """Children of the generation under way that the budget pays for."""
+        return jnp.minimum(state.left // (self.steps - self._begins(state)), self._whole)
+
     def _numbers(self, generation: jax.Array) -> jax.Array:
         """Of a generation's children among all draws."""
         return generation * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
 
     def ask(self, state: EvolutionState) -> tuple[EvolutionState, Candidates]:
-        numbers, rows = self._numbers(state.generation), jnp.arange(self.n_candidates)
-        valid = (numbers < self.samples(state.nfe)) & ~self.done(state)
+        numbers = self._numbers(state.generation)
+        rows = jnp.arange(self.n_candidates, dtype=jnp.int32)
+        valid = (rows < self._pays_for(state)) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(numbers, state.step)
         t = jnp.asarray(self.grid, jnp.float32)[state.step]
-        born = (state.generation > 0) & (state.step == self.start)
+        born = (state.generation > 0) & (state.step == self._begins(state))
         forward = renoise(self.interpolant)
 
         def extend(key: jax.Array, row: jax.Array) -> jax.Array:
@@ -136,7 +162,7 @@ class Evolution(GridSearch):
         mothers = jnp.where(born, state.draws[rows % self.parents], state.mothers)
         last = state.step == self.steps - 1
         return state._replace(mothers=mothers), Candidates(
-            x=map_valid(extend, valid, keys, rows.astype(jnp.int32)),
+            x=map_valid(extend, valid, keys, rows),
             t=jnp.full(self.n_candidates, t),
             wants_reward=jnp.full(self.n_candidates, last),
             wants_gradient=jnp.full(self.n_candidates, self.wants_gradient(state.step)),
@@ -155,13 +181,17 @@ class Evolution(GridSearch):
         there = jnp.concatenate([state.draws >= 0, candidates.valid])
         order = jnp.lexsort((-every.reward, ~there))[: self.parents]
         kept = jnp.full(self.parents, ended)
+        cost = self._whole * (self.steps - self._begins(state))
+        left = jnp.maximum(state.left - cost, 0)
         new = state._replace(
+            left=jnp.where(ended, left, state.left),
             generation=state.generation + ended.astype(jnp.int32),
-            step=jnp.where(ended, self.start, state.step + active.astype(jnp.int32)),
+            step=state.step + active.astype(jnp.int32),
             children=children,
             parents=tree_where(kept, tree_take(every, order), state.parents),
             draws=jnp.where(kept, draws[order], state.draws),
         )
+        new = new._replace(step=jnp.where(ended, self._begins(new), new.step))
         chosen = ended & (order >= self.parents)
         survives = jnp.zeros(draws.shape, jnp.bool).at[order].set(chosen)[self.parents :]
         return new, Info(
@@ -178,8 +208,7 @@ class Evolution(GridSearch):
         )
 
     def done(self, state: EvolutionState) -> jax.Array:
-        spent = state.generation * self.n_candidates >= self.samples(state.nfe)
-        return spent | (state.parents.reward[0] >= state.target)
+        return (self._pays_for(state) == 0) | (state.parents.reward[0] >= state.target)
 
     def best(self, state: EvolutionState) -> Particle:
         return tree_take(state.parents, jnp.zeros((), jnp.int32))
@@ -202,6 +231,7 @@ def evolution(
     children: int = 4,
     parents: int = 1,
     mutate_at: float = 0.75,
+    mutate_until: float | None = None,
 ) -> Evolution:
     """Evolution of finished pictures.
 
@@ -214,29 +244,38 @@ def evolution(
       parents: the best ones kept, from which children come in turn.
       mutate_at: time up to which a parent is noised; the nearest one of the grid that is evaluated,
         below 1. Near 1 a child is hardly like its parent, near 0 hardly different.
+      mutate_until: time to which that falls over the generations; by default it stays.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     times = as_grid("grid", grid)
+    start, until = _position("mutate_at", mutate_at, times), None
+    if mutate_until is not None:
+        until = _position("mutate_until", mutate_until, times)
+        if mutate_until > mutate_at:
+            raise ValueError(
+                f"mutate_until must be at most mutate_at = {mutate_at}, got {mutate_until}"
+            )
     return Evolution(
         nfe=check_count("nfe", nfe),
         kernel=check_kernel(kernel),
         grid=times,
         children=check_count("children", children),
         parents=check_count("parents", parents),
-        start=_start(mutate_at, times),
+        start=start,
+        until=until,
     )
 
 
-def _start(mutate_at: float, grid: tuple[float, ...]) -> int:
-    """Position in the grid at which children begin."""
+def _position(name: str, time: float, grid: tuple[float, ...]) -> int:
+    """Position in the grid nearest to a time at which children begin."""
     if len(grid) < 3:
         raise ValueError("grid must have at least 2 steps: children begin after the first, got 1")
-    if isinstance(mutate_at, bool) or not isinstance(mutate_at, float | np.floating):
-        raise TypeError(f"mutate_at must be a time between 0 and 1, got {mutate_at!r}")
-    if not 0.0 < mutate_at < 1.0:
-        raise ValueError(f"mutate_at must be a time between 0 and 1, got {mutate_at!r}")
-    steps = as_steps([float(mutate_at)], grid)
+    if isinstance(time, bool) or not isinstance(time, float | np.floating):
+        raise TypeError(f"{name} must be a time between 0 and 1, got {time!r}")
+    if not 0.0 < time < 1.0:
+        raise ValueError(f"{name} must be a time between 0 and 1, got {time!r}")
+    steps = as_steps([float(time)], grid)
     assert steps is not None
     return steps[0]

@@ -90,7 +90,7 @@ SMALL = {
     "zero_order": "--nfe 10 --neighbours 2",
     "lidar": "--nfe 10 --draft-steps 2 --trajectories 1",
     "sop": "--nfe 20 --start 1 --forward 1 --backward 2 --finish mean",
-    "evolution": "--nfe 17 --steps 3 --mutate-at .5",
+    "evolution": "--nfe 17 --steps 3 --mutate-at .6 --mutate-until .3",
     "dfs": "--nfe 17 --chains 1 --backtrack 1 --bar=-1.5 --tries 2 --finish mean",
     "dts": "--nfe 10 --width 2 --branch-at 1 --explore .5",
     "pcn": "--nfe 11 --chains 2",

@@ -29,7 +29,7 @@ METHODS = {
     ),
     "sop": fs.search.sop(kernel=ODE, start=1, forward=1, backward=2, **OPTIONS),
     "evolution": fs.search.evolution(
-        nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.5
+        nfe=41, kernel=ODE, grid=GRID, children=3, parents=2, mutate_at=0.9, mutate_until=0.6
     ),
     "zero order": fs.search.zero_order(nfe=41, kernel=ODE, grid=GRID, neighbours=3),
     "epsilon greedy": fs.search.epsilon_greedy(kernel=SDE, neighbours=3, **OPTIONS),

@@ -178,6 +178,8 @@ def searches(draw, method):
             options |= {"children": number(1, 9), "kernel": draw(st.sampled_from([kernel, ODE]))}
             options |= {"parents": number(1, options["children"])}
             options |= {"mutate_at": number(1, 19) / 20}
+            until = draw(st.none() | st.floats(0.01, options["mutate_at"]))
+            options |= {"mutate_until": until}
         case "pcn":
             options |= {"chains": number(1, 9), "kernel": ODE}
             options |= {"proposal": "langevin" if guided else "random"}

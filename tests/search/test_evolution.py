@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, flow, reward, row, tools
+from quick import slow
 
 import flowsde as fs
 
@@ -25,13 +26,17 @@ def renoise(key, number, step, x, t, s):
     return fs.kernels.renoise(VP)(key, x, x, x, t, s)
 
 
-def one_by_one(search, start, prompt_id, cond, noise, move, evaluate):
-    """(best pictures, evaluations, pictures), each child on its own."""
+def one_by_one(search, starts, prompt_id, cond, noise, move, evaluate):
+    """(best pictures, evaluations, pictures, positions of mutation), each child on its own."""
     key, grid = jax.random.fold_in(KEY, prompt_id), search.grid
     steps, left, number = len(grid) - 1, search.nfe, 0
-    parents = []
+    parents, used = [], []
+    for_each = (left - search.children * steps) / len(starts)
     while True:
         born, fresh = [], number < search.children
+        # Shares of the budget end where the next time's begin.
+        later = search.nfe - left - search.children * steps
+        start = next((s for i, s in enumerate(starts) if later < (i + 1) * for_each), starts[-1])
         for j in range(search.children):
             if left < (steps if fresh else steps - start):
                 break
@@ -48,32 +53,35 @@ def one_by_one(search, start, prompt_id, cond, noise, move, evaluate):
             born.append(child)
             number += 1
         if not born:
-            return parents, search.nfe - left, number
+            return parents, search.nfe - left, number, used
+        used += [] if fresh else [start]
         # Stable: of equals, those that were there first.
         parents = sorted(parents + born, key=lambda p: -p.reward)[: search.parents]
         if len(born) < search.children:
-            return parents, search.nfe - left, number
+            return parents, search.nfe - left, number, used
 
 
 @pytest.mark.parametrize(
-    ("search", "start"),
+    ("search", "starts"),
     [
-        (evolution(), 2),
-        pytest.param(evolution(50, SDE, children=4, parents=1), 2, marks=pytest.mark.slow),
-        pytest.param(evolution(33, mutate_at=float(GRID[1])), 1, marks=pytest.mark.slow),
+        (evolution(), [2]),
+        slow(evolution(50, SDE, children=4, parents=1), [2]),
+        slow(evolution(33, mutate_at=float(GRID[1])), [1]),
+        slow(evolution(60, SDE, mutate_at=float(GRID[1]), mutate_until=float(GRID[3])), [1, 2, 3]),
     ],
-    ids=["ode", "sde", "early"],
+    ids=["ode", "sde", "early", "falling"],
 )
-def test_equals_pictures_drawn_one_by_one(search, start):
+def test_equals_pictures_drawn_one_by_one(search, starts):
     ids, cond = batch(COUNT)
     result = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, invalid="warn")
     for i in range(COUNT):
-        parents, charged, drawn = one_by_one(
-            search, start, int(ids[i]), row(cond, i), *tools(search.kernel)
+        parents, charged, drawn, used = one_by_one(
+            search, starts, int(ids[i]), row(cond, i), *tools(search.kernel)
         )
         size = cond["size"][i]
         assert result.nfe[i] == charged <= search.nfe
         assert result.verifier_calls[i] == drawn
+        assert len(set(used)) == len(starts) and used == sorted(used)
         np.testing.assert_allclose(
             result.reward[i] / size, parents[0].reward / size, rtol=2e-5, atol=5e-5
         )
@@ -96,13 +104,13 @@ def blind(images, cond):
 
 
 def test_without_preferences_pictures_stay_the_models():
-    # Ten in eleven answers are descendants.
+    # Ten in eleven answers are descendants, noised up to times that fall.
     data, count = fs.analytic.mixture([0.7, 0.3], [[1.0], [-1.0]], 0.05), 4000
     grid, ode = fs.grids.uniform(10), fs.kernels.ode_euler(fs.interpolants.linear())
 
     def answers(nfe):
         search = fs.search.evolution(
-            nfe=nfe, kernel=ode, grid=grid, children=1, parents=1, mutate_at=0.5
+            nfe=nfe, kernel=ode, grid=grid, children=1, mutate_at=0.7, mutate_until=0.3
         )
         found = fs.run(
             KEY, data.flow(), search, blind,
@@ -126,6 +134,12 @@ def test_without_preferences_pictures_stay_the_models():
         ({"nfe": 4}, ValueError, "nfe = 4 is less than one sample: the grid takes 5 evaluations"),
         ({"mutate_at": 1.0}, ValueError, "mutate_at must be a time between 0 and 1, got 1.0"),
         ({"mutate_at": 2}, TypeError, "mutate_at must be a time between 0 and 1, got 2"),
+        ({"mutate_until": 0.0}, ValueError, "mutate_until must be a time between 0 and 1, got 0.0"),
+        (
+            {"mutate_until": 0.97},
+            ValueError,
+            "mutate_until must be at most mutate_at = .*, got 0.97",
+        ),
         ({"grid": (1.0, 0.0)}, ValueError, "grid must have at least 2 steps"),
         ({"children": 0}, ValueError, "children must be an integer of at least 1, got 0"),
     ],
