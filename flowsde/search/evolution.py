@@ -132,7 +132,7 @@ class Evolution(GridSearch):
         first = self._whole * self.steps
         times = (self.start if self.until is None else self.until) - self.start + 1
         share = jnp.maximum((state.nfe - first) // times, 1)
-        later = jnp.clip((state.nfe - state.left - first) // share, 0, times - 1)
+        later = jnp.minimum((state.nfe - state.left - first) // share, times - 1)
         return jnp.where(state.generation > 0, self.start + later, 0)
 
     def _pays_for(self, state: EvolutionState) -> jax.Array:
@@ -144,7 +144,8 @@ class Evolution(GridSearch):
         return generation * self.n_candidates + jnp.arange(self.n_candidates, dtype=jnp.int32)
 
     def ask(self, state: EvolutionState) -> tuple[EvolutionState, Candidates]:
-        numbers, rows = self._numbers(state.generation), jnp.arange(self.n_candidates)
+        numbers = self._numbers(state.generation)
+        rows = jnp.arange(self.n_candidates, dtype=jnp.int32)
         valid = (rows < self._pays_for(state)) & ~self.done(state)
         keys = jax.vmap(partial(fold_in_ids, state.key), (0, None))(numbers, state.step)
         t = jnp.asarray(self.grid, jnp.float32)[state.step]
@@ -161,7 +162,7 @@ class Evolution(GridSearch):
         mothers = jnp.where(born, state.draws[rows % self.parents], state.mothers)
         last = state.step == self.steps - 1
         return state._replace(mothers=mothers), Candidates(
-            x=map_valid(extend, valid, keys, rows.astype(jnp.int32)),
+            x=map_valid(extend, valid, keys, rows),
             t=jnp.full(self.n_candidates, t),
             wants_reward=jnp.full(self.n_candidates, last),
             wants_gradient=jnp.full(self.n_candidates, self.wants_gradient(state.step)),
