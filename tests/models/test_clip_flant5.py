@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from torch_parity import apply, error
 
+import flowsde as fs
 from flowsde.models.clip.model import CLIPVisionConfig
 from flowsde.models.clip.rewards import clip_pixels
 from flowsde.models.clip_flant5.model import XL, XXL, CLIPFlanT5Config, log_probabilities
-from flowsde.models.clip_flant5.questions import Question
+from flowsde.models.clip_flant5.questions import Question, asking
 from flowsde.models.clip_flant5.rewards import centred_pixels, vqa_score
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
@@ -156,6 +158,23 @@ def test_parameters_name_their_axes(model):
     assert axes.vision.blocks.query.kernel.get_value() == ("layer", "embed", "heads")
     assert axes.text.decoder.blocks.cross.out.kernel.get_value() == ("layer", "heads", "embed")
     assert axes.text.head.kernel.get_value() == ("embed", "vocab")
+
+
+@pytest.mark.slow
+def test_split_over_two_devices(tmp_path):
+    """By heads and hidden features, the same scores."""
+    folder = tiny.clip_flant5(tmp_path)
+    mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    whole, split = fs.load(folder), fs.load(folder, mesh, rules=fs.ShardingRules(vocab=None))
+    assert len(split.text.decoder.blocks.cross.out.kernel.sharding.device_set) == 2
+    told = asking(folder / "tokenizer", words=whole.config.words).fitting([tiny.PROMPTS[0]])
+    question = jax.tree.map(lambda a: np.stack([a, a]), told(tiny.PROMPTS[0]))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 20, 3)).astype(np.float32)
+    ours, alone = (
+        np.asarray(jax.jit(lambda reward: reward(images, question))(vqa_score(model, odds=True)))
+        for model in (split, whole)
+    )
+    np.testing.assert_allclose(ours, alone, rtol=1e-5)
 
 
 def test_what_cannot_be_is_named(golden, weights, model):
