@@ -204,7 +204,8 @@ def vqascore(blocks: int) -> Both:
     vocab, width, tower = 1000, 2048, "vision_tower.vision_tower.vision_model."
     text = transformers.T5Config(
         vocab_size=vocab, d_model=width, d_kv=64, d_ff=5120, num_heads=32, num_layers=blocks,
-        feed_forward_proj="gated-gelu", scale_decoder_outputs=False,
+        feed_forward_proj="gated-gelu", scale_decoder_outputs=False, pad_token_id=0,
+        decoder_start_token_id=0,
     )  # fmt: skip
     # The last block is not asked.
     vision = transformers.CLIPVisionConfig(
