@@ -104,7 +104,7 @@ def test_scores_and_gradients_of_the_image(golden, model, odds):
 
 
 def test_an_answer_that_is_all_but_certain_is_not_rounded():
-    """Of two words whose logits are g apart log P = -log(1 + exp(-g)), with a third one g - log 2."""
+    """Of two words whose logits are g apart log P = -log(1 + exp(-g))."""
     gaps = np.asarray([20.0, 40.0, 80.0, -30.0])
     two = np.stack([3.0 + gaps, np.full(4, 3.0)], axis=-1).astype(np.float32)
     first = np.zeros(4, np.int32)
