@@ -13,14 +13,16 @@ Widths are those of the published models, depths are cut, and the batch is 4:
     hpsv2.1       the same
     imagereward   BlipVisionModel and BlipTextModel, and the head: blocks of 1,024, and of 768 that
                   attend to them; 35 tokens
+    vqascore      T5ForConditionalGeneration, CLIPVisionModel and the projector between them: blocks
+                  of 2,048 of either half (XL), and of 1,024; 256 patches between 40 and 64 tokens
     aesthetic     ViT-L/14's image tower and the head
 
     python benchmarks/rewards.py [--quick] [--json FILE]
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
-hpsv2.1, imagereward, aesthetic (our median seconds over PyTorch's); target; error, by reward
-(largest difference of the scores over their largest value); flops, by reward (of a picture);
+hpsv2.1, imagereward, vqascore, aesthetic (our median seconds over PyTorch's); target; error, by
+reward (largest difference of the scores over their largest value); flops, by reward (of a picture);
 memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and pictures: what
 XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours, torch}
 (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
@@ -49,6 +51,8 @@ from ports import Args
 import flowsde as fs
 from flowsde.models.blip.rewards import image_reward
 from flowsde.models.clip import rewards as by_clip
+from flowsde.models.clip_flant5.questions import Question
+from flowsde.models.clip_flant5.rewards import vqa_score
 
 SIDE = 224
 _MEAN, _STD = (torch.tensor(a)[:, None, None] for a in (by_clip.MEAN, by_clip.STD))
@@ -196,11 +200,53 @@ def imagereward(blocks: int) -> Both:
     return Both(image_reward(model), theirs, jnp.asarray(ids))
 
 
+def vqascore(blocks: int) -> Both:
+    """Image tower, projector and T5, by the published formula."""
+    vocab, width, tower = 1000, 2048, "vision_tower.vision_tower.vision_model."
+    text = transformers.T5Config(
+        vocab_size=vocab, d_model=width, d_kv=64, d_ff=5120, num_heads=32, num_layers=blocks,
+        feed_forward_proj="gated-gelu", scale_decoder_outputs=False, pad_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    # The last block is not asked.
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_attention_heads=16,
+        num_hidden_layers=blocks + 1, image_size=SIDE, patch_size=14,
+    )  # fmt: skip
+    t5 = transformers.T5ForConditionalGeneration(text)
+    t5.lm_head.weight = torch.nn.Parameter(torch.zeros(vocab, width))
+    layers = torch.nn.Linear(1024, width), torch.nn.GELU(), torch.nn.Linear(width, width)
+    parts = {
+        "": filled(t5),
+        tower: filled(transformers.CLIPVisionModel(vision)),
+        "mm_projector.": filled(torch.nn.Sequential(*layers)),
+    }
+    held = {
+        begin + key.removeprefix("vision_model."): value.numpy()
+        for begin, part in parts.items()
+        for key, value in part.state_dict().items()
+    }
+    model = port("clip_flant5", held, {"tie_word_embeddings": False})
+    rng = np.random.default_rng(0)
+    asked = Question(*(rng.integers(1, vocab, (BATCH, n), dtype=np.int32) for n in (40, 64, 2)))
+    before, after, answer = (torch.from_numpy(ids.astype(np.int64)) for ids in asked)
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        seen = parts[tower](x, output_hidden_states=True).hidden_states[-2][:, 1:]
+        embed: Any = t5.get_input_embeddings()
+        read = torch.cat([embed(before), parts["mm_projector."](seen), embed(after)], dim=1)
+        said = t5(inputs_embeds=read, labels=answer).logits.log_softmax(-1)
+        return said.gather(-1, answer[..., None])[..., 0].mean(-1).exp()
+
+    return Both(vqa_score(model), theirs, jax.tree.map(jnp.asarray, asked))
+
+
 REWARDS: dict[str, Callable[[int], Both]] = {
     "clip": lambda blocks: cosine(blocks, False, by_clip.clip_score),
     "pick": lambda blocks: cosine(blocks, True, by_clip.pick_score, scaled=True),
     "hpsv2.1": lambda blocks: cosine(blocks, True, lambda model: by_clip.hps_score(model, "2.1")),
     "imagereward": imagereward,
+    "vqascore": vqascore,
     "aesthetic": aesthetic,
 }
 

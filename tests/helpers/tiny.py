@@ -429,7 +429,7 @@ def clip_flant5(folder: Path) -> Path:
     config = CLIPFlanT5Config(
         vision=CLIPVisionConfig(width=16, depth=1, heads=2, mlp=32, image=16, patch=8),
         text=T5Config(
-            vocab=vocab + 3, width=24, depth=2, decoder_depth=2, heads=3, head=8, mlp=32, buckets=8
+            vocab=vocab + 3, width=24, depth=2, decoder_depth=2, heads=2, head=8, mlp=32, buckets=8
         ),
         words=vocab,
     )

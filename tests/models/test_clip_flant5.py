@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from torch_parity import apply, error
 
+import flowsde as fs
 from flowsde.models.clip.model import CLIPVisionConfig
 from flowsde.models.clip.rewards import clip_pixels
 from flowsde.models.clip_flant5.model import XL, XXL, CLIPFlanT5Config, log_probabilities
-from flowsde.models.clip_flant5.questions import Question
+from flowsde.models.clip_flant5.questions import Question, asking
 from flowsde.models.clip_flant5.rewards import centred_pixels, vqa_score
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
@@ -102,18 +104,19 @@ def test_scores_and_gradients_of_the_image(golden, model, odds):
 
 
 def test_an_answer_that_is_all_but_certain_is_not_rounded():
-    """Of two words whose logits are g apart log P = -log(1 + exp(-g)), and of three -g + log 2."""
+    """Of two words whose logits are g apart log P = -log(1 + exp(-g))."""
     gaps = np.asarray([20.0, 40.0, 80.0, -30.0])
-    logits = jnp.asarray(np.stack([3.0 + gaps, np.full(4, 3.0)], axis=-1), jnp.float32)
-    first = jnp.zeros(4, jnp.int32)
-    np.testing.assert_allclose(
-        log_probabilities(logits, first), -np.logaddexp(0.0, -gaps), rtol=1e-5
-    )
-    three = jnp.concatenate([logits, logits[:, 1:]], axis=-1)
-    np.testing.assert_allclose(
-        log_probabilities(three, first), -np.logaddexp(0.0, np.log(2.0) - gaps), rtol=1e-5
-    )
-    slopes = jax.grad(lambda x: log_probabilities(x, first).sum())(logits)
+    two = np.stack([3.0 + gaps, np.full(4, 3.0)], axis=-1).astype(np.float32)
+    first = np.zeros(4, np.int32)
+
+    @jax.jit
+    def all_of(two, three):
+        said, back = jax.vjp(lambda x: log_probabilities(x, first), two)
+        return said, log_probabilities(three, first), back(jnp.ones_like(said))[0]
+
+    of_two, of_three, slopes = all_of(two, np.concatenate([two, two[:, 1:]], axis=-1))
+    np.testing.assert_allclose(of_two, -np.logaddexp(0.0, -gaps), rtol=1e-5)
+    np.testing.assert_allclose(of_three, -np.logaddexp(0.0, np.log(2.0) - gaps), rtol=1e-5)
     np.testing.assert_allclose(slopes[:, 0], 1.0 / (1.0 + np.exp(gaps)), rtol=1e-5)
 
 
@@ -156,6 +159,23 @@ def test_parameters_name_their_axes(model):
     assert axes.vision.blocks.query.kernel.get_value() == ("layer", "embed", "heads")
     assert axes.text.decoder.blocks.cross.out.kernel.get_value() == ("layer", "heads", "embed")
     assert axes.text.head.kernel.get_value() == ("embed", "vocab")
+
+
+@pytest.mark.slow
+def test_split_over_two_devices(tmp_path):
+    """By heads and hidden features, the same scores."""
+    folder = tiny.clip_flant5(tmp_path)
+    mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    whole, split = fs.load(folder), fs.load(folder, mesh, rules=fs.ShardingRules(vocab=None))
+    assert len(split.text.decoder.blocks.cross.out.kernel.sharding.device_set) == 2
+    told = asking(folder / "tokenizer", words=whole.config.words).fitting([tiny.PROMPTS[0]])
+    question = jax.tree.map(lambda a: np.stack([a, a]), told(tiny.PROMPTS[0]))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 20, 3)).astype(np.float32)
+    ours, alone = (
+        np.asarray(jax.jit(lambda reward: reward(images, question))(vqa_score(model, odds=True)))
+        for model in (split, whole)
+    )
+    np.testing.assert_allclose(ours, alone, rtol=1e-5)
 
 
 def test_what_cannot_be_is_named(golden, weights, model):

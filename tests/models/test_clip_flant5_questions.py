@@ -40,6 +40,17 @@ def test_tokens_before_and_after_the_image(golden, asking):
         assert question.after.dtype == question.before.dtype == question.answer.dtype == np.int32
 
 
+def test_padding_is_no_more_than_needed(asking):
+    """Up to a multiple of 32, and not beyond the longest."""
+    long, longest = ("the cats and the dogs sat on a mat " * n for n in (2, 20))
+    for prompts, length in (([], 64), (["a cat", long], 96), (["a cat", longest], 128)):
+        fitted = asking.fitting(prompts)
+        assert fitted.tokenizer.length == length
+        if prompts:
+            wanted = asking(prompts[0]).after[:length]
+            np.testing.assert_array_equal(fitted(prompts[0]).after, wanted)
+
+
 def test_of_a_long_prompt_the_question_stays_whole(golden, asking):
     with pytest.warns(UserWarning, match="128 are used; left out: '.*mat'"):
         question = asking("the cats and the dogs sat on a mat " * 20 + "mat")
@@ -60,5 +71,5 @@ def test_what_cannot_be_is_named(asking):
         dataclasses.replace(asking, answer=" ")
     with pytest.raises(ValueError, match="it pads by the token 5, expected 0"):
         Asking(dataclasses.replace(asking.tokenizer, pad=5))
-    with pytest.raises(ValueError, match="question has 41 tokens without a prompt, expected at mo"):
+    with pytest.raises(ValueError, match="tokens without a prompt, expected at most 20"):
         Asking(dataclasses.replace(asking.tokenizer, length=20))

@@ -11,6 +11,7 @@ and splits the texts before and after that place apart, so that each ends in T5'
 import bisect
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 AFTER = " ASSISTANT:"
 ANSWER = "Yes"
 LENGTH = 256
-"""Tokens of the text after the image, padding included."""
+"""Tokens of the text after the image at most."""
+_STEP = 32
+"""Padding is to a multiple of it: one program serves many prompts."""
 
 
 class Question(NamedTuple):
@@ -84,6 +87,14 @@ class Asking:
             np.asarray(self.tokenizer.whole(text), np.int32) for text in (BEFORE, self.answer)
         )
         return Question(before, after, answer)
+
+    def fitting(self, prompts: Sequence[str]) -> "Asking":
+        """The same, with no more padding than these prompts need."""
+        longest = max(map(self._count, ["", *prompts]))
+        length = min(-(-longest // _STEP) * _STEP, self.tokenizer.length)
+        return dataclasses.replace(
+            self, tokenizer=dataclasses.replace(self.tokenizer, length=length)
+        )
 
     def _cut(self, prompt: str) -> str:
         """As much of a prompt as there is room for: the question stays whole."""

@@ -28,9 +28,12 @@ class ScoredByCLIPFlanT5:
         self._asking = asking(folder / "tokenizer", words=words)
 
     def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
-        reward, told = self.loaded()
-        return reward, [told(prompt) for prompt in prompts]
+        asking = self._asking.fitting(prompts)
+        return self._reward(), [asking(prompt) for prompt in prompts]
 
     def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
         """The reward, and what it is told of a prompt."""
-        return vqa_score(read(self._folder, FAMILY), odds=self._odds), self._asking
+        return self._reward(), self._asking
+
+    def _reward(self) -> DeviceReward:
+        return vqa_score(read(self._folder, FAMILY), odds=self._odds)
