@@ -25,7 +25,7 @@ LATE = {  # so that the command starts fast: any of cli, or one module
     "flowsde.cli.main": "flowsde.cli.",
     "flowsde.cli.parse": "flowsde.cli.",
     "flowsde.cli.heldout": "flowsde.cli.picture_reward",
-    "flowsde.cli.sample": "flowsde.cli.plots",
+    "flowsde.cli.drawings": "flowsde.cli.plots",
     "flowsde.cli.sources": "flowsde.cli.sources.published",
 }
 

@@ -7,14 +7,15 @@ batch.json
     asks for, by the held-out judge), ``reward`` (mean), ``heldout_rewards`` (means by name, of the
     rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
     ``backward_passes`` and ``verifier_calls`` of the finished prompts, and ``part_calls`` of the
-    dear part of a cascade; ``occupancy``, the share of
-    all rows computed that were charged to them; and ``runs``, one for each time that the command
-    was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
-    ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
-    and ``prompts_per_second``, compilation included; with --seconds also ``timing``, as
-    `flowsde.runner.clock.Timing`; with --shared ``worker``, which process it was. ``failed`` lists
-    the prompts without a result, each with its ``number`` in the list, from 1, its ``prompt`` and
-    the ``reason``.
+    dear part of a cascade; ``weighted_samples`` of methods that weigh particles, the ``log_z`` and
+    ``ess`` of every prompt in the order of ``prompts``, null of one that is not finished (its
+    result.json has the weights); ``occupancy``, the share of all rows computed that were charged to
+    them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
+    ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
+    `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
+    included; with --seconds also ``timing``, as `flowsde.runner.clock.Timing`; with --shared
+    ``worker``, which process it was. ``failed`` lists the prompts without a result, each with its
+    ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
     numbers, rewards and prompts; a green frame marks what the held-out judge calls right.
@@ -53,7 +54,7 @@ from flowsde.cli import (
     settings,
 )
 from flowsde.cli.batch_folder import Folder
-from flowsde.cli.batch_report import Failures, contents, show, try_sheet
+from flowsde.cli.batch_report import Failures, contents, sheet, show
 from flowsde.cli.claims import Claims
 from flowsde.cli.described import described
 from flowsde.cli.failures import one_line
@@ -188,7 +189,7 @@ class Batch(Task):
             folder.score(rewards)
             values = contents(folder, [*runs, *own], failed, self.total_nfe, self.target_reward)
             write_json(self.out / "batch.json", values)
-            try_sheet(self.out / "sheet.png", folder)
+            sheet(self.out / "sheet.png", folder)
         show(values, self.out, rewards)
         failed.show()
         return 1 if failed.reasons else 0

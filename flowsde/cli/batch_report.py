@@ -1,6 +1,7 @@
 """What `flowsde batch` says of all prompts: batch.json, sheet.png, and the end of its output."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from flowsde import _schema, _text
 from flowsde.cli import batch_shared, heldout
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.claims import Claims
-from flowsde.cli.sheet import cells_of, write_sheet
+from flowsde.cli.sheet import cells_of, try_sheet
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes.verdict import is_right
 
@@ -74,6 +75,7 @@ def contents(
         **heldout.means(every),
         **{name: sum(one[name] for one in every) for name in COUNTERS},
         **_part_calls(every),
+        **_weighted_samples(folder.values),
         "occupancy": charged / computed if computed else None,
         "failed": failed.values(),
         "runs": runs,
@@ -84,6 +86,15 @@ def _part_calls(every: list[dict[str, Any]]) -> dict[str, Any]:
     """Of all results, where they have them."""
     found = [one["part_calls"] for one in every if "part_calls" in one]
     return {"part_calls": {n: sum(one[n] for one in found) for n in found[0]}} if found else {}
+
+
+def _weighted_samples(values: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """log Z and effective sample size of every prompt, in their order; null of an unfinished."""
+    found = [one and one.get("weighted_sample") for one in values]
+    if not any(found):
+        return {}
+    each = [one and {name: one[name] for name in ("log_z", "ess")} for one in found]
+    return {"weighted_samples": each}
 
 
 def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
@@ -100,15 +111,9 @@ def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
     print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)
 
 
-def try_sheet(path: Path, folder: Folder) -> None:
-    """Draw the pictures that there are, or say on stderr why there is no sheet."""
+def sheet(path: Path, folder: Folder) -> None:
+    """Draw the pictures that there are."""
     finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
     cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
-    if not cells:
-        return
-    try:
-        write_sheet(path, cells)
-    except Exception as error:  # Pillow's are of many kinds.
-        said = _text.shown(f"{type(error).__name__}: {error}", 500)
-        print(f"flowsde batch: sheet.png could not be drawn: {said}", file=sys.stderr)
-        path.unlink(missing_ok=True)
+    if cells:
+        try_sheet("flowsde batch", path, cells)
