@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import _text
 from flowsde._checks import check_path
 from flowsde.cli.described import described
+from flowsde.cli.kinds import Flag, Float, Int, number, shown
 from flowsde.cli.makers import Option
+from flowsde.cli.option_groups import Combining
 from flowsde.cli.settings import (
     CHOICES,
     MOST_IN_SECONDS,
@@ -26,35 +27,6 @@ from flowsde.cli.settings import (
 
 Table = Mapping[str, Mapping[str, Option]]
 """Options of makers, by name and by maker."""
-
-
-def number(kind: type, name: str) -> PrimitiveConstructorSpec:
-    """An option that is a number; `name` says so in errors."""
-
-    def convert(words: list[str]) -> Any:
-        try:
-            return kind(words[0])
-        except ValueError:
-            raise ValueError(f"expected {name}, got '{_text.shown(words[0])}'") from None
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N" if kind is int else "X",
-        instance_from_str=convert,
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-_QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, number(int, "an integer"), _QUIET]
-Float = Annotated[float | None, number(float, "a number"), _QUIET]
-Flag = Annotated[bool, _QUIET]
-
-
-def shown(metavar: str) -> Any:
-    """An option with this placeholder in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 Weights = Annotated[tuple[Path, ...], shown("PATH"), tyro.conf.UseAppendAction]
@@ -237,10 +209,11 @@ class Task:
     """Interpolant to sample in; the flow is converted to it (default: {interpolants})."""
     kernel: Annotated[str | None, word("kernel")] = None
     """How a particle moves from one time to the next (default: {kernels})."""
-    reward: Annotated[str | None, shown("REWARD")] = None
+    reward: Annotated[tuple[str, ...], shown("REWARD"), tyro.conf.UseAppendAction] = ()
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
     minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION
-    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde."""
+    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde. May be given
+    several times, with --combine."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
     held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or
@@ -262,6 +235,7 @@ class Task:
     """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, instead of
     the packaged ones: a file, or the folder of a run. Give it twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
+    combining: Annotated[Combining, tyro.conf.OmitArgPrefixes] = Combining()
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = Beginning()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
@@ -271,6 +245,7 @@ class Task:
     def given(self) -> dict[str, Any]:
         """Fields of `Settings` that the user gave; of seconds, the most that they may buy."""
         own = given(self) | self.beginning.given
+        own |= {"reward": self.combining.name_of(self.reward)} if self.reward else {}
         return own if self.seconds is None else {"nfe": MOST_IN_SECONDS, **own}
 
 
@@ -305,13 +280,14 @@ def given(command: Any) -> dict[str, Any]:
     groups = (command.trajectory, command.moves, command.search)
     every = vars(command) | {k: v for group in groups for k, v in vars(group).items()}
     fields = [field.name for field in dataclasses.fields(Settings)]
-    return {name: every[name] for name in fields if every.get(name) is not None}
+    return {name: every[name] for name in fields if every.get(name) not in (None, ())}
 
 
 def names() -> list[str]:
     """All options, by field."""
     groups = {
         "converted": Converted,
+        "combining": Combining,
         "beginning": Beginning,
         "trajectory": Trajectory,
         "moves": Moving,

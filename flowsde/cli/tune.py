@@ -231,8 +231,9 @@ def _sample(command: Tune, setting: Setting) -> Sample:
     for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         groups[name] = kind(**{n: given.pop(n) for n in names if n in given})
-    shared = ("prompt", "prompts_file", "reward", "task", "seed", "weights", "converted")
+    shared = ("prompt", "prompts_file", "task", "seed", "weights", "converted")
     own = {name: getattr(command, name) for name in shared}
+    own["reward"] = () if command.reward is None else (command.reward,)
     return Sample(method=setting.method, **own, **given, **groups)
 
 

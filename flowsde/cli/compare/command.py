@@ -169,8 +169,8 @@ class Compare:
             )
         networks = weights.chosen("--weights", self.weights, MODELS[self.model])
         study = Study(texts, self.seeds, networks, task, self.model)
-        searched = {row.settings.reward for row in rows}
-        rewards = heldout.rewards_of(self.heldout, self.heldout_model, searched=[*searched])
+        searched = dict.fromkeys((row.settings.reward for row in rows), ())
+        rewards = heldout.rewards_of(self.heldout, self.heldout_model, searched=searched)
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:

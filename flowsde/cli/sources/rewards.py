@@ -223,6 +223,21 @@ def reads_text(name: str) -> bool:
     return ":" in name or (name in KNOWN and KNOWN[name].reads_text)
 
 
+def is_function(name: str) -> bool:
+    """Whether a reward runs outside JAX, by its name."""
+    return ":" in name
+
+
+def folders(name: str) -> int:
+    """Converted models that a reward needs."""
+    return len(KNOWN[name].folders) if name in KNOWN else 0
+
+
+def counts(name: str) -> bool:
+    """Whether a reward counts what a text says."""
+    return name in KNOWN and KNOWN[name].counts
+
+
 def reward_source(
     name: str,
     folders: Sequence[Path],
@@ -244,26 +259,26 @@ def reward_source(
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
     """
-    is_function = ":" in name
-    if not is_function and name not in KNOWN:
+    outside = is_function(name)
+    if not outside and name not in KNOWN:
         raise ValueError(
             f"{option} must be one of {', '.join(KNOWN)}, URL#MODEL or MODULE:FUNCTION, "
             f"got '{shown(name)}'"
         )
-    if timeout is not None and not is_function:
+    if timeout is not None and not outside:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
     if timeout is not None and timeout <= 0:
         raise ValueError(f"--reward-timeout must be above 0, got {timeout}")
-    if counts is not None and (is_function or not KNOWN[name].counts):
+    if counts is not None and (outside or not KNOWN[name].counts):
         raise ValueError(
             f"{option}-counts has no effect with {option} {name}, got '{shown(counts)}'"
         )
-    wanted = () if is_function else KNOWN[name].folders
+    wanted = () if outside else KNOWN[name].folders
     if len(folders) != len(wanted):
         what = " and then ".join(wanted) or "no folder"
         got = " and ".join(map(str, folders)) or "none"
         raise ValueError(f"{option}-model must be {what} for {option} {name}, got {got}")
-    if is_function:
+    if outside:
         return HostFunction(name, timeout, fps, option)
     if counts is None:
         return KNOWN[name].make(*folders)
