@@ -4,8 +4,8 @@ batch.json
     ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
     without one), ``exact`` (share of the embedded model's pictures that are what the task
-    asks for, by the held-out judge), ``reward`` (mean), ``heldout_rewards`` (means by name, of the
-    rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
+    asks for, by the held-out checker), ``reward`` (mean), ``heldout_rewards`` (means by name, of
+    the rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
     ``backward_passes`` and ``verifier_calls`` of the finished prompts, and ``part_calls`` of the
     dear part of a cascade; ``weighted_samples`` of methods that weigh particles, the ``log_z`` and
     ``ess`` of every prompt in the order of ``prompts``, null of one that is not finished (its
@@ -18,7 +18,7 @@ batch.json
     ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
-    numbers, rewards and prompts; a green frame marks what the held-out judge calls right.
+    numbers, rewards and prompts; a green frame marks what the held-out checker calls right.
 
 A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is reported
 at the end, the others are searched, and the exit code is 1. The same command tries unfinished

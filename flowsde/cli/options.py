@@ -56,11 +56,12 @@ class Trajectory:
     """Diffusion coefficient of euler_maruyama and exact (default: square)."""
     diffusion_scale: Float = None
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
-    grid: Annotated[str | None, word("grid")] = None
+    grid: Annotated[str | None, shown("{" + ",".join((*CHOICES["grid"], "model")) + "}")] = None
     """Spacing of the times (default: uniform). "shifted" is shifted by 3. "model", with a FLUX.1,
     SD3, Wan 2.1 or Z-Image, is the model's own, and the default there for {linear_methods}."""
     steps: Int = None
-    """Number of steps (default: {steps})."""
+    """Number of steps. With --model the default is that of its pipeline, where that has one for the
+    method; else, as of the embedded model: {steps}."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off; 0 is not off). Any other doubles the cost of
     every candidate. SiT's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7. FLUX.1-dev's is 3.5, an
@@ -77,13 +78,18 @@ class Trajectory:
     kernel's noise (default: 0, off); instead of --gradient-temperature."""
 
 
+_WITH_MODEL = {"data_variance": " of the embedded model, 0 with --model"}
+"""Defaults that are another model's otherwise."""
+
+
 def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:
     """An option of some makers: what it is for each of them, and its default."""
     said: dict[str, list[str]] = {}
     for method, option in table[name].items():
         value, text = default(method, name), option.help.replace("`", "").rstrip(".")
         worked_out = value is None or "default" in text
-        end = "." if worked_out else f" (default: {value})."
+        with_model = _WITH_MODEL.get(name, "")
+        end = "." if worked_out else f" (default: {value}{with_model})."
         said.setdefault(text + end, []).append(method)
     return " ".join(f"{', '.join(methods)}: {text}" for text, methods in said.items())
 
@@ -216,7 +222,7 @@ class Task:
     several times, with --combine."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
-    held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or
+    held-out checker: in the order above, just the objects of the prompt (the default), 8 of them or
     more, the first group left and the second right, all in one row, the first above the second,
     larger than usual, at the places of a sketch, or with a count that training never showed."""
     heldout: HeldoutNames = ()
