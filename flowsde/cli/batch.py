@@ -47,6 +47,7 @@ from flowsde.cli import (
     batch_seconds,
     batch_shared,
     beginning,
+    finals,
     heldout,
     presets,
     progress,
@@ -75,6 +76,8 @@ _BAR = (
 )
 _SIZE = 32
 _MOST = {"batch_size": 10_000, "slots": 100_000, "total_nfe": 2**31 - 1}
+After = tuple[heldout.Heldout, finals.Finals]
+"""What looks at the results of all prompts."""
 _EVERY = 2.0
 """Seconds between two batch.json."""
 
@@ -135,7 +138,7 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        rewards = heldout.heldout_of(sample, offer)
+        rewards, chosen = heldout.heldout_of(sample, offer), finals.of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
         if self.shared:
@@ -143,23 +146,23 @@ class Batch(Task):
                 with claims.alone():
                     claims.check_same(batch_shared.asked_for(folder))
                     folder.open(hidden, None, overwrite=False)
-                code = self._run(offer, folder, rewards, claims)
+                code = self._run(offer, folder, (rewards, chosen), claims)
             if not folder.missing:
                 _own.release_unless_shared(self.out)
             return code
         with _own.locked(self.out) as hidden:
             folder.open(hidden, self.total_nfe, self.overwrite)
-            code = self._run(offer, folder, rewards, None)
+            code = self._run(offer, folder, (rewards, chosen), None)
             if not folder.missing:
                 _own.release(self.out)
             return code
 
-    def _run(
-        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
-    ) -> int:
+    def _run(self, offer: Source, folder: Folder, after: After, claims: Claims | None) -> int:
         """Search in the folder whose lock is held; the exit code."""
+        rewards, chosen = after
         rewards.check(folder.finished)
         many = len(offer.prompts)
+        chosen.announce(len(folder.missing) + len(chosen.lacking(folder.finished)))
         if not folder.missing:
             print(f"flowsde batch: {_text.shown(self.out, 4096)} is already complete", flush=True)
         else:
@@ -169,16 +172,14 @@ class Batch(Task):
                 print(f"resume  {done} of {many} prompts are finished", flush=True)
         try:
             with one_line("failed"):
-                return self._search(offer, folder, rewards, claims)
+                return self._search(offer, folder, after, claims)
         except KeyboardInterrupt as stop:
             share = f"{many - len(folder.missing)} of {many} prompts finished"
             kept = "start over" if self.total_nfe is None else "keep their finished attempts"
             said = f"interrupted with {share}; the others {kept}"
             raise interrupts.said_of(stop, said) from None
 
-    def _search(
-        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
-    ) -> int:
+    def _search(self, offer: Source, folder: Folder, after: After, claims: Claims | None) -> int:
         """Find what is missing, and score all that is there; the exit code."""
         runs, failed, own = list(folder.before), Failures(offer.prompts), []
         if folder.missing:
@@ -186,11 +187,11 @@ class Batch(Task):
         with _alone(claims):
             if claims is not None:
                 runs = failed.joined(folder, claims)
-            folder.score(rewards)
+            folder.score(*after)
             values = contents(folder, [*runs, *own], failed, self.total_nfe, self.target_reward)
             write_json(self.out / "batch.json", values)
             sheet(self.out / "sheet.png", folder)
-        show(values, self.out, rewards)
+        show(values, self.out, after[0])
         failed.show()
         return 1 if failed.reasons else 0
 

@@ -1,4 +1,4 @@
-"""Options of several rewards, which `sample` and `batch` share."""
+"""Options of several rewards, and of several answers, which `sample` and `batch` share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from flowsde.cli.described import described
-from flowsde.cli.kinds import shown
+from flowsde.cli.kinds import Int, shown
 
 COMBINATIONS = ("weighted", "minimum", "lexicographic", "normalised")
 
@@ -31,3 +31,17 @@ class Combining:
     def name_of(self, rewards: Sequence[str]) -> str:
         """The reward of these, as results have it."""
         return rewards[0] if len(rewards) == 1 else f"{self.combine}({', '.join(rewards)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@described
+class Choosing:
+    """Choose among the answers of --keep, as `flowsde.tournament` does."""
+
+    tournament: Annotated[str | None, shown("URL#MODEL|MODULE:FUNCTION")] = None
+    """Compare the pictures of --keep in pairs, after the search: by a judge at an OpenAI-compatible
+    URL, or a function (a, b, prompt) of pictures [m, h, w, 3] that tells of m pairs how sure it is
+    that a is better, 0 to 1. How many pairs is said before; the ranking is in result.json."""
+    tournament_rounds: Int = None
+    """Rounds, of half as many pairs as there are pictures (default: log2 of their number, and
+    one)."""

@@ -13,7 +13,7 @@ from flowsde._checks import check_path
 from flowsde.cli.described import described
 from flowsde.cli.kinds import Flag, Float, Int, number, shown
 from flowsde.cli.makers import Option
-from flowsde.cli.option_groups import Combining
+from flowsde.cli.option_groups import Choosing, Combining
 from flowsde.cli.settings import (
     CHOICES,
     MOST_IN_SECONDS,
@@ -242,6 +242,7 @@ class Task:
     the packaged ones: a file, or the folder of a run. Give it twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
     combining: Annotated[Combining, tyro.conf.OmitArgPrefixes] = Combining()
+    choosing: Annotated[Choosing, tyro.conf.OmitArgPrefixes] = Choosing()
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = Beginning()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
@@ -294,6 +295,7 @@ def names() -> list[str]:
     groups = {
         "converted": Converted,
         "combining": Combining,
+        "choosing": Choosing,
         "beginning": Beginning,
         "trajectory": Trajectory,
         "moves": Moving,

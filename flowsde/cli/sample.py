@@ -40,7 +40,7 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import beginning, drawings, presets, progress, results, resume
+from flowsde.cli import beginning, drawings, finals, presets, progress, results, resume
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.heldout import Heldout, heldout_of
@@ -107,10 +107,11 @@ _TRAJECTORY = "trajectory.npz"
 
 
 class Prepared(NamedTuple):
-    """The folder of each prompt, with None if its result is complete; and what scores results."""
+    """The folder of each prompt, with None if its result is complete; and what looks at results."""
 
     runs: list[tuple[Path, PromptRun | None]]
     heldout: Heldout
+    finals: finals.Finals
 
 
 def prepare(command: Sample) -> Prepared:
@@ -120,16 +121,18 @@ def prepare(command: Sample) -> Prepared:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = source_of(command)
-    rewards = heldout_of(command, offer)
+    rewards, chosen = heldout_of(command, offer), finals.of(command, offer)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
     wanted = [both for both in each if not _is_complete(command, offer, *both)]
-    rewards.check({*folders} - {folder for folder, _ in wanted})
+    done = {*folders} - {folder for folder, _ in wanted}
+    rewards.check(done)
+    chosen.announce(len(wanted) + len(chosen.lacking([*done])))
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
-    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards)
+    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards, chosen)
 
 
 def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, Any]) -> bool:
@@ -331,5 +334,6 @@ def run_all(prepared: Prepared) -> int:
                 raise
             complain("flowsde sample", str(error))
             code = 1
-    prepared.heldout.report([folder for folder, _ in runs])
+    for scored in (prepared.heldout, prepared.finals):
+        scored.report([folder for folder, _ in runs])
     return code

@@ -92,11 +92,11 @@ class HostFunction:
     def __init__(
         self, name: str, timeout: float | None, fps: float | None = None, option: str = "--reward"
     ):
-        judged = name.startswith(("http://", "https://"))
+        judged = is_url(name)
         if judged and fps is not None:
             raise ValueError(f"{option} {shown(name)} judges pictures, and the model makes videos")
         self.judge: str | None = None
-        function = _judge(name, option, timeout) if judged else _imported(name, option)
+        function = _judge(name, option, timeout) if judged else imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
@@ -189,7 +189,8 @@ KNOWN = {
 }
 
 
-def _imported(name: str, option: str) -> Callable[..., Any]:
+def imported(name: str, option: str) -> Callable[..., Any]:
+    """The function MODULE:FUNCTION of a user's; ValueError naming the option if there is none."""
     module, _, function = name.partition(":")
     before = list(sys.path)
     try:
@@ -221,6 +222,11 @@ _HOUR = 3600.0
 def reads_text(name: str) -> bool:
     """Whether a reward looks at the prompt; one that nobody knows does not."""
     return ":" in name or (name in KNOWN and KNOWN[name].reads_text)
+
+
+def is_url(name: str) -> bool:
+    """Whether a judge is named."""
+    return name.startswith(("http://", "https://"))
 
 
 def is_function(name: str) -> bool:
