@@ -55,9 +55,10 @@ from flowsde.cli import (
     settings,
 )
 from flowsde.cli.batch_folder import Folder
-from flowsde.cli.batch_report import Failures, contents, sheet, show
+from flowsde.cli.batch_report import Failures, contents, looked_at, sheet, show
 from flowsde.cli.claims import Claims
 from flowsde.cli.described import described
+from flowsde.cli.errors import NoJudge
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
 from flowsde.cli.sources import about, naming_seconds, source_of
@@ -120,7 +121,13 @@ class Batch(Task):
             prompt=(), prompts_file=self.prompts_file,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Task)},
         )  # fmt: skip
-        offer = source_of(sample)
+        try:
+            offer = source_of(sample)
+            rewards, chosen = heldout.heldout_of(sample, offer), finals.of(sample, offer)
+        except NoJudge as error:
+            if self.overwrite or not looked_at(self, str(error)):
+                raise
+            return 0
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
@@ -138,7 +145,6 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        rewards, chosen = heldout.heldout_of(sample, offer), finals.of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
         if self.shared:
@@ -150,7 +156,7 @@ class Batch(Task):
             if not folder.missing:
                 _own.release_unless_shared(self.out)
             return code
-        with _own.locked(self.out) as hidden:
+        with batch_shared.alone(self.out) as hidden:
             folder.open(hidden, self.total_nfe, self.overwrite)
             code = self._run(offer, folder, (rewards, chosen), None)
             if not folder.missing:
@@ -250,10 +256,14 @@ def _search(
     write()
     done = total - len(folder.missing)
     with progress.bar(total=total, initial=done, bar_format=_BAR) as bar:
+
+        def seen(left: int) -> None:  # others may have finished some
+            bar.update(total - left - bar.n)
+
         bar.set_postfix_str("compiling")
         engine.computed = partial(_show, bar)
         try:
-            for i, result, finish in _endings(command, job, engine, folder, numbers, claims):
+            for i, result, finish in _endings(command, job, engine, folder, numbers, claims, seen):
                 now = time.perf_counter()
                 why = _unusable(job, result)
                 if why is None:
@@ -264,8 +274,7 @@ def _search(
                     if claims is not None:
                         claims.fail(folder.folders[i].name, why)
                 last = now
-                # Others may have finished some.
-                bar.update(total - len(folder.missing) + len(failed.reasons) - bar.n)
+                seen(len(folder.missing) - len(failed.reasons))
                 if folder.missing:
                     # After the last prompt there is nothing left to interrupt.
                     interrupts.check()
@@ -320,11 +329,11 @@ def _unusable(job: Job, result: Result) -> str | None:
 
 def _endings(
     command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int],
-    claims: Claims | None,
+    claims: Claims | None, seen: Callable[[int], None],
 ) -> Iterator[tuple[int, Result, Callable[[float], None]]]:  # fmt: skip
     """Yield each prompt as it ends: number, result, and a function of its seconds to write it."""
     if claims is not None:
-        yield from batch_shared.endings(job, engine, folder, numbers, claims)
+        yield from batch_shared.endings(job, engine, folder, numbers, claims, seen)
         return
     if command.total_nfe is None:
         with naming_seconds():

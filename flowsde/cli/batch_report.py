@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 
 from flowsde import _schema, _text
+from flowsde._files import read_json
 from flowsde.cli import batch_shared, heldout
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.claims import Claims
+from flowsde.cli.prompts import of_file
 from flowsde.cli.sheet import cells_of, try_sheet
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes.verdict import is_right
+
+_COUNT = _schema.whole(0, 2**63 - 1)
+_TOTALS = _schema.fields(
+    prompts=_schema.items(_schema.text), method=_schema.text, seed=_COUNT, finished=_COUNT,
+    exact=_schema.maybe(_schema.number), reached=_schema.maybe(_COUNT), nfe=_COUNT,
+    occupancy=_schema.maybe(_schema.number),
+    runs=_schema.items(_schema.fields(seconds=_schema.number)),
+)  # fmt: skip
+"""What `show` reads of a batch.json."""
 
 
 class Failures:
@@ -109,6 +120,36 @@ def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
     share = values["occupancy"]
     full = "" if share is None else f", {share:.0%} of rows charged"
     print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)
+
+
+def looked_at(command: Any, why: str) -> bool:
+    """Show the totals of a folder that is complete although a judge does not answer.
+
+    Without it its version is not known, so that settings cannot be compared; it is said.
+
+    Args:
+      command: `flowsde.cli.batch.Batch`.
+      why: the judge does not answer.
+
+    Returns:
+      Whether the folder is complete, of the same prompts, method and seed.
+    """
+    path = command.out / "batch.json"
+    try:
+        values = _TOTALS(read_json(path), str(path))
+        asked = [prompt for _, prompt in of_file(command.prompts_file, str.strip)]
+    except (FileNotFoundError, ValueError):
+        return False
+    same = (values["prompts"], values["method"], values["seed"])
+    if same != (asked, command.method, command.seed) or values["finished"] != len(asked):
+        return False
+    print(
+        f"flowsde batch: {_text.shown(command.out, 4096)} is already complete; its other settings "
+        f"were not compared, for {_text.shown(why, 500)}",
+        flush=True,
+    )
+    show(values, command.out, heldout.Heldout())
+    return True
 
 
 def sheet(path: Path, folder: Folder) -> None:

@@ -27,7 +27,7 @@ from flowsde._files import write_json
 from flowsde._keys import from_seed
 from flowsde._text import shown
 from flowsde.cli import results
-from flowsde.cli.errors import OptionError
+from flowsde.cli.errors import NoJudge, OptionError
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Sample
 from flowsde.cli.picture_files import as_array, opened
@@ -165,5 +165,6 @@ def _compare(name: str) -> tuple[Compare, str | None]:
     try:
         judge = judge_pairs(url, model or None)
     except (ValueError, RewardError) as error:
-        raise ValueError(f"{OPTION} {shown(name)}: {error}") from None
+        kind = NoJudge if isinstance(error, RewardError) else ValueError
+        raise kind(f"{OPTION} {shown(name)}: {error}") from None
     return judge, judge.version

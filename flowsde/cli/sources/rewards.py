@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._text import shown
+from flowsde.cli.errors import NoJudge
 from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
@@ -213,7 +214,8 @@ def _judge(name: str, option: str, timeout: float | None) -> HostReward:
     try:
         return judge(url, model or None, name=name, deadline=timeout or DEADLINE)
     except (ValueError, RewardError) as error:
-        raise ValueError(f"{option} {shown(name)}: {error}") from None
+        kind = NoJudge if isinstance(error, RewardError) else ValueError
+        raise kind(f"{option} {shown(name)}: {error}") from None
 
 
 _HOUR = 3600.0
