@@ -74,7 +74,7 @@ def best_settings(results: dict[str, Any]) -> str:
         ]
         shown = {}
         for (method,), own in grouped(of_model, "method").items():
-            name = "bon, tuned" if method == "bon" else _leader(own)
+            name = "bon, tuned" if method == "bon" else leader(own)
             found = own if method == "bon" else [r for r in own if r["setting"] == name]
             shown[name] = [
                 max((r["success"] for r in found if _at(r) == column), default=None)
@@ -140,7 +140,7 @@ def _at(row: dict[str, Any]) -> tuple[str, int]:
     return row["task"], row["nfe"]
 
 
-def _leader(rows: list[dict[str, Any]]) -> str:
+def leader(rows: list[dict[str, Any]]) -> str:
     """A method's best setting by its mean, of those that have been measured most."""
     settings = {name: found for (name,), found in grouped(rows, "setting").items()}
     most = max(map(len, settings.values()))

@@ -13,6 +13,7 @@ from typing import Any
 
 from _files import RESULTS, replace_file
 from _gradients_page import tables as gradient_tables
+from _searches_page import table as searches_table
 from _speed_page import (
     cold_start,
     conversion,
@@ -57,6 +58,11 @@ def tasks_claims() -> str:
     return claims(_tasks())
 
 
+def searches() -> str:
+    """All searches: what they need, and their place on the tasks."""
+    return searches_table(_tasks())
+
+
 def tasks_paper() -> str:
     """The paper's settings, and a plain sample and Best-of-N as in the paper."""
     return of_paper(_tasks(), [setting.name for setting in paper_settings()])
@@ -89,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks_seconds_1": partial(tasks_seconds, 1),
     "tasks_seconds_5": partial(tasks_seconds, 5),
     "tasks_methods": tasks_methods,
+    "searches": searches,
     "tasks_paper": tasks_paper,
     "tasks_claims": tasks_claims,
     "diagnosis": diagnosis,

@@ -77,11 +77,9 @@ def tournament(
     if given.ndim == 0 or len(given) == 0:
         raise ValueError(f"images must have at least one finalist, got shape {given.shape}")
     n = len(given)
-    most = n - 1 + n % 2
-    wanted = int(np.ceil(np.log2(n))) + 1 if rounds is None else check_count("rounds", rounds)
     key, wins, met = as_key(key), np.zeros(n), np.zeros((n, n), int)
     pairs, outcome, calls = [np.zeros((0, 2), np.int32)], [np.zeros(0)], 0
-    for number in range(min(wanted, most) if n > 1 else 0):
+    for number in range(_rounds(n, rounds)):
         drawn = np.asarray(jax.random.permutation(jax.random.fold_in(key, number), jnp.arange(n)))
         round_pairs = _pair(drawn[np.argsort(-wins[drawn], kind="stable")], met)
         told = _ask(compare, given, round_pairs, cond)
@@ -103,6 +101,17 @@ def tournament(
     strength = strengths(n, games, results)
     ranking = np.argsort(-np.round(strength, 9), kind="stable").astype(np.int32)
     return Tournament(ranking, strength, games, results, calls)
+
+
+def games(n: int, rounds: int | None = None) -> int:
+    """Pairs that `tournament` asks of n finalists, without `both_orders`."""
+    return _rounds(check_count("n", n), rounds) * (n // 2)
+
+
+def _rounds(n: int, rounds: int | None) -> int:
+    """Of n finalists: as many as are wanted, and let everyone meet everyone at most."""
+    wanted = int(np.ceil(np.log2(n))) + 1 if rounds is None else check_count("rounds", rounds)
+    return min(wanted, n - 1 + n % 2) if n > 1 else 0
 
 
 def strengths(n: int, pairs: Any, outcome: Any) -> np.ndarray:

@@ -26,7 +26,7 @@ LATE = {  # any of cli, or one module: so that the command starts fast
     "flowsde.cli.main": "flowsde.cli.",
     "flowsde.cli.parse": "flowsde.cli.",
     "flowsde.cli.heldout": "flowsde.cli.picture_reward",
-    "flowsde.cli.sample": "flowsde.cli.plots",
+    "flowsde.cli.drawings": "flowsde.cli.plots",
     "flowsde.cli.sources": "flowsde.cli.sources.published",
     # Adapters' keys are read by the tables of the converters, which know the models.
     "flowsde.models.load": UP,

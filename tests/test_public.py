@@ -39,9 +39,10 @@ NAMES = {
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete DFS DTS Evaluation Evolution GridSearch
         Info Keeping LiDAR Lines METHODS NoiseSearch PCN Particle PsiSampler RBF SMC Search
-        SearchBase SoP SuccessiveHalving WeightedSample affordable_units any_over_prompts bon code
-        dfs dts epsilon_greedy even_shares evolution fold_in_ids halving keep lidar map_valid pcn
-        psi rbf smc sop svdd to_particles tree_take tree_where weighted_sample zero_order
+        SearchBase SoP SuccessiveHalving WeightedSample Weights affordable_units any_over_prompts
+        bon code dfs dts epsilon_greedy even_shares evolution fold_in_ids halving keep lidar
+        map_valid pcn psi rbf smc sop svdd to_particles tree_take tree_where weighted_sample
+        zero_order
     """,
     "flowsde.shapes": "encode load_flow load_reward load_scorer",
 }

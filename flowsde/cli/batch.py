@@ -4,20 +4,21 @@ batch.json
     ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
     without one), ``exact`` (share of the embedded model's pictures that are what the task
-    asks for, by the held-out judge), ``reward`` (mean), ``heldout_rewards`` (means by name, of the
-    rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
+    asks for, by the held-out checker), ``reward`` (mean), ``heldout_rewards`` (means by name, of
+    the rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
     ``backward_passes`` and ``verifier_calls`` of the finished prompts, and ``part_calls`` of the
-    dear part of a cascade; ``occupancy``, the share of
-    all rows computed that were charged to them; and ``runs``, one for each time that the command
-    was given: ``prompts``, ``batch_size``, ``batches``, ``evaluations``, ``nfe``, ``surplus``,
-    ``padding``, ``occupancy``, ``widths`` as in `flowsde.runner.packed.engine.Totals`, ``seconds``
-    and ``prompts_per_second``, compilation included; with --seconds also ``timing``, as
-    `flowsde.runner.clock.Timing`; with --shared ``worker``, which process it was. ``failed`` lists
-    the prompts without a result, each with its ``number`` in the list, from 1, its ``prompt`` and
-    the ``reason``.
+    dear part of a cascade; ``weighted_samples`` of methods that weigh particles, the ``log_z`` and
+    ``ess`` of every prompt in the order of ``prompts``, null of one that is not finished (its
+    result.json has the weights); ``occupancy``, the share of all rows computed that were charged to
+    them; and ``runs``, one for each time that the command was given: ``prompts``, ``batch_size``,
+    ``batches``, ``evaluations``, ``nfe``, ``surplus``, ``padding``, ``occupancy``, ``widths`` as in
+    `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
+    included; with --seconds also ``timing``, as `flowsde.runner.clock.Timing`; with --shared
+    ``worker``, which process it was. ``failed`` lists the prompts without a result, each with its
+    ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
-    numbers, rewards and prompts; a green frame marks what the held-out judge calls right.
+    numbers, rewards and prompts; a green frame marks what the held-out checker calls right.
 
 A prompt that never has a finite reward, or whose picture is not finite, fails alone: it is reported
 at the end, the others are searched, and the exit code is 1. The same command tries unfinished
@@ -46,6 +47,7 @@ from flowsde.cli import (
     batch_seconds,
     batch_shared,
     beginning,
+    finals,
     heldout,
     presets,
     progress,
@@ -53,9 +55,10 @@ from flowsde.cli import (
     settings,
 )
 from flowsde.cli.batch_folder import Folder
-from flowsde.cli.batch_report import Failures, contents, show, try_sheet
+from flowsde.cli.batch_report import Failures, contents, looked_at, sheet, show
 from flowsde.cli.claims import Claims
 from flowsde.cli.described import described
+from flowsde.cli.errors import NoJudge
 from flowsde.cli.failures import one_line
 from flowsde.cli.options import Flag, Int, Sample, Task, shown
 from flowsde.cli.sources import about, naming_seconds, source_of
@@ -74,6 +77,8 @@ _BAR = (
 )
 _SIZE = 32
 _MOST = {"batch_size": 10_000, "slots": 100_000, "total_nfe": 2**31 - 1}
+After = tuple[heldout.Heldout, finals.Finals]
+"""What looks at the results of all prompts."""
 _EVERY = 2.0
 """Seconds between two batch.json."""
 
@@ -116,7 +121,13 @@ class Batch(Task):
             prompt=(), prompts_file=self.prompts_file,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Task)},
         )  # fmt: skip
-        offer = source_of(sample)
+        try:
+            offer = source_of(sample)
+            rewards, chosen = heldout.heldout_of(sample, offer), finals.of(sample, offer)
+        except NoJudge as error:
+            if self.overwrite or not looked_at(self, str(error)):
+                raise
+            return 0
         for name, most in _MOST.items():
             if getattr(self, name) is not None:
                 check_count(settings.flag(name), getattr(self, name), most=most)
@@ -134,7 +145,6 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        rewards = heldout.heldout_of(sample, offer)
         folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
         results.make(self.out)
         if self.shared:
@@ -142,23 +152,23 @@ class Batch(Task):
                 with claims.alone():
                     claims.check_same(batch_shared.asked_for(folder))
                     folder.open(hidden, None, overwrite=False)
-                code = self._run(offer, folder, rewards, claims)
+                code = self._run(offer, folder, (rewards, chosen), claims)
             if not folder.missing:
                 _own.release_unless_shared(self.out)
             return code
-        with _own.locked(self.out) as hidden:
+        with batch_shared.alone(self.out) as hidden:
             folder.open(hidden, self.total_nfe, self.overwrite)
-            code = self._run(offer, folder, rewards, None)
+            code = self._run(offer, folder, (rewards, chosen), None)
             if not folder.missing:
                 _own.release(self.out)
             return code
 
-    def _run(
-        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
-    ) -> int:
+    def _run(self, offer: Source, folder: Folder, after: After, claims: Claims | None) -> int:
         """Search in the folder whose lock is held; the exit code."""
+        rewards, chosen = after
         rewards.check(folder.finished)
         many = len(offer.prompts)
+        chosen.announce(len(folder.missing) + len(chosen.lacking(folder.finished)))
         if not folder.missing:
             print(f"flowsde batch: {_text.shown(self.out, 4096)} is already complete", flush=True)
         else:
@@ -168,16 +178,14 @@ class Batch(Task):
                 print(f"resume  {done} of {many} prompts are finished", flush=True)
         try:
             with one_line("failed"):
-                return self._search(offer, folder, rewards, claims)
+                return self._search(offer, folder, after, claims)
         except KeyboardInterrupt as stop:
             share = f"{many - len(folder.missing)} of {many} prompts finished"
             kept = "start over" if self.total_nfe is None else "keep their finished attempts"
             said = f"interrupted with {share}; the others {kept}"
             raise interrupts.said_of(stop, said) from None
 
-    def _search(
-        self, offer: Source, folder: Folder, rewards: heldout.Heldout, claims: Claims | None
-    ) -> int:
+    def _search(self, offer: Source, folder: Folder, after: After, claims: Claims | None) -> int:
         """Find what is missing, and score all that is there; the exit code."""
         runs, failed, own = list(folder.before), Failures(offer.prompts), []
         if folder.missing:
@@ -185,11 +193,11 @@ class Batch(Task):
         with _alone(claims):
             if claims is not None:
                 runs = failed.joined(folder, claims)
-            folder.score(rewards)
+            folder.score(*after)
             values = contents(folder, [*runs, *own], failed, self.total_nfe, self.target_reward)
             write_json(self.out / "batch.json", values)
-            try_sheet(self.out / "sheet.png", folder)
-        show(values, self.out, rewards)
+            sheet(self.out / "sheet.png", folder)
+        show(values, self.out, after[0])
         failed.show()
         return 1 if failed.reasons else 0
 
@@ -248,10 +256,14 @@ def _search(
     write()
     done = total - len(folder.missing)
     with progress.bar(total=total, initial=done, bar_format=_BAR) as bar:
+
+        def seen(left: int) -> None:  # others may have finished some
+            bar.update(total - left - bar.n)
+
         bar.set_postfix_str("compiling")
         engine.computed = partial(_show, bar)
         try:
-            for i, result, finish in _endings(command, job, engine, folder, numbers, claims):
+            for i, result, finish in _endings(command, job, engine, folder, numbers, claims, seen):
                 now = time.perf_counter()
                 why = _unusable(job, result)
                 if why is None:
@@ -262,8 +274,7 @@ def _search(
                     if claims is not None:
                         claims.fail(folder.folders[i].name, why)
                 last = now
-                # Others may have finished some.
-                bar.update(total - len(folder.missing) + len(failed.reasons) - bar.n)
+                seen(len(folder.missing) - len(failed.reasons))
                 if folder.missing:
                     # After the last prompt there is nothing left to interrupt.
                     interrupts.check()
@@ -318,11 +329,11 @@ def _unusable(job: Job, result: Result) -> str | None:
 
 def _endings(
     command: Batch, job: Job, engine: Engine, folder: Folder, numbers: list[int],
-    claims: Claims | None,
+    claims: Claims | None, seen: Callable[[int], None],
 ) -> Iterator[tuple[int, Result, Callable[[float], None]]]:  # fmt: skip
     """Yield each prompt as it ends: number, result, and a function of its seconds to write it."""
     if claims is not None:
-        yield from batch_shared.endings(job, engine, folder, numbers, claims)
+        yield from batch_shared.endings(job, engine, folder, numbers, claims, seen)
         return
     if command.total_nfe is None:
         with naming_seconds():

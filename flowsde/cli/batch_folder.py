@@ -20,6 +20,7 @@ from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
 from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
 from flowsde.cli import results, resume
+from flowsde.cli.finals import Finals
 from flowsde.cli.heldout import Heldout
 from flowsde.cli.sources.base import Source
 from flowsde.runner.packed.budget import Outcome, added
@@ -214,10 +215,11 @@ class Folder:
         pairs = zip(self.folders, self.values, strict=True)
         return [folder for folder, values in pairs if values is not None]
 
-    def score(self, rewards: Heldout) -> None:
-        """Have held-out rewards score what is finished."""
-        if rewards.rewards:
+    def score(self, rewards: Heldout, finals: Finals) -> None:
+        """Have held-out rewards score what is finished, and hold its tournaments."""
+        if rewards.rewards or finals.name is not None:
             rewards.add(self.finished)
+            finals.add(self.finished)
             self.values = [results.read(folder) for folder in self.folders]
 
     def known(self) -> list[dict[int, Outcome]]:

@@ -1,18 +1,30 @@
 """What `flowsde batch` says of all prompts: batch.json, sheet.png, and the end of its output."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowsde import _schema, _text
+from flowsde._files import read_json
 from flowsde.cli import batch_shared, heldout
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.claims import Claims
-from flowsde.cli.sheet import cells_of, write_sheet
+from flowsde.cli.prompts import of_file
+from flowsde.cli.sheet import cells_of, try_sheet
 from flowsde.runner.result import COUNTERS
 from flowsde.shapes.verdict import is_right
+
+_COUNT = _schema.whole(0, 2**63 - 1)
+_TOTALS = _schema.fields(
+    prompts=_schema.items(_schema.text), method=_schema.text, seed=_COUNT, finished=_COUNT,
+    exact=_schema.maybe(_schema.number), reached=_schema.maybe(_COUNT), nfe=_COUNT,
+    occupancy=_schema.maybe(_schema.number),
+    runs=_schema.items(_schema.fields(seconds=_schema.number)),
+)  # fmt: skip
+"""What `show` reads of a batch.json."""
 
 
 class Failures:
@@ -74,6 +86,7 @@ def contents(
         **heldout.means(every),
         **{name: sum(one[name] for one in every) for name in COUNTERS},
         **_part_calls(every),
+        **_weighted_samples(folder.values),
         "occupancy": charged / computed if computed else None,
         "failed": failed.values(),
         "runs": runs,
@@ -84,6 +97,15 @@ def _part_calls(every: list[dict[str, Any]]) -> dict[str, Any]:
     """Of all results, where they have them."""
     found = [one["part_calls"] for one in every if "part_calls" in one]
     return {"part_calls": {n: sum(one[n] for one in found) for n in found[0]}} if found else {}
+
+
+def _weighted_samples(values: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """log Z and effective sample size of every prompt, in their order; null of an unfinished."""
+    found = [one and one.get("weighted_sample") for one in values]
+    if not any(found):
+        return {}
+    each = [one and {name: one[name] for name in ("log_z", "ess")} for one in found]
+    return {"weighted_samples": each}
 
 
 def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
@@ -100,15 +122,39 @@ def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
     print(f"spent   {spent}{full}\nfolder  {_text.shown(out, 4096)}", flush=True)
 
 
-def try_sheet(path: Path, folder: Folder) -> None:
-    """Draw the pictures that there are, or say on stderr why there is no sheet."""
+def looked_at(command: Any, why: str) -> bool:
+    """Show the totals of a folder that is complete although a judge does not answer.
+
+    Without it its version is not known, so that settings cannot be compared; it is said.
+
+    Args:
+      command: `flowsde.cli.batch.Batch`.
+      why: the judge does not answer.
+
+    Returns:
+      Whether the folder is complete, of the same prompts, method and seed.
+    """
+    path = command.out / "batch.json"
+    try:
+        values = _TOTALS(read_json(path), str(path))
+        asked = [prompt for _, prompt in of_file(command.prompts_file, str.strip)]
+    except (FileNotFoundError, ValueError):
+        return False
+    same = (values["prompts"], values["method"], values["seed"])
+    if same != (asked, command.method, command.seed) or values["finished"] != len(asked):
+        return False
+    print(
+        f"flowsde batch: {_text.shown(command.out, 4096)} is already complete; its other settings "
+        f"were not compared, for {_text.shown(why, 500)}",
+        flush=True,
+    )
+    show(values, command.out, heldout.Heldout())
+    return True
+
+
+def sheet(path: Path, folder: Folder) -> None:
+    """Draw the pictures that there are."""
     finished = [(i, one) for i, one in enumerate(folder.values) if one is not None]
     cells = [cell for i, one in finished for cell in cells_of(i, one, folder.folders[i])]
-    if not cells:
-        return
-    try:
-        write_sheet(path, cells)
-    except Exception as error:  # Pillow's are of many kinds.
-        said = _text.shown(f"{type(error).__name__}: {error}", 500)
-        print(f"flowsde batch: sheet.png could not be drawn: {said}", file=sys.stderr)
-        path.unlink(missing_ok=True)
+    if cells:
+        try_sheet("flowsde batch", path, cells)

@@ -7,12 +7,15 @@ prompts finished or failed.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from flowsde import interrupts
+from flowsde import _own, interrupts
+from flowsde._files import HIDDEN
 from flowsde.cli.batch_folder import Folder
-from flowsde.cli.claims import Claims
+from flowsde.cli.claims import Claims, are_there
 from flowsde.cli.errors import OptionError
 from flowsde.runner.arguments import Job
 from flowsde.runner.packed.engine import Engine
@@ -33,8 +36,25 @@ def check(command: object) -> None:
             raise OptionError(flag, f"{flag} has no effect with --shared, got {value}")
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[Path]:
+    """`_own.locked` of a folder; ValueError with a hint if processes share it."""
+    with ExitStack() as held:
+        try:
+            hidden = held.enter_context(_own.locked(out))
+        except ValueError as error:
+            hint = "; --shared joins those that share it" if are_there(out / HIDDEN) else ""
+            raise ValueError(f"{error}{hint}") from None
+        yield hidden
+
+
 def endings(
-    job: Job, engine: Engine, folder: Folder, numbers: list[int], claims: Claims
+    job: Job,
+    engine: Engine,
+    folder: Folder,
+    numbers: list[int],
+    claims: Claims,
+    seen: Callable[[int], Any],
 ) -> Iterator[tuple[int, Result, Callable[[float], None]]]:
     """As of `flowsde.cli.batch`, of what this process finishes, until nothing is missing anywhere.
 
@@ -43,6 +63,8 @@ def endings(
       folder: of the results.
       numbers: in the list, of the job's prompts.
       claims: on them.
+      seen: told how many prompts are left, whoever has ended the others, also while this process
+        waits for them.
     """
     at = {folder.folders[i].name: k for k, i in enumerate(numbers)}
     while True:
@@ -50,6 +72,7 @@ def endings(
         names = [folder.folders[i].name for i in folder.missing]
         failed = claims.failed()
         left = [name for name in names if name not in failed]
+        seen(len(left))
         if not left:
             return
         most = _share(engine.slots_for(len(left)), len(left), claims.workers())

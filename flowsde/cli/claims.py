@@ -154,6 +154,19 @@ class Claims:
             write_json(self._folder / _FAILED, self.failed() | {name: why})
 
 
+def are_there(hidden: Path) -> bool:
+    """Whether processes share a folder: one of them has its file locked."""
+    import fcntl
+
+    for path in (hidden / "claims").glob("*.json"):
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def _write(handle: int, names: list[str]) -> None:
     """Flushed: the file stays open, and on other machines is read while it is."""
     os.ftruncate(handle, 0)

@@ -124,7 +124,9 @@ class Diagnose:
         """
         shared = {field.name for field in dataclasses.fields(Sample)} - {"out", "overwrite"}
         own = {f.name for f in dataclasses.fields(self)}
-        offer = source_of(Sample(**{name: getattr(self, name) for name in shared & own}))
+        given = {name: getattr(self, name) for name in shared & own}
+        given["reward"] = () if self.reward is None else (self.reward,)
+        offer = source_of(Sample(**given))
         if not offer.has_reward:
             raise OptionError("--reward", "a diagnosis looks at one, expected another than none")
         plan = self._plan(offer)

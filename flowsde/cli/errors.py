@@ -13,6 +13,10 @@ class OptionError(ValueError):
         self.option = option
 
 
+class NoJudge(ValueError):
+    """A judge at a URL does not answer; nothing was done yet."""
+
+
 class CommandError(RuntimeError):
     """Work that had begun failed.
 

@@ -12,7 +12,7 @@ A name is scored by one version of a reward: another one is refused, as another 
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,7 @@ def rewards_of(
     names: Sequence[str],
     folders: Sequence[Path],
     *,
-    searched: Sequence[str],
-    searched_folders: Sequence[Path] = (),
+    searched: Mapping[str, Sequence[Path]],
     embedded: bool = True,
 ) -> "Heldout":
     """The rewards, checked; ValueError or FileNotFoundError naming the option that is wrong.
@@ -48,8 +47,7 @@ def rewards_of(
     Args:
       names: of --heldout.
       folders: of --heldout-model.
-      searched: names of the rewards that are searched by.
-      searched_folders: of --reward-model.
+      searched: the rewards that are searched by, with their folders of --reward-model.
       embedded: whether the pictures are those of an embedded model.
     """
     if not names and not folders:
@@ -60,9 +58,11 @@ def rewards_of(
     if not embedded and (strange := [name for name in names if name in CHOICES["reward"]]):
         raise OptionError(OPTION, f"{strange[0]} scores pictures of the embedded models alone")
     found = picture_reward.several(names, folders, OPTION)
-    theirs = picture_reward.contents(searched_folders)
     for one in found:
-        if one.name in searched and picture_reward.contents(one.folders) == theirs:
+        theirs = searched.get(one.name)
+        if theirs is not None and picture_reward.contents(one.folders) == picture_reward.contents(
+            theirs
+        ):
             raise OptionError(
                 OPTION,
                 f"{shown(one.name)} is the reward that is searched by, which sees every candidate; "
@@ -79,8 +79,7 @@ def heldout_of(command: Sample, source: Source) -> "Heldout":
     return rewards_of(
         command.heldout,
         command.heldout_model,
-        searched=[source.settings.reward],
-        searched_folders=command.converted.reward_model,
+        searched=source.rewards,
         embedded=model is None or str(model) in EMBEDDED,
     )
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
 from flowsde import _text
 from flowsde._checks import check_path
 from flowsde.cli.described import described
+from flowsde.cli.kinds import Flag, Float, Int, number, shown
 from flowsde.cli.makers import Option
+from flowsde.cli.option_groups import Choosing, Combining
 from flowsde.cli.settings import (
     CHOICES,
     MOST_IN_SECONDS,
@@ -26,35 +27,6 @@ from flowsde.cli.settings import (
 
 Table = Mapping[str, Mapping[str, Option]]
 """Options of makers, by name and by maker."""
-
-
-def number(kind: type, name: str) -> PrimitiveConstructorSpec:
-    """An option that is a number; `name` says so in errors."""
-
-    def convert(words: list[str]) -> Any:
-        try:
-            return kind(words[0])
-        except ValueError:
-            raise ValueError(f"expected {name}, got '{_text.shown(words[0])}'") from None
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N" if kind is int else "X",
-        instance_from_str=convert,
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-QUIET = tyro.conf.arg(help_behavior_hint="")
-Int = Annotated[int | None, number(int, "an integer"), QUIET]
-Float = Annotated[float | None, number(float, "a number"), QUIET]
-Flag = Annotated[bool, QUIET]
-
-
-def shown(metavar: str) -> Any:
-    """An option with this placeholder in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 Weights = Annotated[tuple[Path, ...], shown("PATH"), tyro.conf.UseAppendAction]
@@ -84,12 +56,13 @@ class Trajectory:
     """Diffusion coefficient of euler_maruyama and exact (default: square)."""
     diffusion_scale: Float = None
     """Scale of the diffusion coefficient (default: the coefficient's own)."""
-    grid: Annotated[str | None, word("grid")] = None
+    grid: Annotated[str | None, shown("{" + ",".join((*CHOICES["grid"], "model")) + "}")] = None
     """Spacing of the times (default: uniform). "shifted" is shifted by 3. "model", with a FLUX.1,
     FLUX.2-klein, SD3, Wan 2.1 or Z-Image, is the model's own, and the default there for
     {linear_methods}."""
     steps: Int = None
-    """Number of steps (default: {steps})."""
+    """Number of steps. With --model the default is that of its pipeline, where that has one for the
+    method; else, as of the embedded model: {steps}."""
     guidance: Float = None
     """Classifier-free guidance scale (default: 1, off; 0 is not off). Any other doubles the cost of
     every candidate. SiT's and FLUX.2-klein-base's default is 4, Wan 2.1's and Z-Image's 5, SD3's 7.
@@ -107,13 +80,18 @@ class Trajectory:
     kernel's noise (default: 0, off); instead of --gradient-temperature."""
 
 
+_WITH_MODEL = {"data_variance": " of the embedded model, 0 with --model"}
+"""Defaults that are another model's otherwise."""
+
+
 def _help(name: str, table: Table, default: Callable[[str, str], Any]) -> str:
     """An option of some makers: what it is for each of them, and its default."""
     said: dict[str, list[str]] = {}
     for method, option in table[name].items():
         value, text = default(method, name), option.help.replace("`", "").rstrip(".")
         worked_out = value is None or "default" in text
-        end = "." if worked_out else f" (default: {value})."
+        with_model = _WITH_MODEL.get(name, "")
+        end = "." if worked_out else f" (default: {value}{with_model})."
         said.setdefault(text + end, []).append(method)
     return " ".join(f"{', '.join(methods)}: {text}" for text, methods in said.items())
 
@@ -240,13 +218,14 @@ class Task:
     """Interpolant to sample in; the flow is converted to it (default: {interpolants})."""
     kernel: Annotated[str | None, word("kernel")] = None
     """How a particle moves from one time to the next (default: {kernels})."""
-    reward: Annotated[str | None, shown("REWARD")] = None
+    reward: Annotated[tuple[str, ...], shown("REWARD"), tyro.conf.UseAppendAction] = ()
     """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
     minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION
-    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde."""
+    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde. May be given
+    several times, with --combine."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
-    held-out judge: in the order above, just the objects of the prompt (the default), 8 of them or
+    held-out checker: in the order above, just the objects of the prompt (the default), 8 of them or
     more, the first group left and the second right, all in one row, the first above the second,
     larger than usual, at the places of a sketch, or with a count that training never showed."""
     heldout: HeldoutNames = ()
@@ -265,6 +244,8 @@ class Task:
     """Embedded model: weights that flowsde train wrote, of the flow or of the scorer, instead of
     the packaged ones: a file, or the folder of a run. Give it twice for both."""
     converted: Annotated[Converted, tyro.conf.OmitArgPrefixes] = Converted()
+    combining: Annotated[Combining, tyro.conf.OmitArgPrefixes] = Combining()
+    choosing: Annotated[Choosing, tyro.conf.OmitArgPrefixes] = Choosing()
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = Beginning()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
@@ -274,6 +255,7 @@ class Task:
     def given(self) -> dict[str, Any]:
         """Fields of `Settings` that the user gave; of seconds, the most that they may buy."""
         own = given(self) | self.beginning.given
+        own |= {"reward": self.combining.name_of(self.reward)} if self.reward else {}
         return own if self.seconds is None else {"nfe": MOST_IN_SECONDS, **own}
 
 
@@ -308,13 +290,15 @@ def given(command: Any) -> dict[str, Any]:
     groups = (command.trajectory, command.moves, command.search)
     every = vars(command) | {k: v for group in groups for k, v in vars(group).items()}
     fields = [field.name for field in dataclasses.fields(Settings)]
-    return {name: every[name] for name in fields if every.get(name) is not None}
+    return {name: every[name] for name in fields if every.get(name) not in (None, ())}
 
 
 def names() -> list[str]:
     """All options, by field."""
     groups = {
         "converted": Converted,
+        "combining": Combining,
+        "choosing": Choosing,
         "beginning": Beginning,
         "trajectory": Trajectory,
         "moves": Moving,

@@ -22,6 +22,7 @@ from flowsde.cli.settings import ALWAYS, EMBEDDED, Settings, flag
 from flowsde.cli.sources.base import Source
 from flowsde.runner.clock import Timing
 from flowsde.runner.result import COUNTERS, Result
+from flowsde.search import Weights
 from flowsde.shapes import captions
 
 RESULT, IMAGE = "result.json", "image.png"
@@ -39,10 +40,30 @@ ABOUT = {
 """Readers of the fields that say what a run is of."""
 _HELDOUT = fields({"success": _schema.flag}, exact=_schema.flag, rss=number)
 _JUDGED = {"heldout": _HELDOUT, "heldout_rewards": table(number)}
+_WEIGHT = {"log_weight": maybe(number)}
 _READ = fields(
     {
         "attempts": items(fields(nfe=_COUNT, reward=number)),
-        "kept": items(fields(_JUDGED | {"video": text}, image=text, reward=maybe(number))),
+        "kept": items(
+            fields(_JUDGED | _WEIGHT | {"video": text}, image=text, reward=maybe(number))
+        ),
+        "weighted_sample": fields(
+            time=number,
+            log_z=maybe(number),
+            ess=number,
+            log_weights=items(number),
+            rewards=items(number),
+        ),
+        **_WEIGHT,
+        "tournament": fields(
+            judge=text,
+            version=maybe(text),
+            asked=maybe(_COUNT),
+            calls=_COUNT,
+            winner=text,
+            ranking=items(text),
+            strength=items(number),
+        ),
         "video": text,
         "heldout_versions": table(text),
         "part_calls": table(_COUNT),
@@ -142,6 +163,8 @@ def write(
         **about,
         "reward": float(result.reward) if offer.has_reward else None,
         **_parts(result),
+        **_weight(result.top(1)[0]),
+        **_weighted_sample(result.weights),
         **({} if result.part_calls is None else {"part_calls": _numbers(result.part_calls)}),
         **_video(offer, IMAGE),
         **offer.heldout(about["prompt"], image),
@@ -167,6 +190,36 @@ def _numbers(calls: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(n) for name, n in calls.items()}
 
 
+def _weight(answer: Any) -> dict[str, Any]:
+    """An answer's in the weighted sample; null where it is no particle of that."""
+    if answer.log_weight is None:
+        return {}
+    number = float(answer.log_weight)
+    return {"log_weight": number if math.isfinite(number) else None}
+
+
+def _weighted_sample(weights: Weights | None) -> dict[str, Any]:
+    """Of a search that weighs particles, those that have a weight."""
+    if weights is None:
+        return {}
+    there = np.isfinite(weights.log_weights)
+    return {
+        "weighted_sample": {
+            "time": float(weights.t),
+            "log_z": None if weights.log_z is None else float(weights.log_z),
+            "ess": float(weights.ess) if there.any() else 0.0,
+            "log_weights": np.asarray(weights.log_weights)[there].tolist(),
+            "rewards": np.asarray(weights.reward)[there].tolist(),
+        }
+    }
+
+
+def said_of_weights(sample: dict[str, Any]) -> str:
+    """A weighted sample, in a line, given what result.json says of it."""
+    log_z = "" if sample["log_z"] is None else f", log Z {sample['log_z']:.4f}"
+    return f"of {len(sample['log_weights'])} particles, worth {sample['ess']:.1f} equal ones{log_z}"
+
+
 def said(timing: Timing, most: int) -> str:
     """How a budget in seconds was spent, in a line; `most` evaluations were allowed."""
     cut = ", cut at the deadline" if timing.cut else ""
@@ -190,6 +243,7 @@ def _write_kept(
             offer.save(folder / name, image)
         reward = float(one.reward) if offer.has_reward else None
         own = {"image": name, **_video(offer, name), "reward": reward, **_parts(one)}
+        own |= _weight(one)
         said.append(own | offer.heldout(about["prompt"], image))
     return said
 
@@ -197,7 +251,7 @@ def _write_kept(
 _CONTENTS = "converted models with the checksums"
 _WHERE_GIVEN = {
     *("--weights", "--reward-model", "--keep", "--image", "--mask"),
-    *("--reward-frames", "--over-frames"),
+    *("--reward-frames", "--over-frames", "--reward-weights", "--reward-pool"),
 } | {flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS}
 """Options that a run names only where they have an effect and are not the default."""
 

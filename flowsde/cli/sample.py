@@ -10,7 +10,14 @@ Of a search with --seconds, ``timing`` has `flowsde.runner.clock.Timing`, with t
 were turned into.
 
 With --keep K the next best pictures are ``image-2.png`` and so on; ``kept`` lists all, each with
-its ``image``, its ``reward``, and its ``heldout`` verdict where there is one.
+its ``image``, its ``reward``, and its ``heldout`` verdict where there is one. ``sheet.png`` shows
+them with what they are worth.
+
+Of methods that weigh particles, smc and psi, ``weighted_sample`` is what the run ended with before
+any finishing: ``time``, the last that was reached; ``log_weights`` (normalised) and ``rewards`` of
+the particles that have a weight; ``ess``, their effective sample size; ``log_z``, null of psi,
+which has none. The result and each of ``kept`` have the ``log_weight`` of their own particle, null
+where finishing led to the picture.
 
 Of a model of videos ``image.png`` is the first frame of the file that ``video`` names, and
 ``frames.png`` has some frames of the answer, below those of steps that led to it.
@@ -25,7 +32,6 @@ and ``particle_x0``.
 import contextlib
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +40,7 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import beginning, pictures, presets, progress, results, resume, video_sheet
+from flowsde.cli import beginning, drawings, finals, presets, progress, results, resume
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.heldout import Heldout, heldout_of
@@ -46,6 +52,7 @@ from flowsde.cli.sources.base import Source
 from flowsde.runner.records import Program
 from flowsde.runner.result import Result
 from flowsde.search import Search
+from flowsde.search.smc import weights_of
 
 
 class PromptRun(NamedTuple):
@@ -96,15 +103,15 @@ def _folders(command: Sample, offer: Source) -> list[Path]:
     return [command.out if alone else command.out / slug for slug in slugs]
 
 
-_PICTURES, _TRAJECTORY = (results.IMAGE, "path.png", "search.png"), "trajectory.npz"
-_FRAMES = "frames.png"
+_TRAJECTORY = "trajectory.npz"
 
 
 class Prepared(NamedTuple):
-    """The folder of each prompt, with None if its result is complete; and what scores results."""
+    """The folder of each prompt, with None if its result is complete; and what looks at results."""
 
     runs: list[tuple[Path, PromptRun | None]]
     heldout: Heldout
+    finals: finals.Finals
 
 
 def prepare(command: Sample) -> Prepared:
@@ -114,23 +121,24 @@ def prepare(command: Sample) -> Prepared:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
     offer = source_of(command)
-    rewards = heldout_of(command, offer)
+    rewards, chosen = heldout_of(command, offer), finals.of(command, offer)
     folders = _folders(command, offer)
     abouts = [about(command, offer, prompt) for prompt in offer.prompts]
     each = zip(folders, abouts, strict=True)
     wanted = [both for both in each if not _is_complete(command, offer, *both)]
-    rewards.check({*folders} - {folder for folder, _ in wanted})
+    done = {*folders} - {folder for folder, _ in wanted}
+    rewards.check(done)
+    chosen.announce(len(wanted) + len(chosen.lacking([*done])))
     for folder in folders if wanted else []:
         results.make(folder)
     runs = _runs(command, offer, wanted)
-    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards)
+    return Prepared([(folder, runs.get(folder)) for folder in folders], rewards, chosen)
 
 
 def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, Any]) -> bool:
     """As `resume.is_complete`, trajectory included."""
-    names = [*_PICTURES, results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
-    names += results.files(offer, command.keep or 1)[1:]
-    names += [_FRAMES] * (offer.video is not None)
+    names = [*results.files(offer, command.keep or 1), *drawings.names(offer)]
+    names += [results.RESULT, *[_TRAJECTORY] * command.save_trajectory]
     complete = resume.is_complete(folder, about, names, command.overwrite)
     if complete and command.save_trajectory and not (folder / _TRAJECTORY).exists():
         raise ValueError(f"the finished run in {folder} has no {_TRAJECTORY}; {results.OTHERWISE}")
@@ -226,32 +234,10 @@ def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict
         info = result.info._asdict()
         parts = {f"part_{name}": a for name, a in (info.pop("parts") or {}).items()}
         write_arrays(run.folder / _TRAJECTORY, info | parts | particles)
+    result = result._replace(weights=weights_of(run.search, result.state))
     values = results.write(run.folder, run.offer, run.about, result, recorder.seconds())
     interrupts.check()
     return values
-
-
-def _draw(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> None:
-    """Draw the plots of a search by a reward, and the frames of a video."""
-    title = f"{shown(run.prompt, 100)} · {run.about['method']}"
-    if run.offer.video is not None:
-        path = run.folder / _FRAMES
-        sheet = partial(video_sheet.draw, path, title, recorder.trace, result, run.flow)
-        pictures.try_to_draw("flowsde sample", path, sheet)
-        interrupts.check()
-    if not run.offer.has_reward:
-        return
-    # Imported here: Matplotlib takes half of the time that imports take.
-    from flowsde.cli import plots
-
-    thumbnails = run.offer.thumbnails(run.flow)
-    drawn = {
-        "path.png": lambda: plots.path_figure(title, recorder.trace, result, thumbnails),
-        "search.png": lambda: plots.search_figure(title, run.search, result, run.flow.evaluations),
-    }
-    for name, figure in drawn.items():
-        pictures.try_to_draw("flowsde sample", run.folder / name, figure)
-        interrupts.check()
 
 
 def _budget(run: PromptRun, recorder: resume.RunRecorder) -> int:
@@ -301,7 +287,7 @@ def _run(run: PromptRun) -> None:
             with naming_seconds():
                 result = _search(run, recorder)
             values = _write(run, recorder, result)
-            _draw(run, recorder, result)
+            drawings.draw(run, recorder.trace, result, values)
             _own.release(run.folder)
         except BaseException as error:
             raise _ended(run, recorder, error) from None
@@ -313,6 +299,8 @@ def _run(run: PromptRun) -> None:
         if run.offer.has_reward
         else f"spent   {spent}"
     )
+    if (weighted := values.get("weighted_sample")) is not None:
+        print(f"weights {results.said_of_weights(weighted)}")
     if result.timing is not None:
         print(f"seconds {results.said(result.timing, run.settings.nfe)}")
     print(f"folder  {_path(run.folder)}", flush=True)
@@ -346,5 +334,6 @@ def run_all(prepared: Prepared) -> int:
                 raise
             complain("flowsde sample", str(error))
             code = 1
-    prepared.heldout.report([folder for folder, _ in runs])
+    for scored in (prepared.heldout, prepared.finals):
+        scored.report([folder for folder, _ in runs])
     return code

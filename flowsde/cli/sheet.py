@@ -1,5 +1,10 @@
-"""Contact sheet of a batch: pictures with number, reward and prompt, framed by the verdict."""
+"""Contact sheet of a batch, and of the answers to a prompt: pictures with their rewards.
 
+Below each its number, reward, weight in a weighted sample and prompt; the frame is the verdict.
+"""
+
+import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flowsde._files import replacing
 from flowsde._schema import maybe, number
+from flowsde._text import shown
 from flowsde.cli.results import IMAGE
 from flowsde.shapes.verdict import is_right
 
@@ -25,42 +31,49 @@ class Cell(NamedTuple):
     Attributes:
       picture: its file.
       label: a line below it.
-      prompt: written below it, in three lines at most.
+      prompt: written below it, in three lines at most, with `note` in two.
       exact: the held-out verdict; None without one.
+      note: a second line, if there is something to say.
     """
 
     picture: Path
     label: str
     prompt: str
     exact: bool | None
+    note: str = ""
 
 
-def cells_of(i: int, values: dict[str, Any], folder: Path) -> list[Cell]:
+def cells_of(i: int | None, values: dict[str, Any], folder: Path) -> list[Cell]:
     """The pictures of a prompt, the best first.
 
     Args:
-      i: its place in the list, from 0.
+      i: its place in the list, from 0; of one prompt alone None, whose answers are numbered.
       values: of its result.json.
       folder: of its pictures.
     """
     kept = values.get("kept", [values | {"image": IMAGE}])
-    return [_cell(i, values["prompt"], one, folder / one["image"]) for one in kept]
+    return [
+        _cell(k if i is None else i, values["prompt"], one, folder / one["image"])
+        for k, one in enumerate(kept)
+    ]
 
 
 def _cell(i: int, prompt: str, one: dict[str, Any], picture: Path) -> Cell:
-    reward = maybe(number)(one["reward"], "reward")
+    reward, weight = (maybe(number)(one.get(n), n) for n in ("reward", "log_weight"))
     exact = is_right(one["heldout"]) if "heldout" in one else None
     word = "right" if "task" in one.get("heldout", {}) else "exact"
     verdict = "" if exact is None else f" {word}" if exact else f" not {word}"
     label = f"{i + 1}" if reward is None else f"{i + 1}: {reward:.3g}{verdict}"
-    return Cell(picture, label, prompt, exact)
+    note = "" if weight is None else f"weight {math.exp(weight):.3g}"
+    return Cell(picture, label, prompt, exact, note)
 
 
-def _wrapped(prompt: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """Wrap a prompt into lines that fit below a picture."""
+def _below(cell: Cell, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """Lines that fit below a picture; the prompt is wrapped."""
+    first, prompt = [line for line in (cell.label, cell.note) if line], cell.prompt
     letters = max(4, int(_SIDE * len(prompt) / max(1.0, font.getlength(prompt))))
-    lines = textwrap.wrap(prompt, letters, max_lines=_LINES - 1, placeholder=" …")
-    return [_cut(line, font) for line in lines]
+    lines = textwrap.wrap(prompt, letters, max_lines=_LINES - len(first), placeholder=" …")
+    return [_cut(line, font) for line in (*first, *lines)]
 
 
 def _cut(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
@@ -86,8 +99,18 @@ def write_sheet(path: Path, cells: Sequence[Cell]) -> None:
         frame = (left, top, left + small.width + 2 * _FRAME, top + small.height + 2 * _FRAME)
         draw.rectangle(frame, fill=_FRAMES[cell.exact])
         sheet.paste(small, (left + _FRAME, top + _FRAME))
-        for k, line in enumerate([cell.label, *_wrapped(cell.prompt, font)]):
+        for k, line in enumerate(_below(cell, font)):
             below = top + _SIDE + 2 * _FRAME + 1 + k * _LINE
             draw.text((left, below), line, fill="black" if k == 0 else "#555555", font=font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def try_sheet(who: str, path: Path, cells: Sequence[Cell]) -> None:
+    """`write_sheet`, or say on stderr why there is none; `who` is the command that says so."""
+    try:
+        write_sheet(path, cells)
+    except Exception as error:  # Pillow's are of many kinds.
+        said = shown(f"{type(error).__name__}: {error}", 500)
+        print(f"{who}: {path.name} could not be drawn: {said}", file=sys.stderr)
+        path.unlink(missing_ok=True)

@@ -37,21 +37,8 @@ from flowsde.cli.described import described
 from flowsde.cli.errors import OptionError
 from flowsde.cli.failures import one_line
 from flowsde.cli.finished import is_complete
-from flowsde.cli.options import (
-    QUIET,
-    Converted,
-    Flag,
-    Float,
-    Int,
-    Moving,
-    Sample,
-    Trajectory,
-    Tuning,
-    Weights,
-    number,
-    shown,
-    word,
-)
+from flowsde.cli.kinds import QUIET, Flag, Float, Int, number, shown
+from flowsde.cli.options import Converted, Moving, Sample, Trajectory, Tuning, Weights, word
 from flowsde.cli.pictures import try_to_draw
 from flowsde.cli.settings import EMBEDDED, MOST_IN_SECONDS, PRESETS, SEARCHES
 from flowsde.cli.sources import check_seconds, naming_seconds, source_of
@@ -273,8 +260,9 @@ def _sample(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> S
     for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         groups[name] = kind(**{n: given.pop(n) for n in names if n in given})
-    shared = ("prompt", "prompts_file", "reward", "task", "seed", "weights", "converted")
+    shared = ("prompt", "prompts_file", "task", "seed", "weights", "converted")
     own = {name: getattr(command, name) for name in shared}
+    own["reward"] = () if command.reward is None else (command.reward,)
     return Sample(method=setting.method, **own, **given, **groups)
 
 

@@ -112,13 +112,13 @@ def normalised(
             f"that were drawn before, got {type(pool).__name__}: statistics of a search under way "
             f"would depend on its width and batches"
         )
-    statistics = [_statistics(part.name, pool) for part in parts]
-    scaled = [_scaled(part, *own) for part, own in zip(parts, statistics, strict=True)]
+    each = [statistics(part.name, pool) for part in parts]
+    scaled = [_scaled(part, *own) for part, own in zip(parts, each, strict=True)]
     reward = weighted(scaled, given)
     return dataclasses.replace(reward, name=reward.name.replace("weighted", "normalised", 1))
 
 
-def _statistics(name: str, pool: Mapping[str, Any]) -> tuple[np.float32, np.float32]:
+def statistics(name: str, pool: Mapping[str, Any]) -> tuple[np.float32, np.float32]:
     """Mean and standard deviation of what a reward says of a pool."""
     if name not in pool:
         raise ValueError(f"pool has nothing of reward {name!r}, expected numbers by that name")

@@ -12,6 +12,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.pictures import png
 from flowsde.search.protocol import Info, Particle
+from flowsde.search.smc import Weights
 from flowsde.start import Start
 
 
@@ -30,7 +31,10 @@ class Given(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Particles as in `Result`, one or with leading axes: image, x0, x, t, reward and parts."""
+    """Particles as in `Result`, one or with leading axes: image, x0, x, t, reward and parts.
+
+    And the `log_weight` that each has among `Result.weights`, None where there are none.
+    """
 
     image: Any
     x0: Any
@@ -38,6 +42,7 @@ class Answers(NamedTuple):
     t: Any
     reward: Any
     parts: Any = None
+    log_weight: Any = None
 
     @classmethod
     def of(cls, particle: Particle, image: Any) -> "Answers":
@@ -87,6 +92,8 @@ class Result(NamedTuple):
         that it was turned into; else None.
       part_calls: int32 [] each, how often those parts were asked that are not asked about every
         picture, by name: the dear one of a cascade. None without such parts.
+      weights: `flowsde.search.Weights` of `smc` and `psi`, from `flowsde.batch`; None from others,
+        whose `state` has them: `flowsde.search.weighted_sample`.
     """
 
     image: Any
@@ -107,6 +114,7 @@ class Result(NamedTuple):
     parts: dict[str, Any] | None = None
     timing: Any = None
     part_calls: dict[str, Any] | None = None
+    weights: Weights | None = None
 
     def top(self, k: int) -> list[Any]:
         """The k best different answers, the search's own first and then by falling reward.
@@ -127,12 +135,16 @@ class Result(NamedTuple):
                 f"k must be at most {there}, which the search kept, got {k}; "
                 f"flowsde.search.keep(search, {k}) keeps more"
             )
-        own = Answers(*(getattr(self, name) for name in Answers._fields))
+        own = Answers(self.image, self.x0, self.x, self.t, self.reward, self.parts)
+        others = self.kept
+        if self.weights is not None:
+            own = own._replace(log_weight=self.weights.best)
+            others = others and others._replace(log_weight=self.weights.kept)
         if np.ndim(self.reward) == 0:
-            return _different(own, self.kept, k)
+            return _different(own, others, k)
         every = []
         for i in range(len(self.t)):
-            best, kept = jax.tree.map(lambda a, i=i: a[i], (own, self.kept))
+            best, kept = jax.tree.map(lambda a, i=i: a[i], (own, others))
             every.append(_different(best, kept, k))
         return every
 

@@ -202,7 +202,8 @@ def _kept(
     leaves: dict[str, Any], lead: tuple[int, ...], shape: tuple[int, ...], path: Path
 ) -> Answers | None:
     """Answers that were kept beside the best."""
-    found = {name: leaves.get(f".kept.{name}") for name in Answers._fields if name != "parts"}
+    names = (name for name in Answers._fields if name not in ("parts", "log_weight"))
+    found = {name: leaves.get(f".kept.{name}") for name in names}
     if all(leaf is None for leaf in found.values()):
         return None
     rewards = array(np.float32, *lead, None)(found["reward"], f"{path}: .kept.reward")

@@ -44,7 +44,7 @@ from flowsde.search.protocol import (
 )
 from flowsde.search.psi import PsiSampler, psi
 from flowsde.search.rbf import RBF, rbf
-from flowsde.search.smc import SMC, WeightedSample, smc, weighted_sample
+from flowsde.search.smc import SMC, WeightedSample, Weights, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 from flowsde.search.zero_order import zero_order
@@ -81,6 +81,7 @@ __all__ = [
     "SoP",
     "SuccessiveHalving",
     "WeightedSample",
+    "Weights",
     "affordable_units",
     "any_over_prompts",
     "bon",

@@ -12,8 +12,10 @@ import pytest
 import stand_in
 
 from flowsde import _own, shapes
+from flowsde.cli import batch
 from flowsde.cli import main as cli
 from flowsde.cli.claims import Claims
+from flowsde.cli.errors import NoJudge
 from flowsde.shapes.captions import COLOURS, KINDS, Group, caption, parse, tokenize
 
 SEARCH = "--reward rss --steps 2 --nfe 4 --method bon --batch-size 6".split()
@@ -109,6 +111,10 @@ def test_another_command_is_refused_while_processes_share_the_folder(tmp_path, c
         said = capsys.readouterr().err
         assert "processes that share" in said and "were given another --seed" in said
         assert not list((tmp_path / "out").glob("*/result.json"))
+        # One that would have it alone hears how to join them.
+        with pytest.raises(SystemExit):
+            cli.main([word for word in command if word != "--shared"])
+        assert "--shared joins those that share it" in capsys.readouterr().err
     # With nobody left, it is the first.
     cli.main(command)
     assert len(found(tmp_path / "out")) == 3
@@ -121,6 +127,59 @@ def test_what_is_of_one_process_is_refused(option, tmp_path, capsys):
         cli.main([*command, "--shared", *option.split(), "--out", str(tmp_path / "out")])
     assert f"{option.split()[0]} has no effect with --shared" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_bar_moves_while_others_work(tmp_path, monkeypatch):
+    """A process that waits for what another has taken."""
+    command = [*listed(tmp_path / "prompts.txt", 3), "--out", str(tmp_path / "out")]
+    names = [line.replace(" ", "-") for line in (tmp_path / "prompts.txt").read_text().split("\n")]
+    told, left = [], [names[0], names[1]]
+    (tmp_path / "out").mkdir()
+    with _own.shared(tmp_path / "out") as hidden, closing(Claims(hidden)) as other:
+        other.take(left, lambda name: False, 2)
+
+        def wait(seconds):
+            # The other one gives up a prompt each time that this one looks.
+            told.append(shown.n)
+            other.fail(left.pop(0), "lost")
+
+        class Bar(batch.progress.tqdm):
+            def __init__(self, **options):
+                super().__init__(**options)
+                nonlocal shown
+                shown = self
+
+        shown = None
+        monkeypatch.setattr(batch.progress, "tqdm", Bar)
+        monkeypatch.setattr(batch.batch_shared.time, "sleep", wait)
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--shared"])
+    assert told == [1, 2] and shown.n == 3
+
+
+def test_a_complete_folder_is_shown_without_its_judge(tmp_path, capsys, monkeypatch):
+    command = [*listed(tmp_path / "prompts.txt", 2), "--out", str(tmp_path / "out")]
+
+    def nobody(*_):
+        raise NoJudge("--reward http://x#m: no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "source_of", nobody)
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        assert "--reward http://x#m: no answer" in capsys.readouterr().err
+    cli.main(command)
+    totals = capsys.readouterr().out[-200:].splitlines()[-2:]
+    monkeypatch.setattr(batch, "source_of", nobody)
+    cli.main(command)
+    said = capsys.readouterr().out
+    assert "is already complete; its other settings were not compared, for --reward http" in said
+    assert said.splitlines()[-2:] == totals
+    # Not of another seed, nor anew.
+    for more in (["--seed", "1"], ["--overwrite"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, *more])
+        assert "no answer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

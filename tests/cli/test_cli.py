@@ -204,6 +204,38 @@ def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
     pictures = [(tmp_path / "kept" / name).read_bytes() for name in names]
     assert len(set(pictures)) == 3
     assert pictures[0] == (tmp_path / "one" / "image.png").read_bytes()
+    with Image.open(tmp_path / "kept" / "sheet.png") as sheet:
+        assert sheet.width > 200
+    assert not (tmp_path / "one" / "sheet.png").exists() and "weighted_sample" not in result
+
+
+@pytest.mark.slow
+def test_weights_are_in_the_results_of_sample_and_batch(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--method psi --steps 3 --nfe 18 --finish mean --keep 3".split()
+    result = _sample(tmp_path / "one", PROMPT, *options)
+    own = result["weighted_sample"]
+    assert "weights of" in capsys.readouterr().out
+    weights = np.exp(own["log_weights"])
+    np.testing.assert_allclose(weights.sum(), 1.0, atol=1e-5)
+    np.testing.assert_allclose(own["ess"], 1.0 / np.sum(weights**2), rtol=1e-4)
+    assert own["log_z"] is None
+    assert result["log_weight"] == result["kept"][0]["log_weight"]
+    for one in result["kept"]:
+        where = own["rewards"].index(one["reward"])
+        np.testing.assert_allclose(one["log_weight"], own["log_weights"][where], rtol=1e-5)
+    # The same weights in a batch, whose totals have log Z of every prompt.
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"one red circle\n{PROMPT}\n")
+    cli.main(["batch", "--prompts-file", str(prompts), "--out", str(tmp_path / "all"), *options])
+    folder = tmp_path / "all" / PROMPT.replace(" ", "-")
+    packed = json.loads((folder / "result.json").read_text())
+    assert packed.keys() == result.keys()
+    for name in ("log_weights", "rewards"):
+        np.testing.assert_allclose(packed["weighted_sample"][name], own[name], rtol=1e-3, atol=1e-5)
+    first, second = json.loads((tmp_path / "all" / "batch.json").read_text())["weighted_samples"]
+    assert second == {name: packed["weighted_sample"][name] for name in ("log_z", "ess")} != first
 
 
 def test_seeds_and_overwriting(

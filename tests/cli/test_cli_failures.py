@@ -17,8 +17,8 @@ import stand_in
 import flowsde as fs
 from flowsde import shapes
 from flowsde._schema import number
+from flowsde.cli import drawings, plots
 from flowsde.cli import main as cli
-from flowsde.cli import plots, sample
 
 PROMPTS = ["two green triangles", "one red circle", "three blue squares"]
 SAMPLE = ["sample", PROMPTS[0], *"--method rbf --steps 2 --nfe 9 --width 1 --finish mean".split()]
@@ -59,7 +59,7 @@ def _found(out: Path) -> list[Any]:
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures of searches, which take most of the time."""
-    monkeypatch.setattr(sample, "_draw", lambda *_: None)
+    monkeypatch.setattr(drawings, "draw", lambda *_: None)
 
 
 @pytest.fixture

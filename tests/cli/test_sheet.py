@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowsde.cli.sheet import Cell, write_sheet
+from flowsde.cli.sheet import Cell, cells_of, write_sheet
 
 
 def _sheet(tmp_path: Path, prompt: str, exact: bool | None, label: str = "1: 0.5") -> np.ndarray:
@@ -36,3 +36,26 @@ def test_prompts_are_written_and_fit(tmp_path: Path) -> None:
         drawn = _sheet(tmp_path, prompt, True)
         assert drawn.shape == short.shape
         assert (drawn[-8:] == 255).all() and (drawn[:, -4:] == 255).all(), prompt
+
+
+def test_answers_are_numbered_and_say_their_weights(tmp_path: Path) -> None:
+    kept = [
+        {"image": "image.png", "reward": 2.5, "log_weight": None},
+        {"image": "image-2.png", "reward": -1.0, "log_weight": float(np.log(0.25))},
+    ]
+    values = {"prompt": "a cat", "reward": 2.5, "kept": kept}
+    first, second = cells_of(None, values, tmp_path)
+    assert (first.label, first.note) == ("1: 2.5", "")
+    assert (second.label, second.note) == ("2: -1", "weight 0.25")
+    assert second.picture == tmp_path / "image-2.png"
+    # Those of a list have its number.
+    assert [cell.label for cell in cells_of(6, values, tmp_path)] == ["7: 2.5", "7: -1"]
+    # The note is written, above the prompt.
+    for cell in (first, second):
+        Image.new("RGB", (64, 64), "blue").save(cell.picture)
+    drawn = []
+    for cells in ([second], [second._replace(note="")], [second._replace(prompt="")]):
+        write_sheet(tmp_path / "sheet.png", cells)
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            drawn.append(np.asarray(sheet))
+    assert (drawn[0] != drawn[1]).any() and (drawn[0] != drawn[2]).any()

@@ -110,6 +110,36 @@ def test_each_particle_is_worth_its_reward():
         np.testing.assert_allclose(found.particles.reward[:, i] / scale, again / scale, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_batch_gives_the_weights_of_run():
+    search, n = fs.search.keep(smc(finish_steps=2), 4), 3
+    flow = fs.Flow.from_callable(velocity, {}, (2,))
+    cond, ids = {"none": np.zeros(n, np.float32)}, np.arange(n)
+    given = {"cond": cond, "prompt_ids": ids}
+    whole = fs.run(jax.random.key(5), flow, search, reward, **given)
+    sample = fs.search.weighted_sample(search, whole.state)
+    assert whole.weights is None
+    moved = 0
+    for i, found in fs.batch(jax.random.key(5), flow, search, reward, batch_size=5, **given):
+        weights, own = found.weights, jax.tree.map(lambda a, i=i: np.asarray(a)[i], sample)
+        for name in ("log_weights", "log_z", "ess"):
+            np.testing.assert_allclose(
+                getattr(weights, name), getattr(own, name), rtol=1e-4, atol=1e-5
+            )
+        np.testing.assert_allclose(weights.reward, own.particles.reward, rtol=1e-4, atol=1e-5)
+        assert np.all(own.particles.t == weights.t)
+        for answer in found.top(4):
+            same = np.all(np.isclose(own.particles.x, answer.x, atol=1e-5), axis=1)
+            if np.any(same) and answer.t == weights.t:
+                total = np.log(np.sum(np.exp(own.log_weights[same])))
+                np.testing.assert_allclose(answer.log_weight, total, rtol=1e-4, atol=1e-5)
+            else:
+                assert answer.log_weight == -np.inf and answer.t < weights.t
+                moved += 1
+    # Finishing leads on from one particle of each.
+    assert 0 < moved <= n
+
+
 def test_errors_name_the_argument():
     with pytest.raises(TypeError, match="search must be of smc or psi, which weigh particles, got"):
         fs.search.weighted_sample(METHODS["bon"], 0)

@@ -100,7 +100,7 @@ class Compare:
     counting, and turned into evaluations. Of the prompts searched together, the mean."""
     task: Annotated[str, word("task")] = "counts"
     """What a picture must be beside its objects, as for flowsde sample: the task's own captions,
-    reward and held-out judge (default: counts, just the objects of the prompt)."""
+    reward and held-out checker (default: counts, just the objects of the prompt)."""
     split: Annotated[str | None, word("split")] = None
     """Captions of the task: dev, to choose settings by, or test, to report on; no caption is in
     both (default: dev; for counts, captions of both)."""
@@ -169,8 +169,8 @@ class Compare:
             )
         networks = weights.chosen("--weights", self.weights, MODELS[self.model])
         study = Study(texts, self.seeds, networks, task, self.model)
-        searched = {row.settings.reward for row in rows}
-        rewards = heldout.rewards_of(self.heldout, self.heldout_model, searched=[*searched])
+        searched = dict.fromkeys((row.settings.reward for row in rows), ())
+        rewards = heldout.rewards_of(self.heldout, self.heldout_model, searched=searched)
         results.make(self.out)
         with _own.locked(self.out):
             if not self.overwrite:

@@ -102,7 +102,7 @@ class Measured(NamedTuple):
     Attributes:
       images: uint8 [P, M, 32, 32, 3].
       reward: the given one.
-      success: whether pictures are what the task asks for, by the held-out judge.
+      success: whether pictures are what the task asks for, by the held-out checker.
       exact, rss: of their counts, by the held-out checker.
       objects, unclear: clean objects that it sees, and regions that are no clean object.
       nfe, evaluations, backward_passes, verifier_calls: as in `flowsde.Result`.

@@ -92,6 +92,9 @@ def about(command: Sample, source: Source, prompt: str) -> dict[str, Any]:
         "method": command.method,
         "seed": command.seed,
         "preset": command.preset,
-        "settings": settings | source.named | beginning.named(command.beginning),
+        "settings": settings
+        | source.named
+        | source.named_of(prompt)
+        | beginning.named(command.beginning),
         "version": __version__,
     }

@@ -52,6 +52,7 @@ class Source(Protocol):
       search: that they build.
       evaluations: of the model that a candidate costs.
       named: more settings, by the option that they are given with.
+      rewards: names of those that are searched by, with the folders that each needs.
       has_reward: whether pictures are searched by one.
       video: the kind of file that `save` writes beside the first frame of a video; None for
         pictures.
@@ -62,11 +63,16 @@ class Source(Protocol):
     search: Search
     evaluations: int
     named: dict[str, Any]
+    rewards: dict[str, Sequence[Path]]
     has_reward: bool
     video: str | None
 
     def slug(self, prompt: str) -> str:
         """The name of a prompt's folder."""
+        ...
+
+    def named_of(self, prompt: str) -> dict[str, Any]:
+        """More settings, of this prompt alone."""
         ...
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:

@@ -20,7 +20,7 @@ from flowsde._text import shown
 from flowsde.cli import pictures, preset_files, presets, prompts, video_files
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
-from flowsde.cli.sources import rewards, videos
+from flowsde.cli.sources import combined, rewards, videos
 from flowsde.cli.sources.base import LoadedSource, PromptTask
 from flowsde.flow import Flow
 from flowsde.grids import Grid
@@ -89,17 +89,18 @@ def slug(prompt: str) -> str:
     return f"{name}-{digest}" if name else digest
 
 
-def _reward(command: Sample, fps: float | None) -> tuple[str, rewards.RewardSource]:
+def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSource]:
     """By name, and checked; of videos with so many frames a second, None for pictures."""
     trajectory = command.method in TRAJECTORIES
-    name = command.reward or ("none" if trajectory else None)
-    if name is None:
+    names = command.reward or ("none",) * trajectory
+    combined.check(names, command.combining)
+    if not names:
         known = ", ".join(name for name in rewards.KNOWN if name != "none")
         raise ValueError(
             f"--reward is missing for --method {command.method}, expected {known} or "
             "MODULE:FUNCTION, or --method ode or sde"
         )
-    if name == "none":
+    if names == ("none",):
         if not trajectory:
             raise ValueError(f"--method {command.method} searches by a reward, got --reward none")
         if command.target_reward is not None:
@@ -108,13 +109,25 @@ def _reward(command: Sample, fps: float | None) -> tuple[str, rewards.RewardSour
     own = command.converted
     if own.reward_timeout is not None:
         check_float("--reward-timeout", own.reward_timeout)
-    reward = rewards.reward_source(
-        name, own.reward_model, own.reward_timeout, fps, counts=own.reward_counts
-    )
+    folders = combined.folders_of(names, own.reward_model, list(map(rewards.folders, names)))
+    waits, counts = ([of(name) for name in names] for of in (rewards.is_function, rewards.counts))
+    found = {
+        name: rewards.reward_source(
+            name,
+            folders[i],
+            # Of several it is for those that it has an effect on.
+            own.reward_timeout if waits[i] or not any(waits) else None,
+            fps,
+            counts=own.reward_counts if counts[i] or not any(counts) else None,
+        )
+        for i, name in enumerate(names)
+    }
     for option in ("gradient_temperature", "noise_tilt"):
-        if not reward.on_device and command.given.get(option):
-            raise ValueError(f"{flag(option)} wants a reward with a gradient, got --reward {name}")
-    return name, reward
+        for name, reward in found.items():
+            if not reward.on_device and command.given.get(option):
+                said = f"{flag(option)} wants a reward with a gradient, got --reward {name}"
+                raise ValueError(said)
+    return found
 
 
 def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Grid | None]:
@@ -166,11 +179,19 @@ class PublishedSource:
         made = self._video = videos.as_video(command, self._model, sampling.title)
         self.video = None if made is None else video_files.kind()
         self._hinted = False
-        name, self._reward = _reward(command, None if made is None else made.fps)
+        parts = _rewards(command, None if made is None else made.fps)
+        name = command.combining.name_of([*parts])
         self.has_reward = name != "none"
         over: dict[str, Any] = {}
         if made is not None:
-            self._reward, over = videos.of_videos(command, name, self._reward, made.frames)
+            for one, part in parts.items():
+                parts[one], own = videos.of_videos(command, one, part, made.frames)
+                over |= own
+        self._pools: dict[str, combined.Statistics | None] = {}
+        self._reward: rewards.RewardSource = next(iter(parts.values()))
+        if len(parts) > 1:
+            of_all = ([*parts], [*parts.values()], command.combining, self._pools)
+            self._reward = combined.Combined(*of_all)
         reads_text = self._reward.reads_text or any(map(rewards.reads_text, command.heldout))
         self.prompts = _prompts(command, sampling.title, self._model.unprompted, reads_text)
         settings, times = _settings(command, self._model, sampling.title)
@@ -178,18 +199,28 @@ class PublishedSource:
         self.search = presets.build(command.method, self.settings, times)
         self.evaluations = presets.evaluations(self.settings)
         self.named = {"model": str(options.model), **self._model.named, **over}
+        self.named |= combined.named([*parts], command.combining)
+        for prompt in self.prompts:
+            self._pools[prompt] = combined.pool([*parts], command.combining, slug(prompt))
         if options.reward_model:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
         if options.reward_counts is not None:
             self.named["reward_counts"] = options.reward_counts
         # Another model may take the place of this one, under the same name or at the same URL.
-        if isinstance(self._reward, rewards.HostFunction) and self._reward.judge is not None:
-            self.named["judge"] = self._reward.judge
+        judges = [getattr(part, "judge", None) for part in parts.values()]
+        if versions := [judge for judge in judges if judge is not None]:
+            self.named["judge"] = versions[0] if len(parts) == 1 else versions
+        needs = list(map(rewards.folders, parts))
+        each = combined.folders_of([*parts], options.reward_model, needs)
+        self.rewards = dict(zip(parts, each, strict=True))
         folders = [options.model, options.vae, *(options.reward_model or ())]
         self.named["contents"] = [checksum(folder)[:16] for folder in folders if folder]
 
     def slug(self, prompt: str) -> str:
         return slug(prompt)
+
+    def named_of(self, prompt: str) -> dict[str, Any]:
+        return combined.said(self._pools[prompt])
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
         # Texts first: the encoders are gone again when the large model comes.

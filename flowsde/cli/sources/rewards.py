@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._text import shown
+from flowsde.cli.errors import NoJudge
 from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
@@ -95,11 +96,11 @@ class HostFunction:
     def __init__(
         self, name: str, timeout: float | None, fps: float | None = None, option: str = "--reward"
     ):
-        judged = name.startswith(("http://", "https://"))
+        judged = is_url(name)
         if judged and fps is not None:
             raise ValueError(f"{option} {shown(name)} judges pictures, and the model makes videos")
         self.judge: str | None = None
-        function = _judge(name, option, timeout) if judged else _imported(name, option)
+        function = _judge(name, option, timeout) if judged else imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
@@ -197,7 +198,8 @@ KNOWN = {
 }
 
 
-def _imported(name: str, option: str) -> Callable[..., Any]:
+def imported(name: str, option: str) -> Callable[..., Any]:
+    """The function MODULE:FUNCTION of a user's; ValueError naming the option if there is none."""
     module, _, function = name.partition(":")
     before = list(sys.path)
     try:
@@ -220,7 +222,8 @@ def _judge(name: str, option: str, timeout: float | None) -> HostReward:
     try:
         return judge(url, model or None, name=name, deadline=timeout or DEADLINE)
     except (ValueError, RewardError) as error:
-        raise ValueError(f"{option} {shown(name)}: {error}") from None
+        kind = NoJudge if isinstance(error, RewardError) else ValueError
+        raise kind(f"{option} {shown(name)}: {error}") from None
 
 
 _HOUR = 3600.0
@@ -229,6 +232,26 @@ _HOUR = 3600.0
 def reads_text(name: str) -> bool:
     """Whether a reward looks at the prompt; one that nobody knows does not."""
     return ":" in name or (name in KNOWN and KNOWN[name].reads_text)
+
+
+def is_url(name: str) -> bool:
+    """Whether a judge is named."""
+    return name.startswith(("http://", "https://"))
+
+
+def is_function(name: str) -> bool:
+    """Whether a reward runs outside JAX, by its name."""
+    return ":" in name
+
+
+def folders(name: str) -> int:
+    """Converted models that a reward needs."""
+    return len(KNOWN[name].folders) if name in KNOWN else 0
+
+
+def counts(name: str) -> bool:
+    """Whether a reward counts what a text says."""
+    return name in KNOWN and KNOWN[name].counts
 
 
 def reward_source(
@@ -252,26 +275,26 @@ def reward_source(
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
     """
-    is_function = ":" in name
-    if not is_function and name not in KNOWN:
+    outside = is_function(name)
+    if not outside and name not in KNOWN:
         raise ValueError(
             f"{option} must be one of {', '.join(KNOWN)}, URL#MODEL or MODULE:FUNCTION, "
             f"got '{shown(name)}'"
         )
-    if timeout is not None and not is_function:
+    if timeout is not None and not outside:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")
     if timeout is not None and timeout <= 0:
         raise ValueError(f"--reward-timeout must be above 0, got {timeout}")
-    if counts is not None and (is_function or not KNOWN[name].counts):
+    if counts is not None and (outside or not KNOWN[name].counts):
         raise ValueError(
             f"{option}-counts has no effect with {option} {name}, got '{shown(counts)}'"
         )
-    wanted = () if is_function else KNOWN[name].folders
+    wanted = () if outside else KNOWN[name].folders
     if len(folders) != len(wanted):
         what = " and then ".join(wanted) or "no folder"
         got = " and ".join(map(str, folders)) or "none"
         raise ValueError(f"{option}-model must be {what} for {option} {name}, got {got}")
-    if is_function:
+    if outside:
         return HostFunction(name, timeout, fps, option)
     if counts is None:
         return KNOWN[name].make(*folders)

@@ -259,6 +259,7 @@ class Engine:
                 kept=self._kept(ended),
                 parts=None if ended.parts is None else ended.parts.best,
                 part_calls=self._part_calls(ended),
+                weights=ended.weights,
             )
             t = self.totals
             self.totals = t._replace(

@@ -24,6 +24,7 @@ from flowsde.runner.rounds import WITHOUT_PARTS, counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
+from flowsde.search.smc import Weights, weights_of
 from flowsde.search.starting import ask
 
 
@@ -60,11 +61,15 @@ class Report(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Of each slot the best particle, what is kept beside it, and what a reward's parts say."""
+    """Of each slot the best particle, what is kept beside it, and what a reward's parts say.
+
+    And how particles are weighed, where a slot has finished.
+    """
 
     best: Particle
     kept: Particle | None
     parts: AnswerParts | None
+    weights: Weights | None
 
 
 def _budgets(pool: Pool, program: Program) -> jax.Array:
@@ -128,7 +133,7 @@ def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tupl
 @partial(jax.jit, static_argnames=("program",))
 def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
     """As `advance` gives of slots that have ended, of all that are under way."""
-    found = _ended(pool, program.search)
+    found = _ended(pool, program.search, jnp.ones((), jnp.bool))
     none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
     report = Report(
         finished=pool.prompt,
@@ -147,10 +152,18 @@ def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
     return found, Packed.of(report)
 
 
-def _ended(pool: Pool, search: Search) -> Ended:
-    """What each slot has found so far."""
-    answers = jax.vmap(partial(answers_of, search))(pool.carry.state)
-    return Ended(*answers, pool.carry.parts)
+def _ended(pool: Pool, search: Search, some: jax.Array) -> Ended:
+    """What each slot has found so far; weights only where some slot has finished."""
+    state = pool.carry.state
+    answers = jax.vmap(partial(answers_of, search))(state)
+    weigh = jax.vmap(partial(weights_of, search))
+    shapes = jax.eval_shape(weigh, state)
+
+    def none(state: Any) -> Weights | None:
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+    # Answers are looked for among all particles, which is not free.
+    return Ended(*answers, pool.carry.parts, jax.lax.cond(some, weigh, none, state))
 
 
 def _fill(
@@ -260,7 +273,7 @@ def advance(
     # One that breaks its bounds ends too: the host says so.
     finished = ready & (done | (pool.rounds >= search.max_rounds) | (pool.carry.nfe > budgets))
     rounds = pool.rounds
-    found = _ended(pool, search)
+    found = _ended(pool, search, jnp.any(finished))
     ended = jnp.where(finished, pool.prompt, -1)
     counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
     free = finished | (pool.prompt < 0)

@@ -22,7 +22,7 @@ of the highest reward at the last time, not one that resampling kept; `weighted_
 from flowsde.search.smc.maker import smc
 from flowsde.search.smc.policy import SMC, SMCState
 from flowsde.search.smc.potentials import POTENTIALS
-from flowsde.search.smc.sample import WeightedSample, weighted_sample
+from flowsde.search.smc.sample import WeightedSample, Weights, weighted_sample, weights_of
 from flowsde.search.smc.weights import effective_sample_size, log_mean_exp
 
 __all__ = [
@@ -30,8 +30,10 @@ __all__ = [
     "SMC",
     "SMCState",
     "WeightedSample",
+    "Weights",
     "effective_sample_size",
     "log_mean_exp",
     "smc",
     "weighted_sample",
+    "weights_of",
 ]

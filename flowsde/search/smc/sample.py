@@ -3,8 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Particle, Search
 from flowsde.search.smc.policy import SMC, SMCState
 from flowsde.search.smc.weights import effective_sample_size
@@ -34,6 +36,28 @@ class WeightedSample(NamedTuple):
     ess: jax.Array
 
 
+class Weights(NamedTuple):
+    """A weighted sample without its particles; `flowsde.batch` gives it, which keeps no state.
+
+    Attributes:
+      t: float32, the last time that was reached.
+      reward: float32 [N], of the particles.
+      log_weights, log_z, ess: as of `WeightedSample`; of `psi`, while its chains still walk, no
+        particle has a weight.
+      best: float32, log weight of the answer, together with particles that are equal to it; -inf
+        where it is none of them, as where finishing moved it on.
+      kept: float32 [k], the same of what `flowsde.search.keep` remembers; None without.
+    """
+
+    t: jax.Array
+    reward: jax.Array
+    log_weights: jax.Array
+    log_z: jax.Array | None
+    ess: jax.Array
+    best: jax.Array
+    kept: jax.Array | None
+
+
 def weighted_sample(search: Search, state: Any) -> WeightedSample:
     """The weighted sample that a run of `smc` or `psi` ends with.
 
@@ -51,13 +75,10 @@ def weighted_sample(search: Search, state: Any) -> WeightedSample:
     """
     if state is None:
         raise ValueError("state is None: flowsde.batch keeps none, flowsde.run and iterate do")
-    while isinstance(search, Wrapper):
-        search, state = search.inner, getattr(state, "inner", state)
-    weighing, from_noise = getattr(search, "smc", search), isinstance(search, SMC)
-    if not isinstance(weighing, SMC):
+    weighing, from_noise = _weighing(search)
+    if weighing is None:
         raise TypeError(f"search must be of smc or psi, which weigh particles, got {search!r}")
-    if not from_noise:
-        state = getattr(state, "smc", state)
+    state = _own(search, state)
     if not isinstance(state, SMCState):
         raise TypeError(f"state must be Result.state of a run of the search, got {state!r}")
     if not from_noise and not np.all(state.step > 0):
@@ -65,6 +86,52 @@ def weighted_sample(search: Search, state: Any) -> WeightedSample:
     one = _sample if state.step.ndim == 0 else jax.vmap(_sample, (None, 0))
     found = one(weighing, state)
     return found if from_noise else found._replace(log_z=None)
+
+
+def weights_of(search: Search, state: Any) -> Weights | None:
+    """What the weighted sample of one prompt's run says of its answers; None of other searches."""
+    weighing, from_noise = _weighing(search)
+    if weighing is None:
+        return None
+    own = _own(search, state)
+    found = _sample(weighing, own)
+    if not from_noise:
+        nothing = jnp.full_like(found.log_weights, -jnp.inf)
+        found = found._replace(
+            log_weights=jnp.where(own.step > 0, found.log_weights, nothing), log_z=None
+        )
+    there = found.particles
+
+    def weight(answer: Particle) -> jax.Array:
+        axes = tuple(range(1, there.x.ndim))
+        same = (there.t == answer.t) & jnp.all(there.x == answer.x[None], axis=axes)
+        return jax.nn.logsumexp(jnp.where(same, found.log_weights, -jnp.inf))
+
+    best, kept = answers_of(search, state)
+    return Weights(
+        t=there.t[0],
+        reward=there.reward,
+        log_weights=found.log_weights,
+        log_z=found.log_z,
+        ess=found.ess,
+        best=weight(best),
+        kept=None if kept is None else jax.vmap(weight)(kept),
+    )
+
+
+def _weighing(search: Search) -> tuple[SMC | None, bool]:
+    """The SMC in a search, None if there is none; and whether it starts from noise, unlike psi."""
+    while isinstance(search, Wrapper):
+        search = search.inner
+    weighing = getattr(search, "smc", search)
+    return (weighing if isinstance(weighing, SMC) else None), isinstance(search, SMC)
+
+
+def _own(search: Search, state: Any) -> Any:
+    """The state of the SMC in a search."""
+    while isinstance(search, Wrapper):
+        search, state = search.inner, getattr(state, "inner", state)
+    return state if isinstance(search, SMC) else getattr(state, "smc", state)
 
 
 def _sample(search: SMC, state: SMCState) -> WeightedSample:
