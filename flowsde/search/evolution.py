@@ -78,6 +78,7 @@ class Evolution(GridSearch):
       until: to which that rises; None for `start`.
     """
 
+    charges_moves: ClassVar[bool] = True
     renoises: ClassVar[bool] = True
 
     children: int
@@ -90,26 +91,34 @@ class Evolution(GridSearch):
             raise ValueError(
                 f"parents must be at most children = {self.children}, got {self.parents}"
             )
-        if self.nfe < self.steps:
+        if self.nfe < self._sample:
             raise BudgetTooSmall(
-                f"nfe = {self.nfe} is less than one sample: the grid takes {self.steps} "
+                f"nfe = {self.nfe} is less than one sample: the grid takes {self._sample} "
                 f"evaluations",
-                self.steps,
+                self._sample,
             )
+
+    def _cost(self, begins: Any) -> Any:
+        """Evaluations of a child that begins at a position of the grid."""
+        return 1 + (self.steps - 1 - begins) * (1 + self.kernel.inner_evaluations)
+
+    @property
+    def _sample(self) -> int:
+        return int(self._cost(0))
 
     @property
     def n_candidates(self) -> int:
-        return min(self.children, self.nfe // self.steps)
+        return min(self.children, self.nfe // self._sample)
 
     @property
     def _whole(self) -> int:
         """Children of a whole generation; one more than there are, if no budget pays for it."""
-        return min(self.children, self.nfe // self.steps + 1)
+        return min(self.children, self.nfe // self._sample + 1)
 
     @property
     def max_rounds(self) -> int:
         """Of whole generations as many as each child has evaluations; then one that is not."""
-        rest, most = max(self.nfe - self.children * self.steps, 0), self.steps - self.start
+        rest, most = max(self.nfe - self.children * self._sample, 0), self.steps - self.start
         return self.steps + rest // self.n_candidates + min(rest, most)
 
     def init(self, key, shape, target_reward, nfe) -> EvolutionState:
@@ -129,7 +138,7 @@ class Evolution(GridSearch):
 
     def _begins(self, state: EvolutionState) -> jax.Array:
         """Position in the grid at which a generation begins."""
-        first = self._whole * self.steps
+        first = self._whole * self._sample
         times = (self.start if self.until is None else self.until) - self.start + 1
         share = jnp.maximum((state.nfe - first) // times, 1)
         later = jnp.minimum((state.nfe - state.left - first) // share, times - 1)
@@ -137,7 +146,7 @@ class Evolution(GridSearch):
 
     def _pays_for(self, state: EvolutionState) -> jax.Array:
         """Children of the generation under way that the budget pays for."""
-        return jnp.minimum(state.left // (self.steps - self._begins(state)), self._whole)
+        return jnp.minimum(state.left // self._cost(self._begins(state)), self._whole)
 
     def _numbers(self, generation: jax.Array) -> jax.Array:
         """Of a generation's children among all draws."""
@@ -152,12 +161,12 @@ class Evolution(GridSearch):
         born = (state.generation > 0) & (state.step == self._begins(state))
         forward = renoise(self.interpolant)
 
-        def extend(key: jax.Array, row: jax.Array) -> jax.Array:
+        def extend(key: jax.Array, row: jax.Array) -> Any:
             parent = tree_take(state.parents, row % self.parents)
             noise = standard_normal(key, parent.x.shape)
             mean, std = forward.moments(parent.x, parent.x0, parent.x1, parent.t, t)
             down = self.move(noise, tree_take(state.children, row), state.step)
-            return jnp.where(born, mean + std * noise, down)
+            return tree_where(born, self.arrived(mean + std * noise, t), down)
 
         mothers = jnp.where(born, state.draws[rows % self.parents], state.mothers)
         last = state.step == self.steps - 1
@@ -181,8 +190,9 @@ class Evolution(GridSearch):
         there = jnp.concatenate([state.draws >= 0, candidates.valid])
         order = jnp.lexsort((-every.reward, ~there))[: self.parents]
         kept = jnp.full(self.parents, ended)
-        cost = self._whole * (self.steps - self._begins(state))
-        left = jnp.maximum(state.left - cost, 0)
+        begins = self._begins(state)
+        left = jnp.maximum(state.left - self._whole * self._cost(begins), 0)
+        moves = jnp.where(state.step == begins, 0, self.kernel.inner_evaluations).astype(jnp.int32)
         new = state._replace(
             left=jnp.where(ended, left, state.left),
             generation=state.generation + ended.astype(jnp.int32),
@@ -201,7 +211,7 @@ class Evolution(GridSearch):
             accepted=survives,
             ancestors=jnp.where(chosen, draws[order], -1),
             ess=jnp.full((), self.parents, jnp.float32),
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=(1 + moves) * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=new.parents.reward[0],
             path_time=new.parents.t,
             path_reward=new.parents.reward,
@@ -237,7 +247,7 @@ def evolution(
 
     Args:
       nfe: budget in model evaluations; what is left after whole pictures is not used.
-      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too.
+      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too, and `kernels.glass`.
       grid: times falling from 1 to 0, few: a sample takes len(grid) - 1 evaluations, and a child
         those from `mutate_at` on.
       children: pictures of a generation.

@@ -268,6 +268,15 @@ def check_stochastic(kernel: Kernel, consequence: str) -> None:
         )
 
 
+def check_without_moves(kernel: Any, consequence: str) -> None:
+    """Raise if a kernel evaluates the model on its way, saying what follows from that."""
+    if getattr(kernel, "inner_evaluations", 0):
+        raise UnusableKernel(
+            f"kernel {type(kernel).__name__} evaluates the model on its way from one time to the "
+            f"next, so {consequence}; expected one that does not (ode_euler, ddim)"
+        )
+
+
 def check_kernel(kernel: Any) -> Kernel:
     """A kernel that a search can use: reverse in time, all evaluations before x_s."""
     if isinstance(kernel, Multistep):

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,8 @@ class SuccessiveHalving(SolvedSearch):
       rungs: positions below it at which trajectories compete, but for the last.
     """
 
+    charges_moves: ClassVar[bool] = True
+
     factor: int
     draft: tuple[int, ...]
     resumed: int
@@ -112,13 +114,15 @@ class SuccessiveHalving(SolvedSearch):
 
     @property
     def _lengths(self) -> list[int]:
-        return [len(leg) for leg in self._legs]
+        """Evaluations of each leg."""
+        each = self.costs(np.zeros(self.steps, bool))
+        return [int(each[list(leg)].sum()) for leg in self._legs]
 
     @cached_property
     def schedule(self) -> Schedule:
         """Slots of all legs."""
         step = np.asarray([step for leg in self._legs for step in leg], np.int32)
-        leg = np.repeat(np.arange(len(self._legs), dtype=np.int32), self._lengths)
+        leg = np.repeat(np.arange(len(self._legs), dtype=np.int32), list(map(len, self._legs)))
         ends = np.append(np.diff(leg) > 0, True)
         keeps = (leg == 0) & (step == self.resumed)
         resumes = np.arange(step.size) == len(self.draft)
@@ -241,6 +245,7 @@ class SuccessiveHalving(SolvedSearch):
             before=survivors[1], kept_before=kept[1],
         )  # fmt: skip
         is_last = at.leg == len(self._legs) - 1
+        each = jnp.where(at.step > 0, 1 + self.kernel.inner_evaluations, 1).astype(jnp.int32)
         return new, Info(
             time=candidates.t,
             reward=particles.reward,
@@ -248,7 +253,7 @@ class SuccessiveHalving(SolvedSearch):
             accepted=decided & jnp.where(is_last, better & (rows == row), goes_on),
             ancestors=jnp.where(better, state.ids[row], -1)[None],
             ess=jnp.ones((), jnp.float32),
-            charged=jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=each * jnp.sum(candidates.valid, dtype=jnp.int32),
             best_reward=best.reward,
             path_time=best.t[None],
             path_reward=best.reward[None],
@@ -311,9 +316,7 @@ def halving(
     if draft_steps is None:
         few = min(_DRAFT_STEPS, max((len(times) - 1) // 2, 1))
         draft_steps = few if rungs is None else 0
-    if rungs is None:
-        rungs = 0
-    draft, resumed, stops = _plan(times, draft_steps, resume_at, rungs)
+    draft, resumed, stops = _plan(times, draft_steps, resume_at, 0 if rungs is None else rungs)
     moves, solver = kernel_and_solver(kernel)
     return SuccessiveHalving(
         nfe=check_count("nfe", nfe),

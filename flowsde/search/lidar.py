@@ -31,6 +31,7 @@ from flowsde.predictions import expand
 from flowsde.search.branching import as_steps
 from flowsde.search.grid import (
     any_over_prompts,
+    check_without_moves,
     fold_in_ids,
     further,
     map_valid,
@@ -294,6 +295,7 @@ def lidar(
     last = len(times) - 2
     few = min(_DRAFT_STEPS, max((last + 1) // 2, 1)) if draft_steps is None else draft_steps
     behind = check_count("draft_steps", few, most=last + 1) - 1
+    check_without_moves(kernel, "means that are not pulled would move it")
     moves, solver = kernel_and_solver(kernel)
     return LiDAR(
         nfe=check_count("nfe", nfe),

@@ -41,6 +41,7 @@ from flowsde.search.grid import (
     GridSearch,
     UnusableKernel,
     check_kernel,
+    check_without_moves,
     fold_in_ids,
     further,
     map_valid,
@@ -336,6 +337,7 @@ def pcn(
         raise ValueError(f"proposal must be 'random' or 'langevin', got {proposal!r}")
     if clip is not None and proposal == "random":
         raise ValueError(f"clip has no effect with proposal 'random', got {clip}")
+    check_without_moves(kernel, "the noise that a picture begins with does not decide its reward")
     return PCN(
         nfe=check_count("nfe", nfe),
         kernel=check_kernel(kernel),

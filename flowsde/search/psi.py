@@ -14,7 +14,7 @@ Rewards and gradients at t = 1 are those that the chains were told: nothing is e
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,7 @@ from flowsde.search.protocol import (
     Search,
 )
 from flowsde.search.resampling import SCHEMES
-from flowsde.search.smc import SMC
-from flowsde.search.smc.policy import SMCState
+from flowsde.search.smc import SMC, SMCState
 from flowsde.search.smc.potentials import bounded
 
 _SMC = np.iinfo(np.int32).max - 1
@@ -60,6 +59,8 @@ class PsiState(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PsiSampler(GridSearch):
     """See `psi`; without finishing."""
+
+    charges_moves: ClassVar[bool] = True
 
     temperature: float
     walk: int
@@ -85,7 +86,12 @@ class PsiSampler(GridSearch):
     @property
     def _cost(self) -> int:
         """Evaluations of a particle, with those of the chains for it."""
-        return self.walk + self.steps - 1
+        return self.walk + self._way
+
+    @property
+    def _way(self) -> int:
+        """Evaluations of a particle behind the first time, those of its moves included."""
+        return (self.steps - 1) * (1 + self.kernel.inner_evaluations)
 
     @property
     def _most_proposals(self) -> int:
@@ -98,7 +104,7 @@ class PsiSampler(GridSearch):
 
     def proposals(self, nfe: Any) -> Any:
         """What is left of a budget for the chains."""
-        return nfe - self.particles(nfe) * (self.steps - 1)
+        return nfe - self.particles(nfe) * self._way
 
     @cached_property
     def _chains(self) -> PCN:
@@ -118,7 +124,7 @@ class PsiSampler(GridSearch):
     def smc(self) -> SMC:
         """Of the particles; its first step is that of the chains."""
         return SMC(
-            nfe=self.particles(self.nfe) * self.steps,
+            nfe=self.particles(self.nfe) * (1 + self._way),
             kernel=self.kernel,
             grid=self.grid,
             temperatures=(self.temperature,) * self.steps,
@@ -145,7 +151,7 @@ class PsiSampler(GridSearch):
         n, own = self.particles(nfe), fold_in_ids(key, jnp.asarray(_SMC, jnp.int32))
         return PsiState(
             walk=self._chains.init(key, shape, target_reward, self.proposals(nfe)),
-            smc=self.smc.init(own, shape, target_reward, n * self.steps),
+            smc=self.smc.init(own, shape, target_reward, n * (1 + self._way)),
         )
 
     def _walks(self, state: PsiState) -> jax.Array:
@@ -171,7 +177,7 @@ class PsiSampler(GridSearch):
         # Without a budget it draws nothing.
         idle = state.smc._replace(nfe=jnp.where(walking, 0, state.smc.nfe))
         _, other = self.smc.ask(idle)
-        asked = self._rows(walking, one, other)
+        asked = self._rows(walking, one._replace(x=self.arrived(one.x, one.t)), other)
         valid = jnp.where(walking, self._real(one.valid), self._real(other.valid))
         return state._replace(walk=walk), asked._replace(valid=valid)
 
@@ -192,8 +198,7 @@ class PsiSampler(GridSearch):
             return self._rows(walking, getattr(one, name), getattr(other, name))
 
         def flags(name: str) -> jax.Array:
-            a, b = getattr(one, name), getattr(other, name)
-            return jnp.where(walking, self._real(a), self._real(b))
+            return jnp.where(walking, self._real(getattr(one, name)), self._real(getattr(other, name)))
 
         path = self.path(new)
         rows_now = jnp.where(walking, jnp.int32(chains), jnp.int32(particles))
@@ -226,14 +231,14 @@ class PsiSampler(GridSearch):
 
     def _gathered(self, smc: SMCState, walk: PCNState, draw: jax.Array) -> SMCState:
         """With the particles that chains have come to by their draw of this number."""
-        chain, wanted = self._sources(walk, smc.nfe // self.steps)
+        chain, wanted = self._sources(walk, smc.nfe // (1 + self._way))
         current = tree_take(walk.current.ended, chain)
         return smc._replace(particles=tree_where(wanted == draw, current, smc.particles))
 
     def _begun(self, smc: SMCState, walk: PCNState) -> SMCState:
         """SMC behind its first step, of particles whose law is weighed already."""
         reward = smc.particles.reward
-        in_use = jnp.arange(reward.shape[0], dtype=jnp.int32) < smc.nfe // self.steps
+        in_use = jnp.arange(reward.shape[0], dtype=jnp.int32) < smc.nfe // (1 + self._way)
         # One without a reward is none of that law.
         alive = in_use & (reward > -jnp.inf)
         kept = jnp.where(jnp.any(alive), alive, in_use)
@@ -261,7 +266,7 @@ class PsiSampler(GridSearch):
         if bool(state.smc.step > 1):
             number = jnp.where(info.ancestors >= 0, rows, -1)
             return Lines(number, info.ancestors, particles)
-        n = state.smc.nfe // self.steps
+        n = state.smc.nfe // (1 + self._way)
         _, wanted = self._sources(state.walk, n)
         begins = (state.smc.step == 1) & (wanted < state.walk.draw)
         begins &= jnp.arange(wanted.shape[0], dtype=jnp.int32) < n

@@ -74,6 +74,7 @@ METHODS = {
         nfe=41, kernel=GUIDED, grid=GRID, draft_steps=2, factor=2, rungs=1
     ),
     "glass rbf": fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, **OPTIONS),
+    "noise tilt": fs.search.svdd(kernel=fs.kernels.noise_tilt(SDE, 0.3), chains=1, **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
 }
 

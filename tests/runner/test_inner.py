@@ -25,6 +25,18 @@ SEARCHES = {
     "sop": fs.search.sop(
         nfe=NFE, start=1, forward=1, backward=2, value="ode", value_steps=1, **OPTIONS
     ),
+    "halving": fs.search.halving(nfe=NFE, kernel=GLASS, grid=GRID, draft_steps=3, factor=3),
+    "halving, rungs": fs.search.halving(
+        nfe=NFE, kernel=GLASS, grid=GRID, draft_steps=(2,), resume_at=0.0, factor=2, rungs=1
+    ),
+    "evolution": fs.search.evolution(
+        nfe=NFE, kernel=GLASS, grid=GRID, children=3, parents=2, mutate_at=0.75, mutate_until=0.3
+    ),
+    "psi": fs.search.psi(nfe=NFE, temperature=0.2, chains=3, **OPTIONS),
+    "dfs": fs.search.dfs(nfe=NFE, check_at=(2,), bar=0.5, **OPTIONS),
+    "dts": fs.search.dts(nfe=NFE, kernel=GLASS, grid=GRID, branch_at=(1, 3), width=2),
+    "zero_order": fs.search.zero_order(nfe=NFE, kernel=GLASS, grid=GRID, neighbours=3),
+    "epsilon_greedy": fs.search.epsilon_greedy(nfe=NFE, neighbours=3, **OPTIONS),
 }
 
 
@@ -32,8 +44,17 @@ def units(search):
     """Evaluations that the search may leave: less than its next unit of work."""
     own = getattr(search, "inner", search)
     match own:
-        case fs.search.BestOfN() | fs.search.SMC():
+        case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS() | fs.search.Evolution():
             return 1 + (own.steps - 1) * M
+        case fs.search.PsiSampler():
+            return 1  # one more proposal
+        case fs.search.SuccessiveHalving():
+            drafts, rest = own.draft, own.steps - 1 - own.resumed
+            return 1 + (len(drafts) - 1 + rest) * M  # one more draft and its continuation
+        case fs.search.DFS():
+            return own.chains * (1 + (own.steps - 1) * M)
+        case fs.search.NoiseSearch():
+            return max(own.stages.cost)
         case fs.search.RBF():
             return own.chains * M
         case fs.search.CoDe():
@@ -151,6 +172,15 @@ class Careless(fs.search.BestOfN):
     """As a search of one's own that charges one evaluation a candidate."""
 
     charges_moves = False
+
+
+@pytest.mark.parametrize("method", ["lidar", "pcn"])
+def test_searches_that_follow_the_ode_refuse_it(method):
+    with pytest.raises(ValueError, match="GLASS evaluates the model on its way .* so .*ode_euler"):
+        getattr(fs.search, method)(nfe=NFE, kernel=GLASS, grid=GRID)
+    # With M = 1 it does not, and LiDAR follows it.
+    one = fs.kernels.glass(VP, 1)
+    assert fs.search.lidar(nfe=NFE, kernel=one, grid=GRID).kernel == one
 
 
 def test_what_cannot_work_is_refused():
