@@ -68,7 +68,7 @@ def test_examples_use_what_they_define():
 
 def test_own_models_and_rewards_take_eight_lines():
     """Beside imports, with a line or two that use them."""
-    for name in ("from_linen", "from_nnx", "velocity, {", "brightness,", "rewards.host(judge"):
+    for name in ("from_linen", "from_nnx", "velocity, {", "brightness,", "rewards.host(brightest"):
         (code,) = [e for key, e in EXAMPLES.items() if name in e and key.startswith("docs/guide")]
         lines = [line for line in code.splitlines() if line.strip()]
         assert len([line for line in lines if not line.startswith(("import", "from"))]) <= 8, name
