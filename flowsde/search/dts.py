@@ -36,7 +36,15 @@ from flowsde.search.grid import (
     tree_take,
     tree_where,
 )
-from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
+from flowsde.search.protocol import (
+    BudgetTooSmall,
+    Candidates,
+    Evaluation,
+    Info,
+    Lines,
+    Particle,
+    Stored,
+)
 from flowsde.search.tree import Tree, back_up, in_proportion, insert, room, root, upper_bound
 
 Select = Literal["bound", "sample"]
@@ -68,7 +76,7 @@ class DTSState(NamedTuple):
       left: int32, evaluations that no sample has been given.
       samples: int32, that have begun.
       tree: its nodes [M].
-      nodes: their particles, [M]; that of the root is not used.
+      nodes: their particles [M]; that of the root is not used.
       ways: [W].
       particles: of the ways, as last evaluated, [W].
       told: the ways before the last round.
@@ -80,7 +88,7 @@ class DTSState(NamedTuple):
     left: jax.Array
     samples: jax.Array
     tree: Tree
-    nodes: Particle
+    nodes: Stored
     ways: Way
     particles: Particle
     told: Way
@@ -150,7 +158,7 @@ class DTS(GridSearch):
             left=jnp.asarray(nfe, jnp.int32),
             samples=jnp.zeros((), jnp.int32),
             tree=root(size),
-            nodes=self.empty(size, shape),
+            nodes=Stored(self.empty(size, shape)),
             ways=ways,
             particles=self.empty(self.width, shape),
             told=ways,
@@ -211,7 +219,7 @@ class DTS(GridSearch):
         at_node = ways.step == state.tree.step[ways.node] + 1
 
         def extend(key: jax.Array, row: jax.Array) -> jax.Array:
-            node = tree_take(state.nodes, ways.node[row])
+            node = tree_take(state.nodes.particles, ways.node[row])
             origin = tree_where(at_node[row], node, tree_take(state.particles, row))
             return self.extend(key, origin, step[row])
 
@@ -232,7 +240,7 @@ class DTS(GridSearch):
         joins = active & jnp.asarray(self._branches)[step]
         tree, place = insert(state.tree, ways.node, joins, step, ways.sample)
         nodes = jax.tree.map(
-            lambda a, new: a.at[place].set(new, mode="drop"), state.nodes, particles
+            lambda a, new: a.at[place].set(new, mode="drop"), state.nodes.particles, particles
         )
         at = jnp.where(place < tree.parent.size, place, ways.node)
         depth, rewards = len(self.branch_at), particles.reward
@@ -245,7 +253,7 @@ class DTS(GridSearch):
         best = tree_where(better, winner, state.best)
         moved = ways._replace(node=at, step=ways.step + active.astype(jnp.int32))
         new = state._replace(
-            tree=tree, nodes=nodes, ways=moved, particles=particles, told=ways, best=best
+            tree=tree, nodes=Stored(nodes), ways=moved, particles=particles, told=ways, best=best
         )
         return self._begun(new), Info(
             time=candidates.t,

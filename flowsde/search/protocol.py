@@ -107,6 +107,20 @@ class Particle(NamedTuple):
     gradient: jax.Array | None = None
 
 
+class Stored(NamedTuple):
+    """Particles of a state that are written by rows, and too many to copy every round.
+
+    Asking leaves them as they are, and so does telling where no candidate is valid; what `init`
+    puts there is never read. So a runner of many searches in one program need not choose between
+    two versions of them.
+
+    Attributes:
+      particles: [M].
+    """
+
+    particles: Particle
+
+
 class Info(NamedTuple):
     """What happened in a round; not carried in the state.
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from problems import GRID, SDE
 
 import flowsde as fs
+from flowsde.search.value import value_of
 
 SEEN = {"model": 0, "backward": 0, "verifier": 0}
 KEY = jax.random.key(1)
@@ -22,6 +23,8 @@ ADAMS = fs.kernels.ode_adams(LINEAR)
 GUIDED = fs.kernels.guided(STOCHASTIC, 1.0)
 METHODS = ("bon", "halving", "rbf", "svdd", "code", "smc", "sop", "evolution")
 METHODS += ("zero_order", "epsilon_greedy", "dfs", "dts", "lidar", "pcn", "psi")
+LOOKING = ("rbf", "svdd", "code", "smc", "sop", "dfs", "epsilon_greedy")
+BRANCHING = ("rbf", "svdd", "code", "smc", "psi", "dts", "epsilon_greedy")
 PROGRAMS, SETTINGS = 4, 84
 
 
@@ -89,16 +92,29 @@ def counted(go, search, model, reward=smooth, prompts=None, **options):
     np.testing.assert_array_equal(cost * info.charged.sum(axis=0), np.atleast_1d(nfe))
     np.testing.assert_array_equal(info.evaluations.sum(0), np.atleast_1d(result.evaluations))
     if options.get("target_reward") is None:
-        np.testing.assert_array_equal(cost * info.counted.sum(axis=(0, 2)), np.atleast_1d(nfe))
+        # A candidate is one evaluation, and those of looking ahead from it for a reward.
+        own, value = info.counted.astype(np.int32), value_of(search)
+        if value is not None:
+            rewarded = info.counted & (info.reward > -np.inf)
+            own += value.cost * (rewarded & np.asarray(value.looks(info.time)))
+        np.testing.assert_array_equal(cost * own.sum(axis=(0, 2)), np.atleast_1d(nfe))
     assert np.all(result.evaluations >= nfe)
     return result
 
 
 def unit(search):
     """The method's next unit of work: without a target, less than this is left of the budget."""
+    if isinstance(search, fs.search.Complete):
+        return unit(search.inner)
+    ahead = 0 if search.value is None else search.value.cost
+    # What is not chosen at every step goes on to where it is.
+    some = getattr(search, "branch_at", None) is not None
+    return (1 + ahead) * draws(search) * (search.steps if some else 1)
+
+
+def draws(search):
+    """Those of a unit, of searches that choose at every step."""
     match search:
-        case fs.search.Complete():
-            return unit(search.inner)
         case fs.search.RBF():
             return 1
         case fs.search.PsiSampler():
@@ -133,8 +149,16 @@ def searches(draw, method):
     room = draw(st.sampled_from([80, 200, 600]))
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
     if method not in ("bon", "halving", "evolution", "zero_order", "dts", "lidar", "pcn"):
-        options["finish"] = draw(st.sampled_from(["mean", "complete", "heun"]))
+        options["finish"] = draw(st.sampled_from(["mean", "complete", "heun", "adams"]))
         options["finish_steps"] = 2 * number(1, 4)
+    if method in LOOKING:
+        # Looking ahead and a guided kernel do not go together.
+        options["value"] = draw(st.sampled_from(["mean"] if guided else ["mean", "ode", "samples"]))
+        options |= {"value_steps": number(1, 2), "value_samples": number(1, 2)}
+        if options["value"] != "mean":
+            options["nfe"] = max(room, 300)  # whose candidates cost up to five
+    if method in BRANCHING and steps > 2 and draw(st.booleans()):
+        options["branch_at"] = number(1, steps - 2)
     match method:
         case "bon":
             options |= {"width": number(1, 9)}
@@ -152,7 +176,7 @@ def searches(draw, method):
         case "rbf":
             last = draw(st.sampled_from(["exhaust", "exhaust", "improve"]))
             options |= {"chains": number(1, 4), "seeds": number(1, 3), "width": number(1, 9)}
-            options["last"] = last
+            options["last"] = last if options["value"] == "mean" else "exhaust"
         case "zero_order":
             options |= {"neighbours": number(1, 9)}
             options |= {"kernel": draw(st.sampled_from([kernel, ODE, ADAMS]))}
@@ -164,7 +188,10 @@ def searches(draw, method):
             options |= {"chains": number(1, 4), "block": number(1, 9)}
         case "smc":
             options |= {"interval": number(1, 3), "potential": draw(st.sampled_from(POTENTIALS))}
-            if options["potential"] != "final" and options["interval"] < steps:
+            if options["potential"] == "final":
+                options["value"] = "mean"
+                options.pop("branch_at", None)
+            elif options["interval"] < steps and "branch_at" not in options:
                 options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
                 options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
         case "dfs":

@@ -23,7 +23,7 @@ from flowsde.runner.result import COUNTERS, AnswerParts, Carry, Packed
 from flowsde.runner.rounds import WITHOUT_PARTS, counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
-from flowsde.search.protocol import Candidates, Evaluation, Particle, Search
+from flowsde.search.protocol import Candidates, Evaluation, Particle, Search, Stored
 from flowsde.search.smc import Weights, weights_of
 from flowsde.search.starting import ask
 
@@ -77,6 +77,15 @@ def _budgets(pool: Pool, program: Program) -> jax.Array:
     return pool.carry.given.nfe * program.cost
 
 
+def _chosen(slots: jax.Array, new: Any, old: Any, stored: Any) -> Any:
+    """`tree_where` of states; what is `Stored`, which would take a copy, from those given last."""
+
+    def choose(a: Any, b: Any, own: Any) -> Any:
+        return own if isinstance(own, Stored) else tree_where(slots, a, b)
+
+    return jax.tree.map(choose, new, old, stored, is_leaf=lambda leaf: isinstance(leaf, Stored))
+
+
 def _take_in(pool: Pool, batch: Batch, evals: Evaluation, backward: jax.Array) -> Pool:
     """Write what a batch was worth to where its candidates are."""
 
@@ -98,6 +107,7 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
         pool.carry,
         arrived(pool.asked, pool.evals._replace(parts=None, asked=None)),
     )
+    asked = asked._replace(valid=asked.valid & ready[:, None])
     state, info = jax.vmap(program.search.tell)(carry.state, asked, evals)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
     if program.kind.inner:
@@ -109,7 +119,7 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
         carry, program, state, info, asked, computed, pool.evals.parts, pool.evals.asked
     )
     rounds = pool.rounds + ready.astype(jnp.int32)
-    return pool._replace(carry=tree_where(ready, told, carry), rounds=rounds)
+    return pool._replace(carry=_chosen(ready, told, carry, told), rounds=rounds)
 
 
 def marked(carry: Carry, search: Search, stop: jax.Array) -> Carry:
@@ -125,7 +135,7 @@ def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tupl
     """
     found = jax.vmap(search.best)(pool.carry.state).reward > -jnp.inf
     told = marked(pool.carry, search, stop & found)
-    carry = tree_where(ready, told, pool.carry)
+    carry = _chosen(ready, told, pool.carry, pool.carry)
     before, after = (jax.vmap(search.finishing)(c.state) for c in (pool.carry, carry))
     return pool._replace(carry=carry), jnp.any((pool.prompt >= 0) & after & ~before)
 
@@ -185,7 +195,7 @@ def _fill(
     if stop is not None:
         fresh = marked(fresh, program.search, jnp.zeros_like(begins))
     return pool._replace(
-        carry=tree_where(begins, fresh, pool.carry),
+        carry=_chosen(begins, fresh, pool.carry, pool.carry),
         rounds=jnp.where(begins, 0, pool.rounds),
         prompt=jnp.where(begins, prompt, jnp.where(free, -1, pool.prompt)),
         taken=pool.taken + jnp.sum(begins, dtype=jnp.int32),
@@ -197,7 +207,7 @@ def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
     state, asked = jax.vmap(partial(ask, search))(pool.carry.state, pool.carry.start)
     mine = asks[:, None]
     return pool._replace(
-        carry=pool.carry._replace(state=tree_where(asks, state, pool.carry.state)),
+        carry=pool.carry._replace(state=_chosen(asks, state, pool.carry.state, state)),
         asked=tree_where(asks, asked, pool.asked),
         waiting=jnp.where(mine, asked.valid, pool.waiting),
         due=jnp.where(mine, asked.valid, pool.due),
