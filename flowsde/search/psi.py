@@ -198,7 +198,8 @@ class PsiSampler(GridSearch):
             return self._rows(walking, getattr(one, name), getattr(other, name))
 
         def flags(name: str) -> jax.Array:
-            return jnp.where(walking, self._real(getattr(one, name)), self._real(getattr(other, name)))
+            of_one, of_other = (self._real(getattr(state, name)) for state in (one, other))
+            return jnp.where(walking, of_one, of_other)
 
         path = self.path(new)
         rows_now = jnp.where(walking, jnp.int32(chains), jnp.int32(particles))
