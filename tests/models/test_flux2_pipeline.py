@@ -31,9 +31,7 @@ def made_by_diffusers(folder):
         "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
     }  # fmt: skip
-    vae = tiny.fill(
-        diffusers.AutoencoderKLFlux2(latent_channels=4, norm_num_groups=4, **two), 2, 0.3
-    )
+    vae = tiny.fill(diffusers.AutoencoderKLFlux2(latent_channels=4, norm_num_groups=4, **two), 2)
     generator = torch.Generator().manual_seed(5)
     vae.bn.running_mean[:] = torch.randn(16, generator=generator)
     vae.bn.running_var[:] = 0.3 + torch.rand(16, generator=generator)
