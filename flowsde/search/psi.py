@@ -198,7 +198,7 @@ class PsiSampler(GridSearch):
             return self._rows(walking, getattr(one, name), getattr(other, name))
 
         def flags(name: str) -> jax.Array:
-            return jnp.where(walking, self._real(getattr(one, name)), self._real(getattr(other, name)))
+            return tree_where(walking, *(self._real(getattr(of, name)) for of in (one, other)))
 
         path = self.path(new)
         rows_now = jnp.where(walking, jnp.int32(chains), jnp.int32(particles))
