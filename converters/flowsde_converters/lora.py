@@ -149,7 +149,8 @@ def _updates(
             place = places.get(_key(layer, end))
             if place is None:
                 continue
-            wrong = _misfit(plan, file, place, up, down, rows[place.row.target])
+            base = rows[place.row.target]
+            wrong = _misfit(plan, file, place, up, down, base)
             try:
                 factor = scale * _factor(file, part, layer, up)
             except ValueError as error:
@@ -157,7 +158,7 @@ def _updates(
             if wrong is not None:
                 problems.append(wrong)
                 continue
-            updates.append(Update(place, rows[place.row.target], file, up, down, factor))
+            updates.append(Update(place, base, file, up, down, factor))
         problems += _incomplete(layer, places)
     return updates, problems
 
@@ -198,6 +199,8 @@ def _misfit(
 ) -> str | None:
     """What is wrong with the shapes and dtypes of an adapter, in words."""
     held = file.checkpoint.tensors
+    if (place.row.part or base.part) is not None:
+        return f"{shown(up)} is for a key of several parameters, into which none can be merged"
     inner = plan.checkpoint.tensors[next(iter(base.keys(plan.model)))[0]].shape[1:]
     wanted = (place.size, *inner)
     for key in (up, down):

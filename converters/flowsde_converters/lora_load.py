@@ -99,10 +99,6 @@ def _of_model(
     plan = with_loras(Plan(checkpoint, family, found, held, tuple(shapes)), loras, part)
     check_values(plan.loras)
     rows = {row.target: row for row in table.rows}
-    shared = [path for path in plan.changes if rows[path].part is not None]
-    if shared:
-        said = f"{names(shared)}: several parameters are of one key"
-        raise ValueError(f"{said}; merge its adapters with flowsde convert --lora")
     return {path: partial(_merged, rows[path], blocks) for path, blocks in plan.changes.items()}
 
 

@@ -198,8 +198,7 @@ class PsiSampler(GridSearch):
             return self._rows(walking, getattr(one, name), getattr(other, name))
 
         def flags(name: str) -> jax.Array:
-            of_one, of_other = (self._real(getattr(state, name)) for state in (one, other))
-            return jnp.where(walking, of_one, of_other)
+            return tree_where(walking, *(self._real(getattr(of, name)) for of in (one, other)))
 
         path = self.path(new)
         rows_now = jnp.where(walking, jnp.int32(chains), jnp.int32(particles))
