@@ -12,12 +12,14 @@ from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde.models.flux.model import FluxConfig
 from flowsde.models.wan.model import WanConfig
-from flowsde_converters import flux, wan
+from flowsde_converters import blip, flux, wan
 from flowsde_converters.detect import Plan
-from flowsde_converters.files import open_checkpoint
+from flowsde_converters.family import Found
+from flowsde_converters.files import Checkpoint, open_checkpoint
 from flowsde_converters.lora import with_loras
 from flowsde_converters.lora_file import open_lora
-from flowsde_converters.tables import convert, fill, unconvert
+from flowsde_converters.safetensors_file import Tensor
+from flowsde_converters.tables import convert, fill, sharing, unconvert, undone
 
 RANK, ALPHA, SCALE = 4, 2.0, 0.5
 FLUX = FluxConfig(
@@ -348,3 +350,32 @@ def test_what_does_not_fit_is_said_at_once(tmp_path, of_flux, held, words):
     )
     for word in words:
         assert any(re.search(word, line) for line in lines), (word, lines)
+
+
+def test_a_key_of_several_parameters_takes_no_adapter(tmp_path):
+    """Of BLIP's queries, keys and values in one tensor; a part alone would be merged otherwise."""
+    config = blip.FAMILY.config()
+    model = parameters(abstract(blip.FAMILY, config))
+    table = blip.FAMILY.table(config, blip.LAYOUT)
+    like = {path: np.broadcast_to(np.float32(0), p.shape) for path, p in model.items()}
+    key = "blip.visual_encoder.blocks.0.attn.qkv.weight"
+    rows = [row for row in table.rows if row.sources[0].replace("{i}", "0") == key]
+    assert [row.part for row in rows] == [(0, 3), (1, 3), (2, 3)]
+    shapes = {
+        key: Tensor(a.shape, a.dtype)
+        for group in sharing(table.rows)
+        for key, a in undone(group, [like[row.target] for row in group])
+    }
+    checkpoint = Checkpoint(shapes, (tmp_path / "blip.safetensors",), None, (), {})
+    found = Found(config, blip.LAYOUT, table)
+    plan = Plan(checkpoint, blip.FAMILY, found, model, tuple(shapes))
+    layer, (out, inner) = key.removesuffix(".weight"), shapes[key].shape
+    save_file(
+        {
+            f"{layer}.lora_A.weight": np.zeros((1, inner), np.float32),
+            f"{layer}.lora_B.weight": np.zeros((out, 1), np.float32),
+        },
+        tmp_path / "lora.safetensors",
+    )
+    with pytest.raises(ValueError, match="for a key of several parameters, into which none can be"):
+        with_loras(plan, [(open_lora(tmp_path / "lora.safetensors"), 1.0)])
