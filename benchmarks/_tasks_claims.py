@@ -15,7 +15,8 @@ Wanted = dict[str, Any]
 
 
 class Claim(NamedTuple):
-    """Of searches with some options over those with others: `method`, or an option's value."""
+    """Of searches with some options over those with others: `method`, or an option's value; `has`
+    and `lacks` are of the setting's name."""
 
     says: str
     source: str
@@ -54,14 +55,31 @@ CLAIMS = (
         "GLASS over DDIM, for SMC", "Holderrieth et al., 2025",
         {"method": "smc", "kernel": "glass"}, {"method": "smc", "kernel": "ddim"},
     ),
+    Claim(
+        'SMC by what rewards are ("current") over by what they gain', "Singhal et al., 2025",
+        {"method": "smc", "has": "potential=current"},
+        {"method": "smc", "has": "potential=difference", "lacks": "resample_"},
+    ),
+    Claim(
+        "SMC that resamples in a window of steps over at every step", "Singhal et al., 2025",
+        {"method": "smc", "has": "resample_"},
+        {"method": "smc", "has": "potential=difference", "lacks": "resample_"},
+    ),
+    Claim(
+        "SMC by masses of least variance over its usual weights", "VASR, 2026",
+        {"method": "smc", "has": "mass="}, {"method": "smc", "lacks": "mass="},
+    ),
 )  # fmt: skip
 
 
 def _matches(row: dict[str, Any], wanted: Wanted) -> bool:
-    return all(
-        row[name] in value if isinstance(value, tuple) else row[name] == value
-        for name, value in wanted.items()
-    )
+    return all(_agrees(row, name, value) for name, value in wanted.items())
+
+
+def _agrees(row: dict[str, Any], name: str, value: Any) -> bool:
+    if name in ("has", "lacks"):
+        return (value in row["setting"]) == (name == "has")
+    return row[name] in value if isinstance(value, tuple) else row[name] == value
 
 
 def table(results: dict[str, Any]) -> str:
