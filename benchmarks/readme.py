@@ -98,6 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "tasks_paper": tasks_paper,
     "tasks_claims": tasks_claims,
+    "tuned": tuned,
     "diagnosis": diagnosis,
     "search_overhead": search_overhead,
 }

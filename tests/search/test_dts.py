@@ -161,7 +161,7 @@ def test_memory_is_that_of_the_nodes_whatever_the_budget():
     states = [jax.eval_shape(functools.partial(_start, nfe)) for nfe in (100, 10_000)]
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in states]
     assert sizes[0] == sizes[1]
-    assert states[0].nodes.t.shape == (1 + 16,)
+    assert states[0].nodes.particles.t.shape == (1 + 16,)
 
 
 def _start(nfe):
