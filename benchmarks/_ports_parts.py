@@ -54,26 +54,22 @@ def clip_vision(blocks: int) -> Pair:
 
 def t5(blocks: int) -> Pair:
     """The encoder of T5 v1.1."""
-    config = transformers.T5Config(
-        vocab_size=1000, d_model=768, d_kv=64, d_ff=2048, num_layers=blocks, num_heads=12,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    module: Any = filled(transformers.T5EncoderModel(config))
-    return pair(
-        "t5_encoder", module, lambda model, ids: model(ids),
-        lambda ids: module(ids).last_hidden_state, [tokens(1000, 128)],
-    )  # fmt: skip
+    return _t5("t5_encoder", transformers.T5Config, transformers.T5EncoderModel, blocks)
 
 
 def umt5(blocks: int) -> Pair:
     """UMT5's encoder, whose every block has its own positions."""
-    config = transformers.UMT5Config(
+    return _t5("umt5_encoder", transformers.UMT5Config, transformers.UMT5EncoderModel, blocks)
+
+
+def _t5(family: str, config: Any, model: Any, blocks: int) -> Pair:
+    sizes = config(
         vocab_size=1000, d_model=768, d_kv=64, d_ff=2048, num_layers=blocks, num_heads=12,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
-    module: Any = filled(transformers.UMT5EncoderModel(config))
+    module: Any = filled(model(sizes))
     return pair(
-        "umt5_encoder", module, lambda model, ids: model(ids),
+        family, module, lambda model, ids: model(ids),
         lambda ids: module(ids).last_hidden_state, [tokens(1000, 128)],
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
 from flowsde_converters.lora import with_loras
-from flowsde_converters.lora_file import LoraFile, open_lora
+from flowsde_converters.lora_file import of_other_parts, open_loras
 from flowsde_converters.stream import Advance
 from flowsde_converters.tables import listed, nbytes
 from flowsde_converters.write import write
@@ -95,7 +95,7 @@ def prepare(
             checkpoint = dataclasses.replace(checkpoint, config=config)
         one = plan(checkpoint, family, dtype, entry)
         if loras:
-            one = with_loras(one, _loras(loras))
+            one = with_loras(one, open_loras(loras))
         return Conversion(source, {"": one}, tokenizer=_tokenizer(source))
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
@@ -108,12 +108,8 @@ def prepare(
     _check_class(source)
     models, copied, problems = _parts(source)
     plans: dict[str, Plan] = {}
-    adapters = _loras(loras)
-    for file, _ in adapters:
-        other = file.parts.keys() - set(models)
-        problems += [
-            f"{file.name} has layers of {part}, expected {names(models)}" for part in other
-        ]
+    adapters = open_loras(loras)
+    problems += of_other_parts(adapters, models)
     for name in models:
         try:
             one = plan(_opened(source / name, source), None, dtype)
@@ -125,19 +121,6 @@ def prepare(
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
     return Conversion(source, plans, tuple(copied))
-
-
-def _loras(loras: Sequence[tuple[Path, float]]) -> list[tuple[LoraFile, float]]:
-    """Files of adapters; ValueError listing all that is wrong with them."""
-    opened, problems = [], []
-    for path, scale in loras:
-        try:
-            opened.append((open_lora(path), scale))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return opened
 
 
 def _opened(path: Path, source: Path) -> Checkpoint:

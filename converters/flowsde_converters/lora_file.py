@@ -11,7 +11,7 @@ Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021).
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,28 @@ def open_lora(path: Path) -> LoraFile:
         for part, layers in found.items()
     }
     return LoraFile(checkpoint, parts, settings)
+
+
+def open_loras(loras: Sequence[tuple[Path, float]]) -> list[tuple[LoraFile, float]]:
+    """Files, and the scale of each; errors as of `open_lora`, those of all files in one."""
+    opened, problems = [], []
+    for path, scale in loras:
+        try:
+            opened.append((open_lora(path), scale))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return opened
+
+
+def of_other_parts(
+    loras: Sequence[tuple[LoraFile, float]], models: Collection[str]
+) -> Iterator[str]:
+    """In words, what files hold for parts that a pipeline of these models has not."""
+    for file, _ in loras:
+        for part in sorted(file.parts.keys() - set(models)):
+            yield f"{file.name} has layers of {part}, expected {names(models)}"
 
 
 def _names(pattern: str, layer: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flowsde._checks import check_path
-from flowsde._text import listed, names
+from flowsde._text import listed
 from flowsde.models import registry
 from flowsde.models.converted.arrays import Parameter
 from flowsde.models.converted.copying import put
@@ -24,7 +24,7 @@ from flowsde_converters.detect import Plan, family_named
 from flowsde_converters.family import Found
 from flowsde_converters.files import Checkpoint
 from flowsde_converters.lora import check_values, with_loras
-from flowsde_converters.lora_file import LoraFile, open_lora
+from flowsde_converters.lora_file import LoraFile, of_other_parts, open_loras
 from flowsde_converters.safetensors_file import Tensor
 from flowsde_converters.tables import Change, Row, sharing, undone
 
@@ -48,11 +48,7 @@ def merges(
     if not is_pipeline(folder):
         return {folder: _of_model(open_model(folder, registry.families(), verify), loras)}
     models = read_config(folder, PIPELINE, verify)["models"]
-    problems = [
-        f"{file.name} has layers of {part}, expected {names(models)}"
-        for file, _ in loras
-        for part in sorted(file.parts.keys() - set(models))
-    ]
+    problems = list(of_other_parts(loras, models))
     found = {}
     for name in models:
         if any(name in file.parts for file, _ in loras):
@@ -68,20 +64,15 @@ def merges(
 
 def _opened(lora: str | Path | Mapping[str, float]) -> list[tuple[LoraFile, float]]:
     """Files of adapters, in order, and the scale of each."""
-    opened, problems = [], []
+    scaled = []
     for name, scale in (lora if isinstance(lora, Mapping) else {lora: 1.0}).items():
         path = check_path("lora", name)
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise TypeError(f"the scale of {path} must be a number, got {type(scale).__name__}")
         if not math.isfinite(scale):
             raise ValueError(f"the scale of {path} must be finite, got {scale}")
-        try:
-            opened.append((open_lora(path), float(scale)))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return opened
+        scaled.append((path, float(scale)))
+    return open_loras(scaled)
 
 
 def _of_model(

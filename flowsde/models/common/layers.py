@@ -159,6 +159,11 @@ class QKNorm(nnx.Module):
         return self.query(q), self.key(k)
 
 
+def heads_of(parts: Sequence[jax.Array], heads: int) -> list[jax.Array]:
+    """q, k and v [n, tokens, heads, d] of their features [n, tokens, heads d]."""
+    return [a.reshape(*a.shape[:2], heads, -1) for a in parts]
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde.models.common.layers import Numerics, attention
+
 THETA = 1e4
 
 
@@ -45,3 +47,17 @@ def rotate(x: jax.Array, turn: jax.Array) -> jax.Array:
     quarter = np.kron(np.eye(turn.shape[-1]), [[0.0, 1.0], [-1.0, 0.0]])
     exact = jax.lax.Precision.HIGHEST
     return x * cos + jnp.matmul(x, jnp.asarray(quarter, x.dtype), precision=exact) * sin
+
+
+def turned_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    turn: jax.Array,
+    *,
+    numerics: Numerics,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` of q and k turned by `turn`, in their float32, and rounded to v's dtype then."""
+    q, k = (rotate(a, turn).astype(v.dtype) for a in (q, k))
+    return attention(q, k, v, numerics=numerics, mask=mask)

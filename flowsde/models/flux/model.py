@@ -8,7 +8,6 @@ noise, the output noise - data. Latents have 16 channels, scaled by .3611 after 
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from flowsde.models.common.layers import (
     FLOAT32,
     Numerics,
     QKNorm,
-    attention,
+    heads_of,
     outputs,
     scan,
     stack,
@@ -35,7 +34,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
-from flowsde.models.common.rope import angles, rotate
+from flowsde.models.common.rope import angles, turned_attention
 from flowsde.models.family import Family
 
 _TIME_SCALE = 1000.0
@@ -108,19 +107,6 @@ class FluxCond(NamedTuple):
     guidance: jax.Array | None = None
 
 
-def _heads(qkv: Sequence[jax.Array], heads: int) -> list[jax.Array]:
-    """q, k and v [n, tokens, heads, d] of their features [n, tokens, heads d]."""
-    return [a.reshape(*a.shape[:2], heads, -1) for a in qkv]
-
-
-def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, turn: jax.Array, numerics: Numerics
-) -> jax.Array:
-    """Attention of all tokens to all; float32 q and k are turned before they are rounded."""
-    q, k = (rotate(a, turn).astype(v.dtype) for a in (q, k))
-    return attention(q, k, v, numerics=numerics)
-
-
 class Stream(nnx.Module):
     """A double block's weights for the tokens of one kind."""
 
@@ -138,7 +124,7 @@ class Stream(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values."""
         parts = outputs(self.qkv, adaptive_norm(x, shift, scale), [x.shape[-1]] * 3)
-        q, k, v = _heads(parts, self.heads)
+        q, k, v = heads_of(parts, self.heads)
         return *self.norm(q, k), v
 
     def mix(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -166,7 +152,9 @@ class DoubleBlock(nnx.Module):
             for stream, x, m in zip(streams, tokens, modulations, strict=True)
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*read, strict=True))
-        attended = jnp.split(_attend(q, k, v, turn, self.numerics), [text.shape[1]], axis=1)
+        attended = jnp.split(
+            turned_attention(q, k, v, turn, numerics=self.numerics), [text.shape[1]], axis=1
+        )
         made = []
         for stream, x, m, y in zip(streams, tokens, modulations, attended, strict=True):
             x = add_gated(x, m[2], stream.out(y))
@@ -189,8 +177,8 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = self.modulation(c)
         sizes = [self.config.width] * 3 + [self.config.mlp]
         *parts, hidden = outputs(self.enter, adaptive_norm(x, shift, scale), sizes)
-        q, k, v = _heads(parts, self.config.heads)
-        attended = _attend(*self.norm(q, k), v, turn, self.numerics)
+        q, k, v = heads_of(parts, self.config.heads)
+        attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics)
         hidden = jax.nn.gelu(hidden, approximate=True)
         return add_gated(x, gate, self._leave(attended, hidden))
 

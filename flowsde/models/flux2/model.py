@@ -20,7 +20,7 @@ from flowsde.models.common.layers import (
     FLOAT32,
     Numerics,
     QKNorm,
-    attention,
+    heads_of,
     outputs,
     scan,
     stack,
@@ -34,7 +34,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
-from flowsde.models.common.rope import angles, rotate
+from flowsde.models.common.rope import angles, turned_attention
 from flowsde.models.family import Family
 
 THETA = 2000.0
@@ -95,19 +95,6 @@ class Flux2Cond(NamedTuple):
     text: jax.Array
 
 
-def _heads(parts: list[jax.Array], heads: int) -> list[jax.Array]:
-    """q, k and v [n, tokens, heads, d] of their features [n, tokens, heads d]."""
-    return [a.reshape(*a.shape[:2], heads, -1) for a in parts]
-
-
-def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, turn: jax.Array, numerics: Numerics
-) -> jax.Array:
-    """Attention of all tokens to all; float32 q and k are turned before they are rounded."""
-    q, k = (rotate(a, turn).astype(v.dtype) for a in (q, k))
-    return attention(q, k, v, numerics=numerics)
-
-
 class Stream(nnx.Module):
     """A double block's weights for the tokens of one kind."""
 
@@ -124,7 +111,7 @@ class Stream(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values."""
         parts = outputs(self.qkv, adaptive_norm(x, shift, scale), [self.config.width] * 3)
-        q, k, v = _heads(parts, self.config.heads)
+        q, k, v = heads_of(parts, self.config.heads)
         return *self.norm(q, k), v
 
     def mix(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -156,7 +143,9 @@ class DoubleBlock(nnx.Module):
             stream.read(x, *m[:2]) for stream, x, m in zip(streams, tokens, modulated, strict=True)
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*read, strict=True))
-        attended = jnp.split(_attend(q, k, v, turn, self.numerics), [text.shape[1]], axis=1)
+        attended = jnp.split(
+            turned_attention(q, k, v, turn, numerics=self.numerics), [text.shape[1]], axis=1
+        )
         made = []
         for stream, x, m, y in zip(streams, tokens, modulated, attended, strict=True):
             x = add_gated(x, m[2], stream.out(y))
@@ -179,8 +168,8 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = modulated
         sizes = [self.config.width] * 3 + [self.config.mlp] * 2
         *parts, a, b = outputs(self.enter, adaptive_norm(x, shift, scale), sizes)
-        q, k, v = _heads(parts, self.config.heads)
-        attended = _attend(*self.norm(q, k), v, turn, self.numerics)
+        q, k, v = heads_of(parts, self.config.heads)
+        attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics)
         # `leave` of both side by side, as two products for the reason of `outputs`.
         kernel = self.leave.kernel.get_value().astype(x.dtype)
         width = self.config.width

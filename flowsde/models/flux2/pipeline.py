@@ -40,7 +40,7 @@ from flowsde.models.flux2 import schedule
 from flowsde.models.flux2.model import FAMILY, Flux2Cond, Flux2Config
 from flowsde.models.image_pipeline import PATCH, ImagePipeline
 
-GUIDANCE = 4.0
+_GUIDANCE = 4.0
 """Of a model that was not distilled."""
 LENGTH = 512
 """Tokens of a chat, by default and at most."""
@@ -90,6 +90,11 @@ class Flux2KleinPipeline(ImagePipeline):
     def steps(self) -> int:
         """Of a trajectory: 4 for a distilled model, 50 for a base model."""
         return _DISTILLED_STEPS if self.distilled else _STEPS
+
+    @property
+    def guidance(self) -> float:
+        """The scale that it is usually guided by; 1, of a distilled model, is none."""
+        return 1.0 if self.distilled else _GUIDANCE
 
     def encode(self, prompts: Sequence[str], *, length: int = LENGTH) -> Flux2Cond:
         """The condition of prompts, with a leading axis of them.

@@ -43,9 +43,6 @@ from flowsde.models.image_pipeline import ImagePipeline
 from flowsde.models.sd3 import schedule
 from flowsde.models.sd3.model import FAMILY, PATCH, SD3Cond, SD3Config
 
-GUIDANCE = 7.0
-STEPS = 28
-"""Of the published pipeline."""
 LENGTH, LONGEST = 256, 512
 """T5's tokens of a prompt, by default and at most."""
 _CLIPS = ("text_encoder", "text_encoder_2")
@@ -86,6 +83,16 @@ class SD3Pipeline(ImagePipeline):
             for name, encoder in zip(("tokenizer", "tokenizer_2"), _CLIPS, strict=True)
         ]
         self._t5 = t5_tokenizer(folder / "tokenizer_3", length=LENGTH, vocab=configs[_T5].vocab)
+
+    @property
+    def steps(self) -> int:
+        """Of a trajectory, as published."""
+        return 28
+
+    @property
+    def guidance(self) -> float:
+        """The scale that it is usually guided by, as published."""
+        return 7.0
 
     @property
     def _largest(self) -> int:

@@ -1,63 +1,16 @@
 """Stable Diffusion 3 as ``flowsde sample --model`` takes it."""
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-from flowsde.flow import Flow
-from flowsde.grids import Grid
-from flowsde.models.common.guided import encoded, guidance_of, guided, sides
+from flowsde.models.common.guided_pictures import GuidedPictures
 from flowsde.models.family import Sampling
-from flowsde.models.sd3.pipeline import (
-    GUIDANCE,
-    LENGTH,
-    PIPELINE,
-    STEPS,
-    SD3Pipeline,
-    check_length,
-)
+from flowsde.models.sd3.pipeline import LENGTH, PIPELINE, SD3Pipeline, check_length
 
 
-class SampledSD3:
+class SampledSD3(GuidedPictures):
     """A Stable Diffusion 3; see `flowsde.models.family.Sampled`."""
 
-    unprompted: str | None = None
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        guidance: float | None,
-        size: str | None,
-        text_tokens: int | None,
-        negative_prompt: str | None,
-    ):
-        self._pipeline = SD3Pipeline(folder)
-        self._size = sides(size, self._pipeline.latents)
-        length = LENGTH if text_tokens is None else text_tokens
-        self._length = check_length("--text-tokens", length)
-        self.guidance, self._negative = guidance_of(guidance, GUIDANCE, negative_prompt)
-        height, width = (side or self._pipeline.side for side in self._size)
-        self.named: dict[str, Any] = {
-            "size": f"{width}x{height}",
-            "negative_prompt": self._negative,
-            "text_tokens": self._length,
-        }
-        self.steps = {"ode": STEPS, "sde": STEPS}
-
-    def grid(self, n: int) -> Grid | None:
-        return self._pipeline.grid(n)
-
-    def encode(self, prompts: Sequence[str]) -> list[Any]:
-        encode = partial(self._pipeline.encode, length=self._length)
-        conds, self._null = encoded(encode, prompts, self._negative)
-        self._pipeline.drop_text_encoders()
-        return conds
-
-    def flow(self) -> Flow:
-        flow = self._pipeline.flow(*self._size)
-        return guided(flow, self.guidance, self._negative, self._null)
+    opened = SD3Pipeline
+    length = LENGTH
+    check_length = staticmethod(check_length)
 
 
 SAMPLING = Sampling(of=PIPELINE.name, title="a Stable Diffusion 3", make=SampledSD3)

@@ -22,7 +22,6 @@ from flowsde.models.common.layers import (
     FLOAT32,
     Numerics,
     QKNorm,
-    attention,
     parameter,
     rms_norm,
     scan,
@@ -36,7 +35,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
-from flowsde.models.common.rope import angles, rotate
+from flowsde.models.common.rope import angles, turned_attention
 from flowsde.models.family import Family
 
 MULTIPLE = 32
@@ -118,9 +117,8 @@ class ZImageAttention(nnx.Module):
         # A product for each, for the reason of `layers.outputs`.
         kernels = jnp.split(self.qkv.kernel.get_value().astype(x.dtype), 3, axis=1)
         q, k, v = ((x @ kernel).reshape(*x.shape[:2], self.heads, -1) for kernel in kernels)
-        # In float32 until they are turned.
-        q, k = (rotate(a, turn).astype(v.dtype) for a in self.norm(q, k))
-        return self.out(attention(q, k, v, numerics=self.numerics, mask=seen))
+        attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics, mask=seen)
+        return self.out(attended)
 
 
 class ZImageBlock(nnx.Module):

@@ -40,7 +40,7 @@ from flowsde.models.image_pipeline import ImagePipeline
 from flowsde.models.zimage import schedule
 from flowsde.models.zimage.model import FAMILY, MULTIPLE, ZImageCond, ZImageConfig
 
-GUIDANCE = 5.0
+_GUIDANCE = 5.0
 """Of a Z-Image that was not distilled."""
 LENGTH = 512
 """Tokens of a chat, by default and at most."""
@@ -90,6 +90,11 @@ class ZImagePipeline(ImagePipeline):
     def steps(self) -> int:
         """Of a trajectory: 8 for Z-Image-Turbo, 50 for Z-Image."""
         return _DISTILLED_STEPS if self.distilled else _STEPS
+
+    @property
+    def guidance(self) -> float:
+        """The scale that it is usually guided by; 1, of a distilled model, is none."""
+        return 1.0 if self.distilled else _GUIDANCE
 
     def encode(self, prompts: Sequence[str], *, length: int = LENGTH) -> ZImageCond:
         """The condition of prompts, with a leading axis of them.
