@@ -232,6 +232,59 @@ def test_what_cannot_begin_is_named_before_any_work(given, message):
         fs.run(KEY, gaussian(), search, lambda images, cond: images[:, 0], **given)
 
 
+LOCAL = {
+    "zero_order": fs.search.zero_order(nfe=44, kernel=ODE, grid=problems.GRID, neighbours=3),
+    "epsilon_greedy": fs.search.epsilon_greedy(
+        nfe=14, kernel=problems.SDE, grid=(1.0, 0.0), neighbours=3, finish="mean"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_searches_begin_with_given_noise_and_with_neighbours_of_it(name):
+    """sqrt(1 - lambda^2) of it, and lambda of fresh noise: as if it had been the best so far."""
+    search, noise, n = LOCAL[name], np.asarray([1.5, -0.5], np.float32), 3000
+    check_start(search, Start(noise=noise))
+
+    @jax.jit
+    @jax.vmap
+    def first(key):
+        state = search.init(key, (2,), jnp.float32(np.inf), jnp.int32(search.nfe))
+        return search.beginning(Start(noise=noise)).ask(state)[1].x
+
+    x = np.asarray(first(jax.random.split(KEY, n)), np.float64) / float(problems.VP.radius(1.0))
+    np.testing.assert_allclose(x[:, 0], np.broadcast_to(noise, (n, 2)), rtol=1e-6)
+    near = x[:, 1:].reshape(-1, 2)
+    assert len(np.unique(near, axis=0)) == 2 * n
+    lam = search.perturbation
+    error = lam / np.sqrt(2 * n)
+    assert np.all(np.abs(near.mean(0) - np.sqrt(1 - lam**2) * noise) < 4.0 * error)
+    np.testing.assert_allclose(near.var(0), lam**2, rtol=4.0 * np.sqrt(2.0 / len(near)))
+
+
+@pytest.mark.slow
+def test_given_noise_of_a_local_search_is_the_same_however_it_is_run():
+    search, flow = LOCAL["zero_order"], problems.flow()
+    ids, cond = (problems.row(tree, slice(1, 4)) for tree in problems.batch(4))
+    noise = np.asarray(jax.random.normal(KEY, (3, 2)))
+    options = {"cond": cond, "prompt_ids": ids, "noise": noise}
+    result = fs.run(KEY, flow, search, problems.reward, **options)
+    rounds = list(fs.iterate(KEY, flow, search, problems.reward, chunk_size=2, **options))
+    mesh = jax.make_mesh((1, 2), ("prompt", "particle"), (jax.sharding.AxisType.Auto,) * 2)
+    again = [
+        rounds[-1],
+        # Resumed within the first round of draws.
+        fs.run(KEY, flow, search, problems.reward, resume=rounds[1], **options),
+        fs.run(KEY, flow, search, problems.reward, mesh=mesh, **options),
+    ]
+    for one in again:
+        np.testing.assert_allclose(one.x, result.x, rtol=1e-5, atol=1e-5)
+    packed = dict(fs.batch(KEY, flow, search, problems.reward, batch_size=4, **options))
+    for i, number in enumerate(ids):
+        np.testing.assert_allclose(packed[number].x, result.x[i], rtol=1e-5, atol=1e-5)
+        assert packed[number].nfe == result.nfe[i]
+
+
 def test_noise_of_draws_that_would_all_be_the_same_is_refused():
     options = {"grid": problems.GRID, "nfe": 30}
     for make, more in ((fs.search.bon, {}), (fs.search.halving, {"draft_steps": 2})):

@@ -101,7 +101,8 @@ def run(
       mask: bool, shaped as start, True where it is drawn anew; the rest stays to the bit. By
         replacement, see `flowsde.start` for what that is not.
       noise: standard normal [*flow.shape], or P of them, of which all first draws are made; what
-        follows them is drawn as ever.
+        follows them is drawn as ever. Searches over noise have the first draw of it, and others
+        near it.
 
     Returns:
       A `Result`.

@@ -57,7 +57,7 @@ class GridSearch(SearchBase):
     charges_moves: ClassVar[bool] = False
     """Whether it charges by `costs`; else a kernel with `inner_evaluations` is refused."""
     renoises: ClassVar[bool] = False
-    """Whether it adds noise to what has been evaluated, so that children differ by any kernel."""
+    """Whether it adds noise to what has been evaluated or given: children differ by any kernel."""
 
     @property
     def steps(self) -> int:

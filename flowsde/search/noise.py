@@ -8,7 +8,8 @@ z,
     sqrt(1 - lambda^2) z + lambda eps,    eps ~ N(0, I),
 
 standard normal if z is. (z + lambda eps is not: it raises the noise level, round by round.) What
-follows the stage goes on from the pivot.
+follows the stage goes on from the pivot. A given noise is the first pivot: the first draw of the
+first stage is that noise, and the others of its round are neighbours of it.
 
 `zero_order` has one stage, the whole grid; in `epsilon_greedy` every step is one.
 """
@@ -52,7 +53,8 @@ class NoiseState(NamedTuple):
       parent: that the stage begins from.
       children: on their way through the stage, [N]; None if stages are one step each.
       pivot: the stage's best so far.
-      pivot_draw: int32, its number among the stage's draws.
+      pivot_draw: int32, its number among the stage's draws; -1 for a given noise, before there are
+        any.
       noise: the pivot's, float32 [*shape].
       champion: the best of the last time that had one with a reward.
       before: what the last step of `children` left, of a solver.
@@ -101,6 +103,7 @@ class NoiseSearch(SolvedSearch):
     """
 
     charges_moves: ClassVar[bool] = True
+    renoises: ClassVar[bool] = True
 
     neighbours: int
     perturbation: float
@@ -195,10 +198,21 @@ class NoiseSearch(SolvedSearch):
         near = kept * state.noise + jnp.float32(self.perturbation) * eps
         coin = jax.random.uniform(jax.random.fold_in(key, _FRESH), (), jnp.float32)
         fresh = coin < jnp.asarray(self.epsilons, jnp.float32)[step]
-        fresh |= (step != self._at(state.stage).first) | (number < self.neighbours)
+        around_given, begins = state.pivot_draw < 0, step == self._at(state.stage).first
+        fresh = jnp.where(number < self.neighbours, ~around_given, fresh) | ~begins
+        near = jnp.where(around_given & (number == 0), state.noise, near)
         return jnp.where(fresh, eps, near)
 
     def ask(self, state: NoiseState) -> tuple[NoiseState, Candidates]:
+        given = self.given
+        if given is not None and given.noise is not None:
+            # The first pivot, and not what every draw begins with.
+            first = (state.stage == 0) & (state.drawn == 0)
+            around = state._replace(
+                noise=jnp.where(first, given.noise, state.noise),
+                pivot_draw=jnp.where(first, -1, state.pivot_draw),
+            )
+            return self.replace(given=given._replace(noise=None)).ask(around)
         n, begins = self.n_candidates, state.step == self._at(state.stage).first
         step, rows = jnp.minimum(state.step, self.steps - 1), jnp.arange(n, dtype=jnp.int32)
         numbers = state.drawn + rows

@@ -57,18 +57,19 @@ def drawn(key, step, number):
     return jax.random.normal(key, (2,), jnp.float32), coin
 
 
-def one_by_one(search, stages, epsilons, prompt_id, cond, evaluate):
+def one_by_one(search, stages, epsilons, prompt_id, cond, evaluate, given=None):
     """(best of each stage, evaluations, rewards asked), each draw on its own.
 
     Args:
       stages: (positions in the grid, draws) of each.
       epsilons: of each stage.
+      given: noise to begin with.
     """
     key, grid = jax.random.fold_in(KEY, prompt_id), search.grid
     lam = search.perturbation
     parent, charged, asked, seen = None, 0, 0, []
     for (steps, draws), epsilon in zip(stages, epsilons, strict=True):
-        pivot, noise = None, None
+        pivot, noise, around = None, given, given is not None and parent is None
         for start in range(0, draws, search.neighbours):
             found = []
             for number in range(start, min(start + search.neighbours, draws)):
@@ -76,7 +77,9 @@ def one_by_one(search, stages, epsilons, prompt_id, cond, evaluate):
                 for i in steps:
                     z, coin = drawn(key, i, number)
                     if i == steps[0]:
-                        if start and coin >= epsilon:
+                        if around and number == 0:
+                            z = given
+                        elif (start and coin >= epsilon) or (around and not start):
                             z = math.sqrt(1.0 - lam**2) * noise + lam * z
                         first = z
                     point = evaluate(
@@ -94,13 +97,13 @@ def one_by_one(search, stages, epsilons, prompt_id, cond, evaluate):
     return seen, charged, asked
 
 
-def check(search, stages, epsilons):
+def check(search, stages, epsilons, given=None):
     ids, cond = batch(COUNT)
-    result = run(search)
+    result = run(search, noise=given)
     evaluate = tools(search.kernel)[2]
     for i in range(COUNT):
         seen, charged, asked = one_by_one(
-            search, stages, epsilons, int(ids[i]), row(cond, i), evaluate
+            search, stages, epsilons, int(ids[i]), row(cond, i), evaluate, given
         )
         scored = [p for p in seen if p.reward > -np.inf]
         best = max(scored, key=lambda p: (-p.t, p.reward))
@@ -136,6 +139,12 @@ def test_zero_order_equals_samples_drawn_one_by_one(kernel):
 )
 def test_epsilon_greedy_equals_steps_drawn_one_by_one(options, draws, epsilons):
     check(greedy(**options), [((i,), n) for i, n in enumerate(draws)], epsilons)
+
+
+@pytest.mark.slow
+def test_given_noise_is_the_first_pivot():
+    given = np.asarray([0.6, -1.1], np.float32)
+    check(zero_order(kernel=fs.kernels.ode_adams(VP)), [(range(5), 8)], [0.0], given)
 
 
 @pytest.mark.slow
