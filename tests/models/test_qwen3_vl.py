@@ -10,6 +10,8 @@ from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde.models.qwen3.model import Qwen3Config
 from flowsde.models.qwen3_vl.model import QWEN3_VL_4B, QWEN3_VL_8B, Qwen3VLConfig
+from flowsde.models.qwen3_vl.questions import Asked
+from flowsde.models.qwen3_vl.rewards import Judging, judge
 from flowsde.models.qwen3_vl.vision import Qwen3VLVisionConfig
 
 torch = pytest.importorskip("torch")
@@ -93,6 +95,7 @@ def call(model, images, texts, last):
     return model(images, before(len(images)), texts, last)
 
 
+@pytest.mark.slow
 def test_the_image_tower_is_transformers(pair):
     module, model, found = pair
     assert (found.config.vision.deep, found.config.sections) == ((1, 3), (4, 2, 2))
@@ -139,6 +142,34 @@ def test_keys_and_values_of_the_image_serve_all_texts(pair):
     # What is behind its end is not read.
     other = np.where(np.arange(6)[None, None] > LAST[:, :, None], 9, TEXTS)
     np.testing.assert_array_equal(apply(model, call, IMAGES, other, LAST), shared)
+
+
+@pytest.mark.slow
+def test_rewards_and_their_gradients(pair):
+    """The geometric mean of P(yes) over two questions, of two spellings and of one; a third place
+    is empty."""
+    module, model, _ = pair
+    answers = np.asarray([[[4, 9], [7, -1], [1, -1]]] * 2, np.int32)
+    asked = Asked(
+        before(2), TEXTS, LAST, answers, answers * 0 + 3, np.asarray([[1, 1, 0]] * 2, np.float32)
+    )
+    reward = judge(model, Judging(combine="geometric", least=64), minibatch=1)
+
+    @jax.jit
+    def scored(reward, images):
+        score, back = jax.vjp(lambda x: reward(x, asked), images)
+        return score, back(jnp.ones_like(score))[0]
+
+    score, slope = scored(reward, IMAGES)
+    images = torch.from_numpy(IMAGES).requires_grad_(True)
+    p = every(module, images).softmax(-1)
+    wanted = ((p[:, 0, 4] + p[:, 0, 9]) * p[:, 1, 7]).sqrt()
+    wanted.sum().backward()
+    assert error(score, wanted) <= 1e-4
+    assert error(slope, images.grad) <= 1e-3
+    # Weights are arguments, so that programs are shared and hold none.
+    assert len(jax.tree.leaves(reward)) == len(parameters(model))
+    assert (reward.name, reward.minibatch) == ("qwen3vl", 1)
 
 
 @pytest.mark.slow
