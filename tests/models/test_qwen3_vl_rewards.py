@@ -76,7 +76,8 @@ def test_atoms_and_counts(ask):
     np.testing.assert_array_equal(first.texts[0], first.texts[1])
     token = ask.tokenizer.whole
     assert first.answers[0].tolist() == [*token("Yes"), *token("Y")]
-    assert second.answers.tolist() == [token("a"), token("Yes")]
+    # As wide as the other prompt's.
+    assert second.answers.tolist() == [[*token("a"), -1], [*token("Yes"), -1]]
     assert second.against[1].tolist() == [*token("No"), -1, -1]
     told = ask.for_counts(["red cat", "dog"]).counts({"red cat": 3, "dog": 0}, places=3)
     assert told.wanted.tolist() == [3.0, 0.0, -1.0]
