@@ -15,17 +15,19 @@ Widths are those of the published models, depths are cut, and the batch is 4:
                   attend to them; 35 tokens
     vqascore      T5ForConditionalGeneration, CLIPVisionModel and the projector between them: blocks
                   of 2,048 of either half (XL), and of 1,024; 256 patches between 40 and 64 tokens
+    qwen3vl       Qwen3VLForConditionalGeneration: blocks of 1,024 and of 2,560 (4B); 49 tokens of a
+                  picture, with the features of up to three blocks, and 64 of one question
     aesthetic     ViT-L/14's image tower and the head
 
     python benchmarks/rewards.py [--quick] [--json FILE]
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
-hpsv2.1, imagereward, vqascore, aesthetic (our median seconds over PyTorch's); target; error, by
-reward (largest difference of the scores over their largest value); flops, by reward (of a picture);
-memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and pictures: what
-XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours, torch}
-(seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
+hpsv2.1, imagereward, vqascore, qwen3vl, aesthetic (our median seconds over PyTorch's); target;
+error, by reward (largest difference of the scores over their largest value); flops, by reward (of a
+picture); memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and
+pictures: what XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours,
+torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
 repetitions.
 """
 
@@ -46,6 +48,7 @@ import tyro
 from _files import save_json
 from _flops import flops
 from _ports_pairs import BATCH, Pair, filled, port, ratios
+from _rewards_qwen3vl import qwen3vl
 from ports import Args
 
 import flowsde as fs
@@ -67,11 +70,13 @@ class Both(NamedTuple):
       reward: ours.
       theirs: of pixels [n, 3, side, side], standardised.
       cond: what ours is told; None for nothing.
+      colours: mean and standard deviation by which theirs are.
     """
 
     reward: fs.rewards.DeviceReward
     theirs: Callable[[torch.Tensor], torch.Tensor]
     cond: Any = None
+    colours: tuple[Any, Any] = (_MEAN, _STD)
 
 
 def clip_model(blocks: int, wide: bool) -> tuple[Any, Any]:
@@ -247,6 +252,7 @@ REWARDS: dict[str, Callable[[int], Both]] = {
     "hpsv2.1": lambda blocks: cosine(blocks, True, lambda model: by_clip.hps_score(model, "2.1")),
     "imagereward": imagereward,
     "vqascore": vqascore,
+    "qwen3vl": lambda blocks: Both(*qwen3vl(blocks, SIDE), (0.5, 0.5)),
     "aesthetic": aesthetic,
 }
 
@@ -272,7 +278,8 @@ def sides(both: Both, costs: dict[str, Any]) -> Pair:
 
     def theirs() -> torch.Tensor:
         with torch.inference_mode():
-            x = (0.5 * (given.permute(0, 3, 1, 2).clamp(-1.0, 1.0) + 1.0) - _MEAN) / _STD
+            mean, std = both.colours
+            x = (0.5 * (given.permute(0, 3, 1, 2).clamp(-1.0, 1.0) + 1.0) - mean) / std
             return both.theirs(x)
 
     costs["flops"] = flops(score, both.reward, images, both.cond) / BATCH

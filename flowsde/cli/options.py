@@ -159,8 +159,8 @@ class Converted:
     """Folder of a converted model that the reward needs: a CLIP for clip, PickScore for pick. For
     aesthetic give it twice: a CLIP, then the head. `flowsde rewards` says what each needs."""
     reward_counts: Annotated[str | None, shown("TEXT")] = None
-    """What owlv2 and owlv2-smooth count, such as "3 red circles, 2 dogs" (default: what the prompt
-    itself says)."""
+    """What owlv2, owlv2-smooth and qwen3vl-counts count, such as "3 red circles, 2 dogs" (default:
+    what the prompt itself says)."""
     reward_frames: Int = None
     """Videos: frames that a reward of pictures is asked about, evenly from the first to the last
     (default: 4)."""

@@ -18,11 +18,15 @@ from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
 from flowsde.models.owlv2.model import Owlv2Config
+from flowsde.models.qwen3.model import Qwen3Config
+from flowsde.models.qwen3_vl.model import Qwen3VLConfig
+from flowsde.models.qwen3_vl.vision import Qwen3VLVisionConfig
 from flowsde.models.sit.model import SiTConfig
 from flowsde.models.t5.model import T5Config
 from flowsde_converters import blip, convert, open_clip, sit
 from flowsde_converters import clip_flant5 as clip_flant5_table
 from flowsde_converters import owlv2 as owlv2_table
+from flowsde_converters import qwen3_vl as qwen3_vl_table
 from flowsde_converters.tables import unconvert
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -82,13 +86,17 @@ CHAT = """{%- for message in messages %}
 """What Qwen3's template is for a user who says one thing."""
 
 
-def qwen3_tokenizer(folder: Path) -> Any:
-    """That of transformers, of bytes and a few merges, saved in a folder."""
+def qwen3_tokenizer(folder: Path, vision: bool = False) -> Any:
+    """That of transformers, of bytes and a few merges, saved in a folder; `vision` has what chats
+    about images need."""
     import transformers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("c", "a"), ("ca", "t"), ("d", "o"), ("do", "g"), ("Ġ", "o"), ("u", "s")]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if vision:
+        merges += [("Y", "e"), ("Ye", "s"), ("N", "o")]
+        special += [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad")]
     words = [*alphabet, *("".join(pair) for pair in merges), *special]
     made = transformers.Qwen2Tokenizer(
         vocab={word: i for i, word in enumerate(words)}, merges=merges, pad_token=special[0],
@@ -471,6 +479,34 @@ def owlv2(folder: Path) -> Path:
     save_file(tensors, source / "model.safetensors")
     heads = {"num_attention_heads": 2}
     (source / "config.json").write_text(json.dumps({"text_config": heads, "vision_config": heads}))
+    return converted(source, folder / "out")
+
+
+def qwen3_vl(folder: Path) -> Path:
+    """A converted Qwen3-VL of tiny parts, from a file as it is published and its tokenizer."""
+    source = folder / "source"
+    vocab = len(qwen3_tokenizer(source, vision=True))
+    config = Qwen3VLConfig(
+        vision=Qwen3VLVisionConfig(width=16, depth=2, heads=2, mlp=24, places=6, deep=(0,)),
+        text=Qwen3Config(
+            vocab=vocab, width=24, depth=2, heads=2, shared=1, head=16, mlp=32, theta=5e6
+        ),
+        sections=(4, 2, 2),
+        tied=True,
+    )
+    rng = np.random.default_rng(13)
+    shapes = parameters(abstract(qwen3_vl_table.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.3).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(qwen3_vl_table.FAMILY.table(config, "transformers"), params)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    save_file(tensors, str(source / "model.safetensors"))
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    settings = {
+        "tie_word_embeddings": True,
+        "text_config": {"rope_theta": 5e6, "rope_scaling": rope},
+        "vision_config": {"num_heads": 2, "deepstack_visual_indexes": [0]},
+    }
+    (source / "config.json").write_text(json.dumps(settings))
     return converted(source, folder / "out")
 
 

@@ -188,7 +188,7 @@ def test_parameters_name_their_axes(text):
     ("make", "words"),
     [
         (lambda: CLIPTextConfig(width=30, heads=4), "heads must divide width, got 4 and 30"),
-        (lambda: CLIPVisionConfig(activation="relu"), "quick_gelu, gelu, got 'relu'"),
+        (lambda: CLIPVisionConfig(activation="relu"), "gelu, gelu_tanh, got 'relu'"),
         (lambda: CLIPVisionConfig(image=225), "patch must divide image, got 14 and 225"),
         (lambda: CLIPConfig(text=CLIPTextConfig(projection=512)), "one size, got 512 and 768"),
     ],

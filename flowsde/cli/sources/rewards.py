@@ -8,6 +8,10 @@
     vqascore-odds      its log-odds, which do not tie where the model is sure
     owlv2              how wrong the counts are of what OWLv2 finds, by its own
     owlv2-smooth       the same with a gradient: boxes counted by how sure they are
+    qwen3vl            how sure Qwen3-VL is that the picture shows the prompt, P(Yes)
+    qwen3vl-share      the same against No, P(Yes) / (P(Yes) + P(No))
+    qwen3vl-odds       its log-odds
+    qwen3vl-counts     how wrong the counts are that it expects, by its own
     aesthetic          LAION's score, by a converted CLIP and head
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
@@ -41,6 +45,7 @@ from flowsde.models.clip.scored import Aesthetic, Cosine
 from flowsde.models.clip_flant5.scored import ScoredByCLIPFlanT5
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
+from flowsde.models.qwen3_vl.scored import CountedByQwen3VL, JudgedByQwen3VL
 from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
 from flowsde.rewards.endpoint import DEADLINE
 from flowsde.rewards.judge import judge
@@ -161,6 +166,7 @@ _CLIP_FLANT5 = (("a converted CLIP-FlanT5",), ("clip_flant5",))
 _OWLV2: dict[str, Any] = {
     "folders": ("a converted OWLv2",), "families": ("owlv2",), "counts": True,
 }  # fmt: skip
+_QWEN3_VL = (("a converted Qwen3-VL",), ("qwen3_vl",))
 KNOWN = {
     "none": Known(NoReward, "every picture is worth as much"),
     "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", *_CLIP),
@@ -189,6 +195,19 @@ KNOWN = {
     ),
     "owlv2": Known(Counted, "squared error of OWLv2's counts, negative", **_OWLV2),
     "owlv2-smooth": Known(SmoothlyCounted, "the same, of boxes by how sure they are", **_OWLV2),
+    "qwen3vl": Known(JudgedByQwen3VL, "P(Yes) by Qwen3-VL, asked about the prompt", *_QWEN3_VL),
+    "qwen3vl-share": Known(
+        partial(JudgedByQwen3VL, formula="share"), "P(Yes) / (P(Yes) + P(No))", *_QWEN3_VL
+    ),
+    "qwen3vl-odds": Known(
+        partial(JudgedByQwen3VL, formula="log_odds"), "log-odds of Yes against No", *_QWEN3_VL
+    ),
+    "qwen3vl-counts": Known(
+        CountedByQwen3VL,
+        "squared error of the counts it expects, negative",
+        *_QWEN3_VL,
+        counts=True,
+    ),
     "aesthetic": Known(
         Aesthetic,
         "LAION's aesthetic score",

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowsde.models.common.layers import Numerics, attention, parameter, scan, stack
+from flowsde.models.common.rope import rotate_halves
 from flowsde.models.family import Family
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -170,13 +172,18 @@ class CLIPBlock(nnx.Module):
         self.up = numerics.linear(width, mlp, ("embed", "mlp"), rngs=rngs)
         self.down = numerics.linear(mlp, width, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """x: [n, tokens, width]; mask: [n, 1, 1, tokens], False where no token is seen."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, turn: jax.Array | None = None
+    ) -> jax.Array:
+        """x: [n, tokens, width]; mask: [n, 1, 1, tokens], False where no token is seen; turn:
+        [tokens, d / 2], of towers that turn queries and keys by their positions."""
         h = self.norm1(x)
         q, k, v = (
             layer(h).reshape(*h.shape[:2], self.heads, -1)
             for layer in (self.query, self.key, self.value)
         )
+        if turn is not None:
+            q, k = (rotate_halves(a.astype(jnp.float32), turn).astype(v.dtype) for a in (q, k))
         y = attention(q, k, v, numerics=self.numerics, mask=mask, causal=self.causal)
         x = x + self.out(y)
         return x + self.down(_ACTIVATIONS[self.activation](self.up(self.norm2(x))))

@@ -48,16 +48,23 @@ def clip_pixels(images: jax.Array, size: int = 224) -> jax.Array:
       ValueError: images of another shape.
     """
     x = clipped(images)
-    n, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     short = min(height, width)
     rows, columns = size * height // short, size * width // short
+    x = resized(x, rows, columns)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    x = x[:, top : top + size, left : left + size]
+    return standardised(0.5 * (x + 1.0))
+
+
+def resized(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Images [n, rows, columns, 3] of x [n, height, width, 3] in [-1, 1], bicubic, antialiased."""
+    n, height, _, _ = x.shape
     # One axis after the other: what overshoots is clipped in between, as in 8 bits.
     for shape in ((n, height, columns, 3), (n, rows, columns, 3)):
         if shape != x.shape:
             x = jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), -1.0, 1.0)
-    top, left = (rows - size) // 2, (columns - size) // 2
-    x = x[:, top : top + size, left : left + size]
-    return standardised(0.5 * (x + 1.0))
+    return x
 
 
 def padded_pixels(images: jax.Array, size: int = 224) -> jax.Array:

@@ -8,9 +8,7 @@ Published code writes a chat with a place for the image,
 and splits the texts before and after that place apart, so that each ends in T5's token of an end.
 """
 
-import bisect
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowsde.models.clip_flant5.model import PAD
+from flowsde.models.common.questions import cut, fitted
 from flowsde.models.common.tokenizers import Tokenizer, t5_tokenizer
 
 BEFORE = (
@@ -29,8 +28,6 @@ AFTER = " ASSISTANT:"
 ANSWER = "Yes"
 LENGTH = 256
 """Tokens of the text after the image at most."""
-_STEP = 32
-"""Padding is to a multiple of it: one program serves many prompts."""
 
 
 class Question(NamedTuple):
@@ -82,7 +79,8 @@ class Asking:
 
     def __call__(self, prompt: str) -> Question:
         """The question of a prompt; warns of one that is cut, with what is left out."""
-        after = self.tokenizer([self._after(self._cut(prompt))]).ids[0]
+        prompt = cut(prompt, self.tokenizer.length, self._count)
+        after = self.tokenizer([self._after(prompt)]).ids[0]
         before, answer = (
             np.asarray(self.tokenizer.whole(text), np.int32) for text in (BEFORE, self.answer)
         )
@@ -91,23 +89,10 @@ class Asking:
     def fitting(self, prompts: Sequence[str]) -> "Asking":
         """The same, with no more padding than these prompts need."""
         longest = max(map(self._count, ["", *prompts]))
-        length = min(-(-longest // _STEP) * _STEP, self.tokenizer.length)
+        length = fitted(longest, self.tokenizer.length)
         return dataclasses.replace(
             self, tokenizer=dataclasses.replace(self.tokenizer, length=length)
         )
-
-    def _cut(self, prompt: str) -> str:
-        """As much of a prompt as there is room for: the question stays whole."""
-        most = self.tokenizer.length
-        if self._count(prompt) <= most:
-            return prompt
-        more = bisect.bisect_right(range(len(prompt)), most, key=lambda n: self._count(prompt[:n]))
-        warnings.warn(
-            f"a prompt has {self._count(prompt)} tokens with its question, of which {most} are "
-            f"used; left out: {prompt[more - 1 :]!r}",
-            stacklevel=3,
-        )
-        return prompt[: more - 1]
 
     def _count(self, prompt: str) -> int:
         return len(self.tokenizer.whole(self._after(prompt)))

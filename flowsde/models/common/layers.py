@@ -110,6 +110,36 @@ def scan(stacked: nnx.Module, step: Callable[[Any, Any], Any], carry: Any) -> An
     return jax.lax.scan(body, carry, state)[0]
 
 
+def scan_some(
+    stacked: nnx.Module,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    numbers: tuple[int, int],
+    each: Any = None,
+) -> tuple[Any, Any]:
+    """``carry, out = step(block, carry, own)`` for some of the stacked blocks, compiled once.
+
+    Blocks are taken by their number: a slice of the first of them would be a copy.
+
+    Args:
+      stacked: blocks.
+      step: of one.
+      carry: what enters the first.
+      numbers: of the first, and of that behind the last.
+      each: a pytree with a leading axis of these blocks, of which each step has its `own`.
+
+    Returns:
+      What leaves the last, and all of `out`, stacked.
+    """
+    graph, state = nnx.split(stacked)
+
+    def body(carry: Any, of: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        i, own = of
+        return step(nnx.merge(graph, jax.tree.map(lambda a: a[i], state)), carry, own)
+
+    return jax.lax.scan(body, carry, (jnp.arange(*numbers), each))
+
+
 def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     """A linear layer's features of x [n, tokens, features], in groups of these sizes.
 

@@ -1,7 +1,8 @@
 """Rotary positions over several axes (Su et al., 2021, arXiv 2104.09864).
 
-A head's features are pairs of neighbours; each axis of a position turns pairs of its own, by the
-position times theta^(-2 i / d) for the i-th pair of the axis' d features.
+A head's features are pairs, of neighbours or (`rotate_halves`) of one from either half; each axis
+of a position turns pairs of its own, by the position times theta^(-2 i / d) for the i-th pair of
+the axis' d features, or (`interleaved_angles`) of all d features of the head.
 """
 
 import jax
@@ -31,6 +32,38 @@ def angles(ids: jax.Array, features: tuple[int, ...], theta: float = THETA) -> j
     return jnp.concatenate(
         [places[:, axis, None] * speed[None] for axis, speed in enumerate(speeds)], axis=1
     )
+
+
+def interleaved_angles(
+    ids: jax.Array, sections: tuple[int, int, int], theta: float = THETA
+) -> jax.Array:
+    """Angles float32 [tokens, sum(sections)] of positions [tokens, 3], whose axes take turns.
+
+    Pair i belongs to the axis i mod 3 as long as that has pairs left of its section, and to the
+    first axis else: Qwen3-VL's M-RoPE.
+
+    Args:
+      ids: position of each token along each axis.
+      sections: pairs of each axis.
+      theta: sets the slowest turn.
+
+    Raises:
+      ValueError: when there are not three axes.
+    """
+    if ids.ndim != 2 or ids.shape[1] != 3 or len(sections) != 3:
+        raise ValueError(f"ids must have shape (tokens, 3), got {ids.shape} for {sections}")
+    pairs = np.arange(sum(sections))
+    axis = pairs % 3
+    axis[pairs >= 3 * np.asarray(sections)[axis]] = 0
+    speeds = (theta ** (-pairs / len(pairs))).astype(np.float32)
+    return jnp.asarray(ids, jnp.float32)[:, axis] * speeds[None]
+
+
+def rotate_halves(x: jax.Array, turn: jax.Array) -> jax.Array:
+    """x [n, tokens, heads, d], each pair (i, i + d / 2) turned by `turn` [tokens, d / 2]."""
+    cos, sin = (f(turn)[None, :, None] for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def rotate(x: jax.Array, turn: jax.Array) -> jax.Array:

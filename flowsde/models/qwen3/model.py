@@ -21,9 +21,10 @@ from flowsde.models.common.layers import (
     parameter,
     rms_norm,
     scan,
+    scan_some,
     stack,
 )
-from flowsde.models.common.rope import angles
+from flowsde.models.common.rope import angles, rotate_halves
 from flowsde.models.family import Family
 
 
@@ -74,11 +75,16 @@ class Qwen3States(NamedTuple):
     penultimate: jax.Array
 
 
-def rotate_halves(x: jax.Array, turn: jax.Array) -> jax.Array:
-    """x [n, tokens, heads, d], each pair (i, i + d / 2) turned by `turn` [tokens, d / 2]."""
-    cos, sin = (f(turn)[None, :, None] for f in (jnp.cos, jnp.sin))
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+class KeysValues(NamedTuple):
+    """What later tokens look at of earlier ones, as far as they see them.
+
+    Attributes:
+      key: [n, tokens, shared, head], turned; of all blocks one more axis in front.
+      value: as well.
+    """
+
+    key: jax.Array
+    value: jax.Array
 
 
 class Qwen3Attention(nnx.Module):
@@ -94,8 +100,22 @@ class Qwen3Attention(nnx.Module):
         self.norm = QKNorm(config.head, numerics, rngs, config.epsilon)
         self.out = numerics.linear(inner, width, ("heads", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, turn: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-        """x: [n, tokens, width]; turn: [tokens, d / 2]; seen: bool [n, 1, 1, tokens]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        turn: jax.Array,
+        seen: jax.Array | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """What each token reads, and the keys and values of these tokens.
+
+        Args:
+          x: [n, tokens, width].
+          turn: [tokens, d / 2].
+          seen: bool [n, 1, 1, tokens], False at tokens that no other looks at. With `past` it is
+            [n or 1, 1, tokens, tokens of the past and these], and says all that is looked at.
+          past: of earlier tokens.
+        """
         c = self.config
         q, k, v = (
             layer(x).reshape(*x.shape[:2], -1, c.head)
@@ -103,8 +123,12 @@ class Qwen3Attention(nnx.Module):
         )
         # In float32 until they are turned.
         q, k = (rotate_halves(a, turn).astype(v.dtype) for a in self.norm(q, k))
+        own = KeysValues(k, v)
+        if past is not None:
+            k, v = (jnp.concatenate(both, axis=1) for both in zip(past, own, strict=True))
         k, v = (jnp.repeat(a, c.heads // c.shared, axis=2) for a in (k, v))
-        return self.out(attention(q, k, v, numerics=self.numerics, mask=seen, causal=True))
+        y = attention(q, k, v, numerics=self.numerics, mask=seen, causal=past is None)
+        return self.out(y), own
 
 
 class Qwen3Block(nnx.Module):
@@ -121,9 +145,20 @@ class Qwen3Block(nnx.Module):
 
     def __call__(self, x: jax.Array, turn: jax.Array, seen: jax.Array | None = None) -> jax.Array:
         """x, turn, seen: as of the attention."""
-        x = x + self.attention(self.norm(x).astype(x.dtype), turn, seen)
+        return self.keeping(x, turn, seen)[0]
+
+    def keeping(
+        self,
+        x: jax.Array,
+        turn: jax.Array,
+        seen: jax.Array | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """The same after earlier tokens, with what later ones look at, as of the attention."""
+        y, own = self.attention(self.norm(x).astype(x.dtype), turn, seen, past)
+        x = x + y
         h = self.mlp_norm(x).astype(x.dtype)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), own
 
 
 class Qwen3(nnx.Module):
@@ -163,15 +198,12 @@ class Qwen3(nnx.Module):
             raise ValueError(f"blocks must be numbers from 1 to {depth}, got {blocks}")
         x, turn = self._begin(tokens)
         mask = None if seen is None else seen[:, None, None, :]
-        graph, state = nnx.split(self.blocks)
 
-        # Blocks are taken by their number: a slice of the first of them would be a copy.
-        def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            block = nnx.merge(graph, jax.tree.map(lambda a: a[i], state))
+        def step(block: Qwen3Block, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             x = block(x, turn, mask)
             return x, x
 
-        _, states = jax.lax.scan(step, x, jnp.arange(max(blocks)))
+        _, states = scan_some(self.blocks, step, x, (0, max(blocks)))
         return jnp.stack([states[count - 1] for count in blocks], axis=2)
 
     def _begin(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

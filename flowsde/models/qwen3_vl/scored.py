@@ -1,0 +1,89 @@
+"""Qwen3-VL's rewards as ``flowsde sample --reward`` takes them: out of a converted folder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowsde.models.converted.opened import open_as
+from flowsde.models.converted.parts import read
+from flowsde.models.owlv2.counts import counts
+from flowsde.models.qwen3_vl.model import FAMILY
+from flowsde.models.qwen3_vl.questions import Asking, asking
+from flowsde.models.qwen3_vl.rewards import Formula, Judging, count_judge, judge
+from flowsde.rewards import DeviceReward
+
+_ROOM = 32
+"""Tokens of a class' name, where prompts are not known before."""
+
+
+def _asking(folder: Path) -> Asking:
+    return asking(folder / "tokenizer", vocab=open_as(folder, FAMILY).config.text.vocab)
+
+
+class JudgedByQwen3VL:
+    """Whether an image shows its prompt, out of a converted folder.
+
+    Args:
+      folder: of the converted model, with its tokenizer.
+      formula: as of `Judging`.
+    """
+
+    reads_text, on_device = True, True
+
+    def __init__(self, folder: Path, formula: Formula = "probability"):
+        self._folder, self._judging = folder, Judging(formula=formula)
+        self._asking = _asking(folder)
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        asking = self._asking.fitting(prompts)
+        told = [asking(prompt) for prompt in prompts]  # before weights are read
+        return self._reward(), told
+
+    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
+        """The reward, and what it is told of a prompt."""
+        return self._reward(), self._asking
+
+    def _reward(self) -> DeviceReward:
+        return judge(read(self._folder, FAMILY), self._judging)
+
+
+class CountedByQwen3VL:
+    """Minus the squared error of the counts that a prompt names.
+
+    Args:
+      folder: of the converted model, with its tokenizer.
+      text: whose counts are wanted; those of the prompt by default.
+
+    Raises:
+      CountsError: the text counts nothing, or too much.
+    """
+
+    reads_text, on_device = True, True
+
+    def __init__(self, folder: Path, text: str | None = None):
+        self._folder, self._text = folder, text
+        self._asking = _asking(folder)
+        if text is not None:
+            self._told([text])
+            self.reads_text = False
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        told = self._told(prompts)  # before weights are read
+        return self._reward(), told
+
+    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
+        """The reward, and what it is told of a prompt."""
+        asking = self._asking.for_counts([], room=_ROOM)
+        return self._reward(), lambda prompt: asking.counts(self._counts(prompt))
+
+    def _told(self, prompts: Sequence[str]) -> list[Any]:
+        each = [self._counts(prompt) for prompt in prompts]
+        asking = self._asking.for_counts([name for wanted in each for name in wanted])
+        places = max(map(len, each), default=1)
+        return [asking.counts(wanted, places) for wanted in each]
+
+    def _counts(self, prompt: str) -> dict[str, int]:
+        return counts(prompt if self._text is None else self._text)
+
+    def _reward(self) -> DeviceReward:
+        return count_judge(read(self._folder, FAMILY))
