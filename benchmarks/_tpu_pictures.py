@@ -58,9 +58,7 @@ def z_image(place: Place, pixels: int, prompts: int, chains: int) -> Program:
             place.array((n, 1, 1, tokens), jnp.bool, "prompt") if masked else None,
             place.array((n, config.condition), jnp.float32, "prompt") if modulated else None,
         ]
-        return place.block(
-            lambda: zimage.ZImageBlock(config, modulated, numerics, rngs()), *args
-        )
+        return place.block(lambda: zimage.ZImageBlock(config, modulated, numerics, rngs()), *args)
 
     of = partial(Attention.of, n=n, heads=config.heads, features=config.head)
     refined = of(config.refiners, tokens=image).beside(of(config.refiners, tokens=_CHAT))
