@@ -10,6 +10,7 @@ import torch
 from _ports_pairs import BATCH, Pair, filled, normal, pair, port, sides
 from _torch_sit import PlainSiT
 
+from flowsde.models.flux2.model import Flux2Cond
 from flowsde.models.sd3.model import SD3Cond
 from flowsde.models.zimage.model import ZImageCond
 
@@ -45,6 +46,35 @@ def flux(blocks: int) -> Pair:
         )[0]  # fmt: skip
 
     return pair("flux", module, ours, theirs, inputs)
+
+
+def klein(blocks: int) -> Pair:
+    """FLUX.2's, with places of an image's and a text's tokens of their own."""
+    side, words = 16, 64
+    module: Any = filled(
+        diffusers.Flux2Transformer2DModel(
+            in_channels=128, num_layers=blocks // 2, num_single_layers=blocks,
+            attention_head_dim=128, num_attention_heads=6, joint_attention_dim=768,
+            axes_dims_rope=(32, 32, 32, 32), guidance_embeds=False,
+        )
+    )  # fmt: skip
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    nothing = torch.zeros_like(rows)
+    at = torch.stack([nothing, rows, columns, nothing], -1).reshape(-1, 4)
+    text_at = torch.nn.functional.pad(torch.arange(words)[:, None], (3, 0))
+
+    def ours(model: Any, x: Any, t: Any, text: Any) -> jax.Array:
+        return model(x, t, Flux2Cond(text))
+
+    def theirs(x: Any, t: Any, text: Any) -> torch.Tensor:
+        # A token has its four latents' values channel by channel.
+        tokens = torch.nn.functional.pixel_unshuffle(x.permute(0, 3, 1, 2), 2).flatten(2).mT
+        made = module(tokens, text, t, at[None], text_at[None], return_dict=False)[0]
+        grid = made.mT.unflatten(2, (side, side))
+        return torch.nn.functional.pixel_shuffle(grid, 2).permute(0, 2, 3, 1)
+
+    inputs = [normal(BATCH, 2 * side, 2 * side, 32), times(), normal(BATCH, words, 768)]
+    return pair("flux2", module, ours, theirs, inputs)
 
 
 def sit(blocks: int) -> Pair:

@@ -4,11 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-from _tpu_programs import Place, Program, ask_tell, clip_text, decoder, flux, sit, t5, text_tokens
+from _tpu_encoders import clip_text, qwen3, t5, umt5
+from _tpu_pictures import klein, stable_diffusion, z_image
+from _tpu_programs import NFE, Place, Program, ask_tell, decoder, flux, sit, text_tokens
+from _tpu_wan import decoder as wan_decoder
+from _tpu_wan import latents, wan
 
 from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
 from flowsde.models.flux.model import FluxConfig
+from flowsde.models.sd3.model import SD3Config
 from flowsde.models.sit.model import SiTConfig
+from flowsde.models.wan.model import WanConfig
 from flowsde.sharding import ShardingRules
 
 CHIPS = 8
@@ -40,11 +46,12 @@ SEQUENCE = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class Uses:
-    """Names of the programs that a search takes beside its evaluations."""
+    """Names of the programs that a search takes beside its evaluations, and how many it makes."""
 
     decode: str
     ask_tell: str
     encode: tuple[str, ...]
+    nfe: int = NFE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class Entry:
     """A program to plan, built when it is wanted: `build(place)`."""
 
     model: str
-    resolution: int | None
+    resolution: int | str | None
     chip: str
     layout: Layout
     prompts: int
@@ -68,6 +75,11 @@ class Entry:
 
 
 FLUX = {"FLUX.1-schnell": FluxConfig.schnell(), "FLUX.1-dev": FluxConfig.dev()}
+WAN = {"Wan2.1-1.3B": WanConfig.t2v_1_3b(), "Wan2.1-14B": WanConfig.t2v_14b()}
+FRAMES = {1: 4, 17: 1, 81: 1}
+"""Of videos, with the chains of a prompt that are searched together."""
+FEW = 100
+"""Evaluations of a search with a model whose evaluations are long."""
 
 
 def _flux(
@@ -142,6 +154,104 @@ def _encoders(chip: str) -> list[Entry]:
     return [*(t5_of(text_tokens(config)) for config in FLUX.values()), clip]
 
 
+def _z_image(chip: str, layout: Layout, chains: int) -> Entry:
+    pixels = 1024
+    return Entry(
+        model="Z-Image",
+        resolution=pixels,
+        chip=chip,
+        layout=layout,
+        prompts=CHIPS,
+        build=lambda place: z_image(place, pixels, CHIPS, chains),
+        detail=f"batch {CHIPS * chains}",
+        uses=Uses(
+            f"FLUX.1 decoder {pixels} {chip} data",
+            f"FLUX.1 ask and tell {pixels} {chip} data {chains} chains",
+            (f"Qwen3-4B {chip} fully sharded 512 tokens",),
+            FEW,
+        ),
+    )
+
+
+def _wan(chip: str, model: str, frames: int, layout: Layout, chains: int) -> Entry:
+    config, resolution = WAN[model], _video(frames)
+    return Entry(
+        model=model,
+        resolution=resolution,
+        chip=chip,
+        layout=layout,
+        prompts=CHIPS,
+        build=lambda place: wan(place, config, frames, CHIPS, chains),
+        detail=f"batch {CHIPS * chains}",
+        uses=Uses(
+            f"Wan2.1 decoder {resolution} {chip} data",
+            f"Wan2.1 ask and tell {resolution} {chip} data {chains} chains",
+            (f"UMT5-XXL {chip} fully sharded 512 tokens",),
+            FEW,
+        ),
+    )
+
+
+def _video(frames: int) -> str:
+    return f"832x480x{frames}"
+
+
+def _alone(chip: str, model: str, pixels: int, build: Callable[[Place], Program]) -> Entry:
+    """A model of which nothing but its evaluations is planned, one on each chip."""
+    return Entry(
+        model=model,
+        resolution=pixels,
+        chip=chip,
+        layout=DATA,
+        prompts=CHIPS,
+        build=build,
+        detail=f"batch {CHIPS}",
+    )
+
+
+def _this_year() -> list[Entry]:
+    """Wan 2.1, Z-Image, Stable Diffusion 3.5 and FLUX.2-klein."""
+    made: list[Entry] = []
+    small, large = WAN
+    for chip in ("v5e", "v6e"):
+        common = partial(Entry, chip=chip, prompts=CHIPS)
+        # One for each model is enough: a prompt is encoded once.
+        for model, encode in (("UMT5-XXL", umt5), ("Qwen3-4B", qwen3)):
+            build = partial(encode, length=512, prompts=CHIPS)
+            tokens = "512 tokens"
+            made.append(
+                common(model=model, resolution=None, layout=FULLY, build=build, detail=tokens)
+            )
+        for frames, chains in FRAMES.items():
+            shape, on_video = latents(frames), partial(common, resolution=_video(frames))
+            made += [
+                _wan(chip, small, frames, DATA, chains),
+                _wan(chip, large, frames, FULLY, chains),
+                on_video(
+                    model="Wan2.1 ask and tell",
+                    layout=DATA,
+                    build=partial(ask_tell, shape=shape, prompts=CHIPS, chains=chains),
+                    detail=f"{chains} chains",
+                ),
+                on_video(
+                    model="Wan2.1 decoder",
+                    layout=DATA,
+                    build=partial(wan_decoder, frames=frames, videos=CHIPS),
+                ),
+            ]
+    of = partial(partial, pixels=1024, prompts=CHIPS, chains=1)
+    return [
+        *made,
+        _z_image("v5e", FULLY, 4),
+        _z_image("v6e", DATA, 2),
+        _z_image("v5e", DATA, 1),
+        _alone("v5e", "FLUX.2-klein-4B", 1024, of(klein)),
+        _alone("v5e", "SD3.5-medium", 1024, of(stable_diffusion, config=SD3Config.medium_3_5())),
+        _alone("v6e", "SD3.5-large", 1024, of(stable_diffusion, config=SD3Config.large_3_5())),
+        *(_wan("v6e", large, frames, DATA, 1) for frames in FRAMES),
+    ]
+
+
 def entries() -> list[Entry]:
     """Everything: on each chip what is recommended, then other layouts to compare."""
     made: list[Entry] = []
@@ -167,6 +277,7 @@ def entries() -> list[Entry]:
         _flux("v6e", schnell, 1024, FULLY, 2),
         _flux("v6e", schnell, 1024, TENSOR, 1, prompts=1),
         _flux("v6e", schnell, 1024, SEQUENCE, 1, prompts=1),
+        *_this_year(),
     ]
     return made
 

@@ -17,12 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 
 import flowsde as fs
 from flowsde.models.autoencoder_kl.model import AutoencoderKL, AutoencoderKLConfig
-from flowsde.models.clip.model import CLIPBlock, CLIPText, CLIPTextConfig
-from flowsde.models.common.layers import Implementation, Numerics, logical_axes
-from flowsde.models.common.splash import LANES, LONG, filled
+from flowsde.models.common.layers import Numerics, by_kernel, logical_axes
+from flowsde.models.common.splash import LANES, filled
 from flowsde.models.flux.model import DoubleBlock, Flux, FluxCond, FluxConfig, SingleBlock
 from flowsde.models.sit.model import Block, SiT, SiTConfig
-from flowsde.models.t5.model import T5Block, T5Config, T5Encoder
 from flowsde.runner import records, rounds
 from flowsde.runner.evaluate import Computed, evaluate_model
 from flowsde.runner.mesh import Placement
@@ -30,8 +28,7 @@ from flowsde.search.protocol import Candidates, Evaluation, Search
 from flowsde.sharding import ShardingRules
 
 NFE = 500
-_LOW = jnp.bfloat16
-_CLIP_TOKENS = 77
+LOW = jnp.bfloat16
 
 Lower = Callable[[], jax.stages.Lowered]
 
@@ -48,13 +45,23 @@ class Attention(NamedTuple):
     computed: int = 0
 
     @classmethod
-    def of(cls, calls: int, n: int, heads: int, tokens: int, features: int) -> "Attention":
-        """Calls with as many queries as keys; none where XLA is chosen, whose cost is known."""
-        if tokens < LONG:
+    def of(
+        cls, calls: int, n: int, heads: int, tokens: int, features: int, keys: int | None = None
+    ) -> "Attention":
+        """Calls with tokens for queries, and for keys unless their number is given.
+
+        None where XLA is chosen, whose cost is known.
+        """
+        keys = tokens if keys is None else keys
+        if not by_kernel(tokens, keys):
             return cls()
-        whole = filled(tokens) ** 2 * (-(-features // LANES) * LANES)
+        whole = filled(tokens) * filled(keys) * (-(-features // LANES) * LANES)
         one = 4 * n * heads * calls
-        return cls(one * tokens**2 * features, one * whole)
+        return cls(one * tokens * keys * features, one * whole)
+
+    def beside(self, other: "Attention") -> "Attention":
+        """Calls of both."""
+        return Attention(self.flops + other.flops, self.computed + other.computed)
 
 
 class BlockOf(NamedTuple):
@@ -93,10 +100,10 @@ class Place:
     mesh: Mesh
     rules: ShardingRules
 
-    def numerics(self, tokens: int) -> Numerics:
+    @property
+    def numerics(self) -> Numerics:
         """Bfloat16, with the attention that is chosen on TPUs."""
-        name: Implementation = "splash" if tokens >= LONG else "xla"
-        return Numerics(dtype=_LOW, param_dtype=_LOW, attention=name, rules=self.rules)
+        return Numerics(dtype=LOW, param_dtype=LOW, attention="tpu", rules=self.rules)
 
     @property
     def layout(self) -> Placement:
@@ -146,7 +153,7 @@ def _is(kind: type, x: Any) -> bool:
     return isinstance(x, kind)
 
 
-def _rngs() -> nnx.Rngs:
+def rngs() -> nnx.Rngs:
     return nnx.Rngs(0)
 
 
@@ -157,7 +164,7 @@ def search(chains: int) -> Search:
     return fs.search.rbf(nfe=NFE, kernel=kernel, grid=fs.grids.uniform(20), chains=chains)
 
 
-def _plain(numerics: Numerics) -> Numerics:
+def plain(numerics: Numerics) -> Numerics:
     """With attention whose products are seen."""
     return dataclasses.replace(numerics, attention="xla")
 
@@ -183,25 +190,25 @@ def evaluation(
     # Rows of latents are rows of tokens.
     x = place.array((prompts, chains, *shape), jnp.float32, "prompt", None, "token")
     asked = Candidates(x, rows(jnp.float32, "prompt"), *[rows(jnp.bool, "prompt")] * 3)
-    plain, kernel = (nnx.eval_shape(partial(build, n)) for n in (_plain(numerics), numerics))
+    seen, kernel = (nnx.eval_shape(partial(build, n)) for n in (plain(numerics), numerics))
     args = place.parameters(kernel), asked, cond
     lower = place.lower(partial(call, nnx.split(kernel)[0]), *args)
-    return lower, flops(partial(call, nnx.split(plain)[0]), *args)
+    return lower, flops(partial(call, nnx.split(seen)[0]), *args)
 
 
 def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: int) -> Program:
     """FLUX.1 evaluating a round."""
     side, n = pixels // 8, prompts * chains
     image, text = (side // 2) ** 2, text_tokens(config)
-    numerics = place.numerics(text + image)
+    numerics = place.numerics
     cond = FluxCond(
-        place.array((prompts, text, config.text), _LOW, "prompt", "token"),
-        place.array((prompts, config.pooled), _LOW, "prompt"),
+        place.array((prompts, text, config.text), LOW, "prompt", "token"),
+        place.array((prompts, config.pooled), LOW, "prompt"),
         place.array((prompts,), jnp.float32, "prompt") if config.guidance else None,
     )
     lower, count = evaluation(
         place,
-        lambda numerics: Flux(config, numerics, rngs=_rngs()),
+        lambda numerics: Flux(config, numerics, rngs=rngs()),
         numerics,
         (side, side, config.channels // 4),
         cond,
@@ -210,15 +217,15 @@ def flux(place: Place, config: FluxConfig, pixels: int, prompts: int, chains: in
     )
 
     def tokens(count: int) -> Any:
-        return place.array((n, count, config.width), _LOW, "prompt", "token")
+        return place.array((n, count, config.width), LOW, "prompt", "token")
 
     c = place.array((n, config.width), jnp.float32, "prompt")
     turns = place.array((text + image, config.head // 2), jnp.float32)
     double = place.block(
-        lambda: DoubleBlock(config, numerics, _rngs()), tokens(text), tokens(image), c, turns
+        lambda: DoubleBlock(config, numerics, rngs()), tokens(text), tokens(image), c, turns
     )
     single = place.block(
-        lambda: SingleBlock(config, numerics, _rngs()), tokens(text + image), c, turns
+        lambda: SingleBlock(config, numerics, rngs()), tokens(text + image), c, turns
     )
     calls = config.double + config.single
     return Program(
@@ -241,19 +248,19 @@ def text_tokens(config: FluxConfig) -> int:
 
 def sit(place: Place, config: SiTConfig, prompts: int, chains: int) -> Program:
     """SiT evaluating a round, without guidance, which would double it."""
-    n, width, numerics = prompts * chains, config.width, place.numerics(config.tokens)
+    n, width, numerics = prompts * chains, config.width, place.numerics
     lower, count = evaluation(
         place,
-        lambda numerics: SiT(config, numerics, rngs=_rngs()),
+        lambda numerics: SiT(config, numerics, rngs=rngs()),
         numerics,
         (config.size, config.size, config.channels),
         place.array((prompts,), jnp.int32, "prompt"),
         prompts,
         chains,
     )
-    h = place.array((n, config.tokens, width), _LOW, "prompt", "token")
+    h = place.array((n, config.tokens, width), LOW, "prompt", "token")
     c = place.array((n, width), jnp.float32, "prompt")
-    block = place.block(lambda: Block(config, numerics, _rngs()), h, c)
+    block = place.block(lambda: Block(config, numerics, rngs()), h, c)
     return Program(
         batch=n,
         nfe=n,
@@ -264,61 +271,13 @@ def sit(place: Place, config: SiTConfig, prompts: int, chains: int) -> Program:
     )
 
 
-def _encoder(place: Place, build: Callable[[Numerics], Any], tokens: Any) -> tuple[Lower, int]:
-    """A text encoder with its FLOPs."""
-    model = nnx.eval_shape(partial(build, place.numerics(tokens.shape[1])))
-    graph, _ = nnx.split(model)
-
-    def call(state: Any, tokens: jax.Array) -> Any:
-        made = nnx.merge(graph, state)(tokens)
-        return getattr(made, "pooled", made)
-
-    args = place.parameters(model), tokens
-    return place.lower(call, *args), flops(call, *args)
-
-
-def t5(place: Place, length: int, prompts: int) -> Program:
-    """T5 v1.1 XXL's encoder; its scores have positions added, so that XLA does its attention."""
-    config = T5Config()
-    tokens = place.array((prompts, length), jnp.int32, "prompt")
-    lower, count = _encoder(place, lambda n: T5Encoder(config, n, rngs=_rngs()), tokens)
-    x = place.array((prompts, length, config.width), _LOW, "prompt")
-    bias = place.array((1, config.heads, length, length), jnp.float32, None, "heads")
-
-    def block(x: Any, bias: Any) -> Lower:
-        model = nnx.eval_shape(lambda: T5Block(config, False, place.numerics(length), _rngs()))
-        graph, _ = nnx.split(model)
-        return place.lower(
-            lambda state, x, bias: nnx.merge(graph, state)(x, bias, None, None, None),
-            place.parameters(model), x, bias,
-        )  # fmt: skip
-
-    blocks = (BlockOf("block", config.depth, block(x, bias)),)
-    return Program(batch=prompts, nfe=0, lower=lower, blocks=blocks, flops=count)
-
-
-def clip_text(place: Place, prompts: int) -> Program:
-    """CLIP ViT-L/14's text tower."""
-    config = CLIPTextConfig()
-    tokens = place.array((prompts, _CLIP_TOKENS), jnp.int32, "prompt")
-    lower, count = _encoder(place, lambda n: CLIPText(config, n, rngs=_rngs()), tokens)
-    x = place.array((prompts, _CLIP_TOKENS, config.width), _LOW, "prompt")
-    model = nnx.eval_shape(lambda: CLIPBlock(config, place.numerics(_CLIP_TOKENS), _rngs()))
-    graph, _ = nnx.split(model)
-    block = place.lower(
-        lambda state, x: nnx.merge(graph, state)(x, None), place.parameters(model), x
-    )
-    blocks = (BlockOf("block", config.depth, block),)
-    return Program(batch=prompts, nfe=0, lower=lower, blocks=blocks, flops=count)
-
-
 def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int) -> Program:
     """An autoencoder decoding images; it has no loop."""
     side = pixels // config.factor
     z = place.array((images, side, side, config.latents), jnp.float32, "prompt")
-    kernel, plain = (
-        nnx.eval_shape(lambda numerics=numerics: AutoencoderKL(config, numerics, rngs=_rngs()))
-        for numerics in (place.numerics(side**2), _plain(place.numerics(side**2)))
+    kernel, seen = (
+        nnx.eval_shape(lambda numerics=numerics: AutoencoderKL(config, numerics, rngs=rngs()))
+        for numerics in (place.numerics, plain(place.numerics))
     )
 
     def call(graph: Any, state: Any, z: jax.Array) -> jax.Array:
@@ -329,7 +288,7 @@ def decoder(place: Place, config: AutoencoderKLConfig, pixels: int, images: int)
         batch=images,
         nfe=0,
         lower=place.lower(partial(call, nnx.split(kernel)[0]), *args),
-        flops=flops(partial(call, nnx.split(plain)[0]), *args),
+        flops=flops(partial(call, nnx.split(seen)[0]), *args),
         attention=Attention.of(1, images, 1, side**2, config.widths[-1]),
     )
 

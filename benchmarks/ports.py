@@ -10,6 +10,8 @@ is 4:
 
     flux         FluxTransformer2DModel of diffusers: 2 double and 4 single blocks of 768, 256 image
                  tokens and 64 of text
+    klein        Flux2Transformer2DModel of diffusers: half as many double blocks of 768 as single
+                 ones, 256 image tokens and 64 of text
     sd3          SD3Transformer2DModel of diffusers, of SD3.5's kind: blocks of 768, 256 image
                  tokens and 64 of text
     zimage       ZImageTransformer2DModel of diffusers: blocks of 768 and a refiner each, the same
@@ -50,7 +52,7 @@ import torch
 import transformers
 import tyro
 from _files import save_json
-from _ports_flows import flux, sd3, sit, wan, zimage
+from _ports_flows import flux, klein, sd3, sit, wan, zimage
 from _ports_pairs import BATCH, ratios
 from _ports_parts import (
     autoencoder,
@@ -67,8 +69,8 @@ import flowsde as fs
 MODELS = {
     make.__name__: make
     for make in (
-        flux, sd3, zimage, wan, sit, autoencoder, autoencoder_wan, clip_text, clip_vision, t5,
-        umt5, qwen3,
+        flux, klein, sd3, zimage, wan, sit, autoencoder, autoencoder_wan, clip_text, clip_vision,
+        t5, umt5, qwen3,
     )
 }  # fmt: skip
 

@@ -18,20 +18,23 @@ Widths are those of the published models, depths are cut, and the batch is 4:
     qwen3vl       Qwen3VLForConditionalGeneration: blocks of 1,024 and of 2,560 (4B); 49 tokens of a
                   picture, with the features of up to three blocks, and 64 of one question
     aesthetic     ViT-L/14's image tower and the head
+    owlv2         Owlv2ForObjectDetection's image tower and heads, of blocks of 768, at 224 pixels;
+                  the smooth count of three classes, after non-maximum suppression
 
     python benchmarks/rewards.py [--quick] [--json FILE]
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
-hpsv2.1, imagereward, vqascore, qwen3vl, aesthetic (our median seconds over PyTorch's); target;
-error, by reward (largest difference of the scores over their largest value); flops, by reward (of a
-picture); memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and
-pictures: what XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours,
-torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
-repetitions.
+hpsv2.1, imagereward, vqascore, qwen3vl, aesthetic, owlv2 (our median seconds over PyTorch's);
+target; error, by reward (largest difference of the scores over their largest value); flops, by
+reward (of a picture); memory, by reward, {ours, torch} (bytes of a call at its peak, without
+weights and pictures: what XLA reserves, and what PyTorch's profiler sees allocated); details, by
+reward, {ours, torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer
+blocks and repetitions.
 """
 
 import itertools
+import math
 import os
 import platform
 import time
@@ -47,7 +50,7 @@ import transformers
 import tyro
 from _files import save_json
 from _flops import flops
-from _ports_pairs import BATCH, Pair, filled, port, ratios
+from _ports_pairs import BATCH, Pair, filled, normal, port, ratios
 from _rewards_qwen3vl import qwen3vl
 from ports import Args
 
@@ -56,6 +59,7 @@ from flowsde.models.blip.rewards import image_reward
 from flowsde.models.clip import rewards as by_clip
 from flowsde.models.clip_flant5.questions import Question
 from flowsde.models.clip_flant5.rewards import vqa_score
+from flowsde.models.owlv2.rewards import Counting, count_reward, wanted
 
 SIDE = 224
 _MEAN, _STD = (torch.tensor(a)[:, None, None] for a in (by_clip.MEAN, by_clip.STD))
@@ -246,6 +250,56 @@ def vqascore(blocks: int) -> Both:
     return Both(vqa_score(model), theirs, jax.tree.map(jnp.asarray, asked))
 
 
+def owlv2(blocks: int) -> Both:
+    """Counts of three classes in the boxes that suppression keeps, smoothly."""
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
+    config = transformers.Owlv2Config(
+        text_config={**small, "num_hidden_layers": 1, "vocab_size": 50},
+        vision_config={"num_hidden_layers": blocks, "image_size": SIDE, "patch_size": 16},
+        projection_dim=64,
+    )
+    module: Any = filled(transformers.Owlv2ForObjectDetection(config))
+    held = {key: value.detach().numpy() for key, value in module.state_dict().items()}
+    heads = {"num_attention_heads": small["num_attention_heads"]}
+    model = port(
+        "owlv2", held, {"text_config": heads, "vision_config": {"num_attention_heads": 12}}
+    )
+    counting = Counting(softness=0.5)
+    queries = unit(torch.from_numpy(normal(3, 64)))
+    numbers = torch.tensor([3.0, 2.0, 1.0])
+    told = wanted(queries.numpy(), {"red cube": 3, "dog": 2, "cat": 1})
+    conds = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a)[None], BATCH, axis=0), told)
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        grid = module.image_embedder(x)[0]
+        patches = grid.flatten(1, 2)
+        logits = module.class_predictor(patches, queries.expand(len(x), -1, -1))[0]
+        boxes = module.box_predictor(patches, grid)
+        found = [_counted(*one, counting) for one in zip(logits, boxes, strict=True)]
+        return -(numbers - torch.stack(found)).square().sum(-1)
+
+    return Both(count_reward(model, counting), theirs, conds)
+
+
+def _counted(logits: torch.Tensor, boxes: torch.Tensor, counting: Counting) -> torch.Tensor:
+    """Of each class, in one image; boxes by centre and sides."""
+    best, labels = logits.max(-1)
+    order = best.argsort(descending=True)
+    best, labels, boxes = best[order], labels[order], boxes[order]
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    inner = torch.minimum(high[:, None], high[None]) - torch.maximum(low[:, None], low[None])
+    shared, area = inner.clamp(min=0).prod(-1), boxes[:, 2:].prod(-1)
+    over = shared / (area[:, None] + area[None] - shared) > counting.overlap
+    over &= labels[:, None] == labels[None]
+    kept = torch.ones(len(best), dtype=torch.bool)
+    for i in range(len(best)):
+        if kept[i]:
+            kept[i + 1 :] &= ~over[i, i + 1 :]
+    edge = math.log(counting.threshold / (1 - counting.threshold))
+    sure = ((best - edge) / counting.softness).sigmoid() * kept
+    return torch.zeros(logits.shape[-1]).index_add(0, labels, sure)
+
+
 REWARDS: dict[str, Callable[[int], Both]] = {
     "clip": lambda blocks: cosine(blocks, False, by_clip.clip_score),
     "pick": lambda blocks: cosine(blocks, True, by_clip.pick_score, scaled=True),
@@ -254,6 +308,7 @@ REWARDS: dict[str, Callable[[int], Both]] = {
     "vqascore": vqascore,
     "qwen3vl": lambda blocks: Both(*qwen3vl(blocks, SIDE), (0.5, 0.5)),
     "aesthetic": aesthetic,
+    "owlv2": owlv2,
 }
 
 

@@ -47,7 +47,7 @@ from _tpu_chips import CHIPS, MESH, mesh
 from _tpu_compile import OPTIONS, NotCompiled, TooLarge, facts
 from _tpu_estimate import ASSUMPTIONS, Block, Facts, estimate
 from _tpu_list import Entry, Uses, entries, quick
-from _tpu_programs import NFE, Lower, Place
+from _tpu_programs import Lower, Place
 
 import flowsde as fs
 from flowsde._files import write_json
@@ -127,10 +127,11 @@ def searches(rows: dict[str, dict[str, Any]], uses: dict[str, Uses]) -> list[dic
             "encode": sum(rows[n]["estimated_seconds"] / rows[n]["batch"] for n in own.encode),
         }
         a_round = seconds["evaluate"] + seconds["decode"] + seconds["ask_tell"]
-        each = NFE / row["batch"] * a_round + seconds["encode"]
+        each = own.nfe / row["batch"] * a_round + seconds["encode"]
         made.append(
             {key: row[key] for key in SHARED}
             | {
+                "nfe": own.nfe,
                 "seconds_per_image": each,
                 "images_per_hour": 3600 / each,
                 "seconds": seconds,
@@ -188,7 +189,7 @@ def main(args: Args) -> None:
         print(told(rows[-1]), flush=True)
     found = results(rows, listed, time.perf_counter() - began)
     for row in found["rbf"]:
-        print(f"{row['name']:58s} {row['seconds_per_image']:8.2f} s an image of {NFE} NFE")
+        print(f"{row['name']:58s} {row['seconds_per_image']:8.2f} s an image of {row['nfe']} NFE")
     if args.json is not None:
         write_json(args.json, found)
 

@@ -22,7 +22,7 @@ def is_complete(job: Conversion, out: Path) -> bool:
             own = read_config(out, FORMAT)
             return _is_of(job.plans[""], own) and _copies(job, out, own["files"])
         own = read_config(out, PIPELINE)
-        if own["models"] != list(job.plans) or own["copied"] != list(job.copied):
+        if any(own.get(name) != job.about.get(name) for name in ("distilled", *job.about)):
             return False
         models = {name: read_config(out / name, FORMAT) for name in job.plans}
     except (FileNotFoundError, ValueError):

@@ -12,6 +12,7 @@ from flowsde._replace import replacing_out
 from flowsde._text import names, shown
 from flowsde.models import registry
 from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, strangers, write_config
+from flowsde.models.family import Pipeline
 from flowsde_converters import open_clip
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
@@ -37,12 +38,22 @@ class Conversion:
       plans: by name of the sub-folder, or only "" for a single model.
       copied: sub-folders without weights, which are copied as they are.
       tokenizer: files beside a single model's weights, copied to a folder of that name.
+      distilled: whether a pipeline was, and no file of its own says so.
+      notes: what is to be said of a pipeline.
     """
 
     source: Path
     plans: dict[str, Plan]
     copied: tuple[str, ...] = ()
     tokenizer: tuple[str, ...] = ()
+    distilled: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the `config.json` of a pipeline says."""
+        own = {"models": list(self.plans), "copied": list(self.copied)}
+        return own | ({"distilled": True} if self.distilled else {})
 
     @property
     def to_read(self) -> int:
@@ -69,6 +80,7 @@ def prepare(
     settings: Mapping[str, Any] | None = None,
     entry: str | None = None,
     loras: Sequence[tuple[Path, float]] = (),
+    distilled: bool = False,
 ) -> Conversion:
     """Look at everything but the values.
 
@@ -79,6 +91,7 @@ def prepare(
       settings: of a single model, in the place of those in the config.json beside it.
       entry: of a single model's file, whose weights are taken; found out by default.
       loras: files of adapters to merge, in order, and the scale of each.
+      distilled: whether a pipeline whose files do not say so was; the name of the source may, too.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -88,6 +101,8 @@ def prepare(
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
     if not (source / INDEX).is_file():
+        if distilled:
+            raise ValueError(f"--distilled is for a pipeline, and {source} is a single model")
         checkpoint = _opened(source, source)
         told = {**open_clip.told(family, checkpoint.paths), **(settings or {})}
         if told:
@@ -105,8 +120,11 @@ def prepare(
         )
     if entry is not None:
         raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
-    _check_class(source)
-    models, copied, problems = _parts(source)
+    known = check_class(source)
+    word = None if known is None else known.distilled
+    if distilled and word is None:
+        raise ValueError(f"--distilled has no effect: {source / INDEX} says what it is")
+    models, copied, problems = _parts(source, () if known is None else known.optional)
     plans: dict[str, Plan] = {}
     adapters = open_loras(loras)
     problems += of_other_parts(adapters, models)
@@ -120,7 +138,16 @@ def prepare(
         problems.append(f"none of {', '.join(copied)} holds weights")
     if problems:
         raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
-    return Conversion(source, plans, tuple(copied))
+    distilled = distilled or (word is not None and word in _named(source))
+    configs = {name: one.found.config for name, one in plans.items()}
+    notes = () if known is None else tuple(known.notes(configs, distilled))
+    return Conversion(source, plans, tuple(copied), distilled=distilled, notes=notes)
+
+
+def _named(source: Path) -> str:
+    """What a pipeline is called, in small letters: its folder, or, in the hub's cache, its name."""
+    path = source.resolve()
+    return (path.parents[1] if path.parent.name == "snapshots" else path).name.lower()
 
 
 def _opened(path: Path, source: Path) -> Checkpoint:
@@ -134,9 +161,9 @@ def _opened(path: Path, source: Path) -> Checkpoint:
     return checkpoint
 
 
-def _check_class(source: Path) -> None:
-    """ValueError for relatives of a pipeline that share its parts and make something else of them,
-    such as FluxKontextPipeline or WanImageToVideoPipeline."""
+def check_class(source: Path) -> Pipeline | None:
+    """Which it is of those that are known; ValueError for their relatives that share its parts and
+    make something else of them, such as FluxKontextPipeline or WanImageToVideoPipeline."""
     kind, known = read_json(source / INDEX).get("_class_name"), registry.pipelines()
     for name, one in known.items():
         if str(kind) in one.others:
@@ -148,8 +175,10 @@ def _check_class(source: Path) -> None:
             f"{source} is a {shown(kind)}, expected a {max(kin, key=len)}; its models, as "
             f"far as they are known, can be converted one by one: {source / 'vae'}, for instance"
         )
-    if isinstance(kind, str) and kind in known:
-        known[kind].check(source)
+    found = known.get(kind) if isinstance(kind, str) else None
+    if found is not None:
+        found.check(source)
+    return found
 
 
 def _tokenizer(source: Path) -> tuple[str, ...]:
@@ -159,8 +188,13 @@ def _tokenizer(source: Path) -> tuple[str, ...]:
     return tuple(name for name in _TOKENIZERS if (source / name).is_file())
 
 
-def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of a pipeline's models, of what is copied, and what is wrong."""
+def _parts(source: Path, optional: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Names of a pipeline's models, of what is copied, and what is wrong.
+
+    Args:
+      source: of the pipeline.
+      optional: parts that it can do without.
+    """
     models: list[str] = []
     copied: list[str] = []
     problems: list[str] = []
@@ -174,7 +208,8 @@ def _parts(source: Path) -> tuple[list[str], list[str], list[str]]:
             problems.append(f"{INDEX} names a part outside of the folder: {error}")
             continue
         if not (source / name).is_dir():
-            problems.append(f"{INDEX} names the part {name}, which is missing")
+            hint = "; to do without it, write [null, null] there" if name in optional else ""
+            problems.append(f"{INDEX} names the part {name}, which is missing{hint}")
         else:
             (models if has_weights(source / name) else copied).append(name)
     return models, copied, problems
@@ -237,8 +272,7 @@ def run(
         for name in job.copied:
             copy_tree(job.source / name, job.source, folder / name)
         copy_file(job.source / INDEX, job.source, folder / INDEX)
-        about = {"format": PIPELINE, "version": fs.__version__}
-        write_config(folder, {**about, "models": list(job.plans), "copied": list(job.copied)})
+        write_config(folder, {"format": PIPELINE, "version": fs.__version__, **job.about})
 
 
 def check_space(out: Path, needed: int) -> None:

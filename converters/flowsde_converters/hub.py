@@ -1,11 +1,12 @@
 """Models of the Hugging Face hub, fetched into its cache; what was fetched is kept on a stop."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowsde._text import shown
+from flowsde.models.converted.store import INDEX
 from flowsde_converters.names import GGUF, OF_GGUF, SAFETENSORS, TORCH, USUAL, ends
 
 _PATIENCE = 10.0
@@ -16,13 +17,20 @@ _SMALL = (".json", ".txt", ".model")
 _USUAL = re.compile(rf"({'|'.join(USUAL)})(-\d+-of-\d+)?\.\w+", re.IGNORECASE)
 
 
-def fetch(source: str, revision: str | None = None, what: str = "SOURCE") -> Path:
+def fetch(
+    source: str,
+    revision: str | None = None,
+    what: str = "SOURCE",
+    check: Callable[[Path], Any] = lambda folder: None,
+) -> Path:
     """The folder of a model, with the files that a conversion reads, or one file of it.
 
     Args:
       source: owner/name or owner/name/path.
       revision: branch, tag or commit; the main branch by default.
       what: the argument, for errors.
+      check: of a whole pipeline's folder with nothing in it but configurations and tokenizers,
+        which are fetched first; what it raises is raised before weights are fetched.
 
     Raises:
       ImportError: there is no huggingface_hub.
@@ -47,9 +55,14 @@ def fetch(source: str, revision: str | None = None, what: str = "SOURCE") -> Pat
     try:
         info = hub.HfApi().model_info(name, revision=revision, timeout=_PATIENCE)
         files = wanted([one.rfilename for one in info.siblings or ()], inside)
+
+        def fetched(patterns: list[str]) -> Path:
+            return Path(hub.snapshot_download(name, revision=info.sha, allow_patterns=patterns))
+
+        if inside is None and INDEX in files:
+            _look(check, fetched([one for one in files if one.endswith(_SMALL)]))
         if files:
-            return Path(hub.snapshot_download(name, revision=info.sha, allow_patterns=files),
-                        inside or "")  # fmt: skip
+            return fetched(files) / (inside or "")
         said = f"it has no weights{f' at {inside}' if inside else ''}"
     except errors.GatedRepoError:
         said = "its licence must be accepted at huggingface.co, then `hf auth login`"
@@ -57,6 +70,8 @@ def fetch(source: str, revision: str | None = None, what: str = "SOURCE") -> Pat
         said = "the hub has no such model, or none that you may see"
     except errors.HFValidationError as error:
         said = str(error)
+    except _Refused as error:
+        raise ValueError(f"{what} {source} is not fetched: {error}") from None
     except Exception as error:  # of whichever library it reaches the network by
         cached = _cached(hub, name, revision)
         if cached is not None:
@@ -64,6 +79,18 @@ def fetch(source: str, revision: str | None = None, what: str = "SOURCE") -> Pat
         words = shown(" ".join(str(error).split()))
         said = f"it is not in the cache, and the hub cannot be reached ({words})"
     raise ValueError(f"{what} {source} is no path here, and cannot be fetched: {said}")
+
+
+class _Refused(Exception):
+    """A pipeline that could not be converted."""
+
+
+def _look(check: Callable[[Path], Any], folder: Path) -> None:
+    """`check` a folder; `_Refused`, which is no error of the network's, for what is wrong."""
+    try:
+        check(folder)
+    except (ValueError, OSError) as error:
+        raise _Refused(str(error)) from None
 
 
 def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
@@ -90,7 +117,7 @@ def wanted(files: Iterable[str], inside: str | None = None) -> list[str]:
     if inside is not None:
         folders = [inside]
         small = [name for name in small if _folder(name) == inside]
-    elif "model_index.json" in there:
+    elif INDEX in there:
         # Beside a pipeline's folders lie copies of the same weights.
         folders = sorted({_folder(name) for name in there} - {"."})
     else:

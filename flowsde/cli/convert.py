@@ -19,7 +19,7 @@ from flowsde.models.converted.store import kind_of
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.complete import is_complete
-from flowsde_converters.convert import Conversion, check_out, prepare, run
+from flowsde_converters.convert import Conversion, check_class, check_out, prepare, run
 from flowsde_converters.detect import Plan
 
 _IGNORED_SHOWN = 6
@@ -60,6 +60,9 @@ class Convert:
     """Adapters (LoRA) to merge into the weights, times a scale (default: 1), with keys of PEFT,
     diffusers or kohya; for several, repeat the option. FILE may be one on the hub:
     owner/name/file."""
+    distilled: Flag = False
+    """SD3: the pipeline was distilled to 4 steps without guidance, as SD3.5-large-turbo was, whose
+    files do not say so; a pipeline with "turbo" in its name is taken for one without this."""
     revision: Annotated[str | None, shown("REV")] = None
     """Branch, tag or commit on the hub."""
     check: Flag = False
@@ -122,7 +125,9 @@ class Convert:
             settings["prediction"] = "velocity"
         named = [lora_named(words) for words in self.lora]
         loras = [(_on_this_machine("--lora", file), scale) for file, scale in named]
-        job = prepare(self._fetched(), self.family, self.dtype, settings, self.entry, loras)
+        job = prepare(
+            self._fetched(), self.family, self.dtype, settings, self.entry, loras, self.distilled
+        )
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
                 raise ValueError(f"--classes is for a SiT, and SOURCE is of {one.family.name}")
@@ -137,7 +142,7 @@ class Convert:
             if self.revision is not None:
                 raise ValueError(f"--revision is for the hub, and SOURCE {path} is on this machine")
             return path
-        return _on_this_machine("SOURCE", self.source, self.revision)
+        return _on_this_machine("SOURCE", self.source, self.revision, check_class)
 
     def _back(self) -> None:
         given = {
@@ -147,6 +152,7 @@ class Convert:
             "--revision": self.revision,
             "--classes": self.classes,
             "--lora": self.lora or None,
+            "--distilled": self.distilled or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or self.check or self.out is None:
@@ -162,12 +168,20 @@ class Convert:
         print(f"wrote   {self.out}", flush=True)
 
 
-def _on_this_machine(name: str, source: str, revision: str | None = None) -> Path:
-    """Path of a file or a folder, fetched from the hub if need be; `name` says so in errors."""
+def _on_this_machine(
+    name: str,
+    source: str,
+    revision: str | None = None,
+    check: Callable[[Path], Any] = lambda folder: None,
+) -> Path:
+    """Path of a file or a folder, fetched from the hub if need be; `name` says so in errors.
+
+    A pipeline of the hub is checked before its weights are fetched.
+    """
     if Path(source).exists():
         return Path(source)
     # In a thread, so that a signal need not wait for the end of a download.
-    return _threads.call("hub", math.inf, hub.fetch, source, revision, name)
+    return _threads.call("hub", math.inf, hub.fetch, source, revision, name, check)
 
 
 def lora_named(words: str) -> tuple[str, float]:
@@ -204,7 +218,8 @@ def found(job: Conversion) -> list[str]:
     for name, one in job.plans.items():
         lines += _described(one, f"{name}: " if name else "")
     files = [f"tokenizer: {', '.join(job.tokenizer)}"] if job.tokenizer else []
-    return lines + [f"copies  {name}" for name in (*job.copied, *files)]
+    lines += [f"copies  {name}" for name in (*job.copied, *files)]
+    return lines + [f"note    {note}" for note in job.notes]
 
 
 def _many(count: int) -> str:

@@ -151,6 +151,15 @@ class Converted:
     """What --guidance leads away from, at two evaluations a candidate; may be empty. SD3, Wan 2.1,
     Z-Image and FLUX.2-klein-base (default: empty), and FLUX.1 without guidance as an input
     (de-distilled models)."""
+    skip_layers: Annotated[str | None, shown("BLOCKS")] = None
+    """SD3: also lead away from the model without these blocks, such as "7,8,9", those published for
+    SD3.5-medium, numbered from 0: three evaluations a candidate (default: none)."""
+    skip_scale: Float = None
+    """Scale of --skip-layers (default: 2.8)."""
+    skip_start: Float = None
+    """Share of the steps after which --skip-layers begins (default: 0.01)."""
+    skip_stop: Float = None
+    """Share of the steps before which --skip-layers ends (default: 0.2)."""
     label: Int = None
     """SiT: number of the class, instead of a prompt."""
     vae: Annotated[Path | None, shown("FOLDER")] = None
@@ -163,7 +172,7 @@ class Converted:
     what the prompt itself says)."""
     reward_frames: Int = None
     """Videos: frames that a reward of pictures is asked about, evenly from the first to the last
-    (default: 4)."""
+    (default: 4), or that consistency compares (default: 8)."""
     over_frames: Annotated[str | None, shown("{mean,minimum}")] = None
     """Videos: what counts of the frames' rewards (default: mean). A MODULE:FUNCTION is given whole
     videos [n, frames, h, w, 3], and frames one by one only with this or --reward-frames."""

@@ -141,13 +141,13 @@ def unused(base: Settings, method: str, given: dict[str, Any]) -> dict[str, str]
     return _unused(method, _filled(method, dataclasses.replace(base, **given)))
 
 
-def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings:
-    """The budget of one trajectory is its steps, twice that with guidance.
+def _one_trajectory(method: str, s: Settings, given: dict[str, Any], cost: int) -> Settings:
+    """The budget of one trajectory is its steps, times what a candidate costs.
 
     A step from one time to another takes the kernel's inner evaluations too. Of a picture to begin
     from, --steps says what the budget is.
     """
-    cost, inner = evaluations(s), _inner_evaluations(s)
+    inner = _inner_evaluations(s)
     assert s.steps is not None
     steps = s.steps
     if s.nfe is not None and s.strength is None and "steps" not in given:
@@ -164,12 +164,12 @@ def _one_trajectory(method: str, s: Settings, given: dict[str, Any]) -> Settings
     return dataclasses.replace(s, steps=steps, nfe=takes)
 
 
-def _by_budget(s: Settings) -> Settings:
+def _by_budget(s: Settings, cost: int) -> Settings:
     """Steps that the preset leaves to the budget."""
     if s.steps is not None:
         return s
     assert s.nfe is not None
-    each = evaluations(s) * (1 + _inner_evaluations(s))
+    each = cost * (1 + _inner_evaluations(s))
     return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), _MOST_STEPS))
 
 
@@ -185,7 +185,7 @@ def _by_times(s: Settings, times: grids.Grid) -> Settings:
 
 
 def evaluations(s: Settings) -> int:
-    """Model evaluations a candidate costs."""
+    """Model evaluations that a candidate costs by its guidance."""
     return 1 if s.guidance == 1.0 else 2
 
 
@@ -209,6 +209,7 @@ def resolve_from(
     method: str,
     given: dict[str, Any],
     times: Callable[[int], grids.Grid | None] = lambda steps: None,
+    cost: int | None = None,
 ) -> Settings:
     """As `resolve`, from settings that are no preset's.
 
@@ -217,6 +218,7 @@ def resolve_from(
       method: by name.
       given: fields of `Settings`.
       times: of a model's own for a number of steps, in the place of those of `grid`; or None.
+      cost: model evaluations of a candidate; those of guidance by default.
     """
     for name, value in given.items():
         check(name, value)
@@ -231,8 +233,8 @@ def resolve_from(
             why = without[name]
             raise ValueError(f"{flag(name)} has no effect with {why}, got {given[name]!r}")
     if method in settings.TRAJECTORIES:
-        s = _one_trajectory(method, s, given)
-    s = _by_budget(s)
+        s = _one_trajectory(method, s, given, cost or evaluations(s))
+    s = _by_budget(s, cost or evaluations(s))
     if s.diffusion_scale is None and s.diffusion is not None:
         make = getattr(diffusion, s.diffusion)
         default = inspect.signature(make).parameters["scale"].default
@@ -304,13 +306,16 @@ def cut(s: Settings, times: grids.Grid) -> grids.Grid:
     return times if s.strength is None else grids.tail(times, s.strength)
 
 
-def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
+def build(
+    method: str, s: Settings, times: grids.Grid | None = None, cost: int | None = None
+) -> Search:
     """The search of resolved settings; errors name the setting.
 
     Args:
       method: by name.
       s: of `resolve`.
       times: of a model's own in the place of those of `s.grid`.
+      cost: model evaluations of a candidate; those of guidance by default.
     """
     options = {name: getattr(s, name) for name in _parameters(method)}
     options = {name: value for name, value in options.items() if value is not None}
@@ -322,7 +327,7 @@ def build(method: str, s: Settings, times: grids.Grid | None = None) -> Search:
             **options,
         )
         # The runner divides the budget by what a candidate costs; is that enough?
-        Program.of(made, evaluations(s))
+        Program.of(made, cost or evaluations(s))
     return made
 
 

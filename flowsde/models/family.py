@@ -46,16 +46,27 @@ class Pipeline:
       check: of a folder that is to be converted; ValueError if what is copied of it could not be
         read later.
       others: classes that are not supported though a part of their name says so, and what they are.
+      optional: parts that it can do without.
+      distilled: a word in the name of a source that says that it was distilled, of a family whose
+        files do not; None of others.
+      notes: what a conversion is to say, of the configurations of its models by name and of whether
+        it was distilled.
     """
 
     name: str
     build: Callable[..., Any]
     check: Callable[[Path], Any] = lambda folder: None
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    distilled: str | None = None
+    notes: Callable[[Mapping[str, Any], bool], Sequence[str]] = lambda configs, distilled: ()
 
 
 class Sampled(Protocol):
     """A converted model, set up by the command's options; no weights are read before `encode`.
+
+    Where a candidate costs other than one evaluation, or two of a guided model, it says how many:
+    `evaluations`.
 
     Attributes:
       steps: of a trajectory by method, where the preset leaves them to the model.

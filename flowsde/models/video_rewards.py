@@ -1,7 +1,8 @@
 """Rewards of videos [n, frames, h, w, 3] out of rewards of pictures."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -10,12 +11,16 @@ import numpy as np
 
 from flowsde._checks import check_count
 from flowsde._static import Static
-from flowsde.models.clip.model import CLIP, CLIPVision
+from flowsde.models.clip.model import CLIP, FAMILY, CLIPVision
 from flowsde.models.clip.rewards import image_embeddings
+from flowsde.models.converted.opened import open_as
+from flowsde.models.converted.parts import read
 from flowsde.modules import bind
 from flowsde.rewards.base import DeviceReward, HostReward, Reward, device
 
 By = Literal["mean", "min"]
+CONSISTENT = 8
+"""Frames whose likeness is looked at, unless told otherwise."""
 
 
 def over_frames(
@@ -56,7 +61,9 @@ def over_frames(
     return dataclasses.replace(known, fn=fn, **how)
 
 
-def consistency(model: CLIP, *, frames: int = 8, minibatch: int | None = None) -> DeviceReward:
+def consistency(
+    model: CLIP, *, frames: int = CONSISTENT, minibatch: int | None = None
+) -> DeviceReward:
     """How alike neighbouring frames of a video are: the mean cosine of their CLIP embeddings.
 
     A video without any motion has the highest, 1: take it together with a reward of what is shown
@@ -74,6 +81,29 @@ def consistency(model: CLIP, *, frames: int = 8, minibatch: int | None = None) -
     count = check_count("frames", frames, least=2)
     fn = jax.tree_util.Partial(*bind(_Consistency(count), model.vision))
     return device(fn, name=f"consistency (of {count} frames)", minibatch=minibatch)
+
+
+class Consistent:
+    """`consistency` as ``flowsde sample --reward`` takes it.
+
+    Args:
+      folder: of the converted CLIP.
+      frames: how many are looked at.
+    """
+
+    reads_text, on_device = False, True
+
+    def __init__(self, folder: Path, frames: int = CONSISTENT):
+        self._folder, self.frames = folder, frames
+        open_as(folder, FAMILY)
+
+    def over(self, frames: int) -> "Consistent":
+        """Of so many frames."""
+        return Consistent(self._folder, frames)
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        reward = consistency(read(self._folder, FAMILY), frames=self.frames)
+        return reward, [None] * len(prompts)
 
 
 def chosen_frames(found: int, wanted: int) -> np.ndarray:

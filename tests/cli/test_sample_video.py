@@ -1,6 +1,7 @@
 """`flowsde sample --model` of videos: options, files and rewards."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from flowsde.cli import main as cli
 from flowsde.cli import video_files
 from flowsde.cli.sources import published
 from flowsde.models import autoencoder_wan, clip, registry, t5, wan
-from flowsde.models.clip.rewards import clip_score, text_embeddings
+from flowsde.models.clip.rewards import clip_score, image_embeddings, text_embeddings
 from flowsde.models.common.tokenizers import clip_tokenizer
 from flowsde.models.converted import load, parts, store
 from flowsde.models.family import Sampling
@@ -230,6 +231,8 @@ WRONG = [
     ("--reward-frames 99 --reward clip", "--reward-model must be a converted CLIP for"),
     (f"{HOST} --method bon --reward-frames 99", "--reward-frames must be an integer of at most 81"),
     (f"{HOST} --method bon --over-frames max", "--over-frames must be one of mean, minimum, got"),
+    ("--reward consistency --method bon", "--reward-model must be a converted CLIP for"),
+    ("--frames 1 --reward consistency --method bon", "consistency is a reward of videos, and"),
     ("--over-frames mean", "--over-frames has no effect with --reward none, got mean"),
     ("--heldout operator:add", "--heldout: scores pictures, and"),
     ("--frames 1 --reward-frames 2", "--reward-frames has no effect with --frames 1, got 2"),
@@ -309,6 +312,68 @@ def test_wan_searched_by_clip_over_frames(small, others, monkeypatch, tmp_path):
     with Image.open("out/image.png") as image:
         shown = np.asarray(image, np.float32) / 127.5 - 1.0
     np.testing.assert_allclose(shown, video[0], atol=0.005)
+
+
+@pytest.mark.slow
+def test_consistency_is_that_of_the_frames(toy, others, capsys):
+    """By hand, of the frames that the answer has."""
+    folder = others["clip"]
+    text = f"--method bon --nfe 2 --steps 2 --fps 4 --reward consistency --reward-model {folder}"
+    for wrong, says in (
+        ("--over-frames mean", "--over-frames has no effect with --reward consistency, got mean"),
+        ("--reward-frames 1", "--reward-frames must be 2 at least for --reward consistency"),
+    ):
+        words = f"{text} {wrong} --out out".split()
+        assert says in refused(capsys, "sample", PROMPT, "--model", str(toy), *words)
+    result, _ = sample(toy, f"{text} --reward-frames 3")
+    assert result["settings"]["reward_frames"] == 3 and "over_frames" not in result["settings"]
+    vision = parts.read(folder, clip.FAMILY).vision
+    frames = np.broadcast_to(LEVELS[:, None, None, None], SHAPE)
+    unit = np.asarray(jax.jit(image_embeddings)(vision, jnp.asarray(frames)))
+    wanted = np.mean([a @ b for a, b in itertools.pairwise(unit)])
+    assert result["reward"] == pytest.approx(float(wanted), abs=1e-4) and wanted < 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_search_that_was_interrupted_writes_the_same_files(small, monkeypatch, tmp_path, after):
+    """Videos, first frames, the sheet of frames, previews, arrays and the result."""
+    monkeypatch.chdir(tmp_path)
+    Path("judges_of_videos.py").write_text(
+        "def mean(videos, prompts):\n    return videos.mean((1, 2, 3, 4))\n"
+    )
+    text = (
+        "--frames 5 --size 32x16 --method rbf --nfe 16 --steps 3 --guidance 1 --keep 2 --chains 1"
+    )
+    text += " --reward judges_of_videos:mean --save-trajectory"
+    words = ["sample", PROMPT, "--model", str(small), *text.split(), "--out"]
+    cli.main([*words, "whole"])
+    with monkeypatch.context() as patch:
+        rounds = fs.iterate
+
+        def stopped(*args, **given):
+            for done, result in enumerate(rounds(*args, **given)):
+                if done == after:
+                    raise KeyboardInterrupt
+                yield result
+
+        patch.setattr(fs, "iterate", stopped)
+        with pytest.raises(SystemExit):
+            cli.main([*words, "out"])
+    assert {path.name for path in Path("out").iterdir()} == {".flowsde"}
+    cli.main([*words, "out"])
+    names = {path.name for path in Path("whole").iterdir()}
+    kind = video_files.kind()
+    assert {f"video.{kind}", f"video-2.{kind}", "frames.png", "path.png", "search.png"} <= names
+    assert names == {path.name for path in Path("out").iterdir()}
+    for name in names - {"result.json", "trajectory.npz"}:
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes(), name
+    own, wanted = (json.loads(Path(each, "result.json").read_text()) for each in ("out", "whole"))
+    assert own | {"seconds": None} == wanted | {"seconds": None}
+    with np.load("out/trajectory.npz") as file, np.load("whole/trajectory.npz") as other:
+        assert set(file) == set(other)
+        for name in set(file) - {"seconds"}:
+            np.testing.assert_array_equal(file[name], other[name], name)
 
 
 @pytest.mark.slow

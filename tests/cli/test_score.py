@@ -153,8 +153,8 @@ def test_rewards_that_there_are(
     said = capsys.readouterr().out
     for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
                  "imagereward", "vqascore", "vqascore-odds", "owlv2", "owlv2-smooth", "qwen3vl",
-                 "qwen3vl-share", "qwen3vl-odds", "qwen3vl-counts", "aesthetic", "URL#MODEL",
-                 "MODULE:FUNCTION"):  # fmt: skip
+                 "qwen3vl-share", "qwen3vl-odds", "qwen3vl-counts", "aesthetic", "consistency",
+                 "URL#MODEL", "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (
@@ -167,7 +167,8 @@ def test_rewards_that_there_are(
             "--reward vqascore --reward-model vqa/out",
             "--reward vqascore-odds --reward-model vqa/out",
             "--reward aesthetic --reward-model clip/out --reward-model head/out",
-        ][: 7 * (models > 0)]
+            "--reward consistency --reward-model clip/out",
+        ][: 8 * (models > 0)]
     )
     assert refused(capsys, "rewards", "scoring.py") == (
         "flowsde rewards: FOLDER: scoring.py is no folder\n"

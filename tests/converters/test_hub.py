@@ -101,6 +101,19 @@ def test_without_the_hub_library_the_error_says_so(tmp_path, capsys, monkeypatch
     assert "takes huggingface_hub, expected it installed" in refused(capsys, "a/b", tmp_path / "o")
 
 
+def test_a_pipeline_that_is_refused_is_not_fetched(tmp_path, capsys, monkeypatch):
+    """But for its small files, which say what it is."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "Flux2Pipeline"}')
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    there = Hub(["model_index.json", weights], folder).use(monkeypatch)
+    said = refused(capsys, "owner/dev", tmp_path / "out")
+    assert "SOURCE owner/dev is not fetched: " in said
+    assert "is a Flux2Pipeline: FLUX.2-dev, whose texts Mistral reads, which is not" in said
+    assert there.asked[2] == ["model_index.json"] and not (tmp_path / "out").exists()
+
+
 def test_only_what_is_converted_is_fetched():
     pipeline = [
         "all.safetensors", "model_index.json", "picture.jpg", "scheduler/scheduler_config.json",

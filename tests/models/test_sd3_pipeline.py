@@ -12,6 +12,7 @@ from PIL import Image
 
 import flowsde as fs
 from flowsde.cli import main as cli
+from flowsde.cli.sources import published
 from flowsde.flow import initial_noise
 from flowsde.models.family import abstract
 from flowsde.models.sd3 import schedule
@@ -63,6 +64,86 @@ def test_images_are_those_of_diffusers(both):
     found = np.clip(images / 2 + 0.5, 0, 1)
     np.testing.assert_allclose(found, of_diffusers("np"), atol=1e-3)
     assert 0.02 < found.std() < 0.5
+
+
+@pytest.mark.slow
+def test_without_t5_images_are_those_of_diffusers(both, capsys):
+    """Of a source that is called turbo, too: what its conversion says of it is used."""
+    *_, folder = both
+    source, out = folder / "tiny-Turbo", folder / "small"
+    shutil.copytree(folder / "source", source)
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(source / part)
+    with pytest.raises(SystemExit):
+        cli.main(["convert", str(source), str(out)])
+    said = capsys.readouterr().err
+    assert "names the part text_encoder_3, which is missing; to do without it, write" in said
+    index = json.loads((source / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (source / "model_index.json").write_text(json.dumps(index))
+    cli.main(["convert", str(source), str(out)])
+    said = capsys.readouterr().out
+    assert "note    without T5 (text_encoder_3): its states are zeros, as they are in" in said
+    assert "note    taken for distilled: 4 steps without guidance by default" in said
+    cli.main(["convert", str(source), str(out)])
+    assert "is already complete" in capsys.readouterr().out
+
+    nothing = {"text_encoder_3": None, "tokenizer_3": None}
+    theirs = diffusers.StableDiffusion3Pipeline.from_pretrained(source, **nothing)
+    theirs.set_progress_bar_config(disable=True)
+    made = source_of(["sample", PROMPT, "--model", str(out), "--method", "ode", "--size", "24x16"])
+    assert (made.settings.steps, made.settings.guidance, made.evaluations) == (4, 1.0, 1)
+    found = sampled(made)
+    wanted = theirs(
+        PROMPT, height=SIZE[0], width=SIZE[1], num_inference_steps=4, guidance_scale=1.0,
+        latents=torch.from_numpy(noise_of(made)), output_type="np",
+    ).images  # fmt: skip
+    np.testing.assert_allclose(np.clip(found / 2 + 0.5, 0, 1), wanted, atol=1e-3)
+    assert 0.02 < wanted.std() < 0.5
+
+
+@pytest.mark.slow
+def test_the_command_leaves_out_layers_as_diffusers_does(both):
+    theirs, _, folder = both
+    words = ["sample", PROMPT, "--model", str(folder / "out"), "--method", "ode", "--size", "24x16"]
+    words += ["--steps", "6", "--guidance", "3", "--skip-layers", "1,2"]
+    made = source_of([*words, "--skip-scale", "1.5", "--skip-start", "0.2", "--skip-stop", "0.7"])
+    # Three evaluations a step, at all steps.
+    assert (made.evaluations, made.settings.nfe) == (3, 18)
+    named = {k: v for k, v in made.named.items() if k.startswith("skip")}
+    own = {"skip_scale": 1.5, "skip_start": 0.2, "skip_stop": 0.7}
+    assert named == {"skip_layers": "1,2"} | own
+
+    def of_diffusers(**settings):
+        return theirs(
+            PROMPT, height=SIZE[0], width=SIZE[1], num_inference_steps=6, guidance_scale=3.0,
+            latents=torch.from_numpy(noise_of(made)), output_type="np", **settings,
+        ).images  # fmt: skip
+
+    given = {f"skip_layer_guidance_{k.removeprefix('skip_')}": v for k, v in own.items()}
+    wanted = of_diffusers(skip_guidance_layers=[1, 2], **given)
+    assert np.abs(wanted - of_diffusers()).max() > 0.02
+    np.testing.assert_allclose(np.clip(sampled(made) / 2 + 0.5, 0, 1), wanted, atol=1e-3)
+
+
+def source_of(words):
+    return published.PublishedSource(cli._parse(words))
+
+
+def noise_of(made):
+    first = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0)
+    shape = (SIZE[0] // 2, SIZE[1] // 2, 4)
+    return tiny.rows_first(initial_noise(first, shape, fs.interpolants.linear())[None]).copy()
+
+
+def sampled(made):
+    """An image of the model's own trajectory."""
+    loaded = made.load([PROMPT])
+    cond = jax.tree.map(lambda a: a[None], loaded.tasks[0].cond)
+    grid = made._model.grid(made.settings.steps)
+    kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+    x = fs.sample(jax.random.key(3), loaded.flow, kernel=kernel, grid=grid, n=1, cond=cond)
+    return np.asarray(jax.jit(lambda decode, x: decode(x))(loaded.flow.decode, x))
 
 
 @pytest.mark.slow
@@ -138,6 +219,12 @@ def test_what_cannot_be_is_named(both, tmp_path, capsys):
         ),
         (["--text-tokens", "513"], "--text-tokens must be from 2 to 512, got 513"),
         (["--label", "3"], "--label has no effect with a Stable Diffusion 3, got 3"),
+        (["--skip-scale", "2"], "--skip-scale has no effect without --skip-layers, got 2"),
+        (["--skip-layers", "1,9"], "--skip-layers must lie in 0 to 3, got 9"),
+        (["--skip-layers", "1-2"], "--skip-layers must be numbers of blocks with commas"),
+        (["--skip-layers", "1", "--guidance", "1"], "--skip-layers wants a --guidance other than"),
+        (["--skip-layers", "1", "--skip-stop", "0"], "of which the first is the smaller, got 0.01"),
+        (["--skip-layers", "1", "--steps", "4"], "--skip-layers has no effect with 4 steps"),
     ):
         with pytest.raises(SystemExit):
             cli.main([*words, *more, "--out", str(tmp_path / "sampled")])

@@ -130,6 +130,11 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSour
     return found
 
 
+def _cost(model: Sampled) -> int | None:
+    """Model evaluations of a candidate; None for those of its guidance."""
+    return getattr(model, "evaluations", None)
+
+
 def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Grid | None]:
     """Resolved settings, and the model's own times if they are used.
 
@@ -154,7 +159,7 @@ def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Gr
             raise ValueError(f"--grid {_OWN_TIMES} wants --interpolant linear, got {path}")
     own = asked or (recommended and "grid" not in given and path == "linear")
     times_of: Callable[[int], Grid | None] = model.grid if own else lambda steps: None
-    settings = presets.resolve_from(base, command.method, given, times_of)
+    settings = presets.resolve_from(base, command.method, given, times_of, _cost(model))
     assert settings.steps is not None
     times = times_of(settings.steps)
     if times is not None:
@@ -196,8 +201,9 @@ class PublishedSource:
         self.prompts = _prompts(command, sampling.title, self._model.unprompted, reads_text)
         settings, times = _settings(command, self._model, sampling.title)
         self.settings = dataclasses.replace(settings, reward=name)
-        self.search = presets.build(command.method, self.settings, times)
-        self.evaluations = presets.evaluations(self.settings)
+        cost = _cost(self._model)
+        self.search = presets.build(command.method, self.settings, times, cost)
+        self.evaluations = cost or presets.evaluations(self.settings)
         self.named = {"model": str(options.model), **self._model.named, **over}
         self.named |= combined.named([*parts], command.combining)
         for prompt in self.prompts:

@@ -13,6 +13,7 @@
     qwen3vl-odds       its log-odds
     qwen3vl-counts     how wrong the counts are that it expects, by its own
     aesthetic          LAION's score, by a converted CLIP and head
+    consistency        of videos: how alike neighbouring frames are, by a converted CLIP
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
                        or what `flowsde.rewards` made of such functions. One that has an argument
@@ -46,6 +47,7 @@ from flowsde.models.clip_flant5.scored import ScoredByCLIPFlanT5
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.models.qwen3_vl.scored import CountedByQwen3VL, JudgedByQwen3VL
+from flowsde.models.video_rewards import Consistent
 from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
 from flowsde.rewards.endpoint import DEADLINE
 from flowsde.rewards.judge import judge
@@ -138,6 +140,7 @@ class Known(NamedTuple):
       folders: what each of them is, in words.
       families: of the models in them.
       counts: whether it counts what a text says: --reward-counts, or else the prompt.
+      videos: whether it is of whole videos, and of no picture.
     """
 
     make: Callable[..., RewardSource]
@@ -145,6 +148,7 @@ class Known(NamedTuple):
     folders: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     counts: bool = False
+    videos: bool = False
 
     @property
     def reads_text(self) -> bool:
@@ -213,6 +217,9 @@ KNOWN = {
         "LAION's aesthetic score",
         folders=("a converted CLIP", "the head"),
         families=("clip", "aesthetic"),
+    ),
+    "consistency": Known(
+        Consistent, "cosine of a video's neighbouring frames, by a CLIP", *_CLIP, videos=True
     ),
 }
 
@@ -299,6 +306,10 @@ def reward_source(
         raise ValueError(
             f"{option} must be one of {', '.join(KNOWN)}, URL#MODEL or MODULE:FUNCTION, "
             f"got '{shown(name)}'"
+        )
+    if not outside and KNOWN[name].videos and fps is None:
+        raise ValueError(
+            f"{option} {name} is a reward of videos, and what it is given are pictures"
         )
     if timeout is not None and not outside:
         raise ValueError(f"--reward-timeout has no effect with --reward {name}, got {timeout}")

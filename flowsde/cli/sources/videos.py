@@ -1,7 +1,8 @@
 """A model of videos as the source of a command: which it is, and rewards of pictures over frames.
 
 A reward that knows pictures is asked about some frames of a video. A function of the user's own is
-given whole videos, unless an option says how it is to be asked about frames.
+given whole videos, unless an option says how it is to be asked about frames. One that is itself of
+videos looks at as many frames as an option says.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from flowsde.cli.options import Sample
 from flowsde.cli.settings import flag
 from flowsde.cli.sources.rewards import HostFunction, RewardSource
 from flowsde.models.family import Sampled, SampledVideo
-from flowsde.models.video_rewards import By, over_frames
+from flowsde.models.video_rewards import By, Consistent, over_frames
 from flowsde.rewards.base import Reward
 
 FRAMES = 4
@@ -82,5 +83,12 @@ def of_videos(
                 f"--reward {name} is of several rewards, which are given whole videos: "
                 f"--reward-frames and --over-frames have no effect"
             )
+    if isinstance(reward, Consistent):
+        if by is not None:
+            raise ValueError(f"--over-frames has no effect with --reward {name}, got {by}")
+        if count == 1:
+            raise ValueError(f"--reward-frames must be 2 at least for --reward {name}, got 1")
+        count = min(reward.frames, frames) if count is None else count
+        return reward.over(count), {"reward_frames": count}
     count, by = count or min(FRAMES, frames), by or "mean"
     return _OverFrames(reward, count, _BY[by]), {"reward_frames": count, "over_frames": by}

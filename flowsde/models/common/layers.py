@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from flowsde.models.common.splash import LONG, splash_attention
 from flowsde.sharding import Axes, ShardingRules, axes_of
 
-Implementation = Literal["xla", "cudnn", "splash"] | None
+Implementation = Literal["xla", "cudnn", "splash", "tpu"] | None
 M = TypeVar("M", bound=nnx.Module)
 
 ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
@@ -39,7 +39,8 @@ class Numerics:
       param_dtype: of weights, float16 as well.
       attention: "splash" is `flowsde.models.common.splash`, which has no scores to add to and takes
         no masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
-        None is "splash" for long texts on TPUs, and elsewhere JAX's choice.
+        "tpu" is "splash" where there are many scores, see `by_kernel`, and "xla" elsewhere. None
+        is "tpu" on TPUs, and elsewhere JAX's choice.
       rules: where that kernel runs under a mesh, which `jax.set_mesh` makes known.
     """
 
@@ -194,6 +195,11 @@ def heads_of(parts: Sequence[jax.Array], heads: int) -> list[jax.Array]:
     return [a.reshape(*a.shape[:2], heads, -1) for a in parts]
 
 
+def by_kernel(queries: int, keys: int) -> bool:
+    """Whether attention on TPUs is the kernel's: by its scores, as many of a few words may be."""
+    return queries * keys >= LONG**2
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -221,8 +227,10 @@ def attention(
       [n, queries, heads x d].
     """
     name = numerics.attention
-    if name is None and jax.default_backend() == "tpu" and k.shape[1] >= LONG:
-        name = "splash"
+    if name is None and jax.default_backend() == "tpu":
+        name = "tpu"
+    if name == "tpu":
+        name = "splash" if by_kernel(q.shape[1], k.shape[1]) else "xla"
     if name == "splash":
         if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):
             seen = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])

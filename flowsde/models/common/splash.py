@@ -16,8 +16,8 @@ from flowsde.sharding import ShardingRules
 
 LANES = 128
 LONG = 1024
-"""Keys from which on the kernel is chosen: below, filling up costs more than scores in memory do,
-as `benchmarks/tpu_plan.py` estimates it for SiT."""
+"""Tokens from which on the kernel is chosen for attention to themselves: of fewer, filling up costs
+more than scores in memory do, as `benchmarks/tpu_plan.py` estimates it for SiT."""
 LARGEST = 1024
 """Tokens of a block, at most; its scores, in float32, take 4 MiB of 16 that a kernel may use."""
 

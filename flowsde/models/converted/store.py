@@ -12,7 +12,8 @@ parameters, "mixed" if they differ); source {files (SHA-256 by name), dtypes (of
 where it is not that of the parameter), ignored (keys), config (the source's config.json or null),
 loras (of each file of adapters that was merged: file, sha256, scale, and settings that lay beside
 it; missing if there is none)};
-params {shape, dtype, sha256 by path}. Of a pipeline's: format, version, models (names), copied.
+params {shape, dtype, sha256 by path}. Of a pipeline's: format, version, models (names), copied,
+and distilled, where it was and no file of its own says so.
 Both: files (SHA-256 by name, of all others that were written there), sha256 (of the rest).
 
 What is written is hashed, and what is read is compared with its hash: a file, or a field, that is
@@ -77,7 +78,9 @@ _MODEL = fields(
     ),
     params=_by_name(_PARAM),
 )
-_OF_PIPELINE = fields(**_BOTH, models=items(_schema.name), copied=items(_schema.name))
+_OF_PIPELINE = fields(
+    {"distilled": _schema.flag}, **_BOTH, models=items(_schema.name), copied=items(_schema.name)
+)
 _READERS = {FORMAT: _MODEL, PIPELINE: _OF_PIPELINE}
 
 

@@ -7,7 +7,7 @@ early ones, at which it makes shapes and anatomy better.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,9 +91,7 @@ def skip_layer_guidance(
     model = nnx.merge(function.graphdef, flow.params) if isinstance(function, NNX) else None
     if not isinstance(function, NNX) or not isinstance(model, SD3):
         raise ValueError(f"flow must be of a Stable Diffusion 3, got {name_of(flow.velocity_fn)}")
-    if not layers or len(set(layers)) < len(layers):
-        raise ValueError(f"layers must be numbers of blocks, each once, got {layers}")
-    check_integers("layers", layers, 0, model.config.depth - 1)
+    check_layers("layers", layers, model.config.depth)
     check_non_negative("skip_scale", skip_scale)
     if not 0.0 <= times[0] < times[1]:
         raise ValueError(f"times must be two, of which the first is the smaller, got {times}")
@@ -104,3 +102,10 @@ def skip_layer_guidance(
     return dataclasses.replace(
         flow, params=params, velocity_fn=velocity, evaluations=3 * flow.evaluations
     )
+
+
+def check_layers(name: str, layers: Sequence[int], depth: int) -> None:
+    """ValueError unless they are some of so many blocks, each once."""
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"{name} must be numbers of blocks, each once, got {tuple(layers)}")
+    check_integers(name, layers, 0, depth - 1)
