@@ -69,6 +69,11 @@ CLAIMS = (
         "SMC by masses of least variance over its usual weights", "VASR, 2026",
         {"method": "smc", "has": "mass="}, {"method": "smc", "lacks": "mass="},
     ),
+    Claim("SMC guided by the reward's gradient (TDS) over SMC", "Wu et al., 2023",
+          {"method": "tds"}, {"method": "smc"}),
+    Claim("Tempered guided SMC (DAS) over TDS", "Kim et al., 2025 (DAS)",
+          {"method": "das"}, {"method": "tds"}),
+    Claim("NoiseTilt over Best-of-N", "NoiseTilt, 2026", {"method": "noise_tilt"}, _BON),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from _files import RESULTS, replace_file
 from _gradients_page import tables as gradient_tables
+from _guided_page import table as guided
 from _searches_page import table as searches_table
 from _speed_page import (
     cold_start,
@@ -58,6 +59,11 @@ def tasks_claims() -> str:
     return claims(_tasks())
 
 
+def tasks_guided() -> str:
+    """Searches that take the reward's gradient, against what is recommended."""
+    return guided(_tasks())
+
+
 def searches() -> str:
     """All searches: what they need, and their place on the tasks."""
     return searches_table(_tasks())
@@ -98,6 +104,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "tasks_paper": tasks_paper,
     "tasks_claims": tasks_claims,
+    "tasks_guided": tasks_guided,
     "tuned": tuned,
     "diagnosis": diagnosis,
     "search_overhead": search_overhead,
