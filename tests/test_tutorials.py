@@ -1,12 +1,16 @@
 """The tutorials run, and their outputs are those that they show."""
 
+import importlib.util
+import inspect
 import re
+from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tutorials
+from problems import GRID, SDE
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -42,3 +46,32 @@ def test_pictures_are_small_and_shown():
     pages = "".join(map(tutorials.read, tutorials.NAMES))
     assert pictures.keys() == set(re.findall(r"\((\S+\.png)\)", pages))
     assert max(pictures.values()) < 100_000
+
+
+def shared_suite():
+    """Tests that every method is held to, by name."""
+    path = Path(__file__).parent / "search" / "test_every_method.py"
+    spec = importlib.util.spec_from_file_location("every_method", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {name: test for name, test in vars(module).items() if name.startswith("test_")}
+    assert len(found) > 8
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:reward 'reward' was NaN or -inf")
+def test_the_search_of_a_page_is_held_to_what_every_method_is(tmp_path):
+    """With a bar that some particles pass."""
+    names = {"__name__": "one-file"}
+    for cell in tutorials.cells(tutorials.read("one-file"))[:2]:
+        exec(compile(cell.code, "one-file", "exec"), names)
+    search = names["Restarts"](nfe=41, kernel=SDE, grid=tuple(map(float, GRID)), check=3, bar=0.0)
+    for name, test in shared_suite().items():
+        if (
+            "chunks" in name or "x64" in name
+        ):  # programs of their own, for what this one leaves to others
+            continue
+        wanted = inspect.signature(test).parameters
+        given = {"search": search, "tmp_path": tmp_path}
+        test(**{name: value for name, value in given.items() if name in wanted})
