@@ -186,6 +186,10 @@ def evaluate_model(
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
 
+    Args:
+      size: rows of a group at once.
+      least: of a group, to which what whole chunks leave is filled up.
+
     Returns:
       Leaves [m, ...].
     """
@@ -201,15 +205,18 @@ def evaluate_model(
         with placement.around_model():
             return evaluate(x, t, own, wanted)
 
-    zeros, nothing = jnp.zeros_like(rows.x), jnp.full(m, -jnp.inf, jnp.float32)
-    empty = Evaluation(zeros, zeros, nothing)
-    if kind.uses_gradient:
-        empty = empty._replace(gradient=zeros, parts=no_parts(model.reward, m))
-    # Valid ones first, and of those the ones to be differentiated.
-    last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
-    values, forward = in_chunks(
-        chunk, rows.valid, last, sizes, (empty, jnp.zeros(m, jnp.bool)), placement
-    )
+    if sizes == (m // placement.groups,):
+        values, forward = chunk(None), jnp.ones(m, jnp.int32)
+    else:
+        zeros, nothing = jnp.zeros_like(rows.x), jnp.full(m, -jnp.inf, jnp.float32)
+        empty = Evaluation(zeros, zeros, nothing)
+        if kind.uses_gradient:
+            empty = empty._replace(gradient=zeros, parts=no_parts(model.reward, m))
+        # Valid ones first, and of those the ones to be differentiated.
+        last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
+        values, forward = in_chunks(
+            chunk, rows.valid, last, sizes, (empty, jnp.zeros(m, jnp.bool)), placement
+        )
     evals, differentiated = values
     backward = forward * differentiated.astype(jnp.int32)
     if kind.moves is not None:
@@ -288,11 +295,8 @@ def evaluate_reward(
         with placement.around_model():
             return verify(model.flow, reward, x0, own)
 
-    if size == m // placement.groups:
-        scores = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
-    else:
-        last = (~wanted).astype(jnp.int32)
-        scores, _ = in_chunks(chunk, wanted, last, (size,), nothing, placement)
+    last = (~wanted).astype(jnp.int32)
+    scores, _ = in_chunks(chunk, wanted, last, (size,), nothing, placement)
     return with_scores(
         rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind.value
     )

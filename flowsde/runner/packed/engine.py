@@ -16,7 +16,7 @@ from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
-from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
+from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Ended, advance, marked, nothing, standing
 from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.records import Program
@@ -213,7 +213,7 @@ class Engine:
         computed = padding = 0
         looking = (0 if kind.value is None else kind.value.cost, ahead)
         for each, rows in ((1, sent), looking, (kind.inner, moving)):
-            all_rows = rows_of(rows, sizes_below(self.size))
+            all_rows = rows_of(rows, sizes_below(self.size, LEAST))
             computed += each * all_rows
             padding += each * (all_rows - rows)
         is_new = waves(self._search) is not None and width not in t.widths
