@@ -184,7 +184,8 @@ def evaluation(
     def call(graph: Any, state: Any, asked: Candidates, cond: Any) -> Any:
         flow = fs.Flow.from_callable(lambda s, x, t, c: nnx.merge(graph, s)(x, t, c), state, shape)
         model, kind = records.Model(flow, None, cond), records.Program(method).kind
-        return evaluate_model(model, asked, kind, n // layout.groups, layout)[0]
+        size = n // layout.groups
+        return evaluate_model(model, asked, kind, size, layout, least=size)[0]
 
     rows = partial(place.array, (prompts, chains))
     # Rows of latents are rows of tokens.

@@ -26,7 +26,8 @@ from flowsde.predictions import expand
 from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
 from flowsde.runner import ahead, inner
 from flowsde.runner.ahead import to_score
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.chunks import in_chunks, sizes_below
+from flowsde.runner.mesh import ALONE, Placement
 from flowsde.runner.parts import not_scored, with_scores, write_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.protocol import Candidates, Evaluation
@@ -162,53 +163,6 @@ def _model(
     return jax.lax.cond(some, backward, forward), jnp.full(t.shape, some)
 
 
-def _in_chunks(
-    f: Callable[[jax.Array], Any],
-    wanted: jax.Array,
-    last: jax.Array,
-    size: int,
-    empty: Any,
-    placement: Placement,
-) -> tuple[Any, jax.Array]:
-    """``f(at)`` for the rows of each group that are wanted, in as many whole chunks as they need.
-
-    Args:
-      f: of the places of rows in their group, `size` of each.
-      wanted: bool [m].
-      last: int32 [m], the greater the later; rows that are not wanted come last.
-      size: rows of a group at once.
-      empty: what rows that are not computed are given.
-      placement: of the groups.
-
-    Returns:
-      `empty`, with f's values in the rows computed; and how often each was, int32 [m].
-    """
-
-    def plan(wanted: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
-        order = jnp.argsort(last, stable=True).astype(jnp.int32)
-        return order, jnp.sum(wanted, dtype=jnp.int32)[None]
-
-    def places(order: jax.Array, i: jax.Array) -> jax.Array:
-        return order[jnp.minimum(i * size + jnp.arange(size, dtype=jnp.int32), order.size - 1)]
-
-    def put(buffers: Any, computed: jax.Array, at: jax.Array, new: Any) -> tuple[Any, jax.Array]:
-        buffers = jax.tree.map(lambda buffer, rows: buffer.at[at].set(rows), buffers, new)
-        return buffers, computed.at[at].add(1)
-
-    order, counts = placement.rowwise(plan)(wanted, last)
-    n = jnp.max(counts)
-    next_places = placement.local(places, (placement.by_row, EVERYWHERE), placement.by_row)
-
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, buffers, computed = carry
-        at = next_places(order, i)
-        return i + 1, *placement.rowwise(put)(buffers, computed, at, f(at))
-
-    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(wanted.shape, jnp.int32))
-    _, values, computed = jax.lax.while_loop(lambda carry: carry[0] * size < n, body, start)
-    return values, computed
-
-
 def _picker(placement: Placement, cond: Cond) -> Callable[..., Any]:
     """``(at, prompt, arrays) -> arrays, cond`` of some rows of each group; of all for None."""
 
@@ -223,17 +177,26 @@ def _picker(placement: Placement, cond: Cond) -> Callable[..., Any]:
 
 
 def evaluate_model(
-    model: Model, asked: Candidates, kind: Kind, size: int, placement: Placement = ALONE
+    model: Model,
+    asked: Candidates,
+    kind: Kind,
+    size: int,
+    placement: Placement = ALONE,
+    least: int = 1,
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
+
+    Args:
+      size: rows of a group at once.
+      least: of a group, to which what whole chunks leave is filled up.
 
     Returns:
       Leaves [m, ...].
     """
     rows, pick = split(asked, placement), _picker(placement, model.cond)
-    m = rows.t.shape[0]
+    m, sizes = rows.t.shape[0], sizes_below(size, least)
     if kind.moves is not None:
-        rows, moved = _arrive(model.flow, rows, kind, size, placement, pick)
+        rows, moved = _arrive(model.flow, rows, kind, sizes, placement, pick)
     wants_gradient = rows.valid & rows.wants_gradient
     evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
 
@@ -242,18 +205,17 @@ def evaluate_model(
         with placement.around_model():
             return evaluate(x, t, own, wanted)
 
-    if size == m // placement.groups:
+    if sizes == (m // placement.groups,):
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
-        zeros = jnp.zeros_like(rows.x)
-        nothing = jnp.full(m, -jnp.inf, jnp.float32)
+        zeros, nothing = jnp.zeros_like(rows.x), jnp.full(m, -jnp.inf, jnp.float32)
         empty = Evaluation(zeros, zeros, nothing)
         if kind.uses_gradient:
             empty = empty._replace(gradient=zeros, parts=no_parts(model.reward, m))
         # Valid ones first, and of those the ones to be differentiated.
         last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
-        values, forward = _in_chunks(
-            chunk, rows.valid, last, size, (empty, jnp.zeros(m, jnp.bool)), placement
+        values, forward = in_chunks(
+            chunk, rows.valid, last, sizes, (empty, jnp.zeros(m, jnp.bool)), placement
         )
     evals, differentiated = values
     backward = forward * differentiated.astype(jnp.int32)
@@ -261,7 +223,7 @@ def evaluate_model(
         evals, forward = evals._replace(x=rows.x), forward + kind.inner * moved
     if kind.value is None:
         return evals, Computed(forward, backward)
-    seen, looked = _look_ahead(model.flow, rows, evals, kind, size, placement, pick)
+    seen, looked = _look_ahead(model.flow, rows, evals, kind, sizes, placement, pick)
     return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
 
 
@@ -269,7 +231,7 @@ def _arrive(
     flow: Flow,
     rows: Rows,
     kind: Kind,
-    size: int,
+    sizes: tuple[int, ...],
     placement: Placement,
     pick: Callable[..., Any],
 ) -> tuple[Rows, jax.Array]:
@@ -277,12 +239,12 @@ def _arrive(
     kernel, wanted, drawn = kind.moves, inner.moving(rows), rows.x.drawn
     assert kernel is not None
 
-    def chunk(at: jax.Array) -> jax.Array:
+    def chunk(at: jax.Array | None) -> jax.Array:
         (x, t), own = pick(at, rows.prompt, (rows.x, rows.t))
         with placement.around_model():
             return inner.arrive(partial(means, flow), kernel, x, t, own)
 
-    x, moved = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, drawn, placement)
+    x, moved = in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), sizes, drawn, placement)
     # What fills the last chunk up stays where it is.
     return rows._replace(x=jnp.where(expand(wanted, x), x, drawn)), moved
 
@@ -292,7 +254,7 @@ def _look_ahead(
     rows: Rows,
     evals: Evaluation,
     kind: Kind,
-    size: int,
+    sizes: tuple[int, ...],
     placement: Placement,
     pick: Callable[..., Any],
 ) -> tuple[jax.Array, jax.Array]:
@@ -301,13 +263,13 @@ def _look_ahead(
     assert value is not None
     wanted = ahead.ahead(rows, value)
 
-    def chunk(at: jax.Array) -> jax.Array:
+    def chunk(at: jax.Array | None) -> jax.Array:
         particles, own = pick(at, rows.prompt, (rows.x, rows.t, evals.x0, evals.x1, rows.key))
         with placement.around_model():
             return ahead.ends(partial(means, flow), value, kind.interpolant, particles, own)
 
     itself = jnp.broadcast_to(evals.x0[:, None], (wanted.size, value.samples, *flow.shape))
-    seen, looked = _in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), size, itself, placement)
+    seen, looked = in_chunks(chunk, wanted, (~wanted).astype(jnp.int32), sizes, itself, placement)
     # What fills the last chunk up is scored by its mean all the same.
     return jnp.where(expand(wanted, seen), seen, itself), looked
 
@@ -333,11 +295,8 @@ def evaluate_reward(
         with placement.around_model():
             return verify(model.flow, reward, x0, own)
 
-    if size == m // placement.groups:
-        scores = jax.lax.cond(jnp.any(wanted), lambda: chunk(None), lambda: nothing)
-    else:
-        last = (~wanted).astype(jnp.int32)
-        scores, _ = _in_chunks(chunk, wanted, last, size, nothing, placement)
+    last = (~wanted).astype(jnp.int32)
+    scores, _ = in_chunks(chunk, wanted, last, (size,), nothing, placement)
     return with_scores(
         rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind.value
     )

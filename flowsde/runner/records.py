@@ -22,10 +22,14 @@ from flowsde.search.value import LookAhead, value_of
 
 
 class Sizes(NamedTuple):
-    """Rows of a group computed at once: by the model and by the reward. Static."""
+    """Rows of a group computed at once: by the model and by the reward. Static.
+
+    And the least that the model is given, to which what whole chunks leave is filled up.
+    """
 
     model: int
     reward: int
+    least: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

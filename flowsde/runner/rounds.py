@@ -195,8 +195,9 @@ def _round(
     carry: Carry, model: Model, program: Program, sizes: Sizes
 ) -> tuple[Carry, Info, jax.Array]:
     carry, asked = _ask(carry, program)
-    evals, computed = evaluate_model(model, asked, program.kind, sizes.model, program.placement)
-    evals = evaluate_reward(model, asked, evals, program.kind, sizes.reward, program.placement)
+    kind, placement = program.kind, program.placement
+    evals, computed = evaluate_model(model, asked, kind, sizes.model, placement, sizes.least)
+    evals = evaluate_reward(model, asked, evals, kind, sizes.reward, placement)
     return _tell(carry, program, asked, evals, computed)
 
 

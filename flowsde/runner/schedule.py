@@ -80,6 +80,7 @@ def schedule(job: Job, nfe: int) -> Schedule:
     """That of a job whose prompts all have this budget in model evaluations."""
     flow, reward = _toy()
     groups, many = job.placement.groups, job.ids.size
+    # Groups take chunks together, of as many rows each.
     sizes = Sizes(*(size * groups for size in job.sizes))
     program = job.program.replace(placement=ALONE)
     carry = rounds.start(

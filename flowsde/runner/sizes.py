@@ -4,6 +4,7 @@ import math
 
 from flowsde._checks import MOST, check_count
 from flowsde.flow import Flow
+from flowsde.runner.chunks import even_size
 from flowsde.runner.mesh import memory
 from flowsde.runner.records import Program, Sizes
 
@@ -36,5 +37,7 @@ def check_size(program: Program, flow: Flow, padding: int) -> None:
 
 def sizes_of(most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:
     """Rows computed at once, of `most` that a round has."""
-    model = most if chunk_size is None else min(most, check_count("chunk_size", chunk_size))
+    model = most
+    if chunk_size is not None:
+        model = even_size(most, min(most, check_count("chunk_size", chunk_size)))
     return Sizes(model, model if minibatch is None else min(most, minibatch))

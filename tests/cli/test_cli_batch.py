@@ -81,7 +81,7 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
     (run,) = values["runs"]
     assert values["finished"] == run["prompts"] == len(PROMPTS) and values["prompts"] == PROMPTS
     assert run["evaluations"] == run["nfe"] + run["surplus"] + run["padding"]
-    assert run["evaluations"] == 6 * run["batches"]
+    assert run["evaluations"] <= 6 * run["batches"]
     assert values["occupancy"] == run["nfe"] / run["evaluations"]
     reached = sum(one["reward"] >= -0.18 for one in _results(tmp_path / "batch"))
     assert values["reached"] == reached and 0 < reached < len(PROMPTS)

@@ -182,7 +182,7 @@ def test_selection_costs_no_collective_where_particles_live_together(chunk_size)
     assert found and all(kind == "all-reduce" and set(sizes) == {1} for kind, sizes, _ in found)
     assert not any("shard_map" in name for *_, name in found)
     in_rounds = [name.rpartition("/")[2] for *_, name in found if "while/body" in name]
-    assert sorted(in_rounds) == ["reduce_and", "reduce_or" if chunk_size is None else "reduce_max"]
+    assert sorted(in_rounds) == ["reduce_and", "reduce_max"]
 
 
 def moved_by(search, chunk_size=None):
@@ -204,7 +204,7 @@ def test_where_particles_span_devices_numbers_and_the_chosen_move(chunk_size):
         nfe=41, kernel=RBF.inner.kernel, grid=RBF.inner.grid, chains=2, width=8, finish="mean"
     )
     # A reward of each; how often it was computed, and differentiated. Both means of the chosen.
-    numbers = 4 * 16 * (1 if chunk_size is None else 3)
+    numbers = 4 * 16 * 3
     chosen, particle = 4 * 2 * 3, 2
     assert moved_by(wide, chunk_size) == {
         "all-gather": numbers,

@@ -68,6 +68,15 @@ def test_a_prompt_alone_is_the_prompt_in_a_batch(search):
 
 
 @pytest.mark.slow
+def test_next_to_nothing_is_computed_for_nobody(search):
+    """Of one prompt; wide waves would have a surplus of their own."""
+    result = alone(search.with_width(1), 0)
+    assert np.all(result.nfe <= result.evaluations) and np.all(
+        result.evaluations <= 1.05 * result.nfe
+    )
+
+
+@pytest.mark.slow
 def test_chunks_do_not_matter(search):
     """One row at a time; `iterate`, below, takes four."""
     ids, cond = batch(PROMPTS)

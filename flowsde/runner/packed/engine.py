@@ -11,11 +11,12 @@ import numpy as np
 from flowsde import interrupts
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
+from flowsde.runner.chunks import rows_of, sizes_below
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
-from flowsde.runner.packed.pool import Batch, Pool, Prompts, empty
+from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Ended, advance, marked, nothing, standing
 from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.records import Program
@@ -31,7 +32,7 @@ class Totals(NamedTuple):
 
     Attributes:
       prompts: searches that have finished.
-      batches: of B rows each.
+      batches: of at most B rows each.
       evaluations: all rows of all batches.
       nfe: charged to the prompts that have finished.
       surplus: computed for them and not charged, of wide waves.
@@ -209,12 +210,12 @@ class Engine:
     def _count(self, sent: int, ahead: int, moving: int, width: int) -> None:
         """A batch of so many candidates, of which so many look ahead and so many move."""
         cost, t, kind = self._program.cost, self.totals, self._program.kind
-        computed, padding = self.size, self.size - sent
+        computed = padding = 0
         looking = (0 if kind.value is None else kind.value.cost, ahead)
-        for each, rows in (looking, (kind.inner, moving)):
-            if rows:
-                computed += each * self.size
-                padding += each * (self.size - rows)
+        for each, rows in ((1, sent), looking, (kind.inner, moving)):
+            all_rows = rows_of(rows, sizes_below(self.size, LEAST))
+            computed += each * all_rows
+            padding += each * (all_rows - rows)
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,

@@ -19,7 +19,7 @@ from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
 from flowsde.runner.evaluate import Rows, evaluate_model, split
 from flowsde.runner.mesh import ALONE
-from flowsde.runner.packed.pool import Batch
+from flowsde.runner.packed.pool import LEAST, Batch
 from flowsde.runner.packed.steps import evaluate
 from flowsde.runner.parts import not_scored, with_scores, write_scores
 from flowsde.runner.records import Kind, Model
@@ -70,7 +70,7 @@ def evaluate_and_decode(
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
     model = Model(flow, None, batch.cond)
-    evals, computed = evaluate_model(model, batch.asked, kind, batch.place.size)
+    evals, computed = evaluate_model(model, batch.asked, kind, batch.place.size, least=LEAST)
     x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)

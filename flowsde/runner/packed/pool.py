@@ -19,6 +19,10 @@ from flowsde.runner.rounds import WITHOUT_PARTS, start
 from flowsde.search.protocol import Candidates, Evaluation
 from flowsde.start import Start
 
+LEAST = 2
+"""Rows of a batch that is not full are computed so many at once: a CPU takes no longer for each of
+two than for each of a full batch, but two thirds as long again for one alone."""
+
 
 class Prompts(NamedTuple):
     """The list: every leaf but `length` has a leading axis of P prompts.

@@ -16,7 +16,7 @@ from flowsde.rewards.base import PartNames
 from flowsde.runner.ahead import ahead
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.inner import arrived, like, moving
-from flowsde.runner.packed.pool import Batch, Pool, Prompts, flat, unknown
+from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import COUNTERS, AnswerParts, Carry, Packed
@@ -317,7 +317,7 @@ def evaluate(
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B], and which passes were differentiated."""
     own = dataclasses.replace(model, cond=batch.cond)
-    evals, computed = evaluate_model(own, batch.asked, kind, batch.place.size)
+    evals, computed = evaluate_model(own, batch.asked, kind, batch.place.size, least=LEAST)
     return evaluate_reward(own, batch.asked, evals, kind, minibatch), computed.backward
 
 

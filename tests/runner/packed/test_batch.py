@@ -90,7 +90,7 @@ def assert_same(found, method):
 def assert_adds_up(totals, found, size):
     """Every row of every batch is a prompt's or padding."""
     computed = sum(one.evaluations for one in found.values())
-    assert totals.evaluations == totals.batches * size == computed + totals.padding
+    assert totals.batches * size >= totals.evaluations == computed + totals.padding
     assert totals.nfe == sum(one.nfe for one in found.values())
     assert totals.surplus == computed - totals.nfe
     assert totals.prompts == len(found)
@@ -181,7 +181,7 @@ def test_the_device_sees_what_is_counted():
     jax.effects_barrier()
     totals = results.totals
     assert sum(seen) == totals.evaluations == totals.nfe + totals.surplus + totals.padding
-    assert set(seen) == {32} and sum(one.nfe for one in found.values()) == totals.nfe
+    assert set(seen) == {32, 4} and sum(one.nfe for one in found.values()) == totals.nfe
     assert max(one.nfe for one in found.values()) == 60 and len(totals.widths) > 1
 
 
@@ -208,11 +208,11 @@ def test_one_trace_and_the_second_call_compiles_nothing():
         return len(list(results))
 
     go(0, None)
-    assert traces == {"model": 1, "reward": 1}, "one trace a shape, the check included"
+    assert traces == {"model": 2, "reward": 1}, "one trace a shape, the check included"
     programs = (steps.advance, steps.evaluate)
     sizes = [program._cache_size() for program in programs]
     assert go(1, 0.2) == PROMPTS
-    assert traces == {"model": 1, "reward": 1}
+    assert traces == {"model": 2, "reward": 1}
     assert [program._cache_size() for program in programs] == sizes
 
 
