@@ -18,6 +18,7 @@ from _speed_page import (
     cold_start,
     conversion,
     devices,
+    memory,
     packing,
     peers,
     ports,
@@ -81,6 +82,7 @@ def gradients() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,
+    "memory": memory,
     "peers": peers,
     "cold_start": cold_start,
     "devices": devices,

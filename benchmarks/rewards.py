@@ -23,9 +23,9 @@ Widths are those of the published models, depths are cut, and the batch is 4:
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
-hpsv2.1, imagereward, vqascore, aesthetic, owlv2 (our median seconds over PyTorch's); target; error, by
-reward (largest difference of the scores over their largest value); flops, by reward (of a picture);
-memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and pictures: what
+hpsv2.1, imagereward, vqascore, aesthetic, owlv2 (our median seconds over PyTorch's); target; error,
+by reward (largest difference of the scores over their largest value); flops, by reward (of a
+picture); memory, by reward, {ours, torch} (bytes of a call at its peak, without weights and pictures: what
 XLA reserves, and what PyTorch's profiler sees allocated); details, by reward, {ours, torch}
 (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks and
 repetitions.

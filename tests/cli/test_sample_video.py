@@ -231,7 +231,7 @@ WRONG = [
     ("--reward-frames 99 --reward clip", "--reward-model must be a converted CLIP for"),
     (f"{HOST} --method bon --reward-frames 99", "--reward-frames must be an integer of at most 81"),
     (f"{HOST} --method bon --over-frames max", "--over-frames must be one of mean, minimum, got"),
-    ("--reward consistency --method bon", "--reward-model must be a converted CLIP for --reward con"),
+    ("--reward consistency --method bon", "--reward-model must be a converted CLIP for --rew"),
     ("--frames 1 --reward consistency --method bon", "consistency is a reward of videos, and"),
     ("--over-frames mean", "--over-frames has no effect with --reward none, got mean"),
     ("--heldout operator:add", "--heldout: scores pictures, and"),
