@@ -6,6 +6,9 @@ from typing import Any
 from _cells import with_bounds
 from _files import RESULTS
 
+MODELS = ("FLUX.1-", "SiT-", "Wan2.1-", "Z-Image", "SD3.5-", "FLUX.2-")
+"""How names of models that are searched with begin, of those of the TPU plan."""
+
 
 def search_overhead() -> str:
     """Ratios of `search_overhead.json`."""
@@ -138,7 +141,7 @@ def tpu_plan() -> str:
         "|---" * 12 + "|",
     ]
     for row in rows:
-        evaluates = row["model"].startswith(("FLUX.1-", "SiT-"))
+        evaluates = row["model"].startswith(MODELS)
         cells = [
             row["model"] if evaluates else " ".join([row["model"], row["detail"]]).strip(),
             row["resolution"] or "–",
@@ -168,19 +171,20 @@ def _tpu_estimate(row: dict[str, Any]) -> list[str]:
 
 
 def tpu_search() -> str:
-    """Seconds of a search of 500 evaluations, from `tpu_plan.json`."""
+    """Seconds of a search, from `tpu_plan.json`."""
     found = json.loads((RESULTS / "tpu_plan.json").read_text())
     lines = [
-        "| model | pixels | chips | prompts at once | seconds per image | seconds per round: "
-        "evaluating + decoding + searching |",
-        "|---" * 6 + "|",
+        "| model | pixels | chips | prompts at once | evaluations | seconds per image | seconds "
+        "per round: evaluating + decoding + searching |",
+        "|---" * 7 + "|",
     ]
     for row in found["rbf"]:
         a_round = row["seconds"]
-        parts = " + ".join(f"{a_round[name]:.3g}" for name in ("evaluate", "decode", "ask_tell"))
+        of_parts = [a_round[name] for name in ("evaluate", "decode", "ask_tell")]
+        parts = " + ".join("–" if part is None else f"{part:.3g}" for part in of_parts)
         lines.append(
             f"| {row['model']} | {row['resolution']} | {row['chip']}-8 | {row['prompts']} | "
-            f"{row['seconds_per_image']:.1f} | {parts} |"
+            f"{row['nfe']} | {row['seconds_per_image']:.1f} | {parts} |"
         )
     return "\n".join(lines)
 
@@ -240,3 +244,30 @@ def cold_start() -> str:
             f"kept | {found['first_image_warm_s']:.1f} |",
         ]
     )
+
+
+def memory() -> str:
+    """Bytes of the published models on one device, of `memory.json`."""
+    found = json.loads((RESULTS / "memory.json").read_text())
+    devices = found["devices"]
+    lines = [
+        "GB in bfloat16, for one candidate at a time; ≈ is computed from shapes, all else compiled "
+        "or counted.",
+        "",
+        "| model | pixels | text encoder, then dropped | transformer | autoencoder | evaluating | "
+        f"decoding | needed | {' | '.join(devices)} |",
+        "|---" * (8 + len(devices)) + "|",
+    ]
+    for row in found["rows"]:
+        cells = [row["model"], row["resolution"]]
+        cells += [f"{row[name] / 1e9:.2f}" for name in ("encoder", "transformer", "autoencoder")]
+        for name in ("evaluation", "decoding"):
+            about = "" if name in row["compiled"] else "≈ "
+            twice = " × 2" if row["guided"] and name == "evaluation" else ""
+            cells.append(f"{about}{row[name] / 1e9:.2f}{twice}")
+        cells.append(f"{row['needed'] / 1e9:.1f}")
+        for size in devices.values():
+            share = row["needed"] / size
+            cells.append("no" if share > 1 else "barely" if share > 0.9 else "yes")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)

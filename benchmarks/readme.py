@@ -19,6 +19,7 @@ from _speed_page import (
     cold_start,
     conversion,
     devices,
+    memory,
     packing,
     peers,
     ports,
@@ -87,6 +88,7 @@ def gradients() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,
+    "memory": memory,
     "peers": peers,
     "cold_start": cold_start,
     "devices": devices,

@@ -8,9 +8,11 @@ the results repeat. Nothing here ran on a TPU.
 
     pip install "flowsde[tpu]"
     python benchmarks/tpu_plan.py [--quick] [--json FILE] [--only WORDS] [--compiled] [--cache DIR]
+                                  [--keep]
 
-Compiling everything takes more than an hour on a core; what has been compiled is kept in the cache.
-`--only` takes those programs whose name has all of these words, `--compiled` those in the cache.
+Compiling everything takes hours on a core; what has been compiled is kept in the cache. `--only`
+takes those programs whose name has all of these words, `--compiled` those in the cache. With
+`--keep` the file's rows of all other programs stay in it.
 
 Keys of the JSON: version, versions {jax, jaxlib, libtpu, python}, chips, by name {topology, flops,
 hbm, bandwidth, link, source}; assumptions; options (of the compiler); programs, each {name, model,
@@ -19,11 +21,13 @@ fits, peak_bytes (on a chip), and, unless the compiler found no room, estimated_
 flops (of a call, all chips), peak_share, peak_share_range, nfe_per_second (a chip; null where
 nothing is evaluated), parts {compute {name, count, seconds_each}, compute_seconds,
 attention_seconds, attention_flops, collective_seconds}, collectives, by kind {count, bytes,
-seconds}, limits, lost_seconds, compile_seconds}; rbf, where all programs that it takes are planned
-and fit, {name, model, resolution, chip, layout, batch, prompts, seconds_per_image (500 NFE, the
-chips shared by `prompts` that are searched together, their reward not among it), images_per_hour,
-seconds {evaluate, decode, ask_tell (of a round), encode (of a prompt)}, resident_bytes (a chip's,
-were all but the encoders in memory at once with all that they need)}; seconds.
+seconds}, limits, lost_seconds, compile_seconds}; rbf, where its evaluations are planned and fit,
+{name, model, resolution, chip, layout, batch, prompts, nfe, missing (names of programs that it takes and
+that are not planned: their seconds are left out), seconds_per_image (of all NFE, the chips shared
+by `prompts` that are searched together, their reward not among it), images_per_hour, seconds
+{evaluate, decode, ask_tell (of a round), encode (of a prompt); null if missing}, resident_bytes (a
+chip's, were all but the encoders in memory at once with all that they need; null if missing)};
+seconds.
 """
 
 import os
@@ -35,6 +39,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import dataclasses
+import json
 import pathlib
 import platform
 import tempfile
@@ -65,6 +70,7 @@ class Args:
       only: of programs, words of their names.
       cache: what compiling told.
       compiled: only programs that the cache has.
+      keep: the rows that the JSON file has of programs that are not planned now.
     """
 
     quick: bool = False
@@ -72,6 +78,7 @@ class Args:
     only: tuple[str, ...] = ()
     cache: pathlib.Path = pathlib.Path(tempfile.gettempdir()) / "flowsde-tpu-plan"
     compiled: bool = False
+    keep: bool = False
 
 
 def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
@@ -113,32 +120,60 @@ def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
 
 
 def searches(rows: dict[str, dict[str, Any]], uses: dict[str, Uses]) -> list[dict[str, Any]]:
-    """500 NFE of an image by RBF, where all the programs that it takes are planned and fit."""
+    """The NFE of an image by RBF, where its evaluations are planned, and nothing does not fit."""
     made = []
     for name, own in uses.items():
         needed = [name, own.decode, own.ask_tell, *own.encode]
-        if any(not rows.get(other, {}).get("fits") for other in needed):
+        missing = [other for other in needed if other not in rows]
+        if name in missing or not all(rows[n]["fits"] for n in needed if n in rows):
             continue
-        row, decode, ask_tell = (rows[n] for n in (name, own.decode, own.ask_tell))
+        row = rows[name]
+
+        def seconds_of(other: str, share: float = 1.0, rows: Any = rows) -> float | None:
+            return share * rows[other]["estimated_seconds"] if other in rows else None
+
+        decoded = rows.get(own.decode, row)["batch"]
+        encoded = [seconds_of(n, 1 / rows.get(n, row)["batch"]) for n in own.encode]
         seconds = {
-            "evaluate": row["estimated_seconds"],
-            "decode": decode["estimated_seconds"] * row["batch"] / decode["batch"],
-            "ask_tell": ask_tell["estimated_seconds"],
-            "encode": sum(rows[n]["estimated_seconds"] / rows[n]["batch"] for n in own.encode),
+            "evaluate": seconds_of(name),
+            "decode": seconds_of(own.decode, row["batch"] / decoded),
+            "ask_tell": seconds_of(own.ask_tell),
+            "encode": None if None in encoded else sum(one or 0.0 for one in encoded),
         }
-        a_round = seconds["evaluate"] + seconds["decode"] + seconds["ask_tell"]
-        each = own.nfe / row["batch"] * a_round + seconds["encode"]
+        a_round = sum(seconds[part] or 0.0 for part in ("evaluate", "decode", "ask_tell"))
+        each = own.nfe / row["batch"] * a_round + (seconds["encode"] or 0.0)
+        held = [name, own.decode, own.ask_tell]
+        whole = not {*held} & {*missing}
         made.append(
             {key: row[key] for key in SHARED}
             | {
                 "nfe": own.nfe,
+                "missing": missing,
                 "seconds_per_image": each,
                 "images_per_hour": 3600 / each,
                 "seconds": seconds,
-                "resident_bytes": sum(r["peak_bytes"] for r in (row, decode, ask_tell)),
+                "resident_bytes": sum(rows[n]["peak_bytes"] for n in held) if whole else None,
             }
         )
     return made
+
+
+def kept(
+    path: pathlib.Path | None, rows: list[dict[str, Any]], listed: list[Entry]
+) -> list[dict[str, Any]]:
+    """Rows, and those of a file of all other programs, in the order of the list.
+
+    Raises:
+      SystemExit: the file is of another compiler.
+    """
+    if path is None or not path.exists():
+        return rows
+    old = json.loads(path.read_text())
+    for name in ("jax", "libtpu"):
+        if old["versions"][name] != version(name):
+            raise SystemExit(f"--keep: {path} is of {name} {old['versions'][name]}, not this one")
+    by_name = {row["name"]: row for row in [*old["programs"], *rows]}
+    return [by_name[entry.name] for entry in listed if entry.name in by_name]
 
 
 def results(rows: list[dict[str, Any]], listed: list[Entry], seconds: float) -> dict[str, Any]:
@@ -187,6 +222,8 @@ def main(args: Args) -> None:
         except NotCompiled:
             continue
         print(told(rows[-1]), flush=True)
+    if args.keep:
+        rows = kept(args.json, rows, listed)
     found = results(rows, listed, time.perf_counter() - began)
     for row in found["rbf"]:
         print(f"{row['name']:58s} {row['seconds_per_image']:8.2f} s an image of {row['nfe']} NFE")

@@ -115,6 +115,9 @@ def test_flops_of_a_transformer_are_those_of_its_layers():
 
 
 def test_flops_of_the_kernel_are_filled_up():
+    # Many queries of few keys, as of a text.
+    made = Attention.of(1, 1, 1, 7800, 128, keys=512)
+    assert (made.flops, made.computed) == (4 * 7800 * 512 * 128, 4 * 9 * 896 * 512 * 128)
     made = Attention.of(5, 2, 3, 1100, 72)
     assert made.flops == 5 * 2 * 3 * 4 * 1100**2 * 72
     # Two blocks of 640 tokens, and whole lanes of features.
@@ -202,11 +205,15 @@ def test_seconds_of_a_search_are_of_its_rounds():
         return keys | {"name": name} | told | given
 
     rows = [row("a", 2.0, 16), row("d", 0.25, 8), row("t", 0.5, 16), row("e", 0.8, 8)]
-    uses = {"a": Uses("d", "t", ("e",)), "d": Uses("missing", "t", ())}
-    (made,) = tpu_plan.searches({r["name"]: r for r in rows}, uses)
+    uses = {"a": Uses("d", "t", ("e",)), "d": Uses("missing", "t", (), 100)}
+    made, other = tpu_plan.searches({r["name"]: r for r in rows}, uses)
     # Sixteen candidates a round, decoded eight at a time.
     assert made["seconds_per_image"] == pytest.approx(500 / 16 * (2.0 + 2 * 0.25 + 0.5) + 0.1)
-    assert made["resident_bytes"] == 3 * 10**9
+    assert made["resident_bytes"] == 3 * 10**9 and made["missing"] == []
+    # What is not planned is named, and left out.
+    assert other["seconds_per_image"] == pytest.approx(100 / 8 * (0.25 + 0.5))
+    assert (other["missing"], other["seconds"]["decode"]) == (["missing"], None)
+    assert other["resident_bytes"] is None
     rows[1]["fits"] = False
     assert tpu_plan.searches({r["name"]: r for r in rows}, uses) == []
 
