@@ -14,6 +14,8 @@ from typing import Any
 from _files import RESULTS, replace_file
 from _gradients_page import tables as gradient_tables
 from _guided_page import table as guided
+from _hardware_page import hardware
+from _rollover_page import rollover
 from _searches_page import table as searches_table
 from _speed_page import (
     cold_start,
@@ -33,7 +35,11 @@ from _tasks_plan import paper_settings
 from _world_page import base_success, diagnosis, methods_analytic, scorer
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+)
 
 
 def _tasks() -> dict[str, Any]:
@@ -86,6 +92,8 @@ def gradients() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "hardware": hardware,
+    "rollover": rollover,
     "tpu_plan": tpu_plan,
     "tpu_search": tpu_search,
     "memory": memory,

@@ -70,9 +70,11 @@ def save(figure, path: Path) -> None:
 
 
 def main(chosen: list[str]) -> None:
+    import jax
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
+    jax.config.update("jax_num_cpu_devices", 4)  # as in tests: one page wants several
     for name in chosen or NAMES:
         text = read(name)
         _, printed, figures = run(text, name)
