@@ -34,7 +34,6 @@ blocks and repetitions.
 """
 
 import itertools
-import math
 import os
 import platform
 import time
@@ -52,6 +51,7 @@ from _files import save_json
 from _flops import flops
 from _ports_pairs import BATCH, Pair, filled, normal, port, ratios
 from _rewards_qwen3vl import qwen3vl
+from _torch_owlv2 import counted
 from ports import Args
 
 import flowsde as fs
@@ -260,10 +260,8 @@ def owlv2(blocks: int) -> Both:
     )
     module: Any = filled(transformers.Owlv2ForObjectDetection(config))
     held = {key: value.detach().numpy() for key, value in module.state_dict().items()}
-    heads = {"num_attention_heads": small["num_attention_heads"]}
-    model = port(
-        "owlv2", held, {"text_config": heads, "vision_config": {"num_attention_heads": 12}}
-    )
+    heads = {f"{of}_config": {"num_attention_heads": n} for of, n in (("text", 1), ("vision", 12))}
+    model = port("owlv2", held, heads)
     counting = Counting(softness=0.5)
     queries = unit(torch.from_numpy(normal(3, 64)))
     numbers = torch.tensor([3.0, 2.0, 1.0])
@@ -275,29 +273,10 @@ def owlv2(blocks: int) -> Both:
         patches = grid.flatten(1, 2)
         logits = module.class_predictor(patches, queries.expand(len(x), -1, -1))[0]
         boxes = module.box_predictor(patches, grid)
-        found = [_counted(*one, counting) for one in zip(logits, boxes, strict=True)]
+        found = [counted(*one, counting) for one in zip(logits, boxes, strict=True)]
         return -(numbers - torch.stack(found)).square().sum(-1)
 
     return Both(count_reward(model, counting), theirs, conds)
-
-
-def _counted(logits: torch.Tensor, boxes: torch.Tensor, counting: Counting) -> torch.Tensor:
-    """Of each class, in one image; boxes by centre and sides."""
-    best, labels = logits.max(-1)
-    order = best.argsort(descending=True)
-    best, labels, boxes = best[order], labels[order], boxes[order]
-    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    inner = torch.minimum(high[:, None], high[None]) - torch.maximum(low[:, None], low[None])
-    shared, area = inner.clamp(min=0).prod(-1), boxes[:, 2:].prod(-1)
-    over = shared / (area[:, None] + area[None] - shared) > counting.overlap
-    over &= labels[:, None] == labels[None]
-    kept = torch.ones(len(best), dtype=torch.bool)
-    for i in range(len(best)):
-        if kept[i]:
-            kept[i + 1 :] &= ~over[i, i + 1 :]
-    edge = math.log(counting.threshold / (1 - counting.threshold))
-    sure = ((best - edge) / counting.softness).sigmoid() * kept
-    return torch.zeros(logits.shape[-1]).index_add(0, labels, sure)
 
 
 REWARDS: dict[str, Callable[[int], Both]] = {

@@ -22,12 +22,12 @@ flops (of a call, all chips), peak_share, peak_share_range, nfe_per_second (a ch
 nothing is evaluated), parts {compute {name, count, seconds_each}, compute_seconds,
 attention_seconds, attention_flops, collective_seconds}, collectives, by kind {count, bytes,
 seconds}, limits, lost_seconds, compile_seconds}; rbf, where its evaluations are planned and fit,
-{name, model, resolution, chip, layout, batch, prompts, nfe, missing (names of programs that it takes and
-that are not planned: their seconds are left out), seconds_per_image (of all NFE, the chips shared
-by `prompts` that are searched together, their reward not among it), images_per_hour, seconds
-{evaluate, decode, ask_tell (of a round), encode (of a prompt); null if missing}, resident_bytes (a
-chip's, were all but the encoders in memory at once with all that they need; null if missing)};
-seconds.
+{name, model, resolution, chip, layout, batch, prompts, nfe, missing (names of programs that it
+takes and that are not planned: their seconds are left out), seconds_per_image (of all NFE, the
+chips shared by `prompts` that are searched together, their reward not among it), images_per_hour,
+seconds {evaluate, decode, ask_tell (of a round), encode (of a prompt); null if missing},
+resident_bytes (a chip's, were all but the encoders in memory at once with all that they need; null
+if missing)}; seconds.
 """
 
 import os
