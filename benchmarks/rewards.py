@@ -263,8 +263,7 @@ def owlv2(blocks: int) -> Both:
     heads = {f"{of}_config": {"num_attention_heads": n} for of, n in (("text", 1), ("vision", 12))}
     model = port("owlv2", held, heads)
     counting = Counting(softness=0.5)
-    queries = unit(torch.from_numpy(normal(3, 64)))
-    numbers = torch.tensor([3.0, 2.0, 1.0])
+    queries, numbers = unit(torch.from_numpy(normal(3, 64))), torch.tensor([3.0, 2.0, 1.0])
     told = wanted(queries.numpy(), {"red cube": 3, "dog": 2, "cat": 1})
     conds = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a)[None], BATCH, axis=0), told)
 
