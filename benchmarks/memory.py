@@ -46,7 +46,9 @@ from flowsde.models.autoencoder_wan.past import Past
 from flowsde.models.clip.model import CLIPTextConfig
 from flowsde.models.common.layers import Numerics
 from flowsde.models.family import Family, abstract
+from flowsde.models.flux.model import FluxConfig
 from flowsde.models.sd3.model import SD3Config
+from flowsde.models.wan.model import WanConfig
 
 DEVICES = {"a GPU of 24 GB": 24e9, "a GPU of 80 GB": 80e9, "a chip of v5e-8": 16e9}
 PIXELS, HEIGHT, WIDTH = 1024, 480, 832
@@ -109,7 +111,7 @@ def models() -> list[Model]:
     """All rows."""
     made = [
         Model(
-            name="FLUX.1-dev", family=flux.FAMILY, config=flux.FAMILY.config.dev(), encoders=_T5,
+            name="FLUX.1-dev", family=flux.FAMILY, config=FluxConfig.dev(), encoders=_T5,
             text=512, hidden=12288 + 4 * 3072, guided=False,
         ),
         Model(
@@ -131,7 +133,7 @@ def models() -> list[Model]:
         )  # fmt: skip
     umt5 = ((t5.UMT5, t5.UMT5.config()),)
     for name in ("1_3b", "14b"):
-        config = getattr(wan.FAMILY.config, f"t2v_{name}")()
+        config = getattr(WanConfig, f"t2v_{name}")()
         called = f"Wan2.1-{name.replace('_', '.').upper()}"
         made += [
             Model(
@@ -160,12 +162,14 @@ def evaluating(model: Model) -> int:
 
 def decoding(frames: int) -> int:
     """Bytes beside the weights of decoding a video, computed."""
-    vae = abstract(autoencoder_wan.FAMILY, config := autoencoder_wan.FAMILY.config(), _LOW)
+    config = autoencoder_wan.FAMILY.config()
+    vae: Any = abstract(autoencoder_wan.FAMILY, config, _LOW)
     graph, state = nnx.split(vae)
 
     def kept(state: Any, z: jax.Array) -> list[jax.Array]:
         past = Past()
-        nnx.merge(graph, state).decoder(z, past)
+        made: Any = nnx.merge(graph, state)
+        made.decoder(z, past)
         return past.kept
 
     side = (HEIGHT // config.factor, WIDTH // config.factor)
