@@ -185,7 +185,7 @@ def evaluation(
         flow = fs.Flow.from_callable(lambda s, x, t, c: nnx.merge(graph, s)(x, t, c), state, shape)
         model, kind = records.Model(flow, None, cond), records.Program(method).kind
         size = n // layout.groups
-        return evaluate_model(model, asked, kind, size, layout, least=size)[0]
+        return evaluate_model(model, asked, kind, size, layout, size)[0]
 
     rows = partial(place.array, (prompts, chains))
     # Rows of latents are rows of tokens.

@@ -108,6 +108,7 @@ def wrong(trees):
         yield f"imports run in a circle: {', '.join(sorted(needs))}"
 
 
+@pytest.mark.slow
 def test_imports_point_down_and_nobody_asks_which_search_it_is():
     trees = parsed(SOURCES)
     assert len(trees) > 150

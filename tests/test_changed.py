@@ -44,6 +44,7 @@ def sample(model):
     return fs.sample(jax.random.key(0), flow, kernel=kernel, grid=GRID, n=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

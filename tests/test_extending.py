@@ -176,6 +176,7 @@ def test_a_family_and_a_reward_are_found(extended):
     python(extended, code)
 
 
+@pytest.mark.slow
 def test_a_search_of_ones_own_keeps_the_protocol():
     """The page's search, from Python alone, held to the runner's contract."""
     import jax

@@ -248,6 +248,7 @@ def counting(params, x, t, cond):
     return jnp.tanh(x) * params + cond[:, None]
 
 
+@pytest.mark.slow
 def test_posterior_samples_belong_to_their_numbers_and_share_the_first_step():
     flow = fs.Flow.from_callable(counting, jnp.float32(0.7), (2,))
     x = np.asarray(jax.random.normal(KEY, (3, 2)), np.float32)

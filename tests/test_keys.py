@@ -49,6 +49,7 @@ def test_particles_do_not_depend_on_their_neighbours(impl):
     np.testing.assert_array_equal(sample(n=4), whole[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", FAST)
 def test_a_prompt_does_not_depend_on_width_others_chunks_mesh_or_a_stop(impl):
     key = spent(jax.random.key(5, impl=impl))
@@ -143,6 +144,7 @@ def test_prompt_ids_do_not_wrap(ids):
             go(jax.random.key(0), FLOW, rbf(), reward, prompt_ids=ids)
 
 
+@pytest.mark.slow
 def test_the_last_prompt_id_is_one_of_its_own():
     found = fs.run(jax.random.key(0), FLOW, rbf(), reward, prompt_ids=[2**32 - 1, 2**31, 0])
     assert len(np.unique(found.x, axis=0)) == 3

@@ -59,6 +59,7 @@ def test_a_model_in_training_mode_is_evaluated_in_evaluation_mode():
     close(flow.velocity_fn(flow.params, X, T, None), wanted)
 
 
+@pytest.mark.slow
 def test_a_search_does_not_depend_on_chunks():
     net, judge = Net(nnx.Rngs(0)), Net(nnx.Rngs(1), features=1)
     flow = fs.Flow.from_nnx(net, (2,), decode=Net(nnx.Rngs(2)))

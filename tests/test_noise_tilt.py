@@ -63,6 +63,7 @@ def test_a_smooth_gradient_becomes_noise():
     assert cosine > 0.04
 
 
+@pytest.mark.slow
 def test_the_law_given_the_gradient():
     """N(mean + std sqrt(rho) w, (1 - rho) std^2), with its density."""
     x, x0, x1, gradient = jax.random.normal(KEY, (4, 4, 4), jnp.float32)
@@ -91,6 +92,7 @@ def rising(images, cond):
     return images @ jnp.linspace(1.0, -1.0, 8, dtype=jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_search_takes_it_and_finds_more_reward():
     data = fs.analytic.gaussian(np.zeros(8), 0.5)
     rewards = []

@@ -88,6 +88,7 @@ def test_a_picture_without_a_part_is_never_the_best(nothing):
         assert np.isfinite(told[0]) and np.isnan(told[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bon")) for name in NAMES]
 )

@@ -129,6 +129,7 @@ def test_a_kernel_runs_its_own_program():
     assert _sample._cache_size() == size
 
 
+@pytest.mark.slow
 def test_a_search_runs_its_own_program():
     """The reward is that of moved noise: with u = 0 the posterior mean is the noise itself."""
     first = functools.partial(fs.run, KEY, FLOW)

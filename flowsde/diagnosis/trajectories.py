@@ -179,7 +179,7 @@ class _Meter:
         self._job, self._tell, self.kernel = job, tell, kernel
         self.cost, self.size = job.flow.evaluations, job.sizes.model
         of_one = jax.tree.map(lambda a: a[prompt], job.model.cond)
-        self._cond, self._told = (self._repeated(of_one, rows) for rows in job.sizes)
+        self._cond, self._told = (self._repeated(of_one, rows) for rows in job.sizes[:2])
         self.nfe = self.evaluations = self.verifier_calls = 0
         self._seconds: tuple[list[float], list[float]] = ([], [])
 

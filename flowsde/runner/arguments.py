@@ -178,7 +178,7 @@ def prepare(
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:
         chunk_size = AT_ONCE
-    sizes = sizes_of(rows, chunk_size, verifier.minibatch)
+    sizes = sizes_of(flow, rows, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
     flow = exact_flow(flow, for_model(cond))

@@ -2,9 +2,9 @@
 
 A round has as many rows as its search likes, and compiled code a fixed number of them. What whole
 chunks leave is computed one by one, by a second copy of the model in the same program. That takes
-its time to compile: about a second on two CPU cores for the embedded model, as would each further
-size. So there are no more, and what is left fills up a chunk after all where there is much of it,
-or where at most one row is computed for nobody to every `SPARE` of the round.
+its time to compile, as would each further size. So there are no more, and what is left fills up a
+chunk after all where the model is small, where much is left, or where at most one row is computed
+for nobody to every `SPARE` of the round.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde.flow import Flow
 from flowsde.runner.mesh import EVERYWHERE, Placement
 
+LARGE = 10_000_000
+"""Parameters of a model that is worth compiling twice. A smaller one, such as the embedded model,
+takes seconds to compile again, and a search of it a fraction of one to fill up its chunks."""
 SPARE = 20
 """Of so many rows of a round, one more may be computed for nobody."""
 _FEW, _FEW_ON_CPU = 4, 32
@@ -31,12 +35,18 @@ def few() -> int:
     return _FEW_ON_CPU if jax.default_backend() == "cpu" else _FEW
 
 
+def least_of(flow: Flow, size: int, least: int = 1) -> int:
+    """The rows to which what is left is filled up: `least`, or a whole chunk of a small model."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(flow) if hasattr(leaf, "size"))
+    return min(size, least) if parameters >= LARGE else size
+
+
 def even_size(most: int, size: int) -> int:
     """The size of as many chunks as rounds of `most` rows take, or less where that is more even."""
     return size if most % size <= _FEW else -(-most // -(-most // size))
 
 
-def sizes_below(size: int, least: int = 1) -> tuple[int, ...]:
+def sizes_below(size: int, least: int) -> tuple[int, ...]:
     """Sizes of chunks of at most `size` rows, the largest first, down to `least`."""
     return (size, least) if size > least else (size,)
 

@@ -181,8 +181,8 @@ def evaluate_model(
     asked: Candidates,
     kind: Kind,
     size: int,
-    placement: Placement = ALONE,
-    least: int = 1,
+    placement: Placement,
+    least: int,
 ) -> tuple[Evaluation, Computed]:
     """Evaluate the rows of candidates; rewards only with gradients.
 

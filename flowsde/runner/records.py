@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
     model: int
     reward: int
-    least: int = 1
+    least: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

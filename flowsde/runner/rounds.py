@@ -289,5 +289,5 @@ def tell_and_ask(
 
 
 start = jax.jit(_init, static_argnames=("program", "shape", "single", "parts"))
-model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "placement"))
+model_step = jax.jit(evaluate_model, static_argnames=("kind", "size", "placement", "least"))
 reward_step = jax.jit(evaluate_reward, static_argnames=("kind", "size", "placement"))

@@ -212,7 +212,7 @@ def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
     model = job.model
     if not job.search.uses_gradient:
         model = dataclasses.replace(model, reward=None)
-    return model, asked, job.program.kind, job.sizes.model, job.placement
+    return model, asked, job.program.kind, job.sizes.model, job.placement, job.sizes.least
 
 
 _ROOM = 256

@@ -47,6 +47,7 @@ def test_packaged_weights_come_back_bit_for_bit(loaded, name):
         np.testing.assert_array_equal(back[path], array, strict=True)
 
 
+@pytest.mark.slow
 def test_model_and_reward_are_ours(loaded):
     model, scorer = loaded
     rng = np.random.default_rng(0)
@@ -87,6 +88,7 @@ class SameNoise:
         return float(jax.random.uniform(key, (), jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "nfe"), [("rbf", 45), ("svdd", 30), ("smc", 30), ("bon", 35)])
 def test_search_is_the_same_given_the_same_noise(loaded, method, nfe):
     given = {"nfe": nfe, "steps": 5}

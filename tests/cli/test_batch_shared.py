@@ -56,6 +56,7 @@ def same(one: dict[str, dict], other: dict[str, dict]) -> None:
         assert own == other[name]
 
 
+@pytest.mark.slow
 def test_one_process_alone_finds_what_it_finds_without(tmp_path, capsys):
     command = listed(tmp_path / "prompts.txt", 5)
     cli.main([*command, "--out", str(tmp_path / "one")])
@@ -75,6 +76,7 @@ def test_one_process_alone_finds_what_it_finds_without(tmp_path, capsys):
     assert "is already complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fails_is_said_once(tmp_path, capsys, monkeypatch):
     command = [*listed(tmp_path / "prompts.txt", 3), "--shared", "--out", str(tmp_path / "out")]
     second = (tmp_path / "prompts.txt").read_text().splitlines()[1]

@@ -109,6 +109,7 @@ SLOW = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in settings.METHODS],
@@ -190,6 +191,7 @@ def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
 
 
+@pytest.mark.slow
 def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
     bon = [PROMPT, "--method", "bon", "--steps", "3", "--nfe", "12"]
     result = _sample(tmp_path / "kept", *bon, "--keep", "3")
@@ -462,6 +464,7 @@ def test_wrong_lines(
     assert "holds no prompt" in refused(capsys, "sample", "--prompts-file", str(path))
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "prompts.txt", tmp_path / "out"
     path.write_bytes((FILE % "a red circle").encode())

@@ -69,6 +69,7 @@ def commands(tmp_path: Path) -> dict[str, list[str]]:
     return {"sample": SAMPLE, "batch": [*BATCH, "--prompts-file", str(file)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample", "batch"])
 def test_an_error_in_any_reward(
     unseen: None,
@@ -130,6 +131,7 @@ class _Failing(io.StringIO):
         self._count()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample", "batch"])
 @pytest.mark.parametrize(("code", "expected"), [(errno.EPIPE, 141), (errno.ENOSPC, 1)])
 def test_an_error_in_any_print(
@@ -193,6 +195,7 @@ def test_rewards_that_json_has_no_word_for(
     assert number(values["reward"], "mean") > 1e38 and values["failed"] == []
 
 
+@pytest.mark.slow
 def test_one_prompt_without_a_reward_does_not_block_a_list(
     commands: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +232,7 @@ def test_one_prompt_without_a_reward_does_not_block_a_list(
     assert line.endswith("NFE: reward 'judge' was NaN or -inf for every candidate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notices", [True, False])
 def test_a_model_that_gives_nan(
     notices: bool,

@@ -150,6 +150,7 @@ def test_a_stop_before_the_first_round(
     assert "no saved state" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_settings_are_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +299,7 @@ def test_is_resumed_after_a_kill(tmp_path: Path) -> None:
     _same(parts, whole)
 
 
+@pytest.mark.slow
 def test_an_option_left_out_again_is_another_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def test_the_choices_are_the_models() -> None:
         shapes.load_flow(model="turbo")
 
 
+@pytest.mark.slow
 def test_sample_samples_the_model_that_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_weights_of_another_model_are_refused(
     assert "holds weights of turbo, expected those of shapes or scorer" in said
 
 
+@pytest.mark.slow
 def test_compare_compares_on_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--methods", "bon", "--nfe", "4", "--steps", "2", "--prompts", "2", "--seeds", "1"]
     cli.main(["compare", *own, *TURBO, "--out", str(tmp_path)])

@@ -322,6 +322,7 @@ def test_wrong_values(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_results_are_not_overwritten(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +346,7 @@ def test_results_are_not_overwritten(
     assert len(list((tmp_path / PARTS).iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_resume(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -398,6 +400,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_page_holds_everything_itself(page: Path) -> None:
     reader = _Reader()
     reader.feed(page.read_text(encoding="utf-8"))

@@ -78,6 +78,7 @@ def test_a_saved_search_lies_beside_what_is_there(tmp_path: Path) -> None:
     assert all(name.startswith(".flowsde/") for name in after.keys() - before.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name"),
     [
@@ -156,6 +157,7 @@ def test_an_unfinished_run_of_an_earlier_version_is_named(
     assert f"{tmp_path} is already complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_search_records_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

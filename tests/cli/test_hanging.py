@@ -100,6 +100,7 @@ raise SystemExit(7)
 """
 
 
+@pytest.mark.slow
 def test_a_thread_left_in_jax_does_not_abort_a_script() -> None:
     done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True)
     assert done.returncode == 7, done.stderr

@@ -103,6 +103,7 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
     return own | {"kept": [_without(one) for one in values.get("kept", ())]}
 
 
+@pytest.mark.slow
 def test_it_scores_the_answers_alone(
     found: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def files(tmp_path):
     return {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_flux_without_a_reward(places, tmp_path, capsys):
     text = "--model {dev} --size 16x24 --steps 2 --method ode --guidance 2 --save-trajectory"
     result = sample(places, text, PROMPT)

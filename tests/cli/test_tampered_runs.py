@@ -37,6 +37,7 @@ def _interrupted(command: Callable[..., None], out: Path, where: str) -> None:
         command(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "where", "times"),
     [
@@ -99,6 +100,7 @@ def _results(out: Path) -> dict[str, Any]:
     return {name: every[name] for name in every if name.endswith(("result.json", "image.png"))}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*going on from the save before it")
 def test_saved_searches(tmp_path: Path) -> None:
     kernel = fs.kernels.euler_maruyama(fs.interpolants.vp(), fs.diffusion.square(3.0))

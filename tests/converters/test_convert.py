@@ -328,6 +328,7 @@ def test_an_interruption_leaves_nothing(source, tmp_path):
     assert not left(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_no_out(source, tmp_path):
     out = tmp_path / "out"
     script = Path(killed_convert.__file__)

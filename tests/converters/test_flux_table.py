@@ -43,6 +43,7 @@ def same(back, tensors):
         np.testing.assert_array_equal(back[key], tensor, strict=True)
 
 
+@pytest.mark.slow
 def test_published_checkpoints_of_diffusers_fit(published):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     name, config, model = published

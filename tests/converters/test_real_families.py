@@ -128,6 +128,7 @@ def pipeline(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_models_of_a_pipeline_convert_load_and_come_back(pipeline, tmp_path):
     job = convert.prepare(pipeline)
     named = {name: one.family.name for name, one in job.plans.items()}

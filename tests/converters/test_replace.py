@@ -22,6 +22,7 @@ from flowsde_converters import convert
 from flowsde_converters.back import prepare_back, run_back
 
 
+@pytest.mark.slow
 def test_killed_at_any_call(tmp_path):
     """At every rename, flush and removal: a reader finds the old or the new, never less; the next
     writer comes through and leaves nothing of the dead one's."""
@@ -45,6 +46,7 @@ def test_killed_at_any_call(tmp_path):
         assert reads[-1] == "new" and changes == 1
 
 
+@pytest.mark.slow
 def test_process_ids_may_repeat(source, tmp_path, monkeypatch):
     """As in a container, where every process is the first."""
     script = Path(killed_convert.__file__)

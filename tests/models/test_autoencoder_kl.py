@@ -90,6 +90,7 @@ def test_posterior(flux, n, height, width):
     assert_posterior(flux, normal(n, height, width, 3))
 
 
+@pytest.mark.slow
 def test_posterior_with_quant_convolutions(sd):
     assert_posterior(sd, normal(2, 8, 20, 3))
 
@@ -103,11 +104,13 @@ def assert_posterior(pair, x):
     assert mean.shape[1:3] == tuple(side // model.config.factor for side in x.shape[1:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 8, 8), (2, 4, 6)])
 def test_decoded_latents(flux, n, height, width):
     assert_decoded(flux, normal(n, height, width, 16))
 
 
+@pytest.mark.slow
 def test_decoded_latents_with_quant_convolutions(sd):
     assert_decoded(sd, normal(2, 3, 5, 4))
 
@@ -126,6 +129,7 @@ def normalised(module, z):
     return of._unpatchify_latents(module.bn(of._patchify_latents(z)))
 
 
+@pytest.mark.slow
 def test_latents_that_are_normalised(flux2):
     """By the statistics that PyTorch's own layer normalises by."""
     module, model, _ = flux2
@@ -211,6 +215,7 @@ def test_log_variance_is_kept_in_bounds(flux):
     assert (found == np.where(np.arange(16) % 2 == 0, 20.0, -30.0)).all()
 
 
+@pytest.mark.slow
 def test_gradients(flux):
     module, model, found = flux
     x = normal(1, 8, 8, 3)

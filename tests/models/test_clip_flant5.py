@@ -81,6 +81,7 @@ def test_tower_projector_encoder_and_answer(golden, model):
     assert error(said, golden["log_probabilities"]) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odds", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_scores_and_gradients_of_the_image(golden, model, odds):
     """Through the preprocessing too, of pictures that are no squares."""

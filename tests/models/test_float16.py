@@ -161,6 +161,7 @@ def test_clip(tmp_path):
     assert max(error(a, b) for a, b in zip(ours, (texts, images), strict=True)) < 2e-5
 
 
+@pytest.mark.slow
 def test_autoencoder(tmp_path):
     folder, module = converted(randomised(autoencoder()), tmp_path)
     latents, images = normal(1, 4, 6, 4), normal(1, 8, 12, 3, seed=1)

@@ -219,6 +219,7 @@ def test_latents_are_packed_as_diffusers_packs_them(guided):
     assert error(made, wanted) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_flow_of_it_is_sampled_and_differentiated(guided):
     _, model = guided
     flow = fs.Flow.from_nnx(model, (4, 4, 4))

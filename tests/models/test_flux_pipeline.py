@@ -31,6 +31,7 @@ def both(request, folders):
     return folders[f"{request.param} of diffusers"], fs.load(folders[request.param] / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 def test_images_are_those_of_diffusers(both, steps):
     theirs, ours = both
@@ -108,6 +109,7 @@ def freed(folders, tmp_path_factory):
     return theirs, fs.load(out), out
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_guides_as_in_diffusers(freed):
     theirs, ours, _ = freed
     height, width = SIZE
@@ -131,6 +133,7 @@ def test_a_negative_prompt_guides_as_in_diffusers(freed):
     np.testing.assert_allclose(tiny.rows_first(x), latents, atol=1e-3 * np.abs(latents).max())
 
 
+@pytest.mark.slow
 def test_the_command_leads_away_from_a_negative_prompt(freed, tmp_path):
     ours, out = freed[1:]
     words = ["sample", PROMPT, "--model", str(out), "--method", "ode", "--text-tokens", "20"]

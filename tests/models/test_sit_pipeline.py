@@ -23,6 +23,7 @@ def pipeline(others):
     return SiTPipeline(others["sit"], others["vae"])
 
 
+@pytest.mark.slow
 def test_guidance_is_on_three_channels_and_costs_two(pipeline, others):
     flow, plain = pipeline.flow(3.0), fs.load(others["sit"])
     assert (flow.evaluations, pipeline.flow(1.0).evaluations) == (2, 1)
@@ -47,6 +48,7 @@ def labelled(tmp_path_factory):
     return tiny.sit_model(folder, dataclasses.replace(tiny.SIT, unlabelled=False))
 
 
+@pytest.mark.slow
 def test_without_a_label_for_none_all_classes_are_read_and_none_guides(labelled, others):
     pipeline = SiTPipeline(labelled, others["vae"])
     assert pipeline.config.classes == 3
@@ -66,6 +68,7 @@ def test_without_a_label_for_none_all_classes_are_read_and_none_guides(labelled,
         guided_velocity(model, x, t, labels, 4.0)
 
 
+@pytest.mark.slow
 def test_the_command_guides_only_with_a_label_for_none(labelled, others, tmp_path, capsys):
     words = ["sample", "--model", str(labelled), "--vae", str(others["vae"]), "--label", "2"]
     words += ["--method", "ode", "--steps", "1", "--out", str(tmp_path / "out")]

@@ -229,6 +229,7 @@ def go(reward, resume=None):
     return fs.run(KEY, flow(), SEARCH, reward, cond=COND, resume=resume)
 
 
+@pytest.mark.slow
 def test_a_version_is_pinned_to_what_was_begun_with_it(tmp_path):
     def of(version):
         return fs.rewards.host(host_reward, "judge", version=version)

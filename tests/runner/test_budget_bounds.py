@@ -140,6 +140,7 @@ def test_surplus_counts():
         fs.run(KEY, flow_of(2), search, first)
 
 
+@pytest.mark.slow
 def test_a_huge_budget_takes_no_memory_before_it_is_spent():
     """A log of all rounds would be one of 2**29."""
     search = fs.search.rbf(nfe=2**30, **OPTIONS)

@@ -11,6 +11,13 @@ from problems import SDE, decode, problems, reward, row, velocity
 import flowsde as fs
 from flowsde.runner import chunks
 
+
+@pytest.fixture(autouse=True)
+def any_model_is_large(monkeypatch):
+    monkeypatch.setattr(chunks, "LARGE", 0)
+    jax.clear_caches()
+
+
 sizes = importlib.import_module("flowsde.runner.sizes")
 KEY = jax.random.key(2)
 
@@ -21,7 +28,7 @@ def test_all_rows_are_computed_and_hardly_more(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     n = np.arange(1, 400, dtype=np.int32)
     for size in range(1, 33 if backend == "cpu" else 6):
-        below = chunks.sizes_below(size)
+        below = chunks.sizes_below(size, 1)
         whole, *ones = chunks.chunks_of(n, below, np)
         computed = size * whole + sum(ones)
         assert np.all(n <= computed) and np.all(20 * (computed - n) <= n)
@@ -37,13 +44,22 @@ def test_all_rows_are_computed_and_hardly_more(backend, monkeypatch):
     assert [chunks.rows_of(k, (8, 2)) for k in (1, 8, 9)] == [2, 8, 10]
 
 
+def test_a_small_model_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(chunks, "LARGE", 1000)
+    small, large = (fs.Flow.from_callable(velocity, {"w": jnp.ones(n)}, (2,)) for n in (900, 1000))
+    assert [chunks.least_of(flow, 8, 2) for flow in (small, large)] == [8, 2]
+    assert chunks.least_of(large, 1, 2) == 1
+    assert sizes.sizes_of(small, 16, 8, None) == (8, 8, 8)
+    assert sizes.sizes_of(large, 16, 8, None) == (8, 8, 1)
+
+
 def test_chunks_of_a_round_are_as_many_and_more_even():
     for most in range(1, 120):
         for asked in range(1, 120):
-            size = sizes.sizes_of(most, asked, None).model
+            size = sizes.sizes_of((), most, asked, None).model
             assert 1 <= size <= min(asked, most)
             assert -(-most // size) == -(-most // min(asked, most))
-    assert [sizes.sizes_of(49, n, None).model for n in (8, 16, 32, None)] == [8, 16, 25, 49]
+    assert [sizes.sizes_of((), 49, n, None).model for n in (8, 16, 32, None)] == [8, 16, 25, 49]
 
 
 @pytest.mark.parametrize("go", [fs.run, pytest.param(fs.iterate, marks=pytest.mark.slow)])

@@ -74,6 +74,7 @@ def test_a_lost_process_ends_the_job_which_then_ends_as_one_process_would(tmp_pa
                 np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_own_prompts_are_of_the_result():
     ids, cond = batch(2)
     result = fs.run(KEY, flow(), two_processes.SEARCH, reward, cond=cond, prompt_ids=ids)

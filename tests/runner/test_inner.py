@@ -63,6 +63,7 @@ def units(search):
             return 1 + 2 * M + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["smc"], SEARCHES))
 def test_all_is_counted_and_the_answer_is_a_point_of_the_flow(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
@@ -143,6 +144,7 @@ def test_svdd_equals_children_drawn_one_by_one():
         np.testing.assert_allclose(result.x[i], current.x, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_iterate_resumes_within(tmp_path):
     search = SEARCHES["rbf"]
     ids, cond = batch(2)
@@ -155,6 +157,7 @@ def test_iterate_resumes_within(tmp_path):
         np.testing.assert_array_equal(getattr(resumed, name), getattr(rounds[-1], name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow("rbf"), "smc"])
 def test_rows_on_several_devices(name):
     """Each moves its own; the search may be told numbers of them."""

@@ -129,6 +129,7 @@ def test_one_prompt_alone_and_a_reward_outside_jax():
     same(hosted, alone(RBF))
 
 
+@pytest.mark.slow
 def test_model_decoder_and_reward_find_the_mesh():
     """For kernels that the compiler cannot split."""
     found = []
@@ -147,6 +148,7 @@ def test_model_decoder_and_reward_find_the_mesh():
     assert all(seen == shape for _, seen in found)
 
 
+@pytest.mark.slow
 def test_the_second_run_compiles_nothing(caplog):
     with jax.log_compiles():
         go(mesh=mesh_of(1, 1, 2), nfe=36)
@@ -175,6 +177,7 @@ def collectives(search, mesh, **others):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_selection_costs_no_collective_where_particles_live_together(chunk_size):
     """One number a round says whether all are done, one whether there is more to evaluate."""
@@ -204,7 +207,7 @@ def test_where_particles_span_devices_numbers_and_the_chosen_move(chunk_size):
         nfe=41, kernel=RBF.inner.kernel, grid=RBF.inner.grid, chains=2, width=8, finish="mean"
     )
     # A reward of each; how often it was computed, and differentiated. Both means of the chosen.
-    numbers = 4 * 16 * 3
+    numbers = 4 * 16 * (1 if chunk_size is None else 3)
     chosen, particle = 4 * 2 * 3, 2
     assert moved_by(wide, chunk_size) == {
         "all-gather": numbers,
@@ -212,11 +215,11 @@ def test_where_particles_span_devices_numbers_and_the_chosen_move(chunk_size):
     }
 
 
+@pytest.mark.slow
 def test_a_search_that_keeps_all_candidates_is_told_all():
     smc = METHODS["smc"]
     rows, particle = 4 * smc.n_candidates, 2
-    # A reward of each, how often it was computed and differentiated, and both means.
-    assert moved_by(smc) == {"all-gather": 3 * rows + 2 * rows * particle}
+    assert moved_by(smc) == {"all-gather": rows + 2 * rows * particle}
 
 
 SVDD = METHODS["svdd"].inner
@@ -267,6 +270,7 @@ class Loose(fs.search.SearchBase):
 SVDD_FIELDS = {f.name: getattr(SVDD, f.name) for f in dataclasses.fields(SVDD)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [Doubled(**SVDD_FIELDS), Loose(SVDD)], ids=["doubled", "loose"])
 def test_a_search_that_does_more_than_select_is_told_all(search):
     same(go(search, nfe=20, mesh=mesh_of(1, 2)), go(search, nfe=20))
@@ -279,6 +283,7 @@ def test_of_split_parameters_only_activations_move():
     assert moved == [("all-reduce", [2 * RBF.n_candidates * 2])], "the second layer's output"
 
 
+@pytest.mark.slow
 def test_parameters_lie_as_the_rules_say():
     mesh = mesh_of(2, 1, 2)
 

@@ -83,6 +83,7 @@ def results(**options):
     return fs.iterate(KEY, flow(), SEARCH, reward, cond=row(batch(4)[1], 1), **options)
 
 
+@pytest.mark.slow
 def test_what_is_not_this_search_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere holds no saved search"):
         fs.restore_search(tmp_path / "nowhere", SEARCH)
@@ -133,6 +134,7 @@ def as_before(arrays, about, finishing):
     return old, about | {"keys": keys}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish", ["mean", "complete"])
 def test_a_save_of_the_version_before_is_resumed(finish):
     search = fs.search.rbf(nfe=27, kernel=SDE, grid=GRID, finish=finish, finish_steps=4)

@@ -71,6 +71,7 @@ def same(found, expected):
     np.testing.assert_array_equal(found.kept.x0, expected.kept.x0)
 
 
+@pytest.mark.slow
 def test_seconds_become_evaluations_which_repeat_the_search(ticking):
     """A reward each but for the first step of finishing: n evaluations take n - 1 seconds.
 

@@ -36,6 +36,7 @@ def same(a, b, tolerance=1e-4):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_each_prompt_is_guided_away_from_its_own_null(chunk_size):
     """x0 = null + 3 (cond - null), the point that guidance leads to; the reward is told cond."""
@@ -49,6 +50,7 @@ def test_each_prompt_is_guided_away_from_its_own_null(chunk_size):
     same(shared.x0, NULL["at"][1] + 3.0 * (COND["at"] - NULL["at"][1]))
 
 
+@pytest.mark.slow
 def test_own_nulls_in_a_batch_in_sample_and_of_a_single_prompt():
     wanted = NULL["at"] + 3.0 * (COND["at"] - NULL["at"])
     guided = fs.guide(flow(), 3.0, NULL)
@@ -96,6 +98,7 @@ def test_a_search_in_a_compiled_function_is_refused(transformation):
         transformation(best)(jnp.ones(2))
 
 
+@pytest.mark.slow
 def test_host_rewards_read_the_prompts():
     """The text of each image's prompt, alone, together and packed, with or without a minibatch."""
     heard = {}
@@ -150,6 +153,7 @@ def test_what_rewards_are_told_must_fit():
         fs.run(KEY, flow(), SEARCH, reward, reward_cond={"at": NULL["at"][:2]}, **options)
 
 
+@pytest.mark.slow
 def test_host_rewards_may_be_torch():
     """PyTorch warns of arrays that cannot be written to, and warnings are errors here."""
     torch = pytest.importorskip("torch")

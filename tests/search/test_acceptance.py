@@ -65,6 +65,7 @@ FAST = ("quantile", "threshold", "calibrated at some")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RULES if name not in FAST]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_equals_the_rule_one_draw_at_a_time(name):
     result = run(name, 3)

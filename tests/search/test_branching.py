@@ -66,6 +66,7 @@ def test_the_budget_goes_to_the_steps_chosen(steps):
             assert np.ptp(quotas(blocks, nfe)[:, start : start + length], axis=1).max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "steps"),
     [(1, (2, 3)), pytest.param(2, (1, 4), marks=pytest.mark.slow)],
@@ -90,6 +91,7 @@ def test_equals_children_drawn_one_by_one(block, steps):
     np.testing.assert_array_equal(result.verifier_calls, expected)
 
 
+@pytest.mark.slow
 def test_smc_weighs_at_the_steps_chosen():
     search = fs.search.smc(
         nfe=60, kernel=SDE, grid=GRID, temperature=0.1, threshold=1.0, branch_at=(2,), finish="mean"
@@ -106,6 +108,7 @@ def test_smc_weighs_at_the_steps_chosen():
         fs.search.smc(nfe=60, kernel=SDE, grid=GRID, potential="final", branch_at=2)
 
 
+@pytest.mark.slow
 def test_a_gradient_where_none_compete_leaves_the_bar_of_rbf():
     """Rewards come with gradients at every step: r* is of the steps that branch all the same."""
     kernel = fs.kernels.reward_gradient(SDE, temperature=2.0)

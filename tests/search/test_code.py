@@ -33,6 +33,7 @@ def svdd(nfe, **options):
     return fs.search.svdd(nfe=nfe, kernel=SDE, grid=GRID, finish="mean", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [

@@ -79,6 +79,7 @@ def chain_alone(c, search, budget, bars, prompt_id, cond, noise, move, evaluate)
         i, point = i + 1, visit(i + 1, point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "bars"),
     [

@@ -61,6 +61,7 @@ def one_by_one(search, starts, prompt_id, cond, noise, move, evaluate):
             return parents, search.nfe - left, number, used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search", "starts"),
     [
@@ -88,6 +89,7 @@ def test_equals_pictures_drawn_one_by_one(search, starts):
         np.testing.assert_allclose(result.x[i], parents[0].x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_a_second_generation_it_is_best_of_n():
     ids, cond = batch(COUNT)
     flat = {"cond": cond, "prompt_ids": ids, "invalid": "warn"}
@@ -103,6 +105,7 @@ def blind(images, cond):
     return jnp.sin(1e5 * images[:, 0])
 
 
+@pytest.mark.slow
 def test_without_preferences_pictures_stay_the_models():
     # Ten in eleven answers are descendants, noised up to times that fall.
     data, count = fs.analytic.mixture([0.7, 0.3], [[1.0], [-1.0]], 0.05), 4000

@@ -143,6 +143,7 @@ def test_finishing_by_heun_and_by_adams_is_of_second_order():
     assert errors["adams", 8] > 8.0 * errors["adams", 32]
 
 
+@pytest.mark.slow
 def test_adams_finishing_is_its_steps_and_is_resumed_within_them(tmp_path):
     """Bit for bit from a save after any round: what the last step left is in the state."""
     vp, steps = fs.interpolants.vp(), 4

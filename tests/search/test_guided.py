@@ -60,6 +60,7 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
     assert results[-1].info.backward_passes[-1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ode", pytest.param("samples", marks=pytest.mark.slow)])
 def test_gradients_are_of_the_mean_and_rewards_of_what_is_seen_ahead(kind):
     search = fs.search.svdd(

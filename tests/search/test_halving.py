@@ -74,6 +74,7 @@ def answer(points):
     return max(scored, key=lambda p: (-p.t, p.reward)) if scored else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "legs", "resumed"),
     [
@@ -130,6 +131,7 @@ def test_equals_trajectories_followed_one_by_one(options, legs, resumed):
         np.testing.assert_allclose(result.x[i], best.x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"rungs": 0}, pytest.param({"rungs": 2, "factor": 1}, marks=pytest.mark.slow)]
 )
@@ -181,6 +183,7 @@ def test_a_huge_budget_is_divided_exactly():
     assert counts[0] == drafts and counts @ search._lengths <= last
 
 
+@pytest.mark.slow
 def test_nothing_is_evaluated_twice():
     """Drafts share the first time with what goes on from it, which is charged once."""
     search = halving(3 * 3 + 4, draft_steps=3, factor=3)
@@ -195,6 +198,7 @@ def test_nothing_is_evaluated_twice():
         np.testing.assert_array_equal(times, expected)
 
 
+@pytest.mark.slow
 def test_drafts_are_answers_before_anything_else_is():
     """An answer after the first leg, of the drafts; it never becomes worse at the same time."""
     ids, cond = batch(COUNT)
@@ -212,6 +216,7 @@ def test_drafts_are_answers_before_anything_else_is():
     np.testing.assert_array_equal(np.asarray(met.nfe) == drafts, stopped)
 
 
+@pytest.mark.slow
 def test_lines_follow_drafts_to_their_ends():
     search = halving(draft_steps=2, factor=4)
     cond = row(batch(COUNT)[1], 1)

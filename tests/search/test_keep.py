@@ -30,6 +30,7 @@ def candidates(result, i, until):
     return -np.sort(-info.reward[could_be])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("bon", "rbf"))) for n in SOME]
 )
@@ -111,6 +112,7 @@ def test_on_a_mesh(axes):
         assert_same_kept(run(search, mesh=mesh), run(search), cond["size"])
 
 
+@pytest.mark.slow
 def test_a_single_prompt_and_one_answer():
     cond = row(batch(PROMPTS)[1], 0)
     result = fs.run(KEY, flow(), fs.search.keep(BON, 20), reward, cond=cond)
@@ -127,6 +129,7 @@ def test_a_single_prompt_and_one_answer():
         plain.top(2)
 
 
+@pytest.mark.slow
 def test_what_is_seen_ahead_is_no_answer():
     search = fs.search.svdd(
         nfe=60, kernel=SDE, grid=GRID, chains=1, value="ode", value_steps=1, finish="mean"

@@ -123,6 +123,7 @@ def test_zero_order_equals_samples_drawn_one_by_one(kernel):
     check(zero_order(kernel=kernel), [(range(5), 8)], [0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "draws", "epsilons"),
     [

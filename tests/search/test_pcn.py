@@ -86,6 +86,7 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     return best, [chain[2] for chain in chains], pictures
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:reward 'reward' was NaN or -inf")
 @pytest.mark.parametrize(
     "search",

@@ -87,6 +87,7 @@ def all_noise(chains, draws):
     return np.asarray(drawn, np.float64).reshape(RUNS, chains, STEPS, draws, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nfe", "chains", "seeds", "width"),
     [(100, 2, 25, 1), pytest.param(97, 3, 4, 5, marks=pytest.mark.slow)],

@@ -137,6 +137,7 @@ def test_width_changes_neither_answer_nor_charge(chains, seeds, last, widths):
             np.testing.assert_array_equal(nfe, 61)
 
 
+@pytest.mark.slow
 def test_quota_of_one_is_the_plain_sde():
     chains, seeds, steps = 2, 1, len(GRID) - 1
     problem = search(chains * (seeds + steps - 1), chains, seeds, 3)
@@ -173,6 +174,7 @@ def test_a_grid_of_one_step_is_best_of_noise():
     np.testing.assert_array_equal(result.reward, result.info.reward.max(axis=(0, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_first_draw_wins_ties_and_infinities_are_rewards(width):
     """One compiled program a width: the reward's values come in as its parameters."""
@@ -203,6 +205,7 @@ def test_first_draw_wins_ties_and_infinities_are_rewards(width):
             outcome(nothing, nothing)
 
 
+@pytest.mark.slow
 def test_quotas_sum_to_the_budget():
     for chains in (1, 2, 3):
         for seeds in (1, 4):

@@ -57,6 +57,7 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     return children, charged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [

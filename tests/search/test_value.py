@@ -117,6 +117,7 @@ def test_svdd_equals_children_drawn_one_by_one():
         np.testing.assert_allclose(result.x[i], best.x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["rbf"], SEARCHES))
 def test_all_is_counted(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
@@ -159,6 +160,7 @@ def test_what_is_wrong_is_said(options, message):
         fs.search.rbf(**(OPTIONS | {"finish": "mean", "finish_steps": None} | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_guided_candidate_is_charged_for_looking_ahead_and_differentiated_once(packed):
     """One particle down 5 times, of which the last neither looks nor moves."""

@@ -72,6 +72,7 @@ def full_scenes() -> data.Scenes:
     return data.scenes(102, range(len(groups)), groups=groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 0.99), (0.05, 0.97)])
 @pytest.mark.parametrize("which", ["random_scenes", "full_scenes"])
 def test_counts_rendered_scenes(
@@ -223,6 +224,7 @@ def test_rss_counts_squared_errors_and_unclear_regions() -> None:
         assert not checker.exact(spoilt, wanted).any()
 
 
+@pytest.mark.slow
 def test_pictures_are_judged_alone(
     random_scenes: data.Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_rewards_name_a_wrong_argument(measure: scorer.Measure) -> None:
         measure(good[0][..., :6], good[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) -> None:
     scenes = data.scenes(0, range(4))
@@ -142,6 +143,7 @@ def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) ->
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_untrained_gaussian_read_out_is_a_discrete_gaussian_about_the_sum() -> None:
     config = dataclasses.replace(TINY, gaussian=True)
     params = jax.jit(partial(scorer.init, config))(jax.random.key(0))

@@ -68,6 +68,7 @@ def test_a_student_moves_as_its_critic_says() -> None:
     np.testing.assert_array_equal(none, np.zeros(3))
 
 
+@pytest.mark.slow
 def test_a_wrong_student_learns_the_teachers_mean_and_the_critic_follows_it() -> None:
     state, task = _state([0.2, 0.0, 0.1], [0.2, 0.0, 0.1]), turbo_task(TEACHER)
     step = make_step(task, CONFIG)

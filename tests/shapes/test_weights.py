@@ -159,6 +159,7 @@ def test_the_command_takes_trained_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["reward"], result.reward, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_used_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flowsde import interrupts
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
-from flowsde.runner.chunks import rows_of, sizes_below
+from flowsde.runner.chunks import least_of, rows_of, sizes_below
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
 from flowsde.runner.evaluate import decode
@@ -102,6 +102,7 @@ class Engine:
     def __init__(self, job: Job, size: int, slots: int | None):
         self.totals = Totals()
         self._job, self.size = job, size
+        self._sizes = sizes_below(size, least_of(job.flow, size, LEAST))
         # One draw at a time computes no surplus.
         self._program = job.program.with_width(1)
         self._slots = slots
@@ -213,7 +214,7 @@ class Engine:
         computed = padding = 0
         looking = (0 if kind.value is None else kind.value.cost, ahead)
         for each, rows in ((1, sent), looking, (kind.inner, moving)):
-            all_rows = rows_of(rows, sizes_below(self.size, LEAST))
+            all_rows = rows_of(rows, self._sizes)
             computed += each * all_rows
             padding += each * (all_rows - rows)
         is_new = waves(self._search) is not None and width not in t.widths

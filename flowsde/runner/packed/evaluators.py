@@ -17,6 +17,7 @@ from flowsde.conds import for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
+from flowsde.runner.chunks import least_of
 from flowsde.runner.evaluate import Rows, evaluate_model, split
 from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import LEAST, Batch
@@ -70,7 +71,9 @@ def evaluate_and_decode(
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
     model = Model(flow, None, batch.cond)
-    evals, computed = evaluate_model(model, batch.asked, kind, batch.place.size, least=LEAST)
+    size = batch.place.size
+    least = least_of(flow, size, LEAST)
+    evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
     x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from flowsde.rewards.base import PartNames
 from flowsde.runner.ahead import ahead
+from flowsde.runner.chunks import least_of
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.inner import arrived, like, moving
+from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
@@ -317,7 +319,9 @@ def evaluate(
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B], and which passes were differentiated."""
     own = dataclasses.replace(model, cond=batch.cond)
-    evals, computed = evaluate_model(own, batch.asked, kind, batch.place.size, least=LEAST)
+    size = batch.place.size
+    least = least_of(model.flow, size, LEAST)
+    evals, computed = evaluate_model(own, batch.asked, kind, size, ALONE, least)
     return evaluate_reward(own, batch.asked, evals, kind, minibatch), computed.backward
 
 

@@ -116,7 +116,7 @@ def timed(job: Job, engine: Engine) -> Iterator[tuple[int, Result]]:
     smallest = job.program.cost * least_nfe(job.search)
     costs, program = _time(with_budget(job, smallest), engine, size)
     # Of one prompt, a candidate at a time: none is padding.
-    one = job._replace(ids=job.ids[:1], single=True, program=program, sizes=Sizes(1, 1))
+    one = job._replace(ids=job.ids[:1], single=True, program=program, sizes=Sizes(1, 1, 1))
     most = int(np.min(jax.device_get(job.nfe)))
     nfe = affordable(job, smallest, most, lambda nfe: costs.of(schedule(one, nfe), many))
     timing = Timing(

@@ -23,6 +23,7 @@ from problems import (
 )
 
 import flowsde as fs
+from flowsde.runner import chunks
 from flowsde.runner.packed import steps
 
 KEY = jax.random.key(21)
@@ -90,7 +91,7 @@ def assert_same(found, method):
 def assert_adds_up(totals, found, size):
     """Every row of every batch is a prompt's or padding."""
     computed = sum(one.evaluations for one in found.values())
-    assert totals.batches * size >= totals.evaluations == computed + totals.padding
+    assert totals.evaluations == totals.batches * size == computed + totals.padding
     assert totals.nfe == sum(one.nfe for one in found.values())
     assert totals.surplus == computed - totals.nfe
     assert totals.prompts == len(found)
@@ -152,6 +153,7 @@ def test_a_finished_prompt_makes_room():
     assert results.totals.surplus == 0 and results.totals.occupancy > 0.7
 
 
+@pytest.mark.slow
 def test_draws_are_the_same_bits():
     """At the first time of a grid a particle is its noise."""
     search = fs.search.rbf(nfe=6, kernel=SDE, grid=fs.grids.uniform(1), finish="mean", chains=1)
@@ -162,8 +164,13 @@ def test_draws_are_the_same_bits():
         np.testing.assert_array_equal(one.x, whole.x[at])
 
 
-def test_the_device_sees_what_is_counted():
-    """By a model that counts its rows; guidance costs two."""
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_device_sees_what_is_counted(large, monkeypatch):
+    """By a model that counts its rows; guidance costs two. A large one is compiled for two rows
+    as well as for a batch."""
+    if large:
+        monkeypatch.setattr(chunks, "LARGE", 0)
+        jax.clear_caches()
     seen = []
 
     def counting(params, x, t, cond):
@@ -181,10 +188,14 @@ def test_the_device_sees_what_is_counted():
     jax.effects_barrier()
     totals = results.totals
     assert sum(seen) == totals.evaluations == totals.nfe + totals.surplus + totals.padding
-    assert set(seen) == {32, 4} and sum(one.nfe for one in found.values()) == totals.nfe
+    assert (
+        set(seen) == ({32, 4} if large else {32})
+        and sum(one.nfe for one in found.values()) == totals.nfe
+    )
     assert max(one.nfe for one in found.values()) == 60 and len(totals.widths) > 1
 
 
+@pytest.mark.slow
 def test_one_trace_and_the_second_call_compiles_nothing():
     traces = {"model": 0, "reward": 0}
 
@@ -208,14 +219,15 @@ def test_one_trace_and_the_second_call_compiles_nothing():
         return len(list(results))
 
     go(0, None)
-    assert traces == {"model": 2, "reward": 1}, "one trace a shape, the check included"
+    assert traces == {"model": 1, "reward": 1}, "one trace a shape, the check included"
     programs = (steps.advance, steps.evaluate)
     sizes = [program._cache_size() for program in programs]
     assert go(1, 0.2) == PROMPTS
-    assert traces == {"model": 2, "reward": 1}
+    assert traces == {"model": 1, "reward": 1}
     assert [program._cache_size() for program in programs] == sizes
 
 
+@pytest.mark.slow
 def test_no_reward_at_all_is_an_error_or_a_warning():
     ids, cond = batch(PROMPTS)
     some = row(cond, np.arange(3))

@@ -25,6 +25,7 @@ def shared(total, order=None, **options):
     return dict(results), results.totals
 
 
+@pytest.mark.slow
 def test_it_is_a_hard_cap_and_what_is_left_goes_to_the_hard_ones():
     total = 25 * PROMPTS
     found, totals = shared(total, batch_size=8)

@@ -41,6 +41,7 @@ def test_host_rewards_are_jax_rewards():
     assert totals.evaluations == totals.nfe + totals.surplus + totals.padding
 
 
+@pytest.mark.slow
 def test_the_device_computes_the_next_batch_while_the_host_scores():
     """The reward of a batch returns only when the model has begun another: by events, not time."""
     begun = threading.Semaphore(0)
@@ -68,6 +69,7 @@ def test_the_device_computes_the_next_batch_while_the_host_scores():
     assert met == [True] * 6
 
 
+@pytest.mark.slow
 def test_a_failing_reward_ends_the_run_after_what_has_ended():
     calls = []
 
@@ -87,6 +89,7 @@ def test_a_failing_reward_ends_the_run_after_what_has_ended():
     assert ended and len(ended) == results.totals.prompts < 9
 
 
+@pytest.mark.slow
 def test_it_can_be_left():
     """What has not ended is dropped, and so is the reward's thread."""
     results = fs.batch(KEY, flow(), SEARCH, fs.rewards.host(host_reward), cond=problems(5))
