@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from _cells import with_bounds
+from _cells import difference, with_bounds
 from _tasks_choose import gap
+from _tasks_compare import SLACK
 from _tasks_settings import GUIDED
 
-_SLACK = 1.02
-"""Seconds are equal to 2 %."""
 _NAMES = {"tds": "TDS", "das": "DAS", "noise_tilt": "NoiseTilt"}
 
 
@@ -28,7 +27,7 @@ def table(results: dict[str, Any]) -> str:
             continue
         own = _recommended(results["chosen"], of_test, row)
         same = next((other for other in own if other["nfe"] == row["nfe"]), None)
-        within = [other for other in own if other["seconds"] <= _SLACK * row["seconds"]]
+        within = [other for other in own if other["seconds"] <= SLACK * row["seconds"]]
         longest = max(within, key=lambda other: other["seconds"], default=None)
         ratio = "–" if same is None else f"× {row['seconds'] / same['seconds']:.1f}"
         cells = [_NAMES[row["method"]], row["task"], row["model"], row["nfe"]]
@@ -57,7 +56,5 @@ def _against(row: dict[str, Any], other: dict[str, Any] | None, says_nfe: bool) 
     found = None if other is None else gap([row], [other | {"nfe": row["nfe"]}])
     if other is None or found is None:
         return "–", "–"
-    said = f"{found.value:+.2f} ({found.low:+.2f} – {found.high:+.2f})"
     nfe = f", {other['nfe']} NFE" if says_nfe else ""
-    decided = found.low > 0.0 or found.high < 0.0
-    return f"{other['success']:.2f}{nfe}", f"**{said}**" if decided else said
+    return f"{other['success']:.2f}{nfe}", difference(found)

@@ -7,6 +7,7 @@ captions, and differences are not corrected for how many there are.
 
 from typing import Any, NamedTuple
 
+from _cells import difference
 from _tasks_choose import best, gap
 from _tasks_compare import grouped
 
@@ -113,5 +114,4 @@ def _cell(rows: list[dict[str, Any]], claim: Claim) -> str:
         sides.append(own[best(own)])
     found = gap(*sides)
     assert found is not None
-    said = f"{found.value:+.2f} ({found.low:+.2f} – {found.high:+.2f})"
-    return f"**{said}**" if found.low > 0.0 or found.high < 0.0 else said
+    return difference(found)

@@ -16,7 +16,7 @@ from flowsde.tuning.intervals import Interval, difference, odds_ratio
 
 BUDGETS = (100, 300, 500)
 """Of Best-of-N, whose seconds others have."""
-_SLACK = 1.02
+SLACK = 1.02
 """Seconds are equal to 2 %."""
 
 
@@ -78,7 +78,7 @@ def comparisons(table: Table, split: str) -> list[dict[str, Any]]:
             for verifier in VERIFIERS if base is not None else ():
                 assert base is not None
                 seconds = f"seconds_{verifier}"
-                within = [row for row in own if row[seconds] <= _SLACK * base[seconds]]
+                within = [row for row in own if row[seconds] <= SLACK * base[seconds]]
                 if within:
                     made.append(_entry(max(within, key=lambda r: r[seconds]), base, verifier))
     return made
