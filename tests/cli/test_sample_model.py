@@ -217,11 +217,11 @@ def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reward", ["imagereward", "vqascore-odds", "qwen3vl"])
+@pytest.mark.parametrize("reward", ["imagereward", "vqascore-odds", "instructblip-odds", "qwen3vl"])
 def test_flux_searches_by_a_model_that_reads_prompts(places, tmp_path, reward):
     """Two prompts, each told to the reward."""
     made = {"imagereward": tiny.image_reward, "vqascore-odds": tiny.clip_flant5}
-    made |= {"qwen3vl": tiny.qwen3_vl}
+    made |= {"instructblip-odds": tiny.instructblip, "qwen3vl": tiny.qwen3_vl}
     places["judge"] = str(made[reward](tmp_path / "judge"))
     text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 "
     text += f"--reward {reward} --reward-model {{judge}}"

@@ -6,6 +6,8 @@
     imagereward        ImageReward, by its own BLIP
     vqascore           VQAScore, by CLIP-FlanT5
     vqascore-odds      its log-odds, which do not tie where the model is sure
+    instructblip       VQAScore, by InstructBLIP
+    instructblip-odds  its log-odds
     owlv2              how wrong the counts are of what OWLv2 finds, by its own
     owlv2-smooth       the same with a gradient: boxes counted by how sure they are
     qwen3vl            how sure Qwen3-VL is that the picture shows the prompt, P(Yes)
@@ -44,6 +46,7 @@ from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
 from flowsde.models.clip.scored import Aesthetic, Cosine
 from flowsde.models.clip_flant5.scored import ScoredByCLIPFlanT5
+from flowsde.models.instructblip.scored import ScoredByInstructBLIP
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.models.qwen3_vl.scored import CountedByQwen3VL, JudgedByQwen3VL
@@ -167,6 +170,7 @@ class Known(NamedTuple):
 
 _CLIP = (("a converted CLIP",), ("clip",))
 _CLIP_FLANT5 = (("a converted CLIP-FlanT5",), ("clip_flant5",))
+_INSTRUCTBLIP = (("a converted InstructBLIP",), ("instructblip",))
 _OWLV2: dict[str, Any] = {
     "folders": ("a converted OWLv2",), "families": ("owlv2",), "counts": True,
 }  # fmt: skip
@@ -196,6 +200,10 @@ KNOWN = {
     "vqascore": Known(ScoredByCLIPFlanT5, "VQAScore, by CLIP-FlanT5", *_CLIP_FLANT5),
     "vqascore-odds": Known(
         partial(ScoredByCLIPFlanT5, odds=True), "log-odds of VQAScore", *_CLIP_FLANT5
+    ),
+    "instructblip": Known(ScoredByInstructBLIP, "VQAScore, by InstructBLIP", *_INSTRUCTBLIP),
+    "instructblip-odds": Known(
+        partial(ScoredByInstructBLIP, odds=True), "log-odds of InstructBLIP's", *_INSTRUCTBLIP
     ),
     "owlv2": Known(Counted, "squared error of OWLv2's counts, negative", **_OWLV2),
     "owlv2-smooth": Known(SmoothlyCounted, "the same, of boxes by how sure they are", **_OWLV2),
