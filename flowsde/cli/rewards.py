@@ -98,7 +98,8 @@ def served_by(folders: Sequence[Path]) -> Iterator[str]:
     for name, known in KNOWN.items():
         if known.families and all(family in found for family in known.families):
             models = [f"--reward-model {quoted(found[family][0])}" for family in known.families]
-            yield f"--reward {name} {' '.join(models)}"
+            asked = " --reward-questions FILE.json" * known.asks
+            yield f"--reward {name} {' '.join(models)}{asked}"
 
 
 def _family(folder: Path) -> str | None:
