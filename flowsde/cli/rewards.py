@@ -76,7 +76,7 @@ def table() -> list[str]:
     """Every reward, a line each."""
     lines = [_Line("reward", "told", "gradient", "needs", "what it is"), *_EMBEDDED]
     for name, known in KNOWN.items():
-        needs = " and ".join(known.folders) or "–"
+        needs = " and ".join([*known.folders, *["questions"] * known.asks]) or "–"
         told = "prompt" if known.reads_text else "–"
         gradient = "–" if name == "none" else "yes" if known.on_device else "no"
         lines.append(_Line(name, told, gradient, needs, known.says))
