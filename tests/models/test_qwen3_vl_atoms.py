@@ -64,7 +64,8 @@ def test_the_mean_is_that_of_each_question_alone(tmp_path):
 
     def alone(i, atom):
         (told,) = ask.atoms([[atom]])
-        return float(score(judge(model), images[i : i + 1], jax.tree.map(lambda a: a[None], told)))
+        said = score(judge(model), images[i : i + 1], jax.tree.map(lambda a: a[None], told))
+        return float(said[0])
 
     red = [alone(0, Atom("Is it red?")), alone(0, Atom("What is it?", ("a", "d")))]
     wet = alone(1, Atom("Wet?"))
