@@ -15,6 +15,8 @@ Widths are those of the published models, depths are cut, and the batch is 4:
                   attend to them; 35 tokens
     vqascore      T5ForConditionalGeneration, CLIPVisionModel and the projector between them: blocks
                   of 2,048 of either half (XL), and of 1,024; 256 patches between 40 and 64 tokens
+    instructblip  InstructBlipForConditionalGeneration: blocks of 1,408, of 768 of the Q-Former, and
+                  of 2,048 of either half of the T5 (XL); 32 queries, and 64 tokens, read twice
     qwen3vl       Qwen3VLForConditionalGeneration: blocks of 1,024 and of 2,560 (4B); 49 tokens of a
                   picture, with the features of up to three blocks, and 64 of one question
     aesthetic     ViT-L/14's image tower and the head
@@ -25,12 +27,12 @@ Widths are those of the published models, depths are cut, and the batch is 4:
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
-hpsv2.1, imagereward, vqascore, qwen3vl, aesthetic, owlv2 (our median seconds over PyTorch's);
-target; error, by reward (largest difference of the scores over their largest value); flops, by
-reward (of a picture); memory, by reward, {ours, torch} (bytes of a call at its peak, without
-weights and pictures: what XLA reserves, and what PyTorch's profiler sees allocated); details, by
-reward, {ours, torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer
-blocks and repetitions.
+hpsv2.1, imagereward, vqascore, instructblip, qwen3vl, aesthetic, owlv2 (our median seconds over
+PyTorch's); target; error, by reward (largest difference of the scores over their largest value);
+flops, by reward (of a picture); memory, by reward, {ours, torch} (bytes of a call at its peak,
+without weights and pictures: what XLA reserves, and what PyTorch's profiler sees allocated);
+details, by reward, {ours, torch} (seconds, a list over repetitions each); seconds. With --quick
+there are fewer blocks and repetitions.
 """
 
 import itertools
@@ -50,6 +52,7 @@ import tyro
 from _files import save_json
 from _flops import flops
 from _ports_pairs import BATCH, Pair, filled, normal, port, ratios
+from _rewards_instructblip import instructblip
 from _rewards_qwen3vl import qwen3vl
 from _torch_owlv2 import counted
 from ports import Args
@@ -284,6 +287,7 @@ REWARDS: dict[str, Callable[[int], Both]] = {
     "hpsv2.1": lambda blocks: cosine(blocks, True, lambda model: by_clip.hps_score(model, "2.1")),
     "imagereward": imagereward,
     "vqascore": vqascore,
+    "instructblip": lambda blocks: Both(*instructblip(blocks, SIDE)),
     "qwen3vl": lambda blocks: Both(*qwen3vl(blocks, SIDE), (0.5, 0.5)),
     "aesthetic": aesthetic,
     "owlv2": owlv2,

@@ -31,24 +31,40 @@ _NEEDED = (
 )
 
 
-def _vision(config: CLIPVisionConfig) -> Iterator[Row]:
+ORIGINAL = {
+    "class": "cls_token", "positions": "pos_embed", "patches": "patch_embed.proj", "norm": "norm",
+    "block": "blocks.{i}.", "qkv": "attn.qkv", "out": "attn.proj", "up": "mlp.fc1",
+    "down": "mlp.fc2", "norm1": "norm1", "norm2": "norm2",
+}  # fmt: skip
+"""Keys of the image tower in the published file."""
+TRANSFORMERS = ORIGINAL | {
+    "class": "embeddings.class_embedding", "positions": "embeddings.position_embedding",
+    "patches": "embeddings.patch_embedding", "norm": "post_layernorm",
+    "block": "encoder.layers.{i}.", "qkv": "self_attn.qkv", "out": "self_attn.projection",
+    "norm1": "layer_norm1", "norm2": "layer_norm2",
+}  # fmt: skip
+"""And in `transformers`."""
+
+
+def vision(config: CLIPVisionConfig, begin: str, named: Mapping[str, str]) -> Iterator[Row]:
+    """Rows of the image tower, in the layout of `named`, behind the beginning of its keys."""
+    keys = {name: f"{begin}{key}" for name, key in named.items()}
     width, places = config.width, (config.image // config.patch) ** 2 + 1
-    yield Row(f"{_VISION}cls_token", "vision.class_token", (Reshape((1, 1, width), (width,)),))
+    yield Row(keys["class"], "vision.class_token", (Reshape((1, 1, width), (width,)),))
     flat = Reshape((1, places, width), (places, width))
-    yield Row(f"{_VISION}pos_embed", "vision.positions", (flat,))
-    yield Row(f"{_VISION}patch_embed.proj.weight", "vision.patches.kernel", CONV)
-    yield Row(f"{_VISION}patch_embed.proj.bias", "vision.patches.bias")
-    yield from norm(f"{_VISION}norm", "vision.norm")
-    keys, target = f"{_VISION}blocks.{{i}}.", "vision.blocks."
+    yield Row(keys["positions"], "vision.positions", (flat,))
+    yield Row(f"{keys['patches']}.weight", "vision.patches.kernel", CONV)
+    yield Row(f"{keys['patches']}.bias", "vision.patches.bias")
+    yield from norm(keys["norm"], "vision.norm")
+    block, target = keys["block"], "vision.blocks."
     for k, name in enumerate(("query", "key", "value")):
         part = (k, 3)
-        yield Row(f"{keys}attn.qkv.weight", f"{target}{name}.kernel", LINEAR, part=part)
-        yield Row(f"{keys}attn.qkv.bias", f"{target}{name}.bias", part=part)
-    yield from linear(f"{keys}attn.proj", f"{target}out")
-    yield from linear(f"{keys}mlp.fc1", f"{target}up")
-    yield from linear(f"{keys}mlp.fc2", f"{target}down")
-    yield from norm(f"{keys}norm1", f"{target}norm1")
-    yield from norm(f"{keys}norm2", f"{target}norm2")
+        yield Row(f"{block}{named['qkv']}.weight", f"{target}{name}.kernel", LINEAR, part=part)
+        yield Row(f"{block}{named['qkv']}.bias", f"{target}{name}.bias", part=part)
+    for name in ("out", "up", "down"):
+        yield from linear(f"{block}{named[name]}", f"{target}{name}")
+    for name in ("norm1", "norm2"):
+        yield from norm(f"{block}{named[name]}", f"{target}{name}")
 
 
 def _text() -> Iterator[Row]:
@@ -75,7 +91,7 @@ def _table(config: ImageRewardConfig, layout: str) -> Table:
         for row in linear(f"mlp.layers.{place}", f"head.layers.{i}")
     )
     return Table(
-        (*_vision(config.vision), *_text(), *head),
+        (*vision(config.vision, _VISION, ORIGINAL), *_text(), *head),
         (
             # Of BLIP's contrastive loss.
             Unused(r"blip\.(vision|text)_proj\.(weight|bias)"),

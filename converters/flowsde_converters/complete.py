@@ -6,8 +6,8 @@ from typing import Any
 
 from flowsde._files import speakable
 from flowsde.models.converted.arrays import digest
-from flowsde.models.converted.store import FORMAT, PIPELINE, read_config
-from flowsde_converters.convert import TOKENIZER, Conversion
+from flowsde.models.converted.store import FORMAT, PARAMS, PIPELINE, read_config
+from flowsde_converters.convert import Conversion
 from flowsde_converters.detect import Plan
 from flowsde_converters.write import described
 
@@ -56,8 +56,8 @@ def _copies(job: Conversion, out: Path, files: dict[str, str]) -> bool:
     """Whether what is copied is in the source as it was, and in the folder."""
     if "" in job.plans:
         # Others are the parameters' own.
-        sources = {f"{TOKENIZER}/{name}": job.source / name for name in job.tokenizer}
-        own = {name for name in files if name.startswith(f"{TOKENIZER}/")}
+        sources = {to: job.source / name for to, name in job.tokenizers.items()}
+        own = {name for name in files if not name.startswith(f"{PARAMS}/")}
     else:
         sources = {name: job.source / name for name in files}
         own = set(files)

@@ -37,7 +37,7 @@ class Conversion:
       source: file or folder.
       plans: by name of the sub-folder, or only "" for a single model.
       copied: sub-folders without weights, which are copied as they are.
-      tokenizer: files beside a single model's weights, copied to a folder of that name.
+      tokenizers: files beside a single model's weights, by where in OUT they are copied to.
       distilled: whether a pipeline was, and no file of its own says so.
       notes: what is to be said of a pipeline.
     """
@@ -45,7 +45,7 @@ class Conversion:
     source: Path
     plans: dict[str, Plan]
     copied: tuple[str, ...] = ()
-    tokenizer: tuple[str, ...] = ()
+    tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     distilled: bool = False
     notes: tuple[str, ...] = ()
 
@@ -111,7 +111,8 @@ def prepare(
         one = plan(checkpoint, family, dtype, entry)
         if loras:
             one = with_loras(one, open_loras(loras))
-        return Conversion(source, {"": one}, tokenizer=_tokenizer(source))
+        found = _tokenizers(source, one.family.tokenizers)
+        return Conversion(source, {"": one}, tokenizers=found)
     if family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
     if settings:
@@ -181,11 +182,15 @@ def check_class(source: Path) -> Pipeline | None:
     return found
 
 
-def _tokenizer(source: Path) -> tuple[str, ...]:
-    """Names of a tokenizer's files in a folder; none where there is no vocabulary."""
-    if not any((source / name).is_file() for name in _VOCABULARIES):
-        return ()
-    return tuple(name for name in _TOKENIZERS if (source / name).is_file())
+def _tokenizers(source: Path, others: Sequence[str]) -> dict[str, str]:
+    """A tokenizer's files in a folder, and in others inside it, by where in OUT they belong; none
+    where there is no vocabulary."""
+    found: dict[str, str] = {}
+    for out, inside in ((TOKENIZER, ""), *((name, name) for name in others)):
+        if any((source / inside / name).is_file() for name in _VOCABULARIES):
+            names = [name for name in _TOKENIZERS if (source / inside / name).is_file()]
+            found |= {f"{out}/{name}": str(Path(inside, name)) for name in names}
+    return found
 
 
 def _parts(source: Path, optional: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -257,10 +262,9 @@ def run(
 
     with replacing_out(out, check) as folder:
         folder.mkdir()
-        if job.tokenizer:
-            (folder / TOKENIZER).mkdir()
-            for name in job.tokenizer:
-                copy_file(job.source / name, job.source, folder / TOKENIZER / name)
+        for to, name in job.tokenizers.items():
+            (folder / to).parent.mkdir(exist_ok=True)
+            copy_file(job.source / name, job.source, folder / to)
         for name, one in job.plans.items():
             (folder / name).mkdir(exist_ok=True)
             try:

@@ -5,17 +5,17 @@ from collections.abc import Iterable
 
 from flowsde._text import shown
 
-_NUMBER = re.compile(r"\{i(?:\+([0-9]+))?\}")
+_NUMBER = re.compile(r"\{([0-9]*)i(?:\+([0-9]+))?\}")
 
 
 def is_of_blocks(key: str) -> bool:
-    """Whether a table's key has the number of a block in it: `{i}`, or `{i+4}`."""
+    """Whether a table's key has the number of a block in it: `{i}`, `{i+4}`, or `{2i+1}`."""
     return _NUMBER.search(key) is not None
 
 
 def of_block(key: str, i: int) -> str:
     """A table's key for the block i: `a.{i+4}.b` is `a.4.b` of the first, 0."""
-    return _NUMBER.sub(lambda found: str(i + int(found[1] or 0)), key)
+    return _NUMBER.sub(lambda found: str(i * int(found[1] or 1) + int(found[2] or 0)), key)
 
 
 def depth(keys: Iterable[str], before: str) -> int:

@@ -39,11 +39,13 @@ class Convertible(Family):
         family's. ValueError says what is wrong with a checkpoint that is of this family.
       table: (configuration, layout) to a table; ValueError names the layouts there are.
       layouts: that adapters may be written in, besides the checkpoint's own.
+      tokenizers: folders beside the weights with further tokenizers, copied as they are.
     """
 
     recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None]
     table: Callable[[Any, str], Table]
     layouts: tuple[str, ...] = ()
+    tokenizers: tuple[str, ...] = ()
 
 
 def convertible(
@@ -51,6 +53,9 @@ def convertible(
     recognise: Callable[[Checkpoint, Mapping[str, Any] | None], Found | None],
     table: Callable[[Any, str], Table],
     layouts: tuple[str, ...] = (),
+    tokenizers: tuple[str, ...] = (),
 ) -> Convertible:
     """A family with how its checkpoints are read."""
-    return Convertible(**vars(family), recognise=recognise, table=table, layouts=layouts)
+    return Convertible(
+        **vars(family), recognise=recognise, table=table, layouts=layouts, tokenizers=tokenizers
+    )

@@ -73,6 +73,14 @@ class Unused:
         return None
 
 
+def under(one: Any, begin: str) -> Ignored:
+    """The same reason, of keys with something before them."""
+    pattern = re.escape(begin) + one.pattern
+    if isinstance(one, Copy):
+        return Copy(pattern, begin + one.of)
+    return dataclasses.replace(one, pattern=pattern)
+
+
 def is_ignored(key: str, ignored: Sequence[Ignored]) -> bool:
     """Whether there is a reason."""
     return any(re.fullmatch(one.pattern, key) for one in ignored)

@@ -9,7 +9,7 @@ the file of Wan's own code (layout "original"). A head that is in the file is us
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flowsde._text import names
 from flowsde.models import t5
@@ -42,6 +42,8 @@ _ORIGINAL = {
 """From the keys of Wan's own code to the parameters of UMT5's encoder."""
 _RELATIVE = "blocks.{i}.pos_embedding.embedding.weight"
 _HEAD = "lm_head.weight"
+_ACTIVATIONS: dict[str, Literal["gelu_tanh", "gelu"]] = {"gelu_new": "gelu_tanh", "gelu": "gelu"}
+"""By their names in `transformers`."""
 READS_IMAGES = "mm_projector.0.weight"
 """A key of CLIP-FlanT5 (`clip_flant5`), which has T5's beside it."""
 _TOKENIZER = Unused("spiece_model")
@@ -153,8 +155,18 @@ def _config(tensors: Checkpoint, json: Mapping[str, Any], layout: str) -> T5Conf
         buckets=buckets,
         max_distance=json.get("relative_attention_max_distance", 128),
         epsilon=json.get("layer_norm_epsilon", 1e-6),
+        activation=_activation(json),
         **(_head(tensors, json) if decoder_depth else {}),
     )
+
+
+def _activation(json: Mapping[str, Any]) -> Literal["gelu_tanh", "gelu"]:
+    said = json.get("dense_act_fn", "gelu_new")
+    if said not in _ACTIVATIONS:
+        raise ValueError(
+            f"dense_act_fn in config.json must be {' or '.join(_ACTIVATIONS)}, got {said!r}"
+        )
+    return _ACTIVATIONS[said]
 
 
 def _has_own_positions(tensors: Checkpoint, json: Mapping[str, Any]) -> bool:

@@ -2,9 +2,9 @@
 
 A table has a row for each parameter: the key (or keys) it comes from, its dotted path in the
 model, and how it is laid out. In a key `{i}` stands for the number of a block, `{i+4}` for that of
-the fourth after it; the blocks are stacked on the leading axis of the parameter. Several keys are
-joined on their first axis, PyTorch's outputs, before they are laid out anew; of one key several
-rows may each take a part. Both ways of use come from the same row:
+the fourth after it, `{2i+1}` for one of every second; the blocks are stacked on the leading axis of
+the parameter. Several keys are joined on their first axis, PyTorch's outputs, before they are laid
+out anew; of one key several rows may each take a part. Both ways of use come from the same row:
 
     apply   tensors -> join -> relayouts -> stack over {i} -> parameter
     invert  parameter -> each {i} -> relayouts undone -> split -> tensors

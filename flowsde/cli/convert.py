@@ -217,7 +217,7 @@ def found(job: Conversion) -> list[str]:
     lines = []
     for name, one in job.plans.items():
         lines += _described(one, f"{name}: " if name else "")
-    files = [f"tokenizer: {', '.join(job.tokenizer)}"] if job.tokenizer else []
+    files = [f"tokenizer: {', '.join(job.tokenizers.values())}"] if job.tokenizers else []
     lines += [f"copies  {name}" for name in (*job.copied, *files)]
     return lines + [f"note    {note}" for note in job.notes]
 

@@ -34,12 +34,13 @@ def _scored(reward: Any, images: jax.Array, cond: Any) -> jax.Array:
     return reward(images, cond)
 
 
-def load(name: str, folders: Sequence[Path]) -> Served:
+def load(name: str, folders: Sequence[Path], questions: Path | None = None) -> Served:
     """A reward by name.
 
     Args:
       name: likelihood, rss, or one of `KNOWN` but none.
       folders: of converted models, as for ``flowsde sample --reward-model``.
+      questions: of a reward that asks them, as for ``flowsde sample --reward-questions``.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -47,15 +48,15 @@ def load(name: str, folders: Sequence[Path]) -> Served:
     if name in EMBEDDED:
         version = version_of(name, folders)
         return Served(partial(_scored, shapes.load_reward(name)), name, version)
-    source: Any = reward_source(name, folders)  # checks name and folders
+    source: Any = reward_source(name, folders, questions=questions)  # checks them
     if source.reads_text:
         fn: Any = _OfPrompts(*source.loaded())
     else:
         fn = partial(_untold, source.load([])[0])
-    return Served(fn, name, version_of(name, folders))
+    return Served(fn, name, version_of(name, folders, questions))
 
 
-def version_of(name: str, folders: Sequence[Path]) -> str:
+def version_of(name: str, folders: Sequence[Path], questions: Path | None = None) -> str:
     """The version of a reward that `load` would load."""
     version = hashlib.sha256(f"{name} {__version__}".encode())
     if name in EMBEDDED:
@@ -65,6 +66,8 @@ def version_of(name: str, folders: Sequence[Path]) -> str:
             version.update(np.asarray(leaf).tobytes())
     else:
         hash_of_files(version, folders)
+        if questions is not None:
+            version.update(questions.read_bytes())
     return version.hexdigest()[:32]
 
 

@@ -170,6 +170,10 @@ class Converted:
     reward_counts: Annotated[str | None, shown("TEXT")] = None
     """What owlv2, owlv2-smooth and qwen3vl-counts count, such as "3 red circles, 2 dogs" (default:
     what the prompt itself says)."""
+    reward_questions: Annotated[Path | None, shown("FILE.json")] = None
+    """What qwen3vl-atoms and qwen3vl-atoms-geometric ask: lists of questions by prompt, or one list
+    for every prompt. A question is a text, answered Yes, or an object of "question", "answers" and
+    "against" (lists of words)."""
     reward_frames: Int = None
     """Videos: frames that a reward of pictures is asked about, evenly from the first to the last
     (default: 4), or that consistency compares (default: 8)."""

@@ -18,6 +18,7 @@ from flowsde.cli.named_rewards import EMBEDDED
 from flowsde.cli.picture_files import as_array, opened
 from flowsde.cli.sources.rewards import KNOWN, RewardSource, reads_text, reward_source
 from flowsde.models.converted.store import checksum
+from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
 from flowsde.shapes.data import SIZE
 
 AT_ONCE = 8
@@ -40,6 +41,7 @@ class PictureReward:
       folders: of the converted models that it needs.
       timeout: seconds that a call of a function may take; an hour by default.
       option: that names it; its folders are those of the same with -model behind.
+      questions: file of --reward-questions, for a reward that asks them.
 
     Attributes:
       name, folders: as above.
@@ -55,18 +57,22 @@ class PictureReward:
         folders: Sequence[Path] = (),
         timeout: float | None = None,
         option: str = "--reward",
+        questions: Path | None = None,
     ):
-        self.name, self.folders = name, folders
+        self.name, self.folders, self._questions = name, folders, questions
         self.reads_text = name in EMBEDDED or reads_text(name)
         self._source: RewardSource | None = None
         if name == "none":
             raise OptionError(option, "pictures are scored by one, expected another than none")
         if name not in EMBEDDED:
-            self._source = reward_source(name, folders, timeout, option=option)
+            self._source = reward_source(name, folders, timeout, option=option, questions=questions)
+        elif questions is not None:
+            raise OptionError(f"{option}-questions", f"has no effect with {option} {name}")
         elif timeout is not None:
             raise OptionError(f"{option}-timeout", f"has no effect with {option} {name}")
         elif folders:
             raise OptionError(f"{option}-model", f"must be no folder for {option} {name}")
+        self._atoms = None if questions is None else read_atoms(questions)
 
     @property
     def _is_function(self) -> bool:
@@ -78,7 +84,7 @@ class PictureReward:
         if self._is_function:
             assert self._source is not None
             return self._source.load([])[0]
-        fn = named_rewards.load(self.name, self.folders).fn
+        fn = named_rewards.load(self.name, self.folders, self._questions).fn
         return partial(_of_objects, fn) if self.name in EMBEDDED else fn
 
     @cached_property
@@ -86,7 +92,7 @@ class PictureReward:
         """What stands for all that its scores depend on; None if it does not say."""
         if self._is_function:
             return getattr(self._fn, "version", None)
-        return named_rewards.version_of(self.name, self.folders)
+        return named_rewards.version_of(self.name, self.folders, self._questions)
 
     def picture(self, option: str, path: Path, prompt: str | None) -> Picture:
         """A picture in a file; ValueError naming the option and the file."""
@@ -97,6 +103,11 @@ class PictureReward:
         if self.name in EMBEDDED:
             shapes.encode(prompt or "")
             image = _reduced(path, image)
+        if self._atoms is not None:
+            try:
+                self._atoms(prompt or "")
+            except AtomsError as error:
+                raise OptionError("--reward-questions", str(error)) from None
         return Picture(path, prompt, image)
 
     def scores(

@@ -76,7 +76,7 @@ def table() -> list[str]:
     """Every reward, a line each."""
     lines = [_Line("reward", "told", "gradient", "needs", "what it is"), *_EMBEDDED]
     for name, known in KNOWN.items():
-        needs = " and ".join(known.folders) or "–"
+        needs = " and ".join([*known.folders, *["questions"] * known.asks]) or "–"
         told = "prompt" if known.reads_text else "–"
         gradient = "–" if name == "none" else "yes" if known.on_device else "no"
         lines.append(_Line(name, told, gradient, needs, known.says))
@@ -98,7 +98,8 @@ def served_by(folders: Sequence[Path]) -> Iterator[str]:
     for name, known in KNOWN.items():
         if known.families and all(family in found for family in known.families):
             models = [f"--reward-model {quoted(found[family][0])}" for family in known.families]
-            yield f"--reward {name} {' '.join(models)}"
+            asked = " --reward-questions FILE.json" * known.asks
+            yield f"--reward {name} {' '.join(models)}{asked}"
 
 
 def _family(folder: Path) -> str | None:

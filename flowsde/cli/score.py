@@ -37,6 +37,8 @@ class Score:
     """Folder of a converted model, if the reward needs one, as for sample."""
     reward_timeout: Float = None
     """Seconds that a call of MODULE:FUNCTION may take (default: an hour), or of a judge (630)."""
+    reward_questions: Annotated[Path | None, shown("FILE.json")] = None
+    """What qwen3vl-atoms and qwen3vl-atoms-geometric ask, as for sample."""
     prompt: Annotated[tuple[str, ...], shown("TEXT"), tyro.conf.UseAppendAction] = ()
     """What the pictures show: once for all of them, or once for each in their order."""
     json: Annotated[Path | None, shown("FILE")] = None
@@ -51,7 +53,9 @@ class Score:
         """
         if self.json is not None:
             check_path("--json", self.json)
-        reward = PictureReward(self.reward, self.reward_model, self.reward_timeout)
+        reward = PictureReward(
+            self.reward, self.reward_model, self.reward_timeout, questions=self.reward_questions
+        )
         pictures = self._pictures(reward)
         with progress.bar(total=len(pictures), unit="image", leave=False) as shown_bar:
             try:

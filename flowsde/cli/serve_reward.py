@@ -29,8 +29,8 @@ from flowsde.remote.server import RewardServer
 
 NAMES = (
     "likelihood", "rss", "clip", "pick", "hpsv2", "hpsv2.1", "imagereward", "vqascore",
-    "vqascore-odds", "owlv2", "owlv2-smooth", "qwen3vl", "qwen3vl-share", "qwen3vl-odds",
-    "qwen3vl-counts", "aesthetic",
+    "vqascore-odds", "instructblip", "instructblip-odds", "owlv2", "owlv2-smooth", "qwen3vl",
+    "qwen3vl-share", "qwen3vl-odds", "qwen3vl-counts", "aesthetic",
 )  # fmt: skip
 """Rewards that `_NAMED` loads."""
 _NAMED = "flowsde.cli.named_rewards"

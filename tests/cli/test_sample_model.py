@@ -217,11 +217,11 @@ def test_flux_searches_by_hpsv2(places, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reward", ["imagereward", "vqascore-odds", "qwen3vl"])
+@pytest.mark.parametrize("reward", ["imagereward", "vqascore-odds", "instructblip-odds", "qwen3vl"])
 def test_flux_searches_by_a_model_that_reads_prompts(places, tmp_path, reward):
     """Two prompts, each told to the reward."""
     made = {"imagereward": tiny.image_reward, "vqascore-odds": tiny.clip_flant5}
-    made |= {"qwen3vl": tiny.qwen3_vl}
+    made |= {"instructblip-odds": tiny.instructblip, "qwen3vl": tiny.qwen3_vl}
     places["judge"] = str(made[reward](tmp_path / "judge"))
     text = "--model {schnell} --size 16 --steps 2 --method bon --nfe 4 --width 2 "
     text += f"--reward {reward} --reward-model {{judge}}"
@@ -261,6 +261,38 @@ def test_sit_searches_by_counts(places, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             cli.main(words)
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_sit_searches_by_questions(places, tmp_path, capsys):
+    """Those of the prompt's own, of which there may be more than of another; a changed file is
+    another run."""
+    places["judge"], asked = str(tiny.qwen3_vl(tmp_path / "judge")), tmp_path / "questions.json"
+    places["asked"] = str(asked)
+    atom = {"question": "What is it?", "answers": ["a", "d"]}
+    asked.write_text(json.dumps({PROMPT: ["Is it red?", atom], OTHER: ["Is it wet?"]}))
+    text = "--model {sit} --vae {vae} --label 1 --guidance 1 --steps 2 --method bon --nfe 4 "
+    text += "--width 2 --reward qwen3vl-atoms --reward-model {judge} --reward-questions {asked}"
+    result = sample(places, text, PROMPT)
+    full = {"question": "Is it red?", "answers": ["Yes"], "against": ["No"]}
+    assert result["settings"]["reward_questions"] == [full, {**atom, "against": ["No"]}]
+    # The file of the picture, by the same questions.
+    image, out = str(Path(places["out"]) / "image.png"), tmp_path / "scores.json"
+    words = ["--reward", "qwen3vl-atoms", "--reward-model", places["judge"], "--json", str(out)]
+    cli.main(["score", image, *words, "--reward-questions", str(asked)])
+    scored = json.loads(out.read_text())
+    # Up to the 256 levels of the file.
+    assert scored["images"][0]["reward"] == pytest.approx(result["reward"], rel=0.02)
+    for prompt, changed, said in (
+        (OTHER, {PROMPT: ["Is it red?"]}, f"has no questions about '{OTHER}', only about {PROMPT}"),
+        (PROMPT, ["Is it wet?"], "used --reward-questions"),
+        (PROMPT, [{"question": "Is it?", "answers": ["cats!"]}],
+         "--reward-questions: answers must be words of one token each, got 'cats!'"),
+    ):  # fmt: skip
+        asked.write_text(json.dumps(changed))
+        with pytest.raises(SystemExit):
+            sample(places, text, prompt)
         assert said in " ".join(capsys.readouterr().err.split())
 
 
@@ -319,6 +351,14 @@ WRONG = [
     (f"P {FLUX} --method ode --reward-model {{clip}}", "must be no folder for --reward none"),
     (f"P {FLUX} --reward clip --reward-model {{clip}} --reward-counts 2",
      "--reward-counts has no effect with --reward clip, got '2'"),
+    (f"P {FLUX} --reward clip --reward-model {{clip}} --reward-questions x",
+     "--reward-questions has no effect with --reward clip, got x"),
+    (f"P {FLUX} --reward qwen3vl-atoms --reward-model {{clip}}",
+     "--reward-questions is missing for --reward qwen3vl-atoms, expected a JSON file of questions"),
+    (f"P {FLUX} --reward qwen3vl-atoms --reward-model {{clip}} --reward-questions /nowhere",
+     "--reward-questions: [Errno 2] No such file or directory: '/nowhere'"),
+    (f"P {FLUX} --method ode --heldout qwen3vl-atoms --heldout-model {{clip}}",
+     "--heldout cannot be qwen3vl-atoms, which asks what --reward-questions says"),
     (f"P {FLUX} --reward nosuch:thing",
      "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
     (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),

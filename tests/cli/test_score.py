@@ -152,9 +152,10 @@ def test_rewards_that_there_are(
     cli.main(["rewards", *(["clip", "head/out", "hps", "blip", "vqa"] if models else ["."])])
     said = capsys.readouterr().out
     for name in ("likelihood", "rss", "none", "clip", "pick", "hpsv2", "hpsv2.1",
-                 "imagereward", "vqascore", "vqascore-odds", "owlv2", "owlv2-smooth", "qwen3vl",
-                 "qwen3vl-share", "qwen3vl-odds", "qwen3vl-counts", "aesthetic", "consistency",
-                 "URL#MODEL", "MODULE:FUNCTION"):  # fmt: skip
+                 "imagereward", "vqascore", "vqascore-odds", "instructblip", "instructblip-odds",
+                 "owlv2", "owlv2-smooth", "qwen3vl", "qwen3vl-share", "qwen3vl-odds",
+                 "qwen3vl-atoms", "qwen3vl-counts", "aesthetic", "consistency", "URL#MODEL",
+                 "MODULE:FUNCTION"):  # fmt: skip
         assert f"\n{name} " in said
     ready = [line for line in said.splitlines() if line.startswith("--reward")]
     assert (

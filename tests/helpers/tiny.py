@@ -17,6 +17,8 @@ from flowsde.models.clip_flant5.model import CLIPFlanT5Config
 from flowsde.models.common.paths import parameters
 from flowsde.models.converted import store
 from flowsde.models.family import abstract
+from flowsde.models.instructblip.model import InstructBLIPConfig
+from flowsde.models.instructblip.qformer import QFormerConfig
 from flowsde.models.owlv2.model import Owlv2Config
 from flowsde.models.qwen3.model import Qwen3Config
 from flowsde.models.qwen3_vl.model import Qwen3VLConfig
@@ -25,6 +27,7 @@ from flowsde.models.sit.model import SiTConfig
 from flowsde.models.t5.model import T5Config
 from flowsde_converters import blip, convert, open_clip, sit
 from flowsde_converters import clip_flant5 as clip_flant5_table
+from flowsde_converters import instructblip as instructblip_table
 from flowsde_converters import owlv2 as owlv2_table
 from flowsde_converters import qwen3_vl as qwen3_vl_table
 from flowsde_converters.tables import unconvert
@@ -457,6 +460,37 @@ def clip_flant5(folder: Path) -> Path:
     index = {"metadata": {}, "weight_map": parts}
     (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     settings = {"tie_word_embeddings": False, "vision_config": {"num_attention_heads": 2}}
+    (source / "config.json").write_text(json.dumps(settings))
+    return converted(source, folder / "out")
+
+
+def instructblip(folder: Path) -> Path:
+    """A converted InstructBLIP of tiny parts, from a folder as it is published, with tokenizers of
+    T5's kind and, in another folder, of BERT's."""
+    source = folder / "source"
+    vocab = write_t5_tokenizer(source)
+    config = InstructBLIPConfig(
+        vision=CLIPVisionConfig(
+            width=16, depth=2, heads=2, mlp=32, image=16, patch=8, activation="gelu", epsilon=1e-6
+        ),
+        qformer=QFormerConfig(
+            vocab=write_bert_tokenizer(source / "qformer_tokenizer"), width=24, depth=2, heads=2,
+            mlp=32, positions=160, image=16, queries=3,
+        ),
+        text=T5Config(
+            vocab=vocab + 3, width=24, depth=2, decoder_depth=2, heads=2, head=8, mlp=32,
+            buckets=8, activation="gelu",
+        ),
+    )  # fmt: skip
+    rng = np.random.default_rng(14)
+    shapes = parameters(abstract(instructblip_table.FAMILY, config))
+    params = {k: rng.normal(size=p.shape, scale=0.3).astype(p.dtype) for k, p in shapes.items()}
+    tensors = unconvert(instructblip_table.FAMILY.table(config, "transformers"), params)
+    tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
+    save_file(tensors, str(source / "model.safetensors"))
+    heads = {"num_attention_heads": 2}
+    settings = {"dense_act_fn": "gelu", "tie_word_embeddings": False}
+    settings = {"vision_config": heads, "qformer_config": heads, "text_config": settings}
     (source / "config.json").write_text(json.dumps(settings))
     return converted(source, folder / "out")
 

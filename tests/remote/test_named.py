@@ -24,6 +24,7 @@ PROMPTS = ["one red cat", tiny.PROMPTS[1], "one red cat"]
         "hpsv2.1",
         "imagereward",
         "vqascore-odds",
+        "instructblip",
         "owlv2-smooth",
         "qwen3vl-counts",
         "aesthetic",
@@ -32,7 +33,7 @@ PROMPTS = ["one red cat", tiny.PROMPTS[1], "one red cat"]
 def test_of_a_converted_clip(name: str, tmp_path: Path) -> None:
     made = {"hpsv2.1": tiny.hpsv2, "imagereward": tiny.image_reward}
     made |= {"vqascore-odds": tiny.clip_flant5, "owlv2-smooth": tiny.owlv2}
-    made |= {"qwen3vl-counts": tiny.qwen3_vl}
+    made |= {"qwen3vl-counts": tiny.qwen3_vl, "instructblip": tiny.instructblip}
     folders = [made.get(name, tiny.clip)(tmp_path / "model")]
     if name == "aesthetic":
         folders.append(tiny.aesthetic_head(tmp_path / "head"))

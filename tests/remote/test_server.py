@@ -199,8 +199,8 @@ def test_the_command_serves_without_jax_until_a_signal(tmp_path):
 
 WRONG = {
     "--reward own": "--reward: expected likelihood, rss, clip, pick, hpsv2, hpsv2.1, imagereward, "
-    "vqascore, vqascore-odds, owlv2, owlv2-smooth, qwen3vl, qwen3vl-share, qwen3vl-odds, "
-    "qwen3vl-counts, aesthetic or MODULE:FUNCTION",
+    "vqascore, vqascore-odds, instructblip, instructblip-odds, owlv2, owlv2-smooth, qwen3vl, "
+    "qwen3vl-share, qwen3vl-odds, qwen3vl-counts, aesthetic or MODULE:FUNCTION",
     "--reward json:nothing": "--reward json:nothing cannot be imported: AttributeError: module "
     "'json' has no attribute 'nothing'",
     "--reward json:__doc__": "--reward json:__doc__ must be a function, got",

@@ -28,6 +28,7 @@ from flowsde.models.autoencoder_kl.decoder import WHOLE
 from flowsde.models.converted.store import checksum
 from flowsde.models.family import Sampled, Sampling
 from flowsde.models.load import sampling_of
+from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
 from flowsde.runner.evaluate import decode
 
 _AT_ONCE = 4 * WHOLE
@@ -42,6 +43,7 @@ _OF_ALL = (
     "reward_frames",
     "over_frames",
     "reward_counts",
+    "reward_questions",
 )
 """Options that are no family's own."""
 _OWN_TIMES = "model"
@@ -110,7 +112,9 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSour
     if own.reward_timeout is not None:
         check_float("--reward-timeout", own.reward_timeout)
     folders = combined.folders_of(names, own.reward_model, list(map(rewards.folders, names)))
-    waits, counts = ([of(name) for name in names] for of in (rewards.is_function, rewards.counts))
+    waits, counts, asks = (
+        [of(name) for name in names] for of in (rewards.is_function, rewards.counts, rewards.asks)
+    )
     found = {
         name: rewards.reward_source(
             name,
@@ -119,6 +123,7 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSour
             own.reward_timeout if waits[i] or not any(waits) else None,
             fps,
             counts=own.reward_counts if counts[i] or not any(counts) else None,
+            questions=own.reward_questions if asks[i] or not any(asks) else None,
         )
         for i, name in enumerate(names)
     }
@@ -128,6 +133,18 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSour
                 said = f"{flag(option)} wants a reward with a gradient, got --reward {name}"
                 raise ValueError(said)
     return found
+
+
+def _asked(path: Path | None, prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a file asks about each prompt, for its result; ValueError if it is nothing of one."""
+    if path is None:
+        return {}
+    atoms = read_atoms(path)
+    try:
+        each = {prompt: list(map(dataclasses.asdict, atoms(prompt))) for prompt in prompts}
+    except AtomsError as error:
+        raise ValueError(f"--reward-questions: {error}") from None
+    return {prompt: {"reward_questions": asked} for prompt, asked in each.items()}
 
 
 def _cost(model: Sampled) -> int | None:
@@ -212,6 +229,7 @@ class PublishedSource:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
         if options.reward_counts is not None:
             self.named["reward_counts"] = options.reward_counts
+        self._asked = _asked(options.reward_questions, self.prompts)
         # Another model may take the place of this one, under the same name or at the same URL.
         judges = [getattr(part, "judge", None) for part in parts.values()]
         if versions := [judge for judge in judges if judge is not None]:
@@ -226,7 +244,7 @@ class PublishedSource:
         return slug(prompt)
 
     def named_of(self, prompt: str) -> dict[str, Any]:
-        return combined.said(self._pools[prompt])
+        return combined.said(self._pools[prompt]) | self._asked.get(prompt, {})
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
         # Texts first: the encoders are gone again when the large model comes.

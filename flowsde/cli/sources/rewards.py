@@ -1,28 +1,13 @@
-"""Rewards of converted models, by what `--reward` calls them.
+"""What `--reward` may be.
 
-    clip               cosine of image and prompt, by a converted CLIP
-    pick               PickScore, by its own
-    hpsv2, hpsv2.1     HPSv2 of that version, by its own
-    imagereward        ImageReward, by its own BLIP
-    vqascore           VQAScore, by CLIP-FlanT5
-    vqascore-odds      its log-odds, which do not tie where the model is sure
-    owlv2              how wrong the counts are of what OWLv2 finds, by its own
-    owlv2-smooth       the same with a gradient: boxes counted by how sure they are
-    qwen3vl            how sure Qwen3-VL is that the picture shows the prompt, P(Yes)
-    qwen3vl-share      the same against No, P(Yes) / (P(Yes) + P(No))
-    qwen3vl-odds       its log-odds
-    qwen3vl-counts     how wrong the counts are that it expects, by its own
-    aesthetic          LAION's score, by a converted CLIP and head
-    consistency        of videos: how alike neighbouring frames are, by a converted CLIP
+    NAME               one of `flowsde.cli.sources.known`, which converted models serve, or none
     MODULE:FUNCTION    function(images, prompts) -> n floats, outside JAX: images are float32
                        [n, h, w, 3] in [-1, 1], of videos [n, frames, h, w, 3], prompts n strings;
                        or what `flowsde.rewards` made of such functions. One that has an argument
                        `fps` is told the frames a second of videos
     URL#MODEL          a judge at an OpenAI-compatible endpoint, `flowsde.rewards.judge(URL, MODEL)`
-    none               no reward
 
-A reward of your own model is one more line of `KNOWN`. Making a `RewardSource` checks the options
-and imports the function; `load` reads weights.
+Making a `RewardSource` checks the options and imports the function; `load` reads weights.
 """
 
 import dataclasses
@@ -32,56 +17,17 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from flowsde._text import shown
 from flowsde.cli.errors import NoJudge
-from flowsde.models.blip.scored import ScoredByBLIP
-from flowsde.models.clip.model import HPSV2, HPSV2_1
-from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
-from flowsde.models.clip.scored import Aesthetic, Cosine
-from flowsde.models.clip_flant5.scored import ScoredByCLIPFlanT5
+from flowsde.cli.sources.known import KNOWN as KNOWN
+from flowsde.cli.sources.known import RewardSource as RewardSource
 from flowsde.models.owlv2.counts import CountsError
-from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
-from flowsde.models.qwen3_vl.scored import CountedByQwen3VL, JudgedByQwen3VL
-from flowsde.models.video_rewards import Consistent
-from flowsde.rewards.base import HostReward, Reward, RewardError, device, host
+from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
+from flowsde.rewards.base import HostReward, Reward, RewardError, host
 from flowsde.rewards.endpoint import DEADLINE
 from flowsde.rewards.judge import judge
-
-
-class RewardSource(Protocol):
-    """A reward, checked and not yet loaded.
-
-    Attributes:
-      reads_text: whether it looks at the prompt.
-      on_device: whether it has a gradient.
-    """
-
-    @property
-    def reads_text(self) -> bool: ...
-    @property
-    def on_device(self) -> bool: ...
-
-    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
-        """The reward of all prompts, and what it is told of each, None where that is nothing."""
-        ...
-
-
-def _nothing(images: jax.Array, cond: Any) -> jax.Array:
-    return jnp.zeros(images.shape[0], jnp.float32)
-
-
-class NoReward:
-    """Every picture is worth as much."""
-
-    reads_text, on_device = False, True
-
-    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
-        return device(_nothing, name="none"), [None] * len(prompts)
 
 
 class HostFunction:
@@ -129,99 +75,6 @@ def _takes_fps(function: Callable[..., Any]) -> bool:
         return "fps" in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False  # some wrappers and builtins have none
-
-
-class Known(NamedTuple):
-    """A reward that has a name.
-
-    Attributes:
-      make: of a `RewardSource`, called with the folders of --reward-model.
-      says: what it is, in words.
-      folders: what each of them is, in words.
-      families: of the models in them.
-      counts: whether it counts what a text says: --reward-counts, or else the prompt.
-      videos: whether it is of whole videos, and of no picture.
-    """
-
-    make: Callable[..., RewardSource]
-    says: str
-    folders: tuple[str, ...] = ()
-    families: tuple[str, ...] = ()
-    counts: bool = False
-    videos: bool = False
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether it looks at the prompt; the class that is made says so."""
-        return bool(self._made.reads_text)
-
-    @property
-    def on_device(self) -> bool:
-        """Whether it has a gradient."""
-        return bool(self._made.on_device)
-
-    @property
-    def _made(self) -> Any:
-        return getattr(self.make, "func", self.make)
-
-
-_CLIP = (("a converted CLIP",), ("clip",))
-_CLIP_FLANT5 = (("a converted CLIP-FlanT5",), ("clip_flant5",))
-_OWLV2: dict[str, Any] = {
-    "folders": ("a converted OWLv2",), "families": ("owlv2",), "counts": True,
-}  # fmt: skip
-_QWEN3_VL = (("a converted Qwen3-VL",), ("qwen3_vl",))
-KNOWN = {
-    "none": Known(NoReward, "every picture is worth as much"),
-    "clip": Known(partial(Cosine, score=clip_score), "cosine of image and prompt", *_CLIP),
-    "pick": Known(partial(Cosine, score=pick_score), "PickScore, by its own CLIP", *_CLIP),
-    "hpsv2": Known(
-        partial(Cosine, score=partial(hps_score, version="2.0"), family=HPSV2),
-        "HPSv2 (v2.0), by its own CLIP",
-        folders=("a converted HPSv2 v2.0",),
-        families=(HPSV2.name,),
-    ),
-    "hpsv2.1": Known(
-        partial(Cosine, score=partial(hps_score, version="2.1"), family=HPSV2_1),
-        "HPSv2.1, by its own CLIP",
-        folders=("a converted HPSv2 v2.1",),
-        families=(HPSV2_1.name,),
-    ),
-    "imagereward": Known(
-        ScoredByBLIP,
-        "ImageReward, by its own BLIP",
-        folders=("a converted ImageReward",),
-        families=("imagereward",),
-    ),
-    "vqascore": Known(ScoredByCLIPFlanT5, "VQAScore, by CLIP-FlanT5", *_CLIP_FLANT5),
-    "vqascore-odds": Known(
-        partial(ScoredByCLIPFlanT5, odds=True), "log-odds of VQAScore", *_CLIP_FLANT5
-    ),
-    "owlv2": Known(Counted, "squared error of OWLv2's counts, negative", **_OWLV2),
-    "owlv2-smooth": Known(SmoothlyCounted, "the same, of boxes by how sure they are", **_OWLV2),
-    "qwen3vl": Known(JudgedByQwen3VL, "P(Yes) by Qwen3-VL, asked about the prompt", *_QWEN3_VL),
-    "qwen3vl-share": Known(
-        partial(JudgedByQwen3VL, formula="share"), "P(Yes) / (P(Yes) + P(No))", *_QWEN3_VL
-    ),
-    "qwen3vl-odds": Known(
-        partial(JudgedByQwen3VL, formula="log_odds"), "log-odds of Yes against No", *_QWEN3_VL
-    ),
-    "qwen3vl-counts": Known(
-        CountedByQwen3VL,
-        "squared error of the counts it expects, negative",
-        *_QWEN3_VL,
-        counts=True,
-    ),
-    "aesthetic": Known(
-        Aesthetic,
-        "LAION's aesthetic score",
-        folders=("a converted CLIP", "the head"),
-        families=("clip", "aesthetic"),
-    ),
-    "consistency": Known(
-        Consistent, "cosine of a video's neighbouring frames, by a CLIP", *_CLIP, videos=True
-    ),
-}
 
 
 def imported(name: str, option: str) -> Callable[..., Any]:
@@ -280,6 +133,11 @@ def counts(name: str) -> bool:
     return name in KNOWN and KNOWN[name].counts
 
 
+def asks(name: str) -> bool:
+    """Whether a reward asks questions that a file says."""
+    return name in KNOWN and KNOWN[name].asks
+
+
 def reward_source(
     name: str,
     folders: Sequence[Path],
@@ -287,6 +145,7 @@ def reward_source(
     fps: float | None = None,
     option: str = "--reward",
     counts: str | None = None,
+    questions: Path | None = None,
 ) -> RewardSource:
     """A reward by name.
 
@@ -297,6 +156,7 @@ def reward_source(
       fps: of videos, for a function; None for pictures.
       option: that names it; its folders are those of the same with -model behind.
       counts: of --reward-counts, for a reward that counts; what the prompt says by default.
+      questions: of --reward-questions, for a reward that asks them.
 
     Raises:
       ValueError, FileNotFoundError: naming the option that is wrong.
@@ -319,6 +179,7 @@ def reward_source(
         raise ValueError(
             f"{option}-counts has no effect with {option} {name}, got '{shown(counts)}'"
         )
+    _check_questions(name, questions, option)
     wanted = () if outside else KNOWN[name].folders
     if len(folders) != len(wanted):
         what = " and then ".join(wanted) or "no folder"
@@ -326,9 +187,28 @@ def reward_source(
         raise ValueError(f"{option}-model must be {what} for {option} {name}, got {got}")
     if outside:
         return HostFunction(name, timeout, fps, option)
-    if counts is None:
-        return KNOWN[name].make(*folders)
+    told: list[Any] = [counts] if counts is not None else []
+    if questions is not None:
+        try:
+            told = [read_atoms(questions)]
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{option}-questions: {error}") from None
     try:
-        return KNOWN[name].make(*folders, counts)
+        return KNOWN[name].make(*folders, *told)
     except CountsError as error:
         raise ValueError(f"{option}-counts: {error}") from None
+    except AtomsError as error:
+        raise ValueError(f"{option}-questions: {error}") from None
+
+
+def _check_questions(name: str, questions: Path | None, option: str) -> None:
+    if questions is not None and not asks(name):
+        raise ValueError(
+            f"{option}-questions has no effect with {option} {shown(name)}, got {questions}"
+        )
+    if questions is None and asks(name):
+        raise ValueError(
+            f"{option}-questions is missing for {option} {name}, expected a JSON file of questions"
+            if option == "--reward"
+            else f"{option} cannot be {name}, which asks what --reward-questions says"
+        )

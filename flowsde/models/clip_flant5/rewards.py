@@ -56,10 +56,15 @@ def _score(model: CLIPFlanT5, images: jax.Array, asked: Question) -> jax.Array:
     return jnp.exp(_log_score(model, images, asked))
 
 
-def _odds(model: CLIPFlanT5, images: jax.Array, asked: Question) -> jax.Array:
-    # Where it rounds to 0, which takes logits 87 apart, the odds stay finite.
-    log_score = jnp.minimum(_log_score(model, images, asked), -_LEAST)
+def log_odds(log_score: jax.Array) -> jax.Array:
+    """log(s / (1 - s)) of log s, of any shape."""
+    # Where log s rounds to 0, which takes logits 87 apart, the odds stay finite.
+    log_score = jnp.minimum(log_score, -_LEAST)
     return log_score - jnp.log(-jnp.expm1(log_score))
+
+
+def _odds(model: CLIPFlanT5, images: jax.Array, asked: Question) -> jax.Array:
+    return log_odds(_log_score(model, images, asked))
 
 
 def vqa_score(

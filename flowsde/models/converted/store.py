@@ -2,7 +2,8 @@
 
     OUT/config.json   family, layout of the keys it came from, configuration, dtype, hashes
     OUT/params        one Orbax checkpoint: a nested dict of the parameters
-    OUT/tokenizer     the tokenizer's files, where they lay beside the weights
+    OUT/tokenizer     the tokenizer's files, where they lay beside the weights; InstructBLIP has
+                      another, OUT/qformer_tokenizer
 
 A pipeline is a folder of those, one for each model, next to the folders that were copied as they
 are, with the names of the models in its own `config.json`.

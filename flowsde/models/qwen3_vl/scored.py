@@ -1,5 +1,6 @@
 """Qwen3-VL's rewards as ``flowsde sample --reward`` takes them: out of a converted folder."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from flowsde.models.converted.opened import open_as
 from flowsde.models.converted.parts import read
 from flowsde.models.owlv2.counts import counts
+from flowsde.models.qwen3_vl.atoms import Atoms, AtomsError
 from flowsde.models.qwen3_vl.model import FAMILY
 from flowsde.models.qwen3_vl.questions import Asking, asking
-from flowsde.models.qwen3_vl.rewards import Formula, Judging, count_judge, judge
+from flowsde.models.qwen3_vl.rewards import Combine, Formula, Judging, count_judge, judge
 from flowsde.rewards import DeviceReward
 
 _ROOM = 32
@@ -45,6 +47,49 @@ class JudgedByQwen3VL:
 
     def _reward(self) -> DeviceReward:
         return judge(read(self._folder, FAMILY), self._judging)
+
+
+class AskedByQwen3VL:
+    """The mean of what it answers to several questions about a prompt, each by P of its answers.
+
+    Args:
+      folder: of the converted model, with its tokenizer.
+      atoms: of each prompt.
+      combine: as of `Judging`.
+
+    Raises:
+      AtomsError: a question is too long, or an answer is no single token.
+    """
+
+    reads_text, on_device = True, True
+
+    def __init__(self, folder: Path, atoms: Atoms, combine: Combine = "mean"):
+        self._folder, self._atoms = folder, atoms
+        self._judging = Judging(combine=combine)
+        self._asking = _asking(folder)
+        self._of_all()
+
+    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
+        each = list(map(self._atoms, prompts))  # before weights are read
+        return self._reward(), self._asking.atoms(each)
+
+    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
+        """The reward, and what it is told of a prompt: of all alike in shape."""
+        told = dict(zip(self._atoms.each, self._of_all(), strict=True))
+        return self._reward(), lambda prompt: told[self._atoms.key(prompt)]
+
+    def _of_all(self) -> list[Any]:
+        try:
+            return self._asking.atoms([*self._atoms.each.values()])
+        except ValueError as error:
+            raise AtomsError(str(error)) from None
+
+    def _reward(self) -> DeviceReward:
+        made = judge(read(self._folder, FAMILY), self._judging)
+        mean = self._judging.combine == "mean"
+        return dataclasses.replace(
+            made, name="qwen3vl-atoms" if mean else "qwen3vl-atoms-geometric"
+        )
 
 
 class CountedByQwen3VL:

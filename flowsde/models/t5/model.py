@@ -8,7 +8,7 @@ arXiv 2304.09151), of many languages, each block has a table of its own.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class T5Config:
       buckets: rows of the table of relative positions; even.
       max_distance: from which on all positions share the last bucket.
       epsilon: of the norms.
+      activation: of the gated layers, "gelu_tanh" or, in InstructBLIP, "gelu", which is exact.
       tied_head: whether logits come from the token table, instead of a head of their own.
       scaled: whether features are scaled by width^-0.5 before the logits; by default if they come
         from the token table.
@@ -52,6 +53,7 @@ class T5Config:
     buckets: int = 32
     max_distance: int = 128
     epsilon: float = 1e-6
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     tied_head: bool = False
     scaled: bool | None = None
 
@@ -61,6 +63,8 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.scaled is None:
             object.__setattr__(self, "scaled", self.tied_head)
+        if self.activation not in ("gelu_tanh", "gelu"):
+            raise ValueError(f"activation must be gelu_tanh or gelu, got {self.activation!r}")
         if self.buckets % 4 or not self.buckets // 2 < self.max_distance:
             raise ValueError(
                 "buckets must be a multiple of 4 and below twice max_distance, "
@@ -148,7 +152,7 @@ class T5Block(nnx.Module):
     """Self-attention, in a decoder also attention to the encoder, and a gated layer."""
 
     def __init__(self, config: T5Config, decoder: bool, numerics: Numerics, rngs: nnx.Rngs):
-        self.causal = decoder
+        self.causal, self.is_tanh = decoder, config.activation == "gelu_tanh"
         if not config.shared_positions:
             self.relative = _positions(config, numerics, rngs)
         self.norm = _norm(config, rngs)
@@ -175,7 +179,7 @@ class T5Block(nnx.Module):
         if context is not None:
             x = x + self.cross(self.cross_norm(x), context, mask=context_mask)
         h = self.mlp_norm(x)
-        return x + self.down(jax.nn.gelu(self.gate(h), approximate=True) * self.up(h))
+        return x + self.down(jax.nn.gelu(self.gate(h), approximate=self.is_tanh) * self.up(h))
 
 
 class T5Stack(nnx.Module):
