@@ -17,19 +17,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowsde._explain import decoded
 from flowsde.conds import Cond, for_model, for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
-from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
+from flowsde.rewards.base import DeviceReward, Scores, as_float32, no_parts
 from flowsde.runner import ahead, inner
 from flowsde.runner.ahead import to_score
 from flowsde.runner.chunks import in_chunks, sizes_below
 from flowsde.runner.mesh import ALONE, Placement
-from flowsde.runner.parts import not_scored, with_scores, write_scores
+from flowsde.runner.parts import with_scores
 from flowsde.runner.records import Kind, Model
 from flowsde.search.grid import tree_where
 from flowsde.search.protocol import Candidates, Evaluation
@@ -330,39 +329,3 @@ def evaluate_reward(
     return with_scores(
         rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind.value
     )
-
-
-@partial(jax.jit, static_argnames=("kind", "placement"))
-def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Placement) -> Any:
-    return to_score(split(asked, placement), evals, kind.value)
-
-
-@partial(jax.jit, static_argnames=("kind", "placement"))
-def _scored(
-    asked: Candidates, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement
-) -> Evaluation:
-    return with_scores(split(asked, placement), evals, scores, kind.value)
-
-
-def evaluate_on_host(
-    model: Model,
-    reward: HostReward,
-    asked: Candidates,
-    evals: Evaluation,
-    kind: Kind,
-    size: int,
-    placement: Placement = ALONE,
-) -> Evaluation:
-    """`evaluate_reward` through NumPy."""
-    asking = _to_score(asked, evals, kind, placement)
-    wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
-    told, at_all = not_scored(reward, wanted.size), np.flatnonzero(wanted)
-    for start in range(0, at_all.size, size):
-        at = at_all[start : start + size]
-        # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
-        images, finite = (np.asarray(a)[: at.size] for a in decoded)
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
-        write_scores(told, at, reward.scores(images, own), finite)
-    on_device = placement.put(jax.tree.map(jnp.asarray, told), placement.by_row)
-    return _scored(asked, evals, on_device, kind, placement)

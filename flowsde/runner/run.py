@@ -33,9 +33,9 @@ from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import clock, deadline, rounds
 from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.contract import check_bounds
-from flowsde.runner.evaluate import evaluate_on_host
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
+from flowsde.runner.on_host import evaluate_on_host
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
 from flowsde.runner.resumed import resumed
 from flowsde.search.protocol import Candidates, Info, Search

@@ -267,15 +267,14 @@ class SuccessiveHalving(SolvedSearch):
             accepted=decided & jnp.where(is_last, better & (rows == row), goes_on),
             ancestors=jnp.where(better, state.ids[row], -1)[None],
             ess=jnp.ones((), jnp.float32),
-            charged=self._charged(state.slot, jnp.sum(candidates.valid, dtype=jnp.int32)),
+            charged=self._charged(at, state.slot, jnp.sum(candidates.valid, dtype=jnp.int32)),
             best_reward=best.reward,
             path_time=best.t[None],
             path_reward=best.reward[None],
         )
 
-    def _charged(self, slot: jax.Array, n: jax.Array) -> jax.Array:
-        """What n candidates in a slot are charged."""
-        at = self._at(slot)
+    def _charged(self, at: Schedule, slot: jax.Array, n: jax.Array) -> jax.Array:
+        """What n candidates in a slot are charged; `at` is its row of the schedule."""
         each = jnp.where(at.step > 0, 1 + self.kernel.inner_evaluations, 1).astype(jnp.int32)
         if self.draft_cost is None:
             return each * n
