@@ -309,7 +309,7 @@ def places():
 
 
 def close(images, cond):
-    return -jnp.sum(jnp.square(images - places()[2]), axis=-1)
+    return -jnp.sum(jnp.square(images - places()[2][None]), axis=-1)
 
 
 @pytest.mark.slow
