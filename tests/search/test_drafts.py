@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from methods import ODE, cheap
-from problems import GRID, SDE, VP, batch, flow, reward, row, tools
+from problems import GRID, SDE, VP, batch, flow, host_reward, reward, row, tools
 
 import flowsde as fs
 from flowsde.search.drafts import price
@@ -214,7 +214,7 @@ def test_saved_among_drafts_it_goes_on_to_the_same_answer(tmp_path):
 
 @pytest.mark.slow
 def test_packed_into_batches_it_is_each_prompt_alone_bit_for_bit():
-    """Of both flows in one batch, with rewards of a function and outside JAX."""
+    """Of both flows in one batch; with rewards outside JAX to rounding."""
     n = 6
     ids, cond = batch(n)
     budgets = np.asarray([31, 19, 25, 31, 22, 29])
@@ -235,6 +235,13 @@ def test_packed_into_batches_it_is_each_prompt_alone_bit_for_bit():
         charged = price(one.draft_evaluations, search.draft_cost)
         assert one.nfe == one.evaluations + charged
         drafts += charged
+    hosted = fs.batch(
+        KEY, flow(), search, fs.rewards.host(host_reward), cond=cond, prompt_ids=ids, nfe=budgets,
+        batch_size=8, **options,
+    )  # fmt: skip
+    for i, one in hosted:
+        assert (one.nfe, one.draft_evaluations) == (found[i].nfe, found[i].draft_evaluations)
+        np.testing.assert_allclose(one.x, found[i].x, rtol=1e-5, atol=1e-5)
     totals = packed.totals
     assert (totals.draft_nfe, totals.surplus) == (drafts, 0)
     assert totals.evaluations + totals.draft_nfe == totals.nfe + totals.padding
