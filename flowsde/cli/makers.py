@@ -100,6 +100,8 @@ def _options(file: Path, name: str) -> dict[str, Option]:
     ]:
         if default is None or arg.annotation is None:
             continue  # What every maker needs: budget, kernel, grid, interpolant.
+        if ast.unparse(arg.annotation).startswith("Fraction"):
+            continue  # What the command has no use for: the cost of a second flow.
         kind, choices = _type(file, arg.annotation)
         value = ast.literal_eval(default)
         options[arg.arg] = Option(kind, choices, value, said.get(arg.arg, ""))

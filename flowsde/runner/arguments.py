@@ -32,6 +32,7 @@ from flowsde.rewards.base import (
 from flowsde.rewards.base import exact as exact_reward
 from flowsde.runner.clock import check_seconds
 from flowsde.runner.contract import check_members, check_search
+from flowsde.runner.drafts import check_draft
 from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
@@ -133,10 +134,11 @@ def prepare(
     start: Any = None,
     mask: Any = None,
     noise: Any = None,
+    draft: Flow | None = None,
 ) -> Job:
     """Check all; arguments as for `flowsde.run`."""
     _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
-    _check_not_traced((start, mask, noise))
+    _check_not_traced((start, mask, noise, draft))
     key = as_key(key)
     _check_kinds(flow, search, invalid, resume)
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
@@ -144,6 +146,7 @@ def prepare(
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
+    draft = check_draft(draft, search, flow, cond, seconds)
     axis = "len(prompt_ids)"
     begins, held = as_start(start, mask, noise, flow.shape, ids.size, axis, single)
     check_start(search, begins)
@@ -151,6 +154,8 @@ def prepare(
     seconds = check_seconds(seconds, nfe)
     budgets = _budgets(search, ids.size, nfe)
     program = Program.of(search, flow.evaluations)
+    if draft is not None:
+        program = program.replace(draft=draft.evaluations)
     for budget in np.unique(budgets):
         program.with_budget(int(budget))  # or raises
     verifier = _check_reward(search, as_reward(reward))
@@ -159,6 +164,8 @@ def prepare(
     run = of_run(program.search, (cond, begins), ids.size, version)
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
     static |= {"search": program.search, "reward": compiled}
+    if draft is not None:
+        static |= {"draft": draft.velocity_fn}
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
     if reward_cond is not None:
@@ -167,7 +174,7 @@ def prepare(
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
     if mesh is not None:
-        placement, flow, verifier = _on_mesh(automatic(mesh), rules, flow, verifier)
+        placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)
         program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
@@ -182,12 +189,13 @@ def prepare(
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
     flow = exact_flow(flow, for_model(cond))
+    draft = draft and exact_flow(draft, for_model(cond))
     on_device = None
     if isinstance(verifier, DeviceReward):
         on_device = verifier = exact_reward(verifier, cond)
     job = Job(
         keys=keys,
-        model=Model(flow, on_device, cond),
+        model=Model(flow, on_device, cond, draft),
         program=program,
         sizes=sizes,
         reward=verifier,
@@ -283,9 +291,9 @@ def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array 
 
 
 def _on_mesh(
-    mesh: Mesh, rules: ShardingRules | None, flow: Flow, reward: Reward
-) -> tuple[Placement, Flow, Reward]:
-    """How the run lies on a mesh, with the parameters of the model and the reward there."""
+    mesh: Mesh, rules: ShardingRules | None, flow: Flow, draft: Flow | None, reward: Reward
+) -> tuple[Placement, Flow, Flow | None, Reward]:
+    """How the run lies on a mesh, with the parameters of the models and the reward there."""
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     rules = (rules or ShardingRules()).on(mesh)
@@ -295,14 +303,15 @@ def _on_mesh(
             f"rules split both prompts and particles over mesh axis {both.pop()!r}, expected "
             f"different ones"
         )
-    flow = place(flow, mesh, rules)
+    flow, draft = place(flow, mesh, rules), draft and place(draft, mesh, rules)
     if isinstance(reward, HostReward):
         if jax.process_count() > 1:
             raise ValueError(f"reward {reward.name!r} runs outside JAX, expected a single process")
     else:
         reward = place(reward, mesh, rules)
     used = {*placement.prompt, *placement.particle}
-    for leaf in jax.tree.leaves((flow, reward if isinstance(reward, DeviceReward) else None)):
+    also = reward if isinstance(reward, DeviceReward) else None
+    for leaf in jax.tree.leaves((flow, draft, also)):
         for axes in leaf.sharding.spec:
             used |= {axes} if isinstance(axes, str) else set(axes or ())
     idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
@@ -311,7 +320,7 @@ def _on_mesh(
             f"mesh axis {idle[0]!r} of {mesh.shape[idle[0]]} devices splits neither prompts, nor "
             f"particles, nor any parameter: its devices would all do the same"
         )
-    return placement, flow, reward
+    return placement, flow, draft, reward
 
 
 def _check_target(target_reward: Any) -> np.float32:
@@ -349,7 +358,9 @@ def _trace(job: Job) -> None:
 
     with noted(partial(cond_note, job.model.cond, job.single)):
         x, t, cond = shapes(job.sizes.model)
-        means.eval_shape(job.flow, x, t, cond, interpolant=job.search.interpolant)
+        for flow in (job.flow, job.model.draft):
+            if flow is not None:
+                means.eval_shape(flow, x, t, cond, interpolant=job.search.interpolant)
         if isinstance(job.reward, HostReward):
             decode_and_check.eval_shape(job.flow, shapes(job.sizes.reward)[0])
             return

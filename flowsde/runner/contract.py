@@ -65,8 +65,9 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
-    to_move = like(x, number, program.kind.moves)
-    _compare(f"{own}: what ask returns", asked, Candidates(to_move, number, flag, flag, flag, key))
+    to_move, draft = like(x, number, program.kind.moves), flag if program.kind.drafts else None
+    expected_asked = Candidates(to_move, number, flag, flag, flag, key, draft)
+    _compare(f"{own}: what ask returns", asked, expected_asked)
     asked = asked._replace(x=x)
     evals = Evaluation(x, x, number, x if search.uses_gradient else None)
     after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
@@ -114,8 +115,9 @@ def _said(value: Any) -> str:
         lacking = [
             name
             for name, one in zip(fields, value, strict=True)
-            # A search is asked for a key only where it looks ahead.
-            if one is None and name != "key"
+            # A search is asked for a key only where it looks ahead, and for drafts where it has
+            # a draft_cost.
+            if one is None and name not in ("key", "draft")
         ]
         without = f" without {', '.join(lacking)}" if lacking else ""
         return f"{type(value).__name__}{without}"

@@ -3,7 +3,8 @@
 First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
 size. A guided search's rows that want a gradient get both at once, by differentiating through
 reward, decoder and model. A search that looks ahead has rows go on in between, see
-`flowsde.runner.ahead`.
+`flowsde.runner.ahead`. Rows that are drafts of another flow are evaluated by that, in chunks of
+their own, and decoded as all others are.
 
 Candidates [P, w] of P prompts, or [w] of a single one, are evaluated as rows [m]. On a mesh, each
 group of devices picks the next chunk of its own rows, and the model sees those of all together.
@@ -16,28 +17,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowsde._explain import decoded
 from flowsde.conds import Cond, for_model, for_reward
 from flowsde.flow import Flow, finite_rows
 from flowsde.interpolants import Interpolant
 from flowsde.predictions import expand
-from flowsde.rewards.base import DeviceReward, HostReward, Scores, as_float32, no_parts
+from flowsde.rewards.base import DeviceReward, Scores, as_float32, no_parts
 from flowsde.runner import ahead, inner
 from flowsde.runner.ahead import to_score
 from flowsde.runner.chunks import in_chunks, sizes_below
 from flowsde.runner.mesh import ALONE, Placement
-from flowsde.runner.parts import not_scored, with_scores, write_scores
+from flowsde.runner.parts import with_scores
 from flowsde.runner.records import Kind, Model
+from flowsde.search.grid import tree_where
 from flowsde.search.protocol import Candidates, Evaluation
 
 
 class Computed(NamedTuple):
-    """What was computed for each row, int32 [m]: passes forward, of those differentiated."""
+    """What was computed for each row, int32 [m].
+
+    Attributes:
+      forward, backward: passes of the flow, and those of them that were differentiated.
+      drafts: passes of the draft flow; None without one.
+    """
 
     forward: jax.Array
     backward: jax.Array
+    drafts: jax.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -50,6 +57,7 @@ class Rows(NamedTuple):
     valid: jax.Array
     prompt: jax.Array
     key: jax.Array | None = None
+    draft: jax.Array | None = None
 
 
 def of_prompts(cond: Cond, prompts: jax.Array) -> Cond:
@@ -194,18 +202,45 @@ def evaluate_model(
       Leaves [m, ...].
     """
     rows, pick = split(asked, placement), _picker(placement, model.cond)
-    m, sizes = rows.t.shape[0], sizes_below(size, least)
+    sizes = sizes_below(size, least)
     if kind.moves is not None:
         rows, moved = _arrive(model.flow, rows, kind, sizes, placement, pick)
-    wants_gradient = rows.valid & rows.wants_gradient
-    evaluate = partial(_model, model.flow, model.reward, kind.interpolant, kind.uses_gradient)
+    by = partial(_evaluated, model=model, rows=rows, kind=kind, sizes=sizes)
+    if rows.draft is None:
+        evals, (forward, backward, drafts) = by(model.flow, rows.valid, placement, pick)
+    else:
+        assert model.draft is not None
+        evals, (forward, backward, _) = by(model.flow, rows.valid & ~rows.draft, placement, pick)
+        drafted, (drafts, *_) = by(model.draft, rows.valid & rows.draft, placement, pick)
+        evals = tree_where(rows.draft, drafted, evals)
+    if kind.moves is not None:
+        evals, forward = evals._replace(x=rows.x), forward + kind.inner * moved
+    if kind.value is None:
+        return evals, Computed(forward, backward, drafts)
+    seen, looked = _look_ahead(model.flow, rows, evals, kind, sizes, placement, pick)
+    return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward, drafts)
+
+
+def _evaluated(
+    flow: Flow,
+    wanted: jax.Array,
+    placement: Placement,
+    pick: Callable[..., Any],
+    model: Model,
+    rows: Rows,
+    kind: Kind,
+    sizes: tuple[int, ...],
+) -> tuple[Evaluation, Computed]:
+    """The rows that are wanted, by a flow; rewards only with gradients."""
+    m, wants_gradient = rows.t.shape[0], wanted & rows.wants_gradient
+    evaluate = partial(_model, flow, model.reward, kind.interpolant, kind.uses_gradient)
 
     def chunk(at: jax.Array | None) -> tuple[Evaluation, jax.Array]:
-        (x, t, wanted), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
+        (x, t, gradient), own = pick(at, rows.prompt, (rows.x, rows.t, wants_gradient))
         with placement.around_model():
-            return evaluate(x, t, own, wanted)
+            return evaluate(x, t, own, gradient)
 
-    if sizes == (m // placement.groups,):
+    if rows.draft is None and sizes == (m // placement.groups,):
         values, forward = chunk(None), jnp.ones(m, jnp.int32)
     else:
         zeros, nothing = jnp.zeros_like(rows.x), jnp.full(m, -jnp.inf, jnp.float32)
@@ -213,18 +248,12 @@ def evaluate_model(
         if kind.uses_gradient:
             empty = empty._replace(gradient=zeros, parts=no_parts(model.reward, m))
         # Valid ones first, and of those the ones to be differentiated.
-        last = 2 * (~rows.valid).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
+        last = 2 * (~wanted).astype(jnp.int32) + (~wants_gradient).astype(jnp.int32)
         values, forward = in_chunks(
-            chunk, rows.valid, last, sizes, (empty, jnp.zeros(m, jnp.bool)), placement
+            chunk, wanted, last, sizes, (empty, jnp.zeros(m, jnp.bool)), placement
         )
     evals, differentiated = values
-    backward = forward * differentiated.astype(jnp.int32)
-    if kind.moves is not None:
-        evals, forward = evals._replace(x=rows.x), forward + kind.inner * moved
-    if kind.value is None:
-        return evals, Computed(forward, backward)
-    seen, looked = _look_ahead(model.flow, rows, evals, kind, sizes, placement, pick)
-    return evals._replace(seen=seen), Computed(forward + kind.value.cost * looked, backward)
+    return evals, Computed(forward, forward * differentiated.astype(jnp.int32))
 
 
 def _arrive(
@@ -300,39 +329,3 @@ def evaluate_reward(
     return with_scores(
         rows, evals, scores._replace(reward=_clean(scores.reward, wanted)), kind.value
     )
-
-
-@partial(jax.jit, static_argnames=("kind", "placement"))
-def _to_score(asked: Candidates, evals: Evaluation, kind: Kind, placement: Placement) -> Any:
-    return to_score(split(asked, placement), evals, kind.value)
-
-
-@partial(jax.jit, static_argnames=("kind", "placement"))
-def _scored(
-    asked: Candidates, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement
-) -> Evaluation:
-    return with_scores(split(asked, placement), evals, scores, kind.value)
-
-
-def evaluate_on_host(
-    model: Model,
-    reward: HostReward,
-    asked: Candidates,
-    evals: Evaluation,
-    kind: Kind,
-    size: int,
-    placement: Placement = ALONE,
-) -> Evaluation:
-    """`evaluate_reward` through NumPy."""
-    asking = _to_score(asked, evals, kind, placement)
-    wanted, prompt = jax.device_get((asking.wanted, asking.prompt))
-    told, at_all = not_scored(reward, wanted.size), np.flatnonzero(wanted)
-    for start in range(0, at_all.size, size):
-        at = at_all[start : start + size]
-        # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
-        images, finite = (np.asarray(a)[: at.size] for a in decoded)
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
-        write_scores(told, at, reward.scores(images, own), finite)
-    on_device = placement.put(jax.tree.map(jnp.asarray, told), placement.by_row)
-    return _scored(asked, evals, on_device, kind, placement)

@@ -17,6 +17,7 @@ from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.rewards import DeviceReward
 from flowsde.runner.mesh import ALONE, Placement
+from flowsde.search.drafts import draft_cost_of
 from flowsde.search.protocol import BudgetTooSmall, Search, inner_kernel
 from flowsde.search.value import LookAhead, value_of
 
@@ -39,12 +40,14 @@ class Kind(Snapshot):
     Attributes:
       interpolant, uses_gradient, value: of the search.
       moves: its kernel, where candidates are `Moving`.
+      drafts: whether some candidates are drafts of another flow.
     """
 
     interpolant: Interpolant
     uses_gradient: bool
     value: LookAhead | None = None
     moves: Kernel | None = None
+    drafts: bool = False
 
     @property
     def inner(self) -> int:
@@ -60,11 +63,13 @@ class Program(Snapshot):
       search: whose budget is in candidates.
       cost: evaluations of the model that a candidate takes.
       placement: of a mesh.
+      draft: evaluations of the draft flow's model that a draft takes; 0 without a draft flow.
     """
 
     search: Search
     cost: int = 1
     placement: Placement = ALONE
+    draft: int = 0
 
     @classmethod
     def of(cls, search: Search, cost: int, placement: Placement = ALONE) -> "Program":
@@ -96,11 +101,19 @@ class Program(Snapshot):
         """What evaluating depends on."""
         search = self.search
         return Kind(
-            search.interpolant, search.uses_gradient, value_of(search), inner_kernel(search)
+            search.interpolant,
+            search.uses_gradient,
+            value_of(search),
+            inner_kernel(search),
+            draft_cost_of(search) is not None,
         )
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("flow", "reward", "cond"), meta_fields=())
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("flow", "reward", "cond", "draft"),
+    meta_fields=(),
+)
 @dataclasses.dataclass(frozen=True)
 class Model:
     """What candidates are evaluated by; a pytree.
@@ -109,8 +122,10 @@ class Model:
       flow: the model.
       reward: None where none is evaluated with it, or it runs outside JAX.
       cond: of each prompt, [P, ...].
+      draft: the flow of drafts, whose latents the other's decoder takes; None without.
     """
 
     flow: Flow
     reward: DeviceReward | None
     cond: Cond
+    draft: Flow | None = None

@@ -94,6 +94,8 @@ class Result(NamedTuple):
         picture, by name: the dear one of a cascade. None without such parts.
       weights: `flowsde.search.Weights` of `smc` and `psi`, from `flowsde.batch`; None from others,
         whose `state` has them: `flowsde.search.weighted_sample`.
+      draft_evaluations: evaluations of the draft flow's model that were computed, padding included,
+        which `evaluations` leaves out; `nfe` has what they are charged. None without a draft flow.
     """
 
     image: Any
@@ -115,6 +117,7 @@ class Result(NamedTuple):
     timing: Any = None
     part_calls: dict[str, Any] | None = None
     weights: Weights | None = None
+    draft_evaluations: Any = None
 
     def top(self, k: int) -> list[Any]:
         """The k best different answers, the search's own first and then by falling reward.
@@ -208,14 +211,27 @@ class Carry(NamedTuple):
     live: jax.Array | None = None
     parts: AnswerParts | None = None
     start: Start | None = None
+    draft_evaluations: jax.Array | None = None
 
     @property
-    def counts(self) -> tuple[jax.Array, ...]:
-        """In the order of `COUNTERS`."""
-        return self.nfe, self.evaluations, self.backward_passes, self.verifier_calls
+    def counts(self) -> dict[str, jax.Array]:
+        """As `counts_of` gives them."""
+        return counts_of(self)
 
 
 COUNTERS = ("nfe", "evaluations", "backward_passes", "verifier_calls")
+"""Of every search."""
+DRAFTS = "draft_evaluations"
+"""The counter of searches with a draft flow alone."""
+
+
+def counts_of(counted: Any) -> dict[str, Any]:
+    """The counters of a carry or a result by name, those of drafts last and only where there are.
+
+    In no order but that: JAX sorts the names.
+    """
+    also = () if counted.draft_evaluations is None else (DRAFTS,)
+    return {name: getattr(counted, name) for name in (*COUNTERS, *also)}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("bits",), meta_fields=("like", "structure"))
@@ -259,7 +275,7 @@ class Packed:
 
 def carry_of(result: Result) -> Carry:
     """What a run goes on from."""
-    counts: dict[str, Any] = {n: jnp.asarray(getattr(result, n), jnp.int32) for n in COUNTERS}
+    counts: dict[str, Any] = {n: jnp.asarray(a, jnp.int32) for n, a in counts_of(result).items()}
     if result.parts is None:
         return Carry(result.given, result.state, **counts)
     kept = None if result.kept is None else result.kept.parts
@@ -269,7 +285,7 @@ def carry_of(result: Result) -> Carry:
 
 def with_numbers(result: Result) -> Result:
     """Counters of a single prompt as Python numbers."""
-    counters: dict[str, Any] = {name: int(getattr(result, name)) for name in COUNTERS}
+    counters: dict[str, Any] = {name: int(count) for name, count in counts_of(result).items()}
     calls = result.part_calls and {name: int(n) for name, n in result.part_calls.items()}
     cost = float(result.verifier_cost)
     return result._replace(**counters, verifier_cost=cost, part_calls=calls)

@@ -66,7 +66,8 @@ def _init(
         given = Given(jax.random.key_data(key), target, program.candidates(nfe))
         state = program.search.init(key, shape, target, given.nfe)
         unknown = no_answer_parts(parts, program.search, state)
-        return Carry(given, state, zero, zero, zero, zero, parts=unknown)
+        drafts = zero if program.kind.drafts else None
+        return Carry(given, state, zero, zero, zero, zero, parts=unknown, draft_evaluations=drafts)
 
     if single:
         return begin(keys[0], nfe[0], target)
@@ -135,6 +136,10 @@ def counted(
         finishing=finishing & jnp.any(asked.valid, -1),
         parts=parts,
     )
+    if computed.drafts is not None and carry.draft_evaluations is not None:
+        drafts = program.draft * jnp.sum(computed.drafts, -1, dtype=jnp.int32)
+        info = info._replace(draft_evaluations=drafts)
+        carry = carry._replace(draft_evaluations=carry.draft_evaluations + drafts)
     if parts is not None:
         assert carry.parts is not None
         own = _of_each(partial(answer_parts, search), carry)

@@ -11,7 +11,8 @@ flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All count
 - `evaluations`, what the model computed for them: surplus of wide waves and padding of
   chunks included, exactly the rows a counting model sees; `backward_passes`, those of them that
   were differentiated;
-- `verifier_calls`, the valid candidates that wanted a reward.
+- `verifier_calls`, the valid candidates that wanted a reward;
+- `draft_evaluations`, what a draft flow computed, which `evaluations` leaves out.
 
 All but the last are in passes of the model: a guided flow costs two a candidate.
 """
@@ -32,9 +33,9 @@ from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import clock, deadline, rounds
 from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.contract import check_bounds
-from flowsde.runner.evaluate import evaluate_on_host
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
+from flowsde.runner.on_host import evaluate_on_host
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
 from flowsde.runner.resumed import resumed
 from flowsde.search.protocol import Candidates, Info, Search
@@ -61,6 +62,7 @@ def run(
     start: Any = None,
     mask: Any = None,
     noise: Any = None,
+    draft: Flow | None = None,
 ) -> Result:
     """Run a search to its end.
 
@@ -103,6 +105,11 @@ def run(
       noise: standard normal [*flow.shape], or P of them, of which all first draws are made; what
         follows them is drawn as ever. Searches over noise have the first draw of it, and others
         near it.
+      draft: a cheaper flow, of a search that takes drafts of one, `flowsde.search.halving` with
+        `draft_cost`: of particles of the same shape, decoded by the flow's decoder and not its
+        own, so their latents are those of the flow; given the same cond. Its `interpolant` may be
+        another. Of rewards, the first are of its pictures. What it computed is in
+        `Result.draft_evaluations`. Not with `seconds`.
 
     Returns:
       A `Result`.
@@ -127,7 +134,7 @@ def run(
         log, n, done, counts, budgets = fetch((*heard, carry.counts, _budgets(job, carry)))
         logs.append(job.trim(head(log, int(n)), axis=1))
         rounds_done = sum(len(log.time) for log in logs)
-        check_bounds(job.search, rounds_done, bool(done), counts[0], budgets, job.ids)
+        check_bounds(job.search, rounds_done, bool(done), counts["nfe"], budgets, job.ids)
     log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
@@ -152,6 +159,7 @@ def iterate(
     start: Any = None,
     mask: Any = None,
     noise: Any = None,
+    draft: Flow | None = None,
 ) -> Iterator[Result]:
     """`run`, round by round: yields a `Result` after each, whose last equals that of `run`.
 
@@ -283,7 +291,7 @@ def _iterate(job: Job) -> Iterator[Result]:
         yield _result(job, carry, counts, log, watch=watch)
         return
     budgets = fetch(_budgets(job, carry))
-    check_bounds(job.search, n, done, counts[0], budgets, job.ids)
+    check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
     asked = rounds.first_ask(carry, job.program)
     if watch is not None:
         watch.start()
@@ -302,7 +310,7 @@ def _iterate(job: Job) -> Iterator[Result]:
             all_rows[n] = row
         n += 1
         counts, done = told.counts, bool(told.done)
-        check_bounds(job.search, n, done, counts[0], budgets, job.ids)
+        check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
         if told.changed or answer is None:
             answer = rounds.answer(carry, job.flow, job.program)
         over = done
@@ -335,18 +343,15 @@ def _result(
     (best, image, kept), said = job.trim((answer, carry.parts))
     if kept is not None and said is not None:
         kept = kept._replace(parts=said.kept)
-    nfe, evaluations, backward_passes, verifier_calls = job.trim(counts)
-    cost = np.float32(job.reward.cost) * np.asarray(verifier_calls, np.float32)
+    counters = job.trim(counts)
+    cost = np.float32(job.reward.cost) * np.asarray(counters["verifier_calls"], np.float32)
     result = Result(
         image=image,
         x0=best.x0,
         x=best.x,
         t=best.t,
         reward=best.reward,
-        nfe=nfe,
-        evaluations=evaluations,
-        backward_passes=backward_passes,
-        verifier_calls=verifier_calls,
+        **counters,
         verifier_cost=cost,
         info=log,
         state=job.trim(deadline.marked(job, carry, None).state),

@@ -19,8 +19,9 @@ from flowsde._files import HIDDEN
 from flowsde._schema import array, fields, maybe, table, text, whole, wrong
 from flowsde.runner.clock import Timing
 from flowsde.runner.mesh import gather
-from flowsde.runner.result import COUNTERS, Answers, Given, Result
+from flowsde.runner.result import COUNTERS, DRAFTS, Answers, Given, Result
 from flowsde.search import Info, Search
+from flowsde.search.drafts import draft_cost_of
 
 SEARCH = "search"
 """Of the folder of states, inside the hidden one."""
@@ -172,7 +173,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
     }
     return Result(
         **own,
-        **_counted(leaves, lead, path),
+        **_counted(leaves, lead, path, draft_cost_of(search) is not None),
         info=_log(leaves, lead, path),
         given=begun[".given"],
         state=begun[".state"],
@@ -251,10 +252,16 @@ def _finishing(leaves: dict[str, Any], charged: np.ndarray) -> np.ndarray:
     return (charged > 0) & (rounds_left <= steps)
 
 
-def _counted(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> dict[str, Any]:
-    """Counters and what verifying cost; of one prompt as Python's numbers."""
+def _counted(
+    leaves: dict[str, Any], lead: tuple[int, ...], path: Path, drafts: bool
+) -> dict[str, Any]:
+    """Counters and what verifying cost; of one prompt as Python's numbers.
+
+    Args:
+      drafts: whether the search takes drafts of another flow.
+    """
     counted = {}
-    for name in (*COUNTERS, "verifier_cost"):
+    for name in (*COUNTERS, *([DRAFTS] if drafts else []), "verifier_cost"):
         found = np.asarray(leaves.get(f".{name}"))
         kinds = "iuf" if name == "verifier_cost" else "iu"
         if found.shape != lead or found.dtype.kind not in kinds or not (
@@ -270,7 +277,7 @@ _LOGGED = {
     name: np.bool_ if name in ("counted", "accepted", "finishing") else np.float32
     for name in Info._fields
     if name != "parts"
-} | dict.fromkeys(("ancestors", "charged", *COUNTERS[1:]), np.int32)
+} | dict.fromkeys(("ancestors", "charged", *COUNTERS[1:], DRAFTS), np.int32)
 _WIDE = (("time", "reward", "counted", "accepted"), ("ancestors", "path_time", "path_reward"))
 """Fields of `Info` with an axis of candidates, and those with one of paths."""
 
@@ -320,6 +327,8 @@ def _log(leaves: dict[str, Any], lead: tuple[int, ...], path: Path) -> Info:
             log[name] = _parts(leaves, ".info.parts", path, shape)
         elif name == "seconds":
             log[name] = read(name, rounds, 3) if ".info.seconds" in leaves else None
+        elif name == DRAFTS:
+            log[name] = read(name, rounds, *lead) if f".info.{name}" in leaves else None
         elif name not in log:
             log[name] = read(name, rounds, *lead)
     return Info(**log)

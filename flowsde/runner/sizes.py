@@ -27,6 +27,7 @@ def check_size(program: Program, flow: Flow, padding: int) -> None:
         )
     value = program.kind.value
     each = flow.evaluations * (1 + program.kind.inner + (0 if value is None else value.cost))
+    each = max(each, program.draft)
     most = each * search.max_rounds * (width + padding)
     if most > MOST:
         raise ValueError(

@@ -64,6 +64,8 @@ class Keeping(Wrapper):
         could_be = info.counted & (new.t <= last)
         if self.value is not None:
             could_be &= ~self.value.looks(new.t)
+        if candidates.draft is not None:
+            could_be &= ~candidates.draft
         rewards = jnp.concatenate(
             [
                 jnp.where(old.t <= last, old.reward, -jnp.inf),
@@ -113,7 +115,7 @@ def keep(search: Search, k: int) -> Keeping:
 
     They are candidates whose reward is of their own posterior mean, at the time of the answer or
     below, the best by reward; of equals the answer first, then by the first number of their
-    states. Of RBF's wide waves, those that are counted.
+    states. Of RBF's wide waves, those that are counted; of another flow's drafts none.
 
     Args:
       search: of any method.

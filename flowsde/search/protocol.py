@@ -52,6 +52,8 @@ class Candidates(NamedTuple):
       wants_gradient: bool [w]; of the reward in x. Such rows are told their reward too.
       valid: bool [w]; other rows are padding.
       key: uint32 [w, 2], data of random keys, if the search looks ahead at random; else None.
+      draft: bool [w], which are evaluated by the draft flow, and cost `draft_cost` each, if the
+        search has one (`flowsde.search.drafts`); else None.
     """
 
     x: Any
@@ -60,6 +62,7 @@ class Candidates(NamedTuple):
     wants_gradient: jax.Array
     valid: jax.Array
     key: jax.Array | None = None
+    draft: jax.Array | None = None
 
 
 class Evaluation(NamedTuple):
@@ -145,6 +148,7 @@ class Info(NamedTuple):
         round compiles. None from `run`, whose rounds are inside one program.
       parts: float32 [w] each, what the parts of a combined reward say, by name; NaN where none was
         wanted, the mean where several pictures were seen ahead. None of any other reward.
+      draft_evaluations: int32, as in `Result`, of this round; None without a draft flow.
     """
 
     time: jax.Array
@@ -163,6 +167,7 @@ class Info(NamedTuple):
     finishing: Any = None
     seconds: Any = None
     parts: dict[str, Any] | None = None
+    draft_evaluations: Any = None
 
 
 class Lines(NamedTuple):

@@ -1,10 +1,12 @@
 """What a search around another one is, unless it says otherwise: the inner one."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Self
 
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
+from flowsde.search.drafts import draft_cost_of
 from flowsde.search.protocol import Search, SearchBase
 from flowsde.search.starting import beginning, first_time
 from flowsde.search.value import LookAhead, value_of
@@ -41,6 +43,10 @@ class Wrapper(SearchBase):
     @property
     def value(self) -> LookAhead | None:
         return value_of(self.inner)
+
+    @property
+    def draft_cost(self) -> Fraction | None:
+        return draft_cost_of(self.inner)
 
     @property
     def first_time(self) -> float:

@@ -1,9 +1,15 @@
 """A search of every method, and what it means that two results are the same."""
 
+import functools
+import math
+from fractions import Fraction
+
+import jax.numpy as jnp
 import numpy as np
-from problems import GRID, SDE, VP
+from problems import GRID, SDE, VP, velocity
 
 import flowsde as fs
+from flowsde.search.drafts import draft_cost_of
 
 ODE = fs.kernels.ode_euler(VP)
 GLASS = fs.kernels.glass(VP, inner_steps=2)
@@ -76,7 +82,30 @@ METHODS = {
     "glass rbf": fs.search.rbf(kernel=GLASS, chains=1, seeds=2, width=3, **OPTIONS),
     "noise tilt": fs.search.svdd(kernel=fs.kernels.noise_tilt(SDE, 0.3), chains=1, **OPTIONS),
     "guided svdd": fs.search.svdd(kernel=GUIDED, **OPTIONS),
+    "halving, drafts of another flow": fs.search.halving(
+        nfe=41, kernel=ODE, grid=GRID, draft_steps=2, factor=3, draft_cost=Fraction(2, 5)
+    ),
 }
+
+
+@functools.cache
+def cheap():
+    """Another flow of the problems' particles, with a decoder that is not used."""
+    return fs.Flow.from_callable(velocity, {"scale": jnp.float32(0.8)}, (2,))
+
+
+def also(search):
+    """What a run of a search takes beside it."""
+    return {} if draft_cost_of(search) is None else {"draft": cheap()}
+
+
+def computed(search, result):
+    """Evaluations that were computed, those of drafts at their price."""
+    cost = draft_cost_of(search)
+    if cost is None:
+        return result.evaluations
+    drafts = [math.ceil(cost * int(n)) for n in result.draft_evaluations]
+    return result.evaluations + np.asarray(drafts)
 
 
 def assert_same(one, other, size):

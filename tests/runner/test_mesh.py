@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from methods import METHODS, assert_same
+from methods import METHODS, also, assert_same
 from problems import batch, decode, host_reward, reward, row
 
 import flowsde as fs
@@ -56,7 +56,7 @@ def options(n=PROMPTS):
 
 
 def go(search=RBF, how=fs.run, n=PROMPTS, **others):
-    return how(KEY, flow(), search, reward, **(options(n) | others))
+    return how(KEY, flow(), search, reward, **(options(n) | also(search) | others))
 
 
 def same(result, other, size=None):

@@ -266,7 +266,7 @@ WAYS = {
         (ToldAlone(), r"search ToldAlone: tell must return \(state, Info\), got int32\[\]"),
         (AnotherState(), r"search AnotherState: the state that tell .*int32\[\], got float32\[\]"),
         (WordyDone(), r"search WordyDone: what done returns .*bool\[\], got int32\[\]"),
-        (Tuples(), "search Tuples: what ask returns must be Candidates, got a tuple of 6"),
+        (Tuples(), "search Tuples: what ask returns must be Candidates, got a tuple of 7"),
         (NoInfo(), "search NoInfo: what tell returns must be Info .*, got Info without ess"),
         (
             Lacking(),

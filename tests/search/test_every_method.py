@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import METHODS, PROMPTS, assert_same
+from methods import METHODS, PROMPTS, also, assert_same, computed
 from problems import (
     GRID,
     VP,
@@ -44,7 +44,7 @@ def search(request):
 def together(search):
     """All prompts in one run, all candidates of a round at once."""
     ids, cond = batch(PROMPTS)
-    return fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids)
+    return fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, **also(search))
 
 
 @functools.cache
@@ -52,8 +52,9 @@ def alone(search, i):
     """One of them in a run of its own."""
     ids, cond = batch(PROMPTS)
     return fs.run(
-        KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1]
-    )
+        KEY, flow(), search, reward, cond=row(cond, np.asarray([i])), prompt_ids=ids[i : i + 1],
+        **also(search),
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -73,24 +74,25 @@ def test_next_to_nothing_is_computed_for_nobody(search, monkeypatch):
     """Of one prompt, by a large model; wide waves would have a surplus of their own."""
     monkeypatch.setattr(chunks, "LARGE", 0)
     jax.clear_caches()
-    result = alone.__wrapped__(search.with_width(1), 0)
-    assert np.all(result.nfe <= result.evaluations) and np.all(
-        result.evaluations <= 1.05 * result.nfe
-    )
+    search = search.with_width(1)
+    result = alone.__wrapped__(search, 0)
+    all_of_it = computed(search, result)
+    assert np.all(result.nfe <= all_of_it) and np.all(all_of_it <= 1.05 * result.nfe)
 
 
 @pytest.mark.slow
 def test_chunks_do_not_matter(search):
     """One row at a time; `iterate`, below, takes four."""
     ids, cond = batch(PROMPTS)
-    chunked = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, chunk_size=1)
+    options = {"cond": cond, "prompt_ids": ids, "chunk_size": 1}
+    chunked = fs.run(KEY, flow(), search, reward, **options, **also(search))
     assert_same(chunked, together(search), cond["size"])
 
 
 @pytest.mark.slow
 def test_run_is_iterate_and_resumes_after_every_round(search, tmp_path):
     ids, cond = batch(PROMPTS)
-    options = {"cond": cond, "prompt_ids": ids, "chunk_size": 4}
+    options = {"cond": cond, "prompt_ids": ids, "chunk_size": 4, **also(search)}
     rounds = list(fs.iterate(KEY, flow(), search, reward, **options))
     assert [len(result.info.time) for result in rounds] == list(range(1, len(rounds) + 1))
     assert_same(rounds[-1], together(search), cond["size"])
@@ -128,8 +130,9 @@ def test_budgets_of_prompts_are_those_of_smaller_searches(search):
     """One program for all budgets; each prompt has what a search of its budget finds."""
     ids, cond = batch(PROMPTS)
     budgets = np.asarray([41, 29, 36, 41, 29, 29, 41, 36])
-    mixed = fs.run(KEY, flow(), search, reward, cond=cond, prompt_ids=ids, nfe=budgets)
-    smaller = fs.run(KEY, flow(), search.with_nfe(29), reward, cond=cond, prompt_ids=ids)
+    options = {"cond": cond, "prompt_ids": ids, **also(search)}
+    mixed = fs.run(KEY, flow(), search, reward, nfe=budgets, **options)
+    smaller = fs.run(KEY, flow(), search.with_nfe(29), reward, **options)
     assert np.all(mixed.nfe <= budgets)
     for wanted, nfe in ((together(search), 41), (smaller, 29)):
         some = budgets == nfe
@@ -145,7 +148,7 @@ def test_budgets_of_prompts_are_those_of_smaller_searches(search):
 @pytest.mark.slow
 def test_host_rewards_are_jax_rewards(search):
     ids, cond = batch(PROMPTS)
-    options = {"cond": cond, "prompt_ids": ids}
+    options = {"cond": cond, "prompt_ids": ids, **also(search)}
     hosted = fs.rewards.host(host_reward, minibatch=3, cost=0.5)
     if search.uses_gradient:
         with pytest.raises(TypeError, match=r"'host_reward' runs outside JAX and has no gradient"):
@@ -160,7 +163,7 @@ def test_host_rewards_are_jax_rewards(search):
 def test_the_budget_is_kept_and_the_answer_is_worth_what_it_says(search):
     _, cond = batch(PROMPTS)
     result = together(search)
-    assert np.all(result.nfe <= search.nfe) and np.all(result.evaluations >= result.nfe)
+    assert np.all(result.nfe <= search.nfe) and np.all(computed(search, result) >= result.nfe)
     assert (np.asarray(result.backward_passes) > 0).all() == search.uses_gradient
     x0, _ = evaluate.means(flow(), result.x, result.t, cond, interpolant=VP)
     np.testing.assert_allclose(result.x0, x0, rtol=1e-5, atol=1e-5)
@@ -176,6 +179,7 @@ def answers(search, info, i):
     no worse than what it started from.
     """
     finishing = getattr(search, "steps", 0) if isinstance(search, fs.search.Complete) else 0
+    drafts = len(search.draft) if also(search) else 0
     counted = np.asarray(info.counted)[:, i]
     # What is seen ahead is not for the answer.
     until = np.inf if search.value is None else np.float32(search.value.until)
@@ -183,7 +187,7 @@ def answers(search, info, i):
     rounds = np.flatnonzero(counted.any(-1))[-1] + 1
     answer, after = (1.0, -np.inf), []
     for k in range(len(counted)):
-        here = counted[k] & np.isfinite(np.asarray(info.reward)[k, i])
+        here = counted[k] & np.isfinite(np.asarray(info.reward)[k, i]) & (k >= drafts)
         here &= np.asarray(info.time)[k, i] <= until
         for t, r in zip(info.time[k, i][here], info.reward[k, i][here], strict=True):
             better = (-t, r) > (-answer[0], answer[1])
@@ -217,7 +221,7 @@ def test_extreme_rewards(search):
     def outcome(above, below, invalid="warn"):
         return fs.run(
             KEY, flow(), search, reward, cond=by_sign(one, above, below), prompt_ids=ids[:1],
-            invalid=invalid,
+            invalid=invalid, **also(search),
         )  # fmt: skip
 
     for above, below in (
@@ -232,6 +236,10 @@ def test_extreme_rewards(search):
         result = outcome(above, below)
         counted = np.asarray(result.info.counted)
         seen, times = result.info.reward[counted], result.info.time[counted]
+        if also(search):
+            # Drafts, too, are at the last time.
+            after = counted & (np.arange(len(counted)) >= len(search.draft))[:, None, None]
+            seen, times = result.info.reward[after], result.info.time[after]
         # The answer's reward was seen; it is one if any candidate of the last time had one.
         given = np.minimum(np.float32([above, below, -np.inf]), np.finfo(np.float32).max)
         assert result.reward in seen and result.reward in given
@@ -265,6 +273,7 @@ def test_one_trace_and_the_second_call_compiles_nothing(search):
             target_reward=target,
             nfe=nfe,
             invalid="warn",
+            **also(search),
         )
 
     first = go(1, 1.0, 1.0)
@@ -284,7 +293,7 @@ def test_x64_keeps_the_state_float32(search):
     ids, cond = batch(PROMPTS)
     one = row(cond, np.asarray([2]))
     with jax.enable_x64(True):
-        result = fs.run(KEY, flow(), search, reward, cond=one, prompt_ids=ids[2:3])
+        result = fs.run(KEY, flow(), search, reward, cond=one, prompt_ids=ids[2:3], **also(search))
     for leaf in jax.tree.leaves((result.x, result.x0, result.reward, result.info, result.state)):
         if jax.dtypes.issubdtype(leaf.dtype, np.number):
             assert leaf.dtype in (np.float32, np.int32), leaf.dtype

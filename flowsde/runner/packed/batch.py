@@ -69,6 +69,7 @@ def batch(
     start: Any = None,
     mask: Any = None,
     noise: Any = None,
+    draft: Flow | None = None,
 ) -> Packing:
     """Run a search for each of many prompts, their candidates packed into batches of one size.
 
@@ -100,6 +101,7 @@ def batch(
       invalid: what to do with a prompt whose every reward was NaN or -inf, as that of a picture
         that is not finite is: raise when it ends, or warn and give its first particle.
       start, mask, noise: as for `flowsde.run`, one for all prompts or P of each.
+      draft: as for `flowsde.run`; a batch may hold candidates of both flows.
 
     Returns:
       An iterator over (prompt id, `Result`), with `totals`.
@@ -114,7 +116,7 @@ def batch(
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
         chunk_size=size, target_reward=target_reward, nfe=nfe, seconds=seconds, invalid=invalid,
-        start=start, mask=mask, noise=noise,
+        start=start, mask=mask, noise=noise, draft=draft,
     )  # fmt: skip
     if seconds is not None and total_nfe is not None:
         raise ValueError(

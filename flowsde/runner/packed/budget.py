@@ -18,7 +18,7 @@ import numpy as np
 from flowsde.runner.arguments import Job
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Prompts
-from flowsde.runner.result import COUNTERS, Result
+from flowsde.runner.result import COUNTERS, DRAFTS, Result
 from flowsde.runner.schedule import least_nfe
 from flowsde.search.grid import fold_in_ids
 from flowsde.search.protocol import Search
@@ -159,6 +159,8 @@ def added(one: Result | None, other: Result) -> Result:
     better = other if other.reward > one.reward else one
     names = (*COUNTERS, "verifier_cost")
     both = {n: getattr(one, n) + getattr(other, n) for n in names}
+    if one.draft_evaluations is not None:
+        both[DRAFTS] = one.draft_evaluations + other.draft_evaluations
     if one.part_calls is not None and other.part_calls is not None:
         both["part_calls"] = {n: k + other.part_calls[n] for n, k in one.part_calls.items()}
     return better._replace(**both)

@@ -14,13 +14,14 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.chunks import least_of, rows_of, sizes_below
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
+from flowsde.runner.drafts import charged
 from flowsde.runner.evaluate import decode
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, empty
-from flowsde.runner.packed.steps import Ended, advance, marked, nothing, standing
+from flowsde.runner.packed.steps import Ended, Report, advance, marked, nothing, standing
 from flowsde.runner.packed.widths import waves, widen, width_for
 from flowsde.runner.records import Program
-from flowsde.runner.result import COUNTERS, Answers, Result
+from flowsde.runner.result import COUNTERS, DRAFTS, Answers, Result
 from flowsde.search.protocol import Search
 
 
@@ -28,7 +29,7 @@ class Totals(NamedTuple):
     """What the device has computed, of all prompts; in model evaluations but for the first two.
 
     A row of a batch is a prompt's, or padding. What the rows of prompts that have not finished are
-    worth is known when they have: then ``evaluations == nfe + surplus + padding``.
+    worth is known when they have: then ``evaluations + draft_nfe == nfe + surplus + padding``.
 
     Attributes:
       prompts: searches that have finished.
@@ -39,6 +40,8 @@ class Totals(NamedTuple):
       padding: rows that were nobody's.
       backward_passes, verifier_calls: of the prompts that have finished, as in `Result`.
       widths: of waves, in the order in which they were used; empty for other methods.
+      draft_nfe: of `nfe`, what was charged for drafts of another flow.
+      draft_evaluations: all that the draft flow computed, padding included; no part of the others.
     """
 
     prompts: int = 0
@@ -50,11 +53,13 @@ class Totals(NamedTuple):
     backward_passes: int = 0
     verifier_calls: int = 0
     widths: tuple[int, ...] = ()
+    draft_nfe: int = 0
+    draft_evaluations: int = 0
 
     @property
     def occupancy(self) -> float:
-        """Share of the rows that were charged; 1 before the first."""
-        return self.nfe / self.evaluations if self.evaluations else 1.0
+        """Share of the flow's rows that were charged; 1 before the first."""
+        return (self.nfe - self.draft_nfe) / self.evaluations if self.evaluations else 1.0
 
 
 def _standing(pool: Pool, program: Program) -> tuple[Any, Ended]:
@@ -177,7 +182,7 @@ class Engine:
             if report.cut and watch is not None:
                 watch.cut()
             if report.sent:
-                self._count(int(report.sent), int(report.ahead), int(report.moving), width)
+                self._count(report, width)
                 under_way.append(_UnderWay(batch, self.judge.begin(batch)))
             active = int(report.active)
             yield from self._ended(report, found)
@@ -208,12 +213,13 @@ class Engine:
         ]
         return pool, deque(moved)
 
-    def _count(self, sent: int, ahead: int, moving: int, width: int) -> None:
-        """A batch of so many candidates, of which so many look ahead and so many move."""
+    def _count(self, report: Report, width: int) -> None:
+        """The batch that a step sent."""
         cost, t, kind = self._program.cost, self.totals, self._program.kind
-        computed = padding = 0
+        ahead, drafts = int(report.ahead), int(report.drafts)
+        own, computed, padding = int(report.sent) - drafts, 0, 0
         looking = (0 if kind.value is None else kind.value.cost, ahead)
-        for each, rows in ((1, sent), looking, (kind.inner, moving)):
+        for each, rows in ((1, own), looking, (kind.inner, int(report.moving))):
             all_rows = rows_of(rows, self._sizes)
             computed += each * all_rows
             padding += each * (all_rows - rows)
@@ -223,6 +229,8 @@ class Engine:
             evaluations=t.evaluations + cost * computed,
             padding=t.padding + cost * padding,
             widths=(*t.widths, width) if is_new else t.widths,
+            draft_evaluations=t.draft_evaluations
+            + self._program.draft * rows_of(drafts, self._sizes),
         )
 
     def _kept(self, ended: Ended) -> Answers | None:
@@ -242,7 +250,8 @@ class Engine:
         for slot in np.flatnonzero(report.finished >= 0):
             ended = _row(found, jnp.int32(slot))
             particle = ended.best
-            own: dict[str, Any] = dict(zip(COUNTERS, map(int, report.counts[slot]), strict=True))
+            names, counts = (*COUNTERS, DRAFTS), map(int, report.counts[slot])
+            own: dict[str, Any] = dict(zip(names, counts, strict=False))
             number = int(report.finished[slot])
             check_bounds(
                 self._search, int(report.rounds[slot]), bool(report.done[slot]), own["nfe"],
@@ -263,11 +272,12 @@ class Engine:
                 part_calls=self._part_calls(ended),
                 weights=ended.weights,
             )
-            t = self.totals
+            t, for_drafts = self.totals, charged(self._program, result.draft_evaluations)
             self.totals = t._replace(
                 prompts=t.prompts + 1,
                 nfe=t.nfe + result.nfe,
-                surplus=t.surplus + result.evaluations - result.nfe,
+                draft_nfe=t.draft_nfe + for_drafts,
+                surplus=t.surplus + result.evaluations + for_drafts - result.nfe,
                 backward_passes=t.backward_passes + result.backward_passes,
                 verifier_calls=t.verifier_calls + result.verifier_calls,
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowsde import _threads
 from flowsde.conds import for_reward
-from flowsde.flow import Flow, finite_rows
+from flowsde.flow import finite_rows
 from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
 from flowsde.runner.chunks import least_of
@@ -63,14 +63,14 @@ class OnDevice:
 
 @partial(jax.jit, static_argnames=("kind", "minibatch"))
 def evaluate_and_decode(
-    flow: Flow, batch: Batch, kind: Kind, minibatch: int
+    model: Model, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Worth, jax.Array, jax.Array, jax.Array, jax.Array]:
     """A batch's means; what is to be scored, with what is wanted first: its numbers, images in that
     order, which of these are finite, and numbers of the prompts.
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
-    model = Model(flow, None, batch.cond)
+    model, flow = dataclasses.replace(model, cond=batch.cond), model.flow
     size = batch.place.size
     least = least_of(flow, size, LEAST)
     evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
@@ -109,7 +109,8 @@ class OnHost:
     depth = 2
 
     def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
-        self._evaluate = partial(evaluate_and_decode, model.flow, kind=kind, minibatch=minibatch)
+        bare = dataclasses.replace(model, reward=None, cond=None)
+        self._evaluate = partial(evaluate_and_decode, bare, kind=kind, minibatch=minibatch)
         self._reward, self._minibatch, self._kind = reward, minibatch, kind
         self._cond = jax.device_get(for_reward(model.cond))
         self._thread = _threads.Line(f"reward {reward.name}")

@@ -109,10 +109,11 @@ def empty(
     x, number = jnp.zeros(lead + shape, jnp.float32), jnp.zeros(lead, jnp.float32)
     no, value = jnp.zeros(lead, jnp.bool), program.kind.value
     key = jnp.zeros((*lead, 2), jnp.uint32) if value is not None and value.draws else None
+    draft = no if program.kind.drafts else None
     return Pool(
         carry=carry,
         prompt=jnp.full(slots, -1, jnp.int32),
-        asked=Candidates(like(x, number, program.kind.moves), number, no, no, no, key),
+        asked=Candidates(like(x, number, program.kind.moves), number, no, no, no, key, draft),
         evals=unknown(x, number, program.kind, parts),
         backward=jnp.zeros(lead, jnp.int32),
         waiting=no,

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from flowsde.rewards.base import PartNames
 from flowsde.runner.ahead import ahead
 from flowsde.runner.chunks import least_of
+from flowsde.runner.drafts import drafts
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
 from flowsde.runner.inner import arrived, like, moving
 from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
-from flowsde.runner.result import COUNTERS, AnswerParts, Carry, Packed
+from flowsde.runner.result import AnswerParts, Carry, Packed
 from flowsde.runner.rounds import WITHOUT_PARTS, counted, start
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
@@ -35,13 +36,14 @@ class Report(NamedTuple):
 
     Attributes:
       finished: int32 [S], number of the prompt that ended in each slot, -1 for none.
-      counts: int32 [S, 4], its counters, as in `Carry`.
+      counts: int32 [S, 4], its counters, as in `Carry`; [S, 5] with drafts of another flow.
       rounds: int32 [S], that it took.
       budgets: int32 [S], its budget in model evaluations.
       done: bool [S], whether its search says that it is.
       sent: int32, candidates in the next batch.
       ahead: int32, those of them that are scored by looking ahead.
       moving: int32, those of them that inner steps move.
+      drafts: int32, those of them that a draft flow evaluates.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
@@ -56,6 +58,7 @@ class Report(NamedTuple):
     sent: jax.Array
     ahead: jax.Array
     moving: jax.Array
+    drafts: jax.Array
     active: jax.Array
     searching: jax.Array
     left: jax.Array
@@ -116,7 +119,10 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
         forward += program.kind.inner * moving(pool.asked).astype(jnp.int32)
     if value is not None:
         forward += value.cost * ahead(asked, value).astype(jnp.int32)
-    computed = Computed(forward, jnp.where(asked.valid, pool.backward, 0))
+    backward, by_draft = jnp.where(asked.valid, pool.backward, 0), None
+    if asked.draft is not None:
+        by_draft, forward = (jnp.where(of, forward, 0) for of in (asked.draft, ~asked.draft))
+    computed = Computed(forward, backward, by_draft)
     told, _ = counted(
         carry, program, state, info, asked, computed, pool.evals.parts, pool.evals.asked
     )
@@ -149,13 +155,14 @@ def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
     none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
     report = Report(
         finished=pool.prompt,
-        counts=jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1),
+        counts=jnp.stack(list(pool.carry.counts.values()), 1),
         rounds=pool.rounds,
         budgets=_budgets(pool, program),
         done=nothing,
         sent=none,
         ahead=none,
         moving=none,
+        drafts=none,
         active=none,
         searching=none,
         left=none,
@@ -287,7 +294,7 @@ def advance(
     rounds = pool.rounds
     found = _ended(pool, search, jnp.any(finished))
     ended = jnp.where(finished, pool.prompt, -1)
-    counts = jnp.stack([getattr(pool.carry, name) for name in COUNTERS], 1)
+    counts = jnp.stack(list(pool.carry.counts.values()), 1)
     free = finished | (pool.prompt < 0)
     if stop is not None:
         cut |= stop & jnp.any(free) & (pool.taken < prompts.length)
@@ -305,6 +312,7 @@ def advance(
         sent=sent,
         ahead=jnp.sum(ahead(following.asked, program.kind.value), dtype=jnp.int32),
         moving=jnp.sum(moving(following.asked), dtype=jnp.int32),
+        drafts=jnp.sum(drafts(following.asked), dtype=jnp.int32),
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
@@ -337,9 +345,10 @@ def nothing(
     x, no = jnp.zeros((size, 1, *shape), jnp.float32), jnp.zeros((size, 1), jnp.bool)
     number = jnp.zeros(size, jnp.int32)
     key = jnp.zeros((size, 1, 2), jnp.uint32) if kind.value and kind.value.draws else None
+    draft = no if kind.drafts else None
     batch = Batch(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
-        asked=Candidates(like(x, zeros, kind.moves), zeros, no, no, no, key),
+        asked=Candidates(like(x, zeros, kind.moves), zeros, no, no, no, key, draft),
         prompt=number,
         cond=of_prompts(prompts.cond, number),
     )

@@ -1,21 +1,8 @@
-"""Successive halving: draw many cheap drafts, continue the best of them (Karnin et al., 2013).
-
-A draft follows the kernel down the grid in a few long steps. The 1 / factor of the drafts with the
-highest rewards are resumed from a state that each passed on its way, and go on from there through
-every time of the grid. Further rungs may halve them again; those that reach the last time compete
-for the answer, with the drafts that got there. Nothing is evaluated twice: the state that is
-resumed was evaluated in the draft.
-
-Without drafts all trajectories start down the grid itself, and rewards of posterior means on the
-way decide which go on. With neither drafts nor rungs this is Best-of-N.
-
-Drafts resumed from kept states are those of Flash-BoN (arXiv 2607.04461), which makes them cheap
-by caching inside the model instead.
-"""
+"""The policy of `halving`: which drafts and trajectories go on, and what they are charged."""
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from fractions import Fraction
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -24,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import MOST, check_count
-from flowsde.grids import as_grid
-from flowsde.kernels import Before, Kernel, Multistep
-from flowsde.search.branching import as_steps, steps_between
-from flowsde.search.grid import fold_in_ids, further, map_valid, to_particles, tree_take, tree_where
+from flowsde._checks import MOST
+from flowsde.kernels import Before
+from flowsde.search.drafts import price
+from flowsde.search.grid import (
+    fold_in_ids,
+    further,
+    map_valid,
+    to_particles,
+    tree_take,
+    tree_where,
+)
 from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Lines, Particle
-from flowsde.search.solver import SolvedSearch, kernel_and_solver
+from flowsde.search.solver import SolvedSearch
 
 
 class HalvingState(NamedTuple):
@@ -43,7 +36,8 @@ class HalvingState(NamedTuple):
       particles: as last evaluated, [N].
       kept: where the drafts are resumed, [N]; None if that is at their end.
       best: the answer so far.
-      before, kept_before: what the last step left of `particles` and `kept`, by a solver.
+      before, kept_before: what the last step left of `particles` and `kept`, by a solver; what
+        drafts of another flow left is not kept.
     """
 
     key: jax.Array
@@ -87,6 +81,8 @@ class SuccessiveHalving(SolvedSearch):
       draft: positions in the grid at which drafts are evaluated, rising from 0.
       resumed: that of them from which drafts go on.
       rungs: positions below it at which trajectories compete, but for the last.
+      draft_cost: of an evaluation of the draft flow, in those of the flow; None for drafts of the
+        flow itself.
     """
 
     charges_moves: ClassVar[bool] = True
@@ -95,9 +91,10 @@ class SuccessiveHalving(SolvedSearch):
     draft: tuple[int, ...]
     resumed: int
     rungs: tuple[int, ...] = ()
+    draft_cost: Fraction | None = None
 
     def __post_init__(self) -> None:
-        least = sum(self._lengths)
+        least = self._cost(1)
         if self.nfe < least:
             raise BudgetTooSmall(
                 f"nfe = {self.nfe} is less than one draft and its continuation, which take "
@@ -108,7 +105,9 @@ class SuccessiveHalving(SolvedSearch):
     @cached_property
     def _legs(self) -> tuple[tuple[int, ...], ...]:
         """Positions in the grid that are evaluated from one rung to the next."""
-        ends = [self.resumed, *self.rungs, self.steps - 1]
+        # Of another flow's drafts, the state that is resumed is evaluated anew.
+        known = self.resumed if self.draft_cost is None else self.resumed - 1
+        ends = [known, *self.rungs, self.steps - 1]
         rest = [tuple(range(a + 1, b + 1)) for a, b in pairwise(ends)]
         return self.draft, *(leg for leg in rest if leg)
 
@@ -133,15 +132,20 @@ class SuccessiveHalving(SolvedSearch):
         """Trajectories in each leg: one in `factor` goes on, rounded up."""
         return [-(-drafts // min(self.factor**r, MOST)) for r in range(len(self._legs))]
 
+    def _price(self, evaluations: Any) -> Any:
+        """What so many evaluations of drafts are charged as."""
+        return evaluations if self.draft_cost is None else price(evaluations, self.draft_cost)
+
     def _cost(self, drafts: Any) -> Any:
         """Evaluations of so many drafts and their continuations."""
-        shares = zip(self._shares(drafts), self._lengths, strict=True)
-        return sum(n * length for n, length in shares)
+        first, *others = zip(self._shares(drafts), self._lengths, strict=True)
+        return self._price(first[0] * first[1]) + sum(n * length for n, length in others)
 
     @cached_property
     def drafts(self) -> int:
         """N, that the whole budget pays for."""
-        possible = range(self.nfe // len(self.draft) + 1)
+        most = self.nfe if self.draft_cost is None else min(self.nfe // self.draft_cost, MOST)
+        possible = range(most // len(self.draft) + 1)
         return bisect.bisect_right(possible, self.nfe, key=self._cost) - 1
 
     def trajectories(self, nfe: jax.Array) -> jax.Array:
@@ -176,6 +180,7 @@ class SuccessiveHalving(SolvedSearch):
     def init(self, key, shape, target_reward, nfe) -> HalvingState:
         n = self.n_candidates
         resumed_later = self.resumed != self.draft[-1]
+        anew = self.draft_cost is not None
         return HalvingState(
             key=key,
             target=target_reward,
@@ -186,7 +191,7 @@ class SuccessiveHalving(SolvedSearch):
             kept=self.empty(n, shape) if resumed_later else None,
             best=self.empty(None, shape),
             before=self.nothing_before(n, shape),
-            kept_before=self.nothing_before(n, shape) if resumed_later else None,
+            kept_before=self.nothing_before(n, shape) if resumed_later and not anew else None,
         )
 
     def _at(self, slot: jax.Array) -> Schedule:
@@ -202,10 +207,16 @@ class SuccessiveHalving(SolvedSearch):
 
         def extend(key: jax.Array, row: jax.Array) -> tuple[Any, Before | None]:
             parent, before = tree_take((state.particles, state.before), row)
-            if state.kept is not None:
+            if state.kept is not None and self.draft_cost is None:
                 kept = tree_take((state.kept, state.kept_before), row)
                 parent, before = tree_where(at.resumes, kept, (parent, before))
-            return self.solved(self.extend(key, parent, at.step), parent, before, at.step)
+            x, now = self.solved(self.extend(key, parent, at.step), parent, before, at.step)
+            if self.draft_cost is None:
+                return x, now
+            # To be evaluated by the flow, which has made no step yet.
+            there = parent.x if state.kept is None else state.kept.x[row]
+            begun = None if self.solver is None else self.solver.start(there)
+            return tree_where(at.resumes, (there, begun), (x, now))
 
         x, before = map_valid(extend, valid, keys, rows)
         return state._replace(before=before), Candidates(
@@ -214,6 +225,7 @@ class SuccessiveHalving(SolvedSearch):
             wants_reward=jnp.full(n, at.ends),
             wants_gradient=jnp.full(n, at.moves & self.uses_gradient),
             valid=valid,
+            draft=None if self.draft_cost is None else jnp.full(n, at.leg == 0),
         )
 
     def tell(
@@ -223,11 +235,14 @@ class SuccessiveHalving(SolvedSearch):
         particles = to_particles(candidates, evals)
         here, kept = (particles, state.before), (state.kept, state.kept_before)
         if state.kept is not None:
-            kept = tree_where(jnp.full(n, active & at.keeps), here, kept)
+            left = here if self.draft_cost is None else (particles, None)
+            kept = tree_where(jnp.full(n, active & at.keeps), left, kept)
 
         row = jnp.argmax(particles.reward).astype(jnp.int32)
         winner = tree_take(particles, row)
         better = active & further(winner, state.best, at.ends)
+        if self.draft_cost is not None:
+            better &= at.leg > 0
         best = tree_where(better, winner, state.best)
 
         # Highest reward first; padding last, also behind what has no reward.
@@ -245,7 +260,6 @@ class SuccessiveHalving(SolvedSearch):
             before=survivors[1], kept_before=kept[1],
         )  # fmt: skip
         is_last = at.leg == len(self._legs) - 1
-        each = jnp.where(at.step > 0, 1 + self.kernel.inner_evaluations, 1).astype(jnp.int32)
         return new, Info(
             time=candidates.t,
             reward=particles.reward,
@@ -253,11 +267,20 @@ class SuccessiveHalving(SolvedSearch):
             accepted=decided & jnp.where(is_last, better & (rows == row), goes_on),
             ancestors=jnp.where(better, state.ids[row], -1)[None],
             ess=jnp.ones((), jnp.float32),
-            charged=each * jnp.sum(candidates.valid, dtype=jnp.int32),
+            charged=self._charged(at, state.slot, jnp.sum(candidates.valid, dtype=jnp.int32)),
             best_reward=best.reward,
             path_time=best.t[None],
             path_reward=best.reward[None],
         )
+
+    def _charged(self, at: Schedule, slot: jax.Array, n: jax.Array) -> jax.Array:
+        """What n candidates in a slot are charged; `at` is its row of the schedule."""
+        each = jnp.where(at.step > 0, 1 + self.kernel.inner_evaluations, 1).astype(jnp.int32)
+        if self.draft_cost is None:
+            return each * n
+        # Of another flow's drafts all are rounded up together, as many in each slot.
+        drafts = self._price(n * (slot + 1)) - self._price(n * slot)
+        return jnp.where(at.leg == 0, drafts, each * n)
 
     def done(self, state: HalvingState) -> jax.Array:
         return (state.slot >= self.max_rounds) | (state.best.reward >= state.target)
@@ -275,76 +298,3 @@ class SuccessiveHalving(SolvedSearch):
         here = at.ends & (rows < self.trajectories(state.nfe)[at.leg])
         parent = jnp.where(here & (at.leg > 0), state.ids, -1)
         return Lines(jnp.where(here, state.ids, -1), parent, state.particles)
-
-
-_DRAFT_STEPS = 4
-
-
-def halving(
-    *,
-    nfe: int,
-    kernel: Kernel | Multistep,
-    grid: Any,
-    factor: int = 4,
-    draft_steps: int | Sequence[float] | None = None,
-    resume_at: float = 1.0,
-    rungs: int | Sequence[float] | None = None,
-) -> SuccessiveHalving:
-    """Best-of-N with drafts, by successive halving.
-
-    Args:
-      nfe: budget in model evaluations. It sets the number of drafts; what is left, less than one
-        more draft with its continuation takes, is for more trajectories in the last leg.
-      kernel: usually `kernels.ode_euler`; guided and stochastic ones work too, and multistep
-        solvers, as `kernels.ode_adams`.
-      grid: times falling from 1 to 0. Trajectories that are not stopped are evaluated at all but
-        the last.
-      factor: one of so many goes on at a rung, rounded up; 1 keeps all.
-      draft_steps: evaluations of a draft, at times of the grid from its first to its last; in
-        Python also a tuple of positions in the grid or of times, beside the first. By default 4,
-        but at most half of the grid's; and none with `rungs`, so that trajectories go down the grid
-        from the start.
-      resume_at: time from which the best drafts are resumed, the nearest one of a draft's. Steps
-        that a draft made as the grid does are not made again.
-      rungs: steps behind it, so many spread evenly, at which trajectories compete on their way to
-        the last time; in Python also a tuple of positions in the grid or of times. By default none.
-
-    Raises:
-      ValueError, TypeError: naming the argument.
-    """
-    times = as_grid("grid", grid)
-    if draft_steps is None:
-        few = min(_DRAFT_STEPS, max((len(times) - 1) // 2, 1))
-        draft_steps = few if rungs is None else 0
-    draft, resumed, stops = _plan(times, draft_steps, resume_at, 0 if rungs is None else rungs)
-    moves, solver = kernel_and_solver(kernel)
-    return SuccessiveHalving(
-        nfe=check_count("nfe", nfe),
-        kernel=moves,
-        solver=solver,
-        grid=times,
-        factor=check_count("factor", factor),
-        draft=draft,
-        resumed=resumed,
-        rungs=stops,
-    )
-
-
-def _plan(
-    grid: Sequence[float], draft_steps: Any, resume_at: float, rungs: Any
-) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-    """Positions of drafts, that at which they are resumed, and those of rungs behind it."""
-    last, counts = len(grid) - 2, np.ndim(draft_steps) == 0
-    if not 0.0 <= resume_at <= 1.0:
-        raise ValueError(f"resume_at must be a time between 0 and 1, got {resume_at}")
-    if counts and check_count("draft_steps", draft_steps, least=0, most=last + 1) == 0:
-        first, *others = *steps_between("rungs", rungs, grid, 0), last
-        return tuple(range(first + 1)), first, tuple(others[:-1])
-    behind = draft_steps - 1 if counts else draft_steps
-    draft = (0,) if counts and behind == 0 else (0, *(as_steps(behind, grid, "draft_steps") or ()))
-    # Of drafts that reach the last time nothing is left to do there.
-    before = [i for i in draft if i < last] or [last]
-    resumed = min(before, key=lambda i: abs(grid[i] - resume_at))
-    while resumed + 1 in draft:
-        resumed += 1
-    return draft, resumed, steps_between("rungs", rungs, grid, resumed)
