@@ -71,22 +71,6 @@ def packing() -> str:
     return "\n".join(lines)
 
 
-def ports() -> str:
-    """Ratios of `ports.json`."""
-    found = json.loads((RESULTS / "ports.json").read_text())
-    names = list(found["error"])
-    return "\n".join(
-        [
-            f"{found['cores']} CPU cores, float32, batch {found['settings']['batch']}; below 1 is "
-            "faster than PyTorch.",
-            "",
-            f"| {' | '.join(names)} |",
-            "|---" * len(names) + "|",
-            f"| {' | '.join(f'{found[name]:.2f}' for name in names)} |",
-        ]
-    )
-
-
 def devices() -> str:
     """FLOPs and collectives of `scaling.json`, a device."""
     found = json.loads((RESULTS / "scaling.json").read_text())
@@ -112,20 +96,6 @@ def devices() -> str:
             f"{last['collective_count']}, {size} |"
         )
     return "\n".join(lines)
-
-
-def conversion() -> str:
-    """Seconds and bytes of `convert.json`."""
-    found = json.loads((RESULTS / "convert.json").read_text())
-    gib = {
-        name: f"{found[name] / 2**30:.{digits}f} GiB"
-        for name, digits in (("bytes", 1), ("peak_rss_bytes", 2), ("largest_stacked_bytes", 1))
-    }
-    return (
-        f"Converting a checkpoint of {gib['bytes']} takes {found['seconds']:.0f} s; copying its "
-        f"files takes {found['copy_seconds']:.0f} s. Peak memory is {gib['peak_rss_bytes']}; the "
-        f"largest stacked parameter has {gib['largest_stacked_bytes']}."
-    )
 
 
 def tpu_plan() -> str:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from _converted_page import conversion, full_size, ports, rewards
 from _files import RESULTS, replace_file
 from _gradients_page import tables as gradient_tables
 from _guided_page import table as guided
@@ -19,12 +20,10 @@ from _rollover_page import rollover
 from _searches_page import table as searches_table
 from _speed_page import (
     cold_start,
-    conversion,
     devices,
     memory,
     packing,
     peers,
-    ports,
     search_overhead,
     tpu_plan,
     tpu_search,
@@ -102,7 +101,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "devices": devices,
     "packing": packing,
     "ports": ports,
+    "rewards": rewards,
     "conversion": conversion,
+    "full_size": full_size,
     "methods_analytic": methods_analytic,
     "scorer": scorer,
     "gradients": gradients,

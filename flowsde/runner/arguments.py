@@ -146,7 +146,7 @@ def prepare(
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
     cond = _checked("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
-    draft = check_draft(draft, search, flow, cond, seconds)
+    draft = check_draft(draft, search, flow, cond)
     axis = "len(prompt_ids)"
     begins, held = as_start(start, mask, noise, flow.shape, ids.size, axis, single)
     check_start(search, begins)

@@ -4,7 +4,8 @@ How a search divides its budget, among steps and particles, depends on the numbe
 which it is told at its beginning. So seconds are turned into evaluations first:
 
 1. *Prices.* A round of the smallest search, its chunk filled, is computed twice: the first time
-   compiles, the second is timed, by model, verifier and the rest.
+   compiles, the second is timed, by model, verifier and the rest. So is one of drafts, where
+   another flow makes them.
 2. *Work.* What a search of a budget asks for is known from its `schedule`.
 3. The largest budget whose work costs at most `SHARE` of the seconds is the search's: `Timing.nfe`.
    From there on all is as with ``nfe=`` of that number, which repeats it.
@@ -64,11 +65,13 @@ class OutOfTime(ValueError):
 
 
 class Prices(NamedTuple):
-    """Seconds of an evaluation of the model, of a reward, and of a round besides these."""
+    """Seconds of an evaluation of the model, of a reward, of a round besides these, and of an
+    evaluation of the draft flow's model."""
 
     evaluation: float
     reward: float
     round: float
+    draft: float = 0.0
 
     def of(self, work: Work) -> float:
         """Seconds of some work."""
@@ -76,6 +79,7 @@ class Prices(NamedTuple):
             self.evaluation * work.evaluations
             + self.reward * work.rewards
             + self.round * work.rounds
+            + self.draft * work.drafts
         )
 
 
@@ -98,9 +102,17 @@ class Sample(NamedTuple):
         rest = self.total - model - verifier
         return Prices(model / evaluations, verifier / max(rewards, 1), rest)
 
+    @property
+    def draft_price(self) -> float:
+        """Seconds of an evaluation of the draft flow's model, of a round of drafts."""
+        return float(self.info.seconds[0]) / int(np.sum(self.info.draft_evaluations))
 
-def filled(job: Job, asked: Candidates) -> Candidates:
-    """A round to time: as many valid candidates as are computed at once, that want rewards."""
+
+def filled(job: Job, asked: Candidates, drafts: bool = False) -> Candidates:
+    """A round to time: as many valid candidates as are computed at once, that want rewards.
+
+    They are all drafts of another flow, or none is.
+    """
     row = jnp.arange(asked.t.size).reshape(asked.t.shape)
     many = min(asked.t.size, job.sizes.model)
     scored = min(many, SCORED if isinstance(job.reward, HostReward) else job.sizes.reward)
@@ -108,6 +120,8 @@ def filled(job: Job, asked: Candidates) -> Candidates:
     wants_gradient = (row < 1) & job.search.uses_gradient
     own = (row < many, (row < scored) & ~wants_gradient, wants_gradient)
     valid, reward, gradient = job.placement.put(own, job.placement.by_prompt)
+    if asked.draft is not None:
+        asked = asked._replace(draft=valid & drafts)
     return asked._replace(valid=valid, wants_reward=reward, wants_gradient=gradient)
 
 
@@ -193,8 +207,10 @@ class Watch:
 
     def check(self, result: Result, ids: np.ndarray) -> None:
         """`OutOfTime` if a search that the deadline ended has not come to a reward."""
-        calls = np.atleast_1d(result.verifier_calls)
-        without = np.isneginf(np.atleast_1d(result.reward)) & (calls == 0)
+        # Drafts of another flow have rewards, and are no answers.
+        unknown = result.draft_evaluations is not None
+        unknown |= np.atleast_1d(result.verifier_calls) == 0
+        without = np.isneginf(np.atleast_1d(result.reward)) & unknown
         if without.any():
             raise OutOfTime(
                 f"seconds = {self.timing.seconds:g} ended before the first reward of prompt ids "
@@ -205,12 +221,12 @@ class Watch:
             )
 
 
-def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
+def begin(job: Job, time_round: Callable[[Job, bool], Sample]) -> tuple[Job, Watch]:
     """The job with the budget that its seconds pay for, and its clock, which stands still.
 
     Args:
       job: with `seconds`.
-      time_round: computes a round of a job twice, and times the second.
+      time_round: computes a round of a job twice, of drafts or not, and times the second.
 
     Raises:
       TooFewSeconds: not even the smallest search fits.
@@ -221,8 +237,14 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
     if before is not None and before.spent >= job.seconds:
         over = before._replace(seconds=job.seconds)
         return with_budget(job, before.nfe), Watch(over, 0.0, began)
-    sample = time_round(smallest(job))
-    prices = sample.prices(job)
+    sample = time_round(smallest(job), False)
+    prices, to_time = sample.prices(job), 2 * int(np.sum(sample.info.evaluations))
+    calls = 2 * int(np.sum(sample.info.verifier_calls))
+    if job.program.kind.drafts:
+        of_drafts = time_round(smallest(job), True)
+        prices = prices._replace(draft=of_drafts.draft_price)
+        to_time += 2 * int(np.sum(of_drafts.info.draft_evaluations))
+        calls += 2 * int(np.sum(of_drafts.info.verifier_calls))
     if job.resume is None:
         nfe = bought(job, prices)
     else:
@@ -234,8 +256,8 @@ def begin(job: Job, time_round: Callable[[Job], Sample]) -> tuple[Job, Watch]:
         nfe=nfe,
         cut=before is not None and before.cut,
         preparing=0.0 if before is None else before.preparing,
-        evaluations=2 * int(np.sum(sample.info.evaluations)),
-        verifier_calls=2 * int(np.sum(sample.info.verifier_calls)),
+        evaluations=to_time,
+        verifier_calls=calls,
     )
     if before is not None:
         timing = timing._replace(

@@ -15,14 +15,12 @@ from flowsde.search.protocol import Candidates, Search, inner_kernel
 from flowsde.search.value import value_of
 
 
-def check_draft(
-    draft: Any, search: Search, flow: Flow, cond: Cond, seconds: float | None
-) -> Flow | None:
+def check_draft(draft: Any, search: Search, flow: Flow, cond: Cond) -> Flow | None:
     """The draft flow of a search, without what no search computes.
 
     Args:
       draft: as it was given, or None.
-      search, flow, seconds: of the run.
+      search, flow: of the run.
       cond: with a leading axis of prompts, as the flow is given it.
 
     Raises:
@@ -50,10 +48,6 @@ def check_draft(
         raise ValueError(
             f"search {own} has a draft_cost, and asks for gradients, looks ahead or moves by inner "
             f"steps, which is not counted of a draft flow: expected none of these"
-        )
-    if seconds is not None:
-        raise ValueError(
-            "seconds cannot be turned into evaluations of two flows: expected nfe with draft"
         )
     draft, known = with_own_nulls(dataclasses.replace(draft, encode=None), cond)
     if isinstance(cond, WithNull) or isinstance(known, WithNull):

@@ -109,7 +109,7 @@ def run(
         `draft_cost`: of particles of the same shape, decoded by the flow's decoder and not its
         own, so their latents are those of the flow; given the same cond. Its `interpolant` may be
         another. Of rewards, the first are of its pictures. What it computed is in
-        `Result.draft_evaluations`. Not with `seconds`.
+        `Result.draft_evaluations`.
 
     Returns:
       A `Result`.
@@ -262,10 +262,13 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     return carry, following, told._replace(info=info)
 
 
-def time_round(job: Job) -> deadline.Sample:
-    """A full round of a job, the second time that it is computed, and the decoding of an answer."""
+def time_round(job: Job, drafts: bool = False) -> deadline.Sample:
+    """A full round of a job, the second time that it is computed, and the decoding of an answer.
+
+    The round is of drafts of another flow, or of none.
+    """
     carry = deadline.marked(job, _begin(job._replace(resume=None)), False)
-    asked = deadline.filled(job, rounds.first_ask(carry, job.program))
+    asked = deadline.filled(job, rounds.first_ask(carry, job.program), drafts)
     total = 0.0
     for _ in range(2):
         began = clock.now()

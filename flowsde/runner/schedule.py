@@ -32,11 +32,13 @@ class Work(NamedTuple):
       rounds: how many.
       evaluations: of the model, surplus and padding included.
       rewards: padding included where a reward is a JAX function.
+      drafts: evaluations of the draft flow, likewise.
     """
 
     rounds: int
     evaluations: int
     rewards: int
+    drafts: int = 0
 
 
 class Schedule(NamedTuple):
@@ -91,19 +93,22 @@ def schedule(job: Job, nfe: int) -> Schedule:
         shape=flow.shape,
         single=job.single,
     )
+    model = Model(flow, reward, None, flow if program.kind.drafts else None)
     logs, done = [], False
     while not done:
-        carry, *heard = rounds.run_rounds(carry, Model(flow, reward, None), program, sizes)
+        carry, *heard = rounds.run_rounds(carry, model, program, sizes)
         log, n, done = fetch(heard)
         log = head(log, int(n))
-        logs.append((log.evaluations, log.verifier_calls, log.finishing, log.charged))
+        by_draft = log.draft_evaluations if program.kind.drafts else np.zeros_like(log.evaluations)
+        logs.append((log.evaluations, by_draft, log.verifier_calls, log.finishing, log.charged))
     columns = [np.concatenate(parts) for parts in zip(*logs, strict=True)]
-    evaluations, calls, finishing, charged = (a.reshape(len(a), -1) for a in columns)
-    computed, rewards = evaluations.sum(1), padded_rewards(job, calls.sum(1))
+    evaluations, drafts, calls, finishing, charged = (a.reshape(len(a), -1) for a in columns)
+    computed, drafts, rewards = evaluations.sum(1), drafts.sum(1), padded_rewards(job, calls.sum(1))
     # Of many prompts, a round is of finishing if all that is under way in it is.
     last = np.all(finishing | (charged == 0), axis=1)
 
     def work(some: np.ndarray) -> Work:
-        return Work(int(some.sum()), int(computed[some].sum()), int(rewards[some].sum()))
+        of = (int(a[some].sum()) for a in (computed, rewards, drafts))
+        return Work(int(some.sum()), *of)
 
     return Schedule(work(np.ones(len(last), bool)), work(last))

@@ -387,7 +387,6 @@ def test_errors_of_a_run_name_the_argument():
         (bon, cheap(), {}, ValueError, "draft was given, and search BestOfN takes no drafts"),
         (halving(), flow, {}, TypeError, "draft must be a flowsde.Flow, got function"),
         (halving(), wrong, {}, ValueError, r"draft must be of shape \(2,\), as flow is, got \(3,"),
-        (halving(), cheap(), {"seconds": 3.0}, ValueError, "seconds cannot be turned into eval"),
         (halving(), fs.guide(cheap(), 2.0, null), {}, ValueError, "null_cond of each prompt bel"),
     ):
         for go in (fs.run, fs.iterate, fs.batch):

@@ -45,6 +45,8 @@ class Costs(NamedTuple):
       reward: seconds of a reward.
       evaluations, verifier_calls: computed for that.
       passes: evaluations of the batch.
+      drafts: seconds of a full batch of drafts of another flow, without rewards; 0 without.
+      draft_passes: evaluations of that flow's model in it.
     """
 
     batch: float
@@ -52,21 +54,28 @@ class Costs(NamedTuple):
     evaluations: int
     verifier_calls: int
     passes: int
+    drafts: float = 0.0
+    draft_passes: int = 1
 
     def of(self, work: Schedule, prompts: int) -> float:
         """Seconds of so many prompts with such a schedule, at most."""
         whole = work.whole
-        batches = prompts * whole.evaluations / self.passes + whole.rounds
-        return batches * self.batch + prompts * whole.rewards * self.reward
+        seconds = prompts * whole.evaluations / self.passes * self.batch
+        seconds += prompts * whole.drafts / self.draft_passes * self.drafts
+        waiting = whole.rounds * max(self.batch, self.drafts)
+        return seconds + waiting + prompts * whole.rewards * self.reward
 
 
-def _filled(batch: Batch, scored: int, gradient: bool) -> Batch:
-    """A batch whose places all hold a candidate, the first of which want rewards."""
+def _filled(batch: Batch, scored: int, gradient: bool, drafts: bool = False) -> Batch:
+    """A batch whose places all hold a candidate, the first of which want rewards; of drafts of
+    another flow, or of none."""
     row = jnp.arange(batch.place.size)[:, None]
     wants_gradient = (row < 1) & gradient
     asked = batch.asked._replace(
         valid=row >= 0, wants_gradient=wants_gradient, wants_reward=(row < scored) & ~wants_gradient
     )
+    if asked.draft is not None:
+        asked = asked._replace(draft=jnp.full_like(asked.draft, drafts))
     return batch._replace(asked=asked)
 
 
@@ -101,6 +110,12 @@ def _time(job: Job, engine: Engine, size: int) -> tuple[Costs, Program]:
     looking = 0 if value is None else value.cost * int(np.sum(ahead(plain.asked, value)))
     passes = program.cost * (size + looking)
     costs = Costs(model + took, max(both - model, 0.0) / many, 4 * passes, 2 * many, passes)
+    if program.kind.drafts:
+        each = program.draft * size
+        by_draft = _seconds(engine, _filled(batch, 0, gradient=False, drafts=True)) + took
+        costs = costs._replace(
+            drafts=by_draft, draft_passes=each, evaluations=costs.evaluations + 2 * each
+        )
     return costs, program
 
 
