@@ -16,7 +16,7 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Held, Told, as_arrays, check_cond, for_model
+from flowsde.conds import Cond, Held, Told, as_arrays, check_cond, for_model, for_reward
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
@@ -162,7 +162,7 @@ def prepare(
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
     if reward_cond is not None:
-        verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
+        verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
         cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
