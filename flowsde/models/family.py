@@ -69,7 +69,7 @@ class Sampled(Protocol):
     """A converted model, set up by the command's options; no weights are read before `encode`.
 
     Where a candidate costs other than one evaluation, or two of a guided model, it says how many:
-    `evaluations`.
+    `evaluations`. What a user should know of the model, in words, may be in `notes`.
 
     Attributes:
       steps: of a trajectory by method, where the preset leaves them to the model.
