@@ -186,6 +186,12 @@ def test_a_part_in_jax_that_is_told_texts_by_hand_says_so():
         both(np.zeros((1, 2), np.float32), ["a cat"])
 
 
+def test_a_list_of_conds_is_to_be_stacked():
+    rows = [row(COND, i) for i in range(3)]
+    with pytest.raises(ValueError, match=r"expected leading axis .*: stack a list of one for each"):
+        fs.run(KEY, flow(), SEARCH, reward, cond=rows, prompt_ids=[0, 1, 2])
+
+
 def test_what_rewards_are_told_must_fit():
     options = {"cond": COND, "prompt_ids": [0, 1, 2]}
     hosted = fs.rewards.host(lambda images, texts: np.zeros(len(images)))
