@@ -88,7 +88,7 @@ def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
             )
 
 
-def of_prompts(name: str, cond: Cond, n: int, single: bool) -> Cond:
+def of_each_prompt(name: str, cond: Cond, n: int, single: bool) -> Cond:
     """Arrays with a leading axis of n prompts."""
     listed = isinstance(cond, list) and len(cond) == n and not single
     cond = as_arrays(name, cond)

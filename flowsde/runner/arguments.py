@@ -16,7 +16,7 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Held, Told, for_model, for_reward, of_prompts
+from flowsde.conds import Cond, Held, Told, for_model, for_reward, of_each_prompt
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
@@ -142,7 +142,7 @@ def prepare(
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
-    cond = of_prompts("cond", cond, ids.size, single)
+    cond = of_each_prompt("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
     axis = "len(prompt_ids)"
     begins, held = as_start(start, mask, noise, flow.shape, ids.size, axis, single)
@@ -163,7 +163,7 @@ def prepare(
     warn_if_changed(4, **static)
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
-        cond = Told(cond, of_prompts("reward_cond", reward_cond, ids.size, single=False))
+        cond = Told(cond, of_each_prompt("reward_cond", reward_cond, ids.size, single=False))
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
     if mesh is not None:
