@@ -323,7 +323,8 @@ WRONG = [
     (f"P {FLUX} --reward clip --reward-model {{clip}} --reward-counts 2",
      "--reward-counts has no effect with --reward clip, got '2'"),
     (f"P {FLUX} --reward nosuch:thing",
-     "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
+     "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module named 'nosuch'; "
+     "expected nosuch.py in this folder"),
     (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),
     (f"P {FLUX} --reward os:sep", "--reward os:sep must be a function, got '/'"),
     (f"P {FLUX} --reward operator:add --gradient-temperature 1", "--gradient-temperature wants"),
