@@ -313,6 +313,7 @@ WRONG = [
     ("P --model {clip}", "holds a model of clip, expected one of sit"),
     (f"{FLUX} --method ode", "PROMPT is missing"),
     (f"P P {FLUX} --method ode", "given twice"),
+    (f"a red cat {FLUX} --method ode", "3 prompts of one word each; expected one in quotes, \"a "),
     (f"P {FLUX}", "--reward is missing for --method svdd"),
     (f"P {FLUX} --reward none", "--method svdd searches by a reward, got --reward none"),
     (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, hpsv2, hps"),

@@ -66,6 +66,7 @@ def _model(options: Converted, guidance: float | None) -> tuple[Sampling, Sample
 def _prompts(command: Sample, title: str, unprompted: str | None, reads_text: bool) -> list[str]:
     """What is asked for, checked; what `unprompted` says if nothing reads a prompt."""
     if unprompted is None or reads_text:
+        _check_quoted(command.prompt)
         return prompts.collect(command.prompt, command.prompts_file, slug)
     words = " ".join(command.prompt)
     for name, value in (("PROMPT", words), ("--prompts-file", command.prompts_file)):
@@ -74,6 +75,15 @@ def _prompts(command: Sample, title: str, unprompted: str | None, reads_text: bo
                 f"{name} has no effect on {title} without a reward that reads it, got {value}"
             )
     return [unprompted]
+
+
+def _check_quoted(words: Sequence[str]) -> None:
+    """ValueError for a prompt without quotes, of which each word would be one."""
+    if len(words) > 2 and not any(" " in word for word in words):
+        raise ValueError(
+            f"PROMPT: {len(words)} prompts of one word each; expected one in quotes, "
+            f'"{shown(" ".join(words))}"; several of one word are for --prompts-file'
+        )
 
 
 def slug(prompt: str) -> str:
