@@ -263,7 +263,7 @@ def _in_jax(reward: Reward) -> bool:
     """Whether a reward, or a part of it, is in JAX."""
     if isinstance(reward, DeviceReward):
         return True
-    return isinstance(reward.fn, OfRewards) and any(map(_in_jax, reward.fn.parts))
+    return isinstance(reward.fn, OfRewards) and any(map(_in_jax, reward.fn.asked()))
 
 
 def as_reward(reward: Any) -> Reward:

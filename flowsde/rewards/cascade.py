@@ -72,8 +72,7 @@ class _Cascade(OfRewards):
     dear: HostReward
     threshold: float
 
-    @property
-    def parts(self) -> tuple[Reward, ...]:
+    def asked(self) -> tuple[Reward, ...]:
         return (self.cheap, self.dear)
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:

@@ -22,9 +22,11 @@ class Both(NamedTuple):
 
 
 class OfRewards:
-    """A host reward's function that asks other rewards, `parts`; each takes its own of `Both`."""
+    """A host reward's function that asks other rewards; each takes its own of `Both`."""
 
-    parts: tuple[Any, ...]
+    def asked(self) -> tuple[Any, ...]:
+        """These rewards."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

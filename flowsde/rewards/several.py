@@ -153,8 +153,7 @@ class _ScaledOnHost(OfRewards):
     mean: np.float32
     deviation: np.float32
 
-    @property
-    def parts(self) -> tuple[Reward, ...]:
+    def asked(self) -> tuple[Reward, ...]:
         return (self.part,)
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
@@ -229,6 +228,9 @@ class _EachOnHost(OfRewards):
     """`_each` of rewards of which some run outside JAX."""
 
     parts: tuple[Reward, ...]
+
+    def asked(self) -> tuple[Reward, ...]:
+        return self.parts
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
         return each_on_host(self.parts, images, cond)
