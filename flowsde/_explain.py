@@ -73,7 +73,7 @@ def model_note(
     why = ", as none was given" if without_cond(error, cond) else ""
     return (
         f"model {name} is called with (x, t, cond): x is {shapes(x)}, t is {shapes(t)}, cond is "
-        f"{shapes(cond)}{why}; the flow was given shape={shape}"
+        f"{shapes(cond)}{why}; the flow was given shape={shape}, of one particle"
     )
 
 

@@ -57,7 +57,18 @@ class Static(ByValue):
         return f"{type(self).__qualname__}({own})"
 
     def replace(self, **changes: Any) -> Self:
-        """A copy in which some attributes are others, and the rest are the same: all of them."""
+        """A copy in which some attributes are others, and the rest are the same: all of them.
+
+        Raises:
+          TypeError: naming one that it does not have, or only works out from others.
+        """
+        for name in changes:
+            if not hasattr(self, name) or isinstance(getattr(type(self), name, None), property):
+                hint = ": with_nfe gives a search another budget" if name == "nfe" else ""
+                raise TypeError(
+                    f"{type(self).__name__} has no {name!r} to replace, expected "
+                    f"{', '.join(attributes(self))}{hint}"
+                )
         new = object.__new__(type(self))
         for name, value in (attributes(self) | changes).items():
             object.__setattr__(new, name, value)

@@ -282,7 +282,15 @@ def adapt(
     """
     if prediction not in PREDICTIONS:
         expected = ", ".join(map(repr, PREDICTIONS))
-        raise ValueError(f"prediction must be one of {expected}, got {prediction!r}")
+        raise ValueError(
+            f"prediction must be one of {expected}, got {prediction!r}: of x = alpha x0 + sigma x1 "
+            "x0 is the data and x1 the noise (epsilon)"
+        )
+    if not isinstance(interpolant, Interpolant):
+        raise TypeError(
+            f"interpolant must be one of flowsde.interpolants, such as flowsde.interpolants.vp(), "
+            f"got {interpolant!r:.80}"
+        )
     constants = _check_kwargs(kwargs)
     adapted = Adapted(
         model=model,

@@ -88,6 +88,20 @@ def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
             )
 
 
+def of_each_prompt(name: str, cond: Cond, n: int, single: bool) -> Cond:
+    """Arrays with a leading axis of n prompts."""
+    listed = isinstance(cond, list) and len(cond) == n and not single
+    cond = as_arrays(name, cond)
+    if single:
+        cond = jax.tree.map(lambda a: a[None], cond)
+    try:
+        check_cond(cond, n, "len(prompt_ids)", name)
+    except ValueError as error:
+        hint = ": stack a list of one for each prompt, as flowsde.batch does itself"
+        raise ValueError(f"{error}{hint * listed}") from None
+    return cond
+
+
 def stacked(name: str, conds: Sequence[Cond]) -> Cond:
     """Conds of one prompt each, NumPy with a leading axis of them."""
     check_arrays(name, conds)

@@ -249,6 +249,11 @@ class LinenSwapped(nn.Module):
             ValueError,
             "prediction must be one of 'velocity', .*'x1'.* got 'noise'",
         ),
+        (
+            lambda: fs.Flow.from_nnx(Default(), (2,), interpolant="vp"),
+            TypeError,
+            "interpolant must be one of flowsde.interpolants, .* got 'vp'",
+        ),
         (lambda: fs.Flow.from_nnx(Default(), (2,), time=(1, 1)), ValueError, "time must be"),
         (lambda: fs.Flow.from_nnx(Default(), (2,), time=1000), ValueError, "got 1000"),
         (

@@ -153,6 +153,16 @@ def test_a_search_with_another_budget_or_width_keeps_all_it_keeps():
         Shifted(5.0).with_nfe(0)
 
 
+def test_what_a_search_does_not_have_is_not_replaced():
+    with pytest.raises(TypeError, match="Shifted has no 'nfee' to replace, expected nfe, "):
+        Shifted(5.0).replace(nfee=1)
+    vp = fs.kernels.ddim(fs.interpolants.vp())
+    finishing = fs.search.svdd(nfe=20, kernel=vp, grid=fs.grids.uniform(3))
+    with pytest.raises(TypeError, match="has no 'nfe' to replace.*: with_nfe gives a search ano"):
+        finishing.replace(nfe=13)
+    assert finishing.with_nfe(13).nfe == 13
+
+
 def test_an_interpolant_is_converted_as_what_it_is():
     """Under (1 - t, p t) the angle of the linear interpolant at s = 1/2 is at t = 1 / (1 + p)."""
     for power in (1.0, 3.0):

@@ -59,7 +59,7 @@ def _copies(job: Conversion, out: Path, files: dict[str, str]) -> bool:
         sources = {to: job.source / name for to, name in job.tokenizers.items()}
         own = {name for name in files if not name.startswith(f"{PARAMS}/")}
     else:
-        sources = {name: job.source / name for name in files}
+        sources = {name: job.folder / name for name in files}
         own = set(files)
     return own == sources.keys() and all(
         path.is_file() and digest(iter([path])) == files[name] == digest(iter([out / name]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flowsde.models import registry
 from flowsde.models.converted.store import CONFIG, INDEX, PIPELINE, kind_of, strangers, write_config
 from flowsde.models.family import Pipeline
 from flowsde_converters import open_clip
+from flowsde_converters.based import ALONE, TRANSFORMER, check_base, in_place, transformer_of
 from flowsde_converters.copies import contained, copy_file, copy_tree
 from flowsde_converters.detect import Plan, plan
 from flowsde_converters.files import Checkpoint, has_weights, open_checkpoint, read_json
@@ -39,7 +40,8 @@ class Conversion:
       copied: sub-folders without weights, which are copied as they are.
       tokenizers: files beside a single model's weights, by where in OUT they are copied to.
       distilled: whether a pipeline was, and no file of its own says so.
-      notes: what is to be said of a pipeline.
+      notes: what is to be said of the whole.
+      base: the pipeline, where the source is to take the place of its transformer.
     """
 
     source: Path
@@ -48,6 +50,12 @@ class Conversion:
     tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     distilled: bool = False
     notes: tuple[str, ...] = ()
+    base: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of what is copied."""
+        return self.source if self.base is None else self.base
 
     @property
     def about(self) -> dict[str, Any]:
@@ -81,6 +89,7 @@ def prepare(
     entry: str | None = None,
     loras: Sequence[tuple[Path, float]] = (),
     distilled: bool = False,
+    base: Path | None = None,
 ) -> Conversion:
     """Look at everything but the values.
 
@@ -92,6 +101,8 @@ def prepare(
       entry: of a single model's file, whose weights are taken; found out by default.
       loras: files of adapters to merge, in order, and the scale of each.
       distilled: whether a pipeline whose files do not say so was; the name of the source may, too.
+      base: folder of a pipeline that is converted with the source in the place of its transformer,
+        whose own weights may be missing.
 
     Raises:
       ValueError: listing everything that is wrong.
@@ -100,49 +111,85 @@ def prepare(
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a file or a folder")
-    if not (source / INDEX).is_file():
+    if base is not None:
+        check_base(source, base)
+        if family is not None:
+            raise ValueError(f"--family has no effect with --base {base}, whose family it must be")
+    elif not (source / INDEX).is_file():
         if distilled:
             raise ValueError(f"--distilled is for a pipeline, and {source} is a single model")
-        checkpoint = _opened(source, source)
-        told = {**open_clip.told(family, checkpoint.paths), **(settings or {})}
-        if told:
-            config = {**(checkpoint.config or {}), **told}
-            checkpoint = dataclasses.replace(checkpoint, config=config)
-        one = plan(checkpoint, family, dtype, entry)
-        if loras:
-            one = with_loras(one, open_loras(loras))
-        found = _tokenizers(source, one.family.tokenizers)
-        return Conversion(source, {"": one}, tokenizers=found)
-    if family is not None:
+        return _single(source, family, dtype, settings, entry, loras)
+    elif family is not None:
         raise ValueError(f"--family is for a single model, and {source} is a pipeline")
+    elif entry is not None:
+        raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
     if settings:
         raise ValueError(
-            f"{', '.join(settings)}: settings are of a single model, and {source} is a pipeline"
+            f"{', '.join(settings)}: settings are of a single model, and {base or source} is a "
+            "pipeline"
         )
-    if entry is not None:
-        raise ValueError(f"--entry is for a single model, and {source} is a pipeline")
-    known = check_class(source)
+    return _pipeline(source, base, dtype, entry, loras, distilled)
+
+
+def _single(
+    source: Path,
+    family: str | None,
+    dtype: str | None,
+    settings: Mapping[str, Any] | None,
+    entry: str | None,
+    loras: Sequence[tuple[Path, float]],
+) -> Conversion:
+    """Of one model."""
+    checkpoint = _opened(source, source)
+    told = {**open_clip.told(family, checkpoint.paths), **(settings or {})}
+    if told:
+        config = {**(checkpoint.config or {}), **told}
+        checkpoint = dataclasses.replace(checkpoint, config=config)
+    one = plan(checkpoint, family, dtype, entry)
+    if loras:
+        one = with_loras(one, open_loras(loras))
+    notes = (ALONE,) if registry.is_transformer(one.family.name) else ()
+    found = _tokenizers(source, one.family.tokenizers)
+    return Conversion(source, {"": one}, tokenizers=found, notes=notes)
+
+
+def _pipeline(
+    source: Path,
+    base: Path | None,
+    dtype: str | None,
+    entry: str | None,
+    loras: Sequence[tuple[Path, float]],
+    distilled: bool,
+) -> Conversion:
+    """Of all models of a pipeline, or of a base with the source for its transformer."""
+    folder = source if base is None else base
+    known = check_class(folder)
     word = None if known is None else known.distilled
     if distilled and word is None:
-        raise ValueError(f"--distilled has no effect: {source / INDEX} says what it is")
-    models, copied, problems = _parts(source, () if known is None else known.optional)
+        raise ValueError(f"--distilled has no effect: {folder / INDEX} says what it is")
+    given = {} if base is None else {TRANSFORMER: transformer_of(base, known)}
+    models, copied, problems = _parts(folder, () if known is None else known.optional, given)
     plans: dict[str, Plan] = {}
     adapters = open_loras(loras)
     problems += of_other_parts(adapters, models)
     for name in models:
         try:
-            one = plan(_opened(source / name, source), None, dtype)
+            if base is not None and name in given:
+                one = in_place(_opened(source, source), base, given[name], dtype, entry)
+            else:
+                one = plan(_opened(folder / name, folder), None, dtype)
             plans[name] = with_loras(one, adapters, name) if adapters else one
         except ValueError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     if not models and not problems:
         problems.append(f"none of {', '.join(copied)} holds weights")
     if problems:
-        raise ValueError(listed(problems, f"the pipeline {source} cannot be converted"))
-    distilled = distilled or (word is not None and word in _named(source))
+        raise ValueError(listed(problems, f"the pipeline {folder} cannot be converted"))
+    called = _named(folder) if base is None else f"{_named(folder)} {source.name.lower()}"
+    distilled = distilled or (word is not None and word in called)
     configs = {name: one.found.config for name, one in plans.items()}
     notes = () if known is None else tuple(known.notes(configs, distilled))
-    return Conversion(source, plans, tuple(copied), distilled=distilled, notes=notes)
+    return Conversion(source, plans, tuple(copied), distilled=distilled, notes=notes, base=base)
 
 
 def _named(source: Path) -> str:
@@ -193,12 +240,15 @@ def _tokenizers(source: Path, others: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _parts(source: Path, optional: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def _parts(
+    source: Path, optional: Sequence[str], given: Collection[str] = ()
+) -> tuple[list[str], list[str], list[str]]:
     """Names of a pipeline's models, of what is copied, and what is wrong.
 
     Args:
       source: of the pipeline.
       optional: parts that it can do without.
+      given: models that are elsewhere.
     """
     models: list[str] = []
     copied: list[str] = []
@@ -212,7 +262,9 @@ def _parts(source: Path, optional: Sequence[str]) -> tuple[list[str], list[str],
         except ValueError as error:
             problems.append(f"{INDEX} names a part outside of the folder: {error}")
             continue
-        if not (source / name).is_dir():
+        if name in given:
+            models.append(name)
+        elif not (source / name).is_dir():
             hint = "; to do without it, write [null, null] there" if name in optional else ""
             problems.append(f"{INDEX} names the part {name}, which is missing{hint}")
         else:
@@ -220,10 +272,11 @@ def _parts(source: Path, optional: Sequence[str]) -> tuple[list[str], list[str],
     return models, copied, problems
 
 
-def check_out(source: Path, out: Path, overwrite: bool) -> None:
+def check_out(source: Path, out: Path, overwrite: bool, base: Path | None = None) -> None:
     """ValueError unless `out` can be written."""
-    if out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"OUT {out} holds SOURCE {source}, expected a new folder")
+    for name, path in (("SOURCE", source), ("--base", base)):
+        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"OUT {out} holds {name} {path}, expected a new folder")
     if not out.exists():
         return
     if not overwrite:
@@ -257,7 +310,7 @@ def run(
     """
 
     def check(place: Path) -> None:
-        check_out(job.source, place, overwrite)
+        check_out(job.source, place, overwrite, job.base)
         check_space(place, job.to_write)
 
     with replacing_out(out, check) as folder:
@@ -274,8 +327,8 @@ def run(
         if "" in job.plans:
             return
         for name in job.copied:
-            copy_tree(job.source / name, job.source, folder / name)
-        copy_file(job.source / INDEX, job.source, folder / INDEX)
+            copy_tree(job.folder / name, job.folder, folder / name)
+        copy_file(job.folder / INDEX, job.folder, folder / INDEX)
         write_config(folder, {"format": PIPELINE, "version": fs.__version__, **job.about})
 
 

@@ -22,6 +22,7 @@ def fetch(
     revision: str | None = None,
     what: str = "SOURCE",
     check: Callable[[Path], Any] = lambda folder: None,
+    without: str | None = None,
 ) -> Path:
     """The folder of a model, with the files that a conversion reads, or one file of it.
 
@@ -31,6 +32,7 @@ def fetch(
       what: the argument, for errors.
       check: of a whole pipeline's folder with nothing in it but configurations and tokenizers,
         which are fetched first; what it raises is raised before weights are fetched.
+      without: a folder of a pipeline, whose weights are not fetched.
 
     Raises:
       ImportError: there is no huggingface_hub.
@@ -54,7 +56,7 @@ def fetch(
         ) from None
     try:
         info = hub.HfApi().model_info(name, revision=revision, timeout=_PATIENCE)
-        files = wanted([one.rfilename for one in info.siblings or ()], inside)
+        files = wanted([one.rfilename for one in info.siblings or ()], inside, without)
 
         def fetched(patterns: list[str]) -> Path:
             return Path(hub.snapshot_download(name, revision=info.sha, allow_patterns=patterns))
@@ -101,12 +103,15 @@ def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
         return None
 
 
-def wanted(files: Iterable[str], inside: str | None = None) -> list[str]:
+def wanted(
+    files: Iterable[str], inside: str | None = None, without: str | None = None
+) -> list[str]:
     """Of a model's files those to convert: safetensors, or, without them, PyTorch's.
 
     Args:
       files: paths in the model.
       inside: of which only this file or folder is converted.
+      without: a folder of a pipeline, whose weights are not.
     """
     there = sorted(files)
     if inside in there:
@@ -119,7 +124,7 @@ def wanted(files: Iterable[str], inside: str | None = None) -> list[str]:
         small = [name for name in small if _folder(name) == inside]
     elif INDEX in there:
         # Beside a pipeline's folders lie copies of the same weights.
-        folders = sorted({_folder(name) for name in there} - {"."})
+        folders = sorted({_folder(name) for name in there} - {".", without})
     else:
         folders = ["."]
     weights = [w for folder in folders for w in _weights(n for n in there if _folder(n) == folder)]

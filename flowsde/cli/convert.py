@@ -19,7 +19,14 @@ from flowsde.models.converted.store import kind_of
 from flowsde_converters import hub, sit
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.complete import is_complete
-from flowsde_converters.convert import Conversion, check_class, check_out, prepare, run
+from flowsde_converters.convert import (
+    TRANSFORMER,
+    Conversion,
+    check_class,
+    check_out,
+    prepare,
+    run,
+)
 from flowsde_converters.detect import Plan
 
 _IGNORED_SHOWN = 6
@@ -60,6 +67,11 @@ class Convert:
     """Adapters (LoRA) to merge into the weights, times a scale (default: 1), with keys of PEFT,
     diffusers or kohya; for several, repeat the option. FILE may be one on the hub:
     owner/name/file."""
+    base: Annotated[str | None, shown("FOLDER")] = None
+    """For SOURCE that is a transformer alone, such as a fine-tune of FLUX.1 in one file: the
+    pipeline that it was trained from, in the folder that diffusers has or on the hub (owner/name).
+    It is converted with SOURCE in the place of its own transformer, whose weights are not
+    fetched."""
     distilled: Flag = False
     """SD3: the pipeline was distilled to 4 steps without guidance, as SD3.5-large-turbo was, whose
     files do not say so; a pipeline with "turbo" in its name is taken for one without this."""
@@ -113,7 +125,8 @@ class Convert:
         place = target(out)
         if not (self.check or self.overwrite) and kind_of(place) is not None:
             return True
-        check_out(Path(self.source), place, self.overwrite)
+        base = None if self.base is None else Path(self.base)
+        check_out(Path(self.source), place, self.overwrite, base)
         return False
 
     def _prepared(self) -> Conversion:
@@ -126,7 +139,14 @@ class Convert:
         named = [lora_named(words) for words in self.lora]
         loras = [(_on_this_machine("--lora", file), scale) for file, scale in named]
         job = prepare(
-            self._fetched(), self.family, self.dtype, settings, self.entry, loras, self.distilled
+            self._fetched(),
+            self.family,
+            self.dtype,
+            settings,
+            self.entry,
+            loras,
+            self.distilled,
+            self._fetched_base(),
         )
         for one in job.plans.values():
             if self.classes is not None and one.family.name != sit.FAMILY.name:
@@ -144,6 +164,12 @@ class Convert:
             return path
         return _on_this_machine("SOURCE", self.source, self.revision, check_class)
 
+    def _fetched_base(self) -> Path | None:
+        if self.base is None:
+            return None
+        check_path("--base", self.base)
+        return _on_this_machine("--base", self.base, check=check_class, without=TRANSFORMER)
+
     def _back(self) -> None:
         given = {
             "--dtype": self.dtype,
@@ -152,6 +178,7 @@ class Convert:
             "--revision": self.revision,
             "--classes": self.classes,
             "--lora": self.lora or None,
+            "--base": self.base,
             "--distilled": self.distilled or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
@@ -173,6 +200,7 @@ def _on_this_machine(
     source: str,
     revision: str | None = None,
     check: Callable[[Path], Any] = lambda folder: None,
+    without: str | None = None,
 ) -> Path:
     """Path of a file or a folder, fetched from the hub if need be; `name` says so in errors.
 
@@ -181,7 +209,7 @@ def _on_this_machine(
     if Path(source).exists():
         return Path(source)
     # In a thread, so that a signal need not wait for the end of a download.
-    return _threads.call("hub", math.inf, hub.fetch, source, revision, name, check)
+    return _threads.call("hub", math.inf, hub.fetch, source, revision, name, check, without)
 
 
 def lora_named(words: str) -> tuple[str, float]:

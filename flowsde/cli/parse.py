@@ -17,6 +17,19 @@ from flowsde.cli.described import introduction
 from flowsde.cli.errors import OptionError
 from flowsde.cli.options import check_paths, check_words
 
+_ELSEWHERE = {
+    "--cfg": ("--guidance", ""),
+    "--cfg-scale": ("--guidance", ""),
+    "--guidance-scale": ("--guidance", ""),
+    "--num-inference-steps": ("--steps", ""),
+    "--height": ("--size", "did you mean --size WIDTHxHEIGHT?"),
+    "--width": ("--size", "did you mean --size WIDTHxHEIGHT?"),
+    "--num-images": ("--keep", ""),
+    "--lora": ("--model", "adapters are merged as a model is converted: flowsde convert --lora"),
+    "--checkpoint": ("--model", ""),
+    "--prompt": ("--prompts-file", "PROMPT is given without a name of an option"),
+}
+"""What other programs call it, the option here, and what to say if it is not only another name."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
@@ -132,6 +145,10 @@ def _mistake(kind: Any, words: list[str]) -> str:
 
 def _hint(word: str, known: Iterable[str]) -> str:
     by_word = {name.strip("-"): name for name in known}
+    if elsewhere := _ELSEWHERE.get(word):
+        option, words = elsewhere
+        if option in by_word.values():
+            return f"; {words or f'did you mean {option}?'}"
     close = difflib.get_close_matches(word[:100].strip("-"), by_word, 1)
     return f"; did you mean {by_word[close[0]]}?" if close else ""
 

@@ -30,6 +30,7 @@ and ``particle_x0``.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,8 +222,9 @@ def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
                 bar.total = result.timing.nfe
             if run.offer.has_reward:
                 # That of the search's present x0, no record: it may fall from step to step.
-                now = f"current reward {float(result.reward):.3f}"
-                bar.set_postfix_str(now, refresh=False)
+                now = float(result.reward)
+                said = f"current reward {now:.3f}" if math.isfinite(now) else "no reward yet"
+                bar.set_postfix_str(said, refresh=False)
             bar.update(result.nfe - bar.n)
     return result
 
@@ -299,6 +301,9 @@ def _run(run: PromptRun) -> None:
         if run.offer.has_reward
         else f"spent   {spent}"
     )
+    asked, found = run.about["settings"].get("keep", 1), len(values.get("kept", [None]))
+    if asked > found:
+        print(f"kept    {found} of {asked}: the search came to no more different pictures")
     if (weighted := values.get("weighted_sample")) is not None:
         print(f"weights {results.said_of_weights(weighted)}")
     if result.timing is not None:

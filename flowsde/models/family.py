@@ -45,6 +45,8 @@ class Pipeline:
         compare files with their hashes.
       check: of a folder that is to be converted; ValueError if what is copied of it could not be
         read later.
+      transformer: the family of its part of this name, if another model's weights may be given for
+        it.
       others: classes that are not supported though a part of their name says so, and what they are.
       optional: parts that it can do without.
       distilled: a word in the name of a source that says that it was distilled, of a family whose
@@ -56,6 +58,7 @@ class Pipeline:
     name: str
     build: Callable[..., Any]
     check: Callable[[Path], Any] = lambda folder: None
+    transformer: str | None = None
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
     distilled: str | None = None
@@ -66,7 +69,7 @@ class Sampled(Protocol):
     """A converted model, set up by the command's options; no weights are read before `encode`.
 
     Where a candidate costs other than one evaluation, or two of a guided model, it says how many:
-    `evaluations`.
+    `evaluations`. What a user should know of the model, in words, may be in `notes`.
 
     Attributes:
       steps: of a trajectory by method, where the preset leaves them to the model.

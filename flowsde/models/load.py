@@ -1,10 +1,12 @@
 """A converted model or pipeline, back in memory."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowsde import _schema
@@ -104,6 +106,21 @@ def pipeline_of(folder: Path, verify: bool = True) -> Pipeline:
     return known[name]
 
 
+def nbytes(folder: Path) -> dict[str, int]:
+    """Bytes of the weights of a converted folder, as they were written: by name of a pipeline's
+    models, "" for a single one.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not what a conversion wrote.
+    """
+    names = read_config(folder, PIPELINE)["models"] if is_pipeline(folder) else [""]
+    held = {name: read_config(folder / name)["params"].values() for name in names}
+    return {
+        name: sum(math.prod(one["shape"]) * jnp.dtype(one["dtype"]).itemsize for one in params)
+        for name, params in held.items()
+    }
+
+
 def sampling_of(folder: Path) -> Sampling:
     """How the command samples what a converted folder holds.
 
@@ -117,7 +134,11 @@ def sampling_of(folder: Path) -> Sampling:
         name = open_model(folder, registry.families()).family.name
         what = f"model of {name}"
     if name not in known:
+        hint = ""
+        if registry.is_transformer(name):
+            hint = "; of a transformer alone, flowsde convert makes a pipeline with --base"
         raise ValueError(
             f"{folder} holds a {what}, expected one of {' or '.join(known)}, which make pictures"
+            f"{hint}"
         )
     return known[name]

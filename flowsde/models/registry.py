@@ -70,3 +70,8 @@ def pipelines() -> dict[str, Pipeline]:
 def samplings() -> dict[str, Sampling]:
     """How each is sampled that can be, by the name of its family or pipeline."""
     return {one.of: one for one in _all(Sampling)}
+
+
+def is_transformer(family: str) -> bool:
+    """Whether a family is the part of a pipeline that makes the samples, which reads texts."""
+    return any(one.transformer == family for one in pipelines().values())

@@ -17,6 +17,7 @@ from flowsde._explain import name_of, noted, outside_jax, shapes, without_cond
 from flowsde.conds import Cond, is_array, stacked
 from flowsde.modules import as_partial
 from flowsde.rewards.combination import Combination
+from flowsde.rewards.objects import Both, OfObjects, OfRewards
 
 Parts = dict[str, Any]
 """What each part of a combined reward says, [n], by name."""
@@ -129,6 +130,8 @@ class HostReward:
         """
         try:
             # Writable, which is all that PyTorch takes.
+            if isinstance(cond, Both) and not isinstance(self.fn, OfRewards | OfObjects):
+                cond = cond.objects
             given = jax.tree.map(_writable, (images, cond))
             if self.combination is not None:
                 parts = self._call(*given)
@@ -228,23 +231,15 @@ def host(
     return HostReward(fn, own, float(cost), size, timeout, version)
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfObjects:
-    """A host reward's function that is told objects, of which cond holds the numbers."""
-
-    fn: Callable[[np.ndarray, list[Any]], Any]
-    objects: list[Any]
-
-    def __call__(self, images: np.ndarray, numbers: np.ndarray) -> Any:
-        return self.fn(images, [self.objects[i] for i in numbers])
-
-
-def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward, Cond]:
+def told(
+    reward: Reward, reward_cond: Any, n: int, single: bool, cond: Cond = None
+) -> tuple[Reward, Cond]:
     """A reward and what it is told of n prompts, with a leading axis of them.
 
     Args:
       reward: that takes objects if it runs outside JAX.
       reward_cond: of a single prompt without its axis; or a list of those of n prompts.
+      cond: what parts in JAX of a reward outside it are told where these are objects.
 
     Raises:
       ValueError, TypeError: there are not n, or a JAX function is given no arrays.
@@ -258,9 +253,17 @@ def told(reward: Reward, reward_cond: Any, n: int, single: bool) -> tuple[Reward
             f"reward_cond is a list of {len(reward_cond)}, expected one of each of {n} prompts"
         )
     if isinstance(reward, HostReward) and not all(map(is_array, jax.tree.leaves(reward_cond))):
-        objects = dataclasses.replace(reward, fn=_OfObjects(reward.fn, reward_cond))
-        return objects, np.arange(n, dtype=np.int32)
+        objects = dataclasses.replace(reward, fn=OfObjects(reward.fn, reward_cond))
+        numbers = np.arange(n, dtype=np.int32)
+        return objects, Both(numbers, cond) if _in_jax(reward) else numbers
     return reward, stacked("reward_cond", reward_cond)
+
+
+def _in_jax(reward: Reward) -> bool:
+    """Whether a reward, or a part of it, is in JAX."""
+    if isinstance(reward, DeviceReward):
+        return True
+    return isinstance(reward.fn, OfRewards) and any(map(_in_jax, reward.fn.asked()))
 
 
 def as_reward(reward: Any) -> Reward:

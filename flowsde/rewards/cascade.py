@@ -9,6 +9,7 @@ import numpy as np
 from flowsde._checks import check_float
 from flowsde.rewards.base import HostReward, Reward, as_reward
 from flowsde.rewards.combination import Cascaded, Combination
+from flowsde.rewards.objects import Both, OfRewards
 from flowsde.rewards.several import about_parts, each_on_host, version_of
 
 
@@ -64,12 +65,15 @@ def cascade(cheap: Any, dear: HostReward, *, threshold: float, floor: float) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cascade:
+class _Cascade(OfRewards):
     """Both rewards by name; NaN where the dear one was not asked, -inf where it has no reward."""
 
     cheap: Reward
     dear: HostReward
     threshold: float
+
+    def asked(self) -> tuple[Reward, ...]:
+        return (self.cheap, self.dear)
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
         said = each_on_host([self.cheap], images, cond)
@@ -83,6 +87,8 @@ class _Cascade:
 
 def _rows(cond: Any, at: np.ndarray) -> Any:
     """Those of what the reward is told, arrays or a list of objects, one of each picture."""
+    if isinstance(cond, Both):
+        return Both(_rows(cond.objects, at), _rows(cond.cond, at))
     if isinstance(cond, list):
         return [cond[i] for i in at]
     return jax.tree.map(lambda a: a[at], cond)

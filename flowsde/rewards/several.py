@@ -16,6 +16,7 @@ import numpy as np
 from flowsde import _threads
 from flowsde._checks import check_float, check_positive
 from flowsde._static import check_static
+from flowsde.conds import check_arrays
 from flowsde.rewards.base import (
     DeviceReward,
     HostReward,
@@ -25,6 +26,7 @@ from flowsde.rewards.base import (
     as_reward,
 )
 from flowsde.rewards.combination import Combination, Lexicographic, Minimum, Rule, Weighted
+from flowsde.rewards.objects import Both, OfRewards
 
 
 def weighted(rewards: Sequence[Any], weights: Sequence[float]) -> Reward:
@@ -146,10 +148,13 @@ def _scale(
 
 
 @dataclasses.dataclass(frozen=True)
-class _ScaledOnHost:
+class _ScaledOnHost(OfRewards):
     part: HostReward
     mean: np.float32
     deviation: np.float32
+
+    def asked(self) -> tuple[Reward, ...]:
+        return (self.part,)
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
         return (self.part(images, cond) - self.mean) / self.deviation
@@ -219,10 +224,13 @@ _on_device = jax.jit(lambda part, images, cond: as_float32(part(images, cond), j
 
 
 @dataclasses.dataclass(frozen=True)
-class _EachOnHost:
+class _EachOnHost(OfRewards):
     """`_each` of rewards of which some run outside JAX."""
 
     parts: tuple[Reward, ...]
+
+    def asked(self) -> tuple[Reward, ...]:
+        return self.parts
 
     def __call__(self, images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
         return each_on_host(self.parts, images, cond)
@@ -231,8 +239,11 @@ class _EachOnHost:
 def each_on_host(parts: Sequence[Reward], images: np.ndarray, cond: Any) -> dict[str, np.ndarray]:
     """Rewards float32 [n] of every part, by name."""
     on_device = [part for part in parts if isinstance(part, DeviceReward)]
+    given = cond.cond if isinstance(cond, Both) else cond
+    for part in on_device:
+        check_arrays(f"cond of reward {part.name!r}, which is in JAX,", given)
     # These are computed while those outside JAX are waited for.
-    said = {part.name: _on_device(part, images, cond) for part in on_device}
+    said = {part.name: _on_device(part, images, given) for part in on_device}
     said |= _side_by_side([p for p in parts if isinstance(p, HostReward)], images, cond)
     return {part.name: np.asarray(said[part.name]) for part in parts}
 

@@ -16,7 +16,7 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Held, Told, as_arrays, check_cond, for_model
+from flowsde.conds import Cond, Held, Told, for_model, for_reward, of_each_prompt
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
@@ -144,7 +144,7 @@ def prepare(
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
-    cond = _checked("cond", cond, ids.size, single)
+    cond = of_each_prompt("cond", cond, ids.size, single)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
     draft = check_draft(draft, search, flow, cond)
     axis = "len(prompt_ids)"
@@ -169,8 +169,8 @@ def prepare(
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
     if reward_cond is not None:
-        verifier, reward_cond = told(verifier, reward_cond, ids.size, single)
-        cond = Told(cond, _checked("reward_cond", reward_cond, ids.size, single=False))
+        verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
+        cond = Told(cond, of_each_prompt("reward_cond", reward_cond, ids.size, single=False))
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
     if mesh is not None:
@@ -263,15 +263,6 @@ def _check_not_traced(arguments: Any) -> None:
             "a search compiles programs of its own and cannot be run inside jax.jit, vmap or grad; "
             "call it directly, for many prompts together with prompt_ids"
         )
-
-
-def _checked(name: str, cond: Cond, n: int, single: bool) -> Cond:
-    """Arrays with a leading axis of n prompts."""
-    cond = as_arrays(name, cond)
-    if single:
-        cond = jax.tree.map(lambda a: a[None], cond)
-    check_cond(cond, n, "len(prompt_ids)", name)
-    return cond
 
 
 def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array | None]:

@@ -77,7 +77,7 @@ def run(
       cond: of one prompt, without a batch axis; with leading axis P when `prompt_ids` is given.
       reward_cond: what the reward is told instead of `cond`, arrays as there. A reward outside JAX
         may be told any object, a prompt's text for one, or a list of P with `prompt_ids`: it gets a
-        list of those of its images.
+        list of those of its images. Of a reward of several, parts in JAX are then told `cond`.
       prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
         and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.

@@ -192,7 +192,9 @@ def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
+def test_keep_writes_the_next_best_too(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bon = [PROMPT, "--method", "bon", "--steps", "3", "--nfe", "12"]
     result = _sample(tmp_path / "kept", *bon, "--keep", "3")
     one = _sample(tmp_path / "one", *bon)
@@ -209,6 +211,9 @@ def test_keep_writes_the_next_best_too(small: None, tmp_path: Path) -> None:
     with Image.open(tmp_path / "kept" / "sheet.png") as sheet:
         assert sheet.width > 200
     assert not (tmp_path / "one" / "sheet.png").exists() and "weighted_sample" not in result
+    assert "kept " not in capsys.readouterr().out
+    _sample(tmp_path / "more", *bon, "--keep", "9")
+    assert "kept    4 of 9: the search came to no more" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -19,6 +19,10 @@ WRONG = {
     "sample x --chain_seed=3": "flowsde sample: unknown option --chain-seed; "
     "did you mean --chain-seeds?",
     "sample x --foo bar": "flowsde sample: unknown option --foo",
+    "sample x --cfg_scale 3": "flowsde sample: unknown option --cfg-scale; "
+    "did you mean --guidance?",
+    "sample x --lora a.safetensors": "flowsde sample: unknown option --lora; adapters are merged "
+    "as a model is converted: flowsde convert --lora",
     "batch circles": "flowsde batch: unexpected argument 'circles'; "
     "prompts come from --prompts-file",
     "batch": "flowsde batch: --prompts-file FILE and --out DIR are missing",

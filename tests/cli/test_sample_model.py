@@ -1,9 +1,11 @@
 """`flowsde sample --model` on tiny converted models: results, files, and what is refused."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from flowsde.models import clip
 from flowsde.models.clip.rewards import clip_score, text_embeddings
 from flowsde.models.common.tokenizers import clip_tokenizer
 from flowsde.models.converted import load, parts, store
+from flowsde.models.load import nbytes
 
 pytest.importorskip("diffusers")
 PROMPT, OTHER = tiny.PROMPTS
@@ -338,10 +341,11 @@ WRONG = [
     ("P --size 64", "--size has no effect without --model, got 64"),
     ("P --vae x", "--vae has no effect without --model"),
     ("P --reward-model x", "--reward-model has no effect without --model"),
-    ("P --model /nowhere", "--model /nowhere: /nowhere has no config.json"),
+    ("P --model /nowhere", "--model /nowhere: /nowhere does not exist, expected what"),
     ("P --model {clip}", "holds a model of clip, expected one of sit"),
     (f"{FLUX} --method ode", "PROMPT is missing"),
     (f"P P {FLUX} --method ode", "given twice"),
+    (f"a red cat {FLUX} --method ode", "3 prompts of one word each; expected one in quotes, \"a "),
     (f"P {FLUX}", "--reward is missing for --method svdd"),
     (f"P {FLUX} --reward none", "--method svdd searches by a reward, got --reward none"),
     (f"P {FLUX} --reward likelihood", "--reward must be one of none, clip, pick, hpsv2, hps"),
@@ -360,7 +364,8 @@ WRONG = [
     (f"P {FLUX} --method ode --heldout qwen3vl-atoms --heldout-model {{clip}}",
      "--heldout cannot be qwen3vl-atoms, which asks what --reward-questions says"),
     (f"P {FLUX} --reward nosuch:thing",
-     "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module"),
+     "--reward nosuch:thing cannot be imported: ModuleNotFoundError: No module named 'nosuch'; "
+     "expected nosuch.py in this folder"),
     (f"P {FLUX} --reward os:listdir", "--reward os:listdir: reward is called as reward(images"),
     (f"P {FLUX} --reward os:sep", "--reward os:sep must be a function, got '/'"),
     (f"P {FLUX} --reward operator:add --gradient-temperature 1", "--gradient-temperature wants"),
@@ -451,3 +456,36 @@ def test_text_encoders_are_gone_when_the_transformer_comes(places):
     assert pipeline.held == ()
     assert len(source.load([PROMPT]).tasks) == 1
     assert set(pipeline.held) == {"transformer", "vae"}
+
+
+def test_weights_that_the_device_cannot_hold_are_refused_before_they_are_read(places, monkeypatch):
+    held = nbytes(Path(places["dev"]))
+    for name in ("transformer", "vae"):
+        about = json.loads((Path(places["dev"]) / name / "config.json").read_text())
+        sizes = [math.prod(one["shape"]) for one in about["params"].values()]
+        assert held[name] == 4 * sum(sizes)  # float32
+    command = cli._parse(["sample", PROMPT, "--model", places["dev"], "--method", "ode"])
+    source = published.PublishedSource(command)
+    small = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9e4}, device_kind="a small GPU")
+    monkeypatch.setattr(jax, "devices", lambda: [small])
+    with pytest.raises(ValueError, match="weights of its transformer take .* of a small GPU, of a"):
+        source.load([PROMPT])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model {dev}", ["bon takes 6 steps, a plain picture of this model 28: see --steps 28"]),
+        (
+            "--model {schnell}",
+            ["bon takes 6 steps, a plain picture of this model 4: see --preset d"],
+        ),
+        ("--model {dev} --steps 6", []),
+        ("--model {schnell} --preset distilled", []),
+    ],
+)
+def test_steps_of_a_search_that_are_not_the_models_are_said(places, words, said):
+    given = ["sample", PROMPT, "--method", "bon", "--reward", "clip", "--reward-model", "{clip}"]
+    command = cli._parse([word.format(**places) for word in [*given, *words.split()]])
+    notes = published.PublishedSource(command)._notes
+    assert len(notes) == len(said) and all(map(str.startswith, notes, said))

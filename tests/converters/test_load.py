@@ -100,7 +100,7 @@ def write(config, about):
 
 
 def test_what_is_not_a_converted_model_is_refused(out, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json, expected what"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist, expected what"):
         fs.load(tmp_path / "nowhere")
     config = out / "config.json"
     about = json.loads(config.read_text())

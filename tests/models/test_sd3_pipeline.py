@@ -93,6 +93,8 @@ def test_without_t5_images_are_those_of_diffusers(both, capsys):
     theirs.set_progress_bar_config(disable=True)
     made = source_of(["sample", PROMPT, "--model", str(out), "--method", "ode", "--size", "24x16"])
     assert (made.settings.steps, made.settings.guidance, made.evaluations) == (4, 1.0, 1)
+    made.load([PROMPT])
+    assert capsys.readouterr().out.startswith("note    converted without T5, whose states are ze")
     found = sampled(made)
     wanted = theirs(
         PROMPT, height=SIZE[0], width=SIZE[1], num_inference_steps=4, guidance_scale=1.0,

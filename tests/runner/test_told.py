@@ -144,6 +144,54 @@ def test_a_reward_may_be_told_something_else():
     same(one.reward, -2.0)
 
 
+COMBINED = {
+    "weighted": lambda parts: fs.rewards.weighted(parts, [1.0, 1.0]),
+    "minimum": fs.rewards.minimum,
+    "lexicographic": lambda parts: fs.rewards.lexicographic(parts, [0.1, 0.1]),
+    "normalised": lambda parts: fs.rewards.normalised(
+        parts, {"reward": [0.0, 2.0], "length": [0.0, 2.0]}
+    ),
+    "cascade": lambda parts: fs.rewards.cascade(*parts, threshold=-1.0, floor=0.0),
+    "nested": lambda parts: fs.rewards.minimum([fs.rewards.minimum(parts), parts[0]]),
+}
+
+
+@pytest.mark.parametrize("kind", COMBINED)
+def test_of_a_combination_parts_outside_jax_are_told_texts_and_those_in_it_the_cond(kind):
+    """A picture is its prompt's point, of which the reward in JAX says 0."""
+    seen = []
+
+    def length(images, texts):
+        seen.extend(texts)
+        return np.array([len(text) for text in texts], np.float32)
+
+    made = COMBINED[kind]([reward, fs.rewards.host(length)])
+    options = {"cond": COND, "prompt_ids": [0, 1, 2], "reward_cond": TEXTS}
+    found = fs.run(KEY, flow(), SEARCH, made, **options)
+    assert set(seen) == set(TEXTS)
+    parts = found.parts
+    if kind != "nested":
+        shift = 1.0 if kind == "normalised" else 0.0
+        same(parts["reward"], np.full(3, -shift))
+        same(parts["length"], np.array([len(text) for text in TEXTS]) - shift)
+    one = fs.run(KEY, flow(), SEARCH, made, cond=row(COND, 0), reward_cond=TEXTS[0])
+    same(one.reward, found.reward[0])
+
+
+def test_a_part_in_jax_that_is_told_texts_by_hand_says_so():
+    both = fs.rewards.minimum([reward, fs.rewards.host(lambda images, texts: np.zeros(1))])
+    with pytest.raises(
+        fs.rewards.RewardError, match="cond of reward 'reward', which is in JAX, ha"
+    ):
+        both(np.zeros((1, 2), np.float32), ["a cat"])
+
+
+def test_a_list_of_conds_is_to_be_stacked():
+    rows = [row(COND, i) for i in range(3)]
+    with pytest.raises(ValueError, match=r"expected leading axis .*: stack a list of one for each"):
+        fs.run(KEY, flow(), SEARCH, reward, cond=rows, prompt_ids=[0, 1, 2])
+
+
 def test_what_rewards_are_told_must_fit():
     options = {"cond": COND, "prompt_ids": [0, 1, 2]}
     hosted = fs.rewards.host(lambda images, texts: np.zeros(len(images)))

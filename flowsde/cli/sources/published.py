@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -27,7 +28,7 @@ from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
 from flowsde.models.converted.store import checksum
 from flowsde.models.family import Sampled, Sampling
-from flowsde.models.load import sampling_of
+from flowsde.models.load import nbytes, sampling_of
 from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
 from flowsde.runner.evaluate import decode
 
@@ -67,6 +68,7 @@ def _model(options: Converted, guidance: float | None) -> tuple[Sampling, Sample
 def _prompts(command: Sample, title: str, unprompted: str | None, reads_text: bool) -> list[str]:
     """What is asked for, checked; what `unprompted` says if nothing reads a prompt."""
     if unprompted is None or reads_text:
+        _check_quoted(command.prompt)
         return prompts.collect(command.prompt, command.prompts_file, slug)
     words = " ".join(command.prompt)
     for name, value in (("PROMPT", words), ("--prompts-file", command.prompts_file)):
@@ -75,6 +77,15 @@ def _prompts(command: Sample, title: str, unprompted: str | None, reads_text: bo
                 f"{name} has no effect on {title} without a reward that reads it, got {value}"
             )
     return [unprompted]
+
+
+def _check_quoted(words: Sequence[str]) -> None:
+    """ValueError for a prompt without quotes, of which each word would be one."""
+    if len(words) > 2 and not any(" " in word for word in words):
+        raise ValueError(
+            f"PROMPT: {len(words)} prompts of one word each; expected one in quotes, "
+            f'"{shown(" ".join(words))}"; several of one word are for --prompts-file'
+        )
 
 
 def slug(prompt: str) -> str:
@@ -152,6 +163,20 @@ def _cost(model: Sampled) -> int | None:
     return getattr(model, "evaluations", None)
 
 
+def _check_memory(folder: Path) -> None:
+    """ValueError if one of a folder's models is more than the device has; not all devices say."""
+    device, held = jax.devices()[0], nbytes(folder)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    name = max(held, key=lambda name: held[name])
+    if limit and held[name] > limit:
+        raise ValueError(
+            f"--model {folder}: the weights{f' of its {name}' if name else ''} take "
+            f"{held[name] / 1e9:.1f} GB, and JAX has {limit / 1e9:.1f} GB of {device.device_kind}, "
+            "of a GPU three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: "
+            "expected a smaller model, or a larger device"
+        )
+
+
 def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Grid | None]:
     """Resolved settings, and the model's own times if they are used.
 
@@ -186,6 +211,19 @@ def _settings(command: Sample, model: Sampled, title: str) -> tuple[Settings, Gr
     return settings, times
 
 
+def _of_steps(command: Sample, model: Sampled, steps: int | None) -> list[str]:
+    """That a search takes other steps than the model was made for, where nobody asked for them."""
+    own = model.steps.get("ode")
+    asked = command.preset != "recommended" or "steps" in command.given
+    if asked or command.method in TRAJECTORIES or None in (own, steps) or own == steps:
+        return []
+    assert own is not None and steps is not None
+    hint = f"--steps {own}" if steps < own else "--preset distilled"
+    return [
+        f"{command.method} takes {steps} steps, a plain picture of this model {own}: see {hint}"
+    ]
+
+
 class PublishedSource:
     """A `Source`; ValueError or TypeError naming an option that is wrong."""
 
@@ -198,6 +236,8 @@ class PublishedSource:
             sampling, self._model = _model(options, guidance)
         except FileNotFoundError as error:
             raise ValueError(f"--model {options.model}: {error}") from None
+        assert options.model is not None
+        self._folder = options.model
         made = self._video = videos.as_video(command, self._model, sampling.title)
         self.video = None if made is None else video_files.kind()
         self._hinted = False
@@ -218,6 +258,7 @@ class PublishedSource:
         self.prompts = _prompts(command, sampling.title, self._model.unprompted, reads_text)
         settings, times = _settings(command, self._model, sampling.title)
         self.settings = dataclasses.replace(settings, reward=name)
+        self._notes = _of_steps(command, self._model, self.settings.steps)
         cost = _cost(self._model)
         self.search = presets.build(command.method, self.settings, times, cost)
         self.evaluations = cost or presets.evaluations(self.settings)
@@ -247,6 +288,9 @@ class PublishedSource:
         return combined.said(self._pools[prompt]) | self._asked.get(prompt, {})
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
+        _check_memory(self._folder)
+        for note in (*getattr(self._model, "notes", ()), *self._notes):
+            print(f"note    {note}", flush=True)
         # Texts first: the encoders are gone again when the large model comes.
         conds, (reward, told) = self._model.encode(prompts), self._reward.load(prompts)
         tasks = [PromptTask(*both) for both in zip(conds, told, strict=True)]

@@ -87,6 +87,8 @@ def imported(name: str, option: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:
         why = shown(f"{type(error).__name__}: {error}", 400)
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            why += f"; expected {shown(module)}.py in this folder, or a module that is installed"
         raise ValueError(f"{option} {shown(name)} cannot be imported: {why}") from error
     finally:
         # For what it imports when it is called; last, so that it stands before nothing of ours.

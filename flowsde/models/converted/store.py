@@ -138,11 +138,18 @@ def read_config(folder: Path, kind: str = FORMAT, verify: bool = True) -> dict[s
     path = folder / CONFIG
     settle_above(folder)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}, expected what `flowsde convert` wrote")
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"{folder} does not exist, expected what `flowsde convert` wrote"
+            )
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}, expected what `flowsde convert` wrote{_to_convert(folder)}"
+        )
     values = _schema.mapping(_files.read_json(path), str(path))
     found = values.get("format")
     if found not in (FORMAT, PIPELINE):
-        raise ValueError(f"{path} is of the format {_short(found)}, expected {kind!r}")
+        hint = _to_convert(folder) if found is None else ""
+        raise ValueError(f"{path} is of the format {_short(found)}, expected {kind!r}{hint}")
     values = _READERS[found](values, str(path))
     if verify and values["sha256"] != _digest_of(values):
         raise ValueError(f"{path} was changed since it was written: its SHA-256 is another one")
@@ -152,6 +159,12 @@ def read_config(folder: Path, kind: str = FORMAT, verify: bool = True) -> dict[s
         models = ", ".join(str(folder / name) for name in values["models"])
         raise ValueError(f"{folder} holds a pipeline, expected one of its models: {models}")
     raise ValueError(f"{folder} holds a single model, expected a pipeline")
+
+
+def _to_convert(path: Path) -> str:
+    """What to do with a checkpoint that was not converted."""
+    there = path.is_file() or (path / INDEX).is_file() or any(path.glob("*.safetensors"))
+    return f"; of a checkpoint that is `flowsde convert {path} OUT`" if there else ""
 
 
 def checksum(folder: Path) -> str:

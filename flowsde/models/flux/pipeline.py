@@ -160,5 +160,8 @@ def _pooled(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
 
 
 PIPELINE = Pipeline(
-    name="FluxPipeline", build=FluxPipeline, check=partial(check_times, read=schedule.read)
+    name="FluxPipeline",
+    build=FluxPipeline,
+    check=partial(check_times, read=schedule.read),
+    transformer=FAMILY.name,
 )

@@ -179,5 +179,6 @@ PIPELINE = Pipeline(
     name="Flux2KleinPipeline",
     build=Flux2KleinPipeline,
     check=_check,
+    transformer=FAMILY.name,
     others={"Flux2Pipeline": "FLUX.2-dev, whose texts Mistral reads"},
 )

@@ -224,6 +224,7 @@ PIPELINE = Pipeline(
     name="StableDiffusion3Pipeline",
     build=SD3Pipeline,
     check=partial(check_times, read=schedule.read),
+    transformer=FAMILY.name,
     optional=(_T5, "tokenizer_3"),
     distilled="turbo",
     notes=_notes,

@@ -16,6 +16,7 @@ from flowsde.models.sd3.pipeline import LENGTH, PIPELINE, SD3Pipeline, check_len
 _START, _STOP = 0.01, 0.2
 """Shares of the steps, as published."""
 _EVALUATIONS = 3
+_NO_T5 = "converted without T5, whose states are zeros: text inside pictures is spelt less well"
 
 
 class _Skipped(NamedTuple):
@@ -61,6 +62,7 @@ class SampledSD3(GuidedPictures):
             text_tokens=text_tokens,
             negative_prompt=negative_prompt,
         )
+        self.notes = () if self._pipeline.has_t5 else (_NO_T5,)
         own = {"skip_scale": skip_scale, "skip_start": skip_start, "skip_stop": skip_stop}
         self._skipped = None if skip_layers is None else self._skipping(skip_layers, **own)
         if self._skipped is None:

@@ -171,5 +171,5 @@ def _check(source: Path) -> None:
     check_times(source, schedule.read)
 
 
-PIPELINE = Pipeline(name="WanPipeline", build=WanPipeline, check=_check)
+PIPELINE = Pipeline(name="WanPipeline", build=WanPipeline, check=_check, transformer=FAMILY.name)
 """Wan 2.1 as ``flowsde sample --model`` takes it."""

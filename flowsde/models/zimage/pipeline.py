@@ -136,6 +136,9 @@ def _text(graph: Any, state: Any, tokens: jax.Array) -> jax.Array:
 
 
 PIPELINE = Pipeline(
-    name="ZImagePipeline", build=ZImagePipeline, check=partial(check_times, read=schedule.read)
+    name="ZImagePipeline",
+    build=ZImagePipeline,
+    check=partial(check_times, read=schedule.read),
+    transformer=FAMILY.name,
 )
 """Z-Image and Z-Image-Turbo as ``flowsde sample --model`` takes them."""
