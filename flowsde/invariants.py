@@ -173,7 +173,8 @@ def _is_charged(problem: _Problem) -> None:
     if np.any(np.asarray(result.nfe) > nfe):
         raise _Wrong(f"nfe is {np.asarray(result.nfe).tolist()}, expected {nfe} at most")
     if not np.array_equal(charged, result.nfe):
-        raise _Wrong(f"rounds charge {charged.tolist()}, together {np.asarray(result.nfe).tolist()}")
+        counted = np.asarray(result.nfe).tolist()
+        raise _Wrong(f"rounds charge {charged.tolist()}, which is not the nfe {counted}")
 
 
 def _is_computed(problem: _Problem) -> None:
