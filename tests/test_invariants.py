@@ -1,4 +1,4 @@
-"""`check_search` says what a search does not keep; that the package's keep it is tested elsewhere."""
+"""`check_search` names what a search does not keep; those of the package keep it by other tests."""
 
 import dataclasses
 
