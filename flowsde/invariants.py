@@ -190,7 +190,7 @@ def _is_worth_its_reward(problem: _Problem) -> None:
     result = problem.together
     interpolant = problem.search.interpolant
     x0, _ = means(problem.flow, result.x, result.t, problem.cond, interpolant=interpolant)
-    found = result._replace(x0=x0, reward=_reward(x0, problem.cond))
+    found = result._replace(x0=x0, reward=_reward(x0, jnp.asarray(problem.cond)))
     _same(result, found, "as it is returned")
 
 
