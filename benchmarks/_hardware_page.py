@@ -1,4 +1,9 @@
-"""What models take on devices, for docs/hardware.md: of `tpu_plan.json`, compiled and never run."""
+"""What models take on devices, for docs/hardware.md: of `tpu_plan.json`, compiled and never run.
+
+Nothing was compiled for four chips. Theirs is computed of the program for eight: as many candidates
+a chip, so that a round takes as long and half as many prompts are searched; of weights that eight
+chips share, counted in `memory.json`, each holds a quarter in place of an eighth.
+"""
 
 import json
 from collections.abc import Iterable
@@ -9,6 +14,8 @@ from _files import RESULTS
 _GPUS = (24, 80)
 _FREE = 0.9
 """Share of a GPU's memory that a process may take of it."""
+_SAME_WEIGHTS = {"FLUX.1-schnell": "FLUX.1-dev"}
+"""Models that `memory.json` has under another name, to a thousandth."""
 
 Row = dict[str, Any]
 
@@ -20,7 +27,7 @@ def hardware() -> str:
     subjects = list(dict.fromkeys((row["model"], row["resolution"]) for row in rows))
     gpus = [f"on {gpu} GB" for gpu in _GPUS]
     heads = ["model", "pixels", "one device: GB", "with", *gpus, "v5e-8: GB a chip, layout"]
-    heads += ["s an image", "v6e-8: GB a chip, layout", "s an image"]
+    heads += ["s an image", "≈ v5e-4", "s an image", "v6e-8: GB a chip, layout", "s an image"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for model, pixels in subjects:
         own = [row for row in rows if (row["model"], row["resolution"]) == (model, pixels)]
@@ -30,7 +37,10 @@ def hardware() -> str:
         whole = _whole(found["programs"], model, pixels)
         cells = [model, pixels, *_one_device(whole)]
         for chip in ("v5e", "v6e"):
-            cells += _of_chip(chip, own, searches)
+            best, seconds = _of_chip(chip, own, searches)
+            cells += [_memory(best), f"{seconds:.1f}" if seconds else "–"]
+            if chip == "v5e":
+                cells += [_memory_of_half(best), f"{2 * seconds:.1f}" if seconds else "–"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -55,16 +65,37 @@ def _one_device(row: Row | None) -> list[str]:
     return [f"{taken:.1f}", f"{each} at once", *fits]
 
 
-def _of_chip(chip: str, rows: Iterable[Row], searches: Iterable[Row]) -> list[str]:
-    """Memory and layout of the fastest program that fits, and seconds of a search with it."""
+def _of_chip(
+    chip: str, rows: Iterable[Row], searches: Iterable[Row]
+) -> tuple[Row | None, float | None]:
+    """The fastest program that fits, and seconds of an image of a search with it."""
     fitting = [row for row in rows if row["chip"] == chip and row["fits"]]
     if not fitting:
-        return ["–", "–"]
+        return None, None
     best = max(fitting, key=lambda row: row["nfe_per_second"])
     seconds = [
         row["seconds_per_image"]
         for row in searches
         if (row["chip"], row["layout"], row["batch"]) == (chip, best["layout"], best["batch"])
     ]
-    said = f"{min(seconds):.1f}" if seconds else "–"
-    return [f"{best['peak_bytes'] / 1e9:.1f}, {best['layout']}", said]
+    return best, min(seconds, default=None)
+
+
+def _memory(row: Row | None) -> str:
+    """Of each chip, and the layout."""
+    return f"{row['peak_bytes'] / 1e9:.1f}, {row['layout']}" if row else "–"
+
+
+def _memory_of_half(row: Row | None) -> str:
+    """The same of each of half as many chips."""
+    if row is None:
+        return "–"
+    more = 0.0
+    if row["layout"] == "fully sharded":
+        models = json.loads((RESULTS / "memory.json").read_text())["rows"]
+        name = _SAME_WEIGHTS.get(row["model"], row["model"])
+        weights = next(model["transformer"] for model in models if model["model"] == name)
+        more = weights / row["chips"]
+    else:
+        assert row["layout"] == "data", "weights are whole on each chip"
+    return _memory({**row, "peak_bytes": row["peak_bytes"] + more})

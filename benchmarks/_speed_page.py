@@ -216,17 +216,22 @@ def cold_start() -> str:
     )
 
 
+def _fits(share: float) -> str:
+    return "no" if share > 1 else "barely" if share > 0.9 else "yes"
+
+
 def memory() -> str:
     """Bytes of the published models on one device, of `memory.json`."""
     found = json.loads((RESULTS / "memory.json").read_text())
     devices = found["devices"]
+    chips = [f"≈ each chip of v5e-{count}" for count in found["rows"][0]["sharded"]]
     lines = [
         "GB in bfloat16, for one candidate at a time; ≈ is computed from shapes, all else compiled "
         "or counted.",
         "",
         "| model | pixels | text encoder, then dropped | transformer | autoencoder | evaluating | "
-        f"decoding | needed | {' | '.join(devices)} |",
-        "|---" * (8 + len(devices)) + "|",
+        f"decoding | needed | {' | '.join([*devices, *chips])} |",
+        "|---" * (8 + len(devices) + len(chips)) + "|",
     ]
     for row in found["rows"]:
         cells = [row["model"], row["resolution"]]
@@ -236,8 +241,8 @@ def memory() -> str:
             twice = " × 2" if row["guided"] and name == "evaluation" else ""
             cells.append(f"{about}{row[name] / 1e9:.2f}{twice}")
         cells.append(f"{row['needed'] / 1e9:.1f}")
-        for size in devices.values():
-            share = row["needed"] / size
-            cells.append("no" if share > 1 else "barely" if share > 0.9 else "yes")
+        cells += [_fits(row["needed"] / size) for size in devices.values()]
+        for each in row["sharded"].values():
+            cells.append(f"{each / 1e9:.1f}: {_fits(each / devices['a chip of v5e'])}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -8,14 +8,16 @@ bfloat16 and in float32, and the hidden features of its MLP. Attention keeps no 
 and on TPUs. Videos are decoded four frames at a time: computed are the frames that convolutions
 keep, a level's widest features, and the video; pictures take what was compiled for FLUX.1's
 autoencoder, whose shape they share. Guided models evaluate a candidate and its negative prompt at
-once.
+once. Of several chips each holds its share of the transformer and of the text encoder, all else
+whole, and works on a candidate of its own; what it gathers of a block for a moment is left out.
 
     python benchmarks/memory.py [--json FILE]
 
 Keys of the JSON: version, devices {name: bytes}; rows, each {model, resolution, guided, encoder,
 transformer, autoencoder (bytes of weights), evaluation, decoding (bytes beside weights, of one
 candidate without guidance), compiled (which of the two are the compiler's), needed (bytes of the
-largest of all: transformer, autoencoder, and the larger of the two, or the encoder)}.
+largest of all: transformer, autoencoder, and the larger of the two, or the encoder), sharded
+{number of chips: the same of each chip}}.
 """
 
 import dataclasses
@@ -50,7 +52,10 @@ from flowsde.models.flux.model import FluxConfig
 from flowsde.models.sd3.model import SD3Config
 from flowsde.models.wan.model import WanConfig
 
-DEVICES = {"a GPU of 24 GB": 24e9, "a GPU of 80 GB": 80e9, "a chip of v5e-8": 16e9}
+DEVICES = {
+    "a GPU of 24 GB": 24e9, "a GPU of 80 GB": 80e9, "a chip of v5e": 16e9, "a chip of v6e": 32e9
+}  # fmt: skip
+CHIPS = (4, 8)
 PIXELS, HEIGHT, WIDTH = 1024, 480, 832
 _LOW = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 _BIG_G = CLIPTextConfig(width=1280, depth=32, heads=20, mlp=5120, projection=1280)
@@ -210,7 +215,8 @@ def row_of(model: Model, plan: list[dict[str, Any]]) -> dict[str, Any]:
     else:
         assert model.frames is not None, "decoders of pictures are planned"
         decode = decoding(model.frames)
-    working = max(evaluation * (2 if model.guided else 1), decode)
+    beside = autoencoder + max(evaluation * (2 if model.guided else 1), decode)
+    sharded = {chips: max(encoder // chips, transformer // chips + beside) for chips in CHIPS}
     return {
         "model": model.name,
         "resolution": model.resolution,
@@ -221,7 +227,8 @@ def row_of(model: Model, plan: list[dict[str, Any]]) -> dict[str, Any]:
         "evaluation": evaluation,
         "decoding": decode,
         "compiled": compiled,
-        "needed": max(encoder, transformer + autoencoder + working),
+        "needed": max(encoder, transformer + beside),
+        "sharded": sharded,
     }
 
 

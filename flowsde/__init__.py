@@ -13,6 +13,7 @@
 `fs.run`, `fs.iterate`, `fs.batch`          one search, one round at a time, many prompts
 `fs.diagnose`                               when is a reward worth asking?
 `fs.tune`                                   which search for a model, a reward and a budget?
+`fs.check_search`                           does a search of one's own keep what all of them keep?
 `fs.Result`                                 what these return
 `fs.tournament`                             the best of several by comparing pairs
 `fs.save_search`, `fs.restore_search`       searches that go on later
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from flowsde.diagnosis.diagnose import diagnose
     from flowsde.flow import Flow
     from flowsde.interpolants import match_time
+    from flowsde.invariants import check_search
     from flowsde.models.load import load
     from flowsde.pairwise import tournament
     from flowsde.posterior_samples import posterior_samples
@@ -84,6 +86,7 @@ _NAMES = {
         *(f"{a}_to_{b}" for a in ("score", "velocity", "x0", "x1")
           for b in ("score", "velocity", "x0", "x1") if a != b),
     ),
+    "invariants": ("check_search",),
     "models.load": ("load",),
     "pairwise": ("tournament",),
     "runner.packed.batch": ("batch",),
@@ -103,6 +106,7 @@ __all__ = [
     "analytic",
     "batch",
     "check_convention",
+    "check_search",
     "classifier_free_guidance",
     "diagnose",
     "diffusion",

@@ -14,7 +14,7 @@ LAYERS = (  # from the lowest; private helpers know nothing of flows
     " pairwise posterior_samples rewards sampling sharding start",
     "search",
     "runner",
-    "diagnosis tuning",
+    "diagnosis invariants tuning",
     "models",
     "shapes",
     "flowsde",  # the public door, which imports all of the above when a name is first used

@@ -131,8 +131,9 @@ def test_the_version_is_one():
         version = tomllib.load(file)["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f'__version__ = "{version}"' in (ROOT / "flowsde" / "_version.py").read_text()
-    first = re.search("^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
-    assert first.partition(" ")[0] == version
+    entries = re.findall("^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [entry for entry in entries if entry != "Unreleased"]
+    assert released[0].partition(" ")[0] == version
 
 
 def test_public_names_are_found_and_importing_does_not_load_jax():

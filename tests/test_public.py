@@ -10,7 +10,7 @@ import flowsde as fs
 
 NAMES = {
     "flowsde": """
-        Flow Result ShardingRules __version__ analytic batch check_convention
+        Flow Result ShardingRules __version__ analytic batch check_convention check_search
         classifier_free_guidance diagnose diffusion distributed grids guide interpolants iterate
         kernels load match_time posterior_samples reparameterise restore_search rewards run sample
         save_search score_to_velocity score_to_x0 score_to_x1 search shapes tournament tune

@@ -94,7 +94,7 @@ class Batch(Task):
     """
 
     prompts_file: Annotated[Path, shown("FILE")]
-    """File of prompts, one a line; blank lines and lines that start with # are skipped."""
+    """Prompts, one a line, # for comments; of .csv, .tsv and .jsonl the column "prompt"."""
     out: Annotated[Path, shown("DIR")]
     """Folder of the results: a folder for each prompt, batch.json and sheet.png."""
     batch_size: Int = None

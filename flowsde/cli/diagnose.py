@@ -83,7 +83,7 @@ class Diagnose:
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
     """What the pictures should show, as for sample."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
-    """More prompts, one a line; blank lines and lines that start with # are skipped."""
+    """More prompts, one a line, # for comments; of .csv, .tsv and .jsonl the column "prompt"."""
     method: Annotated[str, word("method")] = "rbf"
     """Method whose particles are looked at: how they move is its default in the preset (default:
     rbf). With bon, which draws no siblings by itself, any kernel can be given."""

@@ -287,7 +287,7 @@ class Sample(Task):
     to five, a colour (red, green, blue, yellow, magenta, cyan) and a shape (circle, square,
     triangle)."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
-    """More prompts, one a line; blank lines and lines that start with # are skipped."""
+    """More prompts, one a line, # for comments; of .csv, .tsv and .jsonl the column "prompt"."""
     out: Annotated[Path | None, shown("DIR")] = None
     """Folder of the results; for several prompts or a --prompts-file, one below it for each.
     By default flowsde-out/PROMPT-METHOD-seedSEED."""

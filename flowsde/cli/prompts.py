@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowsde._text import shown
+from flowsde._text import names, shown
+from flowsde.cli import prompt_files
 from flowsde.shapes import captions
 
 Slug = Callable[[str], str]
@@ -32,15 +33,8 @@ def of_words(words: Sequence[str], slug: Slug = slug) -> list[str]:
 
 
 def of_file(path: Path, slug: Slug = slug) -> list[tuple[str, str]]:
-    """(place, prompt) of each line that is neither blank nor begins with #."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"--prompts-file: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"--prompts-file: {path} is not UTF-8 text") from None
-    lines = [(f"{path}:{i}", line.strip()) for i, line in enumerate(text.split("\n"), 1)]
-    lines = [(place, line) for place, line in lines if line and not line.startswith("#")]
+    """(place, prompt) of each prompt of a file, as `flowsde.cli.prompt_files` reads them."""
+    lines = [(f"{path}:{i}", prompt) for i, prompt in prompt_files.read(path)]
     if not lines:
         raise ValueError(f"--prompts-file: {path} holds no prompt")
     for place, line in lines:
@@ -69,9 +63,15 @@ def collect(words: Sequence[str], file: Path | None, slug: Slug = slug) -> list[
             "PROMPT is missing, expected e.g. 'three red circles and two blue squares'"
         )
     places: dict[str, str] = {}
+    again: list[tuple[str, str, str]] = []
     for place, prompt in placed:
         name = slug(prompt)
         if name in places:
-            raise ValueError(f"{place}: '{shown(prompt)}' is given twice, first as {places[name]}")
-        places[name] = place if place != "PROMPT" else f"PROMPT '{shown(prompt)}'"
+            again.append((place, prompt, places[name]))
+        places.setdefault(name, place if place != "PROMPT" else f"PROMPT '{shown(prompt)}'")
+    if again:
+        (place, prompt, first), *more = again
+        said = f"{place}: '{shown(prompt)}' is given twice, first as {first}"
+        also = f"; so are {names([where for where, _, _ in more])}" if more else ""
+        raise ValueError(f"{said}{also}; other pictures of a prompt are --keep or another --seed")
     return [prompt for _, prompt in placed]

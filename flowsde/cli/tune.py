@@ -84,7 +84,7 @@ class Tune:
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, shown("PROMPT...")]
     """What the pictures should show, as for sample; 8 prompts or more say something of others."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
-    """More prompts, one a line; blank lines and lines that start with # are skipped."""
+    """More prompts, one a line, # for comments; of .csv, .tsv and .jsonl the column "prompt"."""
     nfe: Int = None
     """Budget of each search in model evaluations (default: 100)."""
     seconds: Float = None

@@ -110,7 +110,7 @@ class Compare:
     objects: Annotated[Int, number(int, "an integer")] = None
     """Task counts: least number of objects in a caption, up to 10 (default: 1); more are harder."""
     prompts_file: Annotated[Path | None, shown("FILE")] = None
-    """File of prompts to use instead, one a line."""
+    """File of prompts to use instead, as for flowsde batch."""
     seeds: Annotated[int, number(int, "an integer")] = 2
     """Number of searches for each prompt."""
     preset: Preset = "recommended"

@@ -1,0 +1,58 @@
+"""Prompts in files: lines, columns of CSV, lines of JSON; and what is wrong in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flowsde.cli.prompts import collect
+
+PROMPTS = ['a "red" cube, and a ball', "# seven cats", "été"]
+TABLE = """\ufeffid,Prompt\r
+1,"a ""red"" cube, and a ball"\r
+\r
+2,# seven cats\r
+3,été\r
+"""
+KINDS = {
+    "lines.txt": '\ufeff# mine\r\na "red" cube, and a ball\r\n\r\nété\r\n',
+    "table.csv": TABLE,
+    "table.tsv": 'prompt\tid\n"a ""red"" cube, and a ball"\t1\n# seven cats\t2\nété\t3\n',
+    "objects.jsonl": "".join(json.dumps({"id": 1, "prompt": text}) + "\n\n" for text in PROMPTS),
+    "texts.ndjson": "\n".join(json.dumps(text, ensure_ascii=False) for text in PROMPTS),
+}
+
+
+def same(prompt: str) -> str:
+    return prompt
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_prompts_of_each_kind(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(KINDS[name].encode())
+    expected = [text for text in PROMPTS if name != "lines.txt" or not text.startswith("#")]
+    assert collect((), path, same) == expected
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("a.csv", "a cat\na dog\n", "a.csv: the first line names the columns, .* got a cat"),
+        ("a.csv", "", "a.csv: the first line names the columns, .* got none"),
+        ("a.csv", "prompt,prompt\na,b\n", "expected one 'prompt' .* got prompt, prompt"),
+        ("a.csv", "id,prompt\n1,a cat, and a dog\n", "line 2 has 3 columns, expected 2"),
+        ("a.csv", 'prompt\n"a cat\n', "a.csv: line 2: unexpected end of data"),
+        ("a.jsonl", '"a cat"\n{"text": "a dog"}\n', "line 2: .* object with 'prompt', got {\"text"),
+        ("a.jsonl", '"a cat"\na dog\n', "a.jsonl: line 2 is not JSON, got a dog"),
+        ("a.jsonl", '{"prompt": 3}', "line 1: expected a text"),
+        ("a.json", '["a cat"]', "a.json is neither text nor .jsonl, .ndjson, .csv or .tsv"),
+        ("a.jsonl", '\n{"prompt": " "}\n', "holds no prompt"),
+        ("a.txt", "b\na\nb\nc\na\n", "a.txt:3: 'b' is .* first as .*:1; so are .*:5; .*--keep"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(name: str, text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        collect((), path, same)
