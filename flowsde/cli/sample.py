@@ -233,8 +233,8 @@ def _write(run: PromptRun, recorder: resume.RunRecorder, result: Result) -> dict
     """Write what a search found; the contents of result.json."""
     if run.save_trajectory:
         particles = {f"particle_{name}": a for name, a in recorder.trace.arrays().items()}
-        info = result.info._asdict()
-        parts = {f"part_{name}": a for name, a in (info.pop("parts") or {}).items()}
+        info = {name: a for name, a in result.info._asdict().items() if a is not None}
+        parts = {f"part_{name}": a for name, a in info.pop("parts", {}).items()}
         write_arrays(run.folder / _TRAJECTORY, info | parts | particles)
     result = result._replace(weights=weights_of(run.search, result.state))
     values = results.write(run.folder, run.offer, run.about, result, recorder.seconds())

@@ -126,8 +126,8 @@ def test_every_method(small: None, method: str, tmp_path: Path) -> None:
     with np.load(tmp_path / "trajectory.npz") as file:
         arrays = dict(file)
     rounds = len(arrays["time"])
-    # The parts are those of a combined reward.
-    names = set(fs.search.Info._fields) - {"parts"}
+    # Parts are those of a combined reward, drafts those of another flow.
+    names = set(fs.search.Info._fields) - {"parts", "draft_evaluations"}
     assert names <= set(arrays)
     assert all(len(arrays[name]) == rounds for name in names)
     assert arrays["charged"].sum() == arrays["counted"].sum() == result["nfe"]

@@ -86,7 +86,8 @@ def whole(tmp_path_factory):
     head = plan(source / "head", "aesthetic", AestheticConfig(widths=(6, 5, 4, 3, 2)), "original")
     tiny.write_clip_tokenizer(source / "head", 16)
     words = ("vocab.json", "merges.txt", "tokenizer_config.json")
-    convert.run(convert.Conversion(source / "head", {"": head}, tokenizer=words), out / "model")
+    beside = {f"tokenizer/{name}": name for name in words}
+    convert.run(convert.Conversion(source / "head", {"": head}, tokenizers=beside), out / "model")
     return out
 
 
