@@ -29,7 +29,6 @@ import ml_dtypes
 import numpy as np
 import tyro
 from _files import save_json
-from convert import child
 
 import flowsde as fs
 from flowsde.models.common.paths import parameters
@@ -102,6 +101,8 @@ FILES = [
     File("FLUX.1's autoencoder", "autoencoder_kl", "original"),
     *_both("Wan2.1's autoencoder", "autoencoder_wan"),
 ]
+_CONVERT = pathlib.Path(__file__).with_name("convert.py")
+"""Its child converts and tells its memory."""
 QUICK = ("SiT-XL/2", "Wan2.1's autoencoder")
 
 
@@ -146,7 +147,7 @@ def checked(file: File, path: pathlib.Path) -> dict[str, Any]:
 
 def converted(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     """Convert a file, in another process."""
-    command = [sys.executable, __file__, "--child", str(path), str(out)]
+    command = [sys.executable, str(_CONVERT), "--child", str(path), str(out)]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(ran.stdout)
     del found["cpu_seconds"]
@@ -182,7 +183,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(*map(pathlib.Path, sys.argv[2:]))))
-    else:
-        main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, description=__doc__))

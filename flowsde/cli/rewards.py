@@ -11,7 +11,7 @@ from flowsde._checks import check_path
 from flowsde._text import shown as quoted
 from flowsde.cli.described import described
 from flowsde.cli.options import shown
-from flowsde.cli.sources.rewards import KNOWN
+from flowsde.cli.sources.known import KNOWN
 from flowsde.models import registry
 from flowsde.models.converted.opened import open_model
 

@@ -14,7 +14,7 @@ from refusing import refused
 
 from flowsde._files import read_arrays
 from flowsde.cli import main as cli
-from flowsde.cli.sources.rewards import KNOWN
+from flowsde.cli.sources.known import KNOWN
 
 FUNCTIONS = """
 from pathlib import Path

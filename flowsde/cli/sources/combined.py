@@ -20,7 +20,7 @@ from flowsde._schema import fields, items, maybe, number, table
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.option_groups import COMBINATIONS, Combining
-from flowsde.cli.sources.rewards import RewardSource
+from flowsde.cli.sources.known import RewardSource
 from flowsde.rewards.base import DeviceReward, HostReward, Reward
 from flowsde.rewards.several import statistics
 

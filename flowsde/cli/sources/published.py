@@ -23,6 +23,7 @@ from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import combined, rewards, videos
 from flowsde.cli.sources.base import LoadedSource, PromptTask
+from flowsde.cli.sources.known import KNOWN, RewardSource
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
@@ -102,13 +103,13 @@ def slug(prompt: str) -> str:
     return f"{name}-{digest}" if name else digest
 
 
-def _rewards(command: Sample, fps: float | None) -> dict[str, rewards.RewardSource]:
+def _rewards(command: Sample, fps: float | None) -> dict[str, RewardSource]:
     """By name, and checked; of videos with so many frames a second, None for pictures."""
     trajectory = command.method in TRAJECTORIES
     names = command.reward or ("none",) * trajectory
     combined.check(names, command.combining)
     if not names:
-        known = ", ".join(name for name in rewards.KNOWN if name != "none")
+        known = ", ".join(name for name in KNOWN if name != "none")
         raise ValueError(
             f"--reward is missing for --method {command.method}, expected {known} or "
             "MODULE:FUNCTION, or --method ode or sde"
@@ -250,7 +251,7 @@ class PublishedSource:
                 parts[one], own = videos.of_videos(command, one, part, made.frames)
                 over |= own
         self._pools: dict[str, combined.Statistics | None] = {}
-        self._reward: rewards.RewardSource = next(iter(parts.values()))
+        self._reward: RewardSource = next(iter(parts.values()))
         if len(parts) > 1:
             of_all = ([*parts], [*parts.values()], command.combining, self._pools)
             self._reward = combined.Combined(*of_all)

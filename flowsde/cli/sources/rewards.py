@@ -21,8 +21,7 @@ from typing import Any
 
 from flowsde._text import shown
 from flowsde.cli.errors import NoJudge
-from flowsde.cli.sources.known import KNOWN as KNOWN
-from flowsde.cli.sources.known import RewardSource as RewardSource
+from flowsde.cli.sources.known import KNOWN, RewardSource
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
 from flowsde.rewards.base import HostReward, Reward, RewardError, host

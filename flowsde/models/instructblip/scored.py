@@ -1,9 +1,8 @@
 """InstructBLIP's VQAScore as ``flowsde sample --reward`` takes it: out of a converted folder."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from flowsde.models.common.asked import Asked
 from flowsde.models.converted.opened import open_as
 from flowsde.models.converted.parts import read
 from flowsde.models.instructblip.model import FAMILY
@@ -12,7 +11,7 @@ from flowsde.models.instructblip.rewards import instructblip_score
 from flowsde.rewards import DeviceReward
 
 
-class ScoredByInstructBLIP:
+class ScoredByInstructBLIP(Asked):
     """VQAScore by InstructBLIP out of a converted folder.
 
     Args:
@@ -20,19 +19,9 @@ class ScoredByInstructBLIP:
       odds: whether the reward is its log-odds.
     """
 
-    reads_text, on_device = True, True
-
     def __init__(self, folder: Path, odds: bool = False):
         self._folder, self._odds = folder, odds
-        self._asking = asking(folder, open_as(folder, FAMILY).config)
-
-    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
-        asking = self._asking.fitting(prompts)
-        return self._reward(), [asking(prompt) for prompt in prompts]
-
-    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
-        """The reward, and what it is told of a prompt."""
-        return self._reward(), self._asking
+        super().__init__(asking(folder, open_as(folder, FAMILY).config))
 
     def _reward(self) -> DeviceReward:
         return instructblip_score(read(self._folder, FAMILY), odds=self._odds)

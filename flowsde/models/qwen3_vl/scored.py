@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowsde.models.common.asked import Asked
 from flowsde.models.converted.opened import open_as
 from flowsde.models.converted.parts import read
 from flowsde.models.owlv2.counts import counts
@@ -22,7 +23,7 @@ def _asking(folder: Path) -> Asking:
     return asking(folder / "tokenizer", vocab=open_as(folder, FAMILY).config.text.vocab)
 
 
-class JudgedByQwen3VL:
+class JudgedByQwen3VL(Asked):
     """Whether an image shows its prompt, out of a converted folder.
 
     Args:
@@ -30,20 +31,9 @@ class JudgedByQwen3VL:
       formula: as of `Judging`.
     """
 
-    reads_text, on_device = True, True
-
     def __init__(self, folder: Path, formula: Formula = "probability"):
         self._folder, self._judging = folder, Judging(formula=formula)
-        self._asking = _asking(folder)
-
-    def load(self, prompts: Sequence[str]) -> tuple[DeviceReward, list[Any]]:
-        asking = self._asking.fitting(prompts)
-        told = [asking(prompt) for prompt in prompts]  # before weights are read
-        return self._reward(), told
-
-    def loaded(self) -> tuple[DeviceReward, Callable[[str], Any]]:
-        """The reward, and what it is told of a prompt."""
-        return self._reward(), self._asking
+        super().__init__(_asking(folder))
 
     def _reward(self) -> DeviceReward:
         return judge(read(self._folder, FAMILY), self._judging)
