@@ -6,8 +6,9 @@ report.md, race.png
     One page that says what to use and how sure that is, and the picture of the race.
 tune.json
     ``prompts``, ``seed``, ``settings``, ``version``, of what it is; ``preset``; ``sure``;
-    ``to_best_of_n`` and ``to_runner_up``, the winner's outcome less theirs on what was held out
-    with the ends of paired 95 % intervals, and ``heldout``, the same by the held-out checker;
+    ``to_best_of_n``, the outcome of what is recommended less that of Best-of-N on what was held out
+    with the ends of a paired 95 % interval, ``to_runner_up``, that of the winner of the race less
+    the runner-up's, and ``heldout``, the first by the held-out checker;
     ``finalists``; ``race``, a list of rungs; ``left_out``; ``prices``, with --seconds what they
     buy of each setting, as `flowsde.tuning.prices.Price`; ``devices``, that it was measured on;
     ``cost`` (nfe, evaluations, verifier_calls, seconds).

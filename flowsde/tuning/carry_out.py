@@ -23,7 +23,7 @@ from flowsde.tuning.prices import Price, Timed, price
 from flowsde.tuning.progress import Course, Progress, Tell, quiet, searches_left
 from flowsde.tuning.race import Race, Rung, race, rungs
 from flowsde.tuning.settings import Setting
-from flowsde.tuning.space import BASELINE, declared, diagnosed
+from flowsde.tuning.space import BASELINE, declared, diagnosed, recommended
 from flowsde.tuning.split import Split, Unit, gap
 from flowsde.tuning.tuned import Finalist, Tuned
 
@@ -73,7 +73,8 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     laps = _Laps(plan, ledger, searches, tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
-    found = race(list(known), baselines, plan.split, laps.race, share, laps.rung)
+    standards = {setting.name for setting in recommended(list(known.values()))}
+    found = race(list(known), baselines, plan.split, laps.race, standards, share, laps.rung)
     laps.course.compare(found.finalists)
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
@@ -245,22 +246,33 @@ def _tuned(
     left_out: dict[str, str],
     said: list[str],
 ) -> Tuned:
-    """The answer, by what was held out alone."""
+    """The answer, by what was held out alone.
+
+    What is recommended to everybody has won on other models: the race's winner takes its place only
+    if it is surely better.
+    """
     share = plan.subject.target_reward is not None
     units, by = plan.split.final, plan.split.by
 
-    def compared(name: str | None, heldout: bool = False) -> Interval | None:
-        if found.winner is None or name is None:
+    def compared(one: str | None, other: str | None, heldout: bool = False) -> Interval | None:
+        if one is None or other is None or one == other:
             return None
-        a, b = (finals[one][heldout] for one in (found.winner, name))
+        a, b = (finals[name][heldout] for name in (one, other))
         if not a.size:
             return None
         yes_or_no = heldout and set(np.concatenate([a, b])) <= {0.0, 1.0}
         return gap(a, b, units, by, yes_or_no or (share and not heldout))
 
-    to_best_of_n = compared(found.baseline)
-    sure = to_best_of_n is not None and to_best_of_n.low > 0.0
-    name = found.winner if sure and found.winner is not None else found.baseline
+    def surely(gap: Interval | None) -> bool:
+        return gap is not None and gap.low > 0.0
+
+    ours, to_runner_up = found.winner, compared(found.winner, found.runner_up)
+    if found.standard == found.runner_up and not surely(to_runner_up):
+        if surely(compared(found.standard, found.baseline)):
+            ours = found.standard
+    to_best_of_n = compared(ours, found.baseline)
+    sure = surely(to_best_of_n)
+    name = ours if sure and ours is not None else found.baseline
     raced = {one.name: one.mean for rung in found.rungs for one in rung.table}
     counts = ("nfe", "evaluations", "verifier_calls", "seconds")
     return Tuned(
@@ -273,8 +285,8 @@ def _tuned(
             for one in found.finalists
         },
         to_best_of_n=to_best_of_n,
-        to_runner_up=compared(found.runner_up),
-        heldout_gap=compared(found.baseline, heldout=True),
+        to_runner_up=to_runner_up,
+        heldout_gap=compared(ours, found.baseline, heldout=True),
         left_out=left_out,
         diagnosed=said,
         split=plan.split,

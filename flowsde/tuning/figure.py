@@ -4,13 +4,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowsde.tuning.report import roles
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from flowsde.tuning.tuned import Tuned
 
-_COLOURS = {"Best-of-N": "#8a8a8a", "winner": "#3b6ea8", "runner-up": "#d08a3c"}
+_COLOURS = {
+    "Best-of-N": "#8a8a8a",
+    "winner": "#3b6ea8",
+    "runner-up": "#d08a3c",
+    "recommended": "#4f8f5b",
+}
 
 
 def draw(t: "Tuned") -> "Figure":
@@ -20,9 +27,9 @@ def draw(t: "Tuned") -> "Figure":
 
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     raced, held_out = figure.subplots(1, 2, width_ratios=(3, 2))
-    roles = {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
-    _race(raced, t, roles)
-    _finalists(held_out, t, roles)
+    role = roles(t)
+    _race(raced, t, role)
+    _finalists(held_out, t, role)
     for axes in (raced, held_out):
         axes.set_ylabel(f"mean {t.outcome}", fontsize=9)
         axes.tick_params(labelsize=8)

@@ -8,8 +8,10 @@ half as many settings and twice as many units, and what was measured counts on. 
 - and of more than half of the rung's settings that remain, those of the lowest means, of which
   nothing is sure (Karnin, Koren and Somekh, 2013; Jamieson and Talwalkar, 2016).
 
-The best baseline and the best two others stay to the end, whatever the numbers say, since the
-comparison is between them. Nothing here knows what a setting is or what its budget is counted in.
+The best baseline, the best other and the best standard, which is what one would take without a
+race, stay to the end, whatever the numbers say, since the comparison is between them; where there
+is no standard, or it is the best, the second best other. Nothing here knows what a setting is or
+what its budget is counted in.
 """
 
 import math
@@ -22,7 +24,7 @@ from flowsde.tuning.intervals import Interval
 from flowsde.tuning.split import Split, Unit, gap
 
 FINALISTS = 3
-"""Settings that are left at the end: the best baseline and the best two others."""
+"""Settings that are left at the end: the best baseline and two others."""
 _LEAST = 6
 """Units of the first rung: intervals of fewer say nothing."""
 
@@ -58,14 +60,17 @@ class Race(NamedTuple):
 
     Attributes:
       winner: the best that is no baseline.
-      runner_up: the second such; None if there is none.
+      runner_up: that is compared with it: the best standard, or the second best if there is none or
+        it has won; None if there is no other.
       baseline: the best of the baselines.
+      standard: the best of the standards; None if there is none.
       rungs: from the first.
     """
 
     winner: str | None
     runner_up: str | None
     baseline: str
+    standard: str | None
     rungs: tuple[Rung, ...]
 
     @property
@@ -90,6 +95,7 @@ def race(
     baselines: Collection[str],
     split: Split,
     measure: Measure,
+    standards: Collection[str] = (),
     shares: bool = False,
     tell: Callable[[Rung], None] = lambda rung: None,
 ) -> Race:
@@ -100,6 +106,7 @@ def race(
       baselines: those of them that the others are compared with, one at least.
       split: of whose two halves the first is measured.
       measure: outcomes, higher is better; -inf for none.
+      standards: settings that one would take without a race; no baselines.
       shares: as for `flowsde.tuning.split.gap`.
       tell: called after each rung.
 
@@ -117,23 +124,34 @@ def race(
             )
         units = split.race[:until]
         last = until == lengths[-1]
-        table = _standings(going, baselines, known, units, split.by, shares, last)
+        table = _standings(going, baselines, standards, known, units, split.by, shares, last)
         told.append(Rung(until, table))
         tell(told[-1])
         going = [one.name for one in table if not one.why]
     order = [one.name for one in told[-1].table]
-    others = [name for name in order if name not in baselines]
+    winner, runner_up = (*_pair(order, baselines, standards), None, None)[:2]
     return Race(
-        others[0] if others else None,
-        others[1] if len(others) > 1 else None,
+        winner,
+        runner_up,
         next(name for name in order if name in baselines),
+        next((name for name in order if name in standards), None),
         tuple(told),
     )
+
+
+def _pair(
+    order: Sequence[str], baselines: Collection[str], standards: Collection[str]
+) -> list[str]:
+    """The best that is no baseline, and the one that it is compared with, if there are so many."""
+    others = [name for name in order if name not in baselines]
+    standard = [name for name in others if name in standards][:1]
+    return list(dict.fromkeys([*others[:1], *standard, *others]))[:2]
 
 
 def _standings(
     going: Sequence[str],
     baselines: Collection[str],
+    standards: Collection[str],
     known: Mapping[str, np.ndarray],
     units: tuple[Unit, ...],
     by: str,
@@ -151,8 +169,7 @@ def _standings(
             f"no setting has a finite reward of every search; of prompt {at.prompt + 1} with seed "
             f"{at.seed} none" + (" of them has" if bad.any() else ", say")
         )
-    others = [name for name in order if name not in baselines]
-    stays = {*others[:2], *[name for name in order if name in baselines][:1]}
+    stays = {*_pair(order, baselines, standards), *[n for n in order if n in baselines][:1]}
     half, kept, table = math.ceil(len(going) / 2), 0, []
     for name in order:
         behind = gap(known[name], known[best], units, by, shares)

@@ -50,10 +50,19 @@ def _over_runner_up(t: "Tuned") -> str:
     gap = t.to_runner_up
     if gap is None:
         return ""
+    if t.setting.name == t.race.runner_up:
+        sure = "surely worse" if gap.high < 0.0 else "not surely better"
+        return (
+            f" It is what is recommended where nothing was tuned: the winner of the race, "
+            f"`{t.race.winner}`, is {sure}, by {_interval(gap)}."
+        )
+    other = "what is recommended where nothing was tuned"
+    if t.race.runner_up != t.race.standard:
+        other = "the runner-up"
     sure = "surely better than" if gap.low > 0.0 else "not surely different from"
     if gap.high < 0.0:
         sure = "surely worse on what was held out than"
-    return f" It is {sure} the runner-up, `{t.race.runner_up}`: by {_interval(gap)}."
+    return f" It is {sure} {other}, `{t.race.runner_up}`: by {_interval(gap)}."
 
 
 def _by_heldout(t: "Tuned") -> str:
@@ -89,12 +98,12 @@ def _bought(t: "Tuned") -> list[str]:
         f"with these, many searches side by side.{later}"
     )
     head = ["", "NFE", "s an evaluation", "s a reward", "s a round besides", "setting"]
-    roles = _roles(t)
+    role = roles(t)
     rows = []
     for name in t.finalists:
         own = t.prices[name]
         parts = [_number(part) for part in (own.evaluation, own.reward, own.round)]
-        rows.append([roles[name], str(own.buys), *parts, f"`{name}`"])
+        rows.append([role[name], str(own.buys), *parts, f"`{name}`"])
     if any(t.prices[name].buys == MOST for name in t.finalists):
         said += f" They buy {MOST} at most."
     return ["## What the seconds bought", said, _table(head, rows)]
@@ -106,8 +115,10 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _roles(t: "Tuned") -> dict[str | None, str]:
-    return {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: "runner-up"}
+def roles(t: "Tuned") -> dict[str | None, str]:
+    """What each of the finalists is, by name."""
+    second = "recommended" if t.race.runner_up == t.race.standard else "runner-up"
+    return {t.race.baseline: "Best-of-N", t.race.winner: "winner", t.race.runner_up: second}
 
 
 def _held_out(t: "Tuned") -> str:
@@ -127,13 +138,13 @@ def _held_out(t: "Tuned") -> str:
 def _finalists(t: "Tuned") -> str:
     scored = any(one.heldout is not None for one in t.finalists.values())
     head = ["", t.outcome, "in the race", *["held-out score"] * scored, "s a search", "setting"]
-    roles = _roles(t)
+    role = roles(t)
     rows = []
     for name, one in t.finalists.items():
         mean = _interval(Interval(one.mean, one.low, one.high), "")
         told = [_number(one.heldout)] if scored and one.heldout is not None else ["–"] * scored
         rows.append(
-            [roles[name], mean, _number(one.raced), *told, _number(one.seconds), f"`{name}`"]
+            [role[name], mean, _number(one.raced), *told, _number(one.seconds), f"`{name}`"]
         )
     return _table(head, rows)
 

@@ -152,6 +152,20 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
     return tuple(s for s in every if s.method in (BASELINE, *methods))
 
 
+def recommended(settings: Sequence[Setting]) -> list[Setting]:
+    """Those of some settings that are recommended where nothing was tuned, in their order.
+
+    SMC along VP in ten steps, and in four for a distilled model, as in `docs/searches.md`; of
+    several temperatures the first, which is the middle one of `declared`.
+    """
+    chosen = []
+    for times in (_times(10, 3), _times(4, 0)):
+        wanted = set((_VP | times | {"potential": "difference"}).items())
+        like = (s for s in settings if s.method == "smc" and wanted <= set(s.options))
+        chosen += list(like)[:1]
+    return chosen
+
+
 def diagnosed(settings: Sequence[Setting]) -> list[Setting]:
     """A setting for each stochastic path on which some choose: the first of each."""
     first: dict[Any, Setting] = {}

@@ -51,9 +51,10 @@ def tune(
 
     Settings (method, kernel, interpolant, grid, steps, chains, rule of acceptance, value,
     temperature) race each other by successive halving on one half of prompts x seeds; what a
-    diagnosis says cannot help does not race. The best, the second best and the best of several
-    Best-of-N are then compared on the other half. What is not surely better than Best-of-N there is
-    not recommended. `flowsde.tuning.split` says which half is which.
+    diagnosis says cannot help does not race. The best, what is recommended where nothing was tuned
+    and the best of several Best-of-N are then compared on the other half. What is not surely better
+    there than what is recommended does not take its place, and what is not surely better than
+    Best-of-N is not used. `flowsde.tuning.split` says which half is which.
 
     Args:
       key: a JAX random key; see `flowsde.run`.

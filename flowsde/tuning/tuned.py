@@ -48,15 +48,17 @@ class Tuned:
     """What was chosen, and how sure it is.
 
     Attributes:
-      setting: that is recommended: the race's winner if it is surely better than Best-of-N on what
-        was held out, else Best-of-N.
+      setting: to use. The race's winner; unless that is surely better on what was held out, what is
+        recommended where nothing was tuned; and Best-of-N, if neither is surely better than it.
       search: of the setting, with the budget; of seconds, with the evaluations that they bought.
-      sure: whether the winner is surely better.
+      sure: whether the setting is surely better than Best-of-N.
       race: how it was chosen, settings by name.
-      finalists: Best-of-N, the winner and the runner-up, by name, on what was held out.
-      to_best_of_n, to_runner_up: the winner's outcome less theirs on what was held out, with paired
-        95 % intervals; None where there is none.
-      heldout_gap: the winner's less Best-of-N's by the held-out score, paired; None without.
+      finalists: Best-of-N, the winner and the runner-up, by name, on what was held out. What is
+        recommended where nothing was tuned, `race.standard`, is one of the two, if it raced.
+      to_best_of_n: the outcome of the setting, or of the winner if it is Best-of-N, less that of
+        Best-of-N on what was held out, with a paired 95 % interval; None where nothing else raced.
+      to_runner_up: the same of the winner less the runner-up; None where there is none.
+      heldout_gap: as `to_best_of_n`, by the held-out score; None without.
       left_out: why settings did not race, by name.
       diagnosed: what a diagnosis was sure of, in words.
       split: what was raced on and what was held out.

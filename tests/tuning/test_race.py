@@ -63,6 +63,20 @@ def test_a_setting_that_is_better_by_a_known_gap_wins_and_the_next_one_is_second
     assert -0.12 < last.behind.low < last.behind.high < -0.08
 
 
+def test_what_one_would_take_without_a_race_stays_to_be_compared():
+    means = {BASE: 0.0, **{f"other {i}": 0.1 * i for i in range(11)}}
+    measure, asked = _measured(means, noise=0.01)
+    halves = split(48, 1)
+    found = race(list(means), {BASE}, halves, measure, {"other 1", "other 2"})
+    assert (found.winner, found.runner_up, found.standard) == ("other 10", "other 2", "other 2")
+    assert found.finalists == [BASE, "other 10", "other 2"]
+    assert asked["other 2"] == list(halves.race) and len(asked["other 1"]) == 6
+    # One that wins is compared with the second best.
+    found = race(list(means), {BASE}, halves, measure, {"other 10", "other 2"})
+    assert (found.winner, found.runner_up, found.standard) == ("other 10", "other 9", "other 10")
+    assert race(list(means), {BASE}, halves, measure).standard is None
+
+
 def test_losers_are_measured_no_further():
     means = {BASE: 0.0, **{f"other {i}": float(i) for i in range(11)}}
     measure, asked = _measured(means, noise=0.01)

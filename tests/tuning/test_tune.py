@@ -15,7 +15,7 @@ from flowsde.search import METHODS
 from flowsde.tuning import carry_out, screen
 from flowsde.tuning.measure import Block
 from flowsde.tuning.settings import Setting
-from flowsde.tuning.space import declared, diagnosed
+from flowsde.tuning.space import declared, diagnosed, recommended
 from flowsde.tuning.split import Unit
 
 DATA = fs.analytic.gaussian(np.zeros(2), 1.0)
@@ -25,6 +25,7 @@ SVDD = Setting.of(
     "svdd", interpolant="vp", kernel="ddim", eta=1.0, data_variance=1.0, grid="uniform", steps=4,
     chains=2, finish="mean",
 )  # fmt: skip
+SMC = recommended(declared(("smc",)))[0]
 SMALL = {"nfe": 16, "seeds": 4, "chunk_size": 16, "diagnose": False}
 
 
@@ -63,8 +64,8 @@ class Made:
 
 @pytest.fixture
 def made(monkeypatch):
-    def use(bon, svdd, stop_at=None):
-        own = Made({BON: bon, SVDD: svdd}, stop_at)
+    def use(bon, svdd, stop_at=None, smc=0.0):
+        own = Made({BON: bon, SVDD: svdd, SMC: smc}, stop_at)
         monkeypatch.setattr(carry_out, "measure", own)
         monkeypatch.setattr("flowsde.tuning.tune.probe", lambda subject: [0.0, 1.0, 0.5])
         return own
@@ -88,6 +89,44 @@ def test_what_is_surely_better_is_recommended_and_what_is_not_is_not(made):
     equal = _tune()
     assert not equal.sure and equal.setting == BON and equal.to_best_of_n == (0.0, 0.0, 0.0)
     assert "None of the others is surely better than Best-of-N" in equal.report()
+
+
+@pytest.mark.parametrize(
+    ("svdd", "smc", "chosen"),
+    [
+        # Surely better than both, than Best-of-N alone, and than neither.
+        (2.0, 1.0, SVDD),
+        (1.0, 1.0, SMC),
+        (0.5, 1.0, SMC),
+        (1.0, 0.0, SVDD),
+        (-1.0, -1.0, BON),
+    ],
+)
+def test_the_winner_replaces_what_is_recommended_to_all_only_if_it_is_surely_better(
+    made, svdd, smc, chosen
+):
+    made(bon=0.0, svdd=svdd, smc=smc)
+    found = _tune(settings=(BON, SVDD, SMC))
+    assert found.setting == chosen and found.sure == (chosen != BON)
+    assert set(found.finalists) == {BON.name, SVDD.name, SMC.name}
+    best = max(svdd, smc) if chosen == BON else {SVDD: svdd, SMC: smc}[chosen]
+    assert found.to_best_of_n.value == pytest.approx(best)
+    page, roles = found.report(), {BON.name: "Best-of-N", SMC.name: "recommended"}
+    if svdd >= smc:
+        assert found.to_runner_up.value == pytest.approx(svdd - smc)
+        roles[SVDD.name] = "winner"
+        for name, role in roles.items():
+            assert any(line.startswith(f"| {role} |") and name in line for line in page.split("\n"))
+    said = "It is what is recommended where nothing was tuned: the winner of the race"
+    assert (said in page) == (chosen == SMC and svdd >= smc)
+
+
+def test_what_is_recommended_to_all_is_told_from_its_neighbours():
+    ours = recommended(declared())
+    assert [one["steps"] for one in ours] == [10, 4]
+    # At the middle temperature of each path, which is the first one listed.
+    assert all(one.method == "smc" and one["temperature"] == 0.2 for one in ours)
+    assert recommended(declared(("rbf",))) == []
 
 
 def test_searches_are_counted_and_nothing_is_chosen_on_what_is_held_out(made):
