@@ -24,7 +24,7 @@ def remote(
     read_timeout: float = 120.0,
     deadline: float = 600.0,
     retries: int = 6,
-    max_in_flight: int = 2,
+    max_in_flight: int = 4,
     chunk: int = 8,
     as_pixels: bool = False,
     insecure: bool = False,
@@ -44,7 +44,8 @@ def remote(
       connect_timeout, read_timeout: seconds for a connection, and for an answer to a request.
       deadline: seconds of one call, with all that is tried again.
       retries: of one request.
-      max_in_flight: requests at once, over all servers.
+      max_in_flight: requests at once, over all servers: more than these compute, so that none waits
+        for the next.
       chunk: images of one request, at most.
       as_pixels: send pictures in [-1, 1] as uint8, a quarter of the bytes; scores are then of what
         was rounded.
