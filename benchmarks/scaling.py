@@ -125,7 +125,9 @@ def forward(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), inputs(batch)
     )
     go = jax.jit(lambda params, given: nnx.merge(graph, params)(*given), out_shardings=split)
-    return go.lower(params, given).compile()
+    # As a search traces a model that is split among devices.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return go.lower(params, given).compile()
 
 
 def _like(*shape: int, dtype: Any = jnp.float32) -> Any:

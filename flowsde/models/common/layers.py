@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from flowsde.models.common.by_head import attention_by_head
 from flowsde.models.common.splash import LONG, splash_attention
 from flowsde.sharding import Axes, ShardingRules, axes_of
 
-Implementation = Literal["xla", "cudnn", "splash", "tpu"] | None
+Implementation = Literal["xla", "cudnn", "splash", "tpu", "by_head"] | None
 M = TypeVar("M", bound=nnx.Module)
 
 ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
@@ -39,8 +40,10 @@ class Numerics:
       param_dtype: of weights, float16 as well.
       attention: "splash" is `flowsde.models.common.splash`, which has no scores to add to and takes
         no masks by query: there, and where it is "xla" or "cudnn", `jax.nn.dot_product_attention`.
-        "tpu" is "splash" where there are many scores, see `by_kernel`, and "xla" elsewhere. None
-        is "tpu" on TPUs, and elsewhere JAX's choice.
+        "tpu" is "splash" where there are many scores, see `by_kernel`, and "xla" elsewhere.
+        "by_head" is `flowsde.models.common.by_head`. None is "tpu" on TPUs, "by_head" on CPUs but
+        under a mesh, see `jax.set_mesh`, whose devices may each have some of the heads, and
+        elsewhere JAX's choice.
       rules: where that kernel runs under a mesh, which `jax.set_mesh` makes known.
     """
 
@@ -226,9 +229,10 @@ def attention(
     Returns:
       [n, queries, heads x d].
     """
-    name = numerics.attention
-    if name is None and jax.default_backend() == "tpu":
-        name = "tpu"
+    name = numerics.attention or _usual()
+    if name == "by_head":
+        y = attention_by_head(q, k, v, bias=bias, mask=mask, causal=causal, scale=scale)
+        return y.reshape(*y.shape[:2], -1)
     if name == "tpu":
         name = "splash" if by_kernel(q.shape[1], k.shape[1]) else "xla"
     if name == "splash":
@@ -245,6 +249,14 @@ def attention(
             q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=name
         )
     return y.reshape(*y.shape[:2], -1)
+
+
+def _usual() -> Implementation:
+    """The implementation for the platform."""
+    platform = jax.default_backend()
+    if platform == "cpu" and jax.sharding.get_abstract_mesh().empty:
+        return "by_head"
+    return "tpu" if platform == "tpu" else None
 
 
 def logical_axes(model: nnx.Module) -> nnx.State:
