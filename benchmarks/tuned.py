@@ -23,7 +23,7 @@ import tyro
 from _files import RESULTS, save_json
 from _tasks_measure import load_flow, measure
 from _tasks_rows import Case, Row
-from _tasks_settings import declared
+from _tasks_settings import Setting, declared
 
 import flowsde as fs
 from flowsde.conds import stacked
@@ -85,7 +85,7 @@ def compare(name: str, model: str, args: Args) -> dict[str, Any]:
         size = (args.test_captions, args.test_seeds)
         return measure(Case(name, model, setting, args.nfe, "test", *size))
 
-    ours, theirs = row(found.setting), row(default)
+    ours, theirs = row(Setting(found.setting.method, found.setting.options)), row(default)
     gap = difference(ours["wins"], theirs["wins"], args.test_seeds)
     return {
         "task": name,
