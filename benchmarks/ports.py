@@ -34,11 +34,10 @@ With `--only` the file's rows of all other models stay in it.
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, diffusers, transformers, python}, cores,
 load (average over a minute, at the start and at the end), settings {batch, repetitions, blocks};
-flux and the others (our median seconds over PyTorch's); target;
-error, by model (largest difference of the answers over their largest value); details, by model,
-{ours, torch} (seconds, a list over repetitions each) and, of those measured later with `--only`,
-load; seconds. With --quick there are fewer blocks,
-pixels and repetitions.
+flux and the others (our median seconds over PyTorch's); target; error, by model (largest difference
+of the answers over their largest value); details, by model, {ours, torch} (seconds, a list over
+repetitions each) and, of those measured later with `--only`, load and versions; seconds. With
+--quick there are fewer blocks, pixels and repetitions.
 """
 
 import dataclasses
@@ -109,9 +108,9 @@ def measure(args: Some) -> dict[str, Any]:
     blocks, repetitions = (2, 3) if args.quick else (4, 15)
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "torch": torch.__version__}
     versions |= {one.__name__: one.__version__ for one in (diffusers, transformers)}
-    same = {
+    versions["python"] = platform.python_version()
+    same: dict[str, Any] = {
         "version": fs.__version__,
-        "versions": versions | {"python": platform.python_version()},
         "cores": os.cpu_count(),
         "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
     }
@@ -120,10 +119,11 @@ def measure(args: Some) -> dict[str, Any]:
     loads = [load, os.getloadavg()[0]]
     if others is not None:
         for own in found["details"].values():
-            own["load"] = loads
+            own |= {"load": loads, "versions": versions}
         nested = {key: others[key] | found[key] for key in ("error", "details")}
         return others | found | nested
-    return {**same, "load": loads, **found, "seconds": time.perf_counter() - began}
+    same |= {"versions": versions, "load": loads}
+    return {**same, **found, "seconds": time.perf_counter() - began}
 
 
 def _others(args: Some, same: dict[str, Any]) -> dict[str, Any] | None:
