@@ -28,17 +28,20 @@ is 4:
                  128 tokens
     qwen3        Qwen3Model of transformers: 4 blocks of 768, 128 tokens
 
-    python benchmarks/ports.py [--quick] [--json FILE]
+    python benchmarks/ports.py [--quick] [--json FILE] [--only NAMES]
+
+With `--only` the file's rows of all other models stay in it.
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, diffusers, transformers, python}, cores,
 load (average over a minute, at the start and at the end), settings {batch, repetitions, blocks};
-flux and the others (our median seconds over PyTorch's); target;
-error, by model (largest difference of the answers over their largest value); details, by model,
-{ours, torch} (seconds, a list over repetitions each); seconds. With --quick there are fewer blocks,
-pixels and repetitions.
+flux and the others (our median seconds over PyTorch's); target; error, by model (largest difference
+of the answers over their largest value); details, by model, {ours, torch} (seconds, a list over
+repetitions each) and, of those measured later with `--only`, load and versions; seconds. With
+--quick there are fewer blocks, pixels and repetitions.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import platform
@@ -88,29 +91,63 @@ class Args:
     json: pathlib.Path | None = None
 
 
-def measure(args: Args) -> dict[str, Any]:
-    """All models."""
+@dataclasses.dataclass(frozen=True)
+class Some(Args):
+    """Seconds of some of them.
+
+    Attributes:
+      only: names of models; all unless given.
+    """
+
+    only: tuple[str, ...] = ()
+
+
+def measure(args: Some) -> dict[str, Any]:
+    """All models, or some, with the file's rows of the others."""
     began, load = time.perf_counter(), os.getloadavg()[0]
     blocks, repetitions = (2, 3) if args.quick else (4, 15)
-    found = ratios(MODELS, blocks, repetitions)
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "torch": torch.__version__}
     versions |= {one.__name__: one.__version__ for one in (diffusers, transformers)}
-    return {
+    versions["python"] = platform.python_version()
+    same: dict[str, Any] = {
         "version": fs.__version__,
-        "versions": versions | {"python": platform.python_version()},
         "cores": os.cpu_count(),
-        "load": [load, os.getloadavg()[0]],
         "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
-        **found,
-        "seconds": time.perf_counter() - began,
     }
+    others = _others(args, same)
+    found = ratios({n: MODELS[n] for n in args.only or MODELS}, blocks, repetitions)
+    loads = [load, os.getloadavg()[0]]
+    if others is not None:
+        for own in found["details"].values():
+            own |= {"load": loads, "versions": versions}
+        nested = {key: others[key] | found[key] for key in ("error", "details")}
+        return others | found | nested
+    same |= {"versions": versions, "load": loads}
+    return {**same, **found, "seconds": time.perf_counter() - began}
+
+
+def _others(args: Some, same: dict[str, Any]) -> dict[str, Any] | None:
+    """The file's results, if some models are measured again.
+
+    Raises:
+      SystemExit: a model is unknown, or the file was measured otherwise.
+    """
+    unknown = set(args.only) - set(MODELS)
+    if unknown:
+        raise SystemExit(f"--only must be of {', '.join(MODELS)}, got {', '.join(sorted(unknown))}")
+    if not args.only or args.json is None or not args.json.exists():
+        return None
+    old: dict[str, Any] = json.loads(args.json.read_text())
+    for name, value in same.items():
+        if old[name] != value:
+            raise SystemExit(f"--only: {args.json} has {name} {old[name]}, this run {value}")
+    return old
 
 
 def main() -> None:
     """Measure, and write what is asked for."""
-    args = tyro.cli(Args, description=__doc__)
-    results = measure(args)
-    save_json(args.json, results)
+    args = tyro.cli(Some, description=__doc__)
+    save_json(args.json, measure(args))
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def test_wan_searched_by_clip_over_frames(small, others, monkeypatch, tmp_path):
         f"--over-frames minimum --keep 2 --save-trajectory --reward-model {folder}",
     )
     kind = video_files.kind()
-    pictures = {f"{name}.png" for name in ("image", "image-2", "path", "search", "frames")}
+    pictures = {f"{name}.png" for name in ("image", "image-2", "sheet", "path", "search", "frames")}
     videos = [f"video.{kind}", f"video-2.{kind}"]
     assert names == {*videos, *pictures, "result.json", "trajectory.npz"}
     assert [one["video"] for one in result["kept"]] == videos
@@ -339,13 +339,13 @@ def test_consistency_is_that_of_the_frames(toy, others, capsys):
 def test_a_search_that_was_interrupted_writes_the_same_files(small, monkeypatch, tmp_path, after):
     """Videos, first frames, the sheet of frames, previews, arrays and the result."""
     monkeypatch.chdir(tmp_path)
-    Path("judges_of_videos.py").write_text(
+    Path("judge_of_means.py").write_text(
         "def mean(videos, prompts):\n    return videos.mean((1, 2, 3, 4))\n"
     )
     text = (
         "--frames 5 --size 32x16 --method rbf --nfe 16 --steps 3 --guidance 1 --keep 2 --chains 1"
     )
-    text += " --reward judges_of_videos:mean --save-trajectory"
+    text += " --reward judge_of_means:mean --save-trajectory"
     words = ["sample", PROMPT, "--model", str(small), *text.split(), "--out"]
     cli.main([*words, "whole"])
     with monkeypatch.context() as patch:

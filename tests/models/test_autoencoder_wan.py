@@ -139,6 +139,32 @@ def test_pieces_give_what_the_whole_does():
         assert through_time(network, x, piece, in_pieces).ravel().tolist() == wanted
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_pictures_added_up_are_a_convolution_of_three_dimensions(streamed):
+    causal = ((2, 0), (1, 1), (1, 1))
+    conv = nnx.Conv(2, 3, (3, 3, 3), padding=causal, rngs=nnx.Rngs(0))
+    conv.bias.set_value(jnp.asarray([1.0, -2.0, 3.0]))
+    x = jnp.asarray(normal(2, 5, 4, 6, 2))
+    made = through_time(lambda x, past: past.through(conv, x), x, 2, streamed)
+    assert error(made, np.asarray(conv(x))) < 1e-6
+
+
+def test_the_first_frame_takes_one_slice_of_a_kernel():
+    conv = nnx.Conv(1, 1, (3, 3, 3), rngs=nnx.Rngs(0))
+    frame, two = jnp.zeros((1, 1, 4, 4, 1)), [jnp.zeros((1, 2, 4, 4, 1))]
+    for past, slices in ((Past(), 1), (Past(two), 3)):
+        lowered = jax.jit(lambda x, past=past: past.through(conv, x)).lower(frame)
+        assert lowered.as_text().count("stablehlo.convolution") == slices
+
+
+def test_slices_are_rounded_once():
+    conv = nnx.Conv(1, 1, (3, 1, 1), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    conv.kernel.set_value(jnp.ones((3, 1, 1, 1, 1)))
+    frames = jnp.asarray([256.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 3, 1, 1, 1)
+    # 257 has nine digits, bfloat16 eight.
+    assert Past([frames[:, :2]]).through(conv, frames[:, 2:]).item() == 258
+
+
 SMALL = AutoencoderWanConfig(
     latents=2, widths=(2, 2), blocks=1, temporal=(True,), mean=(0, 0), std=(1, 1)
 )

@@ -109,8 +109,7 @@ class PixelNorm(nnx.Module):
 
 def _causal(features: int, to: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Conv:
     """Of 3 x 3 pixels of a frame and the two before it, which `Past` gives."""
-    padding = ((0, 0), (1, 1), (1, 1))
-    return convolution(features, to, (3, 3, 3), numerics, rngs, padding=padding)
+    return convolution(features, to, (3, 3, 3), numerics, rngs)
 
 
 def _by_pixel(features: int, to: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Conv:
@@ -170,8 +169,7 @@ class Halve(nnx.Module):
         half = {"strides": 2, "padding": ((0, 1), (0, 1))}
         self.conv = convolution(width, width, 3, numerics, rngs, **half)
         if temporal:
-            every = {"strides": (2, 1, 1), "padding": "VALID"}
-            self.time = convolution(width, width, (3, 1, 1), numerics, rngs, **every)
+            self.time = convolution(width, width, (3, 1, 1), numerics, rngs, strides=(2, 1, 1))
 
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
         made = self.conv(folded(x))
@@ -179,9 +177,9 @@ class Halve(nnx.Module):
         if not hasattr(self, "time"):
             return x
         if past.first:
-            past.begin(self.time, x, 1, seen=True)
+            past.begin(self.time, x, seen=True)
             return x
-        return past.through(self.time, x, 1)
+        return past.through(self.time, x)
 
 
 class Double(nnx.Module):
@@ -190,8 +188,7 @@ class Double(nnx.Module):
     def __init__(self, width: int, temporal: bool, numerics: Numerics, rngs: nnx.Rngs):
         self.conv = convolution(width, width // 2, 3, numerics, rngs)
         if temporal:
-            sizes = (3, 1, 1)
-            self.time = convolution(width, 2 * width, sizes, numerics, rngs, padding="VALID")
+            self.time = convolution(width, 2 * width, (3, 1, 1), numerics, rngs)
 
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
         if hasattr(self, "time"):
