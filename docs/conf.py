@@ -17,6 +17,7 @@ version = release = flowsde.__version__
 extensions = [
     "docstrings",
     "myst_nb",
+    "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
@@ -26,6 +27,10 @@ extensions = [
 exclude_patterns = ["README.md"]
 html_theme = "sphinx_book_theme"
 html_title = f"flowsde {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
+html_favicon = "_static/favicon.svg"
 html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
@@ -34,7 +39,8 @@ html_theme_options = {
 
 # Tutorials are executed by tests/test_tutorials.py, which keeps their outputs up to date.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath"]
+# Formulas are blocks of text: pages of MathJax would load it from another server.
+myst_enable_extensions: list[str] = []
 myst_heading_anchors = 3  # GitHub's
 
 autodoc_typehints = "signature"
@@ -45,6 +51,7 @@ python_maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # what is returned has a name, not a type
 napoleon_use_ivar = True  # not a second description of each field
+napoleon_attr_annotations = False  # the signature has the types
 default_role = "py:obj"  # `flowsde.run`, and code where there is no such name
 
 # Links to other projects need their lists of names: without a network there are none.

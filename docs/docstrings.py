@@ -5,7 +5,7 @@ import re
 from itertools import groupby
 from typing import Any
 
-_SECTION = re.compile(r"(Args|Attributes|Raises|References|Returns|Yields):$")
+_SECTION = re.compile(r"(Args|Attributes|Example|Raises|References|Returns|Yields):$")
 # Literals and emphasis, which stay; and characters that would begin a markup of their own.
 _MARKUP = re.compile(r"``.+?``|`[^`]+`|(?<![\w*])\*[A-Za-z][^*\[\]]*\*(?![\w*])|([*|\\])")
 
@@ -16,7 +16,7 @@ def as_rst(lines: list[str]) -> list[str]:
     They are blocks that follow an empty line, outside Google's sections.
     """
     made: list[str] = []
-    section = False
+    section = ""
     for empty, group in groupby(lines, lambda line: not line.strip()):
         block = list(group)
         heads = [line for line in block if line[:1].strip()]
@@ -24,8 +24,10 @@ def as_rst(lines: list[str]) -> list[str]:
             made += [f".. code-block:: {_language(block)}", "", *block]
             continue
         if heads:
-            section = bool(_SECTION.match(heads[-1]))
-        made += [_MARKUP.sub(_escaped, line) for line in block]
+            named = _SECTION.match(heads[-1])
+            section = named[1] if named else ""
+        # An example is code, which stays as it is.
+        made += block if section == "Example" else [_MARKUP.sub(_escaped, line) for line in block]
     return made
 
 

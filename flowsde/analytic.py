@@ -49,6 +49,12 @@ class GaussianMixture:
       means: [k, d].
       variances: [k, d], eigenvalues of the covariances, all above 0.
       axes: [k, d, d], their eigenvectors in columns.
+
+    Example:
+      >>> data = fs.analytic.mixture([1.0, 3.0], [[-1.0], [1.0]], 0.01)
+      >>> flow = data.flow()  # with its exact velocity
+      >>> flow.shape
+      (1,)
     """
 
     log_weights: jax.Array
@@ -259,6 +265,11 @@ def mixture(
     Raises:
       ValueError: shapes do not fit, a value is not finite, a weight is not above 0, a covariance
         is not symmetric and positive definite.
+
+    Example:
+      >>> data = fs.analytic.mixture([1.0, 3.0], [[-1.0], [1.0]], 0.01)
+      >>> print(f"{jnp.exp(data.log_weights[1]):.2f}")
+      0.75
     """
     w, m = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if m.ndim != 2 or w.shape != m.shape[:1]:
@@ -282,6 +293,13 @@ def mixture(
 
 
 def gaussian(mean: Any, covariance: Any, dtype: Any = jnp.float32) -> GaussianMixture:
-    """One Gaussian: mean [d], covariance [d, d] or a scalar variance."""
+    """One Gaussian: mean [d], covariance [d, d] or a scalar variance.
+
+    Example:
+      >>> data = fs.analytic.gaussian([3.0, 0.0], 0.25)
+      >>> noise, t = jnp.zeros([1, 2]), jnp.ones([1])
+      >>> data.x0(fs.interpolants.linear(), noise, t).tolist()
+      [[3.0, 0.0]]
+    """
     c = np.asarray(covariance, np.float64)
     return mixture([1.0], np.asarray(mean)[None], c[None] if c.ndim == 2 else c, dtype)

@@ -49,6 +49,13 @@ def classifier_free_guidance(flow: Flow, scale: float, null_cond: Cond) -> Flow:
       scale: 1 is no guidance; a change of scale does not compile again.
       null_cond: the condition that stands for none, without a batch axis; or one for each prompt
         (a negative prompt's), with the leading axis that cond is given with.
+
+    Example:
+      >>> flow = fs.Flow.from_callable(lambda params, x, t, cond: x * cond[:, None], None, (1,))
+      >>> guided = fs.classifier_free_guidance(flow, 3.0, null_cond=jnp.array(0.0))
+      >>> x, t, cond = jnp.ones([1, 1]), jnp.ones([1]), jnp.ones([1])
+      >>> guided.velocity_fn(guided.params, x, t, cond).tolist(), guided.evaluations
+      ([[3.0]], 2)
     """
     null = as_arrays("null_cond", null_cond)
     return dataclasses.replace(

@@ -106,6 +106,13 @@ def check_convention(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([3.0, 0.0], 0.25).flow()
+      >>> data = jnp.array([3.0, 0.0]) + 0.5 * jax.random.normal(jax.random.key(0), [256, 2])
+      >>> found = fs.check_convention(flow, data)
+      >>> found.best == found.given
+      True
     """
     x0, cond = _checked(flow, data, cond)
     key = as_key(jax.random.key(0) if key is None else key)

@@ -197,47 +197,101 @@ class _Forward(_Scaled):
 
 
 def constant(scale: float = 0.3) -> Diffusion:
-    """g = scale (DanceGRPO uses .3)."""
+    """g = scale (DanceGRPO uses .3).
+
+    Example:
+      >>> g = fs.diffusion.constant(0.3)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")
+      0.30
+    """
     return _Constant(float(scale))
 
 
 def sigma(scale: float = 3.0) -> Diffusion:
-    """g = scale sigma(t)."""
+    """g = scale sigma(t).
+
+    Example:
+      >>> g = fs.diffusion.sigma(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 3 sigma
+      1.50
+    """
     return _Sigma(float(scale))
 
 
 def linear(scale: float = 3.0) -> Diffusion:
-    """g = scale t."""
+    """g = scale t.
+
+    Example:
+      >>> g = fs.diffusion.linear(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 3 t
+      1.50
+    """
     return _Linear(float(scale))
 
 
 def square(scale: float = 3.0) -> Diffusion:
-    """g = scale t^2, the paper's choice with scale 3 (Kim et al., 2025, arXiv 2503.19385)."""
+    """g = scale t^2, the paper's choice with scale 3 (Kim et al., 2025, arXiv 2503.19385).
+
+    Example:
+      >>> g = fs.diffusion.square(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 3 t^2
+      0.75
+    """
     return _Square(float(scale))
 
 
 def sin(scale: float = 3.0) -> Diffusion:
-    """g = scale sin(pi t / 2)."""
+    """g = scale sin(pi t / 2).
+
+    Example:
+      >>> g = fs.diffusion.sin(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 3 sin(pi t / 2)
+      2.12
+    """
     return _Sin(float(scale))
 
 
 def clipping(scale: float = 3.0) -> Diffusion:
-    """g = scale max(2 t - 1, 0): an SDE in the noisy half, an ODE in the other."""
+    """g = scale max(2 t - 1, 0): an SDE in the noisy half, an ODE in the other.
+
+    Example:
+      >>> g = fs.diffusion.clipping(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.75)):.2f}")  # 3 max(2 t - 1, 0)
+      1.50
+    """
     return _Clipping(float(scale))
 
 
 def exp(scale: float = 3.0, width: float = 0.1) -> Diffusion:
-    """g = scale exp(-((1 - t) / width)^2)."""
+    """g = scale exp(-((1 - t) / width)^2).
+
+    Example:
+      >>> g = fs.diffusion.exp(3.0, width=0.1)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.9)):.2f}")  # 3 / e
+      1.10
+    """
     return _Exp(float(scale), float(width))
 
 
 def tan(scale: float = 3.0) -> Diffusion:
-    """g = scale tan(pi t / 2), held at its value at t = .95 beyond that time."""
+    """g = scale tan(pi t / 2), held at its value at t = .95 beyond that time.
+
+    Example:
+      >>> g = fs.diffusion.tan(3.0)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 3 tan(pi t / 2)
+      3.00
+    """
     return _Tan(float(scale))
 
 
 def flow_grpo(scale: float = 0.7) -> Diffusion:
-    """g = scale sqrt(t / (1 - t)) (Flow-GRPO); infinite at t = 1."""
+    """g = scale sqrt(t / (1 - t)) (Flow-GRPO); infinite at t = 1.
+
+    Example:
+      >>> g = fs.diffusion.flow_grpo(0.7)
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # 0.7 sqrt(t / (1 - t))
+      0.70
+    """
     return _FlowGRPO(float(scale))
 
 
@@ -245,5 +299,10 @@ def forward(scale: float = 1.0) -> Diffusion:
     """The interpolant's own forward SDE: g^2 = (sigma^2)' - 2 sigma^2 alpha' / alpha.
 
     beta(t) for VP; infinite at t = 1 where alpha(1) = 0.
+
+    Example:
+      >>> g = fs.diffusion.forward()
+      >>> print(f"{g(fs.interpolants.linear(), jnp.float32(0.5)):.2f}")  # sqrt(2 t / (1 - t))
+      1.41
     """
     return _Forward(float(scale))

@@ -54,6 +54,14 @@ class Flow:
       evaluations: forward passes of the model that one call of `velocity_fn` costs.
       encode: maps images to x0 [n, *shape], as the `start` of `flowsde.run`; None where x0 are the
         images, or there is no encoder. No part of what a search computes.
+
+    Example:
+      >>> def toward(params, x, t, cond):  # data are all at params: x1 - x0 at x
+      ...     return (x - params) / jnp.maximum(t, 1e-3)[:, None]
+      >>> flow = fs.Flow.from_callable(toward, jnp.array([2.0]), shape=(1,))
+      >>> x0, x1 = flow.means(jnp.zeros([1, 1]), jnp.array([0.5]), None, flow.interpolant)
+      >>> x0.tolist(), x1.tolist()  # (x0 + x1) / 2 is x, 0
+      ([[2.0]], [[-2.0]])
     """
 
     params: Params

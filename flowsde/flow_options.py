@@ -41,8 +41,9 @@ def with_options(constructor: Constructor) -> Constructor:
     """Name the options of a constructor with ``**options``, in its signature and in its errors."""
     signature = inspect.signature(constructor)
     own = [p for p in signature.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    kind = inspect.Parameter.KEYWORD_ONLY
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        inspect.Parameter(name, kind, default=default, annotation=Options.__annotations__[name])
         for name, default in DEFAULTS.items()
     ]
     known = {*DEFAULTS, *(parameter.name for parameter in own)}

@@ -30,6 +30,10 @@ def uniform(n: int) -> Grid:
 
     Returns:
       n + 1 times, from 1 to 0.
+
+    Example:
+      >>> fs.grids.uniform(4).tolist()
+      [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     return 1.0 - np.arange(_steps(n) + 1) / n
 
@@ -42,6 +46,10 @@ def quadratic(n: int) -> Grid:
 
     Returns:
       n + 1 times, from 1 to 0.
+
+    Example:
+      >>> fs.grids.quadratic(5).round(2).tolist()  # 0.98^2 + 0.2^2 = 1
+      [1.0, 0.98, 0.92, 0.8, 0.6, 0.0]
     """
     return np.sqrt(1.0 - (np.arange(_steps(n) + 1) / n) ** 2)
 
@@ -54,6 +62,10 @@ def cosine(n: int) -> Grid:
 
     Returns:
       n + 1 times, from 1 to 0.
+
+    Example:
+      >>> fs.grids.cosine(3).round(2).tolist()  # of 0, 30, 60 and 90 degrees
+      [1.0, 0.87, 0.5, 0.0]
     """
     grid = np.cos(0.5 * math.pi * np.arange(_steps(n) + 1) / n)
     grid[-1] = 0.0
@@ -70,6 +82,10 @@ def shifted(n: int, shift: float) -> Grid:
 
     Returns:
       n + 1 times, from 1 to 0.
+
+    Example:
+      >>> fs.grids.shifted(4, 3.0).round(2).tolist()
+      [1.0, 0.9, 0.75, 0.5, 0.0]
     """
     check_positive("shift", shift)
     t = uniform(n)
@@ -92,6 +108,10 @@ def flux(
 
     Returns:
       n + 1 times, from 1 to 0.
+
+    Example:
+      >>> fs.grids.flux(4, tokens=4096).round(2).tolist()  # 1024 x 1024 pixels
+      [1.0, 0.9, 0.76, 0.51, 0.0]
     """
     slope = (high[1] - low[1]) / (high[0] - low[0])
     return shifted(n, math.exp(low[1] + slope * (check_count("tokens", tokens) - low[0])))
@@ -109,6 +129,10 @@ def tail(grid: Any, strength: float) -> Grid:
 
     Returns:
       Times falling to 0.
+
+    Example:
+      >>> fs.grids.tail(fs.grids.uniform(4), 0.5).tolist()  # half of the steps
+      [0.5, 0.25, 0.0]
     """
     times = as_grid("grid", grid, whole=True)
     check_positive("strength", strength)

@@ -51,7 +51,15 @@ _HALF_PI = math.pi / 2
 
 
 class Interpolant(Static, abc.ABC):
-    """A curve (alpha, sigma) with its derivatives and the inverse of its angle."""
+    """A curve (alpha, sigma) with its derivatives and the inverse of its angle.
+
+    Example:
+      >>> p = fs.interpolants.linear()
+      >>> print(f"{p.angle(0.5):.3f} {p.radius(0.5):.3f}")  # pi / 4, sqrt(1 / 2)
+      0.785 0.707
+      >>> print(f"{p.time(p.angle(0.3)):.1f}")
+      0.3
+    """
 
     @abc.abstractmethod
     def alpha(self, t: jax.Array) -> jax.Array:
@@ -302,27 +310,57 @@ def _last_time(p: Interpolant, dtype: Any) -> float:
 
 
 def linear() -> Interpolant:
-    """alpha = 1 - t, sigma = t."""
+    """alpha = 1 - t, sigma = t.
+
+    Example:
+      >>> p = fs.interpolants.linear()
+      >>> print(f"{p.alpha(0.25):.3f} {p.sigma(0.25):.3f}")
+      0.750 0.250
+    """
     return Linear()
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Interpolant:
-    """Variance-preserving interpolant with linear beta (Song et al., 2021, arXiv 2011.13456)."""
+    """Variance-preserving interpolant with linear beta (Song et al., 2021, arXiv 2011.13456).
+
+    Example:
+      >>> p = fs.interpolants.vp(beta_min=0.1, beta_max=20.0)
+      >>> print(f"{p.alpha(1.0):.3f} {p.sigma(1.0):.3f}")
+      0.007 1.000
+    """
     return VP(float(beta_min), float(beta_max))
 
 
 def cosine() -> Interpolant:
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Example:
+      >>> p = fs.interpolants.cosine()
+      >>> print(f"{p.alpha(0.5):.3f} {p.sigma(0.5):.3f}")
+      0.707 0.707
+    """
     return Cosine()
 
 
 def polynomial(n: float = 2.0) -> Interpolant:
-    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n."""
+    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n.
+
+    Example:
+      >>> p = fs.interpolants.polynomial(2.0)
+      >>> print(f"{p.alpha(0.5):.3f} {p.sigma(0.5):.3f}")
+      0.250 0.750
+    """
     return Polynomial(float(n))
 
 
 def linear_vp() -> Interpolant:
-    """alpha = sqrt(1 - t^2), sigma = t."""
+    """alpha = sqrt(1 - t^2), sigma = t.
+
+    Example:
+      >>> p = fs.interpolants.linear_vp()
+      >>> print(f"{p.alpha(0.6):.3f} {p.sigma(0.6):.3f}")
+      0.800 0.600
+    """
     return LinearVP()
 
 
@@ -349,6 +387,11 @@ def from_functions(
 
     Raises:
       ValueError: the ends are wrong, a value is not finite, or the angle does not rise.
+
+    Example:
+      >>> p = fs.interpolants.from_functions(lambda t: 1 - t**2, lambda t: t**2)
+      >>> print(f"{p.alpha(0.5):.2f} {p.sigma(0.5):.2f} {p.sigma_dot(0.5):.2f}")
+      0.75 0.25 1.00
     """
     curve = FromFunctions(alpha, sigma)
     with jax.ensure_compile_time_eval():  # so that it may be built while tracing
@@ -377,6 +420,11 @@ def match_time(
 
     Raises:
       ValueError: a concrete time outside [0, 1].
+
+    Example:
+      >>> t, scale = fs.match_time(fs.interpolants.linear(), fs.interpolants.cosine(), 0.5)
+      >>> print(f"{t:.3f} {scale:.3f}")  # alpha = sigma in both
+      0.500 0.707
     """
     s = check_times("s", s)
     last = _last_time(source, s.dtype)

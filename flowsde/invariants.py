@@ -73,6 +73,13 @@ def check_search(search: Search, *, prompts: int = 4, seed: int = 0) -> SearchCh
 
     Raises:
       TypeError, ValueError: an argument is none.
+
+    Example:
+      >>> kernel = fs.kernels.ddim(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=16, kernel=kernel, grid=fs.grids.uniform(4))
+      >>> found = fs.check_search(search, prompts=2)
+      >>> found.failed
+      {}
     """
     check_count("prompts", prompts, least=2)
     problem = _Problem(search, prompts, seed)

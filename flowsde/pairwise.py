@@ -70,6 +70,12 @@ def tournament(
 
     Raises:
       ValueError, TypeError: naming the argument, or what `compare` returned.
+
+    Example:
+      >>> images = np.array([[2.0], [5.0], [3.0]])
+      >>> larger = lambda a, b, cond: (a > b)[:, 0].astype(float)
+      >>> fs.tournament(jax.random.key(0), larger, images, rounds=3).ranking.tolist()
+      [1, 2, 0]
     """
     if not callable(compare):
         raise TypeError(f"compare must be callable, compare(a, b, cond), got {compare!r}")

@@ -56,6 +56,13 @@ def posterior_samples(
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([3.0, 0.0], 0.01).flow()
+      >>> x = jnp.zeros([1, 2])  # one particle at t = 0.5
+      >>> x0 = fs.posterior_samples(jax.random.key(0), flow, x, jnp.array([0.5]), n=16)
+      >>> x0.shape, jnp.mean(x0, axis=(0, 1)).round().tolist()
+      ((1, 16, 2), [3.0, 0.0])
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")

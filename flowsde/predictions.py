@@ -82,32 +82,62 @@ def means_from_velocity(
 def velocity_to_x0(
     p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
 ) -> jax.Array:
-    """E[data | x_t] from the velocity; finite on [0, 1], see `means_from_velocity` for t = 1."""
+    """E[data | x_t] from the velocity; finite on [0, 1], see `means_from_velocity` for t = 1.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.velocity_to_x0(linear, 1.0, 0.25, -4.0))
+      2.0
+    """
     return means_from_velocity(p, x, t, velocity)[0]
 
 
 def velocity_to_x1(
     p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
 ) -> jax.Array:
-    """E[noise | x_t] from the velocity; finite on [0, 1]."""
+    """E[noise | x_t] from the velocity; finite on [0, 1].
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.velocity_to_x1(linear, 1.0, 0.25, -4.0))
+      -2.0
+    """
     return means_from_velocity(p, x, t, velocity)[1]
 
 
 def velocity_to_score(
     p: Interpolant, x: chex.Array, t: chex.Numeric, velocity: chex.Array
 ) -> jax.Array:
-    """Score of p_t from the velocity; not finite at t = 0, where it is -x1 / sigma = 0 / 0."""
+    """Score of p_t from the velocity; not finite at t = 0, where it is -x1 / sigma = 0 / 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.velocity_to_score(linear, 1.0, 0.25, -4.0))
+      8.0
+    """
     return x1_to_score(p, x, t, velocity_to_x1(p, x, t, velocity))
 
 
 def x0_to_x1(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
-    """E[noise | x_t] from E[data | x_t]; undetermined, hence not finite, at t = 0."""
+    """E[noise | x_t] from E[data | x_t]; undetermined, hence not finite, at t = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x0_to_x1(linear, 1.0, 0.25, 2.0))
+      -2.0
+    """
     x, t, x0 = _prepare(x, t, x0, "x0")
     return (x - p.alpha(t) * x0) / p.sigma(t)
 
 
 def x1_to_x0(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
-    """E[data | x_t] from E[noise | x_t]; undetermined, hence not finite, where alpha = 0."""
+    """E[data | x_t] from E[noise | x_t]; undetermined, hence not finite, where alpha = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x1_to_x0(linear, 1.0, 0.25, -2.0))
+      2.0
+    """
     x, t, x1 = _prepare(x, t, x1, "x1")
     return (x - p.sigma(t) * x1) / p.alpha(t)
 
@@ -119,29 +149,59 @@ def means_to_velocity(p: Interpolant, t: chex.Numeric, x0: chex.Array, x1: chex.
 
 
 def x0_to_velocity(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
-    """Velocity from E[data | x_t]; not finite at t = 0, where x0 = x says nothing of the noise."""
+    """Velocity from E[data | x_t]; not finite at t = 0, where x0 = x says nothing of the noise.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x0_to_velocity(linear, 1.0, 0.25, 2.0))
+      -4.0
+    """
     return means_to_velocity(p, t, x0, x0_to_x1(p, x, t, x0))
 
 
 def x1_to_velocity(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
-    """Velocity from E[noise | x_t]; not finite where alpha = 0."""
+    """Velocity from E[noise | x_t]; not finite where alpha = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x1_to_velocity(linear, 1.0, 0.25, -2.0))
+      -4.0
+    """
     return means_to_velocity(p, t, x1_to_x0(p, x, t, x1), x1)
 
 
 def x1_to_score(p: Interpolant, x: chex.Array, t: chex.Numeric, x1: chex.Array) -> jax.Array:
-    """Score -x1 / sigma; not finite at t = 0."""
+    """Score -x1 / sigma; not finite at t = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x1_to_score(linear, 1.0, 0.25, -2.0))
+      8.0
+    """
     x, t, x1 = _prepare(x, t, x1, "x1")
     return -x1 / p.sigma(t)
 
 
 def score_to_x1(p: Interpolant, x: chex.Array, t: chex.Numeric, score: chex.Array) -> jax.Array:
-    """E[noise | x_t] = -sigma score; finite on [0, 1]."""
+    """E[noise | x_t] = -sigma score; finite on [0, 1].
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.score_to_x1(linear, 1.0, 0.25, 8.0))
+      -2.0
+    """
     x, t, score = _prepare(x, t, score, "score")
     return -p.sigma(t) * score
 
 
 def score_to_x0(p: Interpolant, x: chex.Array, t: chex.Numeric, score: chex.Array) -> jax.Array:
-    """Tweedie: (x + sigma^2 score) / alpha; not finite where alpha = 0."""
+    """Tweedie: (x + sigma^2 score) / alpha; not finite where alpha = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.score_to_x0(linear, 1.0, 0.25, 8.0))
+      2.0
+    """
     return x1_to_x0(p, x, t, score_to_x1(p, x, t, score))
 
 
@@ -151,6 +211,11 @@ def score_to_velocity(
     """(alpha' / alpha) (x + sigma^2 score) - sigma sigma' score; not finite where alpha = 0.
 
     Finite at t = 0 also for VP, because sigma sigma' is.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.score_to_velocity(linear, 1.0, 0.25, 8.0))
+      -4.0
     """
     x, t, score = _prepare(x, t, score, "score")
     x0 = (x + jnp.square(p.sigma(t)) * score) / p.alpha(t)
@@ -158,7 +223,13 @@ def score_to_velocity(
 
 
 def x0_to_score(p: Interpolant, x: chex.Array, t: chex.Numeric, x0: chex.Array) -> jax.Array:
-    """(alpha x0 - x) / sigma^2; not finite at t = 0."""
+    """(alpha x0 - x) / sigma^2; not finite at t = 0.
+
+    Example:
+      >>> linear = fs.interpolants.linear()  # x = 0.75 x0 + 0.25 x1, of x0 = 2 and x1 = -2
+      >>> float(fs.x0_to_score(linear, 1.0, 0.25, 2.0))
+      8.0
+    """
     return x1_to_score(p, x, t, x0_to_x1(p, x, t, x0))
 
 
@@ -223,6 +294,14 @@ def reparameterise(
     Returns:
       A function of the same arguments, taking points and times of the target. Infinite where the
       target's own derivatives are.
+
+    Example:
+      >>> linear, cosine = fs.interpolants.linear(), fs.interpolants.cosine()
+      >>> data = fs.analytic.gaussian([3.0], 1.0)
+      >>> velocity = fs.reparameterise(lambda x, t: data.velocity(linear, x, t), linear, cosine)
+      >>> x, t = jnp.array([[1.0]]), jnp.array([0.5])
+      >>> bool(jnp.allclose(velocity(x, t), data.velocity(cosine, x, t)))
+      True
     """
 
     def converted(*args: Any) -> jax.Array:

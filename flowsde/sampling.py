@@ -65,6 +65,13 @@ def sample(
       ValueError, TypeError: naming the argument, before anything is compiled.
       ValueError: a particle is not finite, for which the call waits; not within `jax.jit` and other
         transformations, where there are no values to see.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([3.0, 0.0], 0.01).flow()
+      >>> kernel = fs.kernels.ddim(flow.interpolant)
+      >>> x = fs.sample(jax.random.key(0), flow, kernel=kernel, grid=fs.grids.uniform(10), n=64)
+      >>> x.shape, jnp.mean(x, axis=0).round().tolist()
+      ((64, 2), [3.0, 0.0])
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")

@@ -28,7 +28,14 @@ AXES = ("prompt", "particle", "model")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardingRules:
-    """Axes of a mesh that each logical axis is split over, from the slowest; None for none."""
+    """Axes of a mesh that each logical axis is split over, from the slowest; None for none.
+
+    Example:
+      >>> tuple(fs.ShardingRules().spec("embed", "mlp"))
+      (None, 'model')
+      >>> tuple(fs.ShardingRules(embed="prompt").spec("embed", "mlp"))  # fully sharded as well
+      ('prompt', 'model')
+    """
 
     prompt: MeshAxes = "prompt"
     particle: MeshAxes = "particle"

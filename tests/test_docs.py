@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tutorials
 from test_public import NAMES
 
 import flowsde as fs
@@ -61,8 +62,9 @@ def test_every_page_is_in_one_tree():
     assert sorted(listed) == sorted(pages - {"index", "README"})
 
 
-def own_docstrings():
-    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
+def own(name):
+    """A module of the site's."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -75,9 +77,45 @@ def own_docstrings():
         ("*every* one, ``a * b`` and `c | d`", "*every* one, ``a * b`` and `c | d`"),
         ("E:\n\n    a = r cos(b)\n", "E:\n\n.. code-block:: text\n\n    a = r cos(b)\n"),
         ("E:\n\n    f(*a)\n\nThen.", "E:\n\n.. code-block:: python\n\n    f(*a)\n\nThen."),
+        ("E.\n\nExample:\n  >>> 2**3 | 1", "E.\n\nExample:\n  >>> 2**3 | 1"),
         ("F.\n\nArgs:\n  x: of *args.\n\n  y: one.", "F.\n\nArgs:\n  x: of \\*args.\n\n  y: one."),
     ],
-    ids=["markup", "emphasis", "formula", "code", "section"],
+    ids=["markup", "emphasis", "formula", "code", "example", "section"],
 )
 def test_docstrings_become_restructured_text(text, expected):
-    assert own_docstrings().as_rst(text.splitlines()) == expected.splitlines()
+    assert own("docstrings").as_rst(text.splitlines()) == expected.splitlines()
+
+
+@pytest.mark.parametrize("name", tutorials.NAMES)
+def test_tutorials_are_notebooks(name):
+    """With the cells of the page, what they print and draw, and no link to a page beside it."""
+    text = tutorials.read(name)
+    cells = own("notebooks").as_notebook(text, tutorials.FOLDER)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [f"{cell['source']}\n" for cell in code] == [one.code for one in tutorials.cells(text)]
+    said = [one.said for one in tutorials.cells(text) if one.said]
+    assert [out["text"] for out in outputs if out["output_type"] == "stream"] == said
+    pictures = [out for out in outputs if out["output_type"] == "display_data"]
+    assert len(pictures) == len(list(tutorials.FOLDER.glob(f"{name}_*.png"))) > 0
+    words = "".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    assert words and not re.search(r"\]\((?!https?:)|code-cell|^---", words, re.M)
+
+
+def slug(heading):
+    """GitHub's anchor of a heading, and the site's."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def anchors(text):
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+def test_links_within_pages_exist():
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text()):
+            there = page.parent / target if target else page
+            assert anchor in anchors(there.read_text()), f"{page}: {target}#{anchor}"

@@ -74,6 +74,14 @@ def diagnose(
       ValueError, TypeError: naming the argument, before any work; or no final picture of a prompt
         has a finite reward.
       RewardError: a reward outside JAX failed.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> kernel, grid = fs.kernels.ddim(flow.interpolant), fs.grids.uniform(4)
+      >>> found = fs.diagnose(jax.random.key(0), flow, reward, kernel=kernel, grid=grid, n=32)
+      >>> print(found)
+      t rank correlation gain ± sd rises siblings' spread ...
     """
     plan = plan_of(kernel, grid, n, families, siblings, final)
     warn_if_changed(3, kernel=kernel)

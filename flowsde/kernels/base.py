@@ -25,6 +25,12 @@ class Kernel(Static, abc.ABC):
       interpolant: in which x and times are.
       evaluations: model evaluations a step, 1; 2 where `correct` is to follow the call; with
         `inner_evaluations` one more than these.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])  # of one particle of any shape
+      >>> kernel = fs.kernels.ddim(fs.interpolants.linear())
+      >>> kernel(jax.random.key(0), 0.5 * (x0 + x1), x0, x1, 0.5, 0.0).tolist()  # at 0 it is x0
+      [2.0]
     """
 
     interpolant: Interpolant

@@ -100,6 +100,14 @@ def correlated(
         default, DDIM with eta 1, and more adds more noise.
       data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
         takes x0's mean.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.correlated(fs.interpolants.linear(), rho=0.5)
+      >>> mean, std = kernel.moments(x, x0, x1, jnp.float32(0.25), jnp.float32(0.125))
+      >>> print(f"{mean[0]:.3f} {std:.3f}")
+      1.625 0.108
     """
     if rho is None and kappa is None:
         kappa = 1.0
@@ -120,6 +128,14 @@ def exact(interpolant: Interpolant, diffusion: Diffusion, data_variance: float =
         numerically; where it is infinite at t = 1, g^2 must grow at least as 1 / (1 - t) does.
       data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
         takes x0's mean.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.exact(fs.interpolants.linear(), fs.diffusion.square(3.0))
+      >>> mean, std = kernel.moments(x, x0, x1, jnp.float32(0.25), jnp.float32(0.125))
+      >>> print(f"{mean[0]:.3f} {std:.3f}")
+      1.505 0.025
     """
     p, g = check_interpolant(interpolant), check_diffusion(diffusion)
     return Exact(p, g, data_variance=float(data_variance))

@@ -119,12 +119,26 @@ class SDEHeun(EulerMaruyama):
 
 
 def ode_euler(interpolant: Interpolant) -> Kernel:
-    """First-order step of the probability-flow ODE."""
+    """First-order step of the probability-flow ODE.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> kernel(jax.random.key(0), x, x0, x1, 0.25, 0.125).tolist()  # x + (s - t) (x1 - x0)
+      [1.5]
+    """
     return ODEEuler(check_interpolant(interpolant))
 
 
 def ode_heun(interpolant: Interpolant) -> Kernel:
-    """Second-order step of the probability-flow ODE, two evaluations; for `sample`."""
+    """Second-order step of the probability-flow ODE, two evaluations; for `sample`.
+
+    Example:
+      >>> kernel = fs.kernels.ode_heun(fs.interpolants.linear())
+      >>> kernel.evaluations, kernel.stochastic
+      (2, False)
+    """
     return ODEHeun(check_interpolant(interpolant))
 
 
@@ -134,6 +148,14 @@ def euler_maruyama(interpolant: Interpolant, diffusion: Diffusion) -> Kernel:
     Args:
       interpolant: of x and the times.
       diffusion: ``g(interpolant, t)``, see `flowsde.diffusion`.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.euler_maruyama(fs.interpolants.linear(), fs.diffusion.square(3.0))
+      >>> mean, std = kernel.moments(x, x0, x1, jnp.float32(0.25), jnp.float32(0.125))
+      >>> print(f"{mean[0]:.3f} {std:.3f}")
+      1.518 0.066
     """
     return EulerMaruyama(check_interpolant(interpolant), check_diffusion(diffusion))
 
@@ -155,5 +177,10 @@ def sde_heun(interpolant: Interpolant, diffusion: Diffusion) -> Kernel:
     Args:
       interpolant: of x and the times.
       diffusion: ``g(interpolant, t)``, see `flowsde.diffusion`.
+
+    Example:
+      >>> kernel = fs.kernels.sde_heun(fs.interpolants.linear(), fs.diffusion.square(3.0))
+      >>> kernel.evaluations, kernel.stochastic
+      (2, True)
     """
     return SDEHeun(check_interpolant(interpolant), check_diffusion(diffusion))

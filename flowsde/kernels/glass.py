@@ -171,6 +171,11 @@ def glass(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> kernel = fs.kernels.glass(fs.interpolants.linear(), inner_steps=4)
+      >>> kernel.inner_evaluations, kernel.stochastic  # beside the one at the start
+      (3, True)
     """
     p, steps = check_interpolant(interpolant), check_count("inner_steps", inner_steps)
     if kappa is not None:

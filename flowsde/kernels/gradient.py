@@ -112,6 +112,12 @@ def reward_gradient(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> ddim = fs.kernels.ddim(fs.interpolants.linear())
+      >>> kernel = fs.kernels.reward_gradient(ddim, temperature=0.1)
+      >>> kernel.uses_gradient, ddim.uses_gradient
+      (True, False)
     """
     check_positive("temperature", temperature)
     kernel = check_tiltable(kernel)

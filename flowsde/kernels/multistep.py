@@ -40,6 +40,12 @@ class Before(NamedTuple):
       x0, x1: the means that it used, [*shape].
       t: its time; 0 if there was none.
       earlier: x0 and time of the step before it, of solvers that look back so far.
+
+    Example:
+      >>> kernel = fs.kernels.ode_adams(fs.interpolants.linear())
+      >>> before = kernel.start(jnp.array([0.0]))
+      >>> float(before.t)  # no step yet
+      0.0
     """
 
     x: jax.Array
@@ -57,6 +63,15 @@ class Multistep(Static, abc.ABC):
       interpolant: in which x and times are.
       evaluations: model evaluations a step, 1.
       stochastic, inner_evaluations: as of a `Kernel`; none.
+
+    Example:
+      >>> kernel = fs.kernels.ode_adams(fs.interpolants.linear())
+      >>> x, x0, x1 = jnp.array([0.0]), jnp.array([2.0]), jnp.array([-2.0])
+      >>> before = kernel.start(x)
+      >>> for t, s in ((0.5, 0.25), (0.25, 0.0)):
+      ...     x, before = kernel(before, x, x0, x1, t, s)
+      >>> x.tolist()
+      [2.0]
     """
 
     interpolant: Interpolant
@@ -197,15 +212,42 @@ class UniPC(DPMSolver2M):
 
 
 def ode_adams(interpolant: Interpolant) -> Multistep:
-    """Two-step Adams with a free corrector: order 2, one evaluation a step."""
+    """Two-step Adams with a free corrector: order 2, one evaluation a step.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.ode_adams(fs.interpolants.linear())
+      >>> x_s, before = kernel(kernel.start(x), x, x0, x1, 0.25, 0.125)
+      >>> print(f"{x_s[0]:.2f}")  # exact, as x0 and x1 are constant
+      1.50
+    """
     return ODEAdams(check_interpolant(interpolant))
 
 
 def dpm_solver_2m(interpolant: Interpolant) -> Multistep:
-    """DPM-Solver++(2M): order 2, one evaluation a step."""
+    """DPM-Solver++(2M): order 2, one evaluation a step.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.dpm_solver_2m(fs.interpolants.linear())
+      >>> x_s, before = kernel(kernel.start(x), x, x0, x1, 0.25, 0.125)
+      >>> print(f"{x_s[0]:.2f}")  # exact, as x0 and x1 are constant
+      1.50
+    """
     return DPMSolver2M(check_interpolant(interpolant))
 
 
 def uni_pc(interpolant: Interpolant) -> Multistep:
-    """UniPC of order 2: DPM-Solver++(2M) with a free corrector of order 3."""
+    """UniPC of order 2: DPM-Solver++(2M) with a free corrector of order 3.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.uni_pc(fs.interpolants.linear())
+      >>> x_s, before = kernel(kernel.start(x), x, x0, x1, 0.25, 0.125)
+      >>> print(f"{x_s[0]:.2f}")  # exact, as x0 and x1 are constant
+      1.50
+    """
     return UniPC(check_interpolant(interpolant))

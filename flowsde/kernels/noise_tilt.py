@@ -167,6 +167,11 @@ def noise_tilt(kernel: Kernel, rho: float = 0.25, tile: int | None = None) -> Ke
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> kernel = fs.kernels.noise_tilt(fs.kernels.ddim(fs.interpolants.linear()), rho=0.25)
+      >>> kernel.uses_gradient, kernel.stochastic
+      (True, True)
     """
     kernel = check_tiltable(kernel)
     if not 0.0 <= rho <= 1.0:

@@ -97,6 +97,14 @@ def ddim(interpolant: Interpolant, eta: float = 1.0, data_variance: float = 0.0)
       eta: 0 keeps all noise (an ODE step), 1 redraws as much as ancestral sampling.
       data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
         takes x0's mean.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.ddim(fs.interpolants.linear(), eta=0.0)
+      >>> mean, std = kernel.moments(x, x0, x1, jnp.float32(0.25), jnp.float32(0.125))
+      >>> print(f"{mean[0]:.3f} {std:.3f}")  # eta = 0 is the ODE
+      1.500 0.000
     """
     return DDIM(check_interpolant(interpolant), float(eta), float(data_variance))
 
@@ -109,5 +117,13 @@ def cps(interpolant: Interpolant, eta: float = 0.5, data_variance: float = 0.0) 
       eta: share of fresh noise, 0 to 1.
       data_variance: assumed variance of the data, from which each step has x0's posterior spread; 0
         takes x0's mean.
+
+    Example:
+      >>> x0, x1 = jnp.array([2.0]), jnp.array([-2.0])
+      >>> x = 0.75 * x0 + 0.25 * x1  # at t = 0.25
+      >>> kernel = fs.kernels.cps(fs.interpolants.linear(), eta=1.0)
+      >>> mean, std = kernel.moments(x, x0, x1, jnp.float32(0.25), jnp.float32(0.125))
+      >>> print(f"{mean[0]:.3f} {std:.3f}")  # all noise is drawn anew
+      1.750 0.125
     """
     return CPS(check_interpolant(interpolant), float(eta), float(data_variance))

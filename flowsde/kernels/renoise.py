@@ -25,5 +25,13 @@ class Renoise(Kernel):
 
 
 def renoise(interpolant: Interpolant) -> Kernel:
-    """The forward process from t to a noisier s > t."""
+    """The forward process from t to a noisier s > t.
+
+    Example:
+      >>> kernel = fs.kernels.renoise(fs.interpolants.linear())
+      >>> x = jnp.array([1.5])  # clean, and then at t = 0.5
+      >>> mean, std = kernel.moments(x, x, x, jnp.float32(0.0), jnp.float32(0.5))
+      >>> print(f"{mean[0]:.2f} {std:.2f}")
+      0.75 0.50
+    """
     return Renoise(check_interpolant(interpolant))

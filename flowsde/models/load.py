@@ -58,6 +58,9 @@ def load(
       ValueError: it is of another format or version, or not what was written, naming the file; a
         rule names no axis of the mesh, or the devices do not share a parameter evenly, which is
         named; adapters do not fit, all of which is listed before weights are read.
+
+    Example:
+      >>> flow = fs.load("OUT")  # doctest: +SKIP
     """
     folder = check_path("folder", folder)
     how = (mesh, dtype, rules, numerics, verify)

@@ -48,6 +48,18 @@ class RewardError(RuntimeError):
       round: in which it did, counted from 0.
       result: `flowsde.Result` before that round; pass it on as ``resume`` to go on from there, or
         keep it with `flowsde.save_search`.
+
+    Example:
+      >>> def broken(images, cond):
+      ...     raise OSError("no answer")
+      >>> flow = fs.analytic.gaussian([0.0], 1.0).flow()
+      >>> kernel = fs.kernels.ddim(flow.interpolant)
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4))
+      >>> try:
+      ...     fs.run(jax.random.key(0), flow, search, fs.rewards.host(broken))
+      ... except fs.rewards.RewardError as error:
+      ...     print(error.round)  # the first at whose end pictures are finished
+      3
     """
 
     round: int = 0
@@ -65,6 +77,11 @@ class DeviceReward:
 
     That of several rewards (`flowsde.rewards.weighted`, …) gives those of all parts by name, which
     `combination` makes one of.
+
+    Example:
+      >>> reward = fs.rewards.device(lambda images, cond: images[:, 0], cost=0.5, minibatch=4)
+      >>> reward.cost, reward.minibatch
+      (0.5, 4)
     """
 
     fn: Callable[[jax.Array, Any], Any]
@@ -107,6 +124,11 @@ class HostReward:
     """A reward outside JAX: NumPy images [n, ...] and cond in, n floats out; see `host`, `remote`.
 
     A search is resumed only with the `version` that it was begun with.
+
+    Example:
+      >>> reward = fs.rewards.host(lambda images, cond: images[:, 0], timeout=60, version="1")
+      >>> reward.timeout, reward.version
+      (60, '1')
     """
 
     fn: Callable[[np.ndarray, Any], Any]
@@ -187,6 +209,11 @@ def device(
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
+
+    Example:
+      >>> reward = fs.rewards.device(lambda images, cond: images[:, 0], name="left", cost=0.5)
+      >>> reward(jnp.array([[3.0, 2.0], [1.0, 4.0]]), None).tolist()
+      [3.0, 1.0]
     """
     partial_fn = as_partial("reward", fn)
     _check_call(fn)
@@ -219,6 +246,11 @@ def host(
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
+
+    Example:
+      >>> reward = fs.rewards.host(lambda images, cond: images[:, 0].tolist(), name="left")
+      >>> reward(np.array([[3.0, 2.0], [1.0, 4.0]]), None).tolist()
+      [3.0, 1.0]
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")

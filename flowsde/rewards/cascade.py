@@ -43,6 +43,13 @@ def cascade(cheap: Any, dear: HostReward, *, threshold: float, floor: float) -> 
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> cheap = fs.rewards.host(lambda images, cond: images[:, 0], name="cheap")
+      >>> dear = fs.rewards.host(lambda images, cond: images[:, 1], name="dear")
+      >>> reward = fs.rewards.cascade(cheap, dear, threshold=2.0, floor=0.0)
+      >>> reward(np.array([[3.0, 5.0], [1.0, 9.0]]), None).tolist()  # 0 - (2 - 1) of the second
+      [5.0, -1.0]
     """
     if not isinstance(dear, HostReward):
         raise TypeError(

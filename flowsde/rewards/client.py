@@ -54,6 +54,11 @@ def remote(
     Raises:
       ValueError, TypeError: naming the argument.
       RewardError: no server answers, or they serve another reward, or different versions.
+
+    Example:
+      >>> reward = fs.rewards.remote("http://127.0.0.1:8321")  # flowsde serve-reward, there
+      >>> reward(np.zeros([2, 8, 8, 3], np.float32), None).shape
+      (2,)
     """
     every = [urls] if isinstance(urls, str) else list(urls)
     if not every or not all(isinstance(url, str) for url in every):

@@ -77,6 +77,11 @@ def judge(
     Raises:
       ValueError, TypeError: naming the argument.
       RewardError: the server does not answer the question.
+
+    Example:
+      >>> reward = fs.rewards.judge("http://127.0.0.1:8000/v1", minibatch=4)
+      >>> reward(np.zeros([2, 8, 8, 3], np.float32), ["a red circle", "a blue square"]).shape
+      (2,)
     """
     check_choice("formula", formula, get_args(Formula))
     check_choice("neither", neither, ("error", "no"))

@@ -45,6 +45,13 @@ def judge_pairs(
     Raises:
       ValueError, TypeError: naming the argument.
       RewardError: the server does not answer a question about two grey pictures.
+
+    Example:
+      >>> compare = fs.rewards.judge_pairs("http://127.0.0.1:8000/v1")
+      >>> images = np.zeros([4, 8, 8, 3], np.float32)
+      >>> found = fs.tournament(jax.random.key(0), compare, images, "a red circle")
+      >>> found.ranking.shape
+      (4,)
     """
     check_choice("neither", neither, ("error", "tie"))
     asked = Asked.checked(question, answers, against)

@@ -43,6 +43,13 @@ def weighted(rewards: Sequence[Any], weights: Sequence[float]) -> Reward:
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> left = fs.rewards.device(lambda images, cond: images[:, 0], name="left")
+      >>> right = fs.rewards.device(lambda images, cond: images[:, 1], name="right")
+      >>> reward = fs.rewards.weighted([left, right], [1.0, -0.5])
+      >>> reward(jnp.array([[3.0, 2.0]]), None).tolist()
+      [2.0]
     """
     numbers = _one_each("weights", weights, rewards)
     if 0.0 in numbers:
@@ -58,6 +65,13 @@ def minimum(rewards: Sequence[Any], scales: Sequence[float] | None = None) -> Re
       scales: positive, by which they are multiplied before they are compared; 1 by default.
 
     Returns, Raises: as `weighted`.
+
+    Example:
+      >>> left = fs.rewards.device(lambda images, cond: images[:, 0], name="left")
+      >>> right = fs.rewards.device(lambda images, cond: images[:, 1], name="right")
+      >>> reward = fs.rewards.minimum([left, right])
+      >>> reward(jnp.array([[3.0, 2.0]]), None).tolist()
+      [2.0]
     """
     given = [1.0] * len(_listed(rewards)) if scales is None else scales
     numbers = _one_each("scales", given, rewards)
@@ -80,6 +94,14 @@ def lexicographic(rewards: Sequence[Any], steps: Sequence[float]) -> Reward:
         difference that matters.
 
     Returns, Raises: as `weighted`.
+
+    Example:
+      >>> left = fs.rewards.device(lambda images, cond: images[:, 0], name="left")
+      >>> right = fs.rewards.device(lambda images, cond: images[:, 1], name="right")
+      >>> reward = fs.rewards.lexicographic([left, right], [1.0, 1.0])
+      >>> scores = reward(jnp.array([[3.0, 0.0], [2.0, 9.0], [3.0, 1.0]]), None)
+      >>> np.argsort(-scores).tolist()
+      [2, 0, 1]
     """
     numbers = _one_each("steps", steps, rewards)
     for number in numbers:
@@ -105,6 +127,14 @@ def normalised(
       weights: as for `weighted`; 1 by default.
 
     Returns, Raises: as `weighted`.
+
+    Example:
+      >>> left = fs.rewards.device(lambda images, cond: images[:, 0], name="left")
+      >>> right = fs.rewards.device(lambda images, cond: images[:, 1], name="right")
+      >>> pool = {"left": [1.0, 3.0], "right": [0.0, 2.0]}  # 2 and 1, give or take 1
+      >>> reward = fs.rewards.normalised([left, right], pool)
+      >>> reward(jnp.array([[3.0, 2.0]]), None).tolist()
+      [2.0]
     """
     parts = [as_reward(one) for one in _listed(rewards)]
     given = [1.0] * len(parts) if weights is None else weights

@@ -59,6 +59,11 @@ def job(
       process: the number of this one.
       heartbeat: seconds after which a process that is not heard of is lost, and JAX ends the
         others (by SIGABRT).
+
+    Example:
+      >>> with fs.distributed.job(processes=1):  # else coordinator, processes and process
+      ...     print(jax.process_count())
+      1
     """
     if processes == 1:
         yield
@@ -95,6 +100,17 @@ def own_prompts(result: Result, prompt_ids: Any) -> Iterator[tuple[int, Result]]
 
     Raises:
       ValueError: the result is of another number of prompts.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> ids = [3, 1]
+      >>> result = fs.run(jax.random.key(0), flow, search, reward, prompt_ids=ids)
+      >>> {i: int(own.nfe) for i, own in fs.distributed.own_prompts(result, ids)}
+      {3: 40, 1: 40}
     """
     ids = np.asarray(prompt_ids)
     if ids.shape != np.shape(result.nfe):

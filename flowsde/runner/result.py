@@ -96,6 +96,16 @@ class Result(NamedTuple):
         whose `state` has them: `flowsde.search.weighted_sample`.
       draft_evaluations: evaluations of the draft flow's model that were computed, padding included,
         which `evaluations` leaves out; `nfe` has what they are charged. None without a draft flow.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> result = fs.run(jax.random.key(0), flow, search, reward, prompt_ids=[0, 1])
+      >>> result.x0.shape, result.reward.shape, result.nfe.tolist()
+      ((2, 2), (2,), [40, 40])
     """
 
     image: Any

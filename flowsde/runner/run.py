@@ -119,6 +119,16 @@ def run(
       RewardError: a reward outside JAX failed; it names the reward and the round, and its
         `result` can be resumed.
       OutOfTime: `seconds` ended before any reward, for rounds were slower than measured; likewise.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> result = fs.run(jax.random.key(0), flow, search, reward)
+      >>> bool(result.reward > 0), int(result.nfe)
+      (True, 40)
     """
     job = prepare(**locals())
     if isinstance(job.reward, HostReward) or job.seconds is not None:
@@ -166,6 +176,17 @@ def iterate(
     For progress bars, host rewards, stopping early and saving: any of the results can be
     resumed, see `flowsde.save_search`. Arguments as for `run`; they are checked at the call, not
     at the first round.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> for result in fs.iterate(jax.random.key(0), flow, search, reward):
+      ...     pass  # result.reward and result.nfe of so many rounds
+      >>> int(result.nfe)
+      40
     """
     return _iterate(prepare(**locals()))
 

@@ -49,6 +49,15 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
 
     Raises:
       ValueError: another process is writing to the folder, or its `.flowsde` is not flowsde's.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> for result in fs.iterate(jax.random.key(0), flow, search, reward):
+      ...     fs.save_search("OUT", search, result)
     """
     folder = check_path("folder", folder)
     if result.state is None:
@@ -71,6 +80,18 @@ def restore_search(folder: str | Path, search: Search) -> Result:
     Raises:
       FileNotFoundError: the folder holds no saved search.
       ValueError: it holds one of another search or an earlier version, or none that can be read.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> first = next(fs.iterate(jax.random.key(0), flow, search, reward))
+      >>> fs.save_search("OUT", search, first)
+      >>> saved = fs.restore_search("OUT", search)
+      >>> int(fs.run(jax.random.key(0), flow, search, reward, resume=saved).nfe)
+      40
     """
     folder = check_path("folder", folder)
     own = folder / HIDDEN / SEARCH

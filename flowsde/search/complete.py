@@ -67,6 +67,12 @@ class Complete(Wrapper):
       steps: evaluations of finishing.
       order: evaluations a step, 1 of Euler or 2 of Heun.
       solver: of the steps, of one evaluation each, in place of Euler; or None.
+
+    Example:
+      >>> kernel = fs.kernels.ddim(fs.interpolants.linear())
+      >>> search = fs.search.svdd(nfe=40, kernel=kernel, grid=fs.grids.uniform(8), finish_steps=5)
+      >>> type(search).__name__, search.steps, search.inner.nfe
+      ('Complete', 5, 35)
     """
 
     steps: int

@@ -326,6 +326,15 @@ def dfs(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 40, "kernel": fs.kernels.ddim(flow.interpolant)}
+      >>> search = fs.search.dfs(grid=fs.grids.uniform(8), chains=1, **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 40)
+      (True, True)
     """
     times = as_grid("grid", grid)
     last = len(times) - 2

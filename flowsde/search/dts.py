@@ -318,6 +318,15 @@ def dts(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 40, "kernel": fs.kernels.ddim(flow.interpolant)}
+      >>> search = fs.search.dts(grid=fs.grids.uniform(8), **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 40)
+      (True, True)
     """
     if select not in get_args(Select):
         raise ValueError(f"select must be 'bound' or 'sample', got {select!r}")

@@ -62,6 +62,15 @@ def epsilon_greedy(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 40, "kernel": fs.kernels.ddim(flow.interpolant)}
+      >>> search = fs.search.epsilon_greedy(grid=fs.grids.uniform(8), neighbours=2, **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 40)
+      (True, True)
     """
     for name, share in (("epsilon", epsilon), ("epsilon_middle", epsilon_middle)):
         if not 0.0 <= share <= 1.0:

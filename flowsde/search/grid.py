@@ -34,6 +34,12 @@ class GridSearch(SearchBase):
       grid: times falling to 0, from 1 or from that of a given start.
       value: how particles above the last time are scored; None by their posterior means.
       given: what particles of step 0 begin from, while a prompt is asked; else None.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> isinstance(search, fs.search.GridSearch), search.grid
+      (True, (1.0, 0.75, 0.5, 0.25, 0.0))
     """
 
     nfe: int
@@ -138,7 +144,17 @@ class GridSearch(SearchBase):
 
 
 def to_particles(candidates: Candidates, evals: Evaluation) -> Particle:
-    """Candidates together with their evaluation; a reward only where one was wanted."""
+    """Candidates together with their evaluation; a reward only where one was wanted.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> state = search.init(jax.random.key(0), (3,), jnp.inf, jnp.int32(8))
+      >>> state, candidates = search.ask(state)
+      >>> evals = fs.search.Evaluation(candidates.x, candidates.x, reward=jnp.ones(2))
+      >>> fs.search.to_particles(candidates, evals).reward.tolist()  # none was wanted
+      [-inf, -inf]
+    """
     told = candidates.valid & (candidates.wants_reward | candidates.wants_gradient)
     reward = jnp.where(told, evals.reward, -jnp.inf)
     return Particle(candidates.x, candidates.t, evals.x0, evals.x1, reward, evals.gradient)
@@ -160,7 +176,13 @@ def further(winner: Particle, best: Particle, anyway: Any = True) -> jax.Array:
 @jax.custom_batching.custom_vmap
 def any_over_prompts(condition: jax.Array) -> jax.Array:
     """A condition; vmapped over prompts, whether it holds for any, so that `lax.cond` skips work
-    that none of them wants."""
+    that none of them wants.
+
+    Example:
+      >>> wanted = jnp.array([True, False])  # of two prompts
+      >>> bool(jax.vmap(fs.search.any_over_prompts, out_axes=None)(wanted))
+      True
+    """
     return condition
 
 
@@ -180,6 +202,11 @@ def map_valid(f: Callable[..., Any], valid: jax.Array, *rows: jax.Array) -> Any:
       valid: bool [w]; x of other rows is not used.
       rows: arrays [w, ...]. What is as large as a particle is better closed over, and taken by a
         row's number: a loop over it would begin with a copy.
+
+    Example:
+      >>> valid, rows = jnp.array([True, True]), jnp.array([1.0, 2.0])
+      >>> fs.search.map_valid(lambda row: 10 * row, valid, rows).tolist()
+      [10.0, 20.0]
     """
     size = max(k for k in range(1, _ROWS_AT_ONCE + 1) if valid.size % k == 0)
     wanted = any_over_prompts(jnp.any(valid.reshape(-1, size), 1))
@@ -196,7 +223,13 @@ def map_valid(f: Callable[..., Any], valid: jax.Array, *rows: jax.Array) -> Any:
 
 
 def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
-    """`jnp.where` over two pytrees; the condition has the leaves' leading axes."""
+    """`jnp.where` over two pytrees; the condition has the leaves' leading axes.
+
+    Example:
+      >>> a, b = {"x": jnp.ones([2, 2])}, {"x": jnp.zeros([2, 2])}
+      >>> fs.search.tree_where(jnp.array([True, False]), a, b)["x"].tolist()
+      [[1.0, 1.0], [0.0, 0.0]]
+    """
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(
@@ -207,12 +240,24 @@ def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
 
 
 def tree_take(tree: Any, index: jax.Array) -> Any:
-    """Row `index` of every leaf."""
+    """Row `index` of every leaf.
+
+    Example:
+      >>> fs.search.tree_take({"x": jnp.array([[1.0], [2.0]])}, 1)["x"].tolist()
+      [2.0]
+    """
     return jax.tree.map(lambda a: a[index], tree)
 
 
 def fold_in_ids(key: jax.Array, *ids: jax.Array) -> jax.Array:
-    """Fold identities into a key, one after the other."""
+    """Fold identities into a key, one after the other.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> one_by_one = jax.random.fold_in(jax.random.fold_in(key, 3), 1)
+      >>> bool(fs.search.fold_in_ids(key, 3, 1) == one_by_one)
+      True
+    """
     key = as_key(key)
     for i in ids:
         key = jax.random.fold_in(key, i)
@@ -224,13 +269,22 @@ def even_shares(total: Any, parts: int) -> Any:
 
     Like `affordable_units`, for a Python or a traced number: operators alone, so that shapes can
     be computed from it.
+
+    Example:
+      >>> fs.search.even_shares(11, 4).tolist()
+      [3, 3, 3, 2]
     """
     index = np.arange(parts, dtype=np.int32)
     return total // parts + (index < total % parts).astype(np.int32)
 
 
 def affordable_units(total: Any, parts: int, cost: int, last: int) -> Any:
-    """`affordable` for parts whose units cost the same, but for the last: 1 to `cost`."""
+    """`affordable` for parts whose units cost the same, but for the last: 1 to `cost`.
+
+    Example:
+      >>> fs.search.affordable_units(jnp.int32(11), 3, cost=2, last=1).tolist()
+      [2, 2, 3]
+    """
     return affordable(total, [cost] * (parts - 1) + [last])
 
 

@@ -123,6 +123,17 @@ def keep(search: Search, k: int) -> Keeping:
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.bon(
+      ...     nfe=40, kernel=fs.kernels.ode_euler(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> search = fs.search.keep(search, 3)
+      >>> result = fs.run(jax.random.key(0), flow, search, reward)
+      >>> bool(result.top(3)[0].reward == result.reward), len(result.top(3))
+      (True, 3)
     """
     if not isinstance(search, Search):
         raise TypeError(f"search must be a flowsde.search.Search, got {type(search).__name__}")

@@ -54,6 +54,14 @@ class Candidates(NamedTuple):
       key: uint32 [w, 2], data of random keys, if the search looks ahead at random; else None.
       draft: bool [w], which are evaluated by the draft flow, and cost `draft_cost` each, if the
         search has one (`flowsde.search.drafts`); else None.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> state = search.init(jax.random.key(0), (3,), jnp.inf, jnp.int32(8))
+      >>> state, candidates = search.ask(state)
+      >>> candidates.x.shape, candidates.t.tolist(), candidates.wants_reward.tolist()
+      ((2, 3), [1.0, 1.0], [False, False])
     """
 
     x: Any
@@ -80,6 +88,16 @@ class Evaluation(NamedTuple):
       x: where candidates that were `Moving` have arrived; None when told, and without.
       asked: of parts that are not asked about every picture, how often each was, int32 [w] by name;
         None when told, and without.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> state = search.init(jax.random.key(0), (3,), jnp.inf, jnp.int32(8))
+      >>> state, candidates = search.ask(state)
+      >>> evals = fs.search.Evaluation(x0=candidates.x, x1=candidates.x, reward=jnp.zeros(2))
+      >>> state, info = search.tell(state, candidates, evals)
+      >>> int(info.charged)
+      2
     """
 
     x0: jax.Array
@@ -100,6 +118,13 @@ class Particle(NamedTuple):
       t: its time, float32.
       reward: of its decoded x0, float32; -inf before there is one.
       gradient: of the reward in x, [*shape]; None unless the search is guided.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> state = search.init(jax.random.key(0), (3,), jnp.inf, jnp.int32(8))
+      >>> search.best(state).x.shape, float(search.best(state).reward)  # before the first round
+      ((3,), -inf)
     """
 
     x: jax.Array
@@ -149,6 +174,16 @@ class Info(NamedTuple):
       parts: float32 [w] each, what the parts of a combined reward say, by name; NaN where none was
         wanted, the mean where several pictures were seen ahead. None of any other reward.
       draft_evaluations: int32, as in `Result`, of this round; None without a draft flow.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.bon(
+      ...     nfe=40, kernel=fs.kernels.ode_euler(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> info = fs.run(jax.random.key(0), flow, search, reward).info  # of every round
+      >>> int(info.charged.sum()), bool(info.best_reward[-1] == info.path_reward.max())
+      (40, True)
     """
 
     time: jax.Array
@@ -178,6 +213,16 @@ class Lines(NamedTuple):
       parent: int32 [m], the line, as it stood before the round, that the particle continues; -1
         for none.
       particle: [m].
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> state = search.init(jax.random.key(0), (3,), jnp.inf, jnp.int32(8))
+      >>> state, candidates = search.ask(state)
+      >>> evals = fs.search.Evaluation(x0=candidates.x, x1=candidates.x, reward=jnp.zeros(2))
+      >>> state, info = search.tell(state, candidates, evals)
+      >>> search.lines(state, info).parent.tolist()  # of the first round
+      [-1, -1]
     """
 
     number: jax.Array
@@ -190,6 +235,14 @@ class BudgetTooSmall(ValueError):
 
     Attributes:
       least: the smallest budget that would do, in the unit of the budget that was given.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> try:
+      ...     fs.search.bon(nfe=3, kernel=kernel, grid=fs.grids.uniform(4))
+      ... except fs.search.BudgetTooSmall as error:
+      ...     print(error.least)
+      4
     """
 
     def __init__(self, message: str, least: int):
@@ -199,7 +252,14 @@ class BudgetTooSmall(ValueError):
 
 @runtime_checkable
 class Search(Protocol):
-    """The protocol of every method; see the module's docstring. `SearchBase` has defaults."""
+    """The protocol of every method; see the module's docstring. `SearchBase` has defaults.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> isinstance(search, fs.search.Search), search.n_candidates, search.with_nfe(4).nfe
+      (True, 2, 4)
+    """
 
     @property
     def nfe(self) -> int:
@@ -281,7 +341,14 @@ def inner_kernel(search: Any) -> Kernel | None:
 
 
 class SearchBase(Static):
-    """Base of searches, with what most of them need not say; for the rest see `Search`."""
+    """Base of searches, with what most of them need not say; for the rest see `Search`.
+
+    Example:
+      >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())
+      >>> search = fs.search.bon(nfe=8, kernel=kernel, grid=fs.grids.uniform(4), width=2)
+      >>> isinstance(search, fs.search.SearchBase), search.uses_gradient
+      (True, False)
+    """
 
     @property
     def uses_gradient(self) -> bool:

@@ -58,7 +58,15 @@ class PsiState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PsiSampler(GridSearch):
-    """See `psi`; without finishing."""
+    """See `psi`; without finishing.
+
+    Example:
+      >>> kernel = fs.kernels.ddim(fs.interpolants.linear())
+      >>> grid = fs.grids.uniform(8)
+      >>> search = fs.search.psi(nfe=60, kernel=kernel, grid=grid, finish="mean")
+      >>> type(search).__name__, search.nfe
+      ('PsiSampler', 60)
+    """
 
     charges_moves: ClassVar[bool] = True
 
@@ -323,6 +331,15 @@ def psi(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 60, "kernel": fs.kernels.ddim(flow.interpolant)}
+      >>> search = fs.search.psi(grid=fs.grids.uniform(8), temperature=0.5, **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 60)
+      (True, True)
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")

@@ -37,6 +37,10 @@ def encode(prompt: str) -> np.ndarray:
     Raises:
       TypeError: it is no string.
       ValueError: naming a word that it does not know.
+
+    Example:
+      >>> fs.shapes.encode("two green triangles").shape
+      (8,)
     """
     return tokenize(parse(prompt))
 
@@ -77,6 +81,11 @@ def load_flow(path: Path | None = None, guidance: float = 1.0, model: str = "sha
       path: weights written by ``flowsde train``, of the same model; the packaged ones by default.
       guidance: scale of classifier-free guidance; any other than 1 costs two evaluations.
       model: "shapes", or "shapes-turbo", which is distilled to four steps.
+
+    Example:
+      >>> flow = fs.shapes.load_flow()
+      >>> flow.shape
+      (32, 32, 3)
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
@@ -103,7 +112,13 @@ def _reward_fn(config: scorer.ScorerConfig, measure: str):
 
 
 def load_scorer(path: Path | None = None) -> tuple[scorer.Params, scorer.ScorerConfig]:
-    """Parameters and sizes of the learned scorer, the packaged one by default."""
+    """Parameters and sizes of the learned scorer, the packaged one by default.
+
+    Example:
+      >>> params, config = fs.shapes.load_scorer()
+      >>> type(config).__name__
+      'ScorerConfig'
+    """
     return _read(path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.shapes)
 
 
@@ -114,6 +129,11 @@ def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tr
       measure: "likelihood", the learned scorer's log-likelihood of the caption's counts; or
         "rss", minus the squared error of its most likely counts (0 is a perfect picture).
       path: weights written by ``flowsde train scorer``; the packaged ones by default.
+
+    Example:
+      >>> reward, cond = fs.shapes.load_reward(), fs.shapes.encode("one red circle")
+      >>> reward(jnp.zeros([4, 32, 32, 3]), jnp.stack([cond] * 4)).shape
+      (4,)
     """
     measure_named(measure)
     params, config = load_scorer(path)

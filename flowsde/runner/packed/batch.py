@@ -109,6 +109,16 @@ def batch(
     Raises:
       ValueError, TypeError: naming the argument, at the call; or naming the reward.
       RewardError: a reward outside JAX failed. Prompts that have ended were given before.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.svdd(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> found = dict(fs.batch(jax.random.key(0), flow, search, reward, prompt_ids=[3, 1, 2]))
+      >>> sorted(found), int(found[3].nfe)
+      ([1, 2, 3], 40)
     """
     size = check_count("batch_size", batch_size)
     many = None if slots is None else check_count("slots", slots)

@@ -56,6 +56,15 @@ def halving(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 40, "kernel": fs.kernels.ode_euler(flow.interpolant)}
+      >>> search = fs.search.halving(grid=fs.grids.uniform(8), draft_steps=2, **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 40)
+      (True, True)
     """
     times, cost = as_grid("grid", grid), None if draft_cost is None else as_draft_cost(draft_cost)
     if draft_steps is None:

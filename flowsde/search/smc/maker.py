@@ -90,6 +90,15 @@ def smc(
 
     Raises:
       ValueError, TypeError: naming the argument.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> budget = {"nfe": 40, "kernel": fs.kernels.ddim(flow.interpolant)}
+      >>> search = fs.search.smc(grid=fs.grids.uniform(8), temperature=0.5, **budget)
+      >>> result = fs.run(jax.random.key(1), flow, search, reward)
+      >>> bool(result.reward > 0), bool(result.nfe <= 40)
+      (True, True)
     """
     for name, word, known in (
         ("potential", potential, POTENTIALS),

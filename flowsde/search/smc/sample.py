@@ -47,6 +47,16 @@ class Weights(NamedTuple):
       best: float32, log weight of the answer, together with particles that are equal to it; -inf
         where it is none of them, as where finishing moved it on.
       kept: float32 [k], the same of what `flowsde.search.keep` remembers; None without.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.smc(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> found = dict(fs.batch(jax.random.key(0), flow, search, reward, prompt_ids=[0, 1]))
+      >>> type(found[0].weights).__name__
+      'Weights'
     """
 
     t: jax.Array
@@ -72,6 +82,17 @@ def weighted_sample(search: Search, state: Any) -> WeightedSample:
     Raises:
       TypeError: the search is another one, or the state is not one of its runs.
       ValueError: there is no state, as from `flowsde.batch`, or the chains of `psi` still walk.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
+      >>> search = fs.search.smc(
+      ...     nfe=40, kernel=fs.kernels.ddim(flow.interpolant), grid=fs.grids.uniform(8)
+      ... )
+      >>> result = fs.run(jax.random.key(0), flow, search, reward)
+      >>> sample = fs.search.weighted_sample(search, result.state)
+      >>> print(f"{np.sum(np.exp(sample.log_weights)):.3f}")
+      1.000
     """
     if state is None:
         raise ValueError("state is None: flowsde.batch keeps none, flowsde.run and iterate do")
