@@ -90,6 +90,16 @@ def tune(
         the budget is too small for Best-of-N (of seconds, once that was timed); no setting has a
         finite reward.
       RewardError: a reward outside JAX failed.
+
+    Example:
+      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
+      >>> reward = lambda images, cond: images[:, 0]
+      >>> path = {"interpolant": "linear", "kernel": "ode_euler", "grid": "uniform"}
+      >>> make = fs.tuning.settings.Setting.of  # without `settings` all methods race, for minutes
+      >>> settings = [make("bon", **path, steps=steps) for steps in (2, 4)]
+      >>> tuned = fs.tune(jax.random.key(0), flow, reward, nfe=16, settings=settings)
+      >>> tuned.setting.method, tuned.search.nfe
+      ('bon', 16)
     """
     key, seconds = as_key(key), check_seconds(seconds, nfe)
     if seconds is None:
