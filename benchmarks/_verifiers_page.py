@@ -62,14 +62,23 @@ def table(found: dict[str, Any]) -> str:
             _ratio(row, "bon_odds_ratio"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    ratio, clocked = found["ratio"], found["clocked"]
-    overlapped = "{smc remote:.2f} of the seconds of SMC and {bon remote:.2f} of those of Best-of-N"
     lines += [
         "",
         f"A search costs {found['price']:.0f} evaluations, a dear call {found['cost']:.0f} and a "
-        f"cheap one {found['cheap']:.2f}. By the clock, overlapping takes "
-        f"{overlapped.format(**ratio)}, with a cascade {ratio['smc cascade, remote']:.2f} of those "
-        f"of SMC with it; a cascade that overlaps nothing takes {clocked['cascade']:.2f} of the "
-        f"seconds of SMC without, where {clocked['counted']:.2f} are counted.",
+        f"cheap one {found['cheap']:.2f}. {_clocked(found)}",
     ]
     return "\n".join(lines)
+
+
+def _clocked(found: dict[str, Any]) -> str:
+    """What overlapping takes, once that has been measured."""
+    if "ratio" not in found:
+        return "What overlapping saves has not been measured."
+    ratio, clocked = found["ratio"], found["clocked"]
+    return (
+        f"By the clock, overlapping takes {ratio['smc remote']:.2f} of the seconds of SMC and "
+        f"{ratio['bon remote']:.2f} of those of Best-of-N, with a cascade "
+        f"{ratio['smc cascade, remote']:.2f} of those of SMC with it; a cascade that overlaps "
+        f"nothing takes {clocked['cascade']:.2f} of the seconds of SMC without, where "
+        f"{clocked['counted']:.2f} are counted."
+    )
