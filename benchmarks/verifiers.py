@@ -367,7 +367,7 @@ def served(task: str, seconds: float) -> Iterator[str]:
 
 def evaluation_seconds() -> float:
     """Of the model in full batches, as the machine is now: the median of several."""
-    return statistics.median(_tasks_costs.forward("network", MODEL, 1) for _ in range(9))
+    return statistics.median(_tasks_costs.forward_each("network", MODEL))
 
 
 @dataclasses.dataclass(frozen=True)
