@@ -32,15 +32,20 @@ VERIFIERS = (0, 1, 5)
 _NFE, _PROMPTS = 100, 16
 
 
-def least(run: Callable[[], Any], repetitions: int) -> float:
-    """Seconds of the quickest of several runs, after one that compiles."""
+def each(run: Callable[[], Any], repetitions: int) -> list[float]:
+    """Seconds of several runs, after one that compiles."""
     jax.block_until_ready(run())
     found = []
     for _ in range(repetitions):
         began = time.perf_counter()
         jax.block_until_ready(run())
         found.append(time.perf_counter() - began)
-    return min(found)
+    return found
+
+
+def least(run: Callable[[], Any], repetitions: int) -> float:
+    """Seconds of the quickest of them."""
+    return min(each(run, repetitions))
 
 
 def _network(model: str) -> tuple[Callable[..., Any], Any, jax.Array]:
@@ -72,11 +77,16 @@ _FUNCTIONS: dict[str, Callable[[str], tuple[Callable[..., Any], Any, jax.Array]]
 }
 
 
-def forward(kind: str, name: str, repetitions: int = 10) -> float:
-    """Seconds of one evaluation of a network or of a task's reward."""
+def forward_each(kind: str, name: str, repetitions: int = 10) -> list[float]:
+    """Seconds of one evaluation of a network or of a task's reward, in several batches."""
     f, given, x = _FUNCTIONS[kind](name)
     evaluate = jax.jit(f)
-    return least(lambda: evaluate(given, x), repetitions) / BATCH
+    return [seconds / BATCH for seconds in each(lambda: evaluate(given, x), repetitions)]
+
+
+def forward(kind: str, name: str, repetitions: int = 10) -> float:
+    """The least of them."""
+    return min(forward_each(kind, name, repetitions))
 
 
 def backward(kind: str, name: str, repetitions: int = 10) -> float:

@@ -31,6 +31,7 @@ from _speed_page import (
 from _tasks_claims import table as claims
 from _tasks_page import best_settings, of_paper, of_tuned, recommended
 from _tasks_plan import paper_settings
+from _verifiers_page import table as verifiers_table
 from _world_page import base_success, diagnosis, methods_analytic, scorer
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,11 @@ def tuned() -> str:
     return of_tuned(json.loads((RESULTS / "tuned.json").read_text())["rows"])
 
 
+def verifiers() -> str:
+    """Ways of asking a dear verifier, of `verifiers.json`."""
+    return verifiers_table(json.loads((RESULTS / "verifiers.json").read_text()))
+
+
 def gradients() -> str:
     """What gradients buy, of `gradients.json`."""
     return gradient_tables(json.loads((RESULTS / "gradients.json").read_text()))
@@ -117,6 +123,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks_claims": tasks_claims,
     "tasks_guided": tasks_guided,
     "tuned": tuned,
+    "verifiers": verifiers,
     "diagnosis": diagnosis,
     "search_overhead": search_overhead,
 }
