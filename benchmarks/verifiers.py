@@ -37,44 +37,33 @@ bon_difference and bon_odds_ratio to Best-of-N that asks directly. Intervals are
 captions.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-import _tasks_costs
-import _tasks_settings as settings
-import jax
 import numpy as np
 import tyro
 from _files import save_json
-from _tasks_measure import BATCH, conds, load_flow, numbers
+from _tasks_measure import BATCH
+from _verifiers_clock import Clocked, clock
 from _verifiers_page import WAYS, compare, table
-from _verifiers_rewards import cheap, dear, scoring
+from _verifiers_rows import (
+    COST,
+    SLACK,
+    Gate,
+    Pool,
+    Row,
+    affordable,
+    bon_row,
+    bon_size,
+    cheap_price,
+    draw_pool,
+    smc_row,
+)
 
 import flowsde as fs
-from flowsde import shapes
-from flowsde.rewards.combination import Cascaded
-from flowsde.shapes.tasks import TASKS
-from flowsde.tuning.intervals import success
-
-COST = 5.0
-"""Evaluations of the model that a call of the dear reward costs."""
-MODEL = "shapes"
-SMC = settings.make(
-    "smc", settings.VP, steps=10, finish_steps=3, temperature=0.25, potential="difference"
-)
-"""As recommended: the default that `tasks.py` chose."""
-SLACK = 1.02
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,26 +118,6 @@ QUICK = Plan(
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """What the dear reward is asked about.
-
-    Attributes:
-      share, level: quantiles, of the cheap reward and of the dear one above the threshold.
-      threshold, floor: of `fs.rewards.cascade`.
-    """
-
-    share: float
-    level: float
-    threshold: float
-    floor: float
-
-    @property
-    def name(self) -> str:
-        """By quantiles, which tasks share."""
-        return f"{self.share:g} {self.level:g}"
-
-
 @dataclasses.dataclass
 class Results:
     """The file."""
@@ -184,295 +153,6 @@ class Results:
     def save(self) -> None:
         """To the file."""
         save_json(self.path, self.found)
-
-
-# ---------------------------------------------------------------------------------- prices
-
-
-def price(charged: float, cheap_calls: float, dear_calls: float, of_cheap: float) -> float:
-    """Of a search that overlaps nothing, in evaluations of the model."""
-    return charged + of_cheap * cheap_calls + COST * dear_calls
-
-
-def affordable(row: Row, of_cheap: float, budget: float) -> int:
-    """The largest NFE of SMC, k particles of ten steps and three to finish, for a price.
-
-    Args:
-      row: of one budget, whose calls an evaluation are taken to be those of any other.
-      of_cheap: price of a cheap call.
-      budget: what may be spent, with `SLACK`.
-    """
-    cheap_calls, dear_calls = (row[name] / row["charged"] for name in ("cheap_calls", "dear_calls"))
-    each = price(1.0, cheap_calls, dear_calls, of_cheap)
-    return max(1, int((SLACK * budget / each - 3.0) // 10.0)) * 10 + 3
-
-
-def cheap_price() -> float:
-    """Of the cheap reward, by the seconds of an evaluation; both at their best, in turns."""
-    pairs = [
-        (_tasks_costs.forward("reward", "counts", 3), _tasks_costs.forward("network", MODEL, 3))
-        for _ in range(3)
-    ]
-    return min(first for first, _ in pairs) / min(second for _, second in pairs)
-
-
-# ---------------------------------------------------------------------------------- Best-of-N
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """Plain samples: rewards float [P, M, N] of captions and seeds, and whether they succeed."""
-
-    cheap: np.ndarray
-    dear: np.ndarray
-    success: np.ndarray
-
-
-@cache
-def plain(texts: tuple[str, ...], seeds: int, steps: int, n: int) -> list[np.ndarray]:
-    """N pictures of each seed and caption in so many steps of the ODE; tasks share them."""
-    kernel, grid = fs.kernels.ode_euler(fs.interpolants.linear()), fs.grids.uniform(steps)
-    made = []
-    for seed, i in np.ndindex(seeds, len(texts)):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        cond = np.stack([shapes.encode(texts[i])] * n)
-        images = fs.sample(key, load_flow(MODEL), kernel=kernel, grid=grid, n=n, cond=cond)
-        made.append(np.asarray(images))
-    return made
-
-
-def draw_pool(task: str, split: str, captions: int, seeds: int, steps: int, n: int) -> Pool:
-    """N samples of each caption and seed."""
-    challenge = TASKS[task]
-    texts = challenge.captions(split, captions)
-    rewards = jax.jit(shapes.load_reward()), scoring(task)
-    each: list[list[np.ndarray]] = []
-    for images, text in zip(plain(tuple(texts), seeds, steps, n), texts * seeds, strict=True):
-        cond = conds([text] * n, task, 1)
-        verdicts = challenge.judge(images, [text] * n).success
-        each.append([*(np.asarray(reward(images, cond)) for reward in rewards), verdicts])
-    arrays = (np.stack(one).reshape(seeds, len(texts), n) for one in zip(*each, strict=True))
-    return Pool(*(np.swapaxes(a, 0, 1) for a in arrays))
-
-
-def best_of(pool: Pool, n: int, gate: Gate | None) -> tuple[np.ndarray, float]:
-    """Whether the best of the first n succeeds, [P, M]; and dear calls of a search."""
-    if gate is None:
-        worth, calls = pool.dear[..., :n], float(n)
-    else:
-        asked = pool.cheap[..., :n] >= gate.threshold
-        told = np.where(asked, pool.dear[..., :n], np.nan)
-        worth = Cascaded(gate.threshold, gate.floor)([pool.cheap[..., :n], told], np)
-        calls = float(asked.sum(-1).mean())
-    best = np.argmax(worth, -1)[..., None]
-    return np.take_along_axis(pool.success[..., :n], best, -1)[..., 0], calls
-
-
-def bon_size(pool: Pool, steps: int, of_cheap: float, budget: float, gate: Gate | None) -> int:
-    """Samples that a price pays for, by the share of the pool that is asked about."""
-    share = 1.0 if gate is None else float((pool.cheap >= gate.threshold).mean())
-    each = price(steps, float(gate is not None), share, of_cheap)
-    return max(1, min(int(SLACK * budget / each), pool.dear.shape[-1]))
-
-
-def bon_row(
-    pool: Pool, n: int, *, task: str, way: str, split: str, steps: int, gate: Gate | None,
-    of_cheap: float, ratio: float,
-) -> Row:  # fmt: skip
-    """A row of the first n samples of a pool."""
-    won, calls = best_of(pool, n, gate)
-    wins, charged = won.sum(1), float(n * steps)
-    cheap_calls = 0.0 if gate is None else float(n)
-    return _row(
-        wins, won.shape[1], task=task, method="bon", way=way, split=split,
-        gate=None if gate is None else gate.name, steps=steps, nfe=n * steps, charged=charged,
-        cheap_calls=cheap_calls, dear_calls=calls,
-        price=ratio * price(charged, cheap_calls, calls, of_cheap),
-    )  # fmt: skip
-
-
-def _row(wins: np.ndarray, seeds: int, **more: Any) -> Row:
-    share = success(wins, seeds)
-    return more | {
-        "success": share.value, "success_low": share.low, "success_high": share.high,
-        "prompts": len(wins), "seeds": seeds, "wins": np.asarray(wins).tolist(),
-    }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------- SMC
-
-
-def reward_of(task: str, gate: Gate | None, asked: fs.rewards.HostReward) -> fs.rewards.HostReward:
-    """The dear reward, or the cascade in front of it."""
-    if gate is None:
-        return asked
-    return fs.rewards.cascade(cheap(), asked, threshold=gate.threshold, floor=gate.floor)
-
-
-def calls_of(result: Any, gate: Gate | None) -> tuple[Any, Any]:
-    """Cheap calls and dear ones."""
-    if gate is None:
-        return 0, result.verifier_calls
-    return result.verifier_calls, result.part_calls["dear"]
-
-
-def smc_row(
-    task: str, way: str, split: str, captions: int, seeds: int, nfe: int, gate: Gate | None,
-    of_cheap: float, ratio: float,
-) -> Row:  # fmt: skip
-    """Searches; where a reward is computed changes no answer, so that it is here, without sleep."""
-    texts, ids = TASKS[task].captions(split, captions), numbers(captions, seeds)
-    found = dict(
-        fs.batch(
-            jax.random.key(0), load_flow(MODEL), SMC.search(nfe),
-            reward_of(task, gate, dear(task)), cond=conds(texts, task, seeds), prompt_ids=ids,
-            batch_size=BATCH, invalid="warn",
-        )
-    )  # fmt: skip
-    results = [found[int(i)] for i in ids]
-    images = np.stack([np.asarray(result.image) for result in results])
-    verdicts = TASKS[task].judge(images, texts * seeds).success
-    charged = float(np.mean([result.nfe for result in results]))
-    cheap_calls, dear_calls = (
-        float(n) for n in np.mean([calls_of(result, gate) for result in results], 0)
-    )
-    return _row(
-        verdicts.reshape(seeds, captions).sum(0), seeds, task=task, method="smc", way=way,
-        split=split, gate=None if gate is None else gate.name, steps=SMC["steps"], nfe=nfe,
-        charged=charged, cheap_calls=cheap_calls, dear_calls=dear_calls,
-        price=ratio * price(charged, cheap_calls, dear_calls, of_cheap),
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------- the clock
-
-
-@contextlib.contextmanager
-def served(task: str, seconds: float) -> Iterator[str]:
-    """The URL of a server of the dear reward, in a process of its own."""
-    words = ["serve-reward", "--reward", "_verifiers_rewards:judge", "--port", "0"]
-    given = {"VERIFIER_TASK": task, "VERIFIER_SECONDS": str(seconds)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flowsde", *words], cwd=pathlib.Path(__file__).parent,
-        env=os.environ | given, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        said = dict(process.stdout.readline().split() for _ in range(3))
-        yield said["url"]
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def evaluation_seconds() -> float:
-    """Of the model in full batches, as the machine is now: the median of several."""
-    return statistics.median(_tasks_costs.forward_each("network", MODEL))
-
-
-@dataclasses.dataclass(frozen=True)
-class Clocked:
-    """Searches that are timed."""
-
-    task: str
-    prompts: int
-    nfe: dict[str, int]
-    """By method."""
-    steps: int
-    """Of Best-of-N."""
-    batch: int
-    """Candidates evaluated at once: few, so that several batches are under way."""
-
-    def seconds(
-        self, method: str, overlapping: bool, reward: Any, seed: int
-    ) -> tuple[float, np.ndarray, np.ndarray]:
-        """Seconds, rewards of the answers [P], and dear calls of a search, all prompts' mean."""
-        made = settings.make("bon", settings.ODE, steps=self.steps) if method == "bon" else SMC
-        texts = TASKS[self.task].captions("dev", self.prompts)
-        given: dict[str, Any] = {
-            "cond": conds(texts, self.task, 1), "prompt_ids": np.arange(self.prompts)
-        }  # fmt: skip
-        flow, search, key = load_flow(MODEL), made.search(self.nfe[method]), jax.random.key(seed)
-        began = time.perf_counter()
-        if overlapping:
-            found = dict(fs.batch(key, flow, search, reward, batch_size=self.batch, **given))
-            results = [found[i] for i in range(self.prompts)]
-            rewards = np.array([float(result.reward) for result in results])
-            counts = np.array([_dear_calls(result) for result in results])
-        else:
-            result = fs.run(key, flow, search, reward, chunk_size=self.batch, **given)
-            rewards, counts = np.asarray(result.reward), np.asarray(_dear_calls(result))
-        return time.perf_counter() - began, rewards, counts
-
-
-def _dear_calls(result: Any) -> Any:
-    return (result.part_calls or {}).get("dear", result.verifier_calls)
-
-
-_OVERLAPPING = {
-    ("smc", "direct"): "remote", ("smc", "cascade"): "cascade, remote", ("bon", "direct"): "remote"
-}  # fmt: skip
-"""What overlaps the same calls."""
-
-
-def clock(plan: Plan, gate: Gate, of_cheap: float) -> dict[str, Any]:
-    """Seconds of the same searches with and without overlap."""
-    task = plan.tasks[0]
-    nfe = dict(zip(("smc", "bon"), plan.clocked, strict=True))
-    steps = min(plan.steps)
-    clocked = Clocked(task, plan.prompts, nfe, steps, BATCH // 2)
-    each = COST * evaluation_seconds()
-    ways = {
-        ("smc", "direct"): (None, False), ("smc", "remote"): (None, True),
-        ("smc", "cascade"): (gate, False), ("smc", "cascade, remote"): (gate, True),
-        ("bon", "direct"): (None, False), ("bon", "remote"): (None, True),
-    }  # fmt: skip
-    seconds: dict[str, list[float]] = {" ".join(at): [] for at in ways}
-    agree, counted = 0.0, []
-    with served(task, each) as url:
-        far, near = fs.rewards.remote(url), dear(task, each)
-        far = dataclasses.replace(far, name="dear")
-        for number in range(-1, plan.repetitions):  # the first one compiles
-            rewards, calls = {}, {}
-            for at, (own, overlapping) in ways.items():
-                # A server remembers pictures: none are asked about in two ways that overlap.
-                seed = 100 * (number + 2) + 10 * (own is not None) + (at[0] == "bon")
-                reward = reward_of(task, own, far if overlapping else near)
-                took, rewards[at], calls[at] = clocked.seconds(at[0], overlapping, reward, seed)
-                if number >= 0:
-                    seconds[" ".join(at)].append(took)
-            for (method, first), second in _OVERLAPPING.items():
-                apart = np.abs(rewards[method, first] - rewards[method, second]).max()
-                agree = max(agree, float(apart))
-            every, some = (float(calls["smc", way].mean()) for way in ("direct", "cascade"))
-            charged = every + 2.0  # of finishing, which is rewarded once in three
-            counted.append(
-                price(charged, every, some, of_cheap) / price(charged, 0.0, every, of_cheap)
-            )
-            print("  ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items() if v), flush=True)
-
-    def ratio(method: str, first: str, second: str) -> float:
-        pairs = zip(seconds[f"{method} {first}"], seconds[f"{method} {second}"], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-    return {
-        "clock": seconds,
-        "clock_settings": {
-            "task": task, "prompts": plan.prompts, "batch": clocked.batch, "nfe": nfe,
-            "steps": steps, "gate": gate.name, "reward_seconds": each, "load": os.getloadavg()[0],
-        },
-        "ratio": {
-            f"{method} {second}": ratio(method, second, first)
-            for (method, first), second in _OVERLAPPING.items()
-        },
-        "clocked": {
-            "cascade": ratio("smc", "cascade", "direct"), "counted": statistics.mean(counted)
-        },
-        "agree": agree,
-    }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------- stages
 
 
 def gates_of(plan: Plan, pool: Pool) -> list[Gate]:
@@ -604,8 +284,9 @@ def measure(plan: Plan, results: Results) -> None:
     }
     report(plan, results, gates, "smc", WAYS[:2])
     if "clock" not in found:
-        first = plan.tasks[0]
-        found |= clock(plan, gates[first], found["cheap"])
+        task, nfe = plan.tasks[0], dict(zip(("smc", "bon"), plan.clocked, strict=True))
+        clocked = Clocked(task, plan.prompts, nfe, min(plan.steps), BATCH // 2)
+        found |= clock(clocked, plan.repetitions, gates[task], found["cheap"])
         results.save()
     report(plan, results, gates, "smc", WAYS[2:3])
     report(plan, results, gates, "bon", WAYS[:3])

@@ -4,10 +4,11 @@ import time
 
 import _verifiers_page
 import _verifiers_rewards
+import _verifiers_rows
 import numpy as np
 import pytest
 import verifiers
-from verifiers import Gate, Pool
+from _verifiers_rows import Gate, Pool
 
 from flowsde.shapes.tasks import TASKS
 
@@ -15,22 +16,22 @@ GATE = Gate(share=0.5, level=0.05, threshold=-1.0, floor=-8.0)
 
 
 def test_a_price_counts_every_call():
-    assert verifiers.price(63.0, 0.0, 61.0, 0.2) == 63 + 5 * 61
-    assert verifiers.price(100.0, 90.0, 30.0, 0.2) == pytest.approx(100 + 18 + 150)
+    assert _verifiers_rows.price(63.0, 0.0, 61.0, 0.2) == 63 + 5 * 61
+    assert _verifiers_rows.price(100.0, 90.0, 30.0, 0.2) == pytest.approx(100 + 18 + 150)
 
 
 def test_smc_gets_the_particles_that_a_price_pays_for():
     # Of 103 NFE 101 are rewarded; six particles cost 63 + 5 x 61 = 368, as many for each particle.
     row = {"charged": 103.0, "cheap_calls": 0.0, "dear_calls": 101.0}
-    assert verifiers.affordable(row, 0.0, 368.0) == 63
+    assert _verifiers_rows.affordable(row, 0.0, 368.0) == 63
     # A fifth of the calls leaves 1 + 1 for each evaluation: 184, of which 183 are whole particles.
     row = {"charged": 100.0, "cheap_calls": 0.0, "dear_calls": 20.0}
-    assert verifiers.affordable(row, 0.0, 368.0) == 183
+    assert _verifiers_rows.affordable(row, 0.0, 368.0) == 183
     # The cheap reward is no gift: 1 + 1 + 0.5 for each.
     row["cheap_calls"] = 100.0
-    assert verifiers.affordable(row, 0.5, 368.0) == 143
+    assert _verifiers_rows.affordable(row, 0.5, 368.0) == 143
     # One particle at least.
-    assert verifiers.affordable(row, 0.5, 1.0) == 13
+    assert _verifiers_rows.affordable(row, 0.5, 1.0) == 13
 
 
 def pool():
@@ -42,27 +43,27 @@ def pool():
 
 def test_best_of_n_asks_about_all_or_about_those_above_the_threshold():
     for n, won in ((1, False), (2, False), (3, False), (4, False)):
-        found, calls = verifiers.best_of(pool(), n, None)
+        found, calls = _verifiers_rows.best_of(pool(), n, None)
         assert found.shape == (1, 1) and bool(found[0, 0]) is won and calls == n
     # The second and the last are not asked about: the third is the best of the others.
-    found, calls = verifiers.best_of(pool(), 4, GATE)
+    found, calls = _verifiers_rows.best_of(pool(), 4, GATE)
     assert found[0, 0] and calls == 2.0
     # Below the floor nothing is told apart but by the cheap reward, and asked is above unasked.
     high = Gate(0.5, 0.5, -1.0, -1.0)
-    found, calls = verifiers.best_of(pool(), 4, high)
+    found, calls = _verifiers_rows.best_of(pool(), 4, high)
     assert not found[0, 0] and calls == 2.0
 
 
 def test_best_of_n_gets_the_samples_that_a_price_pays_for():
     many = Pool(*(np.zeros((2, 1, 1000)) for _ in range(3)))
     # 4 + 5 for a sample: 90 / 9, and 2 % more are too few for another.
-    assert verifiers.bon_size(many, 4, 0.2, 90.0, None) == 10
+    assert _verifiers_rows.bon_size(many, 4, 0.2, 90.0, None) == 10
     half = many.cheap.copy()
     half[0] = -2.0
     gated = Pool(half, many.dear, many.success)
     # 4 + 0.5 + 5 / 2 for a sample.
-    assert verifiers.bon_size(gated, 4, 0.5, 70.0, GATE) == 10
-    assert verifiers.bon_size(gated, 4, 0.5, 1e9, GATE) == 1000
+    assert _verifiers_rows.bon_size(gated, 4, 0.5, 70.0, GATE) == 10
+    assert _verifiers_rows.bon_size(gated, 4, 0.5, 1e9, GATE) == 1000
 
 
 def test_gates_are_quantiles_of_plain_samples():
