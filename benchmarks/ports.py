@@ -40,11 +40,7 @@ repetitions each) and, of those measured later with `--only`, load and versions;
 --quick there are fewer blocks, pixels and repetitions.
 """
 
-import dataclasses
-import json
 import os
-import pathlib
-import platform
 import time
 from typing import Any
 
@@ -52,11 +48,10 @@ import diffusers
 import jax
 import jaxlib
 import torch
-import transformers
 import tyro
 from _files import save_json
 from _ports_flows import flux, klein, sd3, sit, wan, zimage
-from _ports_pairs import BATCH, ratios
+from _ports_pairs import ratios
 from _ports_parts import (
     autoencoder,
     autoencoder_wan,
@@ -66,8 +61,7 @@ from _ports_parts import (
     t5,
     umt5,
 )
-
-import flowsde as fs
+from _ports_some import VERSIONS, Some, how, joined, others_of
 
 MODELS = {
     make.__name__: make
@@ -78,70 +72,16 @@ MODELS = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Args:
-    """Seconds of the ports against those of PyTorch's classes.
-
-    Attributes:
-      quick: fewer blocks and repetitions, done in 45 seconds on two cores.
-      json: where to write the results.
-    """
-
-    quick: bool = False
-    json: pathlib.Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Some(Args):
-    """Seconds of some of them.
-
-    Attributes:
-      only: names of models; all unless given.
-    """
-
-    only: tuple[str, ...] = ()
-
-
 def measure(args: Some) -> dict[str, Any]:
     """All models, or some, with the file's rows of the others."""
     began, load = time.perf_counter(), os.getloadavg()[0]
     blocks, repetitions = (2, 3) if args.quick else (4, 15)
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "torch": torch.__version__}
-    versions |= {one.__name__: one.__version__ for one in (diffusers, transformers)}
-    versions["python"] = platform.python_version()
-    same: dict[str, Any] = {
-        "version": fs.__version__,
-        "cores": os.cpu_count(),
-        "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
-    }
-    others = _others(args, same)
+    same = how(repetitions, blocks)
+    others = others_of(args, MODELS, same)
     found = ratios({n: MODELS[n] for n in args.only or MODELS}, blocks, repetitions)
-    loads = [load, os.getloadavg()[0]]
-    if others is not None:
-        for own in found["details"].values():
-            own |= {"load": loads, "versions": versions}
-        nested = {key: others[key] | found[key] for key in ("error", "details")}
-        return others | found | nested
-    same |= {"versions": versions, "load": loads}
-    return {**same, **found, "seconds": time.perf_counter() - began}
-
-
-def _others(args: Some, same: dict[str, Any]) -> dict[str, Any] | None:
-    """The file's results, if some models are measured again.
-
-    Raises:
-      SystemExit: a model is unknown, or the file was measured otherwise.
-    """
-    unknown = set(args.only) - set(MODELS)
-    if unknown:
-        raise SystemExit(f"--only must be of {', '.join(MODELS)}, got {', '.join(sorted(unknown))}")
-    if not args.only or args.json is None or not args.json.exists():
-        return None
-    old: dict[str, Any] = json.loads(args.json.read_text())
-    for name, value in same.items():
-        if old[name] != value:
-            raise SystemExit(f"--only: {args.json} has {name} {old[name]}, this run {value}")
-    return old
+    versions = {one.__name__: one.__version__ for one in (jax, jaxlib, torch, diffusers)}
+    about = {"versions": versions | VERSIONS, "load": [load, os.getloadavg()[0]]}
+    return joined(others, found, same, about, time.perf_counter() - began)
 
 
 def main() -> None:

@@ -23,7 +23,9 @@ Widths are those of the published models, depths are cut, and the batch is 4:
     owlv2         Owlv2ForObjectDetection's image tower and heads, of blocks of 768, at 224 pixels;
                   the smooth count of three classes, after non-maximum suppression
 
-    python benchmarks/rewards.py [--quick] [--json FILE]
+    python benchmarks/rewards.py [--quick] [--json FILE] [--only NAMES]
+
+With `--only` the file's rows of all other rewards stay in it.
 
 Keys of the JSON: version, versions {jax, jaxlib, torch, transformers, python}, cores, load (average
 over a minute, at the start and at the end), settings {batch, repetitions, blocks}; clip, pick,
@@ -37,7 +39,6 @@ there are fewer blocks and repetitions.
 
 import itertools
 import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,10 +53,10 @@ import tyro
 from _files import save_json
 from _flops import flops
 from _ports_pairs import BATCH, Pair, filled, normal, port, ratios
+from _ports_some import VERSIONS, Some, how, joined, others_of
 from _rewards_instructblip import instructblip
 from _rewards_qwen3vl import qwen3vl
 from _torch_owlv2 import counted
-from ports import Args
 
 import flowsde as fs
 from flowsde.models.blip.rewards import image_reward
@@ -325,35 +326,29 @@ def sides(both: Both, costs: dict[str, Any]) -> Pair:
     return Pair(lambda: compiled(both.reward, images, both.cond), theirs)
 
 
-def measure(args: Args) -> dict[str, Any]:
-    """All rewards."""
+def measure(args: Some) -> dict[str, Any]:
+    """All rewards, or some, with the file's rows of the others."""
     began, load = time.perf_counter(), os.getloadavg()[0]
     blocks, repetitions = (1, 3) if args.quick else (4, 15)
-    costs: dict[str, dict[str, Any]] = {name: {} for name in REWARDS}
+    same = how(repetitions, blocks)
+    others = others_of(args, REWARDS, same)
+    costs: dict[str, dict[str, Any]] = {name: {} for name in args.only or REWARDS}
     made = {
-        name: lambda blocks, name=name: sides(REWARDS[name](blocks), costs[name])
-        for name in REWARDS
+        name: lambda blocks, name=name: sides(REWARDS[name](blocks), costs[name]) for name in costs
     }
     found = ratios(made, blocks, repetitions)
     for name, own in costs.items():
         memory = {side: f"{size / 2**20:.0f} MiB" for side, size in own["memory"].items()}
         print(f"{name:12}{own['flops'] / 1e9:9.1f} GFLOP a picture, memory {memory}")
-    versions = {one.__name__: one.__version__ for one in (jax, jaxlib, torch, transformers)}
-    return {
-        "version": fs.__version__,
-        "versions": versions | {"python": platform.python_version()},
-        "cores": os.cpu_count(),
-        "load": [load, os.getloadavg()[0]],
-        "settings": {"batch": BATCH, "repetitions": repetitions, "blocks": blocks},
-        **found,
-        **{key: {name: own[key] for name, own in costs.items()} for key in ("flops", "memory")},
-        "seconds": time.perf_counter() - began,
-    }
+    found |= {key: {name: own[key] for name, own in costs.items()} for key in ("flops", "memory")}
+    versions = {one.__name__: one.__version__ for one in (jax, jaxlib, torch)}
+    about = {"versions": versions | VERSIONS, "load": [load, os.getloadavg()[0]]}
+    return joined(others, found, same, about, time.perf_counter() - began)
 
 
 def main() -> None:
     """Measure, and write what is asked for."""
-    args = tyro.cli(Args, description=__doc__)
+    args = tyro.cli(Some, description=__doc__)
     save_json(args.json, measure(args))
 
 
