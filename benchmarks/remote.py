@@ -44,7 +44,6 @@ import flowsde as fs
 from flowsde import shapes
 
 TARGET = 0.9
-KEY = jax.random.key(0)
 PROMPT = "two green triangles"
 
 
@@ -109,7 +108,7 @@ def _searched(plan: Plan, flow: fs.Flow, reward: Any) -> tuple[float, Any]:
     search = fs.search.rbf(nfe=plan.nfe, kernel=kernel, grid=grid)
     cond = np.tile(shapes.encode(PROMPT), (plan.prompts, 1))
     began = time.perf_counter()
-    packing = fs.batch(KEY, flow, search, reward, cond=cond, batch_size=plan.batch)
+    packing = fs.batch(jax.random.key(0), flow, search, reward, cond=cond, batch_size=plan.batch)
     for _ in packing:
         pass
     return time.perf_counter() - began, packing.totals
