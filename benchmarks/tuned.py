@@ -47,7 +47,7 @@ class Args:
     nfe: int = 100
     captions: int = 96
     """Of development: one half races, the other is held out by tuning."""
-    test_captions: int = 100
+    test_captions: int = 200
     test_seeds: int = 2
 
 
