@@ -1,44 +1,22 @@
 """The clock of `verifiers.py`: the same searches with and without overlap."""
 
-import contextlib
 import dataclasses
 import os
-import pathlib
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import _tasks_costs
 import _tasks_settings as settings
 import jax
 import numpy as np
+from _served import served
 from _tasks_measure import conds, load_flow
 from _verifiers_rewards import dear
 from _verifiers_rows import COST, MODEL, SMC, Gate, price, reward_of
 
 import flowsde as fs
 from flowsde.shapes.tasks import TASKS
-
-
-@contextlib.contextmanager
-def served(task: str, seconds: float) -> Iterator[str]:
-    """The URL of a server of the dear reward, in a process of its own."""
-    words = ["serve-reward", "--reward", "_verifiers_rewards:judge", "--port", "0"]
-    given = {"VERIFIER_TASK": task, "VERIFIER_SECONDS": str(seconds)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flowsde", *words], cwd=pathlib.Path(__file__).parent,
-        env=os.environ | given, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        said = dict(process.stdout.readline().split() for _ in range(3))
-        yield said["url"]
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def evaluation_seconds() -> float:
@@ -101,7 +79,8 @@ def clock(clocked: Clocked, repetitions: int, gate: Gate, of_cheap: float) -> di
     }  # fmt: skip
     seconds: dict[str, list[float]] = {" ".join(at): [] for at in ways}
     agree, counted = 0.0, []
-    with served(clocked.task, each) as url:
+    told = {"VERIFIER_TASK": clocked.task, "VERIFIER_SECONDS": str(each)}
+    with served("_verifiers_rewards:judge", **told) as url:
         far, near = fs.rewards.remote(url), dear(clocked.task, each)
         far = dataclasses.replace(far, name="dear")
         for number in range(-1, repetitions):  # the first one compiles

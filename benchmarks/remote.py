@@ -21,17 +21,14 @@ over repetitions each, reward_seconds (of one image), evaluations, rewards, sett
 steps, batch, repetitions}.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from _files import save_json
+from _served import served
 
 import flowsde as fs
 from flowsde import shapes
@@ -81,26 +79,6 @@ def _brightness(images: jax.Array, cond: Any) -> jax.Array:
     return jnp.mean(images, axis=(1, 2, 3))
 
 
-@contextlib.contextmanager
-def _served(seconds: float) -> Iterator[str]:
-    """The URL of a server whose reward takes so many seconds an image."""
-    words = ["-m", "flowsde", "serve-reward", "--reward", "_remote_judge:judge", "--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=pathlib.Path(__file__).parent,
-        env=os.environ | {"REWARD_SECONDS": str(seconds)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        said = dict(process.stdout.readline().split() for _ in range(3))
-        yield said["url"]
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
 def _searched(plan: Plan, flow: fs.Flow, reward: Any) -> tuple[float, Any]:
     """Seconds of a batch of searches, and its totals."""
     kernel = fs.kernels.ddim(fs.interpolants.vp())
@@ -133,7 +111,7 @@ def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
     each = alone / totals.evaluations
     say(f"an evaluation takes {1e3 * each:.2f} ms; so will a reward")
     seconds: dict[str, list[float]] = {"model": [], "reward": [], "both": []}
-    with _served(each) as url:
+    with served("_remote_judge:judge", REWARD_SECONDS=str(each)) as url:
         reward = fs.rewards.remote(url)
         _, totals = _searched(plan, flow, reward)  # compiles
         images = np.random.default_rng(0).random((plan.batch, *flow.shape), np.float32)

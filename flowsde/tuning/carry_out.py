@@ -267,9 +267,9 @@ def _tuned(
         return gap is not None and gap.low > 0.0
 
     ours, to_runner_up = found.winner, compared(found.winner, found.runner_up)
-    if found.standard == found.runner_up and not surely(to_runner_up):
-        if surely(compared(found.standard, found.baseline)):
-            ours = found.standard
+    by_standard = found.standard == found.runner_up and not surely(to_runner_up)
+    if by_standard and surely(compared(found.standard, found.baseline)):
+        ours = found.standard
     to_best_of_n = compared(ours, found.baseline)
     sure = surely(to_best_of_n)
     name = ours if sure and ours is not None else found.baseline

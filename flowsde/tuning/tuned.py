@@ -48,8 +48,9 @@ class Tuned:
     """What was chosen, and how sure it is.
 
     Attributes:
-      setting: to use. The race's winner; unless that is surely better on what was held out, what is
-        recommended where nothing was tuned; and Best-of-N, if neither is surely better than it.
+      setting: to use. By what was held out, what is recommended where nothing was tuned, if that is
+        surely better than Best-of-N and the race's winner not surely better than that; else the
+        winner, if it is surely better than Best-of-N; else Best-of-N.
       search: of the setting, with the budget; of seconds, with the evaluations that they bought.
       sure: whether the setting is surely better than Best-of-N.
       race: how it was chosen, settings by name.

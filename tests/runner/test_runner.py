@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_steps(full_optimization):
             records.Program(search), shape=shape,
         )  # fmt: skip
         given = records.Model(model, fs.rewards.device(score), None)
-        arguments = (carry, given, records.Program(search), records.Sizes(2, 2))
+        arguments = (carry, given, records.Program(search), records.Sizes(2, 2, 2))
         return programs.run_rounds.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     particle = 4 * np.prod(shape)
