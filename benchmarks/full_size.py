@@ -9,9 +9,11 @@ largest stacked parameter and 1 GiB.
 
     python benchmarks/full_size.py [--quick] [--json FILE] [--folder DIR] [--gigabytes N]
 
-Keys of the JSON: rows, each {name, family, layout, keys, parameters, bytes, check_seconds} and, if
-converted, {seconds, peak_rss_bytes, start_rss_bytes, largest_stacked_bytes, limit_rss_bytes};
-version, cores, load (average over a minute, before and after).
+What the JSON file has converted already is not converted again.
+
+Keys of the JSON: rows, each {name, family, layout, keys, parameters, bytes, check_seconds, load
+(average over a minute, before and after)} and, if converted, {seconds, peak_rss_bytes,
+start_rss_bytes, largest_stacked_bytes, limit_rss_bytes}; version, cores.
 """
 
 import dataclasses
@@ -156,11 +158,13 @@ def converted(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
 
 def measured(file: File, args: Args) -> dict[str, Any]:
     """Check a file and convert it if it is not too large."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = pathlib.Path(folder) / "model.safetensors"
         row = checked(file, path)
         if row["bytes"] <= 1e9 * args.gigabytes:
             row |= converted(path, pathlib.Path(folder) / "out")
+    row["load"] = [load, os.getloadavg()[0]]
     told = f"{file.name:22s} {file.layout:12s} {row['keys']:5d} keys {row['bytes'] / 1e9:6.2f} GB"
     told += f" {row['check_seconds']:6.1f} s to check"
     if "seconds" in row:
@@ -172,14 +176,23 @@ def measured(file: File, args: Args) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     """Measure all, and write what is there after each."""
-    load = os.getloadavg()[0]
-    rows: list[dict[str, Any]] = []
+    about = {"version": fs.__version__, "cores": os.cpu_count()}
+    rows = {(row["name"], row["layout"]): row for row in _before(args.json, about)}
     for file in FILES:
-        if args.quick and file.name not in QUICK:
+        here = (file.name, file.layout)
+        if "seconds" in rows.get(here, {}) or (args.quick and file.name not in QUICK):
             continue
-        rows.append(measured(file, args))
-        about = {"version": fs.__version__, "cores": os.cpu_count()}
-        save_json(args.json, about | {"load": [load, os.getloadavg()[0]], "rows": rows})
+        rows[here] = measured(file, args)
+        every = [rows[at] for at in ((file.name, file.layout) for file in FILES) if at in rows]
+        save_json(args.json, about | {"rows": every})
+
+
+def _before(path: pathlib.Path | None, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a file of the same version and machine."""
+    if path is None or not path.exists():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found["rows"] if about.items() <= found.items() else []
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def check_non_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """`value` as an int of at least `least` and at most `most`."""
     try:

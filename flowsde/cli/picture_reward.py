@@ -73,6 +73,8 @@ class PictureReward:
             raise OptionError(f"{option}-timeout", f"has no effect with {option} {name}")
         elif folders:
             raise OptionError(f"{option}-model", f"must be no folder for {option} {name}")
+        if self._is_function and self._fn.latents:
+            raise OptionError(option, f"{shown(name)} is of latents, and scores no pictures")
         self._atoms = None if questions is None else read_atoms(questions)
 
     @property
@@ -80,7 +82,7 @@ class PictureReward:
         return ":" in self.name
 
     @cached_property
-    def _fn(self) -> Callable[..., Any]:
+    def _fn(self) -> Any:
         """Of (images, prompts) -> n floats."""
         if self._is_function:
             assert self._source is not None

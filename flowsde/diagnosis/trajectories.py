@@ -27,7 +27,7 @@ from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
-from flowsde.runner.evaluate import decode_and_check, means, verify
+from flowsde.runner.evaluate import means, shown, verify
 
 _BIRTH = 2**31
 """Folded into a trajectory's key with a step, which is below it, for the siblings born there."""
@@ -226,7 +226,8 @@ class _Meter:
         job = self._job
         if not isinstance(job.reward, HostReward):
             return np.asarray(verify(job.flow, job.reward, x0, self._told).reward)
-        images, finite = (np.asarray(a)[:wanted] for a in decode_and_check(job.flow, x0))
+        seen = shown(job.flow, x0, job.reward.latents)
+        images, finite = (np.asarray(a)[:wanted] for a in seen)
         own = jax.tree.map(lambda a: np.asarray(a)[:wanted], for_reward(self._told))
         rewards = np.full(len(x0), np.nan, np.float32)
         rewards[:wanted] = np.where(finite, job.reward(images, own), np.nan)

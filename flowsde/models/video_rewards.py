@@ -49,6 +49,8 @@ def over_frames(
             f"reward is one of several, {known.name}: expected one of its parts; take over_frames "
             f"of each, and combine these"
         )
+    if known.latents:
+        raise TypeError(f"reward {known.name!r} is of latents, expected one of pictures")
     batch = None if known.minibatch is None else max(1, known.minibatch // count)
     how: dict[str, Any] = {
         "name": f"{known.name} ({by} of {count} frames)",

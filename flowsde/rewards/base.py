@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde import _threads
-from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde._checks import check_bool, check_count, check_non_negative, check_positive
 from flowsde._exact import Exact, Key
 from flowsde._explain import name_of, noted, outside_jax, shapes, without_cond
 from flowsde.conds import Cond, is_array, stacked
@@ -69,7 +69,7 @@ class RewardError(RuntimeError):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("fn",),
-    meta_fields=("name", "cost", "minibatch", "combination"),
+    meta_fields=("name", "cost", "minibatch", "combination", "latents"),
 )
 @dataclasses.dataclass(frozen=True)
 class DeviceReward:
@@ -89,6 +89,7 @@ class DeviceReward:
     cost: float
     minibatch: int | None
     combination: Combination | None = None
+    latents: bool = False
 
     def __call__(self, images: jax.Array, cond: Any) -> jax.Array:
         """Rewards [n]; raises if the function returns anything else."""
@@ -105,8 +106,9 @@ class DeviceReward:
         return Scores(rewards)
 
     def _note(self, images: jax.Array, cond: Any, error: Exception) -> str:
+        seen = "latents" if self.latents else "images"
         note = (
-            f"reward {self.name!r} is called as reward(images, cond): images is {shapes(images)} "
+            f"reward {self.name!r} is called as reward({seen}, cond): {seen} is {shapes(images)} "
             f"and cond is {shapes(cond)}"
         )
         if without_cond(error, cond):
@@ -138,6 +140,7 @@ class HostReward:
     timeout: float | None
     version: str | None = None
     combination: Combination | None = None
+    latents: bool = False
 
     def __call__(self, images: np.ndarray, cond: Any) -> np.ndarray:
         """Rewards float32 [n]; raises as `scores` does."""
@@ -198,6 +201,7 @@ def device(
     name: str | None = None,
     cost: float = 0.0,
     minibatch: int | None = None,
+    latents: bool = False,
 ) -> DeviceReward:
     """A JAX reward with a name, a cost and a minibatch; a plain function is one without.
 
@@ -206,6 +210,9 @@ def device(
       name: for messages; the function's own by default.
       cost: of one reward, in model evaluations; reported as `Result.verifier_cost`.
       minibatch: images judged at once; as many as the model evaluates at once by default.
+      latents: ``fn(x0, cond)`` is shown latents x0 [n, *flow.shape] in place of the images that
+        the flow decodes them to. Only the answer is decoded then, and whether a candidate's
+        picture is finite is not known.
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
@@ -218,8 +225,10 @@ def device(
     partial_fn = as_partial("reward", fn)
     _check_call(fn)
     check_non_negative("cost", cost)
+    check_bool("latents", latents)
     size = None if minibatch is None else check_count("minibatch", minibatch)
-    return DeviceReward(partial_fn, name_of(fn) if name is None else name, float(cost), size)
+    own = name_of(fn) if name is None else name
+    return DeviceReward(partial_fn, own, float(cost), size, latents=latents)
 
 
 def host(
@@ -230,6 +239,7 @@ def host(
     minibatch: int | None = None,
     timeout: float | None = None,
     version: str | None = None,
+    latents: bool = False,
 ) -> HostReward:
     """Mark a reward that runs outside JAX: PyTorch, an HTTP service, a human.
 
@@ -243,6 +253,7 @@ def host(
         While eight such calls are running, the next reward is an error.
       version: of what it computes, such as a hash of its weights: a search that was begun with one
         version is not resumed with another. None says nothing of it.
+      latents: as for `device`.
 
     Raises:
       ValueError, TypeError: naming the argument, or the reward, if it does not take two arguments.
@@ -256,11 +267,12 @@ def host(
         raise TypeError(f"fn must be callable, fn(images, cond), got {fn!r}")
     _check_call(fn)
     check_non_negative("cost", cost)
+    check_bool("latents", latents)
     if timeout is not None:
         check_positive("timeout", timeout)
     size = None if minibatch is None else check_count("minibatch", minibatch)
     own = name_of(fn) if name is None else name
-    return HostReward(fn, own, float(cost), size, timeout, version)
+    return HostReward(fn, own, float(cost), size, timeout, version, latents=latents)
 
 
 def told(

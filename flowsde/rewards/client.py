@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from flowsde._checks import check_count, check_non_negative, check_positive
+from flowsde._checks import check_bool, check_count, check_non_negative, check_positive
 from flowsde.remote.client import Client, Patience
 from flowsde.remote.connection import Connections
 from flowsde.remote.problems import ENVIRONMENT, RemoteError
@@ -27,6 +27,7 @@ def remote(
     max_in_flight: int = 4,
     chunk: int = 8,
     as_pixels: bool = False,
+    latents: bool = False,
     insecure: bool = False,
 ) -> HostReward:
     """A reward of ``flowsde serve-reward``, on this machine or another; a host reward.
@@ -49,6 +50,8 @@ def remote(
       chunk: images of one request, at most.
       as_pixels: send pictures in [-1, 1] as uint8, a quarter of the bytes; scores are then of what
         was rounded.
+      latents: send latents x0 [n, *flow.shape] in place of images, which the servers' function has
+        to expect; as for `device`.
       insecure: send the token over plain HTTP to another machine, where anyone on the way reads it.
 
     Raises:
@@ -67,6 +70,9 @@ def remote(
     for name, value in {**seconds, "deadline": deadline}.items():
         check_positive(name, value)
     check_non_negative("cost", cost)
+    check_bool("latents", latents)
+    if latents and as_pixels:
+        raise ValueError("as_pixels is of pictures, expected it without latents")
     token = (os.environ.get(ENVIRONMENT) or None) if token is None else token
     patience = Patience(retries=check_count("retries", retries, 0), deadline=deadline)
     servers = [Connections(url, token, connect_timeout, read_timeout, insecure) for url in every]
@@ -84,4 +90,5 @@ def remote(
     size = None if minibatch is None else check_count("minibatch", minibatch)
     # The timeout is above the deadline: a call in a thread of its own lets signals through.
     late = deadline + _LATE
-    return HostReward(client, client.reward, float(cost), size, late, client.version)
+    own = (client.reward, float(cost), size, late, client.version)
+    return HostReward(client, *own, latents=latents)

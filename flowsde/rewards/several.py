@@ -229,6 +229,12 @@ def about_parts(kind: str, parts: Sequence[Reward]) -> dict[str, Any]:
             f"flowsde.rewards.device(fn, name=…) or host(fn, name=…)"
         )
     sizes = [part.minibatch for part in parts if part.minibatch is not None]
+    shown = {part.latents: part.name for part in parts}
+    if len(shown) > 1:
+        raise ValueError(
+            f"rewards must all be shown the same, got {shown[True]!r} of latents and "
+            f"{shown[False]!r} of images"
+        )
     for part in parts:
         if isinstance(part, DeviceReward):
             check_static("reward", part.fn)
@@ -236,6 +242,7 @@ def about_parts(kind: str, parts: Sequence[Reward]) -> dict[str, Any]:
         "name": f"{kind}({', '.join(names)})",
         "cost": sum(part.cost for part in parts),
         "minibatch": min(sizes, default=None),
+        "latents": parts[0].latents,
     }
 
 

@@ -33,7 +33,7 @@ from flowsde.rewards.base import exact as exact_reward
 from flowsde.runner.clock import check_seconds
 from flowsde.runner.contract import check_members, check_search
 from flowsde.runner.drafts import check_draft
-from flowsde.runner.evaluate import decode_and_check, means, of_prompts, verify
+from flowsde.runner.evaluate import decode, means, of_prompts, shown, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
 from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
@@ -352,8 +352,10 @@ def _trace(job: Job) -> None:
         for flow in (job.flow, job.model.draft):
             if flow is not None:
                 means.eval_shape(flow, x, t, cond, interpolant=job.search.interpolant)
+        if job.reward.latents:  # else it is decoded for the reward
+            decode.eval_shape(job.flow, shapes(1)[0])
         if isinstance(job.reward, HostReward):
-            decode_and_check.eval_shape(job.flow, shapes(job.sizes.reward)[0])
+            shown.eval_shape(job.flow, shapes(job.sizes.reward)[0], latents=job.reward.latents)
             return
         # A guided search takes rewards with the model's chunks as well.
         for n in {job.sizes.reward, *([job.sizes.model] if job.search.uses_gradient else [])}:

@@ -108,21 +108,21 @@ def means(
 @jax.jit
 def verify(flow: Flow, reward: DeviceReward, x0: jax.Array, cond: Cond) -> Scores:
     """Rewards of rows, float32; NaN where the picture is not finite, whatever the function says."""
-    images = decoded(flow.decode, x0)
+    images, finite = shown(flow, x0, reward.latents)
     scores = reward.scores(images, for_reward(cond))
-    rewards = as_float32(scores.reward, jnp)
-    # Images may be integers, in which what was not finite no longer shows.
-    rewards = jnp.where(finite_rows(x0) & finite_rows(images), rewards, jnp.nan)
-    return scores._replace(reward=rewards)
+    return scores._replace(reward=jnp.where(finite, as_float32(scores.reward, jnp), jnp.nan))
 
 
 decode = jax.jit(lambda flow, x0: decoded(flow.decode, x0))
 
 
-@jax.jit
-def decode_and_check(flow: Flow, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images of rows, and which of them are finite, bool [n]."""
+@partial(jax.jit, static_argnames=("latents",))
+def shown(flow: Flow, x0: jax.Array, latents: bool) -> tuple[jax.Array, jax.Array]:
+    """What a reward is shown of rows, images or latents, and where it is finite, bool [n]."""
+    if latents:
+        return x0, finite_rows(x0)
     images = decoded(flow.decode, x0)
+    # Images may be integers, in which what was not finite no longer shows.
     return images, finite_rows(x0) & finite_rows(images)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flowsde.conds import for_reward
 from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
-from flowsde.runner.evaluate import decode_and_check, split
+from flowsde.runner.evaluate import shown, split
 from flowsde.runner.mesh import ALONE, Placement
 from flowsde.runner.parts import not_scored, with_scores, write_scores
 from flowsde.runner.records import Kind, Model
@@ -45,8 +45,8 @@ def evaluate_on_host(
     for start in range(0, at_all.size, size):
         at = at_all[start : start + size]
         # Filled up with further rows to the one compiled shape.
-        decoded = decode_and_check(model.flow, asking.x0[np.resize(at, size)])
-        images, finite = (np.asarray(a)[: at.size] for a in decoded)
+        seen = shown(model.flow, asking.x0[np.resize(at, size)], reward.latents)
+        images, finite = (np.asarray(a)[: at.size] for a in seen)
         own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
         write_scores(told, at, reward.scores(images, own), finite)
     on_device = placement.put(jax.tree.map(jnp.asarray, told), placement.by_row)

@@ -24,7 +24,7 @@ from flowsde.cli.errors import NoJudge
 from flowsde.cli.sources.known import KNOWN, RewardSource
 from flowsde.models.owlv2.counts import CountsError
 from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
-from flowsde.rewards.base import HostReward, Reward, RewardError, host
+from flowsde.rewards.base import DeviceReward, HostReward, Reward, RewardError, host
 from flowsde.rewards.endpoint import DEADLINE
 from flowsde.rewards.judge import judge
 
@@ -61,7 +61,8 @@ class HostFunction:
         if fps is not None and _takes_fps(function):
             function = partial(function, fps=fps)
         try:
-            self.reward = host(function, name, timeout=timeout or _HOUR)
+            latents = isinstance(function, DeviceReward) and function.latents
+            self.reward = host(function, name, timeout=timeout or _HOUR, latents=latents)
         except TypeError as error:
             raise ValueError(f"{option} {shown(name)}: {error}") from None
 

@@ -61,12 +61,12 @@ class OnDevice:
         pass
 
 
-@partial(jax.jit, static_argnames=("kind", "minibatch"))
-def evaluate_and_decode(
-    model: Model, batch: Batch, kind: Kind, minibatch: int
+@partial(jax.jit, static_argnames=("kind", "minibatch", "latents"))
+def evaluate_and_show(
+    model: Model, batch: Batch, kind: Kind, minibatch: int, latents: bool
 ) -> tuple[Worth, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A batch's means; what is to be scored, with what is wanted first: its numbers, images in that
-    order, which of these are finite, and numbers of the prompts.
+    """A batch's means; what is to be scored, with what is wanted first: its numbers, images (or
+    latents) in that order, which of these are finite, and numbers of the prompts.
 
     Images are decoded in the same program, as a later one would wait for the next batch.
     """
@@ -76,17 +76,18 @@ def evaluate_and_decode(
     evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
     x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
+    show = (lambda x0: x0) if latents else flow.decode
     pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
-    like = jax.eval_shape(flow.decode, x0[:minibatch])
+    like = jax.eval_shape(show, x0[:minibatch])
 
-    def decode(at: jax.Array) -> jax.Array:
+    def piece(at: jax.Array) -> jax.Array:
         return jax.lax.cond(
             jnp.any(wanted[at]),
-            lambda: flow.decode(x0[at]),
+            lambda: show(x0[at]),
             lambda: jnp.zeros(like.shape, like.dtype),
         )
 
-    images = jax.lax.map(decode, pieces)
+    images = jax.lax.map(piece, pieces)
     images = images.reshape(-1, *images.shape[2:])[: order.size]
     at = jnp.where(wanted[order], order, -1)
     finite = finite_rows(x0)[order] & finite_rows(images)
@@ -110,7 +111,8 @@ class OnHost:
 
     def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
         bare = dataclasses.replace(model, reward=None, cond=None)
-        self._evaluate = partial(evaluate_and_decode, bare, kind=kind, minibatch=minibatch)
+        how: dict[str, Any] = {"kind": kind, "minibatch": minibatch, "latents": reward.latents}
+        self._evaluate = partial(evaluate_and_show, bare, **how)
         self._reward, self._minibatch, self._kind = reward, minibatch, kind
         self._cond = jax.device_get(for_reward(model.cond))
         self._thread = _threads.Line(f"reward {reward.name}")
