@@ -104,7 +104,7 @@ def measure(case: Case) -> Row:
     number of evaluations that were differentiated too), verifier_calls (mean), occupancy and
     wall_seconds (a search's share of the packed run, compiling included), wins (of each caption).
     """
-    texts, option = TASKS[case.task].captions(case.split, case.prompts), case.setting.get
+    texts, option = case.captions, case.setting.get
     found = answers(case, texts)
     flat = found.images.reshape(-1, *found.images.shape[2:])
     verdicts = TASKS[case.task].judge(flat, np.repeat(texts, case.seeds).tolist())
@@ -148,7 +148,7 @@ def digests(models: tuple[str, ...]) -> dict[str, str]:
 
 def budget_by_step(case: Case) -> list[float]:
     """Evaluations at each step of the grid, then of finishing; means over captions."""
-    task, texts = TASKS[case.task], TASKS[case.task].captions(case.split, case.prompts)
+    task, texts = TASKS[case.task], case.captions
     result = fs.run(
         jax.random.key(0), task.flow(load_flow(case.model)), case.setting.search(case.nfe),
         task.load_reward(), cond=conds(texts, case.task, 1), chunk_size=BATCH, invalid="warn",

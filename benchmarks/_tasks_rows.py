@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from _files import replace_file
 from _tasks_settings import Setting
 
+from flowsde.shapes.tasks import TASKS
+
 Row = dict[str, Any]
 _KEPT = ("chosen", "budget")
 """Results that are not derived anew from the rows."""
@@ -23,6 +25,13 @@ class Case(NamedTuple):
     split: str
     prompts: int
     seeds: int
+    skip: int = 0
+    """Captions of the split before the first."""
+
+    @property
+    def captions(self) -> list[str]:
+        """Of the prompts."""
+        return TASKS[self.task].captions(self.split, self.skip + self.prompts)[self.skip :]
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -1,16 +1,17 @@
 """Is a search that was tuned as good as the one that is recommended for everybody?
 
     python benchmarks/tuned.py [--quick] [--json FILE] [--save FOLDER] [--tasks NAME ...]
-                               [--models NAME ...] [--nfe N]
+                               [--models NAME ...] [--nfe N] [--skip N]
 
 `flowsde.tune` on a task's development captions, by the given reward alone; its setting, and the
 recommended one that the rows of `tasks.py` chose for the model, on the same test captions and
 seeds by the held-out judge. FOLDER keeps what tuning has measured: the same command goes on.
 
 JSON keys: ``rows``: task, model, nfe, setting (tuned), sure (whether tuning was that it beats
-Best-of-N), default (the recommended setting), prompts and seeds (of the test), raced (settings),
-cost (of tuning: nfe, verifier_calls, seconds); success, default_success and difference, each with
-_low and _high: the difference is paired over captions, intervals are 95 %.
+Best-of-N), default (the recommended setting), prompts and seeds (of the test), skip (test captions
+before those), raced (settings), cost (of tuning: nfe, verifier_calls, seconds); success,
+default_success and difference, each with _low and _high: the difference is paired over captions,
+intervals are 95 %.
 """
 
 import dataclasses
@@ -49,6 +50,8 @@ class Args:
     """Of development: one half races, the other is held out by tuning."""
     test_captions: int = 200
     test_seeds: int = 2
+    skip: int = 200
+    """Test captions before the first: `tasks.py` and `verifiers.py` have looked at those."""
 
 
 def tuned(name: str, model: str, args: Args) -> Tuned:
@@ -83,7 +86,7 @@ def compare(name: str, model: str, args: Args) -> dict[str, Any]:
 
     def row(setting: Any) -> Row:
         size = (args.test_captions, args.test_seeds)
-        return measure(Case(name, model, setting, args.nfe, "test", *size))
+        return measure(Case(name, model, setting, args.nfe, "test", *size, skip=args.skip))
 
     ours, theirs = row(Setting(found.setting.method, found.setting.options)), row(default)
     gap = difference(ours["wins"], theirs["wins"], args.test_seeds)
@@ -96,6 +99,7 @@ def compare(name: str, model: str, args: Args) -> dict[str, Any]:
         "default": default.name,
         "prompts": args.test_captions,
         "seeds": args.test_seeds,
+        "skip": args.skip,
         "raced": len(found.race.rungs[0].table),
         "cost": {key: found.cost[key] for key in ("nfe", "verifier_calls", "seconds")},
         **{key: ours[key] for key in ("success", "success_low", "success_high")},

@@ -70,10 +70,10 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     prices = _prices(plan, ledger, tell, kept)
     searches = _searches(plan, kept, prices, left_out)
     known = {setting.name: setting for setting in kept if setting.name in searches}
-    laps = _Laps(plan, ledger, searches, tell)
+    standards = {setting.name for setting in recommended(list(known.values()))}
+    laps = _Laps(plan, ledger, searches, len(standards), tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
-    standards = {setting.name for setting in recommended(list(known.values()))}
     found = race(list(known), baselines, plan.split, laps.race, standards, share, laps.rung)
     laps.course.compare(found.finalists)
     finals = {name: laps.final(name) for name in found.finalists}
@@ -86,7 +86,7 @@ def beforehand(plan: Plan) -> str:
     tried = declared(plan.methods) if plan.settings is None else plan.settings
     (budget, each), many = *plan.budget.items(), len(tried)
     unit = "NFE" if budget == "nfe" else "s"
-    searches = searches_left(many, 0, many, plan.split)
+    searches = searches_left(many, 0, many, plan.split, len(recommended(tried)))
     methods = len({setting.method for setting in tried})
     first = ["timing a few rounds of each setting"] if plan.timed is not None else []
     if plan.diagnose and (paths := len(diagnosed(tried))):
@@ -184,9 +184,11 @@ def _searches(
 class _Laps:
     """Measures settings, tells how far that is, and keeps what was measured."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, searches: dict[str, Search], tell: Tell):
+    def __init__(
+        self, plan: Plan, ledger: Ledger, searches: dict[str, Search], standards: int, tell: Tell
+    ):
         self._plan, self._ledger, self._searches, self._tell = plan, ledger, searches, tell
-        self.course = Course(list(searches), plan.split, ledger.searches)
+        self.course = Course(list(searches), plan.split, ledger.searches, standards)
         # Of one size: what was compiled for a setting is not compiled again.
         self._at_once = rungs(len(searches), len(plan.split.race))[0]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from flowsde.tuning.race import FINALISTS, rungs
+from flowsde.tuning.race import FINALISTS, rungs, staying
 from flowsde.tuning.split import Split
 
 
@@ -31,7 +31,7 @@ def quiet(progress: Progress) -> None:
     """Tell nobody."""
 
 
-def searches_left(going: int, before: int, settings: int, split: Split) -> int:
+def searches_left(going: int, before: int, settings: int, split: Split, standards: int = 0) -> int:
     """Searches of a race that leaves out nothing but the lower halves, and of the comparison.
 
     Args:
@@ -39,12 +39,14 @@ def searches_left(going: int, before: int, settings: int, split: Split) -> int:
       before: searches of each so far.
       settings: that began.
       split: what they are measured on.
+      standards: how many of them are what one would take without a race.
     """
     most = min(FINALISTS, settings) * len(split.final)
+    stay = min(staying(standards), settings)
     for until in rungs(settings, len(split.race)):
         if until > before:
             most += going * (until - before)
-            before, going = until, max(math.ceil(going / 2), min(FINALISTS, settings))
+            before, going = until, max(math.ceil(going / 2), stay)
     return most
 
 
@@ -58,16 +60,17 @@ class Course:
       names: of the settings.
       split: what they are measured on.
       known: searches that are measured already.
+      standards: as for `searches_left`.
 
     Attributes:
       done: searches, those that are known already from the start.
       most: of them, at the end.
     """
 
-    def __init__(self, names: Sequence[str], split: Split, known: int):
-        self._split, self._settings = split, len(names)
+    def __init__(self, names: Sequence[str], split: Split, known: int, standards: int = 0):
+        self._split, self._settings, self._standards = split, len(names), standards
         self._going, self._passed = set(names), 0
-        self.done, self.most = known, searches_left(len(names), 0, len(names), split)
+        self.done, self.most = known, self._left(len(names), 0)
         self._seen: set[str] = set()
         self._first, self._later = [0.0, 0], [0.0, 0]
 
@@ -83,13 +86,15 @@ class Course:
     def go_on(self, names: Sequence[str], before: int) -> None:
         """Only these settings are left, after so many searches of each."""
         self._going = set(names)
-        left = searches_left(len(names), before, self._settings, self._split)
-        self.most = self._passed + left
+        self.most = self._passed + self._left(len(names), before)
 
     def compare(self, names: Sequence[str]) -> None:
         """Only the comparison of these settings is left."""
         self._going = set(names)
         self.most = self._passed + len(names) * len(self._split.final)
+
+    def _left(self, going: int, before: int) -> int:
+        return searches_left(going, before, self._settings, self._split, self._standards)
 
     @property
     def left(self) -> float:

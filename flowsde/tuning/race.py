@@ -8,10 +8,11 @@ half as many settings and twice as many units, and what was measured counts on. 
 - and of more than half of the rung's settings that remain, those of the lowest means, of which
   nothing is sure (Karnin, Koren and Somekh, 2013; Jamieson and Talwalkar, 2016).
 
-The best baseline, the best other and the best standard, which is what one would take without a
-race, stay to the end, whatever the numbers say, since the comparison is between them; where there
-is no standard, or it is the best, the second best other. Nothing here knows what a setting is or
-what its budget is counted in.
+The best baseline and the best other stay to the end, whatever the numbers say, and so do the
+standards, which are what one would take without a race: which of them is the best is not for the
+few units of the first rung to say. The comparison is between the best baseline, the best other and
+the best standard; where there is no standard, or it is the best, the second best other. Nothing
+here knows what a setting is or what its budget is counted in.
 """
 
 import math
@@ -79,6 +80,11 @@ class Race(NamedTuple):
         return [name for name in (self.baseline, self.winner, self.runner_up) if name is not None]
 
 
+def staying(standards: int) -> int:
+    """Settings that are measured on all units, at most, if there are so many standards."""
+    return max(FINALISTS, 2 + standards)
+
+
 def rungs(settings: int, units: int) -> list[int]:
     """How many units settings have been measured on after each rung.
 
@@ -106,7 +112,7 @@ def race(
       baselines: those of them that the others are compared with, one at least.
       split: of whose two halves the first is measured.
       measure: outcomes, higher is better; -inf for none.
-      standards: settings that one would take without a race; no baselines.
+      standards: settings that one would take without a race, no baselines.
       shares: as for `flowsde.tuning.split.gap`.
       tell: called after each rung.
 
@@ -170,6 +176,7 @@ def _standings(
             f"{at.seed} none" + (" of them has" if bad.any() else ", say")
         )
     stays = {*_pair(order, baselines, standards), *[n for n in order if n in baselines][:1]}
+    stays |= set(standards).intersection(order)
     half, kept, table = math.ceil(len(going) / 2), 0, []
     for name in order:
         behind = gap(known[name], known[best], units, by, shares)

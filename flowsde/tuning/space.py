@@ -88,9 +88,11 @@ def _branching(spread: float) -> Iterator[Setting]:
     ten, four = _times(10, 3), _times(4, 0)
     ahead: dict[str, Any] = {"branch_at": 3, "value": "ode", "value_steps": 3}
     soft, middle, hard = _shares(spread)
-    for beta in (middle, hard, soft):
+    # The first is what is recommended, .25 for a reward that spreads over 5.
+    for beta in (hard, middle, soft):
         yield Setting.of("smc", **_VP, **ten, temperature=beta, potential="difference")
-    for path, times in ((_VP, four), (_LINEAR, ten), (_EM, ten)):
+    yield Setting.of("smc", **_VP, **four, temperature=hard, potential="difference")
+    for path, times in ((_LINEAR, ten), (_EM, ten)):
         yield Setting.of("smc", **path, **times, temperature=middle, potential="difference")
     yield Setting.of("smc", **_VP, **ten, temperature=middle, potential="max")
     yield Setting.of("svdd", **_VP, **ten, chains=4)
@@ -156,7 +158,7 @@ def recommended(settings: Sequence[Setting]) -> list[Setting]:
     """Those of some settings that are recommended where nothing was tuned, in their order.
 
     SMC along VP in ten steps, and in four for a distilled model, as in `docs/searches.md`; of
-    several temperatures the first, which is the middle one of `declared`.
+    several temperatures the first, which is a twentieth of the reward's spread in `declared`.
     """
     chosen = []
     for times in (_times(10, 3), _times(4, 0)):

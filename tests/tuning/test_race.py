@@ -70,11 +70,24 @@ def test_what_one_would_take_without_a_race_stays_to_be_compared():
     found = race(list(means), {BASE}, halves, measure, {"other 1", "other 2"})
     assert (found.winner, found.runner_up, found.standard) == ("other 10", "other 2", "other 2")
     assert found.finalists == [BASE, "other 10", "other 2"]
-    assert asked["other 2"] == list(halves.race) and len(asked["other 1"]) == 6
+    assert asked["other 2"] == asked["other 1"] == list(halves.race) and len(asked["other 3"]) == 6
     # One that wins is compared with the second best.
     found = race(list(means), {BASE}, halves, measure, {"other 10", "other 2"})
     assert (found.winner, found.runner_up, found.standard) == ("other 10", "other 9", "other 10")
     assert race(list(means), {BASE}, halves, measure).standard is None
+
+
+def test_which_standard_is_the_best_is_not_for_the_first_units_to_say():
+    means = {BASE: 0.0, **{f"other {i}": 0.1 * i for i in range(11)}}
+    halves = split(48, 1)
+
+    def measure(name, units):
+        late = {unit: 0.0 for unit in halves.race[:6]} if name == "other 2" else {}
+        return np.array([late.get(unit, means[name]) for unit in units])
+
+    found = race(list(means), {BASE}, halves, measure, {"other 1", "other 2"})
+    # On the first 6 of 24 units it has 0 against 0.1, on all of them 0.15 against 0.1.
+    assert found.standard == "other 2"
 
 
 def test_losers_are_measured_no_further():

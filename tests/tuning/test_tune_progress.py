@@ -10,23 +10,27 @@ from flowsde.tuning.race import race
 from flowsde.tuning.split import split
 
 
-@pytest.mark.parametrize(("settings", "prompts", "seeds"), [(2, 1, 4), (12, 2, 12), (46, 48, 1)])
-def test_no_race_takes_more_searches_and_one_of_equals_takes_as_many(settings, prompts, seeds):
+@pytest.mark.parametrize("standards", [0, 1, 2])
+@pytest.mark.parametrize(("settings", "prompts", "seeds"), [(4, 1, 4), (12, 2, 12), (46, 48, 1)])
+def test_no_race_takes_more_searches_and_one_of_equals_takes_as_many(
+    settings, prompts, seeds, standards
+):
     names, halves = [str(i) for i in range(settings)], split(prompts, seeds)
+    usual = set(names[-standards:]) if standards else set()
     counted = []
 
     def equal(name, units):
         counted.append(len(units))
         return np.asarray([unit.prompt + unit.seed for unit in units], float)
 
-    course = Course(names, halves, 0)
+    course = Course(names, halves, 0, standards)
     said = course.most
     found = race(
-        names, {names[0]}, halves, equal,
+        names, {names[0]}, halves, equal, usual,
         tell=lambda rung: course.go_on([s.name for s in rung.table if not s.why], rung.units),
     )  # fmt: skip
     every = sum(counted) + len(found.finalists) * len(halves.final)
-    assert said == searches_left(settings, 0, settings, halves) == every
+    assert said == searches_left(settings, 0, settings, halves, standards) == every
 
 
 def test_what_is_left_counts_what_is_compiled_once():
