@@ -5,7 +5,7 @@ With a budget in seconds settings that are left are timed before they race.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     prices = _prices(plan, ledger, tell, kept)
     searches = _searches(plan, kept, prices, left_out)
     known = {setting.name: setting for setting in kept if setting.name in searches}
-    standards = {setting.name for setting in recommended(list(known.values()))}
+    standards = _standards(list(known.values()), verdicts)
     laps = _Laps(plan, ledger, searches, len(standards), tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
@@ -79,6 +79,13 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
     return _tuned(plan, ledger, found, finals, known, searches, prices, left_out, said)
+
+
+def _standards(settings: Sequence[Setting], verdicts: Mapping[Any, screen.Verdict]) -> set[str]:
+    """Names of those that are recommended to everybody with such a model."""
+    paths = {setting.path for setting in recommended(settings)}
+    kinds = {verdicts[path].sharp for path in paths if path in verdicts}
+    return {one.name for one in recommended(settings, kinds.pop() if len(kinds) == 1 else None)}
 
 
 def beforehand(plan: Plan) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowsde._files import read_json, speakable, write_json
-from flowsde._schema import fields, items, mapping, number, table, text, whole
+from flowsde._schema import fields, flag, items, mapping, number, table, text, whole
 from flowsde._text import shown
 from flowsde.tuning.device import device
 from flowsde.tuning.measure import Block
@@ -30,7 +30,7 @@ _BLOCK = fields(
     seconds=number,
 )
 _DIAGNOSED = fields(
-    blind=text, poor=text, rising=text, spread=number, nfe=_COUNT, evaluations=_COUNT,
+    blind=text, poor=text, rising=text, spread=number, sharp=flag, nfe=_COUNT, evaluations=_COUNT,
     verifier_calls=_COUNT, seconds=number,
 )  # fmt: skip
 _PRICED = fields(

@@ -25,6 +25,7 @@ N, FAMILIES, STEPS, PROMPTS = 24, 12, 10, 4
 """Of a diagnosis: trajectories, those with siblings, steps, and prompts at most."""
 NFE = STEPS * N + FAMILIES * STEPS * (STEPS - 1) // 2
 """Candidates that a diagnosis evaluates for each prompt, two siblings a family."""
+SHARP = 0.5
 
 
 class Verdict(NamedTuple):
@@ -35,12 +36,15 @@ class Verdict(NamedTuple):
       poor: no step is worth branching at.
       rising: the reward rises by itself.
       spread: standard deviation of final rewards within a prompt; NaN if they are all the same.
+      sharp: posterior means are pictures from the first step on, as those of distilled models are:
+        within a prompt their rewards spread at least `SHARP` as much as final ones.
     """
 
     blind: str
     poor: str
     rising: str
     spread: float
+    sharp: bool
 
 
 def verdict(d: Record) -> Verdict:
@@ -66,11 +70,17 @@ def verdict(d: Record) -> Verdict:
             f"the reward rises by itself (a child drawn without a choice beats its parent more "
             f"than {OFTEN:.0%} of the time in {int(np.sum(often))} of {often.size} steps)"
         )
-    finals = np.where(np.isfinite(d.rewards[..., -1]), d.rewards[..., -1], np.nan)
-    known = np.sum(np.isfinite(finals), axis=1) > 1
-    variances = [float(np.nanvar(own, ddof=1)) for own in finals[known].astype(np.float64)]
-    spread = float(np.sqrt(np.mean(variances))) if variances and max(variances) > 0.0 else np.nan
-    return Verdict(blind, poor, rising, spread)
+    spread = _spread(d.rewards[..., -1])
+    sharp = bool(_spread(d.rewards[..., 0]) >= SHARP * spread)
+    return Verdict(blind, poor, rising, spread, sharp)
+
+
+def _spread(rewards: np.ndarray) -> float:
+    """Standard deviation of rewards [P, n] within a prompt; NaN if they are all the same."""
+    finite = np.where(np.isfinite(rewards), rewards, np.nan).astype(np.float64)
+    known = np.sum(np.isfinite(finite), axis=1) > 1
+    variances = [float(np.nanvar(own, ddof=1)) for own in finite[known]]
+    return float(np.sqrt(np.mean(variances))) if variances and max(variances) > 0.0 else np.nan
 
 
 def screen(

@@ -154,14 +154,19 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
     return tuple(s for s in every if s.method in (BASELINE, *methods))
 
 
-def recommended(settings: Sequence[Setting]) -> list[Setting]:
+def recommended(settings: Sequence[Setting], sharp: bool | None = None) -> list[Setting]:
     """Those of some settings that are recommended where nothing was tuned, in their order.
 
     SMC along VP in ten steps, and in four for a distilled model, as in `docs/searches.md`; of
     several temperatures the first, which is a twentieth of the reward's spread in `declared`.
+
+    Args:
+      settings: of which they are.
+      sharp: as `flowsde.tuning.screen.Verdict`; None where it is not known, for both.
     """
     chosen = []
-    for times in (_times(10, 3), _times(4, 0)):
+    kinds = {False: _times(10, 3), True: _times(4, 0)}
+    for times in kinds.values() if sharp is None else [kinds[sharp]]:
         wanted = set((_VP | times | {"potential": "difference"}).items())
         like = (s for s in settings if s.method == "smc" and wanted <= set(s.options))
         chosen += list(like)[:1]

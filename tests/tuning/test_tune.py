@@ -242,6 +242,23 @@ def test_what_a_diagnosis_is_sure_of_leaves_out_what_it_is_about():
         assert len(kept) + len(left_out) == len(every)
 
 
+def test_a_model_is_distilled_if_the_rewards_of_first_means_spread_as_those_of_pictures():
+    finals = np.asarray([0.0, 2.0, 4.0, np.nan], np.float32)
+    for share, sharp in ((0.1, False), (0.49, False), (0.51, True), (1.0, True)):
+        # Of two prompts that differ by 100: it is the spread within a prompt that counts.
+        first = np.stack([share * finals, 100.0 + share * finals])
+        rewards = np.stack([first, np.stack([finals, 100.0 + finals])], -1)
+        found = screen.verdict(_record([0.6, 1.0], [1.5], [0.5], rewards))
+        assert found.sharp is sharp and found.spread == pytest.approx(2.0)
+        path = recommended(declared())[0].path
+        usual = carry_out._standards(declared(), {path: found})
+        assert usual == {recommended(declared())[sharp].name}
+        assert recommended(declared())[sharp]["steps"] == (4 if sharp else 10)
+    same = screen.verdict(_record([0.6, 1.0], [1.5], [0.5], np.ones((1, 4, 2))))
+    assert same.sharp is False
+    assert len(carry_out._standards(declared(), {})) == 2  # not diagnosed
+
+
 BY_MEAN = ("smc", "svdd", "code", "rbf", "sop", "epsilon_greedy", "dfs")
 SVDD_VP = next(s for s in declared() if s.method == "svdd")
 
