@@ -79,6 +79,19 @@ def as_arrays(name: str, cond: Cond) -> Cond:
     return jax.tree.map(jnp.asarray, cond)
 
 
+def as_host_arrays(name: str, cond: Cond) -> Cond:
+    """`check_arrays`, then NumPy arrays of the dtypes that `as_arrays` gives; keys stay in JAX."""
+    check_arrays(name, cond)
+
+    def fetched(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        array = np.asarray(leaf)
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+    return jax.tree.map(fetched, cond)
+
+
 def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
     """Raise unless every leaf of cond has leading axis n."""
     for leaf in jax.tree.leaves(cond):
@@ -88,10 +101,10 @@ def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
             )
 
 
-def of_each_prompt(name: str, cond: Cond, n: int, single: bool) -> Cond:
-    """Arrays with a leading axis of n prompts."""
+def of_each_prompt(name: str, cond: Cond, n: int, single: bool, on_host: bool = False) -> Cond:
+    """Arrays with a leading axis of n prompts, of NumPy if they are to stay on the host."""
     listed = isinstance(cond, list) and len(cond) == n and not single
-    cond = as_arrays(name, cond)
+    cond = (as_host_arrays if on_host else as_arrays)(name, cond)
     if single:
         cond = jax.tree.map(lambda a: a[None], cond)
     try:

@@ -220,6 +220,7 @@ def _job(
         from_seed(command.seed), loaded.flow, offer.search, loaded.reward, cond=cond,
         reward_cond=None if told[0] is None else told, prompt_ids=0 * ids, chunk_size=size,
         target_reward=command.target_reward, nfe=None, seconds=seconds, invalid="error",
+        on_host=True,
         **beginning.read(command.beginning, loaded.flow),
     )  # fmt: skip
     return job, size

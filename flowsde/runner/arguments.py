@@ -16,7 +16,7 @@ from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
 from flowsde.classifier_free import with_own_nulls
-from flowsde.conds import Cond, Held, Told, for_model, for_reward, of_each_prompt
+from flowsde.conds import Cond, Held, Told, as_host_arrays, for_model, for_reward, of_each_prompt
 from flowsde.flow import Flow, check_flow
 from flowsde.flow import exact as exact_flow
 from flowsde.fresh import warn_if_written_anew
@@ -135,8 +135,9 @@ def prepare(
     mask: Any = None,
     noise: Any = None,
     draft: Flow | None = None,
+    on_host: bool = False,
 ) -> Job:
-    """Check all; arguments as for `flowsde.run`."""
+    """Check all; arguments as for `flowsde.run`, and whether cond stays on the host, in NumPy."""
     _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
     _check_not_traced((start, mask, noise, draft))
     key = as_key(key)
@@ -144,7 +145,7 @@ def prepare(
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
-    cond = of_each_prompt("cond", cond, ids.size, single)
+    cond = of_each_prompt("cond", cond, ids.size, single, on_host)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
     draft = check_draft(draft, search, flow, cond)
     axis = "len(prompt_ids)"
@@ -170,7 +171,8 @@ def prepare(
     warn_if_changed(4, **static)
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
-        cond = Told(cond, of_each_prompt("reward_cond", reward_cond, ids.size, single=False))
+        own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=on_host)
+        cond = Told(cond, own)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
     if mesh is not None:
@@ -181,6 +183,8 @@ def prepare(
     (keys, cond, numbers, begins), live = _filled_up(
         placement, ids.size, (keys, cond, jnp.asarray(budgets), begins)
     )
+    if on_host:  # null conditions and masks, too
+        cond = as_host_arrays("cond", cond)
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from flowsde._checks import check_non_negative
 from flowsde.classifier_free import classifier_free_guidance
@@ -11,6 +12,7 @@ from flowsde.flow import Flow
 from flowsde.models.common.size import height_and_width
 
 Sides = tuple[int | None, int | None]
+_AT_ONCE = 32
 
 
 def sides(size: str | None, check: Callable[[int | None, int | None], Any]) -> Sides:
@@ -40,10 +42,19 @@ def guidance_of(
 def encoded(
     encode: Callable[[list[str]], Any], prompts: Sequence[str], negative: str | None
 ) -> tuple[list[Any], Any]:
-    """What each prompt becomes, and the negative one; `encode` has a leading axis of texts."""
+    """What each prompt becomes, and the negative one; `encode` has a leading axis of texts.
+
+    NumPy: those of thousands of prompts leave no room for a model on the device. Some are encoded
+    at once, under a bar if there are many.
+    """
     texts = [*prompts, *([] if negative is None else [negative])]
-    every = encode(texts)
-    conds = [jax.tree.map(lambda a, i=i: a[i], every) for i in range(len(texts))]
+    conds: list[Any] = []
+    with tqdm(total=len(texts), unit="text", leave=False, disable=len(texts) <= _AT_ONCE) as bar:
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            every = jax.device_get(encode(some))
+            conds += [jax.tree.map(lambda a, i=i: a[i], every) for i in range(len(some))]
+            bar.update(len(some))
     return conds[: len(prompts)], conds[-1]
 
 

@@ -126,7 +126,7 @@ def batch(
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
         chunk_size=size, target_reward=target_reward, nfe=nfe, seconds=seconds, invalid=invalid,
-        start=start, mask=mask, noise=noise, draft=draft,
+        start=start, mask=mask, noise=noise, draft=draft, on_host=True,
     )  # fmt: skip
     if seconds is not None and total_nfe is not None:
         raise ValueError(

@@ -145,7 +145,6 @@ def _prompts(job: Job, budgets: Mapping[int, int], attempt: int) -> Prompts:
     return Prompts(
         keys,
         jnp.asarray(nfe),
-        job.model.cond,
         jnp.asarray(order),
         jnp.int32(len(budgets)),
         job.start,

@@ -163,7 +163,7 @@ class Engine:
         """
         job, n, watch = self._job, int(prompts.length), self.watch
         pool, program, width = self.begin(prompts, marks=watch is not None)
-        none = nothing(prompts, program.kind, self.size, job.flow.shape, job.parts)
+        none = nothing(program.kind, self.size, job.flow.shape, job.parts)
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:

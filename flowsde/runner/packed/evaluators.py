@@ -1,6 +1,7 @@
 """Who evaluates a batch: the device alone, or the device and a reward outside JAX.
 
-The latter scores one batch in a thread while the device computes the next.
+The latter scores one batch in a thread while the device computes the next. Conds of all prompts
+stay on the host, where there is room for those of thousands; a batch takes its own along.
 """
 
 import dataclasses
@@ -50,15 +51,21 @@ class OnDevice:
     depth = 1
 
     def __init__(self, model: Model, kind: Kind, minibatch: int):
-        model = dataclasses.replace(model, cond=None)
-        self._evaluate = partial(evaluate, model, kind=kind, minibatch=minibatch)
+        self._model = model
+        self._evaluate = partial(evaluate, kind=kind, minibatch=minibatch)
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        worth = self._evaluate(batch)
+        worth = self._evaluate(_of_batch(self._model, batch), batch)
         return lambda: worth
 
     def close(self) -> None:
         pass
+
+
+def _of_batch(model: Model, batch: Batch) -> Model:
+    """The model with the cond [B, ...] of a batch, taken from that of all prompts."""
+    numbers = np.asarray(batch.prompt)
+    return dataclasses.replace(model, cond=jax.tree.map(lambda a: a[numbers], model.cond))
 
 
 @partial(jax.jit, static_argnames=("kind", "minibatch", "latents"))
@@ -68,10 +75,10 @@ def evaluate_and_show(
     """A batch's means; what is to be scored, with what is wanted first: its numbers, images (or
     latents) in that order, which of these are finite, and numbers of the prompts.
 
-    Images are decoded in the same program, as a later one would wait for the next batch.
+    The model has cond [B, ...]. Images are decoded in the same program, as a later one would wait
+    for the next batch.
     """
-    model, flow = dataclasses.replace(model, cond=batch.cond), model.flow
-    size = batch.place.size
+    flow, size = model.flow, batch.place.size
     least = least_of(flow, size, LEAST)
     evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
     x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
@@ -110,15 +117,15 @@ class OnHost:
     depth = 2
 
     def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
-        bare = dataclasses.replace(model, reward=None, cond=None)
+        self._model = dataclasses.replace(model, reward=None)
         how: dict[str, Any] = {"kind": kind, "minibatch": minibatch, "latents": reward.latents}
-        self._evaluate = partial(evaluate_and_show, bare, **how)
+        self._evaluate = partial(evaluate_and_show, **how)
         self._reward, self._minibatch, self._kind = reward, minibatch, kind
-        self._cond = jax.device_get(for_reward(model.cond))
+        self._cond = for_reward(model.cond)
         self._thread = _threads.Line(f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        (evals, backward), *to_score = self._evaluate(batch)
+        (evals, backward), *to_score = self._evaluate(_of_batch(self._model, batch), batch)
         rewards = self._thread.submit(self._score, *to_score)
 
         def wait() -> Worth:

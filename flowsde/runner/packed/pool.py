@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowsde.conds import Cond
 from flowsde.rewards.base import PartNames
 from flowsde.runner.inner import like
 from flowsde.runner.records import Kind, Program
@@ -30,7 +29,6 @@ class Prompts(NamedTuple):
     Attributes:
       keys: of each prompt.
       nfe: int32, budget of each in model evaluations.
-      cond: of each.
       order: int32, numbers of the prompts, in which slots take them.
       length: int32, how many of `order` there are to take.
       start: what each begins from; None without.
@@ -38,7 +36,6 @@ class Prompts(NamedTuple):
 
     keys: jax.Array
     nfe: jax.Array
-    cond: Cond
     order: jax.Array
     length: jax.Array
     start: Start | None = None
@@ -81,13 +78,11 @@ class Batch(NamedTuple):
       place: int32 [B], slot * w + column; S * w where there is none.
       asked: [B, 1], as one candidate of each of B prompts.
       prompt: int32 [B], numbers of the prompts.
-      cond: [B, ...], theirs.
     """
 
     place: jax.Array
     asked: Candidates
     prompt: jax.Array
-    cond: Cond
 
 
 @partial(jax.jit, static_argnames=("program", "slots", "shape", "parts"))

@@ -5,7 +5,6 @@ gives the slots of finished prompts to the next ones of the list, asks, and sele
 `evaluate` computes one. The state stays on the device: the host hears a few numbers.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from flowsde.rewards.base import PartNames
 from flowsde.runner.ahead import ahead
 from flowsde.runner.chunks import least_of
 from flowsde.runner.drafts import drafts
-from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward, of_prompts
+from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward
 from flowsde.runner.inner import arrived, like, moving
 from flowsde.runner.mesh import ALONE
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
@@ -248,7 +247,7 @@ def _select(
         valid=asked.valid & some,
     )
     prompt = number[at // columns]
-    batch = Batch(place, asked, prompt, of_prompts(prompts.cond, prompt))
+    batch = Batch(place, asked, prompt)
     waiting = waiting.at[place].set(False, mode="drop").reshape(pool.waiting.shape)
     return pool._replace(waiting=waiting), batch, sent
 
@@ -325,16 +324,14 @@ def advance(
 def evaluate(
     model: Model, batch: Batch, kind: Kind, minibatch: int
 ) -> tuple[Evaluation, jax.Array]:
-    """A batch's evaluation [B], and which passes were differentiated."""
-    own = dataclasses.replace(model, cond=batch.cond)
+    """A batch's evaluation [B], and which passes were differentiated; the model has cond [B]."""
     size = batch.place.size
     least = least_of(model.flow, size, LEAST)
-    evals, computed = evaluate_model(own, batch.asked, kind, size, ALONE, least)
-    return evaluate_reward(own, batch.asked, evals, kind, minibatch), computed.backward
+    evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
+    return evaluate_reward(model, batch.asked, evals, kind, minibatch), computed.backward
 
 
 def nothing(
-    prompts: Prompts,
     kind: Kind,
     size: int,
     shape: tuple[int, ...],
@@ -350,6 +347,5 @@ def nothing(
         place=jnp.full(size, jnp.iinfo(jnp.int32).max, jnp.int32),
         asked=Candidates(like(x, zeros, kind.moves), zeros, no, no, no, key, draft),
         prompt=number,
-        cond=of_prompts(prompts.cond, number),
     )
     return batch, unknown(x[:, 0], zeros[:, 0], kind, parts), number

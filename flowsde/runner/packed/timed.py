@@ -34,7 +34,7 @@ def prompts_of(job: Job, numbers: Sequence[int] | None = None) -> Prompts:
     many, chosen = job.ids.size, range(job.ids.size) if numbers is None else numbers
     order = jnp.asarray(np.resize(np.asarray(chosen, np.int32), many))
     length = jnp.int32(len(chosen))
-    return Prompts(job.keys, job.nfe, job.model.cond, order, length, job.start)
+    return Prompts(job.keys, job.nfe, order, length, job.start)
 
 
 class Costs(NamedTuple):
@@ -94,7 +94,7 @@ def _time(job: Job, engine: Engine, size: int) -> tuple[Costs, Program]:
     prompts, took = prompts_of(job), 0.0
     for _ in range(2):
         pool, program, _ = engine.begin(prompts, marks=True)
-        back = nothing(prompts, program.kind, size, job.flow.shape, job.parts)
+        back = nothing(program.kind, size, job.flow.shape, job.parts)
         began = clock.now()
         least, stop = jnp.int32(1), jnp.zeros((), jnp.bool)
         pool, batch, *rest = advance(

@@ -264,3 +264,24 @@ def test_wrong_arguments(message):
         options["cond"] = row(options["cond"], np.arange(3))
     with pytest.raises(ValueError, match=message):
         fs.batch(KEY, flow(), METHODS["svdd"], reward, **options)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_conds_of_all_prompts_stay_on_the_host(outside):
+    def model(params, x, t, cond):
+        return params * x + cond["text"].mean(1, keepdims=True)
+
+    def score(images, cond):
+        return images.sum(1) - cond["text"][:, 0]
+
+    cond = {"text": np.random.default_rng(0).normal(size=(23, 57)).astype(np.float32)}
+    flow = fs.Flow.from_callable(model, jnp.ones(()), (3,))
+    kernel = fs.kernels.ddim(fs.interpolants.linear())
+    search = fs.search.svdd(nfe=12, kernel=kernel, grid=fs.grids.uniform(3))
+    reward = fs.rewards.host(score) if outside else fs.rewards.device(score)
+    for i, result in fs.batch(KEY, flow, search, reward, cond=cond, batch_size=4, slots=3):
+        assert cond["text"].shape not in {array.shape for array in jax.live_arrays()}
+        if i % 11 == 0:
+            own = {"text": cond["text"][[i]]}
+            alone = fs.run(KEY, flow, search, reward, cond=own, prompt_ids=[i])
+            np.testing.assert_allclose(result.reward, alone.reward[0], rtol=1e-5)
