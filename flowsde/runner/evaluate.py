@@ -1,5 +1,7 @@
 """What candidates are worth: flow -> x0 -> decode -> reward, in chunks of one compiled shape.
 
+A reward of latents is shown x0 itself.
+
 First the model, on the valid rows; then the reward, on those that want one, in chunks of their own
 size. A guided search's rows that want a gradient get both at once, by differentiating through
 reward, decoder and model. A search that looks ahead has rows go on in between, see
