@@ -44,6 +44,7 @@ from flowsde._checks import check_count
 from flowsde._files import write_json
 from flowsde._keys import from_seed
 from flowsde.cli import (
+    batch_part,
     batch_seconds,
     batch_shared,
     beginning,
@@ -97,6 +98,9 @@ class Batch(Task):
     """Prompts, one a line, # for comments; of .csv, .tsv and .jsonl the column "prompt"."""
     out: Annotated[Path, shown("DIR")]
     """Folder of the results: a folder for each prompt, batch.json and sheet.png."""
+    part: Annotated[str | None, shown("I/N")] = None
+    """Part I of N of the prompts, each Nth from the Ith on: for a machine, and a folder, of its
+    own. Numbers of prompts are those in the part."""
     batch_size: Int = None
     """Candidates evaluated at once: 32 by default, or what suits the images of --model."""
     slots: Int = None
@@ -123,6 +127,7 @@ class Batch(Task):
         )  # fmt: skip
         try:
             offer = source_of(sample)
+            offer.prompts = batch_part.of(self.part, offer.prompts)
             rewards, chosen = heldout.heldout_of(sample, offer), finals.of(sample, offer)
         except NoJudge as error:
             if self.overwrite or not looked_at(self, str(error)):

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowsde import _schema, _text
 from flowsde._files import read_json
-from flowsde.cli import batch_shared, heldout
+from flowsde.cli import batch_part, batch_shared, heldout
 from flowsde.cli.batch_folder import Folder
 from flowsde.cli.claims import Claims
 from flowsde.cli.prompts import of_file
@@ -137,7 +137,8 @@ def looked_at(command: Any, why: str) -> bool:
     path = command.out / "batch.json"
     try:
         values = _TOTALS(read_json(path), str(path))
-        asked = [prompt for _, prompt in of_file(command.prompts_file, str.strip)]
+        every = [prompt for _, prompt in of_file(command.prompts_file, str.strip)]
+        asked = batch_part.of(command.part, every)
     except (FileNotFoundError, ValueError):
         return False
     same = (values["prompts"], values["method"], values["seed"])

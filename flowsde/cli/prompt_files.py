@@ -39,6 +39,7 @@ def read(path: Path) -> list[tuple[int, str]]:
         else:
             found = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1)]
             found = [(i, line) for i, line in found if not line.startswith("#")]
+            _check_no_table(found)
     except ValueError as error:
         raise ValueError(f"--prompts-file: {path}: {error}") from None
     return [(i, prompt.strip()) for i, prompt in found if prompt.strip()]
@@ -51,6 +52,18 @@ def _text(path: Path) -> str:
         raise ValueError(f"--prompts-file: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"--prompts-file: {path} is not UTF-8 text") from None
+
+
+def _check_no_table(lines: list[tuple[int, str]]) -> None:
+    """ValueError if the first line is the head of a table: each row would be a prompt."""
+    number, first = next(((i, line) for i, line in lines if line), (0, ""))
+    for suffix, delimiter in _DELIMITERS.items():
+        heads = [head.strip().strip('"').lower() for head in first.split(delimiter)]
+        if len(heads) > 1 and _COLUMN in heads:
+            raise ValueError(
+                f"line {number} names columns, {shown(first)}, and the file has a prompt a line by "
+                f"its name: expected a name that ends in {suffix}"
+            )
 
 
 def _columns(text: str, delimiter: str) -> Iterator[tuple[int, str]]:

@@ -90,6 +90,25 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
         assert sheet.width > 200
 
 
+def test_parts_are_the_whole_list(file: Path, tmp_path: Path) -> None:
+    found = [_batch(file, tmp_path / f"{i}", "--part", f"{i}/3") for i in (1, 2, 3)]
+    assert [one["prompts"] for one in found] == [PROMPTS[i::3] for i in range(3)]
+    assert sum(one["finished"] for one in found) == len(PROMPTS)
+    again = _batch(file, tmp_path / "2", "--part", "2/3")
+    assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5"])
+def test_a_part_that_there_is_not_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    words = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "out"), "--part", part]
+    assert "--part: expected I/N with I from 1 to N" in refused(capsys, *words)
+    words[-1] = "8/8"
+    assert "--part: 8/8 has no prompt: there are 7 in all" in refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_keep_writes_several_of_each(file: Path, tmp_path: Path) -> None:
     _batch(file, tmp_path / "one")
