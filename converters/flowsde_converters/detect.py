@@ -43,7 +43,7 @@ from flowsde_converters import (
 from flowsde_converters.eight_bits import with_scales
 from flowsde_converters.family import Convertible, Found
 from flowsde_converters.files import Checkpoint
-from flowsde_converters.lora_file import Merged
+from flowsde_converters.lora_file import Merged, is_adapter
 from flowsde_converters.tables import Changes, Model
 
 _MODULES = (
@@ -281,6 +281,11 @@ def _unknown(checkpoint: Checkpoint, known: Mapping[str, Convertible], entry: st
             return f"the checkpoint is of {next(iter(of))}, expected {', '.join(known)}"
     keys = sorted(checkpoint.tensors)
     inside = f"--entry {shown(entry)}: " if entry else ""
+    if is_adapter(keys):
+        return (
+            f"{inside}the checkpoint is a LoRA, which changes a model and is none; expected that "
+            f"model, converted with --lora and this file"
+        )
     said = (
         f"{inside}the checkpoint is of no family known here, expected one of {', '.join(known)}; "
         f"its {len(keys)} keys begin with {names(keys[:4])}"

@@ -11,7 +11,7 @@ Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021).
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ _NAME = re.compile(r"\^?[\w.]+")
 _SETTINGS = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
 """Of PEFT, that say what the tensors do not."""
 _OF_PEFT = "lora_adapter_metadata"
+
+
+def is_adapter(keys: Iterable[str]) -> bool:
+    """Whether some keys are of LoRA's matrices."""
+    return any((found := _KEY.fullmatch(key)) and found["down"] for key in keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,12 @@ def check(given: Beginning) -> None:
             raise ValueError(f"--strength must be above 0, to 1, got {given.strength}")
     for name, path in (("image", given.image), ("mask", given.mask)):
         if path is not None:
-            opened(f"--{name}", path)
+            picture = opened(f"--{name}", path)
+            if name == "mask" and picture.convert("L").getextrema()[1] < _WHITE:
+                raise ValueError(
+                    f"--mask: {shown(path)} has no white, so that nothing would be drawn anew: "
+                    f"expected white where the picture is to change"
+                )
 
 
 def named(given: Beginning) -> dict[str, Any]:

@@ -117,3 +117,11 @@ def test_trajectories_take_the_steps_that_are_run() -> None:
 def test_what_cannot_be_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         beginning.check(Beginning(**given))
+
+
+def test_a_mask_without_white_is_refused(files: dict[str, Path]) -> None:
+    beginning.check(Beginning(**files))
+    grey = Image.new("L", (64, 64), 127)
+    grey.save(files["mask"])
+    with pytest.raises(ValueError, match=r"--mask: .*left\.png has no white"):
+        beginning.check(Beginning(**files))

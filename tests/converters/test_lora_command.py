@@ -239,3 +239,12 @@ def test_a_name_with_a_colon_is_a_file(tmp_path):
     path.touch()
     assert lora_named(str(path)) == (str(path), 1.0)
     assert lora_named(f"{path}:-0.5") == (str(path), -0.5)
+
+
+@pytest.mark.parametrize("ends", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
+def test_an_adapter_alone_is_called_one(tmp_path, ends):
+    path = tmp_path / "style.safetensors"
+    down, up = (f"transformer.blocks.0.to_q.{end}.weight" for end in ends)
+    save_file({down: A, up: B}, path)
+    with pytest.raises(ValueError, match="is a LoRA, which changes a model and is none"):
+        convert.prepare(path)
