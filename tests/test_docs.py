@@ -88,7 +88,7 @@ def test_docstrings_become_restructured_text(text, expected):
 
 @pytest.mark.parametrize("name", tutorials.NAMES)
 def test_tutorials_are_notebooks(name):
-    """With the cells of the page, what they print and draw, and no link to a page beside it."""
+    """With the cells of the page, what they print and draw, and no link to a file beside it."""
     text = tutorials.read(name)
     cells = own("notebooks").as_notebook(text, tutorials.FOLDER)["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -98,8 +98,14 @@ def test_tutorials_are_notebooks(name):
     assert [out["text"] for out in outputs if out["output_type"] == "stream"] == said
     pictures = [out for out in outputs if out["output_type"] == "display_data"]
     assert len(pictures) == len(list(tutorials.FOLDER.glob(f"{name}_*.png"))) > 0
-    words = "".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
-    assert words and not re.search(r"\]\((?!https?:)|code-cell|^---", words, re.M)
+    written = [cell for cell in cells if cell["cell_type"] == "markdown"]
+    words = "".join(cell["source"] for cell in written)
+    assert words and not re.search(r"\]\((?!https?:|attachment:)|code-cell|^---", words, re.M)
+    for cell in written:
+        shown = re.findall(r"\(attachment:(\S+)\)", cell["source"])
+        assert shown == list(cell.get("attachments", {}))
+    committed = re.findall(r"!\[[^\]]+\]\(\S+/(\S+)\)", text)
+    assert [name for cell in written for name in cell.get("attachments", {})] == committed
 
 
 def slug(heading):
