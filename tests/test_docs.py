@@ -86,6 +86,18 @@ def test_docstrings_become_restructured_text(text, expected):
     assert own("docstrings").as_rst(text.splitlines()) == expected.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("× 8.8 (5.2 – 15.4)", "×~8.8 (5.2~–~15.4)"),
+        ("-0.38 (-2.29 – -1.46), .04 (−.02 – .10)", "-0.38 (-2.29~–~-1.46), .04 (−.02~–~.10)"),
+        ("| 3 | – | 4 |, 1 – x, 100 captions × 2", "| 3 | – | 4 |, 1 – x, 100 captions ×~2"),
+    ],
+)
+def test_intervals_do_not_break(text, expected):
+    assert own("intervals").unbroken(text) == expected.replace("~", "\u00a0")
+
+
 @pytest.mark.parametrize("name", tutorials.NAMES)
 def test_tutorials_are_notebooks(name):
     """With the cells of the page, what they print and draw, and no link to a file beside it."""
