@@ -9,7 +9,8 @@ _TIMES = re.compile(r"× (?=\d)")
 
 def unbroken(text: str) -> str:
     """The text of a page, with no-break spaces in them."""
-    return _TIMES.sub("×\u00a0", _DASH.sub("\u00a0–\u00a0", text))
+    # A line may end with a dash before such a space, but for a word joiner.
+    return _TIMES.sub("×\u00a0", _DASH.sub("\u00a0–\u2060\u00a0", text))
 
 
 def _read(app: Any, docname: str, source: list[str]) -> None:
