@@ -16,6 +16,7 @@ version = release = flowsde.__version__
 
 extensions = [
     "docstrings",
+    "intervals",
     "myst_nb",
     "notebooks",
     "sphinx.ext.autodoc",

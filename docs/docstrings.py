@@ -48,8 +48,14 @@ def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = as_rst(lines)
 
 
+def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples, which their class describes."""
+    return str(obj.__doc__).startswith("Alias for field number") or None
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Before Napoleon, which turns sections into fields."""
     app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _process, priority=100)
     return {"parallel_read_safe": True}

@@ -86,9 +86,21 @@ def test_docstrings_become_restructured_text(text, expected):
     assert own("docstrings").as_rst(text.splitlines()) == expected.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("× 8.8 (5.2 – 15.4)", "×~8.8 (5.2~–^~15.4)"),
+        ("-0.38 (-2.29 – -1.46), .04 (−.02 – .10)", "-0.38 (-2.29~–^~-1.46), .04 (−.02~–^~.10)"),
+        ("| 3 | – | 4 |, 1 – x, 100 captions × 2", "| 3 | – | 4 |, 1 – x, 100 captions ×~2"),
+    ],
+)
+def test_intervals_do_not_break(text, expected):
+    assert own("intervals").unbroken(text) == expected.replace("~", "\u00a0").replace("^", "\u2060")
+
+
 @pytest.mark.parametrize("name", tutorials.NAMES)
 def test_tutorials_are_notebooks(name):
-    """With the cells of the page, what they print and draw, and no link to a page beside it."""
+    """With the cells of the page, what they print and draw, and no link to a file beside it."""
     text = tutorials.read(name)
     cells = own("notebooks").as_notebook(text, tutorials.FOLDER)["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -98,8 +110,14 @@ def test_tutorials_are_notebooks(name):
     assert [out["text"] for out in outputs if out["output_type"] == "stream"] == said
     pictures = [out for out in outputs if out["output_type"] == "display_data"]
     assert len(pictures) == len(list(tutorials.FOLDER.glob(f"{name}_*.png"))) > 0
-    words = "".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
-    assert words and not re.search(r"\]\((?!https?:)|code-cell|^---", words, re.M)
+    written = [cell for cell in cells if cell["cell_type"] == "markdown"]
+    words = "".join(cell["source"] for cell in written)
+    assert words and not re.search(r"\]\((?!https?:|attachment:)|code-cell|^---", words, re.M)
+    for cell in written:
+        shown = re.findall(r"\(attachment:(\S+)\)", cell["source"])
+        assert shown == list(cell.get("attachments", {}))
+    committed = re.findall(r"!\[[^\]]+\]\(\S+/(\S+)\)", text)
+    assert [name for cell in written for name in cell.get("attachments", {})] == committed
 
 
 def slug(heading):

@@ -71,8 +71,9 @@ class Result(NamedTuple):
     Attributes:
       image: what the reward saw of the best particle, the decoded x0.
       x0: its posterior mean, float32 [*flow.shape].
-      x, t: the particle, float32 [*flow.shape] and [], in the search's interpolant; evaluating
-        the flow there gives x0, and the reward of its decoding is `reward`.
+      x: the particle, float32 [*flow.shape], in the search's interpolant; evaluating the flow
+        there, at `t`, gives x0, and the reward of its decoding is `reward`.
+      t: its time, float32 [].
       reward: float32 [].
       nfe: model evaluations charged; never above the budget.
       evaluations: model evaluations computed, surplus and padding included.

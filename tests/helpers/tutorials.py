@@ -18,9 +18,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "docs" / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "index")
-CELL = re.compile(
-    r"^```\{code-cell\} ipython3\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S
-)
+sys.path.insert(0, str(FOLDER.parent))
+from notebooks import CELL  # noqa: E402
 
 
 class Cell(NamedTuple):
@@ -33,7 +32,7 @@ def read(name: str) -> str:
 
 
 def cells(text: str) -> list[Cell]:
-    return [Cell(code, said) for code, said in CELL.findall(text)]
+    return [Cell(found["code"], found["said"] or "") for found in CELL.finditer(text)]
 
 
 def run(text: str, name: str):
@@ -57,7 +56,7 @@ def with_outputs(text: str, printed: list[str]) -> str:
     def cell(found: re.Match) -> str:
         said = next(following)
         block = f"\n```text\n{said}```\n" if said else ""
-        return f"```{{code-cell}} ipython3\n{found[1]}```\n{block}"
+        return f"```{{code-cell}} ipython3\n{found['code']}```\n{block}"
 
     return CELL.sub(cell, text)
 
