@@ -81,12 +81,12 @@ def alone(search):
 
 
 def told(search):
-    """Prompts of one size for guidance that is tempered, else of all.
+    """Prompts of one size for guidance that goes far, else of all.
 
     Pulled by gradients of 1e6 such particles end at 1e8, where how a program rounds shows in the
     third digit; on a mesh or not.
     """
-    if search is not METHODS["guided smc, tempered, funnel"]:
+    if search not in (METHODS["guided smc, tempered, funnel"], METHODS["guided psi"]):
         return {}
     cond = options()["cond"]
     return {"cond": cond | {"size": jnp.ones_like(cond["size"])}}
