@@ -46,16 +46,19 @@ def _language(block: list[str]) -> str:
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = as_rst(lines)
+    if what in ("attribute", "data", "property"):
+        # An empty comment: before a colon of the first line Napoleon expects a type.
+        lines[:0] = ["..", ""]
 
 
 def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Fields of named tuples, which their class describes."""
-    return str(obj.__doc__).startswith("Alias for field number") or None
+    """Whether to leave out a member: fields of a named tuple are among its attributes."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Before Napoleon, which turns sections into fields."""
     app.setup_extension("sphinx.ext.autodoc")
-    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _process, priority=100)
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True}

@@ -37,7 +37,8 @@ class Before(NamedTuple):
 
     Attributes:
       x: the point that it started from, as corrected, [*shape].
-      x0, x1: the means that it used, [*shape].
+      x0: the mean of data that it used, [*shape].
+      x1: the mean of noise, likewise.
       t: its time; 0 if there was none.
       earlier: x0 and time of the step before it, of solvers that look back so far.
 
@@ -62,7 +63,8 @@ class Multistep(Static, abc.ABC):
     Attributes:
       interpolant: in which x and times are.
       evaluations: model evaluations a step, 1.
-      stochastic, inner_evaluations: as of a `Kernel`; none.
+      stochastic: as of a `Kernel`, False.
+      inner_evaluations: as of a `Kernel`, 0.
 
     Example:
       >>> kernel = fs.kernels.ode_adams(fs.interpolants.linear())

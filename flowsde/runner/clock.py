@@ -24,8 +24,9 @@ class Timing(NamedTuple):
       cut: whether the deadline ended the search, or made it finish, before it had spent them.
       preparing: seconds before the first round, in which programs were compiled and timed; no part
         of `spent`.
-      evaluations, verifier_calls: computed to time them, drafts of another flow included; no part
-        of the result's counters.
+      evaluations: computed to time them, drafts of another flow included; no part of the
+        result's counters.
+      verifier_calls: likewise.
     """
 
     seconds: float

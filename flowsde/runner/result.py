@@ -69,10 +69,10 @@ class Result(NamedTuple):
     """What a search found; leading axis P for several prompts, none for one.
 
     Attributes:
-      image: what the reward saw of the best particle, the decoded x0.
+      image: of the best particle, the decoded x0: what a reward saw that is not one of latents.
       x0: its posterior mean, float32 [*flow.shape].
       x: the particle, float32 [*flow.shape], in the search's interpolant; evaluating the flow
-        there, at `t`, gives x0, and the reward of its decoding is `reward`.
+        there, at `t`, gives x0, whose reward is `reward`.
       t: its time, float32 [].
       reward: float32 [].
       nfe: model evaluations charged; never above the budget.

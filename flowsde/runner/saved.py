@@ -42,13 +42,13 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
     In a job of several processes all of them call it, and one writes.
 
     Args:
-      folder: made if it is not there. In its folder `.flowsde`, which is all that is written to, it
-        holds the last two saves.
+      folder: made if it is not there. In its folder ``.flowsde``, which is all that is written to,
+        it holds the last two saves.
       search: that is being run.
       result: after any round.
 
     Raises:
-      ValueError: another process is writing to the folder, or its `.flowsde` is not flowsde's.
+      ValueError: another process is writing to the folder, or its ``.flowsde`` is not flowsde's.
 
     Example:
       >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()

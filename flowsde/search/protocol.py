@@ -77,7 +77,8 @@ class Evaluation(NamedTuple):
     """What the candidates were worth.
 
     Attributes:
-      x0, x1: posterior means of data and noise, float32 [w, *shape].
+      x0: posterior means of data, float32 [w, *shape].
+      x1: posterior means of noise, likewise.
       reward: float32 [w], of the decoded x0, or of what is seen ahead where the search looks ahead
         (`flowsde.search.value`); -inf for NaN and where none was wanted.
       gradient: of the reward in x, float32 [w, *shape], 0 where none was wanted or it is not
@@ -114,8 +115,10 @@ class Particle(NamedTuple):
     """An evaluated point (or several, with leading axes).
 
     Attributes:
-      x, x0, x1: the point and its posterior means, float32 [*shape].
+      x: the point, float32 [*shape].
       t: its time, float32.
+      x0: its posterior mean of data, float32 [*shape].
+      x1: its posterior mean of noise, likewise.
       reward: of its decoded x0, float32; -inf before there is one.
       gradient: of the reward in x, [*shape]; None unless the search is guided.
 
@@ -166,8 +169,11 @@ class Info(NamedTuple):
       charged: int32, how many more evaluations the `counted` take than before this round, with
         those of looking ahead.
       best_reward: float32, of the answer after this round.
-      path_time, path_reward: float32 [n], of the particle from which each path goes on.
-      evaluations, backward_passes, verifier_calls: int32, as in `Result`, of this round.
+      path_time: float32 [n], of the particle from which each path goes on.
+      path_reward: float32 [n], likewise.
+      evaluations: int32, as in `Result`, of this round.
+      backward_passes: int32, likewise.
+      verifier_calls: int32, likewise.
       finishing: bool, whether the round went into completing the best particle.
       seconds: float32 [3], of the model, the verifier and the rest, by the wall clock; the first
         round compiles. None from `run`, whose rounds are inside one program.
@@ -252,7 +258,7 @@ class BudgetTooSmall(ValueError):
 
 @runtime_checkable
 class Search(Protocol):
-    """The protocol of every method; see the module's docstring. `SearchBase` has defaults.
+    """The protocol of every method; see `flowsde.search.protocol`. `SearchBase` has defaults.
 
     Example:
       >>> kernel = fs.kernels.ode_euler(fs.interpolants.linear())

@@ -75,11 +75,11 @@ def batch(
 
     Every prompt advances at a pace of its own. A batch takes candidates of any of them, each at its
     own time; a prompt that ends makes room for the next of the list at once. When few are left,
-    RBF's waves grow to fill the batch. What a prompt finds does not depend on any of that.
+    RBF's waves grow to fill the batch. While a reward outside JAX scores a batch, the device
+    computes the next. What a prompt finds does not depend on any of that.
 
     Args:
-      key, flow, search, reward: as for `flowsde.run`. While a reward outside JAX scores a batch,
-        the device computes the next.
+      key, flow, search, reward: as for `flowsde.run`.
       cond: with leading axis P, or a list of P conds without one.
       reward_cond: what the reward is told instead, the same or P objects, as for `flowsde.run`.
       prompt_ids: P different integers from 0 to 2**32 - 1; 0, 1, … by default. A prompt's draws

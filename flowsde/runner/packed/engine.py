@@ -38,7 +38,8 @@ class Totals(NamedTuple):
       nfe: charged to the prompts that have finished.
       surplus: computed for them and not charged, of wide waves.
       padding: rows that were nobody's.
-      backward_passes, verifier_calls: of the prompts that have finished, as in `Result`.
+      backward_passes: of the prompts that have finished, as in `Result`.
+      verifier_calls: likewise.
       widths: of waves, in the order in which they were used; empty for other methods.
       draft_nfe: of `nfe`, what was charged for drafts of another flow.
       draft_evaluations: all that the draft flow computed, padding included; no part of the others.
