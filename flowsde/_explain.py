@@ -61,16 +61,18 @@ def outside_jax(error: Exception) -> bool:
         jax.errors.TracerArrayConversionError,
         jax.errors.TracerIntegerConversionError,
         jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
     )
-    # PyTorch and others name the type of what they were given.
-    return isinstance(error, kinds) or "Tracer" in str(error)
+    # PyTorch and others name the type of what they were given; what is written to is immutable.
+    words = ("Tracer", "JAX arrays are immutable")
+    return isinstance(error, kinds) or any(word in str(error) for word in words)
 
 
 def model_note(
     name: str, shape: tuple[int, ...], x: Any, t: Any, cond: Any, error: Exception
 ) -> str:
     """What a model of a flow of this shape was called with, before its own names and order."""
-    why = ", as none was given" if without_cond(error, cond) else ""
+    why = ", as none was given" if cond is None else ""
     return (
         f"model {name} is called with (x, t, cond): x is {shapes(x)}, t is {shapes(t)}, cond is "
         f"{shapes(cond)}{why}; the flow was given shape={shape}, of one particle"

@@ -161,8 +161,27 @@ def _fitting(fn: Any, text: str | None, kwargs: dict[str, Any], names: tuple[str
         f"the model would be called with {written}, which "
         f"{getattr(fn, '__qualname__', type(fn).__name__)}{signature} does not take: "
         f"{'; '.join(filter(None, misfits[:tried]))}. Say how it is called by call=, of {own}, "
-        f"e.g. call='t, x', and what else it takes by kwargs=, e.g. kwargs={{'train': False}}"
+        f"e.g. call={_example(signature, kwargs, names)!r}, and what else it takes by kwargs=, "
+        f"e.g. kwargs={{'train': False}}"
     )
+
+
+def _example(signature: inspect.Signature, kwargs: dict[str, Any], names: tuple[str, ...]) -> str:
+    """A `call` to begin with, in which cond, and t, go to what is taken by keyword alone."""
+    left = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind == inspect.Parameter.KEYWORD_ONLY
+        and name not in kwargs
+        and not isinstance(parameter.default, bool)
+    ]
+    times = [f"{name}=t" for name in left if name in _TIMES][:1]
+    others = [f"{name}=cond" for name in left if name not in _TIMES][:1]
+    first = ["params"] if "params" in names and left else []
+    orders = [["x"]] if times else [["t", "x"], ["x", "t"]]
+    calls = [", ".join([*first, *order, *times, *others]) for order in orders]
+    fitting = [c for c in calls if _misfit(signature, Call.parse(c, names), kwargs) is None]
+    return [*fitting, *calls][0]
 
 
 def _written(call: Call, kwargs: dict[str, Any]) -> str:

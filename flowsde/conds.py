@@ -84,7 +84,7 @@ def as_host_arrays(name: str, cond: Cond) -> Cond:
     check_arrays(name, cond)
 
     def fetched(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if _is_key(leaf):
             return leaf
         array = np.asarray(leaf)
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
@@ -116,7 +116,7 @@ def of_each_prompt(name: str, cond: Cond, n: int, single: bool, on_host: bool = 
 
 
 def stacked(name: str, conds: Sequence[Cond]) -> Cond:
-    """Conds of one prompt each, NumPy with a leading axis of them."""
+    """Conds of one prompt each, NumPy with a leading axis of them; keys stay in JAX."""
     check_arrays(name, conds)
     if not conds:
         raise ValueError(f"{name} is an empty list, expected that of one prompt at least")
@@ -124,4 +124,8 @@ def stacked(name: str, conds: Sequence[Cond]) -> Cond:
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)) for one in conds}
     if len(structures) > 1 or len(shapes) > 1:
         raise ValueError(f"{name} is a list of different structures or shapes, expected the same")
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+    return jax.tree.map(lambda *leaves: (jnp if _is_key(leaves[0]) else np).stack(leaves), *conds)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

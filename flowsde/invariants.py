@@ -7,6 +7,7 @@ for, and has all of its budget in its state.
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -37,9 +38,11 @@ class SearchCheck(NamedTuple):
 
     Attributes:
       found: by property, in the order of checking, what is wrong with it; None if it holds.
+      untried: properties of which nothing is known, since the plain run is wrong already.
     """
 
     found: dict[str, str | None]
+    untried: tuple[str, ...] = ()
 
     @property
     def failed(self) -> dict[str, str]:
@@ -47,29 +50,44 @@ class SearchCheck(NamedTuple):
         return {name: wrong for name, wrong in self.found.items() if wrong is not None}
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"holds  {name}" if wrong is None else f"FAILS  {name}: {wrong}"
-            for name, wrong in self.found.items()
-        )
+        known = [_line(name, wrong) for name, wrong in self.found.items()]
+        return "\n".join([*known, *map(_untried, self.untried)])
 
 
-def check_search(search: Search, *, prompts: int = 4, seed: int = 0) -> SearchCheck:
+def _line(name: str, wrong: str | None) -> str:
+    return f"holds  {name}" if wrong is None else f"FAILS  {name}: {wrong}"
+
+
+def _untried(name: str) -> str:
+    return f"not tried  {name}"
+
+
+def check_search(
+    search: Search,
+    *,
+    prompts: int = 4,
+    seed: int = 0,
+    tell: Callable[[str], Any] | None = print,
+) -> SearchCheck:
     """Check that a search has the properties on which the runner and its users rely.
 
-    They are: the budget is a cap, and what is charged is what was counted; what is computed is what
-    is reported, by the word of a model that counts its rows; the answer is worth its reward; a
-    prompt's answer is its own, whatever it runs with, in chunks of any size, packed, or over
-    several devices if there are; one round at a time, saved and resumed, the end is the same; a
-    prompt of a smaller budget has what a smaller search finds; NaN is no reward. The problem is one
-    of points in the plane, and quick: ten programs are compiled.
+    They are: the budget is a cap, and what is charged is what was counted; a target that is reached
+    ends the search, once the round under way is over; what is computed is what is reported, by the
+    word of a model that counts its rows; the answer is worth its reward; a prompt's answer is its
+    own, whatever it runs with, in chunks of any size, packed, or over several devices if there are;
+    one round at a time, saved and resumed, the end is the same; a prompt of a smaller budget has
+    what a smaller search finds; NaN is no reward. The problem is one of points in the plane, and
+    small; but ten or more programs are compiled, which takes from half a minute to some minutes on
+    two cores. Where the plain run fails, or is not charged as it is counted, nothing else is tried.
 
     Args:
       search: any, one of your own for example, with a budget for some rounds.
       prompts: how many are searched together, 2 or more.
       seed: of the run's key.
+      tell: is told a line for each property as soon as it is known; None is silent.
 
     Returns:
-      What holds and what does not; print it, and `assert not check.failed` in a test.
+      What holds and what does not, the same lines; `assert not check.failed` in a test.
 
     Raises:
       TypeError, ValueError: an argument is none.
@@ -77,24 +95,34 @@ def check_search(search: Search, *, prompts: int = 4, seed: int = 0) -> SearchCh
     Example:
       >>> kernel = fs.kernels.ddim(fs.interpolants.linear())
       >>> search = fs.search.bon(nfe=16, kernel=kernel, grid=fs.grids.uniform(4))
-      >>> found = fs.check_search(search, prompts=2)
+      >>> found = fs.check_search(search, prompts=2, tell=None)
       >>> found.failed
       {}
     """
     check_count("prompts", prompts, least=2)
     problem = _Problem(search, prompts, seed)
     found: dict[str, str | None] = {}
-    for name, check in _CHECKS.items():
-        if name == _DEVICES and jax.local_device_count() < 2:
-            continue
-        try:
-            check(problem)
-        except Exception as error:  # A search of one's own may raise anything.
-            cause = "" if isinstance(error, _Wrong) else f"{type(error).__name__}: "
-            found[name] = f"{cause}{error}"
+    names = [name for name in _CHECKS if name != _DEVICES or jax.local_device_count() > 1]
+    for name in names:
+        # All others compare with the plain run, and would say the same of it again.
+        if found.get(_PLAIN) is not None:
+            said = _untried(name)
         else:
-            found[name] = None
-    return SearchCheck(found)
+            found[name] = _wrong(partial(_CHECKS[name], problem))
+            said = _line(name, found[name])
+        if tell is not None:
+            tell(said)
+    return SearchCheck(found, tuple(name for name in names if name not in found))
+
+
+def _wrong(check: Callable[[], None]) -> str | None:
+    """What is wrong with a property; None if it holds."""
+    try:
+        check()
+    except Exception as error:  # A search of one's own may raise anything.
+        cause = "" if isinstance(error, _Wrong) else f"{type(error).__name__}: "
+        return f"{cause}{error}"
+    return None
 
 
 class _Wrong(Exception):
@@ -184,6 +212,37 @@ def _is_charged(problem: _Problem) -> None:
         raise _Wrong(f"rounds charge {charged.tolist()}, which is not the nfe {counted}")
 
 
+def _ends_at_its_target(problem: _Problem) -> None:
+    """By a target that every prompt's first whole answer reaches, and so the search."""
+    go = partial(iterate, problem.key, problem.flow, problem.search, _reward, **problem.of())
+    rounds = list(go())
+    info = jax.tree.map(np.asarray, rounds[-1].info)
+    # Finishing follows a target that is reached, and no longer searches.
+    charged = np.where(info.finishing, 0, info.charged)
+    times, rewards = (
+        np.stack([np.asarray(getattr(result, name)) for result in rounds])
+        for name in ("t", "reward")
+    )
+    last = len(charged) - 1 - np.argmax(charged[::-1] > 0, axis=0)
+    each = np.arange(charged.shape[1])
+    # Whole: at the time of the answer that the search ends with.
+    whole = (times <= times[last, each]) & (rewards > -np.inf)
+    at = np.argmax(whole, axis=0)
+    target = float(np.min(rewards[at, each]))
+    *_, ended = go(target_reward=target)
+    if np.any(below := np.asarray(ended.reward) < target):
+        got = np.asarray(ended.reward)[below].tolist()
+        raise _Wrong(f"reward is {got} though {target:.6g} was reached on the way")
+    info = jax.tree.map(np.asarray, ended.info)
+    spent = np.where(info.finishing, 0, info.charged).sum(0)
+    most = np.cumsum(charged, axis=0)[at, each]
+    if np.any(spent > most):
+        raise _Wrong(
+            f"{spent.tolist()} evaluations are charged, finishing aside, expected at most "
+            f"{most.tolist()}, those of the rounds until the target was reached"
+        )
+
+
 def _is_computed(problem: _Problem) -> None:
     jax.effects_barrier()
     before = _SEEN["rows"]
@@ -248,7 +307,11 @@ def _is_smaller(problem: _Problem) -> None:
 
 def _is_without_nan(problem: _Problem) -> None:
     reward = jax.tree_util.Partial(_with_holes)
-    result = run(problem.key, problem.flow, problem.search, reward, **problem.of(), invalid="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there are NaN
+        result = run(
+            problem.key, problem.flow, problem.search, reward, **problem.of(), invalid="warn"
+        )
     if np.isnan(result.reward).any() or not np.isfinite(result.x).all():
         raise _Wrong(f"reward is {np.asarray(result.reward).tolist()}")
 
@@ -258,9 +321,11 @@ def _is_spread(problem: _Problem) -> None:
     _same(problem.run(mesh=mesh), problem.together, "over two devices")
 
 
+_PLAIN = "the budget is a cap, and rounds charge what is counted"
 _DEVICES = "several devices change nothing"
 _CHECKS: dict[str, Callable[[_Problem], None]] = {
-    "the budget is a cap, and rounds charge what is counted": _is_charged,
+    _PLAIN: _is_charged,
+    "a target that is reached ends the search": _ends_at_its_target,
     "what is computed is what is reported": _is_computed,
     "the answer is worth its reward": _is_worth_its_reward,
     "a prompt alone is the prompt beside others": _is_alone,

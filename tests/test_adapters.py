@@ -217,6 +217,15 @@ class Flagged(nnx.Module):
         return x
 
 
+class Keyword(nnx.Module):
+    def __call__(self, x, t, *, label, train=True):
+        return x
+
+
+def by_keyword(params, x, *, timestep, label=None):
+    return x
+
+
 class Silent(nnx.Module):
     pass
 
@@ -232,6 +241,12 @@ class LinenSwapped(nn.Module):
         (lambda: fs.Flow.from_nnx(Flagged(), (2,)), TypeError, r"\(x, t, cond\) or .*'train'"),
         (lambda: fs.Flow.from_nnx(Swapped(), (2,)), TypeError, r"x would be its 't'.*call='t, x'"),
         (lambda: fs.Flow.from_linen(LinenSwapped(), {}, (2,)), TypeError, "its 'timesteps'"),
+        (lambda: fs.Flow.from_nnx(Keyword(), (2,)), TypeError, "call='x, t, label=cond'"),
+        (
+            lambda: fs.Flow.from_callable(by_keyword, None, (2,)),
+            TypeError,
+            "call='params, x, timestep=t, label=cond'",
+        ),
         (lambda: fs.Flow.from_callable(of_three, None, (2,)), TypeError, "too many positional"),
         (lambda: fs.Flow.from_nnx(Silent(), (2,)), TypeError, "must have a __call__, Silent"),
         (

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import flowsde as fs
+from flowsde import invariants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,85 @@ def test_what_does_not_hold_is_named():
     kernel, grid = fs.kernels.ode_euler(fs.interpolants.linear()), fs.grids.uniform(4)
     right = fs.search.bon(nfe=24, kernel=kernel, grid=grid)
     fields = {field.name: getattr(right, field.name) for field in dataclasses.fields(right)}
-    checked = fs.check_search(Wrong(**fields))
+    told = []
+    checked = fs.check_search(Wrong(**fields), tell=told.append)
+    assert "\n".join(told) == str(checked)
     assert set(checked.failed) == {
         "the answer is worth its reward",
         "a prompt of a smaller budget is a smaller search",
     }
     assert "FAILS  the answer is worth its reward: reward is [" in str(checked)
     assert "holds  chunks change nothing" in str(checked)
+
+
+def of(kind, nfe=24):
+    kernel, grid = fs.kernels.ode_euler(fs.interpolants.linear()), fs.grids.uniform(4)
+    right = fs.search.bon(nfe=nfe, kernel=kernel, grid=grid)
+    return kind(**{field.name: getattr(right, field.name) for field in dataclasses.fields(right)})
+
+
+def checked_for(monkeypatch, names, search):
+    """Of some properties alone: each is of programs of its own."""
+    chosen = {name: check for name, check in invariants._CHECKS.items() if name in names}
+    assert len(chosen) == len(names)
+    monkeypatch.setattr(invariants, "_CHECKS", chosen)
+    return fs.check_search(search, prompts=2, tell=None)
+
+
+TARGET = "a target that is reached ends the search"
+
+
+class Deaf(fs.search.BestOfN):
+    """Goes on for its whole budget, whatever is reached."""
+
+    def init(self, key, shape, target_reward, nfe):
+        return super().init(key, shape, jnp.float32(jnp.inf), nfe)
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(Deaf, [TARGET]), (fs.search.BestOfN, [])])
+def test_a_search_that_ignores_its_target(monkeypatch, kind, wrong):
+    search = of(kind).replace(width=1)
+    checked = checked_for(monkeypatch, [TARGET], search)
+    assert list(checked.failed) == wrong
+    if wrong:  # 6 samples of 4 evaluations, and the first has the reward
+        assert "expected at most [" in checked.failed[TARGET]
+        assert checked.failed[TARGET].startswith("[24, 24] evaluations are charged")
+
+
+class Raising(fs.search.BestOfN):
+    def ask(self, state):
+        raise KeyError("own")
+
+
+class Uncounted(fs.search.BestOfN):
+    """Charges a round twice as much as it counts."""
+
+    def tell(self, state, candidates, evals):
+        state, info = super().tell(state, candidates, evals)
+        return state, info._replace(charged=2 * info.charged)
+
+
+@pytest.mark.parametrize("kind", [Raising, Uncounted])
+def test_what_is_wrong_with_the_plain_run_is_said_once(kind):
+    told = []
+    checked = fs.check_search(of(kind), prompts=2, tell=told.append)
+    (said,) = checked.failed.values()
+    assert said == "KeyError: 'own'" if kind is Raising else "charge" in said
+    assert set(checked.found) == set(checked.failed)
+    assert TARGET in checked.untried
+    assert told == str(checked).splitlines()
+    assert told[0].startswith("FAILS  ") and told[1] == f"not tried  {TARGET}"
+    assert not any(line.startswith("holds") for line in told)
+
+
+def test_that_rewards_are_nan_is_no_news(monkeypatch, recwarn):
+    def nothing(points, place):
+        return jnp.full(points.shape[0], jnp.nan)
+
+    monkeypatch.setattr(invariants, "_with_holes", nothing)
+    checked = checked_for(monkeypatch, ["NaN is no reward"], of(fs.search.BestOfN))
+    assert not checked.failed
+    assert not recwarn.list
 
 
 def test_one_prompt_has_no_others():

@@ -130,6 +130,14 @@ def test_a_decoder_that_fails_does_so_before_any_work():
     assert not asked
 
 
+def test_a_decoder_that_ignores_the_batch_is_refused():
+    asked = []
+    reward = fs.rewards.host(lambda x0, cond: asked.append(1), latents=True)
+    with pytest.raises(ValueError, match=r"decode returned shape \(1, 3\), expected leading axis"):
+        fs.run(KEY, flow_of(lambda x0: x0[:1]), METHODS["bon"], reward, prompt_ids=range(3))
+    assert not asked
+
+
 def test_several_rewards_are_all_of_latents_or_all_of_images():
     def part(name, **how):
         return fs.rewards.device(lambda a, cond: a[:, 0], name=name, **how)

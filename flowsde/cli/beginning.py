@@ -38,7 +38,7 @@ def check(given: Beginning) -> None:
     for name, path in (("image", given.image), ("mask", given.mask)):
         if path is not None:
             picture = opened(f"--{name}", path)
-            if name == "mask" and picture.convert("L").getextrema()[1] < _WHITE:
+            if name == "mask" and np.asarray(picture.convert("L")).max() < _WHITE:
                 raise ValueError(
                     f"--mask: {shown(path)} has no white, so that nothing would be drawn anew: "
                     f"expected white where the picture is to change"
@@ -71,6 +71,11 @@ def read(given: Beginning, flow: Flow) -> dict[str, Any]:
     rows, columns = flow.shape[:2]
     # A latent stays where all of its pixels do.
     anew = mask.reshape(rows, height // rows, columns, width // columns).max((1, 3)) >= _WHITE
+    if not anew.any():
+        raise ValueError(
+            f"--mask: {shown(given.mask)} has no white once it is cropped and resized to {width}x"
+            f"{height}: expected white where the picture is to change"
+        )
     return {"start": x0, "mask": np.broadcast_to(anew.reshape(rows, columns, 1), flow.shape)}
 
 

@@ -59,7 +59,8 @@ def _check_no_table(lines: list[tuple[int, str]]) -> None:
     number, first = next(((i, line) for i, line in lines if line), (0, ""))
     for suffix, delimiter in _DELIMITERS.items():
         heads = [head.strip().strip('"').lower() for head in first.split(delimiter)]
-        if len(heads) > 1 and _COLUMN in heads:
+        # Of single words: a prompt may have commas.
+        if len(heads) > 1 and _COLUMN in heads and not any(" " in head for head in heads):
             raise ValueError(
                 f"line {number} names columns, {shown(first)}, and the file has a prompt a line by "
                 f"its name: expected a name that ends in {suffix}"

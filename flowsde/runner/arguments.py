@@ -357,7 +357,7 @@ def _trace(job: Job) -> None:
             if flow is not None:
                 means.eval_shape(flow, x, t, cond, interpolant=job.search.interpolant)
         if job.reward.latents:  # else it is decoded for the reward
-            decode.eval_shape(job.flow, shapes(1)[0])
+            decode.eval_shape(job.flow, shapes(2)[0])
         if isinstance(job.reward, HostReward):
             shown.eval_shape(job.flow, shapes(job.sizes.reward)[0], latents=job.reward.latents)
             return

@@ -1,6 +1,7 @@
 """What a search must keep to, whoever wrote it: its shapes before a run, its bounds during one."""
 
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.runner.inner import like
 from flowsde.runner.records import Program
+from flowsde.search.grid import GridSearch, check_kernel
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.value import value_of
 
@@ -18,7 +20,13 @@ MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
 
 
 def check_members(search: Any) -> None:
-    """TypeError or ValueError unless an object has all members of the protocol, and its counts."""
+    """Raise unless an object has all members of the protocol, its counts, and a kernel of its use.
+
+    Raises:
+      TypeError, ValueError: naming the search's class and the members; `UnusableKernel` among them.
+    """
+    if isinstance(search, GridSearch):
+        check_kernel(search.kernel)
     missing = [name for name in MEMBERS if not hasattr(search, name)]
     said = f"search must be a flowsde.search.Search, got {type(search).__name__}"
     if not missing:
@@ -27,8 +35,20 @@ def check_members(search: Any) -> None:
             check_count(f"search {type(search).__name__}: {name}", count, most=2**63 - 1)
         return
     if len(missing) < len(MEMBERS):
+        for name in missing:
+            _check_no_property(search, name)
         said += f", which lacks {', '.join(missing)}; flowsde.search.SearchBase has defaults"
     raise TypeError(said)
+
+
+def _check_no_property(search: Any, name: str) -> None:
+    """TypeError for a member that is there: a property that raised looks as if it were not."""
+    if inspect.getattr_static(search, name, None) is None:
+        return
+    try:
+        getattr(search, name)
+    except AttributeError as error:
+        raise TypeError(f"search {type(search).__name__}: its {name} raised {error}") from error
 
 
 def check_search(program: Program, shape: tuple[int, ...]) -> None:

@@ -19,5 +19,6 @@ def cond_note(cond: Cond, single: bool, error: Exception) -> str | None:
         return None
     return (
         f"cond was given as {shapes(given)}, of one prompt: without prompt_ids it has no batch "
-        f"axis, and is given one"
+        f"axis, and is given one; for P prompts, whose axis it begins with, pass prompt_ids=, such "
+        f"as range(P)"
     )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flowsde._explain import decoded
 from flowsde.flow import Flow
 from flowsde.rewards.base import PartNames, Parts
 from flowsde.runner.ahead import verifier_calls
@@ -259,15 +260,17 @@ def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any, A
     (best, others), placement = _best(carry, program), program.placement
     if carry.nfe.ndim:
         with placement.around_model():
-            image = placement.keep(flow.decode(best.x0), placement.by_prompt)
+            image = placement.keep(decoded(flow.decode, best.x0), placement.by_prompt)
             if others is None:
                 return best, image, None
             flat = others.x0.reshape(-1, *flow.shape)
-            images = flow.decode(flat)
+            images = decoded(flow.decode, flat)
             images = images.reshape(*others.t.shape, *images.shape[1:])
             return best, image, Answers.of(others, placement.keep(images, placement.by_prompt))
-    image = flow.decode(best.x0[None])[0]
-    return best, image, None if others is None else Answers.of(others, flow.decode(others.x0))
+    image = decoded(flow.decode, best.x0[None])[0]
+    if others is None:
+        return best, image, None
+    return best, image, Answers.of(others, decoded(flow.decode, others.x0))
 
 
 @partial(jax.jit, static_argnames=("program",))

@@ -96,7 +96,7 @@ class CoDe(GridSearch):
                 least,
             )
         if self.n_children > 1:
-            check_stochastic(self.kernel, "all children of a particle are the same")
+            check_stochastic(self.kernel, self.grid, "all children of a particle are the same")
 
     @cached_property
     def blocks(self) -> Blocks:

@@ -123,7 +123,7 @@ class DTS(GridSearch):
                 int(self._rest[0]),
             )
         if self.branch_at:
-            check_stochastic(self.kernel, "all children of a node are the same")
+            check_stochastic(self.kernel, self.grid, "all children of a node are the same")
 
     @cached_property
     def _costs(self) -> np.ndarray:

@@ -6,7 +6,8 @@ random keys (`fold_in_ids`), and whole shares of a budget (`even_shares`, `affor
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import jax
@@ -313,13 +314,34 @@ class UnusableKernel(ValueError):
     """A search cannot move particles by the kernel that it is given."""
 
 
-def check_stochastic(kernel: Kernel, consequence: str) -> None:
-    """Raise if a kernel is deterministic, saying what follows from that."""
+def check_stochastic(kernel: Kernel, grid: tuple[float, ...], consequence: str) -> None:
+    """Raise if a kernel is deterministic on a grid, saying what follows from that."""
+    name, expected = type(kernel).__name__, "expected a stochastic one (euler_maruyama, ddim, cps)"
     if not kernel.stochastic:
+        raise UnusableKernel(f"kernel {name} is deterministic, so {consequence}; {expected}")
+    own = not type(kernel).__module__.startswith("flowsde.")
+    if own and not _draws_noise(kernel, grid):
         raise UnusableKernel(
-            f"kernel {type(kernel).__name__} is deterministic, so {consequence}; expected a "
-            f"stochastic one (euler_maruyama, ddim, cps)"
+            f"kernel {name} is stochastic by its word, but its std is 0 at all steps of the grid, "
+            f"so {consequence}; {expected}"
         )
+
+
+@lru_cache(maxsize=64)
+def _draws_noise(kernel: Kernel, grid: tuple[float, ...]) -> bool:
+    """Whether a kernel of one's own has a std other than 0 at a step between points of a grid."""
+    drawn = kernel.begin if kernel.inner_evaluations else kernel.moments
+    # A search is made anew within compiled functions.
+    with jax.ensure_compile_time_eval():
+        x0, x1 = jnp.array([2.0, -1.0]), jnp.array([-0.5, 1.5])
+        gradient = (x1,) if kernel.uses_gradient else ()
+        try:
+            return len(grid) < 3 or any(
+                float(drawn(x0 + x1, x0, x1, jnp.float32(t), jnp.float32(s), *gradient)[1]) != 0.0
+                for t, s in pairwise(grid[:-1])
+            )
+        except Exception:  # of particles of another shape, say: it is told of when it is traced
+            return True
 
 
 def check_without_moves(kernel: Any, consequence: str) -> None:

@@ -125,7 +125,7 @@ class NoiseSearch(SolvedSearch):
                 least,
             )
         if self.branch_at != (0,) and self.n_candidates > 1:
-            check_stochastic(self.kernel, "all draws of a step are the same")
+            check_stochastic(self.kernel, self.grid, "all draws of a step are the same")
 
     @cached_property
     def stages(self) -> Stages:

@@ -132,7 +132,7 @@ class RBF(GridSearch):
                 least,
             )
         if self.steps > 1 and self.nfe > least:
-            check_stochastic(self.kernel, "all children of a particle are the same")
+            check_stochastic(self.kernel, self.grid, "all children of a particle are the same")
 
     @property
     def _rule(self) -> Acceptance:

@@ -46,7 +46,7 @@ def searches_left(going: int, before: int, settings: int, split: Split, standard
     for until in rungs(settings, len(split.race)):
         if until > before:
             most += going * (until - before)
-            before, going = until, max(math.ceil(going / 2), stay)
+            before, going = until, min(going, max(math.ceil(going / 2), stay))
     return most
 
 

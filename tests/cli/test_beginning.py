@@ -125,3 +125,12 @@ def test_a_mask_without_white_is_refused(files: dict[str, Path]) -> None:
     grey.save(files["mask"])
     with pytest.raises(ValueError, match=r"--mask: .*left\.png has no white"):
         beginning.check(Beginning(**files))
+
+
+def test_a_mask_whose_white_is_cropped_away_is_refused(files: dict[str, Path]) -> None:
+    white = np.zeros((64, 256), np.uint8)
+    white[:, :4] = 255
+    Image.fromarray(white).save(files["mask"])
+    beginning.check(Beginning(**files))
+    with pytest.raises(ValueError, match=r"--mask: .*left\.png has no white once it is cropped"):
+        beginning.read(Beginning(**files), latents(3))

@@ -56,3 +56,21 @@ def test_what_is_wrong_is_named(name: str, text: str, says: str, tmp_path: Path)
     path.write_text(text)
     with pytest.raises(ValueError, match=says):
         collect((), path, same)
+
+
+@pytest.mark.parametrize("head", ["id,prompt,note", "prompt\tseed", '"Prompt",id'])
+def test_the_head_of_a_table_is_no_prompt(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "part-00"
+    path.write_text(f"# mine\n\n{head}\n1,a cat,x\n")
+    suffix = ".tsv" if "\t" in head else ".csv"
+    with pytest.raises(ValueError, match=rf"line 3 names columns, .* that ends in \{suffix}"):
+        collect((), path, same)
+
+
+@pytest.mark.parametrize(
+    "line", ["prompt", "a sign that says stop, prompt, in red", "a cat, a dog"]
+)
+def test_a_prompt_with_commas_is_one(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "part-00"
+    path.write_text(f"{line}\na cat\n")
+    assert collect((), path, same) == [line, "a cat"]

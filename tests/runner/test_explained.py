@@ -1,5 +1,7 @@
 """Errors of the user's own functions come before any work, and say what they were called with."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,13 +91,39 @@ def choosing_reward(images, cond):
     return images[:, 0] if images.sum() > 0 else images[:, 1]
 
 
-@every_search
-@pytest.mark.parametrize("reward", [numpy_reward, torch_reward, number_reward, choosing_reward])
+def masking_reward(images, cond):
+    return images[images[:, 0] > 0][:, 0]
+
+
+def writing_reward(images, cond):
+    images[:, 0] = 0.0
+    return images[:, 1]
+
+
+def diagnose(flow, reward=first, cond=None):
+    fs.diagnose(KEY, flow, reward, kernel=KERNEL, grid=GRID, n=8, cond=cond)
+
+
+def tune(flow, reward=first):
+    fs.tune(KEY, flow, reward, nfe=8, seeds=4)
+
+
+REWARDS = [numpy_reward, torch_reward, number_reward, choosing_reward]
+
+
+@pytest.mark.parametrize(
+    ("do", "reward"),
+    [
+        *((do, reward) for do in (run, iterate, batch) for reward in REWARDS),
+        *((run, reward) for reward in (masking_reward, writing_reward)),
+        *((do, numpy_reward) for do in (diagnose, tune)),
+    ],
+)
 def test_a_reward_outside_jax_is_told_from_one_inside(do, reward):
     error = error_of(do, UNTOLD, reward)
-    assert isinstance(error, TypeError | AttributeError)
+    assert isinstance(error, TypeError | AttributeError | IndexError)
     assert f"as flowsde.rewards.host({reward.__name__})" in notes(error)
-    assert "images is float32[2, 2]" in notes(error)
+    assert re.search(r"images is float32\[\d, 2\]", notes(error))
     # The line that failed is the user's still.
     assert any(entry.name == reward.__name__ for entry in pytest.ExceptionInfo.from_exception(
         error).traceback)  # fmt: skip
@@ -107,7 +135,11 @@ def test_what_fails_inside_jax_is_not_said_to_be_outside():
     assert "host" not in notes(error)
 
 
-@everywhere
+def convention(flow):
+    fs.check_convention(flow, np.eye(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("do", [run, iterate, batch, sample, convention])
 @pytest.mark.parametrize("kind", ["nnx", "linen", "callable"])
 def test_a_model_without_its_cond(do, kind):
     labels = jnp.zeros(2, jnp.int32)
@@ -121,6 +153,18 @@ def test_a_model_without_its_cond(do, kind):
     error = error_of(do, flow)
     name = {"nnx": "Net", "linen": "LinenNet", "callable": "plain"}[kind]
     assert f"model {name} is called with (x, t, cond)" in notes(error)
+    assert "cond is None, as none was given" in notes(error)
+
+
+@pytest.mark.parametrize("do", [run, sample, convention])
+def test_a_model_that_takes_none_for_an_index(do):
+    """JAX says nothing of None then: it is a new axis."""
+
+    def model(params, x, t, cond):
+        return x @ params[cond]
+
+    error = error_of(do, fs.Flow.from_callable(model, jnp.ones((3, 2)), (2,)))
+    assert "NoneType" not in str(error)
     assert "cond is None, as none was given" in notes(error)
 
 
@@ -147,6 +191,18 @@ def test_a_cond_with_an_axis_too_many(do):
     single = do in (run, iterate)
     told = "cond was given as int32[1], of one prompt: without prompt_ids it has no batch axis"
     assert (told in notes(error)) == single
+    assert ("for P prompts, whose axis it begins with, pass prompt_ids=" in notes(error)) == single
+
+
+@pytest.mark.parametrize("do", [run, iterate])
+@pytest.mark.parametrize("model", [
+    lambda params, x, t, cond: x * cond[:, None],
+    lambda params, x, t, cond: x[:, None] + cond[..., None],  # of another shape
+])  # fmt: skip
+def test_the_conds_of_many_prompts_without_their_ids(do, model):
+    error = error_of(do, fs.Flow.from_callable(model, None, (2,)), cond=jnp.ones(20))
+    assert "cond was given as float32[20], of one prompt" in notes(error)
+    assert "pass prompt_ids=, such as range(P)" in notes(error)
 
 
 def spreading(params, x, t, cond):

@@ -280,6 +280,29 @@ def test_what_is_wrong_with_it_is_said(go, search, message):
         go(KEY, FLOW, search, reward)
 
 
+class Misspelt(Steady):
+    @property
+    def path_name(self):
+        return self.nmae
+
+
+def test_a_member_that_raises_is_not_said_to_lack():
+    with pytest.raises(TypeError, match="search Misspelt: its path_name raised .* no .* 'nmae'"):
+        fs.run(KEY, FLOW, Misspelt(), reward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStage(fs.search.GridSearch):
+    pass
+
+
+def test_a_kernel_that_it_cannot_follow_is_named():
+    kernel = fs.kernels.ode_adams(LINEAR)
+    search = TwoStage(nfe=8, kernel=kernel, grid=tuple(fs.grids.uniform(4)))
+    with pytest.raises(ValueError, match="a particle that has no step before, got ODEAdams"):
+        fs.run(KEY, FLOW, search, reward)
+
+
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_what_keeps_its_bounds_is_let_be(go):
     assert go(KEY, FLOW, Steady(), reward).nfe == 40

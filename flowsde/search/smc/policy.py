@@ -99,7 +99,7 @@ class SMC(GridSearch):
         if self.uses_gradient:
             unguided(self.kernel)
         if self.n_candidates > 1 and self.potential != "final":
-            check_stochastic(self.kernel, "copies of a particle stay the same")
+            check_stochastic(self.kernel, self.grid, "copies of a particle stay the same")
 
     @cached_property
     def weighed(self) -> np.ndarray:

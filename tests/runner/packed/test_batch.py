@@ -285,3 +285,16 @@ def test_conds_of_all_prompts_stay_on_the_host(outside):
             own = {"text": cond["text"][[i]]}
             alone = fs.run(KEY, flow, search, reward, cond=own, prompt_ids=[i])
             np.testing.assert_allclose(result.reward, alone.reward[0], rtol=1e-5)
+
+
+def test_a_list_of_keys_is_a_cond():
+    def model(params, x, t, cond):
+        return params * x + jax.vmap(jax.random.normal)(cond)[:, None]
+
+    keys = jax.random.split(KEY, 3)
+    flow = fs.Flow.from_callable(model, jnp.ones(()), (2,))
+    search = fs.search.bon(nfe=4, kernel=fs.kernels.ddim(fs.interpolants.linear()), grid=(1.0, 0.0))
+    reward = fs.rewards.device(lambda images, _: images[:, 0])
+    found = dict(fs.batch(KEY, flow, search, reward, cond=list(keys)))
+    lockstep = fs.run(KEY, flow, search, reward, cond=keys, prompt_ids=range(3))
+    np.testing.assert_allclose([found[i].reward for i in range(3)], lockstep.reward, rtol=1e-5)
