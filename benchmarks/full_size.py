@@ -70,6 +70,11 @@ class File:
     layout: str
     config: Any = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which its row is found."""
+        return self.name, self.layout
+
     def shapes(self) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
         """The configuration, and the tensors by key."""
         family = detect.families()[self.family]
@@ -179,11 +184,10 @@ def main(args: Args) -> None:
     about = {"version": fs.__version__, "cores": os.cpu_count()}
     rows = {(row["name"], row["layout"]): row for row in _before(args.json, about)}
     for file in FILES:
-        here = (file.name, file.layout)
-        if "seconds" in rows.get(here, {}) or (args.quick and file.name not in QUICK):
+        if "seconds" in rows.get(file.key, {}) or (args.quick and file.name not in QUICK):
             continue
-        rows[here] = measured(file, args)
-        every = [rows[at] for at in ((file.name, file.layout) for file in FILES) if at in rows]
+        rows[file.key] = measured(file, args)
+        every = [rows[one.key] for one in FILES if one.key in rows]
         save_json(args.json, about | {"rows": every})
 
 

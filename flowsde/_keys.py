@@ -16,6 +16,11 @@ from flowsde._checks import check_count
 IMPLEMENTATION = "threefry2x32"
 
 
+def is_keys(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed keys, which NumPy cannot hold."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def as_key(key: Any) -> jax.Array:
     """The threefry key of a user's key.
 

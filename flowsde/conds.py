@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._keys import is_keys
+
 Cond = Any
 
 
@@ -84,7 +86,7 @@ def as_host_arrays(name: str, cond: Cond) -> Cond:
     check_arrays(name, cond)
 
     def fetched(leaf: Any) -> Any:
-        if _is_key(leaf):
+        if is_keys(leaf):
             return leaf
         array = np.asarray(leaf)
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
@@ -124,8 +126,4 @@ def stacked(name: str, conds: Sequence[Cond]) -> Cond:
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)) for one in conds}
     if len(structures) > 1 or len(shapes) > 1:
         raise ValueError(f"{name} is a list of different structures or shapes, expected the same")
-    return jax.tree.map(lambda *leaves: (jnp if _is_key(leaves[0]) else np).stack(leaves), *conds)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda *leaves: (jnp if is_keys(leaves[0]) else np).stack(leaves), *conds)

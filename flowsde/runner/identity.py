@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flowsde._keys import is_keys
 from flowsde.conds import Cond
 from flowsde.search.protocol import Search
 
@@ -38,6 +39,4 @@ def of_run(search: Search, cond: Cond, n: int, version: str | None = None) -> np
 
 
 def _plain(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf
+    return jax.random.key_data(leaf) if is_keys(leaf) else leaf

@@ -16,6 +16,7 @@ import numpy as np
 from flowsde import _own, _states
 from flowsde._checks import check_path
 from flowsde._files import HIDDEN
+from flowsde._keys import is_keys
 from flowsde._schema import array, fields, maybe, table, text, whole, wrong
 from flowsde.runner.clock import Timing
 from flowsde.runner.mesh import gather
@@ -30,10 +31,6 @@ SEARCH = "search"
 def _flat(tree: Any) -> dict[str, Any]:
     """Leaves by their path."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def save_search(folder: str | Path, search: Search, result: Result) -> None:
@@ -114,7 +111,7 @@ def pack(search: Search, result: Result) -> tuple[dict[str, np.ndarray], dict[st
     """Arrays of a result by the path of the leaf, and how to read them."""
     arrays, keys, dtypes = {}, {}, {}
     for name, leaf in _flat(gather(result)).items():
-        if _is_key(leaf):
+        if is_keys(leaf):
             keys[name] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
         own = np.asarray(leaf)
@@ -177,7 +174,7 @@ def _rebuild(leaves: dict[str, Any], search: Search, prompts: int | None, path: 
         if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             return jnp.asarray(read(name, like.dtype, *lead, *like.shape))
         found: Any = leaves.get(name)
-        if not _is_key(found) or found.shape != (*lead, *like.shape):
+        if not is_keys(found) or found.shape != (*lead, *like.shape):
             raise wrong(f"{path}: {name}", f"keys of shape {(*lead, *like.shape)}", found)
         return found
 
@@ -250,7 +247,7 @@ def _as_now(leaves: dict[str, Any], search: Search) -> dict[str, Any]:
     given: dict[str, Any] = {
         f".given.{name}": leaves.get(f"{own}.{name}") for name in Given._fields
     }
-    if _is_key(given[".given.key"]):
+    if is_keys(given[".given.key"]):
         given[".given.key"] = jax.random.key_data(given[".given.key"])
     if _finishes(leaves) and given[".given.nfe"] is not None:
         # An inner search was given what finishing leaves.
