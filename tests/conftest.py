@@ -51,6 +51,13 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Which part a test is in depends on its name alone: other tests come and go."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("slow_but_one") and not item.get_closest_marker("slow"):
+            function = item.nodeid.partition("[")[0]
+            if function in seen:
+                item.add_marker("slow")
+            seen.add(function)
     part, parts = map(int, config.getoption("--part").split("/"))
     own = [crc32(item.nodeid.encode()) % parts == part % parts for item in items]
     config.hook.pytest_deselected(

@@ -51,6 +51,7 @@ def assert_is_the_exact_flow(flow, p=LINEAR, tolerance=1e-4, cond=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [LINEAR, VP], ids=["linear", "vp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prediction_is_the_same_flow(kind, p):
@@ -69,6 +70,7 @@ def test_every_prediction_is_the_same_flow(kind, p):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [(1, 0), (0, 1000), (999, 0)])
 def test_every_time(time):
     data, noise = time
@@ -79,6 +81,7 @@ def test_every_time(time):
     assert_is_the_exact_flow(fs.Flow.from_callable(model, None, (2,), time=time))
 
 
+@pytest.mark.slow
 def test_reversed_time_with_its_own_velocity():
     """Data at t = 1 and data - noise, as flow matching from noise to data is often written."""
 
@@ -94,6 +97,7 @@ def shifted(params, x, t, cond):
     return predict("velocity", LINEAR, x, t) + (params - 3.0) + (cond - 2.0)[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "call", "kwargs", "spread"),
     [
@@ -135,6 +139,7 @@ class NNXField(nnx.Module):
         return reversed_x0(own, self.dropout(x), self.scale.get_value()) + (label - 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx", "callable"])
 def test_all_options_at_once(kind):
     """One mechanism: a per-example x0 of VP, of (own time, x), with labels and a flag."""
@@ -155,6 +160,7 @@ def test_all_options_at_once(kind):
     assert_is_the_exact_flow(flow, VP, cond=jnp.full(4, 2.0, jnp.float32))
 
 
+@pytest.mark.slow
 def test_guidance_is_of_the_velocity_whatever_is_predicted():
     """Affine in the prediction: u(null) + scale (u(cond) - u(null)) for a shift of x0."""
 

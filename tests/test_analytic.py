@@ -32,6 +32,7 @@ def _points(p, dtype):
     return jnp.asarray(x.reshape(-1, 2), dtype), jnp.repeat(t, ROWS)
 
 
+@pytest.mark.slow
 def test_data_density_is_the_textbook_one():
     x = np.random.default_rng(1).normal(size=(9 * ROWS, 2))
     density = 0.0
@@ -87,6 +88,7 @@ def _identities(data, x, start, rates):
     }
 
 
+@pytest.mark.slow
 def test_score_continuity_and_means_by_autodiff():
     t = INTERIOR
     exact = [EXACT[name](t, 1 - t) for name in CURVES]
@@ -104,6 +106,7 @@ def test_score_continuity_and_means_by_autodiff():
         np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=floor, err_msg=name)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_finite_up_to_both_ends(dtype):
     with jax.enable_x64(dtype == np.float64):

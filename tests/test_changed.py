@@ -67,6 +67,7 @@ def test_of_a_reward(given):
     np.testing.assert_allclose(found.reward, -2.0 * found.image[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_a_model_in_sample():
     model = Model(1.0)
     sample(model)
@@ -76,6 +77,7 @@ def test_of_a_model_in_sample():
     np.testing.assert_array_equal(found, sample(Model(np.float32(2.0))))
 
 
+@pytest.mark.slow
 def test_arrays_in_the_place_of_others():
     model = Model(jnp.ones((1, 2)))
     sample(model)
@@ -84,6 +86,7 @@ def test_arrays_in_the_place_of_others():
         sample(model)
 
 
+@pytest.mark.slow
 def test_what_does_not_change_the_program_is_no_reason():
     one = Reward(1.0)
     with warnings.catch_warnings():

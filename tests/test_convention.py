@@ -30,6 +30,7 @@ def flow_of(fn, **options):
     return fs.Flow.from_callable(fn, None, (2,), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [LINEAR, VP], ids=["linear", "vp"])
 @pytest.mark.parametrize("kind", ["velocity", "negative_velocity", "x1"])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -54,6 +55,7 @@ def test_a_convention_is_recognised_from_64_points(reverse, kind, p):
     assert np.all(check.errors[check.best] < 1.05) and check.error(check.best) < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [LINEAR, VP], ids=["linear", "vp"])
 def test_errors_are_those_of_the_posterior(p):
     """For data N(m, v I): Var(x0 | x_t) / v = sigma^2 / (alpha^2 v + sigma^2)."""
@@ -68,6 +70,7 @@ def test_errors_are_those_of_the_posterior(p):
     )
 
 
+@pytest.mark.slow
 def test_what_no_points_can_tell_apart_stays_as_given():
     """Of data that are noise, reversed time with the velocity negated is the same flow."""
     noise = fs.analytic.gaussian([0.0, 0.0], 1.0)
@@ -87,6 +90,7 @@ def test_a_model_that_is_none_of_them():
     assert check.error(check.best) > 1.0
 
 
+@pytest.mark.slow
 def test_time_of_its_own_scale_and_one_particle_at_a_time_with_cond():
     """Labels move the data: told the wrong ones, the model is worse."""
     labels = jnp.arange(64) % 3
@@ -109,6 +113,7 @@ def test_time_of_its_own_scale_and_one_particle_at_a_time_with_cond():
     assert wrong.error(wrong.given) > 1.2 * right.error(right.given)
 
 
+@pytest.mark.slow
 def test_the_table_has_the_best_first():
     with pytest.warns(UserWarning):
         check = fs.check_convention(flow_of(model(True, "velocity")), POINTS)

@@ -92,6 +92,7 @@ def integral(curve, name, t, s):
 DEFAULT_SCALES = {"constant": 0.3, "flow_grpo": 0.7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", CURVES)
 def test_turnover_is_the_integral(curve):
     """In float32, in closed form and by quadrature, from an infinite rate too."""
@@ -111,6 +112,7 @@ def test_turnover_is_the_integral(curve):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", ["vp", "cosine"])
 @pytest.mark.parametrize("name", ["square", "clipping", "constant"])
 def test_it_is_the_sde_in_small_steps(curve, name):
@@ -144,6 +146,7 @@ def test_it_is_the_sde_in_small_steps(curve, name):
     np.testing.assert_allclose(std**2, variance, rtol=2e-3)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["square", "sin", "exp", "tan", "flow_grpo", "forward"])
 def test_two_steps_are_one(name):
     """What an SDE's own kernels do: rho(t, s) rho(s, u) = rho(t, u)."""
@@ -156,6 +159,7 @@ def test_two_steps_are_one(name):
 # Identities
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("curve", CURVES)
 def test_identities(curve):
     """No noise is the ODE's step, the reverse-time g and kappa = 1 are DDIM(1), and CPS's rho."""
@@ -184,6 +188,7 @@ def test_identities(curve):
                 np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9, err_msg=str(pair))
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_an_euler_step_of_the_linear_ode():
     x0, x1 = jnp.asarray([0.3, -1.2]), jnp.asarray([0.8, 0.5])
     args = (jax.random.key(4), 0.2 * x0 + 0.8 * x1, x0, x1, 0.8, 0.3)
@@ -192,6 +197,7 @@ def test_without_noise_it_is_an_euler_step_of_the_linear_ode():
         np.testing.assert_allclose(kernel(*args), wanted, rtol=1e-6)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.4])
 def test_closed_forms_of_precise_sde(scale):
     """Constant g, and Flow-GRPO's, whose noise is sigma_s sqrt(1 - ratio^(scale^2)): linear."""
@@ -217,6 +223,7 @@ def test_a_power_of_ancestral_samplings_share(curve, kappa):
 # Ends
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("curve", CURVES)
 def test_all_noise_is_fresh_after_an_infinite_rate(curve):
     """At t = 1 for g^2 ~ 1 / (1 - t), however small; not for one that is finite there."""
@@ -230,6 +237,7 @@ def test_all_noise_is_fresh_after_an_infinite_rate(curve):
         assert np.all((kept == 1.0) & (fresh == 0.0))
 
 
+@pytest.mark.slow
 def test_large_scales_are_finite():
     for g in (diffusion.square(1e30), diffusion.sin(1e30), diffusion.forward(1e30)):
         for pair in ((0.8, 0.3), (0.3, 0.3), (0.0, 0.0)):

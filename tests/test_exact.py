@@ -130,6 +130,7 @@ def noise():
     return fs.sample(KEY, flow, kernel=ODE, grid=ONE_STEP, n=2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flow. the attribute 'power'")
 @pytest.mark.parametrize("kind", [*FLOWS, "linen", "nnx"])
 @pytest.mark.parametrize("values", [(1, True, 1.0), (0.0, -0.0)], ids=str)
@@ -143,6 +144,7 @@ def test_a_flow_runs_its_own_program(kind, values, noise):
     assert _sample._cache_size() == size
 
 
+@pytest.mark.slow
 def test_a_kernel_runs_its_own_program():
     """With u = 0 the SDE's last step has the coefficient's noise, of standard deviation g."""
     flow = fs.Flow.from_callable(still, None, (2,))
@@ -235,6 +237,7 @@ RUNS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_search_runs_its_own_program(kind):
     def found(value):

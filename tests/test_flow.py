@@ -89,16 +89,11 @@ assert_trees_close = partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 CASES = [(k, c) for k in ("linen", "nnx", "callable") for c in (False, True)]
-FAST = {("linen", True, False), ("callable", False, False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, conditional, x64",
-    [
-        pytest.param(*case, x64, marks=[] if (*case, x64) in FAST else pytest.mark.slow)
-        for case in CASES
-        for x64 in (False, True)
-    ],
+    "kind, conditional, x64", [(*case, x64) for case in CASES for x64 in (False, True)]
 )
 def test_adapters_under_transformations(kind, conditional, x64):
     """For the linear source x0 = x - t u and x1 = x + (1 - t) u."""
@@ -151,12 +146,13 @@ def flow_with(flow, params):
     return jax.tree.unflatten(jax.tree.structure(flow), leaves)
 
 
-@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(
     "kind, conditional",
     [
-        pytest.param("linen", True, marks=pytest.mark.slow),
-        pytest.param("nnx", False, marks=pytest.mark.slow),
+        ("linen", True),
+        ("nnx", False),
         ("nnx", True),
     ],
 )
@@ -224,6 +220,7 @@ def test_adapters_under_shard_map():
     assert done.stdout.splitlines()[-1] == "done"
 
 
+@pytest.mark.slow
 def test_another_interpolant_is_reached_by_matching_the_angle():
     """The means at a point of VP are those of an exact flow that was given on VP itself."""
     vp = fs.interpolants.vp()
@@ -233,6 +230,7 @@ def test_another_interpolant_is_reached_by_matching_the_angle():
     assert_trees_close(data.flow(vp).means(x, t, None, vp), (data.x0(vp, x, t), data.x1(vp, x, t)))
 
 
+@pytest.mark.slow
 def test_bfloat16_velocity_gives_float32_means():
     x, t, _ = inputs(False)
     seen = []

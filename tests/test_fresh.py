@@ -51,6 +51,7 @@ def test_a_lambda_in_a_loop_is_warned_of_once_with_its_name_and_the_users_line()
     assert f"{__file__}:" in str(warning.message) and warning.filename == __file__
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("name", "call"),
     [

@@ -58,6 +58,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", ERRORS)
 def test_moments_of_a_gaussian(rho):
     """p(x_s | x_t) = N(abar D + gamma x, abar^2 V + sbar^2): the draw is linear in its noise."""
@@ -81,6 +82,7 @@ def test_moments_of_a_gaussian(rho):
         np.testing.assert_allclose(errors[3] / errors[4], 4.0, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_one_inner_step_is_the_kernel_of_that_correlation(name):
     p = INTERPOLANTS[name]
@@ -107,6 +109,7 @@ def test_one_inner_step_is_the_kernel_of_that_correlation(name):
         np.testing.assert_allclose(*density, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_transition_from_noise_is_the_ode():
     """Of the noise that it draws; x_1 itself says nothing of the data."""
     with jax.enable_x64(True):
@@ -145,6 +148,7 @@ def test_the_point_is_that_of_the_two_by_two_system(t, s, rho):
             np.testing.assert_allclose(point, (1.0 - time) * where, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_inner_times_fall_from_t(name):
     p, x = INTERPOLANTS[name], jnp.ones(1, jnp.float32)
@@ -159,6 +163,7 @@ def test_inner_times_fall_from_t(name):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "t, s, rho, steps",
     [(0.8, 0.5, 0.4, 4), (0.7, 0.0, 0.0, 8), (0.6, 0.3, 0.999, 6), (0.9, 0.4, -1.0, 3)],
@@ -176,6 +181,7 @@ def test_float32_is_enough(t, s, rho, steps):
     np.testing.assert_allclose(*ends, atol=5e-6)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_finite_at_every_pair_of_times(name):
     p, flow = INTERPOLANTS[name], fs.analytic.mixture(WEIGHTS, np.c_[CENTRES], SPREADS).flow()
@@ -207,6 +213,7 @@ def distance(samples, *mixture):
     return float(np.mean(np.abs(np.sort(samples) - quantiles(*mixture, levels))))
 
 
+@pytest.mark.slow
 def test_samples_follow_the_data():
     """W1 of the ends of chains of four transitions: more inner steps bring it down."""
     data, grid = fs.analytic.mixture(WEIGHTS, np.c_[CENTRES], SPREADS), fs.grids.uniform(4)
@@ -230,6 +237,7 @@ def exact_posterior(x, t):
     return weights / weights.sum(), centres, variances * sigma**2 / total
 
 
+@pytest.mark.slow
 def test_posterior_samples_follow_the_posterior():
     data = fs.analytic.mixture(WEIGHTS, np.c_[CENTRES], SPREADS)
     x, t = np.float32([[0.1], [-0.6]]), np.float32([0.7, 0.5])
@@ -272,6 +280,7 @@ def test_posterior_samples_belong_to_their_numbers_and_share_the_first_step():
     np.testing.assert_allclose(other, whole, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_sample_counts_and_repeats():
     """K transitions take K M evaluations of a particle, whose draws are its own."""
     flow = fs.Flow.from_callable(counting, jnp.float32(0.7), (2,))

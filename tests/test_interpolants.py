@@ -116,6 +116,7 @@ def test_rates_are_the_derivatives(name):
         chex.assert_trees_all_close(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow_but_one
 @every_dtype
 def test_variance_rate_of_vp_is_beta_at_the_data(dtype):
     with _x64(dtype):

@@ -91,6 +91,7 @@ with interrupts.handling():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: int) -> None:
     with subprocess.Popen(

@@ -61,6 +61,7 @@ class Deaf(fs.search.BestOfN):
         return super().init(key, shape, jnp.float32(jnp.inf), nfe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "wrong"), [(Deaf, [TARGET]), (fs.search.BestOfN, [])])
 def test_a_search_that_ignores_its_target(monkeypatch, kind, wrong):
     search = of(kind).replace(width=1)
@@ -84,6 +85,7 @@ class Uncounted(fs.search.BestOfN):
         return state, info._replace(charged=2 * info.charged)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kind", [Raising, Uncounted])
 def test_what_is_wrong_with_the_plain_run_is_said_once(kind):
     told = []
@@ -97,6 +99,7 @@ def test_what_is_wrong_with_the_plain_run_is_said_once(kind):
     assert not any(line.startswith("holds") for line in told)
 
 
+@pytest.mark.slow
 def test_that_rewards_are_nan_is_no_news(monkeypatch, recwarn):
     def nothing(points, place):
         return jnp.full(points.shape[0], jnp.nan)

@@ -109,6 +109,7 @@ def test_every_row_is_read():
         parse("euler", INTERPOLANTS["vp"], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolant", ["vp", "linear"])
 def test_closed_form(interpolant):
     groups, _, expected = row_groups(interpolant)
@@ -143,7 +144,8 @@ def simulated_variances(groups, key, grid):
     return jax.lax.scan(step, [start(*group) for group in groups], inputs)[1].T
 
 
-@pytest.mark.parametrize("interpolant", ["linear", pytest.param("vp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolant", ["linear", "vp"])
 def test_simulated_particles(interpolant):
     groups, v, expected = row_groups(interpolant)
     grid = jnp.asarray(TABLE["grid"], jnp.float32)
@@ -161,6 +163,7 @@ def padded(grid):
     return np.pad(grid, (0, 31 - grid.size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolant", INTERPOLANTS)
 def test_data_variance_is_exact_at_any_number_of_steps(interpolant):
     p = INTERPOLANTS[interpolant]
@@ -182,6 +185,7 @@ def test_data_variance_is_exact_at_any_number_of_steps(interpolant):
     np.testing.assert_allclose(np.asarray(got), 0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 10, 30])
 def test_data_variance_holds_for_simulated_particles(steps):
     """At the data end the cloud is N(m, v), in float32, where the other kernels are off."""

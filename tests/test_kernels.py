@@ -113,7 +113,8 @@ def rms(a):
     return float(np.sqrt(np.mean(np.square(a))))
 
 
-@pytest.mark.parametrize("name", ["linear", pytest.param("cosine", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_order_of_the_ode_kernels(name):
     p = INTERPOLANTS[name]
     with jax.enable_x64(True):
@@ -128,9 +129,10 @@ def test_order_of_the_ode_kernels(name):
             assert rms(ends[-1] - other) <= 2.0 * errors[-1] * (80 / 1280) ** order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cosine", "from_functions"))],
+    ["linear", *(n for n in ("cosine", "from_functions"))],
 )
 def test_ode_kernels_follow_the_exact_transport_of_a_gaussian(name):
     """x = alpha m + sqrt(alpha^2 v + sigma^2) z with z conserved."""
@@ -161,6 +163,7 @@ def heun_for_sde(x, noise, g):
     return x
 
 
+@pytest.mark.slow
 def test_strong_order_of_euler_maruyama():
     """Order 1, since the noise is additive (g depends on time alone), on shared Brownian paths."""
     fine, steps, paths = 2048, (16, 32, 64, 128, 2048), 200
@@ -198,6 +201,7 @@ NEXT_TO_1 = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
 EDGES = (1.0, NEXT_TO_1, 1.0 - 1e-7, 0.9, 0.5, 1e-4, 1e-7, 0.0)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_finite_at_every_pair_of_times(name):
     p = INTERPOLANTS[name]
@@ -240,6 +244,7 @@ def point(p, t, shape=(5,)):
 KEY = jax.random.key(4)
 
 
+@pytest.mark.slow
 def test_ddim_0_is_linear_ode_euler():
     for t, s in [(1.0, 0.9), (0.8, 0.3), (0.5, 0.0)]:
         args = (KEY, *point(LINEAR, t), t, s)
@@ -373,6 +378,7 @@ def test_log_prob_is_the_gaussian_density(kernel):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", STOCHASTIC, ids=str)
 def test_log_prob_integrates_to_1_and_fits_the_draws(kernel):
     """In one dimension, by the trapezoidal rule; the mean too is that of the draws."""
@@ -418,6 +424,7 @@ def test_a_corrected_kernel_has_no_density():
         kernels.sde_heun(LINEAR, diffusion.square()).log_prob(x, x, x0, x1, 0.7, 0.5)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     "kernel, s",
     [
@@ -467,6 +474,7 @@ def test_renoise_keeps_the_marginals_and_composes(name):
 # Types, shapes, keys, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 3)])
 def test_float32_in_float32_out(x64, shape):
@@ -486,6 +494,7 @@ def test_float32_in_float32_out(x64, shape):
         assert noisier.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_keys():
     """The same key gives the same child, another key another, alone or in a batch."""
     x, x0, x1 = point(LINEAR, 0.7)
@@ -598,6 +607,7 @@ def test_the_means_are_of_the_same_particle():
             build.correct(x, x, x, x, x[0], x, 0.5, 0.4)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     "build", [kernels.euler_maruyama, kernels.sde_heun, kernels.exact], ids=lambda b: b.__name__
 )
@@ -612,6 +622,7 @@ def test_a_diffusion_coefficient_is_shaped_as_its_time(build):
 # Noise
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("shape", [(), (5,), (4, 6, 3)])
 def test_noise_in_one_row_is_that_of_jax_bit_for_bit(shape):
     keys = jax.random.split(jax.random.key(9), 3)

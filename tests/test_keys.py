@@ -40,6 +40,7 @@ def spent(key):
     return jax.random.fold_in(jax.random.split(key)[1], 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", FAST)
 def test_particles_do_not_depend_on_their_neighbours(impl):
     sample = partial(fs.sample, spent(jax.random.key(5, impl=impl)), FLOW, kernel=KERNEL, grid=GRID)
@@ -68,6 +69,7 @@ def test_a_prompt_does_not_depend_on_width_others_chunks_mesh_or_a_stop(impl):
         assert nfe == one.nfe[0], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", FAST)
 def test_of_a_seed_they_are_threefrys(impl):
     """Both seed two threefry keys alike; rbg splits and folds them so as well."""
@@ -79,6 +81,7 @@ def test_of_a_seed_they_are_threefrys(impl):
         assert same == (impl == "rbg")
 
 
+@pytest.mark.slow
 def test_a_threefry_key_stays_as_it_is():
     key = spent(jax.random.key(7))
     assert as_key(key) is key
@@ -91,6 +94,7 @@ def test_a_threefry_key_stays_as_it_is():
         np.testing.assert_array_equal(sample(jax.random.PRNGKey(7)), sample(raw))
 
 
+@pytest.mark.slow
 def test_other_keys_give_other_keys():
     """All words count: keys that differ in one bit of one of them do not meet."""
     data = np.zeros((129, 4), np.uint32)
@@ -102,6 +106,7 @@ def test_other_keys_give_other_keys():
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", FAST)
 def test_kernels_and_data_draw_by_threefry_too(impl):
     """A batch of keys draws for each what it draws alone."""

@@ -49,6 +49,7 @@ def same(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["device", "host"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_search_is_the_same_and_its_answer_is_decoded(name, where):
@@ -63,6 +64,7 @@ def test_a_search_is_the_same_and_its_answer_is_decoded(name, where):
         same(seen, latent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_packed_prompts_are_those_of_a_run_each(where):
     flow, search = flow_of(doubled), METHODS["rbf"]
@@ -73,6 +75,7 @@ def test_packed_prompts_are_those_of_a_run_each(where):
         np.testing.assert_array_equal(result.image, doubled(result.x0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "where"),
     [("run", "device"), ("iterate", "device"), ("iterate", "host"), ("batch", "device"),
@@ -98,6 +101,7 @@ def test_only_answers_are_decoded(how, where):
     assert set(map(tuple, np.asarray(decoded))) == set(map(tuple, np.asarray(answers)))
 
 
+@pytest.mark.slow
 def test_latents_that_are_not_finite_have_no_reward():
     def model(x, t, cond):
         return jnp.where(x[:, :1] > 0.0, x, jnp.nan)
@@ -108,6 +112,7 @@ def test_latents_that_are_not_finite_have_no_reward():
         assert np.isfinite(fs.run(KEY, flow, METHODS["bon"], reward).x0).all()
 
 
+@pytest.mark.slow
 def test_a_diagnosis_is_that_of_the_pictures():
     flow = flow_of(doubled)
     kernel, grid = fs.kernels.ddim(flow.interpolant), fs.grids.uniform(4)
@@ -138,6 +143,7 @@ def test_a_decoder_that_ignores_the_batch_is_refused():
     assert not asked
 
 
+@pytest.mark.slow
 def test_several_rewards_are_all_of_latents_or_all_of_images():
     def part(name, **how):
         return fs.rewards.device(lambda a, cond: a[:, 0], name=name, **how)
@@ -165,6 +171,7 @@ def test_a_reward_that_fails_is_told_what_it_was_shown():
     assert any("reward(latents, cond): latents is" in note for note in failed.value.__notes__)
 
 
+@pytest.mark.slow
 def test_a_remote_reward_is_sent_latents():
     seen = []
 

@@ -141,6 +141,7 @@ def standard_errors(values, exact):
 
 
 # What takes the time here is running, not compiling.
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("interpolant, kernel", CASES)
 def test_mean_covariance_and_weights(interpolant, kernel):

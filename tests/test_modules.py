@@ -45,6 +45,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_in_training_mode_is_evaluated_in_evaluation_mode():
     net = Net(nnx.Rngs(0))
     before = jax.tree.leaves(nnx.state(net))
@@ -73,6 +74,7 @@ def test_a_search_does_not_depend_on_chunks():
     assert not judge.drop.deterministic
 
 
+@pytest.mark.slow
 def test_decoders_and_rewards():
     net = Net(nnx.Rngs(0))
 
@@ -118,6 +120,7 @@ class LinenDrop(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(x)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("what", ["norm", "drop"])
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_what_stays_in_training_mode_is_refused_before_any_work(kind, what):

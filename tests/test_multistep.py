@@ -67,15 +67,16 @@ def runge_kutta(p, data, x, span, steps=640):
     return np.asarray(jax.lax.scan(step, x, np.linspace(*span, steps + 1)[:-1])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver, order, name, span",
     [
         ("adams", 2, "linear", (1.0, 0.0)),
         ("dpm", 2, "linear", (0.9, 0.2)),
         ("unipc", 3, "linear", (0.9, 0.2)),
-        pytest.param("adams", 2, "cosine", (0.9, 0.2), marks=pytest.mark.slow),
-        pytest.param("dpm", 2, "cosine", (0.9, 0.2), marks=pytest.mark.slow),
-        pytest.param("unipc", 3, "cosine", (0.9, 0.2), marks=pytest.mark.slow),
+        ("adams", 2, "cosine", (0.9, 0.2)),
+        ("dpm", 2, "cosine", (0.9, 0.2)),
+        ("unipc", 3, "cosine", (0.9, 0.2)),
     ],
 )
 def test_order(solver, order, name, span):
@@ -109,6 +110,7 @@ def test_adams_follows_the_exact_transport_of_a_gaussian_over_the_whole_grid():
     assert slope(STEPS, errors) >= 1.9
 
 
+@pytest.mark.slow
 def test_adams_is_exact_for_a_velocity_linear_in_time():
     """With a step to remember: x / (alpha + sigma) is then quadratic in sigma / (alpha + sigma)."""
     with jax.enable_x64(True):
@@ -127,6 +129,7 @@ def test_adams_is_exact_for_a_velocity_linear_in_time():
             np.testing.assert_allclose(now.x, x[1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_solvers_of_all_interpolants_go_the_same_way():
     """Matched angles, rescaled points: the ODE's path is the same, and so are the steps on it."""
     times = [0.9, 0.6, 0.3, 0.1]
@@ -180,6 +183,7 @@ def test_solvers_are_those_of_diffusers(name):
 # Ends
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_finite_at_every_step_to_and_from_the_ends(name):
     p = INTERPOLANTS[name]
@@ -200,6 +204,7 @@ def test_finite_at_every_step_to_and_from_the_ends(name):
                 assert np.isfinite(np.asarray(at)).all(), (solver, t, s)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_ddims():
     """And so is every step of DPM-Solver++ next to an end, where its variable is infinite."""
     x0, x1 = jnp.asarray([[0.3, -0.2], [0.9, 0.4]])
@@ -223,6 +228,7 @@ def test_the_first_step_is_ddims():
 # Sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, final", [(kernels.ode_adams, "kernel"), (kernels.dpm_solver_2m, "mean")]
 )
@@ -254,6 +260,7 @@ def test_sample_follows_the_steps_and_counts_them(make, final):
     np.testing.assert_allclose(got, [alone(i) for i in range(5)], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adams_is_better_than_heun_for_as_many_evaluations():
     """The exact transport of a Gaussian, in float32: 20 evaluations of either."""
     data = fs.analytic.gaussian([0.7, -0.2], 0.36)

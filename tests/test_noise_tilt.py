@@ -34,6 +34,7 @@ def test_bounds_hold_as_often_as_they_say():
         assert np.abs(share - 0.7).max() < 4.5 * math.sqrt(0.21 / n)
 
 
+@pytest.mark.slow
 def test_noise_passes():
     noise = jax.random.normal(KEY, (TILES, SIZE), jnp.float32)
     same = np.asarray(as_noise(noise, bounds(TILES, SIZE)))
@@ -48,6 +49,7 @@ def test_noise_passes():
         np.testing.assert_allclose(again, whole, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_smooth_gradient_becomes_noise():
     """A random walk: values, means of tiles and low frequencies far beyond those of noise."""
     walk = jnp.cumsum(jax.random.normal(KEY, (TILES * SIZE,), jnp.float32))
@@ -81,6 +83,7 @@ def test_the_law_given_the_gradient():
     np.testing.assert_allclose(own, scipy.stats.norm.logpdf(x, mean, spread).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_a_gradient_it_is_the_kernel_itself():
     x, x0, x1 = jax.random.normal(KEY, (3, 4), jnp.float32)
     t, s = jnp.float32(0.7), jnp.float32(0.5)

@@ -60,7 +60,8 @@ class Bits(fs.kernels.Kernel):
         return (jax.random.bits(key, x.shape, jnp.uint32) >> 8).astype(x.dtype)
 
 
-@pytest.mark.parametrize("grid", [GRID, pytest.param([1.0, 0.0], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [GRID, [1.0, 0.0]], ids=len)
 def test_random_numbers_are_bitwise_the_same(grid):
     """Those of the last step, for any number of particles, chunk size and x64."""
     flow = fs.Flow.from_callable(lambda p, x, t, c: x, None, (3,))
@@ -75,11 +76,13 @@ def test_random_numbers_are_bitwise_the_same(grid):
     np.testing.assert_array_equal(again, whole)
 
 
+@pytest.mark.slow
 def test_other_keys_give_other_particles():
     other = fs.sample(jax.random.key(8), flow_of(), kernel=KERNEL, grid=GRID, n=8)
     assert not np.any(np.asarray(other) == draw(8))
 
 
+@pytest.mark.slow
 def test_each_particle_has_its_own_condition():
     cond = conditions(5)
     together = draw(5, cond=cond, chunk_size=2)
@@ -109,6 +112,7 @@ def test_final_mean_is_the_posterior_mean_at_the_last_time():
     np.testing.assert_allclose(one, np.broadcast_to([[0.7, -0.2]], one.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "p", [LINEAR, fs.interpolants.vp(), fs.interpolants.from_functions(lambda t: 1 - t, jnp.sin)]
 )
@@ -143,6 +147,7 @@ def test_heun_has_order_2():
     assert errors[fs.kernels.ode_heun][0] < errors[fs.kernels.ode_euler][1]
 
 
+@pytest.mark.slow
 def test_the_second_call_does_not_compile():
     traces = []
 
@@ -165,6 +170,7 @@ def test_the_second_call_does_not_compile():
     assert len(traces) == before and _sample._cache_size() == size
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps():
     """But for the times themselves: 16 bytes a step at most, where the particles have 1 MB."""
     scale = jnp.float32(0.8)
@@ -223,6 +229,7 @@ def test_wrong_input_is_named_before_anything_runs(options, error, match):
         fs.sample(KEY, **settings | options)
 
 
+@pytest.mark.slow
 def test_integers_are_times_too():
     np.testing.assert_array_equal(draw(grid=np.array([1, 0])), draw(grid=[1.0, 0.0]))
 

@@ -98,6 +98,7 @@ def errors_of_the_law(kernel, steps):
         return np.asarray(jax.vmap(partial(errors, data))(jnp.asarray(grids)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interpolant, g",
     cases(
@@ -124,6 +125,7 @@ def test_weak_order_for_gaussian_data(interpolant, g):
     assert 0.8 <= slope(FINE, errors_of_the_law(kernels.euler_maruyama(p, g), FINE)) <= 1.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interpolant, g, order",
     cases(
@@ -180,6 +182,7 @@ def weak_errors(kernel, steps):
         return np.abs(np.stack([expectations(data, n) for n in steps]) - exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interpolant, g",
     cases(
@@ -198,6 +201,7 @@ def test_weak_order_for_a_mixture(interpolant, g):
 # Limits and ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolant", ["linear", "vp"])
 def test_without_noise_it_is_heuns_step_of_the_ode(interpolant):
     p = INTERPOLANTS[interpolant]
@@ -208,6 +212,7 @@ def test_without_noise_it_is_heuns_step_of_the_ode(interpolant):
     np.testing.assert_allclose(silent, move(kernels.ode_heun(p), *args), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_predictor_stays_where_there_is_no_noise():
     x = jnp.array([0.3, -0.2])
     kernel = kernels.sde_heun(LINEAR, diffusion.constant())
@@ -226,6 +231,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: type(k).__name__)
 @pytest.mark.parametrize("final", ["kernel", "mean"])
 def test_sample_counts_every_evaluation(kernel, final):
@@ -246,6 +252,7 @@ def test_sample_counts_every_evaluation(kernel, final):
     assert seen == [5] * calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_sample_is_the_steps_one_after_the_other(chunk_size):
     """Particle by particle with the keys that `sample` names: one draw a step, for both points."""

@@ -47,6 +47,7 @@ def given(*columns):
     return [column(i) for i in range(len(columns))], jnp.stack(columns, -1).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_weighted_and_minimum_are_the_sum_and_the_least():
     rng = np.random.default_rng(0)
     a, b, c = rng.normal(size=(3, 50)).astype(np.float32)
@@ -57,6 +58,7 @@ def test_weighted_and_minimum_are_the_sum_and_the_least():
     np.testing.assert_array_equal(least, np.minimum(np.minimum(a, 2.0 * b), 0.5 * c))
 
 
+@pytest.mark.slow
 def test_lexicographic_orders_as_tuples_do():
     steps = (1.0, 0.5, 0.1)
     values = [np.asarray([-3.0, -1.2, -1.0, 0.0, 0.9, 2.0, 40.0]) * step for step in steps]
@@ -76,6 +78,7 @@ def test_lexicographic_orders_as_tuples_do():
     assert all(packed[order[i]] < packed[order[i + 1]] for i in rises)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nothing", [np.nan, -np.inf])
 def test_a_picture_without_a_part_is_never_the_best(nothing):
     rewards, images = given(jnp.asarray([1.0, 2.0]), jnp.asarray([0.0, nothing]))
@@ -89,9 +92,7 @@ def test_a_picture_without_a_part_is_never_the_best(nothing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "bon")) for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_parts_are_those_of_the_answers_and_of_every_candidate(name):
     search, flow = fs.search.keep(METHODS[name], 2), problems.flow()
     ids, cond = problems.batch(3)
@@ -163,6 +164,7 @@ def test_parts_on_a_mesh_are_those_of_the_pictures_where_candidates_move_on_the_
         np.testing.assert_allclose(parts["size"], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_normalised_is_relative_to_a_pool_of_pictures_drawn_before():
     """With the pool's own pictures each part has mean 0 and variance 1."""
     rng = np.random.default_rng(4)
@@ -254,6 +256,7 @@ def _calling():
     return [one for one in threading.enumerate() if one.name.startswith("reward ")]
 
 
+@pytest.mark.slow
 def test_a_late_part_leaves_nothing_that_later_calls_could_see():
     go_on, late, ended = threading.Event(), [], []
 

@@ -82,7 +82,8 @@ def test_a_strength_is_a_share(strength):
         fs.grids.tail(fs.grids.uniform(4), strength)
 
 
-@pytest.mark.parametrize("interpolant", [pytest.param(LINEAR, marks=pytest.mark.slow), VP])
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolant", [LINEAR, VP])
 def test_the_start_is_the_picture_with_noise(interpolant):
     """One step of Euler in linear time is linear in x: the law of the start can be read off."""
     t, n = 0.6, 20_000
@@ -95,6 +96,7 @@ def test_the_start_is_the_picture_with_noise(interpolant):
     np.testing.assert_allclose(np.var(x, 0), (gain * sigma) ** 2, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_little_noise_leaves_the_picture_and_all_of_it_nothing():
     flow, kernel = gaussian(), fs.kernels.ode_euler(LINEAR)
     near = fs.sample(KEY, flow, kernel=kernel, grid=(1e-3, 0.0), n=5, start=X0)
@@ -106,6 +108,7 @@ def test_little_noise_leaves_the_picture_and_all_of_it_nothing():
     np.testing.assert_array_equal(given, without)
 
 
+@pytest.mark.slow
 def test_given_noise_is_where_a_sample_begins():
     flow, kernel = gaussian(), fs.kernels.ode_euler(LINEAR)
     noise = np.asarray([[1.0, 2.0], [-1.0, 0.5]], np.float32)
@@ -119,12 +122,12 @@ def test_given_noise_is_where_a_sample_begins():
     np.testing.assert_allclose(late, 0.125 * x / (0.0625 + 0.25), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "final"), [
     (problems.SDE, "kernel"),
-    *(pytest.param(*one, marks=pytest.mark.slow) for one in (
-        (fs.kernels.ode_heun(VP), "mean"), (fs.kernels.dpm_solver_2m(VP), "kernel"),
-        (fs.kernels.glass(LINEAR, inner_steps=3), "kernel"),
-    )),
+    (fs.kernels.ode_heun(VP), "mean"),
+    (fs.kernels.dpm_solver_2m(VP), "kernel"),
+    (fs.kernels.glass(LINEAR, inner_steps=3), "kernel"),
 ])  # fmt: skip
 def test_what_a_mask_leaves_is_the_picture_to_the_bit(kernel, final):
     x = fs.sample(
@@ -135,6 +138,7 @@ def test_what_a_mask_leaves_is_the_picture_to_the_bit(kernel, final):
     assert len(np.unique(x[:, 0])) == 3
 
 
+@pytest.mark.slow
 def test_held_values_keep_the_noise_level_of_the_picture():
     """Under DDIM(1) the held values are those of the forward process of the picture."""
     seen = []
@@ -240,6 +244,7 @@ LOCAL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOCAL)
 def test_local_searches_begin_with_given_noise_and_with_neighbours_of_it(name):
     """sqrt(1 - lambda^2) of it, and lambda of fresh noise: as if it had been the best so far."""

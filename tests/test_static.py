@@ -118,6 +118,7 @@ def test_equal_only_if_all_they_keep_is(make):
     assert len({make(2.0), make(2.0), make(3.0)}) == 2
 
 
+@pytest.mark.slow
 def test_a_kernel_runs_its_own_program():
     """x = factor noise, whichever ran first."""
     noise = fs.sample(KEY, FLOW, kernel=Scaled(LINEAR, 1.0), grid=ONE_STEP, n=3)
@@ -163,6 +164,7 @@ def test_what_a_search_does_not_have_is_not_replaced():
     assert finishing.with_nfe(13).nfe == 13
 
 
+@pytest.mark.slow
 def test_an_interpolant_is_converted_as_what_it_is():
     """Under (1 - t, p t) the angle of the linear interpolant at s = 1/2 is at t = 1 / (1 + p)."""
     for power in (1.0, 3.0):
@@ -174,6 +176,7 @@ def test_an_interpolant_is_converted_as_what_it_is():
     np.testing.assert_allclose(t, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_curves_of_functions_are_equal_if_the_functions_are():
     def falls(t):
         return 1.0 - t
@@ -187,6 +190,7 @@ def test_curves_of_functions_are_equal_if_the_functions_are():
     )
 
 
+@pytest.mark.slow
 def test_a_changed_attribute_is_another_kernel():
     kernel = Scaled(LINEAR, 2.0)
     draw = functools.partial(fs.sample, KEY, FLOW, kernel=kernel, grid=ONE_STEP, n=3)

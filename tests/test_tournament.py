@@ -26,6 +26,7 @@ def noisy(rng, scale):
     return compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 7, 8])
 def test_when_all_have_met_all_the_order_is_the_true_one(n):
     for seed in range(5):
@@ -35,6 +36,7 @@ def test_when_all_have_met_all_the_order_is_the_true_one(n):
         assert found.calls == (n - 1 + n % 2) * (n // 2)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("n", "rounds"), [(8, 3), (16, 4), (9, 4), (5, 2), (1, 3)])
 def test_calls_are_as_stated_and_nobody_meets_twice(n, rounds):
     asked = []
@@ -64,6 +66,7 @@ def test_the_best_of_a_power_of_two_wins_in_as_many_rounds():
         assert values[found.ranking[0]] == 15.0
 
 
+@pytest.mark.slow
 def test_more_noisy_games_find_the_order_better():
     rng, values = np.random.default_rng(0), np.arange(8.0)
     every = list(itertools.combinations(range(8), 2))

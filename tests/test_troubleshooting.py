@@ -6,6 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text()
 ROWS = re.findall(r"^\| (`.*?) \| .* \|$", TEXT, re.MULTILINE)
@@ -35,6 +37,7 @@ def parsed():
     return said, names
 
 
+@pytest.mark.slow
 def test_messages_are_those_of_the_code():
     said, _ = parsed()
     quoted = [one for row in ROWS for one in re.findall("`([^`]+)`", row)]
@@ -45,6 +48,7 @@ def test_messages_are_those_of_the_code():
         assert any(pattern.search(text) for text in said), one
 
 
+@pytest.mark.slow
 def test_classes_exist():
     _, names = parsed()
     classes = {one.split(".")[-1] for one in re.findall(r"`([\w.]*[A-Z]\w+)`", TEXT)}

@@ -118,6 +118,7 @@ def test_what_is_there_is_not_measured_again(stub, tmp_path, capsys):
         Table.read(path, WEIGHTS | {"scorer": "c" * 64})
 
 
+@pytest.mark.slow
 def test_the_choice_is_made_once_and_confirmed_against_the_best_best_of_n(stub, tmp_path):
     path = tmp_path / "rows.json"
     made = table(path)

@@ -101,6 +101,7 @@ def place(layout):
     return Place(Mesh(devices, _tpu_chips.MESH, axis_types=(AxisType.Auto,) * 3), layout.rules)
 
 
+@pytest.mark.slow
 def test_flops_of_a_transformer_are_those_of_its_layers():
     config = SiTConfig(width=64, depth=3, heads=4, size=16)
     program = sit(place(DATA), config, 2, 3)
@@ -125,6 +126,7 @@ def test_flops_of_the_kernel_are_filled_up():
     assert Attention.of(5, 2, 3, 1000, 72) == (0, 0)
 
 
+@pytest.mark.slow
 def test_programs_are_lowered_with_all_of_their_blocks():
     config = FluxConfig(
         channels=16, heads=2, axes=(4, 6, 6), double=2, single=3, mlp=64, text=20, pooled=24

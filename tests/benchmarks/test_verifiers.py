@@ -76,6 +76,7 @@ def test_gates_are_quantiles_of_plain_samples():
     assert len({first.name, second.name}) == 2
 
 
+@pytest.mark.slow
 def test_the_dear_reward_is_the_tasks_own_and_takes_its_time():
     task = TASKS["sides"]
     texts = task.captions("dev", 3)

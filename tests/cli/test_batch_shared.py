@@ -102,6 +102,7 @@ def test_a_prompt_that_fails_is_said_once(tmp_path, capsys, monkeypatch):
     assert (values["finished"], values["failed"]) == (3, [])
 
 
+@pytest.mark.slow
 def test_another_command_is_refused_while_processes_share_the_folder(tmp_path, capsys):
     command = [*listed(tmp_path / "prompts.txt", 3), "--shared", "--out", str(tmp_path / "out")]
     (tmp_path / "out").mkdir()
@@ -122,6 +123,7 @@ def test_another_command_is_refused_while_processes_share_the_folder(tmp_path, c
     assert len(found(tmp_path / "out")) == 3
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("option", ["--overwrite", "--seconds 60", "--total-nfe 99"])
 def test_what_is_of_one_process_is_refused(option, tmp_path, capsys):
     command = listed(tmp_path / "prompts.txt", 3)
@@ -131,6 +133,7 @@ def test_what_is_of_one_process_is_refused(option, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_bar_moves_while_others_work(tmp_path, monkeypatch):
     """A process that waits for what another has taken."""
     command = [*listed(tmp_path / "prompts.txt", 3), "--out", str(tmp_path / "out")]
@@ -159,6 +162,7 @@ def test_the_bar_moves_while_others_work(tmp_path, monkeypatch):
     assert told == [1, 2] and shown.n == 3
 
 
+@pytest.mark.slow
 def test_a_complete_folder_is_shown_without_its_judge(tmp_path, capsys, monkeypatch):
     command = [*listed(tmp_path / "prompts.txt", 2), "--out", str(tmp_path / "out")]
 

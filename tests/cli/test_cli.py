@@ -103,17 +103,8 @@ SMALL = {
 }
 
 
-SLOW = (
-    *("sde", "halving", "zero_order", "lidar", "code", "sop", "evolution", "epsilon_greedy"),
-    *("dfs", "dts", "pcn", "psi"),
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in settings.METHODS],
-)
+@pytest.mark.parametrize("method", settings.METHODS)
 def test_every_method(small: None, method: str, tmp_path: Path) -> None:
     options = [*SMALL[method].split(), "--steps", "3", "--save-trajectory"]
     result = _sample(tmp_path, PROMPT, "--method", method, *options)
@@ -186,6 +177,7 @@ def test_what_the_gradient_does() -> None:
             kernel(method, **given)
 
 
+@pytest.mark.slow
 def test_guidance_costs_two(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, PROMPT, "--method", "ode", "--steps", "3", "--guidance", "2")
     assert result["nfe"] == result["evaluations"] == result["settings"]["nfe"] == 6
@@ -245,6 +237,7 @@ def test_weights_are_in_the_results_of_sample_and_batch(
     assert second == {name: packed["weighted_sample"][name] for name in ("log_z", "ess")} != first
 
 
+@pytest.mark.slow
 def test_seeds_and_overwriting(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +256,7 @@ def test_seeds_and_overwriting(
     assert first["reward"] == again["reward"] != other["reward"]
 
 
+@pytest.mark.slow
 def test_several_prompts_and_default_folder(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,12 +275,14 @@ def test_several_prompts_and_default_folder(
     assert results[0]["reward"] == results[1]["reward"]
 
 
+@pytest.mark.slow
 def test_target_reward_stops(small: None, tmp_path: Path) -> None:
     result = _sample(tmp_path, *RBF, "--target-reward=-99")
     # The first draw of either chain, and finishing.
     assert result["nfe"] == 2 + 2 and result["settings"]["target_reward"] == -99.0
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_costs_no_search(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +297,7 @@ def test_a_picture_that_fails_costs_no_search(
     assert "\nflowsde sample: path.png could not be drawn: RuntimeError: no fonts\n" in said
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_written_is_kept(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
         assert sheet.width > 200
 
 
+@pytest.mark.slow
 def test_parts_are_the_whole_list(file: Path, tmp_path: Path) -> None:
     found = [_batch(file, tmp_path / f"{i}", "--part", f"{i}/3") for i in (1, 2, 3)]
     assert [one["prompts"] for one in found] == [PROMPTS[i::3] for i in range(3)]
@@ -98,6 +99,7 @@ def test_parts_are_the_whole_list(file: Path, tmp_path: Path) -> None:
     assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5"])
 def test_a_part_that_there_is_not_is_refused(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
@@ -202,6 +204,7 @@ def test_other_settings_are_refused_or_replace(
     assert {one["seed"] for one in _results(out)} == {1}
 
 
+@pytest.mark.slow
 def test_an_interruption_says_how_to_resume(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_an_interruption_says_how_to_resume(
     assert said.strip().endswith(args[-1]) and "--resume" not in said
 
 
+@pytest.mark.slow
 def test_a_signal_as_the_last_prompt_ends_interrupts_nothing(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +239,7 @@ def test_a_signal_as_the_last_prompt_ends_interrupts_nothing(
     assert "prompts 7" in said.out and "interrupted" not in said.err
 
 
+@pytest.mark.slow
 def test_progress_is_shown_before_a_prompt_ends(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_an_error_in_any_print(
     assert k > 5
 
 
+@pytest.mark.slow
 def test_stderr_may_be_lost_and_both_closed(
     unseen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_stderr_may_be_lost_and_both_closed(
     assert len({tuple(_found(tmp_path / str(i))[0]) for i in range(3)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, 1e300])
 def test_rewards_that_json_has_no_word_for(
     value: float, commands: dict[str, list[str]], tmp_path: Path
@@ -261,6 +263,7 @@ def test_a_model_that_gives_nan(
     assert not list(out.rglob("*.png")) and not _found(out)
 
 
+@pytest.mark.slow
 def test_prompts_that_matplotlib_would_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

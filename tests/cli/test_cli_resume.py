@@ -87,6 +87,7 @@ def _state(folder: Path) -> dict[str, Any]:
         return dict(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OPTIONS)
 def test_is_resumed_after_ctrl_c(
     method: str,
@@ -119,6 +120,7 @@ def test_is_resumed_after_ctrl_c(
     assert result["seconds"]["model"] == pytest.approx(seconds[:, 0].sum(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_is_looked_at_after_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_signal_is_looked_at_after_the_round(
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +183,7 @@ def test_other_settings_are_not_resumed(
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
 
 
+@pytest.mark.slow
 def test_what_would_be_lost_is_said_before_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +205,7 @@ def test_what_would_be_lost_is_said_before_it_is(
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 0
 
 
+@pytest.mark.slow
 def test_all_prompts_are_discarded_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +224,7 @@ def test_all_prompts_are_discarded_at_once(
     assert found == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_old_option_is_accepted_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,6 +258,7 @@ def test_prompts_that_are_finished_are_skipped(
     assert all((folder / "result.json").exists() for folder in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_it_saves_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
@@ -264,6 +271,7 @@ def test_it_saves_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert saved == sorted(set(saved)) and saved[-1] == 17 and len(saved) > 5
 
 
+@pytest.mark.slow
 def test_what_is_newer_than_the_state_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

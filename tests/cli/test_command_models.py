@@ -52,6 +52,7 @@ def test_sample_samples_the_model_that_is_asked_for(
     assert "used --model shapes-turbo, not shapes" in said
 
 
+@pytest.mark.slow
 def test_the_default_is_shapes_by_any_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_default_is_shapes_by_any_name(
     assert "used --model shapes, not shapes-turbo" in said
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -37,6 +37,7 @@ def test_the_choices_are_the_tasks() -> None:
     assert settings.CHOICES["split"] == SPLITS
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_without_jax() -> None:
     program = (
         "import sys; from flowsde.cli import main\n"
@@ -49,6 +50,7 @@ def test_an_unknown_task_is_refused_without_jax() -> None:
     assert done.stdout == "2 False\n"
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -77,6 +79,7 @@ def test_prompts_of_a_file_are_the_tasks(
         assert f"{file}:2: prompt 'one red circle': task above expects two groups" in said
 
 
+@pytest.mark.slow
 def test_sample_says_and_keeps_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +96,7 @@ def test_sample_says_and_keeps_the_verdict(
     assert "used --task sides, not counts" in said
 
 
+@pytest.mark.slow
 def test_a_result_of_counts_does_not_name_its_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +110,7 @@ def test_a_result_of_counts_does_not_name_its_task(
     assert "used --task counts, not above" in said
 
 
+@pytest.mark.slow
 def test_folders_of_tasks_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for task in ("counts", "above"):
@@ -115,6 +120,7 @@ def test_folders_of_tasks_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found == {f"{slug}-ode-seed0", f"{slug}-above-ode-seed0"}
 
 
+@pytest.mark.slow
 def test_batch_counts_what_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +133,7 @@ def test_batch_counts_what_succeeds(
     assert json.loads((out / "batch.json").read_text())["exact"] == 0.0
 
 
+@pytest.mark.slow
 def test_compare_uses_captions_and_judge_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +167,7 @@ def test_compare_uses_captions_and_judge_of_the_task(
     assert "has other prompts" in said
 
 
+@pytest.mark.slow
 def test_parts_of_counts_without_success_are_read(tmp_path: Path) -> None:
     """As earlier versions wrote them."""
     rows, _ = compare.plan(["bon"], nfe=[6], given={"steps": 3})

@@ -131,6 +131,7 @@ def test_captions_are_of_as_many_objects_as_asked() -> None:
 # Statistics.
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_mean() -> None:
     """Of 300 samples of 40, about 95 % have the true mean in their interval."""
     rng = np.random.default_rng(0)
@@ -170,6 +171,7 @@ def _measured(exact: Any, seed: int = 0) -> compare.Measured:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gain_is_paired_over_prompts() -> None:
     rows, _ = compare.plan(["bon", "rbf"], nfe=[60, 90])
     rng = np.random.default_rng(1)
@@ -231,6 +233,7 @@ def test_a_cell_is_one_search(small: None, tmp_path: Path, monkeypatch: pytest.M
                 assert m.rss[i, seed] == checker.rss(image, wanted)[0]
 
 
+@pytest.mark.slow
 def test_seconds_hold_no_compilation(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ def test_folder_is_where_the_system_has_its_caches(monkeypatch: pytest.MonkeyPat
             assert compile_cache.folder() == Path("/home/me") / where / "flowsde" / "compiled"
 
 
+@pytest.mark.slow
 def test_importing_the_library_is_light_and_keeps_nothing(tmp_path: Path) -> None:
     code = """
 import sys

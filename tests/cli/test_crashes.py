@@ -114,7 +114,7 @@ def test_dies_at_every_write_and_is_resumed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "each"), [slow(_sample, 2), (_batch, 4)])
+@pytest.mark.parametrize(("command", "each"), [(_sample, 2), (_batch, 4)])
 def test_finds_the_disk_full_at_every_write_and_is_resumed(
     command: Callable[..., None], each: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

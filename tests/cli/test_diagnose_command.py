@@ -34,6 +34,7 @@ def _diagnose(out: Path, *args: str) -> dict[str, Any]:
     return json.loads((out / "diagnose.json").read_text())
 
 
+@pytest.mark.slow
 def test_writes_what_the_library_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = _diagnose(tmp_path, PROMPT)
     assert {path.name for path in tmp_path.iterdir()} == FILES
@@ -55,6 +56,7 @@ def test_writes_what_the_library_says(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "rank correlation" in out and f"{own.nfe} NFE" in out and "NFE/s" in err
 
 
+@pytest.mark.slow
 def test_same_command_again_does_nothing_and_another_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_interrupted_it_goes_on_with_the_next_prompt(
     assert {path.name for path in (tmp_path / "parts").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_deterministic_kernel_and_another_reward(tmp_path: Path) -> None:
     ode = _diagnose(tmp_path, PROMPT, "--method", "bon", "--reward", "rss")
     assert ode["settings"]["kernel"] == "ode_euler" and ode["nfe"] == 30

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import stand_in
-from quick import slow
 from refusing import refused
 
 import flowsde as fs
@@ -61,6 +60,7 @@ def test_files_of_the_users_are_left_alone(tmp_path: Path) -> None:
     assert before.items() <= _read(out).items()
 
 
+@pytest.mark.slow
 def test_a_saved_search_lies_beside_what_is_there(tmp_path: Path) -> None:
     for name in ("1", "2", "7", "2024"):
         (tmp_path / name).mkdir()
@@ -83,11 +83,11 @@ def test_a_saved_search_lies_beside_what_is_there(tmp_path: Path) -> None:
     ("command", "name"),
     [
         ("sample", "image.png"),
-        slow("sample", "path.png"),
+        ("sample", "path.png"),
         ("batch", "sheet.png"),
-        slow("batch", "one-red-circle/image.png"),
+        ("batch", "one-red-circle/image.png"),
         ("compare", "compare.html"),
-        slow("compare", "accuracy.png"),
+        ("compare", "accuracy.png"),
     ],
 )
 def test_files_with_the_names_of_results_are_refused(
@@ -107,6 +107,7 @@ def test_files_with_the_names_of_results_are_refused(
     assert (out / name).read_bytes() != b"mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sample", "batch", "compare"])
 def test_a_second_process_is_refused_and_changes_nothing(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -128,6 +129,7 @@ def test_a_second_process_is_refused_and_changes_nothing(
     assert (".flowsde" in left) == (command == "compare")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_process_meanwhile_is_not_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_run_of_another_process_meanwhile_is_not_lost(
     assert _read(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_of_an_earlier_version_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,7 @@ def test_it_scores_the_answers_alone(
     assert capsys.readouterr().out.split()[0] == f"{expected:.4f}"
 
 
+@pytest.mark.slow
 def test_a_result_gains_what_it_lacks_and_keeps_what_it_has(
     found: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_result_gains_what_it_lacks_and_keeps_what_it_has(
     assert len(_calls()) == 2
 
 
+@pytest.mark.slow
 def test_a_failure_loses_nothing_and_the_same_command_adds_it(
     found: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +177,7 @@ def test_a_search_is_what_it_is_without(found: dict[str, Any]) -> None:
     assert Path("out/image.png").read_bytes() == picture
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     searched = (
         "is the reward that is searched by, which sees every candidate; expected one that it does "

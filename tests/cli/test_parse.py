@@ -65,6 +65,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_numpy_is_imported() -> None:
     args = [sys.executable, "-c", EARLY, "sample", "one red circle", "--out", os.devnull + "/x"]
     done = subprocess.run(args, capture_output=True, text=True)

@@ -91,6 +91,7 @@ def test_what_is_wrong_in_a_file_is_named(
     assert said in refused(capsys, "sample", PROMPT, "--preset", _file(tmp_path, **values))
 
 
+@pytest.mark.slow
 def test_a_file_is_told_from_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("sample", PROMPT, "--preset")
     assert "there is no such file" in refused(capsys, *args, str(tmp_path / "none.json"))

@@ -410,6 +410,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, says", WRONG)
 def test_wrong_values_are_refused_before_weights_are_read(
     places, text, says, monkeypatch, capsys, tmp_path
@@ -432,6 +433,7 @@ def test_names_of_folders():
     assert all(re.fullmatch(r"[\w-]{1,67}", name) for name in odd)
 
 
+@pytest.mark.slow
 def test_times_are_the_models_own_only_along_its_own_path(places):
     def settings(text):
         words = [word.format(**places) for word in text.split()]
@@ -449,6 +451,7 @@ def test_times_are_the_models_own_only_along_its_own_path(places):
     assert (paper.grid, paper.steps) == ("quadratic", 10)
 
 
+@pytest.mark.slow
 def test_text_encoders_are_gone_when_the_transformer_comes(places):
     words = ["sample", PROMPT, "--model", places["schnell"], "--method", "ode", "--size", "16"]
     source = published.PublishedSource(cli._parse(words))
@@ -458,6 +461,7 @@ def test_text_encoders_are_gone_when_the_transformer_comes(places):
     assert set(pipeline.held) == {"transformer", "vae"}
 
 
+@pytest.mark.slow
 def test_weights_that_the_device_cannot_hold_are_refused_before_they_are_read(places, monkeypatch):
     held = nbytes(Path(places["dev"]))
     for name in ("transformer", "vae"):

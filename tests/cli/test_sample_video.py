@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from quick import slow
 from refusing import refused
 
 import flowsde as fs
@@ -117,6 +116,7 @@ def level(path):
         return np.asarray(image.convert("RGB"), np.float32).mean() / 127.5 - 1.0
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_a_video_its_first_frame_and_a_sheet(toy, capsys):
     result, names = sample(toy, "--method ode --fps 4 --reward none")
     assert names == {"video.webp", "image.png", "frames.png", "result.json"}
@@ -144,12 +144,13 @@ def brightness(images, prompts):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "expected", "named"),
     [
         ("videos", np.mean(FRAMES) + 4 * len(PROMPT), (None, None)),
         # The first, the middle and the last.
-        slow("brightness --reward-frames 3", np.mean(LEVELS) + len(PROMPT), (3, "mean")),
+        ("brightness --reward-frames 3", np.mean(LEVELS) + len(PROMPT), (3, "mean")),
         ("brightness --over-frames minimum", -0.5 + len(PROMPT), (4, "minimum")),
     ],
 )
@@ -198,6 +199,7 @@ def test_a_batch_has_a_video_for_each_prompt(toy):
 HOST = "--reward operator:add"
 
 
+@pytest.mark.slow
 def test_what_wan_is_unless_told_otherwise(published_sizes):
     made = source(published_sizes, f"{HOST} --method bon --nfe 200")
     named = {k: v for k, v in made.named.items() if k not in ("model", "contents")}

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import slow
 from tampering import tamper
 from test_crashes import _batch, _sample, _shared, _tree, small
 
@@ -42,10 +41,10 @@ def _interrupted(command: Callable[..., None], out: Path, where: str) -> None:
     ("command", "where", "times"),
     [
         (_sample, None, 15),
-        slow(_sample, "flowsde.cli.sample._write", 40),
+        (_sample, "flowsde.cli.sample._write", 40),
         (_batch, None, 15),
-        slow(_shared, "flowsde.cli.batch_folder.Folder.end_attempts", 30),
-        slow(_compare, None, 20),
+        (_shared, "flowsde.cli.batch_folder.Folder.end_attempts", 30),
+        (_compare, None, 20),
     ],
     ids=["sample", "unfinished sample", "batch", "unfinished batch", "compare"],
 )
@@ -129,6 +128,7 @@ def test_saved_searches(tmp_path: Path) -> None:
     assert read > 25
 
 
+@pytest.mark.slow
 def test_training_runs(tmp_path: Path) -> None:
     def init(key: jax.Array) -> Any:
         return {"linear": {"kernel": jax.random.normal(key, (3, 3), jnp.float32)}}

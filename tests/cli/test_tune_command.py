@@ -72,6 +72,7 @@ def test_writes_a_preset_that_sample_takes_and_a_page(
     assert "12 settings of 2 methods race: at most " in out and " searches of 60 NFE, " in out
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds_is_the_presets_which_sample_takes(
     made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_too_few_seconds_name_the_option(
     assert made.calls == 0
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_and_another_is_refused(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def assert_same(back, wanted):
         np.testing.assert_array_equal(back[key], tensor, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "config"), [(FLUX, AutoencoderKLConfig()), (SD, sd_vae())], ids=["FLUX", "SD"]
 )
@@ -79,6 +80,7 @@ def public_of_flux2(**settings):
     return shapes, json.loads(json.dumps(dict(module.config)))
 
 
+@pytest.mark.slow
 def test_full_size_of_flux2():
     shapes, settings = public_of_flux2()
     assert len(shapes) == 251
@@ -91,6 +93,7 @@ def test_full_size_of_flux2():
     assert sum(p.size for p in model.values()) == pytest.approx(84e6, rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flux2s_come_back_in_each_layout(layout):
     config = AutoencoderKLConfig(
@@ -128,6 +131,7 @@ def test_settings_of_flux2s_that_are_not_supported_are_named(change, says):
         FAMILY.recognise(checkpoint, settings | change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", [False, True])
 def test_unconvert_gives_back_the_same_bits(quant):
     shapes, settings = public(TINY | {"use_quant_conv": quant, "use_post_quant_conv": quant})
@@ -148,6 +152,7 @@ def tiny():
     return checkpoint, settings, found.config, params
 
 
+@pytest.mark.slow
 def test_original_layout_against_the_public_conversion(tiny):
     file_utils = pytest.importorskip("diffusers.loaders.single_file_utils")
     checkpoint, settings, config, params = tiny
@@ -158,6 +163,7 @@ def test_original_layout_against_the_public_conversion(tiny):
     assert_same({key: tensor.numpy() for key, tensor in public.items()}, checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_is_recognised_and_undone(tiny, layout):
     _, settings, config, params = tiny
@@ -167,6 +173,7 @@ def test_each_layout_is_recognised_and_undone(tiny, layout):
     assert_same(convert(found.table, checkpoint, built(config)), params)
 
 
+@pytest.mark.slow
 def test_early_names_of_the_attention(tiny):
     _, _, config, params = tiny
     keys = unconvert(FAMILY.table(config, "diffusers-early"), params).keys()
@@ -175,6 +182,7 @@ def test_early_names_of_the_attention(tiny):
         assert {f"{attention}.{name}.weight", f"{attention}.{name}.bias"} <= keys
 
 
+@pytest.mark.slow
 def test_scale_comes_from_config_json_or_is_fluxs(tiny):
     checkpoint, settings, config, _ = tiny
     with pytest.raises(ValueError, match="config.json with scaling_factor"):

@@ -37,6 +37,7 @@ def test_the_published_checkpoint_fits():
     assert sum(math.prod(a.shape) for a in model.values()) == pytest.approx(126.9e6, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_a_round_trip_is_bit_exact(params, layout):
     tensors = unconvert(FAMILY.table(SMALL, layout), params)
@@ -48,6 +49,7 @@ def test_a_round_trip_is_bit_exact(params, layout):
         np.testing.assert_array_equal(made[path], array, strict=True)
 
 
+@pytest.mark.slow
 def test_the_original_layout_is_what_diffusers_takes_it_for():
     """At the published depths, which its conversion counts on."""
     single = pytest.importorskip("diffusers.loaders.single_file_utils")
@@ -68,6 +70,7 @@ def test_the_original_layout_is_what_diffusers_takes_it_for():
         np.testing.assert_array_equal(ours[key], tensor.numpy())
 
 
+@pytest.mark.slow
 def test_what_shapes_leave_open_or_is_not_supported_is_an_error(params):
     tensors = unconvert(FAMILY.table(SMALL, "diffusers"), params)
     for json, says in (

@@ -41,6 +41,7 @@ def base(families, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_file_takes_the_place_of_a_transformer(base, tmp_path, capsys):
     tuned, out = tmp_path / "tuned.safetensors", tmp_path / "out"
     said, _ = say(capsys, tuned, out, "--base", base)

@@ -71,6 +71,7 @@ def published(name):
     return unconvert(family.table(config, layout), params)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_number_of_a_block_is_not_taken_at_its_word(name):
     family, config, _, beside, before = FAMILIES[name]
@@ -82,6 +83,7 @@ def test_the_number_of_a_block_is_not_taken_at_its_word(name):
         family.recognise(tensors, beside)
 
 
+@pytest.mark.slow
 def test_levels_and_blocks_of_an_autoencoder_are_there_together():
     """A thousand of each would be a million."""
     family, _, _, beside, _ = FAMILIES["levels"]

@@ -51,6 +51,7 @@ def large(name):
     return transformers.CLIPVisionModelWithProjection, config, clip.VISION
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["L/14", "H/14", "L/14 text", "H/14 vision"])
 def test_full_size(name):
     kind, settings, family = large(name)
@@ -140,6 +141,7 @@ def test_position_ids_are_passed_over():
     assert_same(back, checkpoint)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("dtype", [np.int64, np.float16, ml_dtypes.bfloat16])
 def test_position_ids_count_from_0(dtype):
     settings, checkpoint = tiny()

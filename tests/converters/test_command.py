@@ -110,6 +110,7 @@ def test_wrong_values_are_refused(source, tmp_path, tmp_path_factory, capsys, ar
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors"}
 
 
+@pytest.mark.slow
 def test_classes_of_a_sit_and_files_called_dit(tmp_path, capsys):
     config = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3, unlabelled=False)
     params = parameters(abstract(sit.FAMILY, config))

@@ -160,6 +160,7 @@ def save_torch(tensors, path):
 EIGHT = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("eight", EIGHT)
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float32"])
 def test_eight_bits_are_widened_exactly(source, tmp_path, eight, dtype):

@@ -90,6 +90,7 @@ def test_pipes_are_refused(pipeline, tmp_path):  # noqa: F811
     refused(pipeline, tmp_path, r"pipe is no file, expected one")
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_the_hub_is_followed_into_its_store(pipeline, tmp_path, outside):  # noqa: F811
     """Its files are links to ../../blobs/DIGEST."""
     model = tmp_path / "hub" / "models--owner--name"
@@ -122,6 +123,7 @@ def test_a_snapshot_of_the_hub_is_followed_into_its_store(pipeline, tmp_path, ou
 WAYS = ["../outside", "/etc", "..", ".", "", "a/../../outside", "deep/x", "a\\b", "a\0b", 3, None]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", WAYS, ids=repr)
 @pytest.mark.parametrize("field", ["copied", "models"])
 def test_names_out_of_a_converted_pipeline_stay_inside(

@@ -66,6 +66,7 @@ def scaled(eight, name, shape):
     return scales, wanted
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

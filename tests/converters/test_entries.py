@@ -111,6 +111,7 @@ def test_averaged_weights_beside_bare_ones(families, tmp_path):
         plan(open_checkpoint(path))
 
 
+@pytest.mark.slow
 def test_an_average_that_cannot_be_read_is_not_passed_over(families, tmp_path):
     """Names of parameters are what such a helper does not keep."""
     helper = {"decay": 0.9, "shadow_params": [torch.ones(2), torch.ones(3)]}

@@ -55,6 +55,7 @@ def test_published_checkpoints_of_diffusers_fit(published):
     assert FAMILY.table(config, "diffusers").problems(tensors, model) == []
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_published_sizes_have_their_keys_and_parameters(published, layout):
     name, config, model = published
@@ -83,6 +84,7 @@ def test_published_sizes_have_their_keys_and_parameters(published, layout):
         assert shapes["single_blocks.37.norm.key_norm.scale"].shape == (128,)
 
 
+@pytest.mark.slow
 def test_round_trip_over_both_layouts_is_bit_exact(params):
     diffusers = unconvert(FAMILY.table(SMALL, "diffusers"), params)
     found = FAMILY.recognise(diffusers, AXES)

@@ -51,6 +51,7 @@ def test_a_family_may_make_a_flow(families, source, tmp_path):
     assert leaves == {a.tobytes() for a in expected(toy.tensors()).values()}
 
 
+@pytest.mark.slow
 def test_dtypes_of_weights_and_activations(out):
     as_is, small = fs.load(out), fs.load(out, dtype=jnp.bfloat16)
     assert as_is.head.kernel.get_value().dtype == as_is.head.dtype == jnp.float32
@@ -62,6 +63,7 @@ def test_dtypes_of_weights_and_activations(out):
     assert mixed.head.kernel.get_value().dtype == jnp.bfloat16 and mixed.head.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_parameters_are_sharded_by_the_names_of_their_axes(out):
     mesh = jax.make_mesh((2, 2), ("prompt", "model"), (jax.sharding.AxisType.Auto,) * 2)
     split = {"blocks.kernel": (None, None, "model"), "blocks.bias": (None, "model")}
@@ -130,6 +132,7 @@ def test_a_parameter_that_is_gone_is_an_error(out, gone):
         fs.load(out, verify=False)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["params/blocks.kernel/0.0.0", "params/head.bias/0"])
 def test_a_bit_that_flipped_is_named(out, tmp_path, name):
     file = out / name

@@ -154,6 +154,7 @@ def assert_same(found, wanted):
         np.testing.assert_array_equal(found[path], array, strict=True, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_adapters_of_diffusers_are_merged_into_either_layout(tmp_path, model, layout):
     name, family, config, params, tensors, _ = model
@@ -352,6 +353,7 @@ def test_what_does_not_fit_is_said_at_once(tmp_path, of_flux, held, words):
         assert any(re.search(word, line) for line in lines), (word, lines)
 
 
+@pytest.mark.slow
 def test_a_key_of_several_parameters_takes_no_adapter(tmp_path):
     """Of BLIP's queries, keys and values in one tensor; a part alone would be merged otherwise."""
     config = blip.FAMILY.config()

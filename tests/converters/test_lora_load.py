@@ -30,6 +30,7 @@ def assert_same(found, wanted):
         np.testing.assert_array_equal(found[path], array, strict=True)
 
 
+@pytest.mark.slow
 def test_one_file_and_several_with_scales(out, lora, tmp_path):  # noqa: F811
     assert_same(values(fs.load(out, lora=lora)), expected(merged(toy.tensors(), 1.0)))
     assert_same(values(fs.load(out, lora=str(lora))), expected(merged(toy.tensors(), 1.0)))
@@ -41,6 +42,7 @@ def test_one_file_and_several_with_scales(out, lora, tmp_path):  # noqa: F811
     assert_same(values(fs.load(out, lora=scales)), expected(tensors))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("written", [None, "bfloat16"])
 @pytest.mark.parametrize("asked", [None, jnp.bfloat16])
 def test_it_is_rounded_once_after_merging(source, lora, tmp_path, written, asked):  # noqa: F811

@@ -54,6 +54,7 @@ HARMLESS = (flip_bits, digits, swap, reshape, values)
 """Some of their files hold a model."""
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     "mutation",
     slow_but(set(MUTATIONS) - {values, swap, not_finite}, MUTATIONS),

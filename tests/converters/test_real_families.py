@@ -34,6 +34,7 @@ def test_every_family_has_a_name_of_its_own():
     assert all(name == family.name for name, family in known.items())
 
 
+@pytest.mark.slow
 def test_a_training_checkpoint_of_sit_makes_a_flow(tmp_path):
     config = SiTConfig(width=384, depth=1, heads=6, size=4, classes=3)
     rng = np.random.default_rng(0)
@@ -217,6 +218,7 @@ def test_adapters_of_a_pipeline_go_into_its_transformer_and_its_encoder(pipeline
         merges(tmp_path / "plain", tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_a_clip_converts_with_its_scale_and_tokenizer_and_comes_back(tmp_path):
     """The scale of its cosine has no axes; its tokenizer lies beside the weights."""
     transformers = pytest.importorskip("transformers")

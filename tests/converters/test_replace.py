@@ -108,6 +108,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(source, tmp_path):
         convert.run(job, tmp_path / "loop")
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["letter.txt", "params/letter.txt", "tokenizer/mine/a", "link"])
 def test_files_of_the_user_are_not_overwritten(source, tmp_path, name):
     out = tmp_path / "out"
@@ -150,6 +151,7 @@ def test_a_failure_leaves_no_folders(source, tmp_path):
     assert not left(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_at_once_that_come_and_go(tmp_path):
     """What one removes, another may be about to use: each either writes or is refused."""
     write = (

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import test_lora as lora
-from quick import slow
 from safetensors.numpy import save_file
 
 from flowsde.models.common.paths import parameters
@@ -79,7 +78,8 @@ def test_published_checkpoints_fit(name):
     assert sum(sizes.values()) == pytest.approx(count, rel=3e-4)
 
 
-@pytest.mark.parametrize("name", ["3.5", slow("dual")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["3.5", "dual"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_round_trip_is_bit_exact(params, name, layout):
     config, held = SMALL[name], params if name == "3.5" else values(SMALL[name])

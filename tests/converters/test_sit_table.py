@@ -39,6 +39,7 @@ def small(heads=2, **sizes):
     }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("pixels", [256, 512])
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes_have_their_keys_and_parameters(name, pixels):
@@ -72,6 +73,7 @@ def test_shapes_of_the_largest_are_the_published_ones():
     assert {key: shapes[key] for key in wanted} == wanted
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("sizes", [{}, {"learn_sigma": False}, {"patch": 4, "channels": 3}])
 def test_round_trip_is_bit_exact(sizes):
     config, tensors = small(**sizes)
@@ -83,6 +85,7 @@ def test_round_trip_is_bit_exact(sizes):
         np.testing.assert_array_equal(back[key], tensor, strict=True)
 
 
+@pytest.mark.slow
 def test_values_tell_a_dit_apart():
     """Its loss learns a variance, of which a SiT's sees nothing: that half stays as it began, 0.
 
@@ -127,6 +130,7 @@ def test_what_shapes_leave_open_or_contradict_is_an_error():
         FAMILY.table(SiTConfig(), "diffusers")
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_table_or_have_to_be_said():
     def found(rows, **beside):
         config = SiTConfig(width=16, depth=1, heads=2, size=8, classes=rows, unlabelled=False)

@@ -36,6 +36,7 @@ def built(found, family):
     return parameters(abstract(family, found.config))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("whole", [False, True])
 def test_xxl(whole):
     settings = transformers.T5Config(**XXL)
@@ -80,6 +81,7 @@ def tiny(tied):
     return settings.to_dict(), checkpoint
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("copies", [False, True])
 def test_unconvert_gives_back_the_same_bits(tied, copies):
@@ -116,6 +118,7 @@ def test_whether_the_head_is_tied():
         t5.FAMILY.recognise(checkpoint, {"decoder_start_token_id": 2})
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("key", sorted(COPIES))
 def test_copies_that_differ_are_refused(key, tmp_path):
     settings, checkpoint = tiny(tied=True)

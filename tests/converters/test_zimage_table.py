@@ -79,6 +79,7 @@ def test_published_checkpoints_fit(name):
     assert sum(math.prod(a.shape) for a in model.values()) == pytest.approx(count, rel=5e-4)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("family", "layout"), LAYOUTS)
 def test_a_round_trip_is_bit_exact(family, layout):
     params, tensors = checkpoint(family, layout)

@@ -54,6 +54,7 @@ GLASS = fs.kernels.glass(VP, inner_steps=3)
 KERNELS = [DDIM, fs.kernels.euler_maruyama(LINEAR, fs.diffusion.square()), SDE_HEUN, GLASS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["mean", "kernel"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=["ddim", "euler_maruyama", "sde_heun", "glass"])
 def test_trajectories_are_those_of_sample(kernel, final):
@@ -64,6 +65,7 @@ def test_trajectories_are_those_of_sample(kernel, final):
     assert found.rewards.shape == (1, 12, 4 + (final == "kernel"))
 
 
+@pytest.mark.slow
 def test_siblings_are_children_of_one_state_and_belong_to_none_but_it():
     found = run()
     # The first of them is the trajectory's own.
@@ -75,6 +77,7 @@ def test_siblings_are_children_of_one_state_and_belong_to_none_but_it():
     assert np.array_equal(found.sibling_rewards[:, :, -1], found.sibling_finals[:, :, -1])
 
 
+@pytest.mark.slow
 def test_neither_chunks_nor_other_trajectories_matter():
     whole, parts = run(), run(chunk_size=5)
     same(whole, parts)
@@ -97,6 +100,7 @@ def counting():
     return fs.Flow.from_callable(velocity, None, (2,)), rows, traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["mean", "kernel"])
 @pytest.mark.parametrize("kernel", [DDIM, SDE_HEUN, GLASS], ids=["ddim", "sde_heun", "glass"])
 def test_nfe_is_what_the_model_sees(kernel, final):
@@ -136,6 +140,7 @@ def test_guided_flow_costs_two_evaluations():
     assert found.nfe == 2 * run().nfe
 
 
+@pytest.mark.slow
 def test_reward_outside_jax_is_the_same():
     seen = []
 
@@ -147,6 +152,7 @@ def test_reward_outside_jax_is_the_same():
     assert set(seen) == {"a picture"} and len(seen) == run().verifier_calls
 
 
+@pytest.mark.slow
 def test_prompts_are_correlated_within_and_belong_to_their_ids():
     both = run(reward=shifted, cond=np.float32([0.0, 100.0]), prompt_ids=[4, 9])
     plain = run(cond=np.zeros(2, np.float32), prompt_ids=[4, 9], reward=shifted)
@@ -160,6 +166,7 @@ def test_prompts_are_correlated_within_and_belong_to_their_ids():
     assert both.nfe == 2 * alone.nfe
 
 
+@pytest.mark.slow
 def test_rewards_that_are_no_numbers():
     def holes(images, cond):
         return jnp.where(images[:, 0] > 0.8, jnp.nan, images[:, 0])
@@ -171,12 +178,14 @@ def test_rewards_that_are_no_numbers():
         run(reward=fs.rewards.device(lambda images, cond: jnp.nan * images[:, 0], name="never"))
 
 
+@pytest.mark.slow
 def test_constant_reward_leaves_nothing_to_choose():
     found = run(reward=lambda images, cond: jnp.zeros(images.shape[0], jnp.float32))
     assert np.isnan(found.correlation.value).all() and "nothing to choose" in str(found)
     assert found._repr_png_()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_it_shows_itself(tmp_path):
     found = run(n=64, families=32)
     text = str(found)

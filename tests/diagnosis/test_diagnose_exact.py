@@ -77,6 +77,7 @@ def expected():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", statistics.NAMES)
 def test_closed_forms(name, found):
     exact, error = expected()[name]
@@ -84,6 +85,7 @@ def test_closed_forms(name, found):
     np.testing.assert_allclose(estimate.value, exact, atol=error)
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_they_should(found):
     """They are 95 %; of some fifty, which depend on each other, a few may miss."""
     inside = []
@@ -117,6 +119,7 @@ def test_ranks_and_correlation_are_scipys():
             assert ours[b, t] == pytest.approx(theirs, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_ode_ranks_from_the_first_time_on():
     """Along the ODE of Gaussian data order never changes; and there are no siblings."""
     kernel = fs.kernels.ode_euler(fs.interpolants.vp())

@@ -1,4 +1,4 @@
-"""Marking tests slow: the quick ones have fifteen minutes together."""
+"""Marking tests slow: the quick ones have a few minutes together."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -85,6 +85,7 @@ def as_ours(a):
     return a.detach().numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 16, 16), (3, 8, 20)])
 def test_posterior(flux, n, height, width):
     assert_posterior(flux, normal(n, height, width, 3))
@@ -176,6 +177,7 @@ def test_gradients_of_latents_that_are_normalised(flux2):
     assert error(apply(model, gradient, x), as_ours(latents.grad)) < 1e-3
 
 
+@pytest.mark.slow
 def test_parts_one_by_one(flux):
     module, model, _ = flux
     x = normal(2, 6, 10, 16)
@@ -188,6 +190,7 @@ def test_parts_one_by_one(flux):
     assert error(ours, as_ours(module.encoder.down_blocks[0](as_torch(x)))) < 2e-5
 
 
+@pytest.mark.slow
 def test_encode_shifts_scales_and_draws(flux):
     _, model, _ = flux
     x = normal(2, 8, 8, 3)
@@ -205,6 +208,7 @@ def test_encode_shifts_scales_and_draws(flux):
     assert np.abs(spread / deviation - 1).max() < 6 / np.sqrt(800)
 
 
+@pytest.mark.slow
 def test_log_variance_is_kept_in_bounds(flux):
     def call(model, x):
         bias = jnp.where(jnp.arange(32) % 2 == 0, 1e4, -1e4)
@@ -230,6 +234,7 @@ def test_gradients(flux):
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 
+@pytest.mark.slow
 def test_one_tile_is_the_whole(flux):
     _, model, _ = flux
     latents = normal(2, 4, 6, 16)
@@ -238,6 +243,7 @@ def test_one_tile_is_the_whole(flux):
     assert error(tiled, np.asarray(whole)) < 1e-6
 
 
+@pytest.mark.slow
 def test_tiles_decode_what_they_see(flux):
     _, model, _ = flux
     latents = normal(1, 8, 14, 16)
@@ -247,6 +253,7 @@ def test_tiles_decode_what_they_see(flux):
     assert error(tiled[:, :, 16:], np.asarray(right)[:, :, 4:]) < 1e-6
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_image(flux):
     graph, state = nnx.split(flux[1])
 
@@ -259,6 +266,7 @@ def test_memory_does_not_grow_with_the_image(flux):
     assert temporary(24, 8) < 0.3 * temporary(24, 24)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(flux):
     module, exact, _ = flux
     numerics = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)

@@ -125,6 +125,7 @@ def test_gradients(pair):
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 
+@pytest.mark.slow
 def test_pieces_give_what_the_whole_does():
     """Sums of three frames, and then of every second: by hand."""
     conv = nnx.Conv(1, 1, (3, 1, 1), padding="VALID", rngs=nnx.Rngs(0))
@@ -139,6 +140,7 @@ def test_pieces_give_what_the_whole_does():
         assert through_time(network, x, piece, in_pieces).ravel().tolist() == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_pictures_added_up_are_a_convolution_of_three_dimensions(streamed):
     causal = ((2, 0), (1, 1), (1, 1))
@@ -149,6 +151,7 @@ def test_pictures_added_up_are_a_convolution_of_three_dimensions(streamed):
     assert error(made, np.asarray(conv(x))) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_first_frame_takes_one_slice_of_a_kernel():
     conv = nnx.Conv(1, 1, (3, 3, 3), rngs=nnx.Rngs(0))
     frame, two = jnp.zeros((1, 1, 4, 4, 1)), [jnp.zeros((1, 2, 4, 4, 1))]
@@ -157,6 +160,7 @@ def test_the_first_frame_takes_one_slice_of_a_kernel():
         assert lowered.as_text().count("stablehlo.convolution") == slices
 
 
+@pytest.mark.slow
 def test_slices_are_rounded_once():
     conv = nnx.Conv(1, 1, (3, 1, 1), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     conv.kernel.set_value(jnp.ones((3, 1, 1, 1, 1)))
@@ -195,6 +199,7 @@ def test_bfloat16_is_near(pair):
     assert 1e-4 < error(ours, np.asarray(apply(exact, decode, latents))) < 0.1
 
 
+@pytest.mark.slow
 def test_inputs_and_settings_that_do_not_fit_are_named():
     model = abstract(FAMILY, SMALL)
     for call, says in (

@@ -44,6 +44,7 @@ def test_bias_and_mask_are_of_their_own_example_and_head(biased, masked):
     np.testing.assert_allclose(call(q, k, v), wanted, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_no_later_keys_and_heads_that_share_keys():
     q, k, v = inputs(2, 6, 6, 4, 8, of_keys=2)
     seen = np.random.default_rng(1).uniform(size=(2, 1, 1, 6)) < 0.7
@@ -54,6 +55,7 @@ def test_no_later_keys_and_heads_that_share_keys():
     np.testing.assert_allclose(made, by_numpy(q, k, v, mask=seen & earlier), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_of_16_bits_scores_are_float32():
     q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in inputs(1, 9, 300, 2, 64))
     made = attention(q, k, v, numerics=Numerics(dtype=jnp.bfloat16))
@@ -63,6 +65,7 @@ def test_of_16_bits_scores_are_float32():
     np.testing.assert_allclose(np.asarray(made, np.float32), wanted, atol=6e-3)
 
 
+@pytest.mark.slow
 def test_gradient():
     q, k, v = inputs(2, 5, 7, 2, 8)
     bias = np.random.default_rng(1).normal(size=(1, 2, 5, 7)).astype(np.float32)
@@ -79,6 +82,7 @@ def test_gradient():
         np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_of_one_head_are_in_memory_at_once():
     q, k, v = inputs(2, 256, 256, 8, 8)
     scores = 2 * 8 * 256 * 256 * 4

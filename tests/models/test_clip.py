@@ -89,11 +89,13 @@ def assert_text(pair, ids, mask=None):
         assert error(ours.embedding, theirs.text_embeds) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "length"), [(3, 20), (1, 6)])
 def test_text_is_pooled_at_its_end(text, n, length):
     assert_text(text, tokens(n, length))
 
 
+@pytest.mark.slow
 def test_text_pooled_at_its_highest_token_with_gelu_and_no_projection():
     pair = text_pair(projected=False, eos_token_id=2, hidden_act="gelu", layer_norm_eps=1e-3)
     assert pair[2].config.eos is None
@@ -102,12 +104,14 @@ def test_text_pooled_at_its_highest_token_with_gelu_and_no_projection():
     assert_text(pair, ids)
 
 
+@pytest.mark.slow
 def test_masked_tokens_are_not_looked_at(text):
     ids, mask = tokens(3, 9), np.ones((3, 9), np.int64)
     mask[0, 2], mask[1, 5:] = 0, 0
     assert_text(text, ids, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_images(vision, n):
     module, model, _ = vision
@@ -118,6 +122,7 @@ def test_images(vision, n):
     assert error(ours.penultimate, theirs.hidden_states[-2]) < 2e-5
 
 
+@pytest.mark.slow
 def test_images_with_gelu_and_no_projection():
     module, model, _ = vision_pair(projected=False, hidden_act="gelu", patch_size=12)
     ours = apply(model, call, images(2))
@@ -125,6 +130,7 @@ def test_images_with_gelu_and_no_projection():
     assert error(ours.pooled, module(as_torch(images(2))).pooler_output) < 2e-5
 
 
+@pytest.mark.slow
 def test_both_towers_and_their_scale():
     config = transformers.CLIPConfig(
         text_config=TEXT | {"eos_token_id": EOS}, vision_config=VISION, projection_dim=24
@@ -142,6 +148,7 @@ def test_both_towers_and_their_scale():
     assert error(apply(model, logits, ids, x), theirs) < 1e-4
 
 
+@pytest.mark.slow
 def test_gradients_of_the_parameters(text):
     weights = np.random.default_rng(1).normal(size=24).astype(np.float32)
     module, model, found = text
@@ -151,6 +158,7 @@ def test_gradients_of_the_parameters(text):
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 
+@pytest.mark.slow
 def test_gradient_of_the_image(vision):
     module, model, _ = vision
     x = images(2)
@@ -161,6 +169,7 @@ def test_gradient_of_the_image(vision):
     assert error(ours.transpose(0, 3, 1, 2), theirs.grad) < 1e-3
 
 
+@pytest.mark.slow
 def test_activations_and_weights_have_their_own_dtypes(text):
     module, exact, _ = text
     model, _ = port(
@@ -198,6 +207,7 @@ def test_settings_that_cannot_be_are_named(make, words):
         make()
 
 
+@pytest.mark.slow
 def test_inputs_that_do_not_fit_are_named(text, vision):
     with pytest.raises(ValueError, match="at most 20 places, got 21"):
         text[1](jnp.zeros((1, 21), jnp.int32))
@@ -205,6 +215,7 @@ def test_inputs_that_do_not_fit_are_named(text, vision):
         vision[1](jnp.zeros((1, 3, 24, 24)))
 
 
+@pytest.mark.slow
 def test_a_new_model_runs():
     small = {"width": 8, "depth": 1, "heads": 2, "mlp": 8, "projection": 4}
     config = CLIPConfig(

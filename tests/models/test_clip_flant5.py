@@ -68,6 +68,7 @@ def everything(model, pixels, question):
     return patches, model.projector(patches), encoded, mask, model(pixels, *question)
 
 
+@pytest.mark.slow
 def test_tower_projector_encoder_and_answer(golden, model):
     pixels = golden["pixels"].transpose(0, 2, 3, 1)
     patches, image, encoded, mask, said = apply(model, everything, pixels, asked(golden))
@@ -82,7 +83,7 @@ def test_tower_projector_encoder_and_answer(golden, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("odds", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("odds", [False, True])
 def test_scores_and_gradients_of_the_image(golden, model, odds):
     """Through the preprocessing too, of pictures that are no squares."""
     reward = vqa_score(model, odds=odds, minibatch=1)
@@ -104,6 +105,7 @@ def test_scores_and_gradients_of_the_image(golden, model, odds):
     assert (reward.name, reward.minibatch) == ("vqascore-odds" if odds else "vqascore", 1)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_all_but_certain_is_not_rounded():
     """Of two words whose logits are g apart log P = -log(1 + exp(-g))."""
     gaps = np.asarray([20.0, 40.0, 80.0, -30.0])
@@ -121,6 +123,7 @@ def test_an_answer_that_is_all_but_certain_is_not_rounded():
     np.testing.assert_allclose(slopes[:, 0], 1.0 / (1.0 + np.exp(gaps)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(20, 31), (31, 20), (24, 24)])
 def test_pixels(height, width):
     """A picture in the middle of a square of the mean colour, by Pillow."""
@@ -133,6 +136,7 @@ def test_pixels(height, width):
     np.testing.assert_allclose(centred_pixels(images, 14), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_come_back_with_the_same_bits(weights, found, model):
     back = unconvert(found.table, {k: np.asarray(a) for k, a in parameters(model).items()})
     left = weights.keys() - back.keys()

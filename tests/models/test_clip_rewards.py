@@ -67,6 +67,7 @@ def embeddings(model):
     return rewards.text_embeddings(ours, jnp.asarray(tokens, jnp.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(75, 101, 56), (50, 34, 56), (40, 31, 24), (24, 24, 24), (230, 226, 224)],
@@ -86,6 +87,7 @@ def test_pixels_are_clipped():
     np.testing.assert_allclose(ours[0, 3, 4], white, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (40, 31)])
 def test_scores(model, embeddings, height, width):
     module, ours, tokens = model
@@ -100,6 +102,7 @@ def test_scores(model, embeddings, height, width):
     np.testing.assert_allclose(evaluate(picked, images, embeddings), logits, atol=3.3e-3)
 
 
+@pytest.mark.slow
 def test_scale(model, embeddings):
     _, ours, _ = model
     _, images = pictures(2, SIDE, SIDE)
@@ -124,6 +127,7 @@ class Head(torch.nn.Module):
         return self.layers(x)[:, 0]
 
 
+@pytest.mark.slow
 def test_aesthetic_score(model):
     module, ours, _ = model
     head = randomised(Head(20, 24, 12, 8, 6, 1))
@@ -149,6 +153,7 @@ def test_full_size_head():
     assert aesthetic.FAMILY.recognise(dict(list(module.state_dict().items())[:-1]), None) is None
 
 
+@pytest.mark.slow
 def test_gradients_stop_only_where_values_are_clipped():
     x = jnp.asarray([[-2.0, -0.5, 0.3, 1.7]] * 4)[None, :, :, None] * jnp.ones((1, 1, 1, 3))
     slope = jax.grad(lambda x: rewards.clip_pixels(x, 4).sum())(x)
@@ -158,6 +163,7 @@ def test_gradients_stop_only_where_values_are_clipped():
     assert (grown > 0).all()
 
 
+@pytest.mark.slow
 def test_parameters_are_arguments(model, embeddings):
     _, ours, _ = model
     reward = rewards.clip_score(ours)
@@ -170,6 +176,7 @@ def test_parameters_are_arguments(model, embeddings):
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_towers_give_float32_scores(model, embeddings):
     module, ours, _ = model
     half = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
@@ -181,6 +188,7 @@ def test_bfloat16_towers_give_float32_scores(model, embeddings):
     np.testing.assert_allclose(score, exact, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(model, embeddings):
     _, ours, _ = model
     with pytest.raises(ValueError, match=r"\[n, height, width, 3\], got \[1, 3, 24, 24\]"):

@@ -117,6 +117,7 @@ def flux_tokens(module):
     return module(image, text, pooled, t, img_ids=ids, txt_ids=torch.zeros(3, 3)).sample
 
 
+@pytest.mark.slow
 def test_t5_past_the_largest_value_of_float16(tmp_path):
     """As in the published XXL, whose float16 copies give NaN where nothing is clipped."""
     module = randomised(t5())
@@ -133,6 +134,7 @@ def test_t5_past_the_largest_value_of_float16(tmp_path):
     assert error(ours, states.last_hidden_state) < 2e-5
 
 
+@pytest.mark.slow
 def test_flux_past_the_largest_value_of_float16(tmp_path):
     module = randomised(flux())
     block = module.transformer_blocks[0]
@@ -151,6 +153,7 @@ def test_flux_past_the_largest_value_of_float16(tmp_path):
     assert error(ours, wanted) < 1e-4
 
 
+@pytest.mark.slow
 def test_clip(tmp_path):
     folder, module = converted(randomised(clip()), tmp_path)
     pixels = normal(2, 16, 16, 3)
@@ -179,6 +182,7 @@ def test_aesthetic_head(tmp_path):
     assert error(ours, module.layers(torch.from_numpy(embeddings))[:, 0]) < 2e-5
 
 
+@pytest.mark.slow
 def test_sit(tmp_path):
     """Beside the same weights in float32, which it is run in elsewhere."""
     config = SiTConfig(width=384, depth=1, heads=6, size=4)

@@ -102,6 +102,7 @@ def first(stacked):
     return nnx.merge(graph, jax.tree.map(lambda a: a[0], state))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("n", "tall", "wide", "words"), [(1, 1, 1, 40), (3, 5, 7, 17), (2, 4, 3, 1)]
 )
@@ -111,6 +112,7 @@ def test_velocity_is_diffusers(pair, n, tall, wide, words):
     assert error(run(model, arguments), by_diffusers(theirs, **arguments)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_is_diffusers(guided):
     theirs, model = guided
     arguments = inputs(3, 3, 2, 4, True)
@@ -162,6 +164,7 @@ def test_turns_are_diffusers_at_published_sizes():
     np.testing.assert_allclose(np.sin(turn), sin[:, 1::2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_queries_and_keys_are_normalised_as_by_diffusers(guided):
     theirs, model = guided
     small = np.float32(1e-3) * normal(2, 3, 2, 16)
@@ -172,6 +175,7 @@ def test_queries_and_keys_are_normalised_as_by_diffusers(guided):
         assert error(ours, a) <= 1e-6
 
 
+@pytest.mark.slow
 def test_double_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
@@ -187,6 +191,7 @@ def test_double_block_is_diffusers(guided):
         assert error(ours, tokens) <= 2e-5
 
 
+@pytest.mark.slow
 def test_single_block_is_diffusers(guided):
     theirs, model = guided
     turn, rotary = places(4, 3, 5)
@@ -202,6 +207,7 @@ def test_single_block_is_diffusers(guided):
     assert error(made, torch.cat(wanted, dim=1)) <= 2e-5
 
 
+@pytest.mark.slow
 def test_latents_are_packed_as_diffusers_packs_them(guided):
     _, model = guided
     x = normal(2, 6, 10, 4)
@@ -238,6 +244,7 @@ def test_a_flow_of_it_is_sampled_and_differentiated(guided):
     assert np.isfinite(gradient(end)).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(guided):
     theirs, model = guided
     arguments = inputs(3, 4, 3, 5, True)

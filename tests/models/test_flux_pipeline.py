@@ -62,6 +62,7 @@ def test_images_are_those_of_diffusers(both, steps):
     assert 0.02 < found.std() < 0.5
 
 
+@pytest.mark.slow
 def test_conditions_are_those_of_diffusers_and_encoders_can_go(both):
     theirs, ours = both
     cond = ours.encode(tiny.PROMPTS)
@@ -82,6 +83,7 @@ def test_conditions_are_those_of_diffusers_and_encoders_can_go(both):
     np.testing.assert_array_equal(ours.encode([PROMPT]).text, cond.text[:1])
 
 
+@pytest.mark.slow
 def test_tokens_of_a_prompt_are_a_setting(both):
     theirs, ours = both
     cond = ours.encode([PROMPT], length=20)
@@ -186,6 +188,7 @@ def test_sizes_and_scales_that_cannot_be_are_named(both):
             ours.encode([PROMPT], guidance=2.0)
 
 
+@pytest.mark.slow
 def test_large_images_are_decoded_in_tiles(both, monkeypatch):
     _, ours = both
     whole = ours.flow(*SIZE)
@@ -199,6 +202,7 @@ def test_large_images_are_decoded_in_tiles(both, monkeypatch):
     assert jax.eval_shape(tiled.decode, x).shape == (1, *SIZE, 3)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     "part, file, says",
     [
@@ -267,6 +271,7 @@ def test_a_pipeline_of_another_class_is_refused(folders, tmp_path):
         fs.load(tmp_path / "out", verify=False)
 
 
+@pytest.mark.slow
 def test_adapters_are_in_the_transformer_when_it_is_read(folders, tmp_path):
     folder, file = folders["schnell"] / "out", tmp_path / "bias.safetensors"
     save_file({"transformer.x_embedder.diff_b": np.ones(32, np.float32)}, file)

@@ -71,6 +71,7 @@ def test_pixels_of_other_sizes(height, width, size):
     assert error(ours, wanted) < 2e-5
 
 
+@pytest.mark.slow
 def test_towers(model, golden):
     image = jax.jit(lambda x: model.vision(x).embedding)(golden["pixels"].transpose(0, 2, 3, 1))
     text = jax.jit(model.text_features)(golden["tokens"])
@@ -78,6 +79,7 @@ def test_towers(model, golden):
     assert error(text, golden["text"]) < 2e-5
 
 
+@pytest.mark.slow
 def test_score_and_its_gradient(model, golden):
     """As a search's guidance takes it: by pixels in [-1, 1], which are twice those in [0, 1]."""
     reward = rewards.hps_score(model, "2.1", minibatch=1)
@@ -97,6 +99,7 @@ def test_score_and_its_gradient(model, golden):
     assert reward.minibatch == 1
 
 
+@pytest.mark.slow
 def test_versions_are_named(model):
     names = [rewards.hps_score(model, version).name for version in ("2.0", "2.1")]
     assert names == ["hpsv2", "hpsv2.1"]

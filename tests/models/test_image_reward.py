@@ -134,6 +134,7 @@ def parts(model, x, ids):
     return image, model.text(ids, image), model(x, ids)
 
 
+@pytest.mark.slow
 def test_towers_and_rewards(tiny):
     module, _, _, model = tiny
     ids = tokens()
@@ -147,6 +148,7 @@ def test_towers_and_rewards(tiny):
     assert error(ours[2], wanted[2]) < 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_of_the_image(tiny):
     """Through the preprocessing too, of a picture of the model's own size."""
     module, _, _, model = tiny
@@ -171,6 +173,7 @@ def test_gradient_of_the_image(tiny):
     assert (reward.name, reward.minibatch) == ("imagereward", 1)
 
 
+@pytest.mark.slow
 def test_a_file_comes_back_with_the_same_bits(tiny):
     _, held, found, model = tiny
     back = unconvert(found.table, {k: np.asarray(a) for k, a in parameters(model).items()})
@@ -180,6 +183,7 @@ def test_a_file_comes_back_with_the_same_bits(tiny):
         np.testing.assert_array_equal(tensor, held[key], strict=True)
 
 
+@pytest.mark.slow
 def test_full_size():
     """Of the published sizes; keys and parameters as the published class counts them."""
     vision = {

@@ -103,6 +103,7 @@ def everything(model, x, told):
     return patches, seen, model.projection(seen), model(x, *told)
 
 
+@pytest.mark.slow
 def test_tower_qformer_and_answer(pair):
     module, model, found = pair
     assert (found.config.text.activation, found.config.text.scaled) == ("gelu", False)
@@ -145,6 +146,7 @@ def test_scores_and_gradients_of_the_image(pair, odds):
     assert (reward.name, reward.minibatch) == ("instructblip-odds" if odds else "instructblip", 1)
 
 
+@pytest.mark.slow
 def test_weights_come_back_with_the_same_bits(pair):
     module, model, found = pair
     weights = tensors(module)
@@ -174,6 +176,7 @@ def test_a_t5_may_have_either_gelu():
         T5Config(activation="silu")
 
 
+@pytest.mark.slow
 def test_parameters_name_their_axes():
     axes = logical_axes(abstract(FAMILY, XL))
     assert axes.vision.blocks.query.kernel.get_value() == ("layer", "embed", "heads")

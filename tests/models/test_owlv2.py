@@ -57,6 +57,7 @@ def everything(model, pixels, tokens, weight_logits, weight_boxes):
     return model.detector.features(pixels), queries, model(pixels, queries), slope
 
 
+@pytest.mark.slow
 def test_towers_heads_and_gradients(golden, model):
     pixels = golden["pixels"].transpose(0, 2, 3, 1)
     names = ("tokens", "weight_logits", "weight_boxes")
@@ -74,6 +75,7 @@ def test_towers_heads_and_gradients(golden, model):
     assert error(slope, golden["gradient"].transpose(0, 2, 3, 1)) < 1e-3
 
 
+@pytest.mark.slow
 def test_boxes_as_the_public_processing_finds_them(golden):
     """Those above the threshold, of which nothing is suppressed here, and how many of a class."""
     seen = Detections(*(jnp.asarray(golden[k]) for k in ("logits", "boxes", "objectness")))
@@ -104,6 +106,7 @@ def test_pixels(golden, name):
         assert error(ours, golden[f"{kind}/{name}"].transpose(1, 2, 0)) < 2e-5
 
 
+@pytest.mark.slow
 def test_weights_come_back_with_the_same_bits(weights, found, model):
     back = unconvert(found.table, {k: np.asarray(a) for k, a in parameters(model).items()})
     assert weights.keys() - back.keys() == {"owlv2.visual_projection.weight", "owlv2.logit_scale"}

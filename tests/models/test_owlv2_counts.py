@@ -118,6 +118,7 @@ IS_CLASS = jnp.asarray([[True, True, False]])
 numbers_of = jax.jit(Counting.found, static_argnums=0)
 
 
+@pytest.mark.slow
 def test_found_by_hand():
     seen = detections(SCORES, LABELS, BOXES)
     np.testing.assert_array_equal(numbers_of(Counting(), seen, IS_CLASS), [[2.0, 2.0, 0.0]])
@@ -130,6 +131,7 @@ def test_found_by_hand():
     assert np.isnan(numbers_of(Counting(), broken, IS_CLASS)).any()
 
 
+@pytest.mark.slow
 def test_smoothly_found():
     """In closed form: odds over those of the threshold, to the power of 1 / softness."""
     seen = detections(SCORES, LABELS, BOXES)

@@ -40,6 +40,7 @@ def states(module, tokens, mask=None):
     return module(input_ids=ids, attention_mask=mask, output_hidden_states=True)
 
 
+@pytest.mark.slow
 def test_states_are_transformers(pair):
     module, model, found = pair
     assert (found.config.theta, found.config.epsilon, found.config.shared) == (500.0, 1e-3, 2)
@@ -48,6 +49,7 @@ def test_states_are_transformers(pair):
     assert error(made.penultimate, wanted.hidden_states[-2]) <= 2e-5
 
 
+@pytest.mark.slow
 def test_states_after_some_blocks_are_transformers_those_of_padding_too(pair):
     """Padding sees the text, and no other padding."""
     module, model, _ = pair

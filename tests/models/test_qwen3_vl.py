@@ -107,6 +107,7 @@ def test_the_image_tower_is_transformers(pair):
     assert error(made.deep, deep) <= 2e-5
 
 
+@pytest.mark.slow
 def test_logits_of_a_text_are_transformers(pair):
     module, model, _ = pair
     said = apply(model, call, IMAGES[:1], TEXTS[:1, :1], LAST[:1, :1])
@@ -172,6 +173,7 @@ def test_images_of_other_sizes(pair, size):
     assert error(apply(model, call, images, TEXTS[:1, :1], LAST[:1, :1]), wanted) <= 1e-4
 
 
+@pytest.mark.slow
 def test_weights_come_back_with_the_same_bits(pair):
     module, model, found = pair
     weights = tensors(module)
@@ -207,6 +209,7 @@ def test_parameters_name_their_axes():
     assert axes.head.kernel.get_value() == ("embed", "vocab")
 
 
+@pytest.mark.slow
 def test_in_bfloat16_logits_are_float32():
     """By shapes, at full size."""
     model = abstract(FAMILY, QWEN3_VL_4B, Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))

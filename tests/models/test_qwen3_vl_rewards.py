@@ -103,6 +103,7 @@ def softmax(logits):
     return p / p.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_formulas(ask):
     """In float64, of softmax over the vocabulary."""
     logits = np.random.default_rng(0).normal(size=(2, 2, 300), scale=3.0)
@@ -141,6 +142,7 @@ def test_an_answer_that_is_all_but_certain_has_a_gradient(ask):
     np.testing.assert_allclose(slope, 299.0 * np.exp(-30.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_counts_are_expected_over_the_digits(ask):
     logits = np.random.default_rng(1).normal(size=(2, 3, 300))
     each = [ask.counts({"cat": 3, "dog": 0}, 3), ask.counts({"cat": 9}, 3)]

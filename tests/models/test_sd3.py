@@ -198,6 +198,7 @@ def test_bfloat16_is_near_float32(newer):
     assert 1e-4 < error(made, np.asarray(apply(model, call, *x))) < 0.05
 
 
+@pytest.mark.slow
 def test_axes_are_named():
     model = abstract(SD3, SD3Config.medium_3_5())
     axes = logical_axes(model)

@@ -259,6 +259,7 @@ def small():
     return fs.Flow.from_nnx(abstract(FAMILY, config), (4, 4, 2))
 
 
+@pytest.mark.slow
 def test_guidance_by_layers_that_cannot_be_is_named(small):
     null = SD3Cond(jnp.zeros((3, 4)), jnp.zeros(3))
     for settings, says in (

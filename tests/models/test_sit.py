@@ -124,6 +124,7 @@ def model(tensors):
     return ported(tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_velocity_is_the_references(tensors, model, n):
     x, t, labels = inputs(n)
@@ -131,6 +132,7 @@ def test_velocity_is_the_references(tensors, model, n):
     assert error(nnx.jit(model)(x, t, labels), wanted) <= 2e-5
 
 
+@pytest.mark.slow
 def test_gradient_is_the_references(tensors, model):
     x, t, labels = inputs(3)
     cotangent = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
@@ -144,6 +146,7 @@ def test_gradient_is_the_references(tensors, model):
     assert error(jax.jit(jax.grad(scalar))(jnp.asarray(x)), traced.grad) <= 1e-4
 
 
+@pytest.mark.slow
 def test_guidance_leaves_the_last_channel_to_the_label(model):
     x, t, labels = inputs(3)
     none = np.full_like(labels, CLASSES)
@@ -154,6 +157,7 @@ def test_guidance_leaves_the_last_channel_to_the_label(model):
     assert error(made[..., 3:], wanted[..., 3:]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(tensors, model):
     x, t, labels = inputs(3)
     low = ported(tensors, Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
@@ -162,6 +166,7 @@ def test_bfloat16_is_near_float32(tensors, model):
     assert 1e-4 < error(made, nnx.jit(model)(x, t, labels)) < 0.05
 
 
+@pytest.mark.slow_but_one
 def test_a_label_past_the_last_gives_nan(model):
     x, t, _ = inputs(1)
     assert np.isnan(nnx.jit(model)(x, t, np.asarray([CLASSES + 1], np.int32))).all()

@@ -80,6 +80,7 @@ def test_the_command_guides_only_with_a_label_for_none(labelled, others, tmp_pat
     assert (result["settings"]["guidance"], result["nfe"]) == (1.0, 1)
 
 
+@pytest.mark.slow
 def test_images_are_those_of_diffusers_autoencoder(pipeline, others):
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
     with torch.no_grad():
@@ -91,6 +92,7 @@ def test_images_are_those_of_diffusers_autoencoder(pipeline, others):
     np.testing.assert_allclose(tiny.rows_first(images), wanted, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(pipeline, others, folders):
     with pytest.raises(ValueError, match="label must be from 0 to 2, got 3"):
         pipeline.encode([0, 3])

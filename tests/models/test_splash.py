@@ -27,6 +27,7 @@ def by_numpy(q, k, v, seen, causal, scale):
     return np.einsum("nhqk,nkhd->nqhd", weights / weights.sum(-1, keepdims=True), v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "causal", "masked"),
     [((2, 40, 130, 3, 24), False, True), ((1, 128, 128, 2, 128), False, False),
@@ -49,6 +50,7 @@ def test_attention(shape, causal, masked):
     np.testing.assert_allclose(jax.jit(call)(q, k, v), wanted, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gradient():
     q, k, v = inputs(1, 40, 50, 1, 24)
 
@@ -65,6 +67,7 @@ def test_gradient():
         np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("rules", [ShardingRules(), ShardingRules(heads=None, token="model")])
 def test_each_device_has_rows_and_heads_or_queries_of_its_own(rules):
     q, k, v = inputs(2, 6, 5, 2, 8)
@@ -77,6 +80,7 @@ def test_each_device_has_rows_and_heads_or_queries_of_its_own(rules):
     np.testing.assert_allclose(made, wanted, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_what_the_mesh_does_not_divide_is_whole_on_each_device():
     q, k, v = inputs(1, 3, 5, 3, 8)
     mesh = jax.make_mesh((2, 2), ("prompt", "model"), (AxisType.Auto,) * 2)
@@ -94,6 +98,7 @@ def test_blocks_are_whole_lanes_and_little_is_filled_up(tokens):
     assert tokens <= filled(tokens) <= max(1.25 * tokens, tokens + LANES - 1)
 
 
+@pytest.mark.slow
 def test_it_is_chosen_on_a_tpu_where_it_can_be(monkeypatch):
     q, k, v = (jnp.asarray(a) for a in inputs(2, 3, 3, 1, 8))
     monkeypatch.setattr(layers, "splash_attention", lambda q, k, v, **_: jnp.full_like(q, 7.0))

@@ -89,6 +89,7 @@ def test_buckets_of_positions(causal, buckets, most):
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "length", "mask"), [(3, 20, False), (1, 5, False), (3, 20, True)])
 def test_encoder(encoder, n, length, mask):
     module, model, _ = encoder
@@ -99,10 +100,12 @@ def test_encoder(encoder, n, length, mask):
     assert error(ours, theirs.last_hidden_state) < 2e-5
 
 
+@pytest.mark.slow
 def test_logits_of_an_answer(whole):
     assert_logits(whole, tokens(3, 20), tokens(3, 9, seed=1), masked(3, 20))
 
 
+@pytest.mark.slow
 def test_logits_of_a_tied_head(tied):
     assert_logits(tied, tokens(1, 6), tokens(1, 9, seed=1), None)
 
@@ -119,6 +122,7 @@ def assert_logits(pair, ids, targets, mask):
     assert error(ours, theirs.logits) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_target_is_not_seen_before_its_turn(tied):
     _, model, _ = tied
     ids, targets = tokens(1, 6), tokens(1, 9, seed=1)
@@ -129,6 +133,7 @@ def test_a_target_is_not_seen_before_its_turn(tied):
     assert np.abs(a[:, 5:] - b[:, 5:]).max(-1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_embeddings_instead_of_tokens(encoder):
     module, model, _ = encoder
     x = np.random.default_rng(2).normal(size=(2, 7, 32)).astype(np.float32)
@@ -136,6 +141,7 @@ def test_embeddings_instead_of_tokens(encoder):
     assert error(ours, module(inputs_embeds=torch.tensor(x)).last_hidden_state) < 2e-5
 
 
+@pytest.mark.slow
 def test_gradients_of_the_parameters(tied):
     module, model, found = tied
     ids, targets = tokens(2, 8), tokens(2, 5, seed=1)
@@ -146,6 +152,7 @@ def test_gradients_of_the_parameters(tied):
     assert gradient_error(model, found, module, loss, scalar) < 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(encoder):
     module, exact, _ = encoder
     numerics = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)

@@ -61,6 +61,7 @@ def own_head(tensors):
     return {"lm_head.weight": tensors["shared.weight"] + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tied, changes, settings, head",
     [
@@ -81,6 +82,7 @@ def test_heads_are_those_of_transformers(tied, changes, settings, head, tmp_path
     assert (model.config.tied_head, model.config.scaled) == head
 
 
+@pytest.mark.slow
 def test_a_table_of_the_encoder_alone_is_read(tmp_path):
     saved(
         transformers.T5EncoderModel(transformers.T5Config(**TINY)),

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from quick import slow
 from safetensors.numpy import save_file
 
 import flowsde as fs
@@ -209,8 +208,9 @@ def outcome(act, *args):
         return None, str(error)
 
 
-@pytest.mark.parametrize("target", ["model", slow("pipeline")])
-@pytest.mark.parametrize("sealed", [False, slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["model", "pipeline"])
+@pytest.mark.parametrize("sealed", [False, True])
 def test_the_same_numbers_or_one_line_that_names_the_file(whole, tmp_path, target, sealed):
     rng = np.random.default_rng([len(target), sealed])
     files = sorted(str(p.relative_to(whole / target)) for p in (whole / target).rglob("*")
@@ -245,6 +245,7 @@ def test_the_same_numbers_or_one_line_that_names_the_file(whole, tmp_path, targe
     assert "error" in seen
 
 
+@pytest.mark.slow
 def test_every_bit_of_a_small_model_counts(whole, tmp_path):
     """Nothing of it may change unnoticed."""
     folder = tmp_path / "model"

@@ -20,6 +20,7 @@ def tiled(decode, latents, tile, overlap):
     return decode_in_tiles(decode, latents, tile=tile, overlap=overlap, factor=FACTOR, channels=2)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("height", "width", "tile", "overlap"),
     [(20, 20, 8, 2), (9, 23, 8, 4), (8, 17, 8, 3), (5, 31, 12, 1), (4, 6, 8, 2)],
@@ -60,6 +61,7 @@ def test_an_overlap_that_cannot_be_is_named(tile, overlap):
         tiled(local, jnp.zeros((1, 9, 9, 2)), tile, overlap)
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_the_seams():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 14, 2)), jnp.float32)
     loss = lambda decode: lambda x: (decode(x) ** 2).sum()  # noqa: E731

@@ -65,6 +65,7 @@ def test_pictures_as_pixels():
     assert seen[0].dtype == np.uint8 and seen[0].tolist() == [[0, 128, 255, 255]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(fault):
     with serving(norm, faulty=True) as server:
@@ -125,6 +126,7 @@ def test_retry_after_is_kept_to_and_the_deadline_ends_all():
         server.places.release()
 
 
+@pytest.mark.slow
 def test_one_dead_replica_is_worked_around():
     with serving(norm) as one, serving(norm) as other:
         reward = fs.rewards.remote([dead(), one.url, other.url], chunk=1, retries=2)
@@ -271,6 +273,7 @@ def same(a, b):
     np.testing.assert_array_equal(a.info.reward, b.info.reward)
 
 
+@pytest.mark.slow
 def test_no_search_is_lost():
     faults = [fault for pair in zip(LASTING, cycle(PASSING)) for fault in pair]
     found, failures, injected = survive(faults)

@@ -45,6 +45,7 @@ def brighter(request):
     return [("A", -math.log1p(math.exp(-odds))), ("B", -math.log1p(math.exp(odds)))]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("chunked", [False, True])
 def test_the_score_is_that_of_the_models_logits(chunked):
     def slowly(request):
@@ -100,6 +101,7 @@ def test_versions_tell_judges_apart_and_not_urls():
         assert fs.rewards.judge(other.url).version == made[0].version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_asked_again(fault):
     with judging(bright) as server:
@@ -115,6 +117,7 @@ def test_what_passes_is_asked_again(fault):
             reward(IMAGES, PROMPTS)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_is_an_error_at_once_and_what_was_answered_is_not_asked_again(fault):
     with judging(bright) as server:
@@ -203,6 +206,7 @@ def test_a_failed_call_leaves_no_thread_behind():
         free.set()
 
 
+@pytest.mark.slow
 def test_pairs_are_asked_in_both_orders_and_the_preference_of_a_place_cancels():
     with judging(brighter) as server:
         compare = fs.rewards.judge_pairs(server.url)
@@ -219,6 +223,7 @@ def test_pairs_are_asked_in_both_orders_and_the_preference_of_a_place_cancels():
             compare(np.full_like(IMAGES, np.nan), IMAGES, "a fox")
 
 
+@pytest.mark.slow
 def test_pairs_that_fail_are_an_error_from_which_a_tournament_goes_on():
     with judging(brighter) as server:
         compare = fs.rewards.judge_pairs(server.url, max_in_flight=1)
@@ -269,6 +274,7 @@ def test_what_is_no_judge_is_known_at_once():
             fs.rewards.judge(server.url, "one")(np.zeros((5, 4)), None)
 
 
+@pytest.mark.slow
 def test_an_answer_that_trickles_does_not_hold_a_call_beyond_its_deadline():
     with judging(bright) as server:
         server.faults.append("trickle")

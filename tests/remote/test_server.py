@@ -170,6 +170,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_command_serves_without_jax_until_a_signal(tmp_path):
     (tmp_path / "own.py").write_text(
         "def judge(images, prompts):\n    return images.sum(axis=1) + len(prompts[0])\n"

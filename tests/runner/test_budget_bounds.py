@@ -151,6 +151,7 @@ def test_a_huge_budget_takes_no_memory_before_it_is_spent():
     assert len(found.info.time) == len(last.info.time) == 1
 
 
+@pytest.mark.slow
 def test_rounds_that_do_not_fit_into_one_log(monkeypatch):
     search = fs.search.bon(nfe=33, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID, width=1)
     go = partial(fs.run, KEY, flow_of(2), search, first)

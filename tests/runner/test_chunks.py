@@ -62,7 +62,8 @@ def test_chunks_of_a_round_are_as_many_and_more_even():
     assert [sizes.sizes_of((), 49, n, None).model for n in (8, 16, 32, None)] == [8, 16, 25, 49]
 
 
-@pytest.mark.parametrize("go", [fs.run, pytest.param(fs.iterate, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("go", [fs.run, fs.iterate])
 def test_a_model_sees_what_is_counted_in_chunks_of_two_sizes(go):
     """Particles as one by one to the bit; two traces, and none in the second call."""
     seen, traces = [], []

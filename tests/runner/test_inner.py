@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, VP, batch, flow, reward, row, tools
-from quick import slow, slow_but
 
 import flowsde as fs
 from flowsde.search.protocol import BudgetTooSmall
@@ -64,7 +63,7 @@ def units(search):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(["smc"], SEARCHES))
+@pytest.mark.parametrize("name", SEARCHES)
 def test_all_is_counted_and_the_answer_is_a_point_of_the_flow(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
     search = SEARCHES[name]
@@ -158,7 +157,7 @@ def test_iterate_resumes_within(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [slow("rbf"), "smc"])
+@pytest.mark.parametrize("name", ["rbf", "smc"])
 def test_rows_on_several_devices(name):
     """Each moves its own; the search may be told numbers of them."""
     search = SEARCHES[name]

@@ -200,6 +200,7 @@ def moved_by(search, chunk_size=None):
     return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_where_particles_span_devices_numbers_and_the_chosen_move(chunk_size):
     """Of two chains' 16 candidates, at most what each goes on from, its best child and its best."""
@@ -306,6 +307,7 @@ def test_parameters_lie_as_the_rules_say():
     assert held["up/kernel"] == PartitionSpec(None, ("model", "prompt"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_split_is_refused():
     refused = [
         ({"mesh": jax.devices()}, TypeError, "mesh must be a jax.sharding.Mesh, got list"),

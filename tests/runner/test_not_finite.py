@@ -50,6 +50,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", [blind, BLIND_HOST], ids=["device", "host"])
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_a_model_that_is_not_finite_is_an_error(go, reward):
@@ -61,6 +62,7 @@ def to_bytes(x0):
     return jnp.clip(x0, 0.0, 1.0).astype(jnp.uint8)
 
 
+@pytest.mark.slow
 def test_numbers_that_overflow_are_an_error_also_where_images_are_integers():
     """x grows 3e19 times a step: infinite in the third, of which bytes show nothing."""
     for decode in (None, to_bytes):
@@ -68,6 +70,7 @@ def test_numbers_that_overflow_are_an_error_also_where_images_are_integers():
             fs.run(KEY, flow_of(-1e20, decode=decode), BON, blind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_a_decoder_that_is_not_finite_is_an_error(go):
     flow = flow_of(0.0, decode=lambda x0: x0 / jnp.zeros_like(x0))
@@ -75,6 +78,7 @@ def test_a_decoder_that_is_not_finite_is_an_error(go):
         go(KEY, flow, BON, blind)
 
 
+@pytest.mark.slow
 def test_of_many_prompts_those_without_a_picture_are_named():
     flow = fs.Flow.from_callable(lambda params, x, t, cond: cond * x, None, (2,))
     go = partial(fs.run, KEY, flow, BON, blind, prompt_ids=[7, 8, 9])
@@ -99,6 +103,7 @@ def fond_of_holes(images, cond):
 FOND_HOST = fs.rewards.host(lambda images, cond: np.asarray(fond_of_holes(images, cond)), "fond")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", [fond_of_holes, FOND_HOST], ids=["device", "host"])
 @pytest.mark.parametrize("search", [BON, RBF], ids=["bon", "rbf"])
 def test_a_picture_of_nan_is_never_the_answer_while_there_is_another(search, reward):
@@ -112,6 +117,7 @@ def sample(flow, **options):
     return fs.sample(KEY, flow, kernel=KERNEL, grid=GRID, n=4, **options)
 
 
+@pytest.mark.slow
 def test_particles_that_are_not_finite_are_an_error():
     with pytest.raises(ValueError, match="4 of 4 particles are NaN or infinite: velocity_fn"):
         sample(flow_of(np.nan))
@@ -120,6 +126,7 @@ def test_particles_that_are_not_finite_are_an_error():
         sample(flow, cond=np.array([[1.0], [np.inf], [1.0], [1.0]], np.float32), chunk_size=2)
 
 
+@pytest.mark.slow
 def test_traced_particles_are_not_looked_at():
     assert np.isnan(jax.jit(sample)(flow_of(np.nan))).all()
     keys = jax.random.split(KEY, 2)
@@ -138,6 +145,7 @@ def large(value):
     return fs.rewards.host(score, "large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, 1e300])
 def test_an_infinite_reward_is_the_largest_and_does_not_stop_a_search(value):
     found = fs.run(KEY, flow_of(0.5), BON, large(value))
@@ -153,6 +161,7 @@ def test_an_infinite_reward_is_the_largest_and_does_not_stop_a_search(value):
         assert stopped.nfe < 12 and stopped.reward == MOST
 
 
+@pytest.mark.slow
 def test_very_low_numbers_are_rewards():
     low = fs.rewards.host(lambda images, cond: np.full(len(images), -1e300), "low")
     assert fs.run(KEY, flow_of(0.5), BON, low).reward == -MOST
@@ -161,6 +170,7 @@ def test_very_low_numbers_are_rewards():
         fs.run(KEY, flow_of(0.5), BON, none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 def test_weights_of_extreme_rewards_are_numbers(potential):
     """A particle of the largest reward wins over those of the lowest."""

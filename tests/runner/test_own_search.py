@@ -114,6 +114,7 @@ def expected():
     return best
 
 
+@pytest.mark.slow
 def test_it_runs_and_resumes_from_one_bare_array(tmp_path):
     whole = fs.run(KEY, FLOW, SEARCH, reward, **OPTIONS)
     np.testing.assert_allclose(whole.reward, expected(), rtol=1e-5)
@@ -133,6 +134,7 @@ def test_it_runs_and_resumes_from_one_bare_array(tmp_path):
         fs.run(jax.random.key(1), FLOW, SEARCH, reward, resume=saved, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_it_is_packed_and_split():
     found = dict(fs.batch(KEY, FLOW, SEARCH, reward, batch_size=8, **OPTIONS))
     np.testing.assert_allclose([found[i].reward for i in IDS], expected(), rtol=1e-5)
@@ -303,11 +305,13 @@ def test_a_kernel_that_it_cannot_follow_is_named():
         fs.run(KEY, FLOW, search, reward)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 def test_what_keeps_its_bounds_is_let_be(go):
     assert go(KEY, FLOW, Steady(), reward).nfe == 40
 
 
+@pytest.mark.slow
 def test_a_resumed_search_keeps_its_bounds_too():
     search = Steady(ends=7)
     first = next(fs.iterate(KEY, FLOW, search, reward))

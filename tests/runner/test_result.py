@@ -42,6 +42,7 @@ def picture(result):
     return np.asarray(Image.open(io.BytesIO(result._repr_png_())))
 
 
+@pytest.mark.slow
 def test_one_prompt():
     result = single()
     said = repr(result)
@@ -54,6 +55,7 @@ def test_one_prompt():
     assert shown.shape == (256, 512, 3) and set(np.unique(shown)) <= {191, 192}
 
 
+@pytest.mark.slow
 def test_several_prompts():
     """Side by side in rows, in their order, and white where there is no more."""
     result = go((2, 2, 3), [-1.0, 1.0, -1.0], prompt_ids=[0, 1, 2])
@@ -67,6 +69,7 @@ def test_several_prompts():
     assert len(repr(many)) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3,), (4, 3), (4, 4, 1)])
 def test_what_is_no_picture(shape):
     one = single()._replace(image=np.zeros(shape))

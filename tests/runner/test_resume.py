@@ -114,6 +114,7 @@ def test_what_is_not_this_search_is_refused(tmp_path):
                             own.pop("reward"), **own))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_last_save_counts_also_after_a_longer_run(tmp_path):
     all_rounds = list(results())
     for result in (all_rounds[2], all_rounds[3], all_rounds[0], all_rounds[0]):
@@ -155,6 +156,7 @@ def test_a_save_of_the_version_before_is_resumed(finish):
     np.testing.assert_array_equal(again.reward, last.reward)
 
 
+@pytest.mark.slow
 def test_a_finished_result_is_given_back():
     *_, last = results()
     (again,) = results(resume=last)
@@ -182,6 +184,7 @@ def boom(images):
     raise OSError("the service is gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "message"),
     [

@@ -169,6 +169,7 @@ def test_runner(go, arguments, options, error, message):
     assert not CALLS, "the error came after work had begun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fn", "message"),
     [

@@ -91,6 +91,7 @@ def test_seconds_become_evaluations_which_repeat_the_search(ticking):
     assert last(iterate(seconds=1e6)).timing.nfe == 200
 
 
+@pytest.mark.slow
 def test_what_is_saved_goes_on_with_what_is_left(ticking, tmp_path):
     _, iterate = ticking()
     expected = last(iterate(seconds=40.0))
@@ -113,6 +114,7 @@ def test_what_is_saved_goes_on_with_what_is_left(ticking, tmp_path):
     same(last(iterate(nfe=expected.timing.nfe, resume=saved)), expected)
 
 
+@pytest.mark.slow
 def test_rounds_slower_than_measured_leave_time_to_finish(ticking):
     """Of the search's rewards 18 take a second, the others 3; finishing was measured to take 1."""
     _, iterate = ticking(slower=(20, 3.0))

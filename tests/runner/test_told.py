@@ -130,6 +130,7 @@ def test_host_rewards_read_the_prompts():
     check(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_reward_may_be_told_something_else():
     """Arrays for a JAX reward, which the model never sees."""
     goal = {"at": COND["at"] + np.float32(1.0)}
@@ -156,6 +157,7 @@ COMBINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMBINED)
 def test_of_a_combination_parts_outside_jax_are_told_texts_and_those_in_it_the_cond(kind):
     """A picture is its prompt's point, of which the reward in JAX says 0."""

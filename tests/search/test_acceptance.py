@@ -105,6 +105,7 @@ def step(incumbent, parent, quota=10):
     return Step(jnp.int32(1), jnp.int32(quota), jnp.float32(incumbent), jnp.float32(parent))
 
 
+@pytest.mark.slow
 def test_bars_by_hand():
     """Siblings 1, 2, 3 of a parent of 0.5: a gain of 1.5; a normal law of mean 2, deviation 1."""
     siblings = told([1.0, -np.inf, 2.0, 3.0])
@@ -119,6 +120,7 @@ def test_bars_by_hand():
     assert Quantile().bar(step(0.0, 0.0), told([1.0])) == np.inf
 
 
+@pytest.mark.slow
 def test_a_quantile_of_a_known_law_spends_its_quota():
     """The first of independent draws above the 1 - 1/Q quantile is draw Q on average."""
     quota, rng = 8, np.random.default_rng(0)

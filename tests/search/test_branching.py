@@ -48,6 +48,7 @@ def quotas(search, nfe):
     return np.asarray(search.quotas(np.int32(nfe)))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("steps", [(1,), (2, 3), (4,), (1, 2, 3, 4)])
 def test_the_budget_goes_to_the_steps_chosen(steps):
     options = {"kernel": SDE, "grid": GRID, "chains": 2, "finish": "mean", "branch_at": steps}
@@ -69,7 +70,7 @@ def test_the_budget_goes_to_the_steps_chosen(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "steps"),
-    [(1, (2, 3)), pytest.param(2, (1, 4), marks=pytest.mark.slow)],
+    [(1, (2, 3)), (2, (1, 4))],
 )
 def test_equals_children_drawn_one_by_one(block, steps):
     search = fs.search.code(

@@ -37,10 +37,10 @@ def svdd(nfe, **options):
 @pytest.mark.parametrize(
     "search",
     [
-        pytest.param(svdd(31, chains=2), marks=pytest.mark.slow),
+        svdd(31, chains=2),
         code(31, chains=2, block=2),
-        pytest.param(code(47, chains=3, block=3), marks=pytest.mark.slow),
-        pytest.param(code(22, chains=1, block=STEPS), marks=pytest.mark.slow),
+        code(47, chains=3, block=3),
+        code(22, chains=1, block=STEPS),
     ],
     ids=["svdd", "blocks", "uneven", "whole"],
 )
@@ -76,6 +76,7 @@ def test_budget_is_used_but_for_less_than_a_child(nfe, block):
         assert unused == 0
 
 
+@pytest.mark.slow
 def test_children_are_drawn_by_the_softmax_of_their_rewards():
     search = svdd(31, temperature=0.5)
     rewards = jnp.asarray([0.1, -jnp.inf, 0.4, -0.6, 0.4], jnp.float32)

@@ -84,10 +84,9 @@ def chain_alone(c, search, budget, bars, prompt_id, cond, noise, move, evaluate)
     ("options", "bars"),
     [
         ({"bar": (0.3, 0.0, 0.5)}, {2: 0.3, 3: 0.0, 4: 0.5}),
-        pytest.param(
+        (
             {"chains": 3, "kernel": SDE, "backtrack": 3, "tries": 2, "nfe": 121},
             {2: np.inf, 3: np.inf, 4: np.inf},
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["bars", "none high enough"],

@@ -53,6 +53,7 @@ def shares(search, legs, nfe):
 COSTS = [Fraction(1, 4), Fraction(2, 3), 1, 0.3, Fraction(1, 1000), Fraction(999, 1000)]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("draft_cost", COSTS)
 def test_the_number_of_drafts_follows_from_the_budget(draft_cost):
     grid = fs.grids.uniform(6)
@@ -178,6 +179,7 @@ def with_far_drafts(search, **options):
     return (KEY, flow(), search, total), {**common, "target_reward": 300.0, **options}
 
 
+@pytest.mark.slow
 def test_a_draft_is_never_the_answer():
     """Nor enough for a target, though its reward is beyond all others."""
     args, options = with_far_drafts(halving(draft_steps=STEPS, factor=3))

@@ -251,6 +251,7 @@ def test_extreme_rewards(search):
             outcome(nothing, nothing, "error")
 
 
+@pytest.mark.slow_but_one
 def test_one_trace_and_the_second_call_compiles_nothing(search):
     traces = {"model": 0, "reward": 0}
 

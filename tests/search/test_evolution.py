@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, flow, reward, row, tools
-from quick import slow
 
 import flowsde as fs
 
@@ -66,9 +65,9 @@ def one_by_one(search, starts, prompt_id, cond, noise, move, evaluate):
     ("search", "starts"),
     [
         (evolution(), [2]),
-        slow(evolution(50, SDE, children=4, parents=1), [2]),
-        slow(evolution(33, mutate_at=float(GRID[1])), [1]),
-        slow(evolution(60, SDE, mutate_at=float(GRID[1]), mutate_until=float(GRID[3])), [1, 2, 3]),
+        (evolution(50, SDE, children=4, parents=1), [2]),
+        (evolution(33, mutate_at=float(GRID[1])), [1]),
+        (evolution(60, SDE, mutate_at=float(GRID[1]), mutate_until=float(GRID[3])), [1, 2, 3]),
     ],
     ids=["ode", "sde", "early", "falling"],
 )

@@ -21,6 +21,7 @@ def linear_reward(images, cond):
     return images @ WEIGHTS
 
 
+@pytest.mark.slow
 def test_guidance_tilts_the_kernel_by_the_linearised_reward():
     x, x0, x1, gradient = jax.random.normal(KEY, (4, 3), jnp.float32)
     t, s = jnp.float32(0.7), jnp.float32(0.5)
@@ -41,6 +42,7 @@ def test_guidance_tilts_the_kernel_by_the_linearised_reward():
     np.testing.assert_allclose(draws.std(0), np.full(3, float(std)), rtol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_the_gradient_goes_through_decoder_and_model(chunk):
     """E[x0 | x] of Gaussian data has slope alpha v / (alpha^2 v + sigma^2) in x."""
@@ -61,7 +63,7 @@ def test_the_gradient_goes_through_decoder_and_model(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ode", pytest.param("samples", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ode", "samples"])
 def test_gradients_are_of_the_mean_and_rewards_of_what_is_seen_ahead(kind):
     search = fs.search.svdd(
         nfe=18, kernel=GUIDED, grid=GRID, chains=1, finish="mean", value=kind, value_steps=3,
@@ -129,6 +131,7 @@ def test_what_cannot_be_guided_is_refused():
         GUIDED(KEY, x, x, x, t, jnp.float32(0.4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [VP, fs.interpolants.linear()], ids=["vp", "linear"])
 def test_a_damped_gradient_is_that_of_the_tilted_law(p):
     """Gaussian data and reward -c |x - a|^2: the score of the tilted data less that of the data."""

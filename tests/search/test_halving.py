@@ -80,35 +80,23 @@ def answer(points):
     [
         # ceil(4 k / 2) = 2, 4: times of the grid from the first to the last.
         ({"draft_steps": 3, "factor": 3}, [(0, 2, 4), (1, 2, 3, 4)], 0),
-        pytest.param(
+        (
             {"draft_steps": (1, 4), "resume_at": float(GRID[1]) - 0.01, "rungs": (3,), "factor": 2},
             [(0, 1, 4), (2, 3), (4,)],
             1,
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             {"draft_steps": 0, "rungs": 2, "factor": 2, "kernel": SDE, "nfe": 60},
             [(0, 1, 2), (3,), (4,)],
             2,
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            {"draft_steps": 2, "kernel": SDE, "factor": 4, "nfe": 31},
-            [(0, 4), (1, 2, 3, 4)],
-            0,
-            marks=pytest.mark.slow,
-        ),
+        ({"draft_steps": 2, "kernel": SDE, "factor": 4, "nfe": 31}, [(0, 4), (1, 2, 3, 4)], 0),
         (
             {"draft_steps": 3, "factor": 2, "kernel": fs.kernels.ode_adams(VP)},
             [(0, 2, 4), (1, 2, 3, 4)],
             0,
         ),
-        pytest.param(
-            {**LATER, "kernel": fs.kernels.uni_pc(VP)},
-            [(0, 1, 3, 4), (2, 3), (4,)],
-            1,
-            marks=pytest.mark.slow,
-        ),
+        ({**LATER, "kernel": fs.kernels.uni_pc(VP)}, [(0, 1, 3, 4), (2, 3), (4,)], 1),
     ],
     ids=["drafts", "resumed later, rungs", "stopped early", "sde", "adams", "unipc, kept, rungs"],
 )
@@ -132,9 +120,7 @@ def test_equals_trajectories_followed_one_by_one(options, legs, resumed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [{"rungs": 0}, pytest.param({"rungs": 2, "factor": 1}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("options", [{"rungs": 0}, {"rungs": 2, "factor": 1}])
 def test_without_halving_it_is_best_of_n(options):
     """To the bit; rewards of those that all go on change nothing."""
     bon = run(fs.search.bon(nfe=43, kernel=ODE, grid=GRID, width=100))
@@ -154,6 +140,7 @@ def brute(draft, legs, factor, nfe):
     return max(n for n in range(nfe + 1) if cost(n) <= nfe), cost
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("factor", [1, 2, 3, 7, 10**6])
 @pytest.mark.parametrize("draft, rungs", [(0, 0), (0, 2), (3, 0), (4, 1), (1, 3)])
 def test_the_number_of_drafts_follows_from_the_budget(factor, draft, rungs):

@@ -31,9 +31,7 @@ def candidates(result, i, until):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("bon", "rbf"))) for n in SOME]
-)
+@pytest.mark.parametrize("name", SOME)
 def test_the_best_of_all_that_was_scored_at_the_last_time(name):
     """The search is what it was; the answers are in order, different, and worth what they say."""
     search = METHODS[name]

@@ -112,8 +112,9 @@ def bank_of(search, x):
     return state._replace(bank=state.bank._replace(x0=x, reward=quadratic(x, None)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("path", "t"), [slow(VP, 0.4), (LINEAR, 0.6), slow(LINEAR, 1.0)], ids=["vp", "linear", "start"]
+    ("path", "t"), [(VP, 0.4), (LINEAR, 0.6), (LINEAR, 1.0)], ids=["vp", "linear", "start"]
 )
 def test_moved_means_are_those_of_the_tilted_mixture(path, t):
     """Of many exact samples, whatever of the two means the model has."""

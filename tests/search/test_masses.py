@@ -39,6 +39,7 @@ def begun(search, key):
     return search.init(key, (1,), jnp.float32(jnp.inf), jnp.int32(search.nfe))
 
 
+@pytest.mark.slow
 def test_difference_is_variance_aware_systematic_resampling():
     """Masses w exp(r / beta), and w / mass to go on with, w being towards the kernel's samples."""
     steps, rng = 4, np.random.default_rng(3)
@@ -72,7 +73,8 @@ def test_its_value_is_the_root_mean_square():
         np.testing.assert_allclose(np.exp(np.asarray(value) / BETA), mean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mass", [pytest.param("value", marks=pytest.mark.slow), "variance"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mass", ["value", "variance"])
 def test_variance_of_the_estimate_is_its_closed_form(mass):
     """Of multinomial resampling: (sum_i w_i^2 s_i^2 / m_i - Z^2) / N; the least is (sum w s)^2."""
     search, runs = smc(2, cost=4, **SAMPLES, mass=mass, scheme="multinomial"), 20_000

@@ -129,11 +129,10 @@ def test_zero_order_equals_samples_drawn_one_by_one(kernel):
     [
         # 40 / 4 each; epsilon falls to the middle of four steps and rises again.
         ({"epsilon": 0.7, "epsilon_middle": 0.1}, (1, 10, 10, 10, 10), (1, 0.7, 0.3, 0.3, 0.7)),
-        pytest.param(
+        (
             {"nfe": 32, "branch_at": (2, 4), "epsilon": 0.0, "epsilon_middle": 0.0},
             (1, 1, 15, 1, 14),
             (0, 0, 0, 0, 0),
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["all steps", "some"],

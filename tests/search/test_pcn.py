@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, decode, flow, reward, row, tools
-from quick import slow
 
 import flowsde as fs
 from flowsde.search.pcn import Walker
@@ -92,8 +91,8 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     "search",
     [
         pcn(),
-        slow(pcn(proposal="langevin", clip=0.8)),
-        slow(pcn(23, chains=2, step_size=2.0)),
+        pcn(proposal="langevin", clip=0.8),
+        pcn(23, chains=2, step_size=2.0),
     ],
     ids=["random", "langevin", "few"],
 )

@@ -175,7 +175,7 @@ def test_a_grid_of_one_step_is_best_of_noise():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [5, 1])
 def test_first_draw_wins_ties_and_infinities_are_rewards(width):
     """One compiled program a width: the reward's values come in as its parameters."""
 

@@ -29,6 +29,7 @@ def copies(name, weights, runs=RUNS):
     return np.stack([(np.asarray(ancestors) == n).sum(1) for n in range(N)], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_copies_are_as_many_as_the_weight_asks_for(name, weights):
@@ -48,6 +49,7 @@ def test_copies_are_as_many_as_the_weight_asks_for(name, weights):
         assert np.all(np.abs(picked - expected) < 2)
 
 
+@pytest.mark.slow
 def test_schemes_differ_in_spread_as_published():
     """Multinomial's copies vary most; systematic's and SSP's least, by rounding alone."""
     variance = {name: copies(name, WEIGHTS["uneven"]).var(0).sum() for name in SCHEMES}
@@ -57,11 +59,13 @@ def test_schemes_differ_in_spread_as_published():
         assert variance[name] == pytest.approx((fraction * (1 - fraction)).sum(), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMES)
 def test_one_particle_is_its_own_ancestor(name):
     assert SCHEMES[name](jax.random.key(0), jnp.asarray([-3.0], jnp.float32), 1).tolist() == [0]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", SCHEMES)
 def test_fewer_than_before_go_on(name):
     """5 of 12: copies are 5 w on average, none of them behind."""
@@ -76,6 +80,7 @@ def test_fewer_than_before_go_on(name):
     np.testing.assert_array_less(np.abs(picked.mean(0) - expected), 4.5 * error + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMES)
 def test_room_behind_the_particles_changes_nothing(name):
     """Fewer particles than there is room for, their number a traced one."""
@@ -88,6 +93,7 @@ def test_room_behind_the_particles_changes_nothing(name):
         np.testing.assert_array_equal(ancestors[:N], scheme(key, log_weights, jnp.int32(N)))
 
 
+@pytest.mark.slow
 def test_shares_at_the_ends_pick_positive_weights():
     weights = jnp.asarray([0.0, 0.0, 0.3, 0.0, 0.7, 0.0, 0.0], jnp.float32)
     picked = inverse_cdf(weights, jnp.asarray([0.0, 0.2999, 0.3001, 1.0], jnp.float32))

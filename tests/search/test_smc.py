@@ -52,6 +52,7 @@ def test_the_answer_is_the_best_of_the_last_time():
     np.testing.assert_allclose(result.reward / cond["size"], again / cond["size"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("potential", POTENTIALS)
 def test_weights_of_extreme_and_missing_rewards(potential):
     """Only log weights: no overflow, no NaN, and no weight for what has no reward."""
@@ -68,6 +69,7 @@ def test_weights_of_extreme_and_missing_rewards(potential):
         np.testing.assert_allclose(jax.nn.softmax(told.log_weights), wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_effective_sample_size():
     assert float(effective_sample_size(jnp.zeros(5, jnp.float32))) == pytest.approx(5.0)
     one = jnp.asarray([-jnp.inf, 3.0, -jnp.inf], jnp.float32)

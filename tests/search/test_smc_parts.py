@@ -20,6 +20,7 @@ def parent(d, t):
     return Particle(x, jnp.float32(t), x0, x1, jnp.float32(0.0), gradient)
 
 
+@pytest.mark.slow
 def test_weight_of_a_guided_draw_is_its_closed_form():
     """- a . e - |a|^2 / 2 of the draw m + v (a + e), a = v gradient / beta, at a picture's size."""
     of = parent(20_000, 0.6)
@@ -33,6 +34,7 @@ def test_weight_of_a_guided_draw_is_its_closed_form():
     assert found == pytest.approx(expected, abs=2e-5 * abs(expected))
 
 
+@pytest.mark.slow
 def test_weights_of_draws_average_to_one():
     """E_q[p / q] = 1, whatever the gradient."""
     of, s = parent(2, 0.6), jnp.float32(0.5)
@@ -48,6 +50,7 @@ def test_weights_of_draws_average_to_one():
     assert weights.std() > 0.05
 
 
+@pytest.mark.slow
 def test_without_noise_nothing_is_owed():
     """DDIM to t = 0: both are the same point."""
     of = parent(3, 0.4)
@@ -56,6 +59,7 @@ def test_without_noise_nothing_is_owed():
     assert float(log_ratio(kernel, x, of, jnp.float32(0.0))) == 0.0
 
 
+@pytest.mark.slow
 def test_extreme_gradients_leave_numbers():
     """A draw that is moved out of float32 has weight 0; if all are, that step weighs nothing."""
     of, s = parent(3, 0.6), jnp.float32(0.5)
@@ -74,6 +78,7 @@ def test_extreme_gradients_leave_numbers():
         np.testing.assert_allclose(jax.nn.softmax(told.log_weights), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_guided_kernel_says_what_it_guides():
     class Opaque(type(EULER)):
         @property
@@ -101,6 +106,7 @@ def test_shares_rise_to_one_at_the_last_step():
     )
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.07])
 def test_a_funnel_pays_for_as_many_as_fit(share):
     costs = np.asarray([1, 3, 1, 3, 3, 1], np.int32)

@@ -49,7 +49,6 @@ CASES = {
     "guided, adaptive": {"kernel": GUIDED, "tempering": "adaptive", "interval": 2},
     "guided, falling": {"kernel": GUIDED, "temperature": FALLING, "threshold": 0.0},
 }
-QUICK = ("current, window", "guided, adaptive")
 
 
 def smc(**options):
@@ -97,9 +96,8 @@ def expected_phi(potential, share, before, memory, scaled, beta):
     return {"difference": gain, "final": np.zeros_like(gain)}.get(potential, before + gain)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_rounds_are_those_of_the_formulas(name):
     options = CASES[name]
     search, potential = smc(**options), options.get("potential", "difference")

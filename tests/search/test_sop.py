@@ -62,8 +62,8 @@ def one_by_one(search, prompt_id, cond, noise, move, evaluate):
     "search",
     [
         sop(),
-        pytest.param(sop(57, SDE, paths=3, backward=3), marks=pytest.mark.slow),
-        pytest.param(sop(47, start=2, forward=2, backward=3, paths=1), marks=pytest.mark.slow),
+        sop(57, SDE, paths=3, backward=3),
+        sop(47, start=2, forward=2, backward=3, paths=1),
     ],
     ids=["ode", "sde", "far"],
 )

@@ -10,7 +10,6 @@ import pytest
 import reference
 from counted import SEEN, counting_flow, counting_reward
 from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row, tools
-from quick import slow_but
 
 import flowsde as fs
 from flowsde.search.value import LookAhead
@@ -40,6 +39,7 @@ def look(kind, steps, samples=1, **options):
     return LookAhead(kind=kind, steps=steps, samples=samples, until=0.01, **options)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_posterior():
     """Of Gaussian data, at t = .6: N(a v x / (a² v + s²), v s² / (a² v + s²))."""
     v, t, x, n = 0.25, 0.6, 0.8, 20_000
@@ -55,6 +55,7 @@ def test_samples_follow_the_posterior():
     assert 0.85 < float(jnp.var(ends)) / (v * 0.36 / total) < 1.0
 
 
+@pytest.mark.slow
 def test_an_ode_ends_where_finishing_does():
     """Against Euler steps of the linear ODE by hand."""
     v, n = 0.25, 5
@@ -79,6 +80,7 @@ def test_an_ode_ends_where_finishing_does():
             np.testing.assert_allclose(ends[i, 0], x0, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_values_by_hand():
     rewards = jnp.asarray([[1.0, 2.0, 6.0], [-jnp.inf, 0.0, 0.0], [1e30, 1e30, 1e30]])
     mean = look("samples", 1, 3).combine(rewards)
@@ -102,6 +104,7 @@ def _ode_reward(point, cond):
     return -np.inf if np.isnan(r) else r
 
 
+@pytest.mark.slow
 def test_svdd_equals_children_drawn_one_by_one():
     search = fs.search.svdd(
         nfe=61, kernel=SDE, grid=GRID, finish="mean", value="ode", value_steps=2
@@ -118,7 +121,7 @@ def test_svdd_equals_children_drawn_one_by_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(["rbf"], SEARCHES))
+@pytest.mark.parametrize("name", SEARCHES)
 def test_all_is_counted(name):
     """Against what the model and a reward outside JAX see; in full batches, too."""
     search = SEARCHES[name]
@@ -161,7 +164,7 @@ def test_what_is_wrong_is_said(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_guided_candidate_is_charged_for_looking_ahead_and_differentiated_once(packed):
     """One particle down 5 times, of which the last neither looks nor moves."""
     kernel = fs.kernels.reward_gradient(SDE, temperature=2.0)

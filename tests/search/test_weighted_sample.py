@@ -55,12 +55,13 @@ def runs(search, n=RUNS):
     return fs.run(jax.random.key(5), flow, search, reward, cond=cond, prompt_ids=ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [
         smc(finish="mean"),
-        pytest.param(fs.search.keep(smc(finish_steps=2, funnel=0.5), 2), marks=pytest.mark.slow),
-        pytest.param(VARIANCE_AWARE, marks=pytest.mark.slow),
+        fs.search.keep(smc(finish_steps=2, funnel=0.5), 2),
+        VARIANCE_AWARE,
     ],
     ids=["plain", "wrapped", "variance-aware"],
 )
@@ -151,6 +152,7 @@ def test_errors_name_the_argument():
         fs.search.weighted_sample(PSI, 3)
 
 
+@pytest.mark.slow
 def test_of_psi_nothing_is_weighed_while_chains_walk():
     state = PSI.init(jax.random.key(0), (2,), jnp.float32(jnp.inf), jnp.int32(PSI.nfe))
     with pytest.raises(ValueError, match="of a run whose chains still walk"):

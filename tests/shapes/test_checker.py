@@ -89,6 +89,7 @@ def test_counts_held_out_scenes() -> None:
     assert checker.exact(scenes.images, scenes.counts).mean() >= 0.99
 
 
+@pytest.mark.slow
 def test_no_other_answer_is_exact(random_scenes: data.Scenes) -> None:
     """Pictures do not satisfy captions that differ by one object, colour or kind."""
     images, counts = random_scenes.images[:100], random_scenes.counts[:100]
@@ -110,6 +111,7 @@ def test_names_shapes_drawn_by_other_means(colour: int, radius: float) -> None:
     assert checker.exact(image, wanted).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_tolerates_colours_ten_percent_off(random_scenes: data.Scenes, factor: float) -> None:
     images, counts = random_scenes.images[:100], random_scenes.counts[:100]
@@ -118,6 +120,7 @@ def test_tolerates_colours_ten_percent_off(random_scenes: data.Scenes, factor: f
     assert checker.exact(off, counts).mean() >= 0.97
 
 
+@pytest.mark.slow
 def test_tolerates_soft_edges_and_shifted_background(random_scenes: data.Scenes) -> None:
     images, counts = random_scenes.images[:100], random_scenes.counts[:100]
     padded = np.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
@@ -241,6 +244,7 @@ def test_pictures_are_judged_alone(
         np.testing.assert_array_equal(got, expected[5:6])
 
 
+@pytest.mark.slow
 def test_clips_values_and_keeps_input(random_scenes: data.Scenes) -> None:
     images = random_scenes.images[:20]
     loud = np.where(images > 0.8, 5.0, images)

@@ -229,6 +229,7 @@ def _painted(kind: int, radius: float, x: float, y: float, colour: int = 0) -> n
     return (image + 1) / 2 - data.BACKGROUND
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("n_objects", [1, 2, 5, 10])
 def test_objects_are_inside_and_do_not_touch(n_objects: int) -> None:
     """No pixel belongs to the insides, half covered or more, of neighbouring objects."""

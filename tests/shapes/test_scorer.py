@@ -70,6 +70,7 @@ def _two_groups() -> list[tuple[Group, ...]]:
     return [(a, b) for a, b in pairs if a[1:] != b[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("captions", [[(g,) for g in ALL_GROUPS], _two_groups()])
 @pytest.mark.parametrize("x64", [False, True])
 def test_counts_from_tokens_are_those_of_captions(
@@ -82,6 +83,7 @@ def test_counts_from_tokens_are_those_of_captions(
     np.testing.assert_array_equal(table, np.stack([counts(groups) for groups in captions]))
 
 
+@pytest.mark.slow
 def test_no_caption_wants_no_objects() -> None:
     assert not scorer.counts_from_tokens(jnp.zeros((2, 8), jnp.int32)).any()
 
@@ -129,7 +131,7 @@ def test_rewards_name_a_wrong_argument(measure: scorer.Measure) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("x64", [False, True])
 def test_reward_of_pictures_and_tokens(opinionated: scorer.Params, x64: bool) -> None:
     scenes = data.scenes(0, range(4))
     with jax.enable_x64(x64):
@@ -218,6 +220,7 @@ def test_blur_keeps_the_mean_and_a_small_one_keeps_the_picture() -> None:
     assert np.all(np.diff(spread) < 0)
 
 
+@pytest.mark.slow
 def test_blur_of_a_point_is_a_gaussian() -> None:
     point = jnp.zeros((1, 32, 32, 3)).at[0, 16, 12].set(1.0)
     sigma = 1.5
@@ -227,7 +230,8 @@ def test_blur_of_a_point_is_a_gaussian() -> None:
     np.testing.assert_allclose(blurred[0, :, :, 1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("x64", [False, True])
 def test_augmentation_is_finite_and_keeps_distributions(
     batch: scorer_data.Batch, x64: bool
 ) -> None:
@@ -243,6 +247,7 @@ def test_augmentation_is_finite_and_keeps_distributions(
     assert 0.25 < changed.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_hints_are_true_or_off_by_one() -> None:
     rng = np.random.default_rng(0)
     wrong = 0
@@ -266,6 +271,7 @@ def test_scenes_without_a_caption_get_no_hint() -> None:
         assert not posterior.hint(rng, table).any()
 
 
+@pytest.mark.slow
 def test_posterior_means_are_the_flows_and_targets_the_scenes() -> None:
     batch = posterior.batch(GREY, 5, range(8))
     np.testing.assert_allclose(batch.images, GREY_LEVEL, atol=1e-4)
@@ -275,6 +281,7 @@ def test_posterior_means_are_the_flows_and_targets_the_scenes() -> None:
     np.testing.assert_allclose(batch.centres.sum((1, 2, 3))[few], objects[few], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_posterior_mean_depends_on_seed_and_scene_alone() -> None:
     whole = posterior.batch(SHARP, 5, range(8))
     for part, full in zip(posterior.batch(SHARP, 5, range(3, 5)), whole, strict=True):
@@ -293,6 +300,7 @@ def test_detection_loss_of_certain_and_undecided_cells(batch: scorer_data.Batch)
     np.testing.assert_allclose(undecided, 64 * 18 * np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_is_least_for_the_targets_themselves(batch: scorer_data.Batch) -> None:
     targets = jnp.asarray(batch.targets)
     entropy = -jnp.sum(jax.scipy.special.xlogy(targets, targets)) / len(targets)
@@ -322,6 +330,7 @@ def test_descending_the_gradient_lowers_the_loss(
     assert np.all(np.diff(losses[:5]) < 0)
 
 
+@pytest.mark.slow
 def test_a_fresh_scorer_is_undecided(params: scorer.Params, batch: scorer_data.Batch) -> None:
     log_probs = jax.jit(scorer.make_scorer(TINY))(params, jnp.asarray(batch.images[:2]))
     np.testing.assert_allclose(log_probs, -np.log(7), rtol=1e-6)

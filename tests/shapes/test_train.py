@@ -66,9 +66,8 @@ def _mortal(task: Task, last: int) -> Task:
     return task._replace(batch=batch)
 
 
-@pytest.mark.parametrize(
-    "make", [_line, *(pytest.param(make, marks=pytest.mark.slow) for make in (_scorer, _flow))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [_line, *(make for make in (_scorer, _flow))])
 def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path) -> None:
     task = make()
     whole = fit(task, CONFIG, tmp_path / "whole")
@@ -92,6 +91,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         fit(_line(), dataclasses.replace(CONFIG, steps=7), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_is_begun_anew_when_asked_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +129,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         fit(_line(), CONFIG, old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["log.jsonl", ".flowsde/config.json", ".flowsde/checkpoints/000000001.npz", "all"]
 )
@@ -155,6 +156,7 @@ def test_torn_files_do_not_lock_a_run(
     assert [(r["step"], r["loss"]) for r in rows[0]] == [(r["step"], r["loss"]) for r in rows[1]]
 
 
+@pytest.mark.slow
 def test_adam_alone_updates_networks_without_blocks() -> None:
     config = TrainConfig(steps=10, warmup=1, clip=1e9)
     peak = optax.warmup_cosine_decay_schedule(0.0, config.adam_learning_rate, 1, config.steps)

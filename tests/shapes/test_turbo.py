@@ -56,6 +56,7 @@ def test_student_and_critic_begin_as_the_teacher() -> None:
     chex.assert_trees_all_equal(params, {"student": TEACHER.params, "critic": TEACHER.params})
 
 
+@pytest.mark.slow
 def test_a_student_moves_as_its_critic_says() -> None:
     """Away from where the critic says that it is, towards the teacher; not at all if they agree."""
     task = turbo_task(TEACHER)
@@ -78,6 +79,7 @@ def test_a_wrong_student_learns_the_teachers_mean_and_the_critic_follows_it() ->
     np.testing.assert_allclose(found, TEACHER.params["mean"], atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_value_of_the_loss_is_the_critics() -> None:
     """A critic that knows the pictures has the least loss, the spread of noise - x0 given x_s."""
     task = turbo_task(TEACHER)

@@ -73,6 +73,7 @@ def test_without_a_success_odds_are_small_and_have_no_lower_bound():
     assert odds_ratio(none, some, 1).low == 0.0
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     """Of captions with a difficulty each and two seeds: 95 % of intervals hold the truth."""
     rng = np.random.default_rng(2)

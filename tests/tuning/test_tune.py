@@ -73,6 +73,7 @@ def made(monkeypatch):
     return use
 
 
+@pytest.mark.slow
 def test_what_is_surely_better_is_recommended_and_what_is_not_is_not(made):
     made(bon=0.0, svdd=1.0)
     better = _tune()
@@ -91,6 +92,7 @@ def test_what_is_surely_better_is_recommended_and_what_is_not_is_not(made):
     assert "None of the others is surely better than Best-of-N" in equal.report()
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("svdd", "smc", "chosen"),
     [
@@ -152,6 +154,7 @@ def test_the_searches_are_said_before_and_are_all_done_at_the_end(made, tmp_path
     assert {one.done for one in told[1:]} == {256}
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped_and_other_calls_are_refused(made, tmp_path: Path):
     path = tmp_path / "race.json"
     whole = made(bon=0.0, svdd=1.0)

@@ -164,7 +164,8 @@ def test_draws_are_the_same_bits():
         np.testing.assert_array_equal(one.x, whole.x[at])
 
 
-@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [False, True])
 def test_the_device_sees_what_is_counted(large, monkeypatch):
     """By a model that counts its rows; guidance costs two. A large one is compiled for two rows
     as well as for a batch."""
@@ -266,6 +267,7 @@ def test_wrong_arguments(message):
         fs.batch(KEY, flow(), METHODS["svdd"], reward, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [False, True])
 def test_conds_of_all_prompts_stay_on_the_host(outside):
     def model(params, x, t, cond):
@@ -287,6 +289,7 @@ def test_conds_of_all_prompts_stay_on_the_host(outside):
             np.testing.assert_allclose(result.reward, alone.reward[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_list_of_keys_is_a_cond():
     def model(params, x, t, cond):
         return params * x + jax.vmap(jax.random.normal)(cond)[:, None]

@@ -66,6 +66,7 @@ def test_packing_and_order_do_not_matter():
         np.testing.assert_allclose(one.reward, other[i].reward, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_budgets_add_up(data):
@@ -108,6 +109,7 @@ def test_the_smallest_budget():
             search.with_nfe(least - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,7 @@ KEY = jax.random.key(21)
 SEARCH = fs.search.rbf(kernel=SDE, nfe=29, grid=GRID, finish_steps=4)
 
 
+@pytest.mark.slow
 def test_host_rewards_are_jax_rewards():
     """In minibatches, some batches smaller than it; the counts are exact."""
     ids, cond = batch(9)

@@ -66,6 +66,7 @@ def test_late_prompts_finish_and_the_others_are_named(monkeypatch):
     assert packing.timing.spent <= 100.0 + 2 * 5.0
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("options", "error"),
     [

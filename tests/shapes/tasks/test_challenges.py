@@ -150,6 +150,7 @@ def test_places_do_not_depend_on_the_other_pictures(monkeypatch: pytest.MonkeyPa
 # Judges.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_right_scenes_succeed_and_wrong_ones_do_not(name: str, pictures: Any) -> None:
     texts, right, wrong = pictures[name]
@@ -161,12 +162,14 @@ def test_right_scenes_succeed_and_wrong_ones_do_not(name: str, pictures: Any) ->
     assert not (good.success & ~good.exact).any()
 
 
+@pytest.mark.slow
 def test_no_picture_succeeds_at_another_caption(pictures: Any) -> None:
     for name in ("counts", *PLACED):
         texts, right, _ = pictures[name]
         assert not TASKS[name].judge(right, texts[1:] + texts[:1]).success.any()
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_scene() -> None:
     rng = np.random.default_rng(2)
     groups = (Group(3, RED, 1), Group(2, BLUE, 0))
@@ -225,6 +228,7 @@ def test_an_empty_picture_fails(name: str) -> None:
 # Given rewards.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_right_scenes_are_worth_more_than_wrong_ones(name: str, pictures: Any) -> None:
     task, (texts, right, wrong) = TASKS[name], pictures[name]
@@ -238,6 +242,7 @@ def test_right_scenes_are_worth_more_than_wrong_ones(name: str, pictures: Any) -
     assert judged._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["counts", *PLACED])
 def test_gradients_are_finite(name: str, pictures: Any) -> None:
     task, (texts, right, _) = TASKS[name], pictures[name]
@@ -250,6 +255,7 @@ def test_gradients_are_finite(name: str, pictures: Any) -> None:
     assert float(jnp.abs(slope[4]).max()) > 0.0
 
 
+@pytest.mark.slow
 def test_counts_are_the_reward_that_there_was() -> None:
     for name in ("counts", "many", "rare"):
         ours, theirs = TASKS[name].load_reward("rss"), shapes.load_reward("rss")
@@ -261,6 +267,7 @@ def test_counts_are_the_reward_that_there_was() -> None:
 # The flow, and captions.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_flow_reads_the_tokens_alone(guidance: float) -> None:
     flow = shapes.load_flow(guidance=guidance)
@@ -277,6 +284,7 @@ def test_the_flow_reads_the_tokens_alone(guidance: float) -> None:
     assert TASKS["sides"].flow(flow) is flow
 
 
+@pytest.mark.slow
 def test_no_caption_is_in_both_sets() -> None:
     sets: dict[str, set[str]] = {split: set() for split in SPLITS}
     for task in TASKS.values():
