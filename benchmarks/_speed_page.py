@@ -220,6 +220,18 @@ def _fits(share: float) -> str:
     return "no" if share > 1 else "barely" if share > 0.9 else "yes"
 
 
+def quantised() -> str:
+    """Errors of weights in eight bits, of `quantised.json`."""
+    rows = json.loads((RESULTS / "quantised.json").read_text())["rows"]
+    names = list(dict.fromkeys(row["weights"] for row in rows))
+    lines = [f"| | weights | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for what, tails in dict.fromkeys((row["what"], row["tails"]) for row in rows):
+        own = {r["weights"]: r for r in rows if (r["what"], r["tails"]) == (what, tails)}
+        cells = [f"{own[name]['error']:.2%}" for name in names]
+        lines.append(f"| {what} | {tails} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def memory() -> str:
     """Bytes of the published models on one device, of `memory.json`."""
     found = json.loads((RESULTS / "memory.json").read_text())
@@ -230,8 +242,8 @@ def memory() -> str:
         "or counted.",
         "",
         "| model | pixels | text encoder, then dropped | transformer | autoencoder | evaluating | "
-        f"decoding | needed | {' | '.join([*devices, *chips])} |",
-        "|---" * (8 + len(devices) + len(chips)) + "|",
+        f"decoding | needed | in int8 | {' | '.join([*devices, *chips])} |",
+        "|---" * (9 + len(devices) + len(chips)) + "|",
     ]
     for row in found["rows"]:
         cells = [row["model"], row["resolution"]]
@@ -241,7 +253,11 @@ def memory() -> str:
             twice = " × 2" if row["guided"] and name == "evaluation" else ""
             cells.append(f"{about}{row[name] / 1e9:.2f}{twice}")
         cells.append(f"{row['needed'] / 1e9:.1f}")
-        cells += [_fits(row["needed"] / size) for size in devices.values()]
+        eight = row["int8"]["needed"]
+        cells.append(f"{eight / 1e9:.1f}")
+        for size in devices.values():
+            plain, less = _fits(row["needed"] / size), _fits(eight / size)
+            cells.append(plain if less == plain else f"{plain}; int8: {less}")
         for each in row["sharded"].values():
             cells.append(f"{each / 1e9:.1f}: {_fits(each / devices['a chip of v5e'])}")
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -46,12 +46,16 @@ SEQUENCE = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class Uses:
-    """Names of the programs that a search takes beside its evaluations, and how many it makes."""
+    """Names of the programs that a search takes beside its evaluations, and how many it makes.
+
+    Where `decode` is planned of a shorter video, its loop runs `loops` times.
+    """
 
     decode: str
     ask_tell: str
     encode: tuple[str, ...]
     nfe: int = NFE
+    loops: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ FLUX = {"FLUX.1-schnell": FluxConfig.schnell(), "FLUX.1-dev": FluxConfig.dev()}
 WAN = {"Wan2.1-1.3B": WanConfig.t2v_1_3b(), "Wan2.1-14B": WanConfig.t2v_14b()}
 FRAMES = {1: 4, 17: 1, 81: 1}
 """Of videos, with the chains of a prompt that are searched together."""
+DECODED = 17
+"""Most frames of a decoder that is planned: its program for longer ones is the same."""
 FEW = 100
 """Evaluations of a search with a model whose evaluations are long."""
 
@@ -175,6 +181,8 @@ def _z_image(chip: str, layout: Layout, chains: int) -> Entry:
 
 def _wan(chip: str, model: str, frames: int, layout: Layout, chains: int) -> Entry:
     config, resolution = WAN[model], _video(frames)
+    # A latent frame after the other, all but the first by one program.
+    decoded = min(frames, DECODED)
     return Entry(
         model=model,
         resolution=resolution,
@@ -184,10 +192,11 @@ def _wan(chip: str, model: str, frames: int, layout: Layout, chains: int) -> Ent
         build=lambda place: wan(place, config, frames, CHIPS, chains),
         detail=f"batch {CHIPS * chains}",
         uses=Uses(
-            f"Wan2.1 decoder {resolution} {chip} data",
+            f"Wan2.1 decoder {_video(decoded)} {chip} data",
             f"Wan2.1 ask and tell {resolution} {chip} data {chains} chains",
             (f"UMT5-XXL {chip} fully sharded 512 tokens",),
             FEW,
+            None if decoded == frames else latents(frames)[0] - 1,
         ),
     )
 
@@ -233,12 +242,10 @@ def _this_year() -> list[Entry]:
                     build=partial(ask_tell, shape=shape, prompts=CHIPS, chains=chains),
                     detail=f"{chains} chains",
                 ),
-                on_video(
-                    model="Wan2.1 decoder",
-                    layout=DATA,
-                    build=partial(wan_decoder, frames=frames, videos=CHIPS),
-                ),
             ]
+            if frames <= DECODED:
+                build = partial(wan_decoder, frames=frames, videos=CHIPS)
+                made.append(on_video(model="Wan2.1 decoder", layout=DATA, build=build))
     of = partial(partial, pixels=1024, prompts=CHIPS, chains=1)
     return [
         *made,

@@ -5,7 +5,8 @@ transformer and the autoencoder are there together, and either evaluates or deco
 evaluation takes beside the weights is, where `tpu_plan.json` has the program with whole weights on
 each chip, what the compiler gave it on a TPU; elsewhere it is computed: of a block the tokens, in
 bfloat16 and in float32, and the hidden features of its MLP. Attention keeps no scores, as by cuDNN
-and on TPUs. Videos are decoded four frames at a time: computed are the frames that convolutions
+and on TPUs. Videos are decoded four frames at a time, those of 81 frames as those of 17, with a
+longer video; where neither is compiled, computed are the frames that convolutions
 keep, a level's widest features, and the video; pictures take what was compiled for FLUX.1's
 autoencoder, whose shape they share. Guided models evaluate a candidate and its negative prompt at
 once. Of several chips each holds its share of the transformer and of the text encoder, all else
@@ -16,8 +17,9 @@ whole, and works on a candidate of its own; what it gathers of a block for a mom
 Keys of the JSON: version, devices {name: bytes}; rows, each {model, resolution, guided, encoder,
 transformer, autoencoder (bytes of weights), evaluation, decoding (bytes beside weights, of one
 candidate without guidance), compiled (which of the two are the compiler's), needed (bytes of the
-largest of all: transformer, autoencoder, and the larger of the two, or the encoder), sharded
-{number of chips: the same of each chip}}.
+largest of all: transformer, autoencoder, and the larger of the two, or the encoder), int8 {encoder,
+transformer, needed (with the largest kernel of a block once more, widened)}, sharded {number of
+chips: needed of each chip}}.
 """
 
 import dataclasses
@@ -47,6 +49,8 @@ from flowsde.models import (
 from flowsde.models.autoencoder_wan.past import Past
 from flowsde.models.clip.model import CLIPTextConfig
 from flowsde.models.common.layers import Numerics
+from flowsde.models.common.paths import parameters
+from flowsde.models.common.quantised import Format, in_blocks, quantise_layers
 from flowsde.models.family import Family, abstract
 from flowsde.models.flux.model import FluxConfig
 from flowsde.models.sd3.model import SD3Config
@@ -57,6 +61,8 @@ DEVICES = {
 }  # fmt: skip
 CHIPS = (4, 8)
 PIXELS, HEIGHT, WIDTH = 1024, 480, 832
+_SHORT = 17
+"""Frames of a video whose decoder is in the plan."""
 _LOW = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 _BIG_G = CLIPTextConfig(width=1280, depth=32, heads=20, mlp=5120, projection=1280)
 _QWEN3 = ((qwen3.FAMILY, qwen3.FAMILY.config()),)
@@ -150,13 +156,22 @@ def models() -> list[Model]:
     return made
 
 
-def weights(family: Family, config: Any) -> int:
-    """Bytes of a model's parameters."""
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(_parameters(family, config)))
+def weights(family: Family, config: Any, form: Format | None = None) -> int:
+    """Bytes of a model's parameters, those of its blocks in a format."""
+    model = abstract(family, config, _LOW)
+    if form is not None:
+        quantise_layers(model, form)
+    return sum(p.size * p.dtype.itemsize for p in parameters(model).values())
 
 
-def _parameters(family: Family, config: Any) -> Any:
-    return nnx.state(abstract(family, config, _LOW), nnx.Param)
+def widened(family: Family, config: Any) -> int:
+    """Bytes of the largest kernel of a block, in bfloat16."""
+    held = parameters(abstract(family, config, _LOW))
+    return max(
+        p.size // p.shape[0] * p.dtype.itemsize
+        for path, p in held.items()
+        if in_blocks(path, p.shape)
+    )
 
 
 def evaluating(model: Model) -> int:
@@ -215,7 +230,15 @@ def row_of(model: Model, plan: list[dict[str, Any]]) -> dict[str, Any]:
     else:
         assert model.frames is not None, "decoders of pictures are planned"
         decode = decoding(model.frames)
+        short = _compiled(plan, decoder, f"{WIDTH}x{HEIGHT}x{_SHORT}")
+        if short is not None and model.frames > _SHORT:
+            # The loop over its frames is the same, and the video longer.
+            more = 4 * 3 * (model.frames - _SHORT) * HEIGHT * WIDTH
+            decode = max(decode, short["peak_bytes"] - autoencoder + more)
     beside = autoencoder + max(evaluation * (2 if model.guided else 1), decode)
+    encoder8 = sum(weights(*one, "int8") for one in model.encoders)
+    transformer8 = weights(model.family, model.config, "int8")
+    held8 = transformer8 + beside + widened(model.family, model.config)
     sharded = {chips: max(encoder // chips, transformer // chips + beside) for chips in CHIPS}
     return {
         "model": model.name,
@@ -228,6 +251,11 @@ def row_of(model: Model, plan: list[dict[str, Any]]) -> dict[str, Any]:
         "decoding": decode,
         "compiled": compiled,
         "needed": max(encoder, transformer + beside),
+        "int8": {
+            "encoder": encoder8,
+            "transformer": transformer8,
+            "needed": max(encoder8, held8),
+        },
         "sharded": sharded,
     }
 

@@ -119,6 +119,17 @@ def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
     )
 
 
+def looped(row: dict[str, Any], loops: int | None) -> float:
+    """Seconds of a program whose loop over all but the first frame runs so often; None as it is."""
+    seconds = row["estimated_seconds"]
+    if loops is None:
+        return seconds
+    parts = row["parts"]
+    loop = parts["compute"][0]
+    attention = parts["attention_seconds"] / (loop["count"] + 1)
+    return seconds + (loops - loop["count"]) * (loop["seconds_each"] + attention)
+
+
 def searches(rows: dict[str, dict[str, Any]], uses: dict[str, Uses]) -> list[dict[str, Any]]:
     """The NFE of an image by RBF, where its evaluations are planned, and nothing does not fit."""
     made = []
@@ -129,21 +140,24 @@ def searches(rows: dict[str, dict[str, Any]], uses: dict[str, Uses]) -> list[dic
             continue
         row = rows[name]
 
-        def seconds_of(other: str, share: float = 1.0, rows: Any = rows) -> float | None:
-            return share * rows[other]["estimated_seconds"] if other in rows else None
+        def seconds_of(
+            other: str, share: float = 1.0, loops: int | None = None, rows: Any = rows
+        ) -> float | None:
+            return share * looped(rows[other], loops) if other in rows else None
 
         decoded = rows.get(own.decode, row)["batch"]
         encoded = [seconds_of(n, 1 / rows.get(n, row)["batch"]) for n in own.encode]
         seconds = {
             "evaluate": seconds_of(name),
-            "decode": seconds_of(own.decode, row["batch"] / decoded),
+            "decode": seconds_of(own.decode, row["batch"] / decoded, own.loops),
             "ask_tell": seconds_of(own.ask_tell),
             "encode": None if None in encoded else sum(one or 0.0 for one in encoded),
         }
         a_round = sum(seconds[part] or 0.0 for part in ("evaluate", "decode", "ask_tell"))
         each = own.nfe / row["batch"] * a_round + (seconds["encode"] or 0.0)
         held = [name, own.decode, own.ask_tell]
-        whole = not {*held} & {*missing}
+        # The video that a longer decoding makes is not in its program's bytes.
+        whole = not {*held} & {*missing} and own.loops is None
         made.append(
             {key: row[key] for key in SHARED}
             | {

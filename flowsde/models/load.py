@@ -15,6 +15,7 @@ from flowsde._files import read_json
 from flowsde._text import shown
 from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
+from flowsde.models.common.quantised import FORMATS, Format, in_blocks
 from flowsde.models.converted.load import Merge, load_module
 from flowsde.models.converted.opened import open_as, open_model
 from flowsde.models.converted.store import INDEX, PIPELINE, check_files, is_pipeline, read_config
@@ -31,6 +32,7 @@ def load(
     numerics: Numerics | None = None,
     verify: bool = True,
     lora: str | Path | Mapping[str, float] | None = None,
+    quantise: Format | None = None,
 ) -> Any:
     """What ``flowsde convert`` wrote, parameters read straight onto the devices.
 
@@ -48,6 +50,10 @@ def load(
         ``flowsde convert --lora`` does, in float32, rounded once; into weights as they were
         written, so that of the two the command is closer where it was told another dtype. Of a
         pipeline, adapters of text encoders go into these.
+      quantise: "int8" or "float8_e4m3fn": the linear layers of a model's blocks, almost all of a
+        transformer, are held in eight bits with a scale for each output feature, half of bfloat16's
+        memory; all else as above. Of the two int8 is closer. It is rounded while it is read, with
+        adapters in it, and activations keep their dtype. None keeps all weights as they are.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.models`, else the
@@ -57,22 +63,32 @@ def load(
       FileNotFoundError: there is no converted model.
       ValueError: it is of another format or version, or not what was written, naming the file; a
         rule names no axis of the mesh, or the devices do not share a parameter evenly, which is
-        named; adapters do not fit, all of which is listed before weights are read.
+        named; adapters do not fit, all of which is listed before weights are read; weights that are
+        to be held in eight bits are NaN or infinite, or a single model has none to hold so.
 
     Example:
       >>> flow = fs.load("OUT")  # doctest: +SKIP
     """
     folder = check_path("folder", folder)
+    if quantise not in (None, *FORMATS):
+        raise ValueError(f"quantise must be {' or '.join(FORMATS)}, or None, got {quantise!r}")
     how = (mesh, dtype, rules, numerics, verify)
     merges = {} if lora is None else _merges(folder, lora, verify)
     if is_pipeline(folder):
 
         def read(part: Path, family: Any) -> Any:
-            return load_module(open_as(part, family, verify), *how, merges.get(part, {}))
+            opened = open_as(part, family, verify)
+            return load_module(opened, *how, merges.get(part, {}), quantise)
 
         return pipeline_of(folder, verify).build(folder, read, verify)
     opened = open_model(folder, registry.families(), verify)
-    module = load_module(opened, *how, merges.get(folder, {}))
+    held = opened.about["params"].items()
+    if quantise is not None and not any(in_blocks(path, one["shape"]) for path, one in held):
+        raise ValueError(
+            f"quantise has no effect on a model of {opened.family.name}, which has no blocks of "
+            f"linear layers, got {quantise!r}"
+        )
+    module = load_module(opened, *how, merges.get(folder, {}), quantise)
     return module if opened.family.flow is None else opened.family.flow(module, opened.config)
 
 
@@ -109,17 +125,24 @@ def pipeline_of(folder: Path, verify: bool = True) -> Pipeline:
     return known[name]
 
 
-def nbytes(folder: Path) -> dict[str, int]:
-    """Bytes of the weights of a converted folder, as they were written: by name of a pipeline's
-    models, "" for a single one.
+def nbytes(folder: Path, quantise: Format | None = None) -> dict[str, int]:
+    """Bytes of the weights of a converted folder, as they were written, or those of blocks in a
+    format of `load`: by name of a pipeline's models, "" for a single one.
 
     Raises:
       FileNotFoundError, ValueError: it is not what a conversion wrote.
     """
     names = read_config(folder, PIPELINE)["models"] if is_pipeline(folder) else [""]
-    held = {name: read_config(folder / name)["params"].values() for name in names}
+    held = {name: read_config(folder / name)["params"] for name in names}
+
+    def size(path: str, shape: list[int], dtype: str) -> int:
+        if quantise is not None and in_blocks(path, shape):
+            layers, _, to = shape
+            return math.prod(shape) + layers * to * jnp.dtype(jnp.float32).itemsize
+        return math.prod(shape) * jnp.dtype(dtype).itemsize
+
     return {
-        name: sum(math.prod(one["shape"]) * jnp.dtype(one["dtype"]).itemsize for one in params)
+        name: sum(size(path, one["shape"], one["dtype"]) for path, one in params.items())
         for name, params in held.items()
     }
 

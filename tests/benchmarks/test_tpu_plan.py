@@ -220,6 +220,20 @@ def test_seconds_of_a_search_are_of_its_rounds():
     assert tpu_plan.searches({r["name"]: r for r in rows}, uses) == []
 
 
+def test_a_longer_video_runs_the_loop_of_a_short_one_more_often():
+    block = Block("four frames", 4, facts(0.1))
+    attention = Attention(flops=10**9, computed=10**9)
+    row = estimate(
+        whole=facts(0.13), blocks=[block], flops=10**9, attention=attention, nfe=0, chips=8,
+        chip=CHIP,
+    )  # fmt: skip
+    assert tpu_plan.looped(row, None) == row["estimated_seconds"]
+    kernel = row["parts"]["attention_seconds"]
+    # A first frame, .03 s, and twenty times four.
+    expected = 0.03 + 20 * 0.1 + kernel * 21 / 5
+    assert tpu_plan.looped(row, 20) == pytest.approx(expected) and kernel > 0
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"no libtpu.*pip install"):

@@ -27,6 +27,7 @@ from flowsde.cli.sources.known import KNOWN, RewardSource
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
+from flowsde.models.common.quantised import FORMATS
 from flowsde.models.converted.store import checksum
 from flowsde.models.family import Sampled, Sampling
 from flowsde.models.load import nbytes, sampling_of
@@ -62,6 +63,9 @@ def _model(options: Converted, guidance: float | None) -> tuple[Sampling, Sample
     for name, value in given.items():
         if value is not None and name not in sampling.options:
             raise ValueError(f"{flag(name)} has no effect with {sampling.title}, got {value}")
+    if options.quantise not in (None, *FORMATS):
+        expected = " or ".join(FORMATS)
+        raise ValueError(f"--quantise must be {expected}, got '{shown(options.quantise)}'")
     own = {name: given[name] for name in sampling.options}
     return sampling, sampling.make(options.model, guidance=guidance, **own)
 
@@ -164,9 +168,9 @@ def _cost(model: Sampled) -> int | None:
     return getattr(model, "evaluations", None)
 
 
-def _check_memory(folder: Path) -> None:
+def _check_memory(folder: Path, quantise: Any) -> None:
     """ValueError if one of a folder's models is more than the device has; not all devices say."""
-    device, held = jax.devices()[0], nbytes(folder)
+    device, held = jax.devices()[0], nbytes(folder, quantise)
     limit = (device.memory_stats() or {}).get("bytes_limit")
     name = max(held, key=lambda name: held[name])
     if limit and held[name] > limit:
@@ -174,7 +178,7 @@ def _check_memory(folder: Path) -> None:
             f"--model {folder}: the weights{f' of its {name}' if name else ''} take "
             f"{held[name] / 1e9:.1f} GB, and JAX has {limit / 1e9:.1f} GB of {device.device_kind}, "
             "of a GPU three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: "
-            "expected a smaller model, or a larger device"
+            f"expected a smaller model, {'' if quantise else '--quantise int8, '}or a larger device"
         )
 
 
@@ -267,6 +271,9 @@ class PublishedSource:
         self.named |= combined.named([*parts], command.combining)
         for prompt in self.prompts:
             self._pools[prompt] = combined.pool([*parts], command.combining, slug(prompt))
+        self._quantise = options.quantise
+        if options.quantise is not None:
+            self.named["quantise"] = options.quantise
         if options.reward_model:
             self.named["reward_model"] = [str(folder) for folder in options.reward_model]
         if options.reward_counts is not None:
@@ -289,7 +296,7 @@ class PublishedSource:
         return combined.said(self._pools[prompt]) | self._asked.get(prompt, {})
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        _check_memory(self._folder)
+        _check_memory(self._folder, self._quantise)
         for note in (*getattr(self._model, "notes", ()), *self._notes):
             print(f"note    {note}", flush=True)
         # Texts first: the encoders are gone again when the large model comes.

@@ -8,19 +8,21 @@ from typing import Any
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided import encoded, guidance_of, guided, sides
+from flowsde.models.common.quantised import Format
+from flowsde.models.converted.parts import Read, reading
 
 
 class GuidedPictures:
     """A base class; see `flowsde.models.family.Sampled`.
 
     Attributes:
-      opened: the pipeline of a folder.
+      opened: the pipeline of a folder, whose models are read so.
       length: tokens of a text by default.
       check_length: of the option's name and a number of tokens; ValueError for one that cannot be.
     """
 
     unprompted: str | None = None
-    opened: Callable[[Path], Any]
+    opened: Callable[[Path, Read], Any]
     length: int
     check_length: Callable[[str, int], int]
 
@@ -32,8 +34,9 @@ class GuidedPictures:
         size: str | None,
         text_tokens: int | None,
         negative_prompt: str | None,
+        quantise: Format | None,
     ):
-        self._pipeline = self.opened(folder)
+        self._pipeline = self.opened(folder, reading(quantise))
         self._size = sides(size, self._pipeline.latents)
         length = self.length if text_tokens is None else text_tokens
         self._length = self.check_length("--text-tokens", length)

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from flowsde.models.common.by_head import attention_by_head
+from flowsde.models.common.quantised import QuantisedLinear
 from flowsde.models.common.splash import LONG, splash_attention
 from flowsde.sharding import Axes, ShardingRules, axes_of
 
@@ -144,13 +145,22 @@ def scan_some(
     return jax.lax.scan(body, carry, (jnp.arange(*numbers), each))
 
 
-def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+def kernel_in(layer: nnx.Linear | QuantisedLinear, dtype: DTypeLike) -> jax.Array:
+    """The kernel [in, out] of a layer in a dtype, for products that are not one of all of it."""
+    if isinstance(layer, QuantisedLinear):
+        return layer.kernel_in(dtype)
+    return layer.kernel.get_value().astype(dtype)
+
+
+def outputs(
+    layer: nnx.Linear | QuantisedLinear, x: jax.Array, sizes: Sequence[int]
+) -> list[jax.Array]:
     """A linear layer's features of x [n, tokens, features], in groups of these sizes.
 
     A product for each: where weights are divided among devices, groups of one product would have
     to be exchanged, and on a TPU each would be copied.
     """
-    kernel = layer.kernel.get_value().astype(x.dtype)
+    kernel = kernel_in(layer, x.dtype)
     spans = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
     made = [x @ kernel[:, span] for span in spans]
     if layer.bias is None:
@@ -159,10 +169,10 @@ def outputs(layer: nnx.Linear, x: jax.Array, sizes: Sequence[int]) -> list[jax.A
     return [y + bias[None, None, span] for y, span in zip(made, spans, strict=True)]
 
 
-def weights(layer: nnx.Linear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def weights(layer: nnx.Linear | QuantisedLinear, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Kernel and bias in the dtype of x."""
     assert layer.bias is not None
-    return layer.kernel.get_value().astype(x.dtype), layer.bias.get_value().astype(x.dtype)
+    return kernel_in(layer, x.dtype), layer.bias.get_value().astype(x.dtype)
 
 
 def rms_norm(

@@ -154,9 +154,9 @@ class Parameter:
         """Of all of it."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self) -> np.ndarray:
-        """All of it."""
-        return self._store.read().result()
+    def read(self, i: int | None = None) -> np.ndarray:
+        """All of it, or entry i of its leading axis."""
+        return (self._store if i is None else self._store[i]).read().result()
 
     def digest(self, stopped: Stopped = never) -> str:
         """SHA-256 of its bytes, row-major; of less of them if it is stopped."""

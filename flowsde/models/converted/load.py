@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from flowsde._text import shown
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.common.quantised import Format, quantise_layers, quantised_of
 from flowsde.models.converted.arrays import Parameter
 from flowsde.models.converted.opened import Opened
 from flowsde.models.converted.store import PARAMS, flat, nested
@@ -39,6 +40,7 @@ def load_module(
     numerics: Numerics | None = None,
     verify: bool = True,
     merges: Mapping[str, Merge] = types.MappingProxyType({}),
+    quantise: Format | None = None,
 ) -> Any:
     """The `nnx.Module` of a model; arguments and errors as of `flowsde.load`.
 
@@ -54,18 +56,52 @@ def load_module(
     if rules is not None:
         numerics = dataclasses.replace(numerics, rules=rules)
     model = opened.model(numerics)
+    quantised = [] if quantise is None else quantise_layers(model, quantise)
     shardings = _shardings(model, mesh, rules or ShardingRules())
     like = {
         path: jax.ShapeDtypeStruct(
-            p.shape, written[path] if dtype is None else p.dtype, sharding=shardings[path]
+            p.shape,
+            written[path] if dtype is None and path in written else p.dtype,
+            sharding=shardings[path],
         )
         for path, p in parameters(model).items()
     }
     with _verifying(opened, held if verify else {}, mesh):
-        params = _restore(opened.folder / PARAMS, like)
+        if quantise is None:
+            params = _restore(opened.folder / PARAMS, like)
+        else:
+            plain = held.keys() - quantised
+            params = {p: _placed(held[p].read().astype(like[p].dtype), like[p]) for p in plain}
+            for path in quantised:
+                params |= _quantised(path, held[path], quantise, merges.get(path), like)
     for path, merge in merges.items():
-        params[path] = _merged(path, held[path], merge, like[path])
+        if path not in quantised:
+            params[path] = _merged(path, held[path], merge, like[path])
     return with_parameters(model, params)
+
+
+def _quantised(
+    path: str,
+    parameter: Parameter,
+    form: Format,
+    merge: Merge | None,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, jax.Array]:
+    """Values and scales of a kernel by path, made a block at a time, each device taking its part.
+
+    Every process reads all of it: a feature's scale is that of all of its weights.
+    """
+    merged = None if merge is None else merge(parameter.read(), np.dtype(np.float32))
+    names = [f"{path.removesuffix('kernel')}{part}" for part in ("values", "scale")]
+    made = [np.empty(like[name].shape, like[name].dtype) for name in names]
+    for i in range(parameter.shape[0]):
+        try:
+            parts = quantised_of(parameter.read(i) if merged is None else merged[i], form)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; in {form} its feature would be lost") from None
+        for whole, part in zip(made, parts, strict=True):
+            whole[i] = part
+    return {name: _placed(a, like[name]) for name, a in zip(names, made, strict=True)}
 
 
 def _merged(path: str, parameter: Parameter, merge: Merge, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -73,7 +109,12 @@ def _merged(path: str, parameter: Parameter, merge: Merge, like: jax.ShapeDtypeS
     array = merge(parameter.read(), like.dtype)
     if not np.isfinite(array).all():
         raise ValueError(f"{path} with adapters is NaN or infinite in {like.dtype}")
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda at: array[at])
+    return _placed(array, like)
+
+
+def _placed(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array on the devices, each taking its own part."""
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 def _numerics(

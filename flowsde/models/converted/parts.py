@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowsde.models.common.quantised import Format
 from flowsde.models.converted import load
 from flowsde.models.converted.opened import open_as
 from flowsde.models.family import Family
@@ -15,6 +16,15 @@ Read = Callable[[Path, Family], Any]
 def read(folder: Path, family: Family) -> Any:
     """A model as it was written, on the first device; errors as of `open_as`."""
     return load.load_module(open_as(folder, family))
+
+
+def reading(quantise: Format | None) -> Read:
+    """As `read`, with the weights of blocks in a format; see `flowsde.load`."""
+
+    def read_in(folder: Path, family: Family) -> Any:
+        return load.load_module(open_as(folder, family), quantise=quantise)
+
+    return read_in
 
 
 class Parts:

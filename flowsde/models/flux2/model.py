@@ -21,6 +21,7 @@ from flowsde.models.common.layers import (
     Numerics,
     QKNorm,
     heads_of,
+    kernel_in,
     outputs,
     scan,
     stack,
@@ -171,7 +172,7 @@ class SingleBlock(nnx.Module):
         q, k, v = heads_of(parts, self.config.heads)
         attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics)
         # `leave` of both side by side, as two products for the reason of `outputs`.
-        kernel = self.leave.kernel.get_value().astype(x.dtype)
+        kernel = kernel_in(self.leave, x.dtype)
         width = self.config.width
         y = attended @ kernel[:width] + (jax.nn.silu(a) * b) @ kernel[width:]
         return add_gated(x, gate, y)

@@ -6,7 +6,9 @@ from typing import Any
 
 from flowsde.flow import Flow
 from flowsde.grids import Grid
+from flowsde.models.common.quantised import Format
 from flowsde.models.converted.opened import open_as
+from flowsde.models.converted.parts import reading
 from flowsde.models.family import Sampling
 from flowsde.models.sit.model import FAMILY
 from flowsde.models.sit.pipeline import SiTPipeline
@@ -16,7 +18,13 @@ class SampledSiT:
     """A SiT and an autoencoder; see `flowsde.models.family.Sampled`."""
 
     def __init__(
-        self, folder: Path, *, guidance: float | None, label: int | None, vae: Path | None
+        self,
+        folder: Path,
+        *,
+        guidance: float | None,
+        label: int | None,
+        vae: Path | None,
+        quantise: Format | None,
     ):
         last = open_as(folder, FAMILY).config.classes - 1
         if label is None:
@@ -28,7 +36,7 @@ class SampledSiT:
                 "--vae is missing, expected the folder of a converted autoencoder "
                 "(stabilityai/sd-vae-ft-ema): a SiT's own checkpoint has none"
             )
-        self._pipeline = SiTPipeline(folder, vae)
+        self._pipeline = SiTPipeline(folder, vae, reading(quantise))
         self._label = label
         if guidance is not None and guidance < 0:
             raise ValueError(f"--guidance must be at least 0, got {guidance}")

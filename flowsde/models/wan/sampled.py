@@ -9,6 +9,8 @@ from flowsde._checks import check_count
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided import encoded, guidance_of, guided, sides
+from flowsde.models.common.quantised import Format
+from flowsde.models.converted.parts import reading
 from flowsde.models.family import Sampling
 from flowsde.models.wan.pipeline import (
     FRAMES,
@@ -39,8 +41,9 @@ class SampledWan:
         frames: int | None,
         fps: float | None,
         negative_prompt: str | None,
+        quantise: Format | None,
     ):
-        self._pipeline = WanPipeline(folder)
+        self._pipeline = WanPipeline(folder, reading(quantise))
         self.frames = FRAMES if frames is None else frames
         check_count("--frames", self.frames, most=_MOST_FRAMES)
         try:

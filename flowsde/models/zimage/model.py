@@ -22,6 +22,7 @@ from flowsde.models.common.layers import (
     FLOAT32,
     Numerics,
     QKNorm,
+    kernel_in,
     parameter,
     rms_norm,
     scan,
@@ -115,7 +116,7 @@ class ZImageAttention(nnx.Module):
     def __call__(self, x: jax.Array, turn: jax.Array, seen: jax.Array | None) -> jax.Array:
         """x: [n, tokens, width]; turn: [n, tokens, d / 2]; seen: bool [n, 1, 1, tokens]."""
         # A product for each, for the reason of `layers.outputs`.
-        kernels = jnp.split(self.qkv.kernel.get_value().astype(x.dtype), 3, axis=1)
+        kernels = jnp.split(kernel_in(self.qkv, x.dtype), 3, axis=1)
         q, k, v = ((x @ kernel).reshape(*x.shape[:2], self.heads, -1) for kernel in kernels)
         attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics, mask=seen)
         return self.out(attended)
