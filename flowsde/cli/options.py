@@ -137,8 +137,8 @@ class Converted:
     the folder that flowsde convert wrote, of a FLUX.1, FLUX.2-klein, SD3, Wan 2.1 or Z-Image
     pipeline, or a SiT."""
     quantise: Annotated[str | None, shown("{int8,float8_e4m3fn}")] = None
-    """Hold the weights of --model's blocks in eight bits, in half of bfloat16's memory; int8 is the
-    closer (default: as they were converted)."""
+    """Hold the weights of --model's blocks in eight bits, in half of bfloat16's memory (default: as
+    they were converted)."""
     size: Annotated[str | None, shown("SIZE")] = None
     """Size in pixels: WIDTHxHEIGHT, 832x480, or 1024 for a square (default: the model's own)."""
     frames: Int = None

@@ -52,8 +52,9 @@ def load(
         pipeline, adapters of text encoders go into these.
       quantise: "int8" or "float8_e4m3fn": the linear layers of a model's blocks, almost all of a
         transformer, are held in eight bits with a scale for each output feature, half of bfloat16's
-        memory; all else as above. Of the two int8 is closer. It is rounded while it is read, with
-        adapters in it, and activations keep their dtype. None keeps all weights as they are.
+        memory; all else as above. Of the two int8 is closer, unless a feature's largest weights are
+        far from the others. They are rounded while they are read, with adapters in them, and
+        activations keep their dtype. None keeps all weights as they are.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.models`, else the
