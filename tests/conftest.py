@@ -53,6 +53,9 @@ def pytest_collection_modifyitems(config, items):
     """Which part a test is in depends on its name alone: other tests come and go."""
     seen = set()
     for item in items:
+        # Whole pipelines are made and converted before their first test.
+        if {"folders", "others"} & set(item.fixturenames):
+            item.add_marker("slow")
         if item.get_closest_marker("slow_but_one") and not item.get_closest_marker("slow"):
             function = item.nodeid.partition("[")[0]
             if function in seen:

@@ -200,6 +200,7 @@ class Two(nnx.Module):
         return x
 
 
+@pytest.mark.slow
 def test_a_condition_of_none():
     """It is passed to models that need one and left to those that have a default or no place."""
     x, t = points(LINEAR)
@@ -290,6 +291,7 @@ def test_calls_that_do_not_fit_are_errors_at_the_adapter(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_a_wrong_prediction_is_named():
     x, t = points(LINEAR)
     for value, error, message in (

@@ -82,6 +82,7 @@ def test_what_no_points_can_tell_apart_stays_as_given():
         assert check.best == check.given
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_of_them():
     """Of too few points for the least bad to be clearly so."""
     flow = flow_of(lambda params, x, t, cond: 0.0 * x - 50.0)

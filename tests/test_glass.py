@@ -132,6 +132,7 @@ def published_point(alpha_t, sigma_t, gamma, alpha, sigma, x, moved):
     return (weighted[0] * x + weighted[1] * moved) / precision, precision
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("t, s, rho", [(0.8, 0.5, 0.4), (0.6, 0.0, 0.0), (0.9, 0.3, -0.7)])
 def test_the_point_is_that_of_the_two_by_two_system(t, s, rho):
     m = 4

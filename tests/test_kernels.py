@@ -252,6 +252,7 @@ def test_ddim_0_is_linear_ode_euler():
         np.testing.assert_allclose(kernels.ddim(LINEAR, 0.0)(*args), wanted, atol=1e-6)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_ddim_0_does_not_depend_on_the_interpolant(name):
     """Converting, stepping and converting back is the linear step: x0 and x1 are shared."""
@@ -363,6 +364,7 @@ def written_out(kernel, x, x0, x1, t, s):
     return next_alpha * x0 + rho * x1, math.sqrt(zeta**2 + weight**2 * spread)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kernel", STOCHASTIC, ids=str)
 def test_log_prob_is_the_gaussian_density(kernel):
     t, s = times_of(kernel)

@@ -89,6 +89,7 @@ def test_decoders_and_rewards():
     close(reward(X, None), jnp.sum(exact(Net(nnx.Rngs(0), features=1), X), axis=-1))
 
 
+@pytest.mark.slow
 def test_modules_as_the_params_of_a_function():
     net = Net(nnx.Rngs(0))
     flow = fs.Flow.from_callable(lambda net, x, t, cond: net(x), net, (2,))

@@ -152,6 +152,7 @@ def test_solvers_of_all_interpolants_go_the_same_way():
 # Others
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", ["dpm", "unipc"])
 def test_solvers_are_those_of_diffusers(name):

@@ -626,6 +626,7 @@ def test_the_real_command(tmp_path: Path) -> None:
     assert again.stdout == f"flowsde sample: {tmp_path} is already complete\n"
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["sample", "--help"]])
 def test_help_does_not_wait_for_jax(words: list[str]) -> None:
     code = (

@@ -266,6 +266,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("words", "message"), WRONG.items(), ids=WRONG)
 def test_wrong_values(
     words: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

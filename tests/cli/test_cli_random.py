@@ -152,6 +152,7 @@ def test_random_command_lines(
     assert 30 < codes.count(0) < 200
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("words", "option"),
     [

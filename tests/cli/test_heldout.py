@@ -154,6 +154,7 @@ def test_a_failure_loses_nothing_and_the_same_command_adds_it(
     assert "judges:fragile" in _sample("--heldout", "judges:fragile")["heldout_rewards"]
 
 
+@pytest.mark.slow
 def test_another_version_is_refused(
     found: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

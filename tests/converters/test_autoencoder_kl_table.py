@@ -203,6 +203,7 @@ def test_scale_comes_from_config_json_or_is_fluxs(tiny):
     assert (told.config.scale, told.config.shift, told.notes) == (1.5305, 0.0609, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, says",
     [

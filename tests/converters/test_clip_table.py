@@ -51,7 +51,7 @@ def large(name):
     return transformers.CLIPVisionModelWithProjection, config, clip.VISION
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["L/14", "H/14", "L/14 text", "H/14 vision"])
 def test_full_size(name):
     kind, settings, family = large(name)

@@ -41,6 +41,7 @@ def test_says_what_was_found_and_written(source, tmp_path, capsys):
     assert "100%" in err and "B/s" in err
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_do(source, tmp_path, capsys):
     out = tmp_path / "out"
     say(capsys, source, out, "--dtype", "bfloat16")

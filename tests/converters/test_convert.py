@@ -54,6 +54,7 @@ def left(folder):
     return {p.name for p in folder.iterdir()} - {"model.safetensors"}
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_parameters_are_those_of_the_table(families, tmp_path, layout):
     tensors = toy.tensors(layout=layout)
@@ -76,6 +77,7 @@ def test_large_blocks_are_written_one_by_one(source, tmp_path, monkeypatch):
     assert sorted(files) == [f"{i}.{j}.0" for i in range(3) for j in range(4)]
 
 
+@pytest.mark.slow
 def test_few_blocks_are_in_memory(families, tmp_path, monkeypatch):
     """However many are stacked: those that wait for the disk, and the one that is made."""
     save_file(toy.tensors(depth=20, width=64), tmp_path / "model.safetensors")

@@ -79,6 +79,7 @@ def test_links_out_of_a_pipeline_are_refused(pipeline, tmp_path, outside, name):
     refused(pipeline, tmp_path, r"leads to .*outside.*, outside of|is a link")
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("to", [".", "..", "../tokenizer", "../transformer"])
 def test_links_to_folders_that_may_lead_around_are_refused(pipeline, tmp_path, to):  # noqa: F811
     link(pipeline / "tokenizer" / "deep", to)

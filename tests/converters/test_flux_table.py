@@ -55,7 +55,7 @@ def test_published_checkpoints_of_diffusers_fit(published):
     assert FAMILY.table(config, "diffusers").problems(tensors, model) == []
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_published_sizes_have_their_keys_and_parameters(published, layout):
     name, config, model = published
@@ -98,6 +98,7 @@ def test_round_trip_over_both_layouts_is_bit_exact(params):
     same(convert(found.table, original, params), params)
 
 
+@pytest.mark.slow
 def test_layouts_hold_the_same_numbers_where_they_should(params):
     ours = unconvert(FAMILY.table(SMALL, "original"), params)
     theirs = unconvert(FAMILY.table(SMALL, "diffusers"), params)

@@ -39,6 +39,7 @@ class Hub:
         return self
 
 
+@pytest.mark.slow
 def test_models_of_the_hub_are_fetched(source, tmp_path, capsys, monkeypatch):
     files = ["README.md", "config.json", "model.safetensors", "model.bin"]
     there = Hub(files, tmp_path).use(monkeypatch)

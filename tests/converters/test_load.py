@@ -161,6 +161,7 @@ def test_a_field_that_changed_is_an_error(out):
     fs.load(out, verify=False)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -198,6 +199,7 @@ def test_a_hostile_configuration_is_one_line(out, change, said):
         assert len(str(caught.value)) < 600
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -15,14 +15,12 @@ from mutations import (
     digits,
     flip_bits,
     insert,
-    not_finite,
     other_bytes,
     reshape,
     swap,
     truncate,
     values,
 )
-from quick import slow_but
 from safetensors.numpy import load_file, save
 from test_convert import expected
 
@@ -54,10 +52,10 @@ HARMLESS = (flip_bits, digits, swap, reshape, values)
 """Some of their files hold a model."""
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutation",
-    slow_but(set(MUTATIONS) - {values, swap, not_finite}, MUTATIONS),
+    MUTATIONS,
     ids=lambda mutation: mutation.__name__,
 )
 def test_an_error_or_the_right_model(families, tmp_path, mutation):

@@ -65,6 +65,7 @@ def test_a_training_checkpoint_of_sit_makes_a_flow(tmp_path):
         np.testing.assert_array_equal(back[key], tensor, strict=True)
 
 
+@pytest.mark.slow
 def test_sit_at_full_size_is_recognised_by_shapes_alone(tmp_path):
     """As `--check` would see it; no values, no memory."""
     config = SiTConfig.preset("XL/2")

@@ -91,6 +91,7 @@ def test_readers_find_what_was_killed_between_the_renames(source, tmp_path):
     assert parameters(fs.load(out)).keys() == wanted.keys()
 
 
+@pytest.mark.slow
 def test_a_link_stays_and_what_it_leads_to_is_replaced(source, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -111,6 +111,7 @@ def test_the_original_layout_is_what_diffusers_takes_it_for(name):
         np.testing.assert_array_equal(ours[key], tensor.numpy())
 
 
+@pytest.mark.slow
 def test_a_single_file_is_taken_whole(tmp_path, params):
     tensors = unconvert(FAMILY.table(SMALL["3.5"], "original"), params)
     path = tmp_path / "sd3.5_medium.safetensors"

@@ -123,6 +123,7 @@ def test_nfe_is_what_the_model_sees(kernel, final):
     assert padded.verifier_calls == one.verifier_calls == rewards
 
 
+@pytest.mark.slow
 def test_second_call_compiles_nothing():
     flow, _, traces = counting()
     run(flow=flow)
@@ -131,6 +132,7 @@ def test_second_call_compiles_nothing():
     assert before == len(set(traces)) == len(traces) == 1
 
 
+@pytest.mark.slow
 def test_guided_flow_costs_two_evaluations():
     guided = fs.classifier_free_guidance(
         fs.Flow.from_callable(lambda p, x, t, cond: -x * cond[:, None], None, (2,)), 2.0,

@@ -98,6 +98,7 @@ def test_intervals_hold_what_they_should(found):
     assert len(inside) > 40 and np.mean(inside) > 0.85
 
 
+@pytest.mark.slow
 def test_natural_gain_of_a_reward_that_grows(found):
     """E[x0^2] is a^2 Var(x): posterior means are shrunk, and less from step to step."""
     a, variance, *_ = chain()

@@ -278,12 +278,14 @@ def test_bfloat16_is_near(flux):
     assert 1e-4 < error(ours, np.asarray(apply(exact, decode, latents))) < 5e-2
 
 
+@pytest.mark.slow
 def test_parameters_are_whole_on_each_device(flux):
     axes = parameters(logical_axes(flux[1]))
     assert axes["encoder.conv_in.kernel"] == (None,) * 4
     assert {name for names in axes.values() for name in names} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -146,6 +146,7 @@ def test_weights_come_back_with_the_same_bits(weights, found, model):
         np.testing.assert_array_equal(tensor, weights[key], strict=True)
 
 
+@pytest.mark.slow
 def test_copies_of_the_token_table_are_compared(weights, found, model):
     names = [f"{of}embed_tokens.weight" for of in ("", "encoder.", "decoder.")]
     more = weights | {name: weights["shared.weight"] for name in names}
@@ -157,6 +158,7 @@ def test_copies_of_the_token_table_are_compared(weights, found, model):
         check_ignored(found.table, more, more.__getitem__)
 
 
+@pytest.mark.slow
 def test_parameters_name_their_axes(model):
     axes = logical_axes(model)
     assert axes.projector.up.kernel.get_value() == ("embed", "mlp")

@@ -175,6 +175,7 @@ def test_autoencoder(tmp_path):
     assert max(error(a, b) for a, b in zip(ours, wanted, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_aesthetic_head(tmp_path):
     folder, module = converted(randomised(sequential()), tmp_path)
     embeddings = normal(3, 12)

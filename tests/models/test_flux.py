@@ -254,6 +254,7 @@ def test_bfloat16_is_near_float32(guided):
     assert 1e-4 < error(made, run(model, arguments)) < 0.05
 
 
+@pytest.mark.slow
 def test_axes_are_named():
     model = nnx.eval_shape(lambda: Flux(FluxConfig(), rngs=nnx.Rngs(0)))
     axes = logical_axes(model)

@@ -208,6 +208,7 @@ def test_full_size():
     assert found.table.problems(checkpoint, parameters(abstract(blip.FAMILY, found.config))) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_named(tiny):
     _, held, _, model = tiny
     assert blip.FAMILY.recognise({k: a for k, a in held.items() if "mlp" not in k}, None) is None

@@ -279,6 +279,7 @@ def test_tokens_are_those_of_the_public_tokenizers(ask):
         np.testing.assert_array_equal(ours, wanted)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_named(pair, ask):
     module, model, _ = pair
     weights, beside = tensors(module), module.config.to_dict()

@@ -223,6 +223,7 @@ def test_in_bfloat16_logits_are_float32():
     assert (said.shape, said.dtype) == ((2, 3, 151936), jnp.float32)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_named(pair):
     module, model, _ = pair
     weights, beside = tensors(module), module.config.to_dict()

@@ -166,7 +166,7 @@ def test_bfloat16_is_near_float32(tensors, model):
     assert 1e-4 < error(made, nnx.jit(model)(x, t, labels)) < 0.05
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 def test_a_label_past_the_last_gives_nan(model):
     x, t, _ = inputs(1)
     assert np.isnan(nnx.jit(model)(x, t, np.asarray([CLASSES + 1], np.int32))).all()

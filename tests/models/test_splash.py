@@ -67,7 +67,7 @@ def test_gradient():
         np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [ShardingRules(), ShardingRules(heads=None, token="model")])
 def test_each_device_has_rows_and_heads_or_queries_of_its_own(rules):
     q, k, v = inputs(2, 6, 5, 2, 8)

@@ -199,6 +199,7 @@ def strict(images, cond):
     return np.full(len(images), 1e-300)
 
 
+@pytest.mark.slow
 def test_host_rewards_that_do_odd_things():
     with pytest.raises(fs.rewards.RewardError, match="reward 'odd' raised Odd, in round 2"):
         fs.run(KEY, flow_of(0.5), BON, fs.rewards.host(raises_oddly, "odd"))

@@ -253,6 +253,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("go", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(
     ("search", "message"),

@@ -77,6 +77,7 @@ def test_what_is_no_picture(shape):
     assert one._repr_png_() is None and several._repr_png_() is None
 
 
+@pytest.mark.slow
 def test_values_that_are_no_colours():
     """Pixels of 8 bits are shown as they are; others are clipped, and NaN is no colour."""
     result = single()

@@ -217,6 +217,7 @@ def test_a_failing_reward_names_itself_and_can_be_resumed(failure, message, tmp_
     np.testing.assert_array_equal(resumed.info.reward, whole.info.reward)
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_first_round_can_be_saved_too(tmp_path):
     with pytest.raises(fs.rewards.RewardError, match="in round 0") as raised:
         fs.run(KEY, flow(), SEARCH, fs.rewards.host(lambda images, cond: boom(images)),

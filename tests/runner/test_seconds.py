@@ -155,6 +155,7 @@ def test_prompts_share_the_seconds(devices, ticking):
     same(found, last(iterate(nfe=13, **options)))
 
 
+@pytest.mark.slow
 def test_too_few_seconds_name_the_least(ticking):
     _, iterate = ticking()
     least = least_nfe(SEARCH)

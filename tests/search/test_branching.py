@@ -48,7 +48,7 @@ def quotas(search, nfe):
     return np.asarray(search.quotas(np.int32(nfe)))
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(1,), (2, 3), (4,), (1, 2, 3, 4)])
 def test_the_budget_goes_to_the_steps_chosen(steps):
     options = {"kernel": SDE, "grid": GRID, "chains": 2, "finish": "mean", "branch_at": steps}
