@@ -15,7 +15,8 @@ from flowsde._files import read_json
 from flowsde._text import shown
 from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
-from flowsde.models.common.quantised import FORMATS, Format, in_blocks
+from flowsde.models.common.paths import parameters
+from flowsde.models.common.quantised import FORMATS, Format, in_blocks, quantise_layers
 from flowsde.models.converted.load import Merge, load_module
 from flowsde.models.converted.opened import open_as, open_model
 from flowsde.models.converted.store import INDEX, PIPELINE, check_files, is_pipeline, read_config
@@ -134,18 +135,22 @@ def nbytes(folder: Path, quantise: Format | None = None) -> dict[str, int]:
       FileNotFoundError, ValueError: it is not what a conversion wrote.
     """
     names = read_config(folder, PIPELINE)["models"] if is_pipeline(folder) else [""]
-    held = {name: read_config(folder / name)["params"] for name in names}
+    return {name: _nbytes_of(folder / name, quantise) for name in names}
 
-    def size(path: str, shape: list[int], dtype: str) -> int:
-        if quantise is not None and in_blocks(path, shape):
-            layers, _, to = shape
-            return math.prod(shape) + layers * to * jnp.dtype(jnp.float32).itemsize
-        return math.prod(shape) * jnp.dtype(dtype).itemsize
 
-    return {
-        name: sum(size(path, one["shape"], one["dtype"]) for path, one in params.items())
-        for name, params in held.items()
+def _nbytes_of(folder: Path, quantise: Format | None) -> int:
+    """Of one model."""
+    held = {
+        path: math.prod(one["shape"]) * jnp.dtype(one["dtype"]).itemsize
+        for path, one in read_config(folder)["params"].items()
     }
+    if quantise is not None:
+        model = open_model(folder, registry.families()).model(Numerics())
+        for path in quantise_layers(model, quantise):
+            del held[path]
+        made = {path: p.size * p.dtype.itemsize for path, p in parameters(model).items()}
+        held |= {path: size for path, size in made.items() if path not in held}
+    return sum(held.values())
 
 
 def sampling_of(folder: Path) -> Sampling:

@@ -18,7 +18,7 @@ from refusing import refused
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
-from flowsde.cli import resume
+from flowsde.cli import results, resume
 
 PROMPT = "two green triangles"
 KEPT = {".flowsde"}
@@ -315,3 +315,23 @@ def test_an_option_left_out_again_is_another_run(
     cli.main(["sample", PROMPT, *ours, "--accept", "quantile", "--out", str(tmp_path)])
     said = _stopped(capsys, "sample", PROMPT, *ours, "--out", str(tmp_path), code=2)
     assert "--accept quantile, not None" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("quantise", "int8"),
+        ("reward_counts", "2 dogs"),
+        ("skip_layers", "7,8,9"),
+        ("skip_scale", 2.8),
+    ],
+)
+def test_a_models_option_left_out_again_is_another_run(
+    tmp_path: Path, option: str, value: Any
+) -> None:
+    plain = {"prompt": PROMPT, "method": "bon", "seed": 0, "version": "1", "settings": {"nfe": 8}}
+    own: dict[str, Any] = plain | {"settings": {"nfe": 8, option: value}}
+    for wanted, found in ((plain, own), (own, plain)):
+        with pytest.raises(ValueError, match=f"used --{option.replace('_', '-')} "):
+            results.check_same(tmp_path, "finished", wanted, found)
+    results.check_same(tmp_path, "finished", own, own)

@@ -65,6 +65,17 @@ def test_float8_is_that_of_torch():
     np.testing.assert_array_equal(np.abs(theirs).max(axis=0), np.full(5, 448.0))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_feature_of_subnormal_weights_is_zero_or_near(form):
+    """Each would be of two digits or less in units of a subnormal scale, or overflow."""
+    kernel = np.asarray([[1e-45, 2e-43, 4e-43, 6e-43, 1e-42, 1e-39, 1e-37]], np.float32).T
+    for size in kernel[:, 0]:
+        values, scale = quantised_of(kernel * 0 + size, form)
+        found = widened(values, scale)
+        assert np.all((found == 0) | (np.abs(found - size) <= 0.01 * size))
+        assert scale[0] == 0 or scale[0] >= np.finfo(np.float32).tiny
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_a_feature_that_would_be_lost_is_an_error(wrong):
     kernel = normal(4, 3)
@@ -252,6 +263,9 @@ def test_what_is_not_finite_is_named(folders, tmp_path):
     file.write_bytes(np.float32(np.nan).tobytes() + file.read_bytes()[4:])
     with pytest.raises(ValueError, match=r"single\.leave\.kernel: a weight is NaN or infinite; in"):
         fs.load(folder, quantise="int8", verify=False)
+    # A file that was damaged is called so.
+    with pytest.raises(ValueError, match=r"single\.leave\.kernel changed since it was written"):
+        fs.load(folder, quantise="int8")
 
 
 @pytest.mark.slow
@@ -268,6 +282,10 @@ def test_the_command_searches_with_it(folders, others, tmp_path, capsys):
     assert "quantise" not in results[1]["settings"]
     # Near, and not the same.
     assert 0 < abs(results[0]["reward"] - results[1]["reward"]) < 0.1
+    for name, own in (("int8", []), ("plain", ["--quantise", "int8"])):
+        with pytest.raises(SystemExit):
+            cli.main([*words, *own, "--out", str(tmp_path / name)])
+        assert "used --quantise" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*words, "--quantise", "int4"])
     assert "--quantise must be int8 or float8_e4m3fn, got 'int4'" in capsys.readouterr().err

@@ -22,6 +22,10 @@ Format = Literal["int8", "float8_e4m3fn"]
 FORMATS = get_args(Format)
 
 
+class NotFiniteError(ValueError):
+    """A weight is NaN or infinite."""
+
+
 class QuantisedLinear(nnx.Module):
     """An `nnx.Linear` of stacked blocks [layer, in, out] in a format; its arrays are shapes."""
 
@@ -83,15 +87,17 @@ def quantise_layers(model: nnx.Module, name: Format) -> list[str]:
 def quantised_of(kernel: np.ndarray, name: Format) -> tuple[np.ndarray, np.ndarray]:
     """Values [in, out] and scale [out] of a kernel [in, out].
 
-    Each value is the nearest of the format. A feature that is zero has scale 0.
+    Each value is the nearest of the format. A feature that is zero has scale 0, and so has one
+    whose scale would be subnormal: devices may take it for 0, and it has few digits.
 
     Raises:
-      ValueError: a weight is NaN or infinite.
+      NotFiniteError: a weight is NaN or infinite.
     """
     wide = kernel.astype(np.float32)
     scale = np.abs(wide).max(axis=0) / _largest(name)
     if not np.isfinite(scale).all():
-        raise ValueError("a weight is NaN or infinite")
+        raise NotFiniteError("a weight is NaN or infinite")
+    scale[scale < np.finfo(np.float32).tiny] = 0.0
     units = wide / np.where(scale > 0, scale, 1.0).astype(np.float32)
     if name == "int8":
         units = np.rint(units)

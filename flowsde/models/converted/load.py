@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from flowsde._text import shown
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
-from flowsde.models.common.quantised import Format, quantise_layers, quantised_of
+from flowsde.models.common.quantised import Format, NotFiniteError, quantise_layers, quantised_of
 from flowsde.models.converted.arrays import Parameter
 from flowsde.models.converted.opened import Opened
 from flowsde.models.converted.store import PARAMS, flat, nested
@@ -97,8 +97,9 @@ def _quantised(
     for i in range(parameter.shape[0]):
         try:
             parts = quantised_of(parameter.read(i) if merged is None else merged[i], form)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; in {form} its feature would be lost") from None
+        except NotFiniteError as error:
+            said = f"{path}: {error}; in {form} its feature would be lost"
+            raise NotFiniteError(said) from None
         for whole, part in zip(made, parts, strict=True):
             whole[i] = part
     return {name: _placed(a, like[name]) for name, a in zip(names, made, strict=True)}
@@ -159,14 +160,19 @@ def _verifying(opened: Opened, held: dict[str, Parameter], mesh: Mesh | None) ->
             path: pool.submit(one.digest, stopped.is_set)
             for path, one in list(held.items())[first :: len(processes)]
         }
+        wanted, not_finite = opened.about["params"], None
         try:
-            yield
-            wanted = opened.about["params"]
+            try:
+                yield
+            except NotFiniteError as error:
+                not_finite = error  # of a file that is damaged, which is to be said first
             wrong = [path for path, it in found.items() if it.result() != wanted[path]["sha256"]]
         finally:
             stopped.set()
     if wrong:
         raise opened.changed(wrong)
+    if not_finite is not None:
+        raise ValueError(f"{opened.folder}: {not_finite}") from None
 
 
 def _restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
