@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from _files import RESULTS, save_json
+from _tpu_list import DECODED
 from flax import nnx
 
 import flowsde as fs
@@ -50,7 +51,7 @@ from flowsde.models.autoencoder_wan.past import Past
 from flowsde.models.clip.model import CLIPTextConfig
 from flowsde.models.common.layers import Numerics
 from flowsde.models.common.paths import parameters
-from flowsde.models.common.quantised import Format, in_blocks, quantise_layers
+from flowsde.models.common.quantised import Format, quantise_layers
 from flowsde.models.family import Family, abstract
 from flowsde.models.flux.model import FluxConfig
 from flowsde.models.sd3.model import SD3Config
@@ -61,8 +62,6 @@ DEVICES = {
 }  # fmt: skip
 CHIPS = (4, 8)
 PIXELS, HEIGHT, WIDTH = 1024, 480, 832
-_SHORT = 17
-"""Frames of a video whose decoder is in the plan."""
 _LOW = Numerics(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 _BIG_G = CLIPTextConfig(width=1280, depth=32, heads=20, mlp=5120, projection=1280)
 _QWEN3 = ((qwen3.FAMILY, qwen3.FAMILY.config()),)
@@ -166,11 +165,10 @@ def weights(family: Family, config: Any, form: Format | None = None) -> int:
 
 def widened(family: Family, config: Any) -> int:
     """Bytes of the largest kernel of a block, in bfloat16."""
-    held = parameters(abstract(family, config, _LOW))
+    model = abstract(family, config, _LOW)
+    held, kernels = parameters(model), quantise_layers(model, "int8")
     return max(
-        p.size // p.shape[0] * p.dtype.itemsize
-        for path, p in held.items()
-        if in_blocks(path, p.shape)
+        held[path].size // held[path].shape[0] * held[path].dtype.itemsize for path in kernels
     )
 
 
@@ -230,10 +228,10 @@ def row_of(model: Model, plan: list[dict[str, Any]]) -> dict[str, Any]:
     else:
         assert model.frames is not None, "decoders of pictures are planned"
         decode = decoding(model.frames)
-        short = _compiled(plan, decoder, f"{WIDTH}x{HEIGHT}x{_SHORT}")
-        if short is not None and model.frames > _SHORT:
+        short = _compiled(plan, decoder, f"{WIDTH}x{HEIGHT}x{DECODED}")
+        if short is not None and model.frames > DECODED:
             # The loop over its frames is the same, and the video longer.
-            more = 4 * 3 * (model.frames - _SHORT) * HEIGHT * WIDTH
+            more = 4 * 3 * (model.frames - DECODED) * HEIGHT * WIDTH
             decode = max(decode, short["peak_bytes"] - autoencoder + more)
     beside = autoencoder + max(evaluation * (2 if model.guided else 1), decode)
     encoder8 = sum(weights(*one, "int8") for one in model.encoders)

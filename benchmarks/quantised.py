@@ -74,18 +74,11 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-class Double(nnx.Module):
-    """One double block."""
+class Alone(nnx.Module):
+    """One block, stacked as those of a model."""
 
-    def __init__(self, config: FluxConfig, numerics: Numerics):
-        self.blocks = stack(lambda r: DoubleBlock(config, numerics, r), 1, nnx.Rngs(0))
-
-
-class Single(nnx.Module):
-    """One single block."""
-
-    def __init__(self, config: FluxConfig, numerics: Numerics):
-        self.blocks = stack(lambda r: SingleBlock(config, numerics, r), 1, nnx.Rngs(0))
+    def __init__(self, block: Any, config: FluxConfig, numerics: Numerics):
+        self.blocks = stack(lambda r: block(config, numerics, r), 1, nnx.Rngs(0))
 
 
 def only(stacked: Any) -> Any:
@@ -103,18 +96,17 @@ def blocks(config: FluxConfig) -> list[Case]:
     c = normal(3, 1, config.width)
 
     def double(module: Any, dtype: Any) -> jax.Array:
-        own = only(module.blocks)(text.astype(dtype), image.astype(dtype), c, turn)
-        return jnp.concatenate([*own], axis=1) - jnp.concatenate([text, image], axis=1).astype(
-            dtype
-        )
+        both = text.astype(dtype), image.astype(dtype)
+        made = only(module.blocks)(*both, c, turn)
+        return jnp.concatenate(made, axis=1) - jnp.concatenate(both, axis=1)
 
     def single(module: Any, dtype: Any) -> jax.Array:
         x = jnp.concatenate([text, image], axis=1).astype(dtype)
         return only(module.blocks)(x, c, turn) - x
 
     return [
-        Case("a double block of FLUX.1", lambda n: Double(config, n), double),
-        Case("a single block of FLUX.1", lambda n: Single(config, n), single),
+        Case("a double block of FLUX.1", lambda n: Alone(DoubleBlock, config, n), double),
+        Case("a single block of FLUX.1", lambda n: Alone(SingleBlock, config, n), single),
     ]
 
 

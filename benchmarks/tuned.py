@@ -130,8 +130,6 @@ def main(args: Args) -> None:
             print(json.dumps(rows[-1], indent=1), flush=True)
             if args.json is not None:
                 save_json(args.json, {"rows": rows})
-            # The programs of a race fill most of what a process may map; the next has its own.
-            jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -49,11 +49,10 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_modifyitems(config, items):
-    """Which part a test is in depends on its name alone: other tests come and go."""
+def _mark_slow(items):
+    """Mark tests of pipelines, which are made and converted first, and all cases but a first."""
     seen = set()
     for item in items:
-        # Whole pipelines are made and converted before their first test.
         if {"folders", "others"} & set(item.fixturenames):
             item.add_marker("slow")
         if item.get_closest_marker("slow_but_one") and not item.get_closest_marker("slow"):
@@ -61,6 +60,11 @@ def pytest_collection_modifyitems(config, items):
             if function in seen:
                 item.add_marker("slow")
             seen.add(function)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Which part a test is in depends on its name alone: other tests come and go."""
+    _mark_slow(items)
     part, parts = map(int, config.getoption("--part").split("/"))
     own = [crc32(item.nodeid.encode()) % parts == part % parts for item in items]
     config.hook.pytest_deselected(

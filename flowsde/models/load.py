@@ -16,7 +16,7 @@ from flowsde._text import shown
 from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
 from flowsde.models.common.paths import parameters
-from flowsde.models.common.quantised import FORMATS, Format, in_blocks, quantise_layers
+from flowsde.models.common.quantised import FORMATS, Format, quantise_layers
 from flowsde.models.converted.load import Merge, load_module
 from flowsde.models.converted.opened import open_as, open_model
 from flowsde.models.converted.store import INDEX, PIPELINE, check_files, is_pipeline, read_config
@@ -84,8 +84,7 @@ def load(
 
         return pipeline_of(folder, verify).build(folder, read, verify)
     opened = open_model(folder, registry.families(), verify)
-    held = opened.about["params"].items()
-    if quantise is not None and not any(in_blocks(path, one["shape"]) for path, one in held):
+    if quantise is not None and not quantise_layers(opened.model(Numerics()), quantise):
         raise ValueError(
             f"quantise has no effect on a model of {opened.family.name}, which has no blocks of "
             f"linear layers, got {quantise!r}"

@@ -136,7 +136,11 @@ def tune(
     }
     ledger = Ledger(None if save is None else Path(save), about, probe(subject))
     tell(Progress(0, 0, beforehand(plan), math.nan))
-    return carry_out(plan, ledger, tell)
+    try:
+        return carry_out(plan, ledger, tell)
+    finally:
+        # The programs of a race fill most of what a process may map: another would have no room.
+        jax.clear_caches()
 
 
 def _timed(seconds: float, chunk_size: int | None) -> Timed:

@@ -6,7 +6,6 @@ Activations keep their dtype: what is saved is memory, half of bfloat16's, and i
 product has the weights widened to the dtype of its activations, a block at a time.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -57,11 +56,6 @@ class QuantisedLinear(nnx.Module):
         return y + jnp.broadcast_to(bias, y.shape)
 
 
-def in_blocks(path: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is the kernel of a linear layer of stacked blocks."""
-    return path.rpartition(".")[2] == "kernel" and len(shape) == 3
-
-
 def quantise_layers(model: nnx.Module, name: Format) -> list[str]:
     """Replace the linear layers of stacked blocks, of a model of shapes.
 
@@ -74,7 +68,7 @@ def quantise_layers(model: nnx.Module, name: Format) -> list[str]:
     found = [
         (path, node)
         for path, node in nnx.iter_graph(model)
-        if isinstance(node, nnx.Linear) and in_blocks("kernel", node.kernel.get_value().shape)
+        if isinstance(node, nnx.Linear) and len(node.kernel.get_value().shape) == 3
     ]
     for path, linear in found:
         parent: Any = model
