@@ -1,9 +1,9 @@
 """Where arrays go on a mesh: rules from the logical names of their axes to axes of the mesh.
 
 "prompt" and "particle" lead the states and the candidates of searches; "token" is a place in a
-transformer's sequence; "embed", "heads", "mlp", "vocab" and "layer" are axes of parameters, see
-`flowsde.models.common.layers`. The default rules are data parallel over prompts and particles, and
-tensor parallel over "model":
+transformer's sequence, see `flowsde.models.common.sequence`; "embed", "heads", "mlp", "vocab" and
+"layer" are axes of parameters, see `flowsde.models.common.layers`. The default rules are data
+parallel over prompts and particles, tensor parallel over "model", and split tokens over "token":
 
     mesh = jax.make_mesh((2, 1, 4), ("prompt", "particle", "model"), (AxisType.Auto,) * 3)
     ShardingRules().spec("embed", "mlp")                    # PartitionSpec(None, "model")
@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
 Axes = tuple[str | None, ...]
-AXES = ("prompt", "particle", "model")
+AXES = ("prompt", "particle", "token", "model")
 """Of a mesh, in the default rules; a mesh may have some of them only."""
 
 
@@ -39,7 +39,7 @@ class ShardingRules:
 
     prompt: MeshAxes = "prompt"
     particle: MeshAxes = "particle"
-    token: MeshAxes = None
+    token: MeshAxes = "token"
     embed: MeshAxes = None
     heads: MeshAxes = "model"
     mlp: MeshAxes = "model"
@@ -84,6 +84,21 @@ class ShardingRules:
                     )
                 seen[axis] = name
         return PartitionSpec(*[axes[0] if len(axes) == 1 else axes or None for axes in every])
+
+    def dividing(
+        self, mesh: Any, sizes: tuple[int, ...], names: tuple[tuple[str, ...], ...]
+    ) -> list[tuple[str, ...]]:
+        """Axes of a mesh for some axes of an array, each by its logical names.
+
+        None where they do not divide it evenly, and none that an axis before it has.
+        """
+        made: list[tuple[str, ...]] = []
+        for size, own in zip(sizes, names, strict=True):
+            axes = [axis for name in own for axis in self.mesh_axes(name)]
+            left = tuple(a for a in axes if a in mesh.axis_names and a not in sum(made, ()))
+            ways = math.prod(mesh.shape[axis] for axis in left)
+            made.append(() if size % ways else left)
+        return made
 
     def on(self, mesh: Mesh) -> "ShardingRules":
         """These rules without the axes that a mesh has not got, of those that are default ones.

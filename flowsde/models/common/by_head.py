@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_UNSEEN = np.float32(-0.7) * np.finfo(np.float32).max
+UNSEEN = np.float32(-0.7) * np.finfo(np.float32).max
 """A score of what may not be looked at; finite, as of a query that may look at nothing."""
 
 
@@ -50,7 +50,7 @@ def attention_by_head(
         if bias is not None:
             scores += of(bias, turn).astype(jnp.float32)
         if mask is not None:
-            scores = jnp.where(of(mask, turn), scores, _UNSEEN)
+            scores = jnp.where(of(mask, turn), scores, UNSEEN)
         return jax.nn.softmax(scores).astype(v.dtype) @ v
 
     turns = jnp.arange(n * heads, dtype=jnp.int32)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from flowsde.models.common.by_head import attention_by_head
 from flowsde.models.common.quantised import QuantisedLinear
+from flowsde.models.common.ring import ring_attention
 from flowsde.models.common.splash import LONG, splash_attention
 from flowsde.sharding import Axes, ShardingRules, axes_of
 
@@ -45,7 +46,8 @@ class Numerics:
         "by_head" is `flowsde.models.common.by_head`. None is "tpu" on TPUs, "by_head" on CPUs but
         under a mesh, see `jax.set_mesh`, whose devices may each have some of the heads, and
         elsewhere JAX's choice.
-      rules: where that kernel runs under a mesh, which `jax.set_mesh` makes known.
+      rules: of the mesh that `jax.set_mesh` makes known: over which of its axes tokens are split,
+        see `flowsde.models.common.sequence`, and where kernels run.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -223,6 +225,7 @@ def attention(
     mask: jax.Array | None = None,
     causal: bool = False,
     scale: float | None = None,
+    split: bool = False,
 ) -> jax.Array:
     """Attention of q [n, queries, heads, d] over k, v [n, keys, heads, d].
 
@@ -235,29 +238,34 @@ def attention(
       mask: True where a query may look, [n or 1, heads or 1, queries, keys].
       causal: whether queries see no later keys.
       scale: of the scores; 1 / sqrt(d) by default.
+      split: whether keys are split over devices as queries are, by `sequence.Split`: they are
+        gathered for "splash", and else it is `flowsde.models.common.ring`.
 
     Returns:
       [n, queries, heads x d].
     """
     name = numerics.attention or _usual()
+    if name == "tpu":
+        name = "splash" if by_kernel(q.shape[1], k.shape[1]) else "xla"
+    y = None
+    if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):
+        seen = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
+        how: Any = {"seen": seen, "scale": scale, "rules": numerics.rules}
+        if name == "splash":
+            y = splash_attention(q, k, v, causal=causal, **how)
+        elif split and not causal:
+            y = ring_attention(q, k, v, **how)
+    if y is not None:
+        return y.reshape(*y.shape[:2], -1)
     if name == "by_head":
         y = attention_by_head(q, k, v, bias=bias, mask=mask, causal=causal, scale=scale)
         return y.reshape(*y.shape[:2], -1)
-    if name == "tpu":
-        name = "splash" if by_kernel(q.shape[1], k.shape[1]) else "xla"
-    if name == "splash":
-        if bias is None and (mask is None or mask.shape[1:3] == (1, 1)):
-            seen = None if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
-            y = splash_attention(
-                q, k, v, seen=seen, causal=causal, scale=scale, rules=numerics.rules
-            )
-            return y.reshape(*y.shape[:2], -1)
-        name = "xla"
     # JAX's own code adds bfloat16 to float32, which a strict promotion mode would not let pass.
     with jax.numpy_dtype_promotion("standard"):
         y = jax.nn.dot_product_attention(
-            q, k, v, bias, mask, scale=scale, is_causal=causal, implementation=name
-        )
+            q, k, v, bias, mask, scale=scale, is_causal=causal,
+            implementation="xla" if name == "splash" else name,
+        )  # fmt: skip
     return y.reshape(*y.shape[:2], -1)
 
 

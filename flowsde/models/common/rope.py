@@ -91,6 +91,9 @@ def turned_attention(
     numerics: Numerics,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """`attention` of q and k turned by `turn`, in their float32, and rounded to v's dtype then."""
+    """`attention` of q and k turned by `turn`, in their float32, and rounded to v's dtype then.
+
+    Tokens may be split over devices, see `flowsde.models.common.sequence`.
+    """
     q, k = (rotate(a, turn).astype(v.dtype) for a in (q, k))
-    return attention(q, k, v, numerics=numerics, mask=mask)
+    return attention(q, k, v, numerics=numerics, mask=mask, split=True)

@@ -69,18 +69,9 @@ def splash_attention(
     if mesh.empty or mesh.are_all_axes_manual:
         return attend(*arrays)
 
-    def split(size: int, *names: str) -> tuple[str, ...]:
-        """Axes of the mesh for an axis of an array: those that divide it."""
-        axes = tuple(a for name in names for a in rules.mesh_axes(name) if a in mesh.axis_names)
-        count = 1
-        for axis in axes:
-            count *= mesh.shape[axis]
-        return axes if size % count == 0 else ()
-
-    rows = split(q.shape[0], "prompt", "particle")
-    heads = split(q.shape[2], "heads")
     # A causal query's place is its place in the whole text.
-    tokens = () if causal else split(q.shape[1], "token")
+    names = (("prompt", "particle"), ("heads",), () if causal else ("token",))
+    rows, heads, tokens = rules.dividing(mesh, (q.shape[0], q.shape[2], q.shape[1]), names)
     queries = PartitionSpec(rows, tokens, heads, None)
     keys = PartitionSpec(rows, None, heads, None)
     divided = jax.shard_map(

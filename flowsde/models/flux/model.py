@@ -35,6 +35,7 @@ from flowsde.models.common.modulation import (
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
 from flowsde.models.common.rope import angles, turned_attention
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 _TIME_SCALE = 1000.0
@@ -142,21 +143,29 @@ class DoubleBlock(nnx.Module):
         self.text = Stream(config, numerics, rngs)
 
     def __call__(
-        self, text: jax.Array, image: jax.Array, c: jax.Array, turn: jax.Array
+        self,
+        text: jax.Array,
+        image: jax.Array,
+        c: jax.Array,
+        turn: jax.Array,
+        seen: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Text and image tokens [n, tokens, width]; c float32 [n, width]; turn of all tokens."""
+        """Text and image tokens [n, tokens, width]; c float32 [n, width]; turn of all tokens.
+
+        Of tokens that are split over devices, turn and seen are those of `Split`.
+        """
         streams, tokens = (self.text, self.image), (text, image)
         modulations = [stream.modulation(c) for stream in streams]
         read = [
             stream.read(x, *m[:2])
             for stream, x, m in zip(streams, tokens, modulations, strict=True)
         ]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*read, strict=True))
-        attended = jnp.split(
-            turned_attention(q, k, v, turn, numerics=self.numerics), [text.shape[1]], axis=1
-        )
+        split = Split.of(self.numerics.rules)
+        q, k, v = (split.join(parts) for parts in zip(*read, strict=True))
+        attended = turned_attention(q, k, v, turn, numerics=self.numerics, mask=seen)
+        parts = split.part(attended, [text.shape[1], image.shape[1]])
         made = []
-        for stream, x, m, y in zip(streams, tokens, modulations, attended, strict=True):
+        for stream, x, m, y in zip(streams, tokens, modulations, parts, strict=True):
             x = add_gated(x, m[2], stream.out(y))
             made.append(add_gated(x, m[5], stream.mix(x, m[3], m[4])))
         return made[0], made[1]
@@ -172,13 +181,16 @@ class SingleBlock(nnx.Module):
         self.enter = numerics.linear(width, 3 * width + config.mlp, ("embed", "mlp"), rngs=rngs)
         self.leave = numerics.linear(width + config.mlp, width, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, c: jax.Array, turn: jax.Array) -> jax.Array:
-        """x: [n, tokens, width]; c: float32 [n, width]; turn: [tokens, d / 2]."""
+    def __call__(
+        self, x: jax.Array, c: jax.Array, turn: jax.Array, seen: jax.Array | None = None
+    ) -> jax.Array:
+        """x: [n, tokens, width]; c: float32 [n, width]; turn: [tokens, d / 2]; seen: of `Split`."""
         shift, scale, gate = self.modulation(c)
         sizes = [self.config.width] * 3 + [self.config.mlp]
         *parts, hidden = outputs(self.enter, adaptive_norm(x, shift, scale), sizes)
         q, k, v = heads_of(parts, self.config.heads)
-        attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics)
+        turned = *self.norm(q, k), v, turn
+        attended = turned_attention(*turned, numerics=self.numerics, mask=seen)
         hidden = jax.nn.gelu(hidden, approximate=True)
         return add_gated(x, gate, self._leave(attended, hidden))
 
@@ -251,17 +263,22 @@ class Flux(nnx.Module):
         """
         self._check(image, ids, guidance)
         dtype = self.numerics.dtype
+        split, sizes = Split.of(self.numerics.rules), (text.shape[1], image.shape[1])
         at = jnp.concatenate([jnp.zeros((text.shape[1], 3), jnp.int32), jnp.asarray(ids)])
-        turn = angles(at, self.config.axes)
+        turn = split.arrange(angles(at, self.config.axes)[None], sizes)[0]
+        seen = split.seen(*sizes)
         c = jax.nn.silu(self.condition(t, pooled, guidance))
 
-        both = self.text_in(text.astype(dtype)), self.image_in(image.astype(dtype))
-        both = scan(self.double, lambda block, both: block(*both, c, turn), both)
-        h = jnp.concatenate(both, axis=1)
-        h = scan(self.single, lambda block, h: block(h, c, turn), h)
+        parts = self.text_in(text.astype(dtype)), self.image_in(image.astype(dtype))
+        both = split.keep(tuple(map(split.fill, parts)))
+        both = scan(self.double, lambda block, both: split.keep(block(*both, c, turn, seen)), both)
+        h = split.join(both)
+        h = scan(self.single, lambda block, h: split.keep(block(h, c, turn, seen)), h)
 
         shift, scale = self.modulation(c)
-        return self.out(adaptive_norm(h[:, text.shape[1] :], shift, scale)).astype(jnp.float32)
+        h = split.part(h, [a.shape[1] for a in both])[1]
+        made = self.out(adaptive_norm(h, shift, scale))[:, : image.shape[1]]
+        return made.astype(jnp.float32)
 
     def condition(self, t: jax.Array, pooled: jax.Array, guidance: jax.Array | None) -> jax.Array:
         """The sum of the global conditions' embeddings, float32 [n, width]."""

@@ -36,6 +36,7 @@ from flowsde.models.common.modulation import (
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
 from flowsde.models.common.rope import angles, turned_attention
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 THETA = 2000.0
@@ -136,19 +137,23 @@ class DoubleBlock(nnx.Module):
         text_modulated: Modulated,
         image_modulated: Modulated,
         turn: jax.Array,
+        seen: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Text and image tokens [n, tokens, width]; turn [tokens, d / 2] of all tokens."""
+        """Text and image tokens [n, tokens, width]; turn [tokens, d / 2] of all tokens.
+
+        Of tokens that are split over devices, turn and seen are those of `Split`.
+        """
         streams, tokens = (self.text, self.image), (text, image)
         modulated = (text_modulated, image_modulated)
         read = [
             stream.read(x, *m[:2]) for stream, x, m in zip(streams, tokens, modulated, strict=True)
         ]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*read, strict=True))
-        attended = jnp.split(
-            turned_attention(q, k, v, turn, numerics=self.numerics), [text.shape[1]], axis=1
-        )
+        split = Split.of(self.numerics.rules)
+        q, k, v = (split.join(parts) for parts in zip(*read, strict=True))
+        attended = turned_attention(q, k, v, turn, numerics=self.numerics, mask=seen)
+        parts = split.part(attended, [text.shape[1], image.shape[1]])
         made = []
-        for stream, x, m, y in zip(streams, tokens, modulated, attended, strict=True):
+        for stream, x, m, y in zip(streams, tokens, modulated, parts, strict=True):
             x = add_gated(x, m[2], stream.out(y))
             made.append(add_gated(x, m[5], stream.mix(x, m[3], m[4])))
         return made[0], made[1]
@@ -164,13 +169,16 @@ class SingleBlock(nnx.Module):
         self.enter = numerics.linear(width, into, ("embed", "mlp"), bias=False, rngs=rngs)
         self.leave = numerics.linear(out, width, ("mlp", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, modulated: Modulated, turn: jax.Array) -> jax.Array:
-        """x: [n, tokens, width]; turn: [tokens, d / 2]."""
+    def __call__(
+        self, x: jax.Array, modulated: Modulated, turn: jax.Array, seen: jax.Array | None = None
+    ) -> jax.Array:
+        """x: [n, tokens, width]; turn: [tokens, d / 2]; seen: of `Split`."""
         shift, scale, gate = modulated
         sizes = [self.config.width] * 3 + [self.config.mlp] * 2
         *parts, a, b = outputs(self.enter, adaptive_norm(x, shift, scale), sizes)
         q, k, v = heads_of(parts, self.config.heads)
-        attended = turned_attention(*self.norm(q, k), v, turn, numerics=self.numerics)
+        turned = *self.norm(q, k), v, turn
+        attended = turned_attention(*turned, numerics=self.numerics, mask=seen)
         # `leave` of both side by side, as two products for the reason of `outputs`.
         kernel = kernel_in(self.leave, x.dtype)
         width = self.config.width
@@ -209,17 +217,20 @@ class Flux2(nnx.Module):
         _, height, width, _ = x.shape
         dtype, text = self.numerics.dtype, cond.text.astype(self.numerics.dtype)
         image = pack(x, _PATCH, "channels_first").astype(dtype)
-        turn = self.turns(height, width, text.shape[1])
+        split, sizes = Split.of(self.numerics.rules), (text.shape[1], image.shape[1])
+        turn = split.arrange(self.turns(height, width, text.shape[1])[None], sizes)[0]
+        seen = split.seen(*sizes)
         c = jax.nn.silu(self.time(sinusoids(_TIME_SCALE * t.astype(jnp.float32))))
 
-        both = self.text_in(text), self.image_in(image)
-        modulated = self.text_modulation(c), self.image_modulation(c)
-        both = scan(self.double, lambda block, both: block(*both, *modulated, turn), both)
-        h, single = jnp.concatenate(both, axis=1), self.single_modulation(c)
-        h = scan(self.single, lambda block, h: block(h, single, turn), h)
+        both = split.keep(tuple(map(split.fill, (self.text_in(text), self.image_in(image)))))
+        modulated = *(self.text_modulation(c), self.image_modulation(c)), turn, seen
+        both = scan(self.double, lambda block, both: split.keep(block(*both, *modulated)), both)
+        h, single = split.join(both), self.single_modulation(c)
+        h = scan(self.single, lambda block, h: split.keep(block(h, single, turn, seen)), h)
 
         shift, scale = self.modulation(c)
-        tokens = self.out(adaptive_norm(h[:, text.shape[1] :], shift, scale))
+        h = split.part(h, [a.shape[1] for a in both])[1]
+        tokens = self.out(adaptive_norm(h, shift, scale))[:, : image.shape[1]]
         return unpack(tokens.astype(jnp.float32), height, width, _PATCH, "channels_first")
 
     def turns(self, height: int, width: int, length: int) -> jax.Array:

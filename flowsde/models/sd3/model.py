@@ -9,6 +9,7 @@ output are ours already: t = 1 is noise, the output noise - data.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import pack, unpack
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 PATCH = 2
@@ -172,10 +174,16 @@ class JointBlock(nnx.Module):
         self.text_mlp = None if last else MLP(config, numerics, rngs)
 
     def __call__(
-        self, text: jax.Array, image: jax.Array, c: jax.Array
+        self,
+        text: jax.Array,
+        image: jax.Array,
+        c: jax.Array,
+        seen: jax.Array | None = None,
+        image_seen: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Text and image tokens [n, tokens, width]; c: float32 [n, width], activated.
 
+        Of tokens that are split over devices, seen are all and image_seen the image's, of `Split`.
         The last block gives the text as it was.
         """
         of_image, of_text = self.image_modulation(c), self.text_modulation(c)
@@ -183,24 +191,27 @@ class JointBlock(nnx.Module):
             self.image.read(adaptive_norm(image, *of_image[:2])),
             self.text.read(adaptive_norm(text, *of_text[:2])),
         ]
-        q, k, v = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))
-        tokens = image.shape[1]
+        split, attend = Split.of(self.numerics.rules), partial(attention, numerics=self.numerics)
+        qs, *kv = zip(*parts, strict=True)
+        k, v = (split.join(both) for both in kv)
+        sizes = [image.shape[1], text.shape[1]]
         if self.text.out is None:
-            q = q[:, :tokens]
-        seen = attention(q, k, v, numerics=self.numerics)
+            qs, sizes = qs[:1], sizes[:1]
+        attended = attend(split.join(qs), k, v, mask=seen, split=True)
+        looks = split.part(attended, sizes)
 
         assert self.image.out is not None
-        made = add_gated(image, of_image[2], self.image.out(seen[:, :tokens]))
+        made = add_gated(image, of_image[2], self.image.out(looks[0]))
         if self.second is not None:
             # Of the image before the first attention.
             own = self.second.read(adaptive_norm(image, *of_image[6:8]))
             assert self.second.out is not None
-            again = self.second.out(attention(*own, numerics=self.numerics))
+            again = self.second.out(attend(*own, mask=image_seen, split=True))
             made = add_gated(made, of_image[8], again)
         made = _mixed(self.image_mlp, made, of_image)
         if self.text.out is None or self.text_mlp is None:
             return text, made
-        text = add_gated(text, of_text[2], self.text.out(seen[:, tokens:]))
+        text = add_gated(text, of_text[2], self.text.out(looks[1]))
         return _mixed(self.text_mlp, text, of_text), made
 
 
@@ -255,11 +266,14 @@ class SD3(nnx.Module):
         image = image + self.positions_of(*x.shape[1:3]).astype(dtype)[None]
         time = self.time(sinusoids(_TIME_SCALE * t.astype(jnp.float32)))
         activated = jax.nn.silu(time + self.pooled(cond.pooled.astype(jnp.float32)))
-        both = self.text_in(cond.text.astype(dtype)), image
+        text, tokens = self.text_in(cond.text.astype(dtype)), image.shape[1]
+        split = Split.of(self.numerics.rules)
+        seen = split.seen(tokens, text.shape[1]), split.seen(tokens)
+        both: Any = split.keep((split.fill(text), split.fill(image)))
 
         def step(block: JointBlock, both: Any) -> Any:
             text, image = both
-            return block(text, image, activated)
+            return split.keep(block(text, image, activated, *seen))
 
         for blocks, first, count in ((self.dual, 0, c.dual), (self.plain, c.dual, c.plain)):
             if blocks is not None:
@@ -267,11 +281,10 @@ class SD3(nnx.Module):
                 both = _through(blocks, count, kept, step, both)
         if c.depth - 1 not in skipped:
             both = step(self.last, both)
-        image = both[1]
 
         shift, scale = self.modulation(activated)
-        tokens = self.out(adaptive_norm(image, shift, scale)).astype(jnp.float32)
-        return unpack(tokens, x.shape[1], x.shape[2], PATCH, "channels_last")
+        made = self.out(adaptive_norm(both[1], shift, scale))[:, :tokens].astype(jnp.float32)
+        return unpack(made, x.shape[1], x.shape[2], PATCH, "channels_last")
 
     def positions_of(self, height: int, width: int) -> jax.Array:
         """The middle of the table [tokens, width], for latents of so many rows and columns."""

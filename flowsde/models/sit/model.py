@@ -32,6 +32,7 @@ from flowsde.models.common.modulation import (
     sinusoids,
 )
 from flowsde.models.common.patches import pack, unpack
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 SIZES = {"S/2": (384, 12, 6), "B/2": (768, 12, 12), "L/2": (1024, 24, 16), "XL/2": (1152, 28, 16)}
@@ -135,12 +136,16 @@ class Block(nnx.Module):
         self.up = numerics.linear(width, 4 * width, ("embed", "mlp"), rngs=rngs)
         self.down = numerics.linear(4 * width, width, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """x: [n, tokens, width]; c: the activated embedding, float32 [n, width]."""
+    def __call__(self, x: jax.Array, c: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """x: [n, tokens, width]; c: the activated embedding, float32 [n, width].
+
+        Of tokens that are split over devices, seen is that of `Split`.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         parts = outputs(self.qkv, adaptive_norm(x, shift1, scale1), [x.shape[-1]] * 3)
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
-        x = add_gated(x, gate1, self.out(attention(q, k, v, numerics=self.numerics)))
+        attended = attention(q, k, v, numerics=self.numerics, mask=seen, split=True)
+        x = add_gated(x, gate1, self.out(attended))
         hidden = jax.nn.gelu(self.up(adaptive_norm(x, shift2, scale2)), approximate=True)
         return add_gated(x, gate2, self.down(hidden))
 
@@ -188,10 +193,13 @@ class SiT(nnx.Module):
         tau = 1.0 - t.astype(jnp.float32)
         label = jnp.take(self.labels.get_value(), labels, axis=0).astype(jnp.float32)
         c = jax.nn.silu(self.time(sinusoids(tau)) + label)
-        h = scan(self.blocks, lambda block, h: block(h, c), h)
+        split = Split.of(self.numerics.rules)
+        h, seen = split.keep(split.fill(h)), split.seen(config.tokens)
+        h = scan(self.blocks, lambda block, h: split.keep(block(h, c, seen)), h)
 
         shift, scale = self.modulation(c)
-        y = unpack(self.out(adaptive_norm(h, shift, scale)), config.size, config.size, config.patch)
+        y = self.out(adaptive_norm(h, shift, scale))[:, : config.tokens]
+        y = unpack(y, config.size, config.size, config.patch)
         return -y[..., : config.channels].astype(jnp.float32)
 
 

@@ -33,6 +33,7 @@ from flowsde.models.common.modulation import (
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
 from flowsde.models.common.rope import angles, rotate
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 _TIME_SCALE = 1000.0
@@ -99,16 +100,24 @@ class WanAttention(nnx.Module):
         self.out = numerics.linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, context: jax.Array, turn: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        turn: jax.Array | None = None,
+        seen: jax.Array | None = None,
     ) -> jax.Array:
-        """x: [n, tokens, width]; context: [n, others, width]; turn: of both, [tokens, d / 2]."""
+        """x: [n, tokens, width]; context: [n, others, width]; turn: of both, [tokens, d / 2].
+
+        With turn, tokens may be split over devices, and turn and seen are those of `Split`.
+        """
         qk = self.norm(self.query(x), self.key(context))
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (*qk, self.value(context)))
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         # In float32 until here.
         q, k = q.astype(v.dtype), k.astype(v.dtype)
-        return self.out(attention(q, k, v, numerics=self.numerics))
+        split = turn is not None
+        return self.out(attention(q, k, v, numerics=self.numerics, mask=seen, split=split))
 
 
 class WanBlock(nnx.Module):
@@ -132,11 +141,18 @@ class WanBlock(nnx.Module):
         self.up = numerics.linear(width, config.mlp, ("embed", "mlp"), rngs=rngs)
         self.down = numerics.linear(config.mlp, width, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, text: jax.Array, c: jax.Array, turn: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        text: jax.Array,
+        c: jax.Array,
+        turn: jax.Array,
+        seen: jax.Array | None = None,
+    ) -> jax.Array:
         """x: [n, tokens, width]; text: [n, text tokens, width]; c: float32 [n, 6, width]."""
         m = jnp.split(c + self.table.astype(jnp.float32), 6, axis=1)
         h = adaptive_norm(x, m[0], m[1])
-        x = add_gated(x, m[2], self.attention(h, h, turn))
+        x = add_gated(x, m[2], self.attention(h, h, turn, seen))
         x = x + self.text_attention(self.text_norm(x).astype(x.dtype), text)
         hidden = jax.nn.gelu(self.up(adaptive_norm(x, m[3], m[4])), approximate=True)
         return add_gated(x, m[5], self.down(hidden))
@@ -171,7 +187,9 @@ class Wan(nnx.Module):
         self._check(x, text)
         n, frames, height, width, _ = x.shape
         dtype = self.numerics.dtype
-        turn = angles(jnp.asarray(video_ids(frames, height, width)), self.config.axes)
+        split, ids = Split.of(self.numerics.rules), video_ids(frames, height, width)
+        turn = split.fill(angles(jnp.asarray(ids), self.config.axes)[None])[0]
+        seen = split.seen(len(ids))
         time = self.time(sinusoids(_TIME_SCALE * t.astype(jnp.float32)))
         c = jnp.concatenate(self.modulation(jax.nn.silu(time)), axis=1)
         text = self.words(text)
@@ -180,11 +198,12 @@ class Wan(nnx.Module):
         # reads them have the channel first, those that are written have it last.
         patches = pack(x.reshape(-1, *x.shape[2:]), _PATCH, "channels_first")
         h = self.latents_in(patches.reshape(n, -1, patches.shape[-1]).astype(dtype))
-        h = scan(self.blocks, lambda block, h: block(h, text, c, turn), h)
+        h = split.keep(split.fill(h))
+        h = scan(self.blocks, lambda block, h: split.keep(block(h, text, c, turn, seen)), h)
 
         ends = time[:, None, :] + self.table.astype(jnp.float32)
         tokens = self.out(adaptive_norm(h, *jnp.split(ends, 2, axis=1))).astype(jnp.float32)
-        tokens = tokens.reshape(n * frames, -1, tokens.shape[-1])
+        tokens = tokens[:, : len(ids)].reshape(n * frames, -1, tokens.shape[-1])
         return unpack(tokens, height, width, _PATCH, "channels_last").reshape(x.shape)
 
     def words(self, text: jax.Array) -> jax.Array:

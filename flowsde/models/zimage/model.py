@@ -37,6 +37,7 @@ from flowsde.models.common.modulation import (
 )
 from flowsde.models.common.patches import grid_ids, pack, unpack
 from flowsde.models.common.rope import angles, turned_attention
+from flowsde.models.common.sequence import Split
 from flowsde.models.family import Family
 
 MULTIPLE = 32
@@ -208,19 +209,24 @@ class ZImage(nnx.Module):
         text_turn, turn = self.turns(height, width, cond.text.shape[1], used)
 
         text = self.words(cond)
-        text_seen = seen[:, None, None, :]
-        text = scan(self.text_blocks, lambda block, h: block(h, text_turn, text_seen), text)
         image = self.patches(x)
-        image_turn = turn[:, : image.shape[1]]
-        image = scan(self.image_blocks, lambda block, h: block(h, image_turn, None, c), image)
+        split, sizes = Split.of(self.numerics.rules), (image.shape[1], text.shape[1])
+        every = jnp.concatenate([jnp.ones(image.shape[:2], bool), seen], axis=1)
+        # Of either kind: where its tokens are, and which are seen.
+        image_at = split.fill(turn[:, : sizes[0]]), split.seen(sizes[0])
+        text_at = split.fill(text_turn), split.fill(seen)[:, None, None]
+        both_at = split.arrange(turn, sizes), split.arrange(every, sizes)[:, None, None]
 
-        h = jnp.concatenate([image, text], axis=1)
-        every = jnp.concatenate([jnp.ones(image.shape[:2], bool), seen], axis=1)[:, None, None, :]
-        h = scan(self.blocks, lambda block, h: block(h, turn, every, c), h)
+        text, image = (split.keep(split.fill(a)) for a in (text, image))
+        text = scan(self.text_blocks, lambda block, h: split.keep(block(h, *text_at)), text)
+        image = scan(self.image_blocks, lambda block, h: split.keep(block(h, *image_at, c)), image)
+        h = split.join([image, text])
+        h = scan(self.blocks, lambda block, h: split.keep(block(h, *both_at, c)), h)
 
         scale = self.modulation(jax.nn.silu(c))[:, None, :]
-        h = h[:, : height * width // _PATCH**2]
-        tokens = self.out(adaptive_norm(h, jnp.zeros_like(scale), scale)).astype(jnp.float32)
+        h = split.part(h, [image.shape[1], text.shape[1]])[0]
+        h = adaptive_norm(h, jnp.zeros_like(scale), scale)
+        tokens = self.out(h)[:, : height * width // _PATCH**2].astype(jnp.float32)
         return -unpack(tokens, height, width, _PATCH)
 
     def condition(self, t: jax.Array) -> jax.Array:
