@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flowsde._checks import MOST, check_integers
-from flowsde._explain import noted
+from flowsde._explain import name_of, noted
 from flowsde._keys import as_key
 from flowsde._static import check_static
 from flowsde.changed import warn_if_changed
@@ -40,6 +40,7 @@ from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.runner.sizes import check_size, sizes_of
+from flowsde.runner.tokens import check_tokens
 from flowsde.search.protocol import Search, inner_kernel
 from flowsde.search.starting import check_start
 from flowsde.sharding import ShardingRules, automatic, place
@@ -292,7 +293,7 @@ def _on_mesh(
     if not isinstance(rules, ShardingRules | None):
         raise TypeError(f"rules must be flowsde.ShardingRules, got {type(rules).__name__}")
     rules = (rules or ShardingRules()).on(mesh)
-    placement = Placement(mesh, rules.mesh_axes("prompt"), rules.mesh_axes("particle"))
+    placement = Placement(mesh, *map(rules.mesh_axes, ("prompt", "particle", "token")))
     if both := set(placement.prompt) & set(placement.particle):
         raise ValueError(
             f"rules split both prompts and particles over mesh axis {both.pop()!r}, expected "
@@ -304,7 +305,7 @@ def _on_mesh(
             raise ValueError(f"reward {reward.name!r} runs outside JAX, expected a single process")
     else:
         reward = place(reward, mesh, rules)
-    used = {*placement.prompt, *placement.particle}
+    used = {*placement.prompt, *placement.particle, *placement.token}
     also = reward if isinstance(reward, DeviceReward) else None
     for leaf in jax.tree.leaves((flow, draft, also)):
         for axes in leaf.sharding.spec:
@@ -356,6 +357,9 @@ def _trace(job: Job) -> None:
         for flow in (job.flow, job.model.draft):
             if flow is not None:
                 means.eval_shape(flow, x, t, cond, interpolant=job.search.interpolant)
+        if job.placement.token:
+            traced = means.trace(job.flow, x, t, cond, interpolant=job.search.interpolant)
+            check_tokens(job.placement, name_of(job.flow.velocity_fn), traced.jaxpr)
         if job.reward.latents:  # else it is decoded for the reward
             decode.eval_shape(job.flow, shapes(2)[0])
         if isinstance(job.reward, HostReward):

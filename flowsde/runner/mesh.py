@@ -35,11 +35,13 @@ class Placement:
       mesh: with automatic axes; None for the device that JAX chooses.
       prompt: axes over which prompts are split.
       particle: axes over which the rows of a prompt are.
+      token: axes over which the model splits the tokens of a row; else devices along them do alike.
     """
 
     mesh: Mesh | None = None
     prompt: tuple[str, ...] = ()
     particle: tuple[str, ...] = ()
+    token: tuple[str, ...] = ()
 
     def _ways(self, axes: tuple[str, ...]) -> int:
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
