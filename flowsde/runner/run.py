@@ -92,9 +92,10 @@ def run(
       invalid: what to do about a prompt without an answer, whose every reward was NaN or -inf, as
         that of a picture that is not finite always is: raise, or warn and return the first.
       resume: a result of `iterate` for the same arguments, to go on from; the mesh may be another.
-      mesh: of devices that share the work, with some of the axes "prompt", "particle" and "model"
-        or what the rules name. Prompts are split over the first, the rows of a round over the
-        first two, and parameters by the logical names of their axes; `chunk_size` is of one part.
+      mesh: of devices that share the work, with some of the axes "prompt", "particle", "token" and
+        "model", or what the rules name. Prompts are split over the first, the rows of a round over
+        the first two, tokens of published models over the third, and parameters by the logical
+        names of their axes; `chunk_size` is of one part.
         Prompts that do not come out even are filled up with some that are charged nothing.
       rules: of the mesh, `ShardingRules()` by default.
       start: data [*flow.shape] to begin from, or P of them: all first draws are of it, with noise

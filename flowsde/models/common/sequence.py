@@ -72,7 +72,7 @@ class Split:
             return jnp.concatenate(parts, axis=1)
         each = [a.reshape(a.shape[0], self.ways, -1, *a.shape[2:]) for a in parts]
         joined = jnp.concatenate(each, axis=2)
-        return self.keep(joined.reshape(joined.shape[0], -1, *joined.shape[3:]))
+        return joined.reshape(joined.shape[0], -1, *joined.shape[3:])
 
     def part(self, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
         """The inverse of `join`, for kinds of so many tokens, filled up."""
@@ -81,7 +81,7 @@ class Split:
             return jnp.split(x, ends, axis=1)
         each = x.reshape(x.shape[0], self.ways, -1, *x.shape[2:])
         parts = jnp.split(each, ends, axis=2)
-        return [self.keep(a.reshape(x.shape[0], -1, *x.shape[2:])) for a in parts]
+        return [a.reshape(x.shape[0], -1, *x.shape[2:]) for a in parts]
 
     def arrange(self, x: jax.Array, sizes: Sequence[int]) -> jax.Array:
         """An array of all tokens, one kind of so many after the other, as `join` would have it."""

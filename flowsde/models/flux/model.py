@@ -272,7 +272,7 @@ class Flux(nnx.Module):
         parts = self.text_in(text.astype(dtype)), self.image_in(image.astype(dtype))
         both = split.keep(tuple(map(split.fill, parts)))
         both = scan(self.double, lambda block, both: split.keep(block(*both, c, turn, seen)), both)
-        h = split.join(both)
+        h = split.keep(split.join(both))
         h = scan(self.single, lambda block, h: split.keep(block(h, c, turn, seen)), h)
 
         shift, scale = self.modulation(c)

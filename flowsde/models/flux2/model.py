@@ -225,7 +225,7 @@ class Flux2(nnx.Module):
         both = split.keep(tuple(map(split.fill, (self.text_in(text), self.image_in(image)))))
         modulated = *(self.text_modulation(c), self.image_modulation(c)), turn, seen
         both = scan(self.double, lambda block, both: split.keep(block(*both, *modulated)), both)
-        h, single = split.join(both), self.single_modulation(c)
+        h, single = split.keep(split.join(both)), self.single_modulation(c)
         h = scan(self.single, lambda block, h: split.keep(block(h, single, turn, seen)), h)
 
         shift, scale = self.modulation(c)

@@ -220,7 +220,7 @@ class ZImage(nnx.Module):
         text, image = (split.keep(split.fill(a)) for a in (text, image))
         text = scan(self.text_blocks, lambda block, h: split.keep(block(h, *text_at)), text)
         image = scan(self.image_blocks, lambda block, h: split.keep(block(h, *image_at, c)), image)
-        h = split.join([image, text])
+        h = split.keep(split.join([image, text]))
         h = scan(self.blocks, lambda block, h: split.keep(block(h, *both_at, c)), h)
 
         scale = self.modulation(jax.nn.silu(c))[:, None, :]
