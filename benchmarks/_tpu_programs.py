@@ -165,8 +165,9 @@ def search(chains: int) -> Search:
 
 
 def plain(numerics: Numerics) -> Numerics:
-    """With attention whose products are seen."""
-    return dataclasses.replace(numerics, attention="xla")
+    """With attention whose products are seen, and those of all devices."""
+    whole = dataclasses.replace(numerics.rules, token=None)
+    return dataclasses.replace(numerics, attention="xla", rules=whole)
 
 
 def evaluation(
