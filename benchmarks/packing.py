@@ -35,7 +35,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -203,7 +203,7 @@ def speed(task: Task, plan: Plan) -> dict[str, Any]:
     return {"prompts": len(task.texts), "prompts_per_second": rates, "seconds": seconds}
 
 
-def judged(task: Task, results: fs.packing.Packing) -> dict[str, np.ndarray]:
+def judged(task: Task, results: Iterable[tuple[int, fs.Result]]) -> dict[str, np.ndarray]:
     """What the held-out checker says of each prompt, and what it cost."""
     found = dict(results)
     every = [found[i] for i in range(len(task.texts))]

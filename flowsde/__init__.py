@@ -144,14 +144,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"flowsde.{_MODULES[name]}")
-    if name in _HOMES:
-        value = getattr(import_module(f"flowsde.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'flowsde' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"flowsde.{_MODULES[name]}")
+        if name in _HOMES:
+            value = getattr(import_module(f"flowsde.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'flowsde' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

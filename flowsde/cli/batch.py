@@ -48,6 +48,7 @@ from flowsde.cli import (
     batch_seconds,
     batch_shared,
     beginning,
+    devices,
     finals,
     heldout,
     presets,
@@ -179,6 +180,8 @@ class Batch(Task):
         else:
             settings = presets.describe(self.method, offer.settings, offer.named)
             print(_text.shown(settings, 2000), flush=True)
+            for note in devices.idle(self.devices, "prompt"):
+                print(f"note    {note}", flush=True)
             if done := many - len(folder.missing):
                 print(f"resume  {done} of {many} prompts are finished", flush=True)
         try:
@@ -225,7 +228,8 @@ def _job(
         from_seed(command.seed), loaded.flow, offer.search, loaded.reward, cond=cond,
         reward_cond=None if told[0] is None else told, prompt_ids=0 * ids, chunk_size=size,
         target_reward=command.target_reward, nfe=None, seconds=seconds, invalid="error",
-        on_host=True,
+        packed=True,
+        **devices.spread(command.devices)._asdict(),
         **beginning.read(command.beginning, loaded.flow),
     )  # fmt: skip
     return job, size

@@ -11,6 +11,7 @@ import tyro
 from flowsde import _text
 from flowsde._checks import check_path
 from flowsde.cli.described import described
+from flowsde.cli.devices import Devices
 from flowsde.cli.kinds import Flag, Float, Int, number, shown
 from flowsde.cli.makers import Option
 from flowsde.cli.option_groups import Choosing, Combining
@@ -263,6 +264,7 @@ class Task:
     combining: Annotated[Combining, tyro.conf.OmitArgPrefixes] = Combining()
     choosing: Annotated[Choosing, tyro.conf.OmitArgPrefixes] = Choosing()
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = Beginning()
+    devices: Annotated[Devices, tyro.conf.OmitArgPrefixes] = Devices()
     trajectory: Annotated[Trajectory, tyro.conf.OmitArgPrefixes] = Trajectory()
     moves: Annotated[Moving, tyro.conf.OmitArgPrefixes] = Moving()
     search: Annotated[Tuning, tyro.conf.OmitArgPrefixes] = Tuning()

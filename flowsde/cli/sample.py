@@ -41,7 +41,7 @@ from flowsde import _own, interrupts
 from flowsde._files import write_arrays
 from flowsde._keys import from_seed
 from flowsde._text import shown
-from flowsde.cli import beginning, drawings, finals, presets, progress, results, resume
+from flowsde.cli import beginning, devices, drawings, finals, presets, progress, results, resume
 from flowsde.cli.errors import CommandError
 from flowsde.cli.failures import EXPECTED, failed, reason
 from flowsde.cli.heldout import Heldout, heldout_of
@@ -121,6 +121,7 @@ def prepare(command: Sample) -> Prepared:
     Raises:
       ValueError, TypeError: naming what is wrong; nothing is lost.
     """
+    devices.spread(command.devices, single=True)
     offer = source_of(command)
     rewards, chosen = heldout_of(command, offer), finals.of(command, offer)
     folders = _folders(command, offer)
@@ -132,6 +133,8 @@ def prepare(command: Sample) -> Prepared:
     chosen.announce(len(wanted) + len(chosen.lacking([*done])))
     for folder in folders if wanted else []:
         results.make(folder)
+    for note in devices.idle(command.devices, "particle") if wanted else []:
+        print(f"note    {note}", flush=True)
     runs = _runs(command, offer, wanted)
     return Prepared([(folder, runs.get(folder)) for folder in folders], rewards, chosen)
 
@@ -160,6 +163,7 @@ def _runs(
     loaded = offer.load([own["prompt"] for _, own in wanted])
     key, runs = from_seed(command.seed), {}
     given = beginning.read(command.beginning, loaded.flow)
+    given |= devices.spread(command.devices)._asdict()
     for (folder, own), task in zip(wanted, loaded.tasks, strict=True):
         before = saved[folder]
         rounds = fs.iterate(

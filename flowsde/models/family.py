@@ -120,7 +120,8 @@ class Sampling:
       title: with its article, for messages: "a SiT".
       make: called with the folder, ``guidance`` (as given, or None), and the options that it reads,
         each None unless given: its other keyword-only parameters are their names. ValueError names
-        the option that is wrong.
+        the option that is wrong. With a parameter ``read`` it is given what reads a model of a
+        folder, as --quantise and --mesh ask, see `flowsde.models.converted.parts.Read`.
     """
 
     of: str
@@ -130,9 +131,17 @@ class Sampling:
     @property
     def options(self) -> list[str]:
         """Names of the options that it reads, besides ``guidance``."""
+        return [name for name in self._names if name not in ("guidance", "read")]
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads weights as it is told."""
+        return "read" in self._names
+
+    @property
+    def _names(self) -> list[str]:
         every = inspect.signature(self.make).parameters.values()
-        names = [one.name for one in every if one.kind is one.KEYWORD_ONLY]
-        return [name for name in names if name != "guidance"]
+        return [one.name for one in every if one.kind is one.KEYWORD_ONLY]
 
 
 _Named = TypeVar("_Named")

@@ -136,9 +136,12 @@ def prepare(
     mask: Any = None,
     noise: Any = None,
     draft: Flow | None = None,
-    on_host: bool = False,
+    packed: bool = False,
 ) -> Job:
-    """Check all; arguments as for `flowsde.run`, and whether cond stays on the host, in NumPy."""
+    """Check all; arguments as for `flowsde.run`, and whether prompts are packed into batches.
+
+    Then cond stays on the host, in NumPy, and of a mesh every device holds all else of prompts.
+    """
     _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
     _check_not_traced((start, mask, noise, draft))
     key = as_key(key)
@@ -146,7 +149,7 @@ def prepare(
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)
     single = prompt_ids is None
     ids = np.zeros(1, np.int64) if single else check_ids(prompt_ids)
-    cond = of_each_prompt("cond", cond, ids.size, single, on_host)
+    cond = of_each_prompt("cond", cond, ids.size, single, packed)
     flow, cond = with_own_nulls(dataclasses.replace(flow, encode=None), cond)
     draft = check_draft(draft, search, flow, cond)
     axis = "len(prompt_ids)"
@@ -172,20 +175,23 @@ def prepare(
     warn_if_changed(4, **static)
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
-        own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=on_host)
+        own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
         cond = Told(cond, own)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
     placement = ALONE
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)
+        placement = placement.of_rows if packed else placement
         program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
-    (keys, cond, numbers, begins), live = _filled_up(
-        placement, ids.size, (keys, cond, jnp.asarray(budgets), begins)
-    )
-    if on_host:  # null conditions and masks, too
-        cond = as_host_arrays("cond", cond)
+    live, numbers = None, jnp.asarray(budgets)
+    if packed:
+        keys, numbers, begins = placement.put((keys, numbers, begins), EVERYWHERE)
+        cond = as_host_arrays("cond", cond)  # null conditions and masks, too
+    else:
+        every = (keys, cond, numbers, begins)
+        (keys, cond, numbers, begins), live = _filled_up(placement, ids.size, every)
     rows = -(-keys.size // placement.prompts) * program.search.n_candidates
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:

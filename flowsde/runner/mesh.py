@@ -81,6 +81,15 @@ class Placement:
         """`local` for a function of rows."""
         return self.local(f, self.by_row, self.by_row)
 
+    def alike(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`local` for a function of what all devices hold, and then do alike."""
+        return self.local(f, EVERYWHERE, EVERYWHERE)
+
+    @property
+    def of_rows(self) -> "Placement":
+        """Where each row is a prompt of its own: they are split over what all rows are."""
+        return Placement(self.mesh, (*self.prompt, *self.particle), token=self.token)
+
     def put(self, tree: Any, spec: PartitionSpec) -> Any:
         """Arrays on the mesh."""
         if self.mesh is None:

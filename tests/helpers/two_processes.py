@@ -46,6 +46,11 @@ def main(folder: Path, port: str, processes: int, process: int, lost_after: int 
             ):
                 np.testing.assert_allclose(one.x, other.x, rtol=1e-5, atol=1e-6)
                 np.testing.assert_array_equal(one.info.accepted, other.info.accepted)
+            packed = dict(fs.batch(key, flow(), search, reward, batch_size=3, **options))
+            for prompt, own in fs.distributed.own_prompts(whole, ids):
+                np.testing.assert_allclose(packed[prompt].image, own.image, rtol=1e-5, atol=1e-6)
+                assert packed[prompt].nfe == own.nfe
+            assert set(packed) == set(ids.tolist()), "every process is given all"
         for prompt, own in fs.distributed.own_prompts(result, ids):
             np.savez(folder / f"{prompt}.{process}.npz", x=own.x, image=own.image,
                      reward=own.reward, nfe=own.nfe, accepted=own.info.accepted)  # fmt: skip

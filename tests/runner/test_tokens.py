@@ -20,7 +20,7 @@ from flowsde_converters.tables import unconvert
 
 KEY = jax.random.key(6)
 LINEAR = fs.interpolants.linear()
-TEXT = 20
+TEXT, IDS = 20, [4, 9]
 SHAPE = (2, 6, 6, 4)  # of 18 tokens, which four devices do not share evenly
 PURE = {"heads": None, "mlp": None, "vocab": None}
 MESHES = {
@@ -57,11 +57,11 @@ def brightness(pictures, cond):
     return jnp.mean(pictures, axis=tuple(range(1, pictures.ndim)))
 
 
-def go(folder, search, loaded, run):
+def go(folder, search, loaded, run, how=fs.run):
     """Of two prompts; how the model is loaded, and run."""
     flow = fs.Flow.from_nnx(fs.load(folder, **loaded), SHAPE)
     text = np.random.default_rng(1).normal(size=(2, 5, TEXT)).astype(np.float32)
-    return fs.run(KEY, flow, search, brightness, cond=text, prompt_ids=[4, 9], **run)
+    return how(KEY, flow, search, brightness, cond=text, prompt_ids=IDS, **run)
 
 
 def same(split, alone):
@@ -82,6 +82,16 @@ def test_a_search_finds_what_it_does_on_one_device(folder):
     alone = go(folder, search, {}, {})
     for name in MESHES:
         same(go(folder, search, options(name), options(name)), alone)
+
+
+@pytest.mark.slow
+def test_a_batch_finds_it_too(folder):
+    search = svdd(fs.kernels.ddim(LINEAR, 1.0))
+    on = options("prompt x token")
+    found = dict(go(folder, search, on, on | {"batch_size": 1}, how=fs.batch))
+    alone = go(folder, search, {}, {})
+    for at, i in enumerate(IDS):
+        same(found[i], jax.tree.map(lambda a, at=at: a[at], alone._replace(info=None, state=None)))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from PIL import Image
 from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde.cli import pictures, preset_files, presets, prompts, video_files
+from flowsde.cli.devices import Spread, spread
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import combined, rewards, videos
@@ -28,6 +29,7 @@ from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
 from flowsde.models.common.quantised import FORMATS
+from flowsde.models.converted.parts import reading
 from flowsde.models.converted.store import checksum
 from flowsde.models.family import Sampled, Sampling
 from flowsde.models.load import nbytes, sampling_of
@@ -53,20 +55,27 @@ _OWN_TIMES = "model"
 """What --grid calls them."""
 
 
-def _model(options: Converted, guidance: float | None) -> tuple[Sampling, Sampled]:
+def _model(options: Converted, guidance: float | None, spread: Spread) -> tuple[Sampling, Sampled]:
     """The model, set up by the options that it reads; ValueError for others that were given."""
     assert options.model is not None
     sampling = sampling_of(options.model)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     for name in _OF_ALL:
         del given[name]
+    quantise = given.pop("quantise")
+    if not sampling.reads:
+        given["quantise"] = quantise
     for name, value in given.items():
         if value is not None and name not in sampling.options:
             raise ValueError(f"{flag(name)} has no effect with {sampling.title}, got {value}")
-    if options.quantise not in (None, *FORMATS):
+    if quantise not in (None, *FORMATS):
         expected = " or ".join(FORMATS)
-        raise ValueError(f"--quantise must be {expected}, got '{shown(options.quantise)}'")
+        raise ValueError(f"--quantise must be {expected}, got '{shown(quantise)}'")
     own = {name: given[name] for name in sampling.options}
+    if sampling.reads:
+        own["read"] = reading(quantise, *spread)
+    elif spread.rules is not None:
+        raise ValueError(f"--fully-sharded has no effect with {sampling.title}")
     return sampling, sampling.make(options.model, guidance=guidance, **own)
 
 
@@ -168,17 +177,19 @@ def _cost(model: Sampled) -> int | None:
     return getattr(model, "evaluations", None)
 
 
-def _check_memory(folder: Path, quantise: Any) -> None:
-    """ValueError if one of a folder's models is more than the device has; not all devices say."""
-    device, held = jax.devices()[0], nbytes(folder, quantise)
+def _check_memory(folder: Path, quantise: Any, shares: int) -> None:
+    """ValueError if one of a folder's models, or one of so many shares of it, is more than the
+    device has; not all devices say."""
+    device, held = jax.local_devices()[0], nbytes(folder, quantise)
     limit = (device.memory_stats() or {}).get("bytes_limit")
     name = max(held, key=lambda name: held[name])
-    if limit and held[name] > limit:
+    if limit and held[name] > shares * limit:
         raise ValueError(
             f"--model {folder}: the weights{f' of its {name}' if name else ''} take "
             f"{held[name] / 1e9:.1f} GB, and JAX has {limit / 1e9:.1f} GB of {device.device_kind}, "
             "of a GPU three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: "
-            f"expected a smaller model, {'' if quantise else '--quantise int8, '}or a larger device"
+            f"expected a smaller model, {'' if quantise else '--quantise int8, '}more devices that "
+            f"share them (--mesh), or a larger device"
         )
 
 
@@ -238,7 +249,8 @@ class PublishedSource:
             presets.check("guidance", guidance)
         options = command.converted
         try:
-            sampling, self._model = _model(options, guidance)
+            self._spread = spread(command.devices)
+            sampling, self._model = _model(options, guidance, self._spread)
         except FileNotFoundError as error:
             raise ValueError(f"--model {options.model}: {error}") from None
         assert options.model is not None
@@ -296,7 +308,7 @@ class PublishedSource:
         return combined.said(self._pools[prompt]) | self._asked.get(prompt, {})
 
     def load(self, prompts: Sequence[str]) -> LoadedSource:
-        _check_memory(self._folder, self._quantise)
+        _check_memory(self._folder, self._quantise, self._spread.shares)
         for note in (*getattr(self._model, "notes", ()), *self._notes):
             print(f"note    {note}", flush=True)
         # Texts first: the encoders are gone again when the large model comes.

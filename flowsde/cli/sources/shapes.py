@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowsde import shapes
-from flowsde.cli import pictures, preset_files, presets, prompts, settings
+from flowsde.cli import devices, pictures, preset_files, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources import combined
 from flowsde.cli.sources.base import LoadedSource, PromptTask
@@ -50,6 +50,10 @@ class ShapesSource:
         for name, value in vars(command.converted).items():
             if name != "model" and value != getattr(Converted, name):
                 raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
+        if command.devices.fully_sharded:
+            raise ValueError(f"--fully-sharded has no effect {without}")
+        if devices.spread(command.devices).shares > 1:
+            raise ValueError(f"--mesh: model has no effect {without}, got {command.devices.mesh}")
         self._model = str(model or "shapes")
         self._flow = shapes.MODELS[self._model]
         self._files = weights.chosen("--weights", command.weights, self._flow)

@@ -8,8 +8,7 @@ from typing import Any
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided import encoded, guidance_of, guided, sides
-from flowsde.models.common.quantised import Format
-from flowsde.models.converted.parts import Read, reading
+from flowsde.models.converted.parts import Read
 
 
 class GuidedPictures:
@@ -34,9 +33,9 @@ class GuidedPictures:
         size: str | None,
         text_tokens: int | None,
         negative_prompt: str | None,
-        quantise: Format | None,
+        read: Read,
     ):
-        self._pipeline = self.opened(folder, reading(quantise))
+        self._pipeline = self.opened(folder, read)
         self._size = sides(size, self._pipeline.latents)
         length = self.length if text_tokens is None else text_tokens
         self._length = self.check_length("--text-tokens", length)

@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from flowsde.models.common.quantised import Format
 from flowsde.models.converted import load
 from flowsde.models.converted.opened import open_as
 from flowsde.models.family import Family
+from flowsde.sharding import ShardingRules
 
 Read = Callable[[Path, Family], Any]
 """From the folder of one converted model, and the family that it must be of, to its module."""
@@ -18,11 +21,14 @@ def read(folder: Path, family: Family) -> Any:
     return load.load_module(open_as(folder, family))
 
 
-def reading(quantise: Format | None) -> Read:
-    """As `read`, with the weights of blocks in a format; see `flowsde.load`."""
+def reading(
+    quantise: Format | None = None, mesh: Mesh | None = None, rules: ShardingRules | None = None
+) -> Read:
+    """As `read`, with the weights of blocks in a format, or on a mesh; see `flowsde.load`."""
 
     def read_in(folder: Path, family: Family) -> Any:
-        return load.load_module(open_as(folder, family), quantise=quantise)
+        opened = open_as(folder, family)
+        return load.load_module(opened, mesh, rules=rules, quantise=quantise)
 
     return read_in
 

@@ -8,8 +8,7 @@ from typing import Any
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided import encoded, guided, sides
-from flowsde.models.common.quantised import Format
-from flowsde.models.converted.parts import reading
+from flowsde.models.converted.parts import Read
 from flowsde.models.family import Sampling
 from flowsde.models.flux.pipeline import LENGTH, PIPELINE, FluxPipeline, check_length
 
@@ -27,9 +26,9 @@ class SampledFlux:
         size: str | None,
         text_tokens: int | None,
         negative_prompt: str | None,
-        quantise: Format | None,
+        read: Read,
     ):
-        self._pipeline = FluxPipeline(folder, reading(quantise))
+        self._pipeline = FluxPipeline(folder, read)
         self._size = sides(size, self._pipeline.latents)
         length = LENGTH if text_tokens is None else text_tokens
         self._length = check_length("--text-tokens", length)

@@ -9,7 +9,7 @@ from flowsde._text import shown
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided_pictures import GuidedPictures
-from flowsde.models.common.quantised import Format
+from flowsde.models.converted.parts import Read
 from flowsde.models.family import Sampling
 from flowsde.models.sd3.guidance import SCALE, check_layers, skip_layer_guidance
 from flowsde.models.sd3.pipeline import LENGTH, PIPELINE, SD3Pipeline, check_length
@@ -51,7 +51,7 @@ class SampledSD3(GuidedPictures):
         size: str | None,
         text_tokens: int | None,
         negative_prompt: str | None,
-        quantise: Format | None,
+        read: Read,
         skip_layers: str | None,
         skip_scale: float | None,
         skip_start: float | None,
@@ -63,7 +63,7 @@ class SampledSD3(GuidedPictures):
             size=size,
             text_tokens=text_tokens,
             negative_prompt=negative_prompt,
-            quantise=quantise,
+            read=read,
         )
         self.notes = () if self._pipeline.has_t5 else (_NO_T5,)
         own = {"skip_scale": skip_scale, "skip_start": skip_start, "skip_stop": skip_stop}

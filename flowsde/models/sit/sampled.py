@@ -6,9 +6,8 @@ from typing import Any
 
 from flowsde.flow import Flow
 from flowsde.grids import Grid
-from flowsde.models.common.quantised import Format
 from flowsde.models.converted.opened import open_as
-from flowsde.models.converted.parts import reading
+from flowsde.models.converted.parts import Read
 from flowsde.models.family import Sampling
 from flowsde.models.sit.model import FAMILY
 from flowsde.models.sit.pipeline import SiTPipeline
@@ -24,7 +23,7 @@ class SampledSiT:
         guidance: float | None,
         label: int | None,
         vae: Path | None,
-        quantise: Format | None,
+        read: Read,
     ):
         last = open_as(folder, FAMILY).config.classes - 1
         if label is None:
@@ -36,7 +35,7 @@ class SampledSiT:
                 "--vae is missing, expected the folder of a converted autoencoder "
                 "(stabilityai/sd-vae-ft-ema): a SiT's own checkpoint has none"
             )
-        self._pipeline = SiTPipeline(folder, vae, reading(quantise))
+        self._pipeline = SiTPipeline(folder, vae, read)
         self._label = label
         if guidance is not None and guidance < 0:
             raise ValueError(f"--guidance must be at least 0, got {guidance}")

@@ -9,8 +9,7 @@ from flowsde._checks import check_count
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.common.guided import encoded, guidance_of, guided, sides
-from flowsde.models.common.quantised import Format
-from flowsde.models.converted.parts import reading
+from flowsde.models.converted.parts import Read
 from flowsde.models.family import Sampling
 from flowsde.models.wan.pipeline import (
     FRAMES,
@@ -41,9 +40,9 @@ class SampledWan:
         frames: int | None,
         fps: float | None,
         negative_prompt: str | None,
-        quantise: Format | None,
+        read: Read,
     ):
-        self._pipeline = WanPipeline(folder, reading(quantise))
+        self._pipeline = WanPipeline(folder, read)
         self.frames = FRAMES if frames is None else frames
         check_count("--frames", self.frames, most=_MOST_FRAMES)
         try:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flowsde._checks import check_count
 from flowsde.conds import Cond, check_arrays, stacked
@@ -19,6 +20,7 @@ from flowsde.runner.packed.engine import Engine, Totals
 from flowsde.runner.packed.timed import prompts_of, timed
 from flowsde.runner.result import Result
 from flowsde.search.protocol import Search
+from flowsde.sharding import ShardingRules
 
 
 class Packing(Iterator[tuple[int, Result]]):
@@ -70,6 +72,8 @@ def batch(
     mask: Any = None,
     noise: Any = None,
     draft: Flow | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Packing:
     """Run a search for each of many prompts, their candidates packed into batches of one size.
 
@@ -102,6 +106,10 @@ def batch(
         that is not finite is: raise when it ends, or warn and give its first particle.
       start, mask, noise: as for `flowsde.run`, one for all prompts or P of each.
       draft: as for `flowsde.run`; a batch may hold candidates of both flows.
+      mesh, rules: of devices that share the work, as for `flowsde.run`: the rows of a batch are
+        split over the axes of prompts and of particles together, of which each part has
+        `batch_size`, and parameters as the rules say. Every device holds the states of all slots,
+        and asks and tells alike. Of several processes all are given all results.
 
     Returns:
       An iterator over (prompt id, `Result`), with `totals`.
@@ -126,7 +134,7 @@ def batch(
     job = prepare(
         key, flow, search, reward, cond=cond, reward_cond=reward_cond, prompt_ids=ids,
         chunk_size=size, target_reward=target_reward, nfe=nfe, seconds=seconds, invalid=invalid,
-        start=start, mask=mask, noise=noise, draft=draft, on_host=True,
+        start=start, mask=mask, noise=noise, draft=draft, mesh=mesh, rules=rules, packed=True,
     )  # fmt: skip
     if seconds is not None and total_nfe is not None:
         raise ValueError(

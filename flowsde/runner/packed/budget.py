@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde.runner.arguments import Job
+from flowsde.runner.mesh import EVERYWHERE
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Prompts
 from flowsde.runner.result import COUNTERS, DRAFTS, Result
@@ -139,16 +140,12 @@ def _prompts(job: Job, budgets: Mapping[int, int], attempt: int) -> Prompts:
     if attempt:
         again = (jnp.uint32(_ATTEMPT), jnp.uint32(attempt))
         keys = jax.vmap(lambda key: fold_in_ids(key, *again))(keys)
-    nfe = np.array(job.nfe)
-    nfe[list(budgets)] = list(budgets.values())
-    order = np.resize(np.asarray(sorted(budgets), np.int32), job.ids.size)
-    return Prompts(
-        keys,
-        jnp.asarray(nfe),
-        jnp.asarray(order),
-        jnp.int32(len(budgets)),
-        job.start,
-    )
+    own = np.array(job.nfe)
+    own[list(budgets)] = list(budgets.values())
+    taken = np.resize(np.asarray(sorted(budgets), np.int32), job.ids.size)
+    placed = job.placement.put((own, taken, np.int32(len(budgets))), EVERYWHERE)
+    nfe, order, length = map(jnp.asarray, placed)
+    return Prompts(keys, nfe, order, length, job.start)
 
 
 def added(one: Result | None, other: Result) -> Result:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde import interrupts
+from flowsde.flow import Flow
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
 from flowsde.runner.chunks import least_of, rows_of, sizes_below
@@ -16,6 +18,7 @@ from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
 from flowsde.runner.drafts import charged
 from flowsde.runner.evaluate import decode
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Ended, Report, advance, marked, nothing, standing
@@ -63,17 +66,24 @@ class Totals(NamedTuple):
         return (self.nfe - self.draft_nfe) / self.evaluations if self.evaluations else 1.0
 
 
-def _standing(pool: Pool, program: Program) -> tuple[Any, Ended]:
+def _standing(pool: Pool, program: Program, placement: Placement) -> tuple[Any, Ended]:
     """What is known of the prompts that are under way and have a reward, as `advance` says it."""
-    found, packed = standing(pool, program)
+    found, packed = standing(pool, program, placement)
     report = packed.unpack()
     scored = np.asarray(found.best.reward) > -np.inf
     return report._replace(finished=np.where(scored, report.finished, -1)), found
 
 
-@jax.jit
-def _row(best: Ended, slot: jax.Array) -> Ended:
-    return jax.tree.map(lambda a: a[slot], best)
+@partial(jax.jit, static_argnames=("placement",))
+def _row(best: Ended, slot: Any, placement: Placement) -> Ended:
+    return placement.alike(lambda best, slot: jax.tree.map(lambda a: a[slot], best))(best, slot)
+
+
+@partial(jax.jit, static_argnames=("placement",))
+def _decoded(flow: Flow, x0: jax.Array, placement: Placement) -> jax.Array:
+    """Images of rows, whole on every device."""
+    with placement.around_model():
+        return placement.keep(decode(flow, x0), EVERYWHERE)
 
 
 def _power_of_two(n: int) -> int:
@@ -91,12 +101,12 @@ class Engine:
 
     Args:
       job: checked arguments, with all prompts.
-      size: of a batch.
+      size: of a batch, or of the part of it that each part of a mesh evaluates.
       slots: prompts under way at once, at most.
 
     Attributes:
       totals: what was computed so far.
-      size: of a batch.
+      size: of a batch, all parts of a mesh together.
       judge: evaluates batches.
       computed: called with them after every batch, to show progress; None for nothing.
       watch: clock of a budget in seconds, which runs while batches do; None without.
@@ -107,13 +117,14 @@ class Engine:
 
     def __init__(self, job: Job, size: int, slots: int | None):
         self.totals = Totals()
-        self._job, self.size = job, size
+        self._job, self._placement = job, job.placement
+        self.size = size * job.placement.groups
         self._sizes = sizes_below(size, least_of(job.flow, size, LEAST))
-        # One draw at a time computes no surplus.
-        self._program = job.program.with_width(1)
+        # One draw at a time computes no surplus; devices of a mesh do it alike, for all slots.
+        self._program = job.program.with_width(1).replace(placement=ALONE)
         self._slots = slots
         minibatch = min(size, job.reward.minibatch or size)
-        args = (job.program.kind, minibatch)
+        args = (job.program.kind, minibatch, job.placement)
         self.judge: Judge = (
             OnHost(job.model, job.reward, *args)
             if isinstance(job.reward, HostReward)
@@ -150,11 +161,17 @@ class Engine:
         width = width_for(self._search, min(slots, n), 0, self.size)
         program = self._program.with_width(width)
         job = self._job
-        pool = empty(prompts, job.target, program, slots, job.flow.shape, job.parts)
+        pool = empty(
+            prompts, job.target, program, slots, job.flow.shape, job.parts, self._placement
+        )
         if marks:
-            never = jnp.zeros(slots, jnp.bool)
+            never = self.held(jnp.zeros(slots, jnp.bool))
             pool = pool._replace(carry=marked(pool.carry, program.search, never))
         return pool, program, width
+
+    def held(self, tree: Any) -> Any:
+        """Arrays where what is not split over a mesh lies: on every device of it."""
+        return self._placement.put(tree, EVERYWHERE)
 
     def run(self, prompts: Prompts) -> Iterator[tuple[int, Result]]:
         """(number, result) of each prompt of a list, as it ends.
@@ -164,25 +181,26 @@ class Engine:
         """
         job, n, watch = self._job, int(prompts.length), self.watch
         pool, program, width = self.begin(prompts, marks=watch is not None)
-        none = nothing(program.kind, self.size, job.flow.shape, job.parts)
+        none = self.held(nothing(program.kind, self.size, job.flow.shape, job.parts))
         under_way: deque[_UnderWay] = deque()
         back, active = none, n
         while active:
             interrupts.check()
             if watch is not None and watch.now >= watch.timing.seconds:
                 watch.cut()
-                yield from self._ended(*_standing(pool, program))
+                yield from self._ended(*_standing(pool, program, self._placement))
                 return
-            stop = None if watch is None else jnp.asarray(watch.late)
+            stop = None if watch is None else np.asarray(watch.late)
             # A batch that is not full waits for those under way, which may bring more.
-            least = jnp.int32(self.size if under_way else 1)
+            least = np.int32(self.size if under_way else 1)
             pool, batch, found, packed = advance(
-                pool, *back, prompts, job.target, least, program=program, stop=stop
-            )
+                pool, *back, prompts, job.target, least, program=program, stop=stop,
+                placement=self._placement,
+            )  # fmt: skip
             report = packed.unpack()
             if report.cut and watch is not None:
                 watch.cut()
-            if report.sent:
+            if sent := bool(report.sent.any()):
                 self._count(report, width)
                 under_way.append(_UnderWay(batch, self.judge.begin(batch)))
             active = int(report.active)
@@ -194,7 +212,7 @@ class Engine:
                 pool, under_way = self._widen(pool, under_way, active, width, wider)
                 width, program = wider, self._program.with_width(wider)
             back = none
-            if under_way and not (report.sent and len(under_way) < self.judge.depth):
+            if under_way and not (sent and len(under_way) < self.judge.depth):
                 first = under_way.popleft()
                 back = (first.batch, *first.wait())
                 if self.computed is not None:
@@ -207,7 +225,7 @@ class Engine:
         assert rows is not None
         places = [one.batch.place for one in under_way]
         slots = min(pool.prompt.size, _power_of_two(active))
-        pool, places = widen(pool, places, slots, rows, width, wider)
+        pool, places = widen(pool, places, slots, rows, width, wider, self._placement)
         moved = [
             one._replace(batch=one.batch._replace(place=place))
             for one, place in zip(under_way, places, strict=True)
@@ -217,28 +235,31 @@ class Engine:
     def _count(self, report: Report, width: int) -> None:
         """The batch that a step sent."""
         cost, t, kind = self._program.cost, self.totals, self._program.kind
-        ahead, drafts = int(report.ahead), int(report.drafts)
-        own, computed, padding = int(report.sent) - drafts, 0, 0
-        looking = (0 if kind.value is None else kind.value.cost, ahead)
-        for each, rows in ((1, own), looking, (kind.inner, int(report.moving))):
-            all_rows = rows_of(rows, self._sizes)
+        own, computed, padding = report.sent - report.drafts, 0, 0
+        looking = (0 if kind.value is None else kind.value.cost, report.ahead)
+        for each, rows in ((1, own), looking, (kind.inner, report.moving)):
+            all_rows = self._rows(rows)
             computed += each * all_rows
-            padding += each * (all_rows - rows)
+            padding += each * (all_rows - int(rows.sum()))
         is_new = waves(self._search) is not None and width not in t.widths
         self.totals = t._replace(
             batches=t.batches + 1,
             evaluations=t.evaluations + cost * computed,
             padding=t.padding + cost * padding,
             widths=(*t.widths, width) if is_new else t.widths,
-            draft_evaluations=t.draft_evaluations
-            + self._program.draft * rows_of(drafts, self._sizes),
+            draft_evaluations=t.draft_evaluations + self._program.draft * self._rows(report.drafts),
         )
+
+    def _rows(self, rows: Any) -> int:
+        """How many rows are computed for those of each part, which take chunks together."""
+        return rows.size * rows_of(int(rows.max()), self._sizes)
 
     def _kept(self, ended: Ended) -> Answers | None:
         """What a search keeps beside its answer, with images."""
         if ended.kept is None:
             return None
-        kept = Answers.of(ended.kept, decode(self._job.flow, ended.kept.x0))
+        images = _decoded(self._job.flow, ended.kept.x0, self._placement)
+        kept = Answers.of(ended.kept, images)
         return kept if ended.parts is None else kept._replace(parts=ended.parts.kept)
 
     def _part_calls(self, ended: Ended) -> dict[str, int] | None:
@@ -249,7 +270,7 @@ class Engine:
     def _ended(self, report: Any, found: Ended) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
-            ended = _row(found, jnp.int32(slot))
+            ended = _row(found, np.int32(slot), self._placement)
             particle = ended.best
             names, counts = (*COUNTERS, DRAFTS), map(int, report.counts[slot])
             own: dict[str, Any] = dict(zip(names, counts, strict=False))
@@ -259,7 +280,7 @@ class Engine:
                 report.budgets[slot], self._job.ids[[number]],
             )  # fmt: skip
             result = Result(
-                image=decode(self._job.flow, particle.x0[None])[0],
+                image=_decoded(self._job.flow, particle.x0[None], self._placement)[0],
                 x0=particle.x0,
                 x=particle.x,
                 t=particle.t,

@@ -20,7 +20,7 @@ from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
 from flowsde.runner.chunks import least_of
 from flowsde.runner.evaluate import Rows, evaluate_model, split
-from flowsde.runner.mesh import ALONE
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.packed.pool import LEAST, Batch
 from flowsde.runner.packed.steps import evaluate
 from flowsde.runner.parts import not_scored, with_scores, write_scores
@@ -50,27 +50,33 @@ class OnDevice:
 
     depth = 1
 
-    def __init__(self, model: Model, kind: Kind, minibatch: int):
-        self._model = model
-        self._evaluate = partial(evaluate, kind=kind, minibatch=minibatch)
+    def __init__(self, model: Model, kind: Kind, minibatch: int, placement: Placement):
+        self._model, self._placement = model, placement
+        self._evaluate = partial(evaluate, kind=kind, minibatch=minibatch, placement=placement)
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        worth = self._evaluate(_of_batch(self._model, batch), batch)
+        worth = self._evaluate(_of_batch(self._model, batch, self._placement), batch)
         return lambda: worth
 
     def close(self) -> None:
         pass
 
 
-def _of_batch(model: Model, batch: Batch) -> Model:
+def _of_batch(model: Model, batch: Batch, placement: Placement) -> Model:
     """The model with the cond [B, ...] of a batch, taken from that of all prompts."""
     numbers = np.asarray(batch.prompt)
-    return dataclasses.replace(model, cond=jax.tree.map(lambda a: a[numbers], model.cond))
+    cond = jax.tree.map(lambda a: a[numbers], model.cond)
+    return dataclasses.replace(model, cond=placement.put(cond, placement.by_row))
 
 
-@partial(jax.jit, static_argnames=("kind", "minibatch", "latents"))
+@partial(jax.jit, static_argnames=("kind", "minibatch", "latents", "placement"))
 def evaluate_and_show(
-    model: Model, batch: Batch, kind: Kind, minibatch: int, latents: bool
+    model: Model,
+    batch: Batch,
+    kind: Kind,
+    minibatch: int,
+    latents: bool,
+    placement: Placement = ALONE,
 ) -> tuple[Worth, jax.Array, jax.Array, jax.Array, jax.Array]:
     """A batch's means; what is to be scored, with what is wanted first: its numbers, images (or
     latents) in that order, which of these are finite, and numbers of the prompts.
@@ -78,14 +84,22 @@ def evaluate_and_show(
     The model has cond [B, ...]. Images are decoded in the same program, as a later one would wait
     for the next batch.
     """
-    flow, size = model.flow, batch.place.size
-    least = least_of(flow, size, LEAST)
-    evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
-    x0, wanted, prompt = to_score(_rows(batch), evals, kind.value)
+    flow, size, groups = model.flow, batch.place.size, placement.groups
+    least = least_of(flow, size // groups, LEAST)
+    evals, computed = evaluate_model(model, batch.asked, kind, size // groups, placement, least)
+    worth = placement.keep((evals, computed.backward), EVERYWHERE)
+    x0, wanted, prompt = to_score(_rows(batch), worth[0], kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
-    show = (lambda x0: x0) if latents else flow.decode
-    pieces = jnp.pad(order, (0, -order.size % minibatch)).reshape(-1, minibatch)
-    like = jax.eval_shape(show, x0[:minibatch])
+    at_once = minibatch * groups
+    pieces = jnp.pad(order, (0, -order.size % at_once)).reshape(-1, at_once)
+
+    def show(x0: jax.Array) -> jax.Array:
+        if latents:
+            return x0
+        with placement.around_model():
+            return flow.decode(placement.keep(x0, placement.by_row))
+
+    like = jax.eval_shape(show, x0[:at_once])
 
     def piece(at: jax.Array) -> jax.Array:
         return jax.lax.cond(
@@ -98,17 +112,23 @@ def evaluate_and_show(
     images = images.reshape(-1, *images.shape[2:])[: order.size]
     at = jnp.where(wanted[order], order, -1)
     finite = finite_rows(x0)[order] & finite_rows(images)
-    return (evals, computed.backward), at, images, finite, prompt
+    return worth, at, images, finite, prompt
 
 
 def _rows(batch: Batch) -> Rows:
     return split(batch.asked, ALONE)._replace(prompt=batch.prompt)
 
 
-@partial(jax.jit, static_argnames=("kind",))
-def scored(batch: Batch, evals: Evaluation, scores: Scores, kind: Kind) -> Evaluation:
+@partial(jax.jit, static_argnames=("kind", "placement"))
+def scored(
+    batch: Batch, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement = ALONE
+) -> Evaluation:
     """With the rewards of what was to be scored."""
-    return with_scores(_rows(batch), evals, scores, kind.value)
+
+    def with_rewards(batch: Batch, evals: Evaluation, scores: Scores) -> Evaluation:
+        return with_scores(_rows(batch), evals, scores, kind.value)
+
+    return placement.alike(with_rewards)(batch, evals, scores)
 
 
 class OnHost:
@@ -116,21 +136,27 @@ class OnHost:
 
     depth = 2
 
-    def __init__(self, model: Model, reward: HostReward, kind: Kind, minibatch: int):
-        self._model = dataclasses.replace(model, reward=None)
+    def __init__(
+        self, model: Model, reward: HostReward, kind: Kind, minibatch: int, placement: Placement
+    ):
+        self._model, self._placement = dataclasses.replace(model, reward=None), placement
         how: dict[str, Any] = {"kind": kind, "minibatch": minibatch, "latents": reward.latents}
+        how |= {"placement": placement}
         self._evaluate = partial(evaluate_and_show, **how)
         self._reward, self._minibatch, self._kind = reward, minibatch, kind
         self._cond = for_reward(model.cond)
         self._thread = _threads.Line(f"reward {reward.name}")
 
     def begin(self, batch: Batch) -> Callable[[], Worth]:
-        (evals, backward), *to_score = self._evaluate(_of_batch(self._model, batch), batch)
+        (evals, backward), *to_score = self._evaluate(
+            _of_batch(self._model, batch, self._placement), batch
+        )
         rewards = self._thread.submit(self._score, *to_score)
 
         def wait() -> Worth:
-            told = jax.tree.map(jnp.asarray, _threads.wait(rewards))
-            return scored(batch, evals, told, kind=self._kind), backward
+            told = self._placement.put(_threads.wait(rewards), EVERYWHERE)
+            own = scored(batch, evals, told, kind=self._kind, placement=self._placement)
+            return own, backward
 
         return wait
 

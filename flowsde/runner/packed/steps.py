@@ -17,7 +17,7 @@ from flowsde.runner.chunks import least_of
 from flowsde.runner.drafts import drafts
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward
 from flowsde.runner.inner import arrived, like, moving
-from flowsde.runner.mesh import ALONE
+from flowsde.runner.mesh import ALONE, Placement
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
@@ -39,10 +39,11 @@ class Report(NamedTuple):
       rounds: int32 [S], that it took.
       budgets: int32 [S], its budget in model evaluations.
       done: bool [S], whether its search says that it is.
-      sent: int32, candidates in the next batch.
-      ahead: int32, those of them that are scored by looking ahead.
-      moving: int32, those of them that inner steps move.
-      drafts: int32, those of them that a draft flow evaluates.
+      sent: int32 [G], candidates in the next batch, of each part of it that a part of the mesh has;
+        one without a mesh.
+      ahead: int32 [G], those of them that are scored by looking ahead.
+      moving: int32 [G], those of them that inner steps move.
+      drafts: int32 [G], those of them that a draft flow evaluates.
       active: int32, prompts under way.
       searching: int32, those of them that draw waves.
       left: int32, prompts that have not begun.
@@ -147,9 +148,13 @@ def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tupl
     return pool._replace(carry=carry), jnp.any((pool.prompt >= 0) & after & ~before)
 
 
-@partial(jax.jit, static_argnames=("program",))
-def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
+@partial(jax.jit, static_argnames=("program", "placement"))
+def standing(pool: Pool, program: Program, placement: Placement = ALONE) -> tuple[Ended, Packed]:
     """As `advance` gives of slots that have ended, of all that are under way."""
+    return placement.alike(partial(_standing, program=program))(pool)
+
+
+def _standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
     found = _ended(pool, program.search, jnp.ones((), jnp.bool))
     none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
     report = Report(
@@ -158,10 +163,10 @@ def standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
         rounds=pool.rounds,
         budgets=_budgets(pool, program),
         done=nothing,
-        sent=none,
-        ahead=none,
-        moving=none,
-        drafts=none,
+        sent=none[None],
+        ahead=none[None],
+        moving=none[None],
+        drafts=none[None],
         active=none,
         searching=none,
         left=none,
@@ -223,11 +228,12 @@ def _ask(pool: Pool, search: Search, asks: jax.Array) -> Pool:
 
 
 def _select(
-    pool: Pool, prompts: Prompts, program: Program, size: int, least: jax.Array
+    pool: Pool, program: Program, groups: int, size: int, least: jax.Array
 ) -> tuple[Pool, Batch, jax.Array]:
     """The next batch, of prompts with the most budget left: so all end at about the same time.
 
-    None if fewer than `least` candidates wait.
+    None if fewer than `least` candidates wait. Also which of its places hold one, bool: those of a
+    batch that is not full are dealt out evenly to its `groups` parts.
     """
     number = jnp.maximum(pool.prompt, 0)
     columns = pool.waiting.shape[1]
@@ -237,7 +243,8 @@ def _select(
     at = jnp.pad(order, (0, max(0, size - order.size)))[:size]
     n = jnp.sum(waiting, dtype=jnp.int32)
     sent = jnp.where(n >= least, jnp.minimum(n, size), 0)
-    is_one = jnp.arange(size, dtype=jnp.int32) < sent
+    dealt = jnp.arange(size, dtype=jnp.int32).reshape(-1, groups).T.reshape(-1)
+    at, is_one = at[dealt], dealt < sent
     place = jnp.where(is_one, at, waiting.size)
     asked: Candidates = jax.tree.map(lambda a: a[at][:, None], flat(pool.asked))
     some = is_one[:, None]
@@ -249,10 +256,10 @@ def _select(
     prompt = number[at // columns]
     batch = Batch(place, asked, prompt)
     waiting = waiting.at[place].set(False, mode="drop").reshape(pool.waiting.shape)
-    return pool._replace(waiting=waiting), batch, sent
+    return pool._replace(waiting=waiting), batch, is_one
 
 
-@partial(jax.jit, static_argnames=("program",), donate_argnames=("pool",))
+@partial(jax.jit, static_argnames=("program", "placement"), donate_argnames=("pool",))
 def advance(
     pool: Pool,
     batch: Batch,
@@ -263,8 +270,9 @@ def advance(
     least: jax.Array,
     program: Program,
     stop: jax.Array | None = None,
+    placement: Placement = ALONE,
 ) -> tuple[Pool, Batch, Ended, Packed]:
-    """All that happens between two batches.
+    """All that happens between two batches; on a mesh, on every device.
 
     Args:
       pool: of the search's columns.
@@ -274,11 +282,28 @@ def advance(
       least: candidates that are worth sending.
       program: whose search asks and is told.
       stop: bool, whether none begins any more, and those with a reward finish; None for never.
+      placement: of the batch.
 
     Returns:
       The pool, the next batch, what each slot had found before it was given to another prompt, and
       a `Report`.
     """
+    step = partial(_advance, program=program, groups=placement.groups)
+    return placement.alike(step)(pool, batch, evals, backward, prompts, target, least, stop)
+
+
+def _advance(
+    pool: Pool,
+    batch: Batch,
+    evals: Evaluation,
+    backward: jax.Array,
+    prompts: Prompts,
+    target: jax.Array,
+    least: jax.Array,
+    stop: jax.Array | None,
+    program: Program,
+    groups: int,
+) -> tuple[Pool, Batch, Ended, Packed]:
     search = program.search
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
@@ -299,19 +324,23 @@ def advance(
         cut |= stop & jnp.any(free) & (pool.taken < prompts.length)
     pool, begins = _fill(pool, prompts, target, program, free, stop)
     pool = _ask(pool, search, begins | (ready & ~finished))
-    pool, following, sent = _select(pool, prompts, program, batch.place.size, least)
+    pool, following, sent = _select(pool, program, groups, batch.place.size, least)
     active = pool.prompt >= 0
     draws = active & jax.vmap(partial(searching, search))(pool.carry.state)
+
+    def by_part(rows: jax.Array) -> jax.Array:
+        return jnp.sum(rows.reshape(groups, -1), 1, dtype=jnp.int32)
+
     report = Report(
         finished=ended,
         counts=counts,
         rounds=rounds,
         budgets=budgets,
         done=done,
-        sent=sent,
-        ahead=jnp.sum(ahead(following.asked, program.kind.value), dtype=jnp.int32),
-        moving=jnp.sum(moving(following.asked), dtype=jnp.int32),
-        drafts=jnp.sum(drafts(following.asked), dtype=jnp.int32),
+        sent=by_part(sent),
+        ahead=by_part(ahead(following.asked, program.kind.value)),
+        moving=by_part(moving(following.asked)),
+        drafts=by_part(drafts(following.asked)),
         active=jnp.sum(active, dtype=jnp.int32),
         searching=jnp.sum(draws, dtype=jnp.int32),
         left=prompts.length - pool.taken,
@@ -320,15 +349,15 @@ def advance(
     return pool, following, found, Packed.of(report)
 
 
-@partial(jax.jit, static_argnames=("kind", "minibatch"))
+@partial(jax.jit, static_argnames=("kind", "minibatch", "placement"))
 def evaluate(
-    model: Model, batch: Batch, kind: Kind, minibatch: int
+    model: Model, batch: Batch, kind: Kind, minibatch: int, placement: Placement = ALONE
 ) -> tuple[Evaluation, jax.Array]:
     """A batch's evaluation [B], and which passes were differentiated; the model has cond [B]."""
-    size = batch.place.size
+    size = batch.place.size // placement.groups
     least = least_of(model.flow, size, LEAST)
-    evals, computed = evaluate_model(model, batch.asked, kind, size, ALONE, least)
-    return evaluate_reward(model, batch.asked, evals, kind, minibatch), computed.backward
+    evals, computed = evaluate_model(model, batch.asked, kind, size, placement, least)
+    return evaluate_reward(model, batch.asked, evals, kind, minibatch, placement), computed.backward
 
 
 def nothing(

@@ -21,6 +21,7 @@ from flowsde.runner.ahead import ahead
 from flowsde.runner.arguments import Job
 from flowsde.runner.clock import Timing
 from flowsde.runner.deadline import SCORED, Watch, affordable, with_budget
+from flowsde.runner.mesh import EVERYWHERE
 from flowsde.runner.packed.engine import Engine
 from flowsde.runner.packed.pool import Batch, Prompts
 from flowsde.runner.packed.steps import advance, nothing, standing
@@ -32,9 +33,9 @@ from flowsde.runner.schedule import Schedule, least_nfe, schedule
 def prompts_of(job: Job, numbers: Sequence[int] | None = None) -> Prompts:
     """A job's prompts in their order, or those of such numbers; the shapes are those of all."""
     many, chosen = job.ids.size, range(job.ids.size) if numbers is None else numbers
-    order = jnp.asarray(np.resize(np.asarray(chosen, np.int32), many))
-    length = jnp.int32(len(chosen))
-    return Prompts(job.keys, job.nfe, order, length, job.start)
+    order = np.resize(np.asarray(chosen, np.int32), many)
+    order, length = job.placement.put((order, np.int32(len(chosen))), EVERYWHERE)
+    return Prompts(job.keys, job.nfe, jnp.asarray(order), jnp.asarray(length), job.start)
 
 
 class Costs(NamedTuple):
@@ -94,15 +95,16 @@ def _time(job: Job, engine: Engine, size: int) -> tuple[Costs, Program]:
     prompts, took = prompts_of(job), 0.0
     for _ in range(2):
         pool, program, _ = engine.begin(prompts, marks=True)
-        back = nothing(program.kind, size, job.flow.shape, job.parts)
+        back = engine.held(nothing(program.kind, size, job.flow.shape, job.parts))
         began = clock.now()
-        least, stop = jnp.int32(1), jnp.zeros((), jnp.bool)
+        least, stop = np.int32(1), np.asarray(False)
         pool, batch, *rest = advance(
-            pool, *back, prompts, job.target, least, program=program, stop=stop
-        )
+            pool, *back, prompts, job.target, least, program=program, stop=stop,
+            placement=job.placement,
+        )  # fmt: skip
         jax.block_until_ready((pool, batch, rest))
         took = clock.now() - began
-    standing(pool, program)
+    standing(pool, program, job.placement)
     many = min(size, SCORED) if isinstance(job.reward, HostReward) else size
     plain, scored = (_filled(batch, n, job.search.uses_gradient) for n in (0, many))
     model, both = _seconds(engine, plain), _seconds(engine, scored)
