@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from flowsde.sharding import ShardingRules
 
-_ROWS = ("prompt", "particle")
-"""Axes that candidates are split over."""
+_OTHERS = ("prompt", "particle", "token")
+"""Axes that candidates and their tokens are split over, and weights only if they are told to be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,9 @@ class Devices:
 
     mesh: Annotated[str | None, shown("AXIS=N,...")] = None
     """Axes of a mesh of devices, such as "prompt=8" or "prompt=4,model=2": batches are split over
-    "prompt", the candidates of a sample over "particle", and the weights of --model over "model"
-    (default: the first device alone)."""
+    "prompt", the candidates of a sample over "particle", and of --model the weights over "model"
+    and the tokens of each candidate, for long videos, over "token" (default: the first device
+    alone)."""
     fully_sharded: Flag = False
     """Split the weights of --model over the other axes of --mesh as well, each part fetched where
     it is needed: for a model that is too large for a device."""
@@ -85,21 +86,21 @@ def spread(options: Devices, single: bool = False) -> Spread:
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), automatic, devices=there[:wanted])
     if not options.fully_sharded:
         return Spread(mesh)
-    rows = tuple(axis for axis in _ROWS if axis in sizes)
-    if not rows:
+    others = tuple(axis for axis in _OTHERS if axis in sizes)
+    if not others:
         raise OptionError(
             "--fully-sharded", f"--mesh {options.mesh} has no other axis than of weights, expected "
-            "prompt or particle"
+            "prompt, particle or token"
         )  # fmt: skip
-    return Spread(mesh, ShardingRules(embed=rows))
+    return Spread(mesh, ShardingRules(embed=others))
 
 
 def _sizes(text: str) -> dict[str, int]:
     """Devices along each axis."""
-    expected = "expected prompt=N, particle=N or model=N, or several joined by commas"
+    expected = "expected prompt=N, particle=N, token=N or model=N, or several joined by commas"
     sizes: dict[str, int] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"(prompt|particle|model)=([1-9][0-9]{0,6})", part.strip())
+        found = re.fullmatch(r"(prompt|particle|token|model)=([1-9][0-9]{0,6})", part.strip())
         if found is None or found[1] in sizes:
             raise OptionError("--mesh", f"{expected}, got '{as_text(text)}'")
         sizes[found[1]] = int(found[2])

@@ -68,8 +68,16 @@ def test_a_prompt_on_two_devices(small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--fully-sharded"]], ids=["tensor", "fully sharded"])
-def test_the_weights_of_a_model_are_split(folders, others, more, file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("mesh", "more"),
+    [
+        ("prompt=2,model=2", []),
+        ("prompt=2,model=2", ["--fully-sharded"]),
+        ("prompt=2,token=2", ["--fully-sharded"]),
+    ],
+    ids=["tensor", "fully sharded", "tokens too"],
+)
+def test_the_weights_of_a_model_are_split(folders, others, mesh, more, file, tmp_path, monkeypatch):
     """And read so: no device ever holds all."""
     read = []
 
@@ -84,7 +92,7 @@ def test_the_weights_of_a_model_are_split(folders, others, more, file, tmp_path,
     words += ["--reward-model", str(others["clip"]), "--batch-size", "2"]
     cli.main([*words, "--out", str(tmp_path / "one")])
     read.clear()
-    cli.main([*words, "--out", str(tmp_path / "four"), "--mesh", "prompt=2,model=2", *more])
+    cli.main([*words, "--out", str(tmp_path / "four"), "--mesh", mesh, *more])
     assert_same(tmp_path / "four", tmp_path / "one")
     ways = 4 if more else 2
     leaves = [leaf for module in read for leaf in jax.tree.leaves(nnx.state(module))]
@@ -93,20 +101,19 @@ def test_the_weights_of_a_model_are_split(folders, others, more, file, tmp_path,
 
 
 WRONG = {
-    "--mesh: expected prompt=N, particle=N or model=N, or several joined by commas, got 'four'": [
+    "--mesh: expected prompt=N, particle=N, token=N or model=N, or several joined by": [
         "--mesh", "four",
     ],
-    "expected prompt=N, particle=N or model=N, or several joined by commas, got 'prompt=0'": [
-        "--mesh", "prompt=0",
-    ],
+    "or several joined by commas, got 'prompt=0'": ["--mesh", "prompt=0"],
     "joined by commas, got 'model=2,model=2'": ["--mesh", "model=2,model=2"],
     "--mesh: prompt=64 has 64 devices, and this process 4": ["--mesh", "prompt=64"],
     "--fully-sharded: it has no effect without --mesh": ["--fully-sharded"],
     "--fully-sharded has no effect without --model": ["--mesh", "prompt=2", "--fully-sharded"],
-    "--fully-sharded: --mesh model=2 has no other axis than of weights, expected prompt or": [
+    "--fully-sharded: --mesh model=2 has no other axis than of weights, expected prompt, par": [
         "--mesh", "model=2", "--fully-sharded",
     ],
     "--mesh: model has no effect without --model, got model=2": ["--mesh", "model=2"],
+    "--mesh: token has no effect without --model, got token=2": ["--mesh", "token=2"],
 }  # fmt: skip
 
 

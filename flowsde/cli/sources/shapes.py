@@ -52,8 +52,11 @@ class ShapesSource:
                 raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
         if command.devices.fully_sharded:
             raise ValueError(f"--fully-sharded has no effect {without}")
-        if devices.spread(command.devices).shares > 1:
-            raise ValueError(f"--mesh: model has no effect {without}, got {command.devices.mesh}")
+        mesh = devices.spread(command.devices).mesh
+        for axis in ("model", "token"):
+            if mesh is not None and mesh.shape.get(axis, 1) > 1:
+                got = command.devices.mesh
+                raise ValueError(f"--mesh: {axis} has no effect {without}, got {got}")
         self._model = str(model or "shapes")
         self._flow = shapes.MODELS[self._model]
         self._files = weights.chosen("--weights", command.weights, self._flow)
