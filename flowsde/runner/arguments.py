@@ -36,7 +36,7 @@ from flowsde.runner.drafts import check_draft
 from flowsde.runner.evaluate import decode, means, of_prompts, shown, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.mesh import EVERYWHERE, Placement, committed_to
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.runner.sizes import check_size, sizes_of
@@ -177,13 +177,15 @@ def prepare(
         own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
         cond = Told(cond, own)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
-    placement = ALONE
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)
-        placement = placement.of_rows if packed else placement
-        program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
+    else:
+        on_device = verifier if isinstance(verifier, DeviceReward) else None
+        placement = Placement(device=committed_to((flow, draft, on_device)))
+    placement = placement.of_rows if packed else placement
+    program = program.replace(placement=placement)
     live, numbers = None, jnp.asarray(budgets)
     if packed:
         keys, numbers, begins = placement.put((keys, numbers, begins), EVERYWHERE)
@@ -280,10 +282,10 @@ def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array 
 
     Returns:
       The arrays, in which what is more is the first prompt again; and which are not, bool.
-      Without a mesh, the arrays and None.
+      Without a mesh, the arrays, where they belong, and None.
     """
     if placement.mesh is None:
-        return each, None
+        return placement.put(each, EVERYWHERE), None
     places = jnp.arange(-(-n // placement.prompts) * placement.prompts, dtype=jnp.int32)
     live = places < n
     at = jnp.where(live, places, 0)
