@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 from problems import GRID, SDE, host_reward, reward, velocity
 from problems import batch as some_prompts
 
@@ -39,14 +40,17 @@ def compiled(caplog, do):
 @pytest.mark.slow_but_one
 @pytest.mark.parametrize("way", ["iterate", "run", "resume", "batch", "seconds", "batch seconds"])
 @pytest.mark.parametrize("outside", [False, True])
-def test_parameters_of_one_device(outside, way, caplog):
-    """As `fs.load` gives them: what a round gives is committed to it, and so is all from the
-    beginning."""
-    device = jax.devices()[1]
+@pytest.mark.parametrize("mesh", [False, True])
+def test_what_a_round_gives_lies_where_the_first_found_it(mesh, outside, way, caplog):
+    """On the device that parameters are committed to, as `fs.load` gives them; or on a mesh."""
+    device = None if mesh else jax.devices()[1]
     score = fs.rewards.host(host_reward) if outside else reward
     ids, cond = some_prompts(4)
     args = (KEY, model(device), SEARCH, score)
     told = {"cond": cond, "prompt_ids": ids}
+    if mesh:
+        axes = (AxisType.Auto, AxisType.Auto)
+        told["mesh"] = jax.make_mesh((2, 2), ("prompt", "particle"), axes)
     ways = {
         "run": lambda: fs.run(*args, **told),
         "iterate": lambda: [*fs.iterate(*args, **told)][-1],
@@ -59,7 +63,7 @@ def test_parameters_of_one_device(outside, way, caplog):
     result, counts = compiled(caplog, ways[way])
     assert counts and set(counts.values()) == {1}, counts
     images = [one.image for one in result.values()] if isinstance(result, dict) else [result.image]
-    assert all(image.devices() == {device} for image in images)
+    assert mesh or all(image.devices() == {device} for image in images)
 
 
 def test_compiled_together_is_what_is_called(caplog):
