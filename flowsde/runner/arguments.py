@@ -197,7 +197,9 @@ def prepare(
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:
         chunk_size = AT_ONCE
-    sizes = sizes_of(flow, rows, chunk_size, verifier.minibatch)
+    # Batches are filled up, however few the prompts are.
+    most = chunk_size if packed and chunk_size is not None else rows
+    sizes = sizes_of(flow, most, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
     flow = exact_flow(flow, for_model(cond))
@@ -357,7 +359,7 @@ def _trace(job: Job) -> None:
         n *= job.placement.groups
         own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.model.cond)
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
-        return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
+        return job.placement.shapes((x, jax.ShapeDtypeStruct((n,), jnp.float32), own))
 
     with noted(partial(cond_note, job.model.cond, job.single)):
         x, t, cond = shapes(job.sizes.model)

@@ -99,6 +99,13 @@ class Placement:
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda a: put(a, sharding), tree)
 
+    def shapes(self, tree: Any) -> Any:
+        """Shapes of arrays as those on the mesh have them, so that traces are shared."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, EVERYWHERE)
+        return jax.tree.map(lambda a: a.update(sharding=sharding), tree)
+
     def keep(self, tree: Any, spec: PartitionSpec) -> Any:
         """Arrays split so and not otherwise, in a compiled program."""
         if self.mesh is None:

@@ -82,3 +82,32 @@ def test_compiled_together_is_what_is_called(caplog):
         y = programs[1](programs[0](x), x)
     assert "Compiling" not in caplog.text and "XLA compilation" not in caplog.text
     assert y.shape == (4, 4)
+
+
+@pytest.mark.slow_but_one
+@pytest.mark.parametrize("mesh", [(4,), (2, 2), None], ids=["prompts", "particles", "alone"])
+def test_model_and_reward_are_traced_once(mesh):
+    """The check before a run and the run share the trace, on a mesh too, and in batches that the
+    prompts do not fill."""
+    traces = collections.Counter()
+
+    def counted_velocity(params, x, t, cond):
+        traces["model"] += 1
+        return velocity(params, x, t, cond)
+
+    def counted_reward(images, cond):
+        traces["reward"] += 1
+        return reward(images, cond)
+
+    ids, cond = some_prompts(4)
+    told = {"cond": cond, "prompt_ids": ids}
+    if mesh is not None:
+        axes = ("prompt", "particle")[: len(mesh)]
+        told["mesh"] = jax.make_mesh(mesh, axes, (AxisType.Auto,) * len(mesh))
+    flow = fs.Flow.from_callable(counted_velocity, {"scale": jnp.ones((), jnp.float32)}, (2,))
+    for way in (fs.run, fs.iterate, fs.batch):
+        jax.clear_caches()
+        traces.clear()
+        found = way(KEY, flow, SEARCH, counted_reward, **told)
+        assert found if way is fs.run else list(found)
+        assert traces == {"model": 1, "reward": 1}, way
