@@ -1,6 +1,8 @@
 """What `flowsde sample` draws of a run beside its answers; one that fails is a line on stderr."""
 
+import threading
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flowsde import interrupts
@@ -20,6 +22,11 @@ def names(offer: Source) -> list[str]:
     """Of all files that there may be."""
     frames, several = offer.video is not None, "keep" in offer.named
     return [_PATH, _SEARCH, *[_FRAMES] * frames, *[_SHEET] * several]
+
+
+def begin() -> None:
+    """Import what draws in a thread of its own, while programs are compiled."""
+    threading.Thread(target=import_module, args=("flowsde.cli.plots",), daemon=True).start()
 
 
 def draw(run: "PromptRun", trace: Trace, result: Result, values: dict[str, Any]) -> None:

@@ -318,6 +318,7 @@ def names() -> list[str]:
         "combining": Combining,
         "choosing": Choosing,
         "beginning": Beginning,
+        "devices": Devices,
         "trajectory": Trajectory,
         "moves": Moving,
         "search": Tuning,

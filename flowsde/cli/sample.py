@@ -161,6 +161,8 @@ def _runs(
     seen = {folder: resume.seen(folder) for folder, _ in wanted}
     saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
     loaded = offer.load([own["prompt"] for _, own in wanted])
+    if offer.has_reward:
+        drawings.begin()
     key, runs = from_seed(command.seed), {}
     given = beginning.read(command.beginning, loaded.flow)
     given |= devices.spread(command.devices)._asdict()

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import betaincinv, gammaincinv, ndtri
 
 from flowsde._checks import check_count
 from flowsde.kernels.base import Kernel, normal_log_prob
@@ -53,6 +52,9 @@ class Bounds(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def bounds(tiles: int, size: int, level: float = LEVEL) -> Bounds:
     """Of a standard normal vector in so many tiles of a size."""
+    # A quarter of a second, which all who import kernels would wait for.
+    from scipy.special import betaincinv, gammaincinv, ndtri
+
     r, j = np.arange(1.0, tiles + 1)[:, None], np.arange(1.0, size + 1)[None]
 
     def both(quantile: Any) -> tuple[np.ndarray, np.ndarray]:

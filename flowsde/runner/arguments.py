@@ -36,7 +36,7 @@ from flowsde.runner.drafts import check_draft
 from flowsde.runner.evaluate import decode, means, of_prompts, shown, verify
 from flowsde.runner.explain import cond_note
 from flowsde.runner.identity import of_run
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.mesh import EVERYWHERE, Placement, committed_to
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Result
 from flowsde.runner.sizes import check_size, sizes_of
@@ -178,13 +178,15 @@ def prepare(
         own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
         cond = Told(cond, own)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
-    placement = ALONE
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)
-        placement = placement.of_rows if packed else placement
-        program = program.replace(placement=placement)
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
+    else:
+        on_device = verifier if isinstance(verifier, DeviceReward) else None
+        placement = Placement(device=committed_to((flow, draft, on_device)))
+    placement = placement.of_rows if packed else placement
+    program = program.replace(placement=placement)
     live, numbers = None, jnp.asarray(budgets)
     if packed:
         keys, numbers, begins = placement.put((keys, numbers, begins), EVERYWHERE)
@@ -196,7 +198,9 @@ def prepare(
     rows = -(-rows // placement.particles)
     if seconds is not None and chunk_size is None:
         chunk_size = AT_ONCE
-    sizes = sizes_of(flow, rows, chunk_size, verifier.minibatch)
+    # Batches are filled up, however few the prompts are.
+    most = chunk_size if packed and chunk_size is not None else rows
+    sizes = sizes_of(flow, most, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
     flow = exact_flow(flow, for_model(cond))
@@ -281,10 +285,10 @@ def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array 
 
     Returns:
       The arrays, in which what is more is the first prompt again; and which are not, bool.
-      Without a mesh, the arrays and None.
+      Without a mesh, the arrays, where they belong, and None.
     """
     if placement.mesh is None:
-        return each, None
+        return placement.put(each, EVERYWHERE), None
     places = jnp.arange(-(-n // placement.prompts) * placement.prompts, dtype=jnp.int32)
     live = places < n
     at = jnp.where(live, places, 0)
@@ -356,7 +360,7 @@ def _trace(job: Job) -> None:
         n *= job.placement.groups
         own = jax.eval_shape(lambda c: of_prompts(c, jnp.zeros(n, jnp.int32)), job.model.cond)
         x = jax.ShapeDtypeStruct((n, *job.flow.shape), jnp.float32)
-        return x, jax.ShapeDtypeStruct((n,), jnp.float32), own
+        return job.placement.shapes((x, jax.ShapeDtypeStruct((n,), jnp.float32), own))
 
     with noted(partial(cond_note, job.model.cond, job.single)):
         x, t, cond = shapes(job.sizes.model)

@@ -139,6 +139,7 @@ def marked(job: Job, carry: Carry, stop: bool | None) -> Carry:
     if job.seconds is None or own is None:
         return carry
     mark = None if stop is None else jnp.full_like(carry.nfe, stop, jnp.bool)
+    mark = job.placement.put(mark, job.placement.by_prompt)
     return carry._replace(state=own(carry.state, mark))
 
 

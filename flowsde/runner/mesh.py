@@ -36,12 +36,16 @@ class Placement:
       prompt: axes over which prompts are split.
       particle: axes over which the rows of a prompt are.
       token: axes over which the model splits the tokens of a row; else devices along them do alike.
+      device: without a mesh, the one that some parameters are committed to; None for the one that
+        JAX chooses. What a round gives is committed then: were what the first is given not, the
+        second would be compiled anew.
     """
 
     mesh: Mesh | None = None
     prompt: tuple[str, ...] = ()
     particle: tuple[str, ...] = ()
     token: tuple[str, ...] = ()
+    device: jax.Device | None = None
 
     def _ways(self, axes: tuple[str, ...]) -> int:
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
@@ -88,14 +92,22 @@ class Placement:
     @property
     def of_rows(self) -> "Placement":
         """Where each row is a prompt of its own: they are split over what all rows are."""
-        return Placement(self.mesh, (*self.prompt, *self.particle), token=self.token)
+        rows = (*self.prompt, *self.particle)
+        return dataclasses.replace(self, prompt=rows, particle=())
 
     def put(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Arrays on the mesh."""
+        """Arrays on the mesh, or the device."""
         if self.mesh is None:
-            return tree
+            return tree if self.device is None else jax.device_put(tree, self.device)
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda a: put(a, sharding), tree)
+
+    def shapes(self, tree: Any) -> Any:
+        """Shapes of arrays as those on the mesh have them, so that traces are shared."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, EVERYWHERE)
+        return jax.tree.map(lambda a: a.update(sharding=sharding), tree)
 
     def keep(self, tree: Any, spec: PartitionSpec) -> Any:
         """Arrays split so and not otherwise, in a compiled program."""
@@ -177,3 +189,10 @@ def fetch(tree: Any) -> Any:
 
 ALONE = Placement()
 """Without a mesh."""
+
+
+def committed_to(params: Any) -> jax.Device | None:
+    """The one device that some parameters are committed to; None for none, or several."""
+    leaves = jax.tree.leaves(params)
+    found = {d for a in leaves if getattr(a, "committed", False) for d in a.devices()}
+    return found.pop() if len(found) == 1 else None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde.runner.arguments import Job
-from flowsde.runner.mesh import fetch, gather
+from flowsde.runner.mesh import EVERYWHERE, fetch, gather
 from flowsde.runner.result import Carry, carry_of
 
 
@@ -38,7 +38,9 @@ def resumed(job: Job, fresh: Carry) -> Carry:
             version = getattr(job.reward, "version", None)
             also = f", or with another version of the reward than {version}" if version else ""
             raise ValueError(f"resume was begun with another search or cond than this run's{also}")
-    return carry if job.placement.mesh is None else _padded(job, carry, fresh)
+    if job.placement.mesh is None:
+        return job.placement.put(carry, EVERYWHERE)
+    return _padded(job, carry, fresh)
 
 
 def _with_calls(job: Job, carry: Carry) -> Carry:

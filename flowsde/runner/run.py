@@ -32,6 +32,7 @@ from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import clock, deadline, rounds
 from flowsde.runner.arguments import Job, prepare
+from flowsde.runner.compiling import compile_together, results_of
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.found import check_found
 from flowsde.runner.mesh import fetch
@@ -245,6 +246,27 @@ def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
     return model, asked, job.program.kind, job.sizes.model, job.placement, job.sizes.least
 
 
+def _compile(job: Job, carry: Carry) -> None:
+    """Compile what rounds call."""
+    placement, program, kind = job.placement, job.program, job.program.kind
+    if placement.mesh is not None:
+        return
+    asked = results_of(rounds.first_ask, placement, carry, program)
+    for_model = _for_model(job, asked)
+    evals, computed = results_of(rounds.model_step, placement, *for_model)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (rounds.first_ask, (carry, program)),
+        (rounds.model_step, for_model),
+        (rounds.answer, (carry, job.flow, program)),
+    ]
+    if not isinstance(job.reward, HostReward):
+        for_reward = (job.model, asked, evals, kind, job.sizes.reward, placement)
+        calls.append((rounds.reward_step, for_reward))
+        evals = results_of(rounds.reward_step, placement, *for_reward)
+        calls.append((rounds.tell_and_ask, (carry, program, asked, evals, computed)))
+    compile_together(calls)
+
+
 _ROOM = 256
 """Rounds that a log has room for at first."""
 
@@ -317,6 +339,8 @@ def _iterate(job: Job) -> Iterator[Result]:
         return
     budgets = fetch(_budgets(job, carry))
     check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
+    if watch is None:  # else it has timed them
+        _compile(job, carry)
     asked = rounds.first_ask(carry, job.program)
     if watch is not None:
         watch.start()

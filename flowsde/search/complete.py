@@ -15,10 +15,12 @@ times are those of `flowsde.search.finishing`.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.grids import Grid, as_grid
@@ -228,6 +230,12 @@ _ORDERS = {"complete": 1, "heun": 2, "adams": 1}
 """Evaluations a step."""
 
 
+@partial(jax.jit, static_argnames=("interpolant",))
+def _linear_time(interpolant: Interpolant, t: Any) -> jax.Array:
+    """The linear interpolant's time of an interpolant's; one program, compiled at the start."""
+    return LINE.time(interpolant.angle(t))
+
+
 def default_steps(
     finish: str, interpolant: Interpolant, grid: Grid | Sequence[float], most: int | None = None
 ) -> int:
@@ -237,7 +245,7 @@ def default_steps(
     there is next to nothing to finish.
     """
     with jax.ensure_compile_time_eval():
-        start = float(LINE.time(interpolant.angle(jnp.float32(grid[-2]))))
+        start = float(_linear_time(interpolant, np.float32(grid[-2])))
     order = _ORDERS[finish]
     half = (len(grid) - 1) // 2
     steps = max((half if most is None else min(half, most)) // order, 1)

@@ -119,14 +119,14 @@ def load(path: Path, name: str) -> tuple[Params, dict[str, Any]]:
     if metadata.get("name") != name:
         raise ValueError(f"{path} holds {metadata.get('name')!r}, expected weights of {name!r}")
     params: dict[str, Any] = {}
-    with safe_open(path, framework="flax") as file:
+    with safe_open(path, framework="numpy") as file:
         for key in file.keys():
             *parents, leaf = key.split(".")
             node = params
             for parent in parents:
                 node = node.setdefault(parent, {})
-            # Converted by NumPy: JAX would compile a conversion for every shape.
-            node[leaf] = jnp.asarray(np.asarray(file.get_tensor(key)).astype(np.float32))
+            # Converted by NumPy, and put there: JAX would compile either for every shape.
+            node[leaf] = jax.device_put(file.get_tensor(key).astype(np.float32))
     try:
         config = mapping(json.loads(metadata["config"]), f"{path}: config")
     except (KeyError, ValueError, RecursionError) as error:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
@@ -178,6 +177,9 @@ def _verifying(opened: Opened, held: dict[str, Parameter], mesh: Mesh | None) ->
 def _restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Parameters by path, each device reading its own part."""
     try:
+        # Half a second that the embedded models do without.
+        import orbax.checkpoint as ocp
+
         with ocp.StandardCheckpointer() as checkpointer:
             return flat(checkpointer.restore(folder.absolute(), nested(like)))
     except Exception as error:  # Of torn files of its own Orbax says many things.

@@ -17,7 +17,7 @@ from flowsde.runner.chunks import least_of
 from flowsde.runner.drafts import drafts
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward
 from flowsde.runner.inner import arrived, like, moving
-from flowsde.runner.mesh import ALONE, Placement
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
@@ -353,11 +353,13 @@ def _advance(
 def evaluate(
     model: Model, batch: Batch, kind: Kind, minibatch: int, placement: Placement = ALONE
 ) -> tuple[Evaluation, jax.Array]:
-    """A batch's evaluation [B], and which passes were differentiated; the model has cond [B]."""
+    """A batch's evaluation [B], and which passes were differentiated, on every device of a mesh;
+    the model has cond [B]."""
     size = batch.place.size // placement.groups
     least = least_of(model.flow, size, LEAST)
     evals, computed = evaluate_model(model, batch.asked, kind, size, placement, least)
-    return evaluate_reward(model, batch.asked, evals, kind, minibatch, placement), computed.backward
+    evals = evaluate_reward(model, batch.asked, evals, kind, minibatch, placement)
+    return placement.keep((evals, computed.backward), EVERYWHERE)
 
 
 def nothing(
