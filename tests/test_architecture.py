@@ -27,6 +27,7 @@ LATE = {  # any of cli, or one module: so that the command starts fast
     "flowsde.cli.parse": "flowsde.cli.",
     "flowsde.cli.heldout": "flowsde.cli.picture_reward",
     "flowsde.cli.drawings": "flowsde.cli.plots",
+    "flowsde.cli.devices": "flowsde.sharding",
     "flowsde.cli.sources": "flowsde.cli.sources.published",
     # Adapters' keys are read by the tables of the converters, which know the models.
     "flowsde.models.load": UP,

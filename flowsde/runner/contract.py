@@ -11,7 +11,7 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.runner.inner import like
 from flowsde.runner.records import Program
-from flowsde.search.grid import GridSearch, check_kernel
+from flowsde.search.grid import check_kernel
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 from flowsde.search.value import value_of
 
@@ -25,7 +25,7 @@ def check_members(search: Any) -> None:
     Raises:
       TypeError, ValueError: naming the search's class and the members; `UnusableKernel` among them.
     """
-    if isinstance(search, GridSearch):
+    if hasattr(search, "grid") and hasattr(search, "kernel"):
         check_kernel(search.kernel)
     missing = [name for name in MEMBERS if not hasattr(search, name)]
     said = f"search must be a flowsde.search.Search, got {type(search).__name__}"
