@@ -26,6 +26,10 @@ AXES = ("prompt", "particle", "token", "model")
 """Of a mesh, in the default rules; a mesh may have some of them only."""
 
 
+class UnevenError(ValueError):
+    """Devices do not share a parameter evenly."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardingRules:
     """Axes of a mesh that each logical axis is split over, from the slowest; None for none.
@@ -134,7 +138,7 @@ class ShardingRules:
             axes = self.mesh_axes(name, mesh)
             ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
-                raise ValueError(
+                raise UnevenError(
                     f"rules split axis {name!r} of parameter {what}, of size {size}, over the "
                     f"{ways} devices of mesh axis {' and '.join(axes)}, expected a multiple; "
                     f"ShardingRules({name}=None) keeps it whole"

@@ -48,7 +48,12 @@ class Spread(NamedTuple):
         """Parts that the weights of a model are split into, at most."""
         if self.mesh is None:
             return 1
-        return self.mesh.size if self.rules is not None else self.mesh.shape.get("model", 1)
+        return self.mesh.size if self.fully else self.mesh.shape.get("model", 1)
+
+    @property
+    def fully(self) -> bool:
+        """Whether weights are split over all axes."""
+        return self.rules is not None and self.rules.embed is not None
 
 
 def spread(options: Devices, single: bool = False) -> Spread:
@@ -84,15 +89,17 @@ def spread(options: Devices, single: bool = False) -> Spread:
         )
     automatic = (AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), automatic, devices=there[:wanted])
+    # Tables of words are small, and those of labels have one more than comes out even.
+    rules = ShardingRules(vocab=None)
     if not options.fully_sharded:
-        return Spread(mesh)
+        return Spread(mesh, rules)
     others = tuple(axis for axis in _OTHERS if axis in sizes)
     if not others:
         raise OptionError(
             "--fully-sharded", f"--mesh {options.mesh} has no other axis than of weights, expected "
             "prompt, particle or token"
         )  # fmt: skip
-    return Spread(mesh, ShardingRules(embed=others))
+    return Spread(mesh, dataclasses.replace(rules, embed=others))
 
 
 def _sizes(text: str) -> dict[str, int]:

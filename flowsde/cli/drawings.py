@@ -1,6 +1,7 @@
 """What `flowsde sample` draws of a run beside its answers; one that fails is a line on stderr."""
 
 import threading
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,12 @@ def names(offer: Source) -> list[str]:
 
 def begin() -> None:
     """Import what draws in a thread of its own, while programs are compiled."""
-    threading.Thread(target=import_module, args=("flowsde.cli.plots",), daemon=True).start()
+    threading.Thread(target=_import, daemon=True).start()
+
+
+def _import() -> None:
+    with suppress(Exception):  # drawing says what is wrong
+        import_module("flowsde.cli.plots")
 
 
 def draw(run: "PromptRun", trace: Trace, result: Result, values: dict[str, Any]) -> None:

@@ -183,8 +183,7 @@ def prepare(
     elif rules is not None:
         raise ValueError("rules say how to split over a mesh, expected a mesh with them")
     else:
-        on_device = verifier if isinstance(verifier, DeviceReward) else None
-        placement = Placement(device=committed_to((flow, draft, on_device)))
+        placement = Placement(device=_device_of((flow, draft, verifier), (keys, cond, begins)))
     placement = placement.of_rows if packed else placement
     program = program.replace(placement=placement)
     live, numbers = None, jnp.asarray(budgets)
@@ -294,6 +293,21 @@ def _filled_up(placement: Placement, n: int, each: Any) -> tuple[Any, jax.Array 
     at = jnp.where(live, places, 0)
     filled = jax.tree.map(lambda a: a[at], each)
     return placement.put((filled, live), placement.by_prompt)
+
+
+def _device_of(models: tuple[Any, ...], told: Any) -> jax.Device | None:
+    """The device that models, or else what they are told, are committed to; None for none, or for
+    several together."""
+    found = committed_to([one for one in models if not isinstance(one, HostReward)])
+    if len(found) > 1:
+        places = " and ".join(", ".join(sorted(map(str, one))) for one in found)
+        raise ValueError(
+            f"parameters of the flow and the reward are committed to different devices, {places}: "
+            f"expected one device, or a mesh of several"
+        )
+    found = found or committed_to(told)
+    alone = len(found) == 1 and len(found[0]) == 1
+    return next(iter(found[0])) if alone else None
 
 
 def _on_mesh(

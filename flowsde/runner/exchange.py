@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, jaxpr_as_fun
 
+from flowsde._programs import programs_of
 from flowsde.runner.mesh import Placement
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
 
@@ -102,10 +104,15 @@ def tell_by_number(
     rows = _numbers(there, prompts, (width,))
     gradient = None if evals.gradient is None else rows
     told = Evaluation(rows, rows, rewards, gradient)
+    args = numbered, asked._replace(x=rows), told
     try:
-        new, info = jax.vmap(search.tell)(numbered, asked._replace(x=rows), told)
+        traced, like = jax.make_jaxpr(jax.vmap(search.tell), return_shape=True)(*args)
     except (TypeError, ValueError):
         return None
+    if _sorts_keys(traced.jaxpr):
+        return None
+    results = jaxpr_as_fun(traced)(*jax.tree.leaves(args))
+    new, info = jax.tree.unflatten(jax.tree.structure(like), results)
     if _kinds(new) != _kinds(numbered):
         return None
 
@@ -145,6 +152,21 @@ def tell_by_number(
         )
 
     return jax.tree.map(fill, new, is_leaf=_is_particle), info
+
+
+def _is_key(shaped: Any) -> bool:
+    return jax.dtypes.issubdtype(shaped.dtype, jax.dtypes.prng_key)
+
+
+def _sorts_keys(traced: Jaxpr) -> bool:
+    """Whether a program sorts random keys, which is found out when it is compiled only."""
+    for equation in traced.eqns:
+        sorts = equation.primitive.name == "sort"
+        if sorts and any(_is_key(a.aval) for a in equation.invars):
+            return True
+        if any(map(_sorts_keys, programs_of(equation))):
+            return True
+    return False
 
 
 def _kinds(tree: Any) -> Any:

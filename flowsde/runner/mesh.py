@@ -191,8 +191,11 @@ ALONE = Placement()
 """Without a mesh."""
 
 
-def committed_to(params: Any) -> jax.Device | None:
-    """The one device that some parameters are committed to; None for none, or several."""
-    leaves = jax.tree.leaves(params)
-    found = {d for a in leaves if getattr(a, "committed", False) for d in a.devices()}
-    return found.pop() if len(found) == 1 else None
+def committed_to(tree: Any) -> list[set[jax.Device]]:
+    """The devices that arrays are committed to, each once: what lies on others cannot be given to
+    one program."""
+    found: list[set[jax.Device]] = []
+    for leaf in jax.tree.leaves(tree):
+        if getattr(leaf, "committed", False) and leaf.devices() not in found:
+            found.append(leaf.devices())
+    return found

@@ -59,7 +59,9 @@ def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
     def pad(own: jax.Array, begun: jax.Array) -> jax.Array:
         own = own[None] if job.single else own
         if len(own) < len(begun):
-            own = jnp.concatenate(gather([own, begun[len(own) :]]))
+            # The one may lie on another mesh, or be committed to a device.
+            parts = gather([own, begun[len(own) :]])
+            own = jnp.concatenate(job.placement.put(parts, EVERYWHERE))
         return job.placement.put(own, job.placement.by_prompt)
 
     return jax.tree.map(pad, carry._replace(live=job.live), fresh)

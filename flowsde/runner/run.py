@@ -35,7 +35,7 @@ from flowsde.runner.arguments import Job, prepare
 from flowsde.runner.compiling import compile_together, results_of
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.found import check_found
-from flowsde.runner.mesh import fetch
+from flowsde.runner.mesh import committed_to, fetch
 from flowsde.runner.on_host import evaluate_on_host
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
 from flowsde.runner.resumed import resumed
@@ -249,7 +249,8 @@ def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
 def _compile(job: Job, carry: Carry) -> None:
     """Compile what rounds call."""
     placement, program, kind = job.placement, job.program, job.program.kind
-    if placement.mesh is not None:
+    at = [] if placement.device is None else [{placement.device}]
+    if placement.mesh is not None or committed_to((carry, job.model)) != at:
         return
     asked = results_of(rounds.first_ask, placement, carry, program)
     for_model = _for_model(job, asked)

@@ -4,11 +4,10 @@ Its own rules say where it does: those that it was loaded with.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
-import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
+from flowsde._programs import programs_of
 from flowsde.runner.mesh import Placement
 
 
@@ -32,10 +31,5 @@ def _axes(traced: Jaxpr) -> Iterator[str]:
         if equation.primitive.name == "sharding_constraint":
             for axes in equation.params["sharding"].spec:
                 yield from (axes,) if isinstance(axes, str) else axes or ()
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                yield from _axes(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, ClosedJaxpr | Jaxpr)
+        for inner in programs_of(equation):
+            yield from _axes(inner)

@@ -111,3 +111,22 @@ def test_model_and_reward_are_traced_once(mesh):
         found = way(KEY, flow, SEARCH, counted_reward, **told)
         assert found if way is fs.run else list(found)
         assert traces == {"model": 1, "reward": 1}, way
+
+
+@pytest.mark.slow
+def test_what_is_told_may_be_committed_alone(caplog):
+    """And models to one device each, which is refused."""
+    ids, cond = some_prompts(4)
+    told = {"cond": jax.device_put(cond, jax.devices()[2]), "prompt_ids": ids}
+    result, counts = compiled(
+        caplog, lambda: [*fs.iterate(KEY, model(None), SEARCH, reward, **told)][-1]
+    )
+    assert set(counts.values()) == {1} and result.image.devices() == {jax.devices()[2]}
+    elsewhere = fs.rewards.device(
+        jax.tree_util.Partial(
+            lambda scale, images, cond: scale * images[:, 0],
+            jax.device_put(jnp.ones(()), jax.devices()[1]),
+        )
+    )
+    with pytest.raises(ValueError, match="committed to different devices, cpu:2 and cpu:1"):
+        fs.run(KEY, model(jax.devices()[2]), SEARCH, elsewhere, **told)

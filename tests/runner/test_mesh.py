@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -114,6 +115,24 @@ def test_begun_on_a_mesh_ended_on_another():
     first, *_, last = go(how=fs.iterate, mesh=mesh_of(2, 2), chunk_size=4)
     for mesh in (mesh_of(4), None):
         same(go(mesh=mesh, resume=first), last)
+    # From one device, to which its parameters are committed.
+    params = jax.device_put(flow().params, jax.devices()[2])
+    on_one = dataclasses.replace(flow(), params=params)
+    first = next(fs.iterate(KEY, on_one, RBF, reward, **options()))
+    same(go(mesh=mesh_of(4), resume=first), last)
+
+
+@pytest.mark.slow
+def test_a_search_that_sorts_by_states_is_told_all():
+    """`keep` does, of equals: by what stands for them it could not."""
+    search = fs.search.keep(METHODS["svdd"], 2)
+    found, wanted = (go(search, **own) for own in ({"mesh": mesh_of(1, 2)}, {}))
+    same(found, wanted)
+    for name in ("x", "reward"):
+        a, b = (jax.device_get(getattr(one.kept, name)) for one in (found, wanted))
+        size = options()["cond"]["size"].reshape(-1, *[1] * (a.ndim - 1))
+        scale = size if name == "reward" else 1.0
+        np.testing.assert_allclose(a / scale, b / scale, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
