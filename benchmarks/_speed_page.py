@@ -200,6 +200,8 @@ def peers() -> str:
 def cold_start() -> str:
     """Seconds of `cold_start.json`."""
     found = json.loads((RESULTS / "cold_start.json").read_text())
+    cold, warm = (found["where"][name] for name in ("cold", "warm"))
+    kinds = [f"| {kind} | {cold[kind]:.1f} | {warm[kind]:.1f} |" for kind in cold]
     return "\n".join(
         [
             f"{found['cores']} CPU cores; medians over {found['settings']['repetitions']} fresh "
@@ -212,6 +214,12 @@ def cold_start() -> str:
             f"| `{found['settings']['command']}`, the first time | {found['first_image_s']:.1f} |",
             f"| again, its {found['kept_programs']} programs ({found['kept_bytes'] / 1e6:.1f} MB) "
             f"kept | {found['first_image_warm_s']:.1f} |",
+            "",
+            "Of one more run each, by what its main thread does:",
+            "",
+            "| | the first time | again |",
+            "|---|---|---|",
+            *kinds,
         ]
     )
 

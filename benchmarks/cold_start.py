@@ -15,9 +15,10 @@ are there before anything is timed.
 
 Keys of the JSON: import_s, first_image_s, first_image_warm_s; baseline_s (importing jax and flax),
 search_s {cold, warm} (what the command itself counts, without importing and reading weights);
-kept_bytes, kept_programs (in the folder of compiled programs); targets {import_s}; settings
-{command, repetitions}; details, by number, a list over repetitions; version, versions {jax, jaxlib,
-flax, python}, cores, load (average over a minute, at the start and at the end), seconds.
+where {cold, warm} (seconds of one more run of each, by what its main thread does); kept_bytes,
+kept_programs (in the folder of compiled programs); targets {import_s}; settings {command,
+repetitions}; details, by number, a list over repetitions; version, versions {jax, jaxlib, flax,
+python}, cores, load (average over a minute, at the start and at the end), seconds.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ import flowsde as fs
 
 PROMPT = "three red circles and two blue squares"
 TARGETS = {"import_s": 1.5}
+_WHERE = pathlib.Path(__file__).with_name("_cold_start_where.py")
 _IMPORT = """
 import time
 start = time.perf_counter()
@@ -74,12 +76,16 @@ def import_seconds() -> tuple[float, float]:
     return first, second
 
 
-def sample_seconds(folder: pathlib.Path) -> tuple[float, float]:
-    """Of a whole command, and what it counts itself; `folder` has results and caches."""
+def sample_seconds(folder: pathlib.Path, where: bool = False) -> tuple[float, float]:
+    """Of a whole command, and what it counts itself; `folder` has results and caches.
+
+    With `where` a file of this name gets what took how long.
+    """
     # The settings of JAX would come before the folder.
     own = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     own |= {"XDG_CACHE_HOME": str(folder / "caches"), "MPLCONFIGDIR": matplotlib.get_cachedir()}
-    command = [sys.executable, "-m", "flowsde", "sample", PROMPT, "--overwrite"]
+    script = [str(_WHERE), str(folder / "where")] if where else ["-m", "flowsde"]
+    command = [sys.executable, *script, "sample", PROMPT, "--overwrite"]
     began = time.perf_counter()
     subprocess.run(
         [*command, "--out", str(folder / "out")], env=own, check=True, capture_output=True
@@ -87,6 +93,16 @@ def sample_seconds(folder: pathlib.Path) -> tuple[float, float]:
     seconds = time.perf_counter() - began
     about = json.loads((folder / "out" / "result.json").read_text())
     return seconds, about["seconds"]["total"]
+
+
+def where_it_goes() -> dict[str, dict[str, float]]:
+    """Seconds of a command by what it does, the first time and again."""
+    found = {}
+    with tempfile.TemporaryDirectory() as made:
+        for name in ("cold", "warm"):
+            sample_seconds(pathlib.Path(made), where=True)
+            found[name] = json.loads((pathlib.Path(made) / "where").read_text())
+    return found
 
 
 def kept(folder: pathlib.Path) -> list[int]:
@@ -124,6 +140,7 @@ def measure(args: Args) -> dict[str, Any]:
         **{name: middle[name] for name in ("import_s", "first_image_s", "first_image_warm_s")},
         "baseline_s": middle["baseline_s"],
         "search_s": {name: middle[name] for name in ("cold", "warm")},
+        "where": where_it_goes(),
         "kept_bytes": sum(sizes),
         "kept_programs": len(sizes),
         "targets": TARGETS,

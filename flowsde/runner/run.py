@@ -252,6 +252,9 @@ def _compile(job: Job, carry: Carry) -> None:
     at = [] if placement.device is None else [{placement.device}]
     if placement.mesh is not None or committed_to((carry, job.model)) != at:
         return
+    if (placement.device or jax.devices()[0]).platform == "gpu":
+        # It times kernels while it compiles, which others would disturb.
+        return
     asked = results_of(rounds.first_ask, placement, carry, program)
     for_model = _for_model(job, asked)
     evals, computed = results_of(rounds.model_step, placement, *for_model)
