@@ -5,6 +5,7 @@ compiled while the others are; JAX finds what was compiled when the round calls 
 programs are compiled when they are called: how their arguments are split is known only then.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,45 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from flowsde.runner.mesh import Placement
+from flowsde.rewards import HostReward
+from flowsde.runner import rounds
+from flowsde.runner.arguments import Job
+from flowsde.runner.mesh import Placement, committed_to
+from flowsde.runner.result import Carry
+from flowsde.search.protocol import Candidates
+
+
+def for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
+    """Arguments of `rounds.model_step`; a reward is one only if its gradient is taken there."""
+    model = job.model
+    if not job.search.uses_gradient:
+        model = dataclasses.replace(model, reward=None)
+    return model, asked, job.program.kind, job.sizes.model, job.placement, job.sizes.least
+
+
+def compile_rounds(job: Job, carry: Carry) -> None:
+    """Compile what the rounds of a job call, from such a carry on."""
+    placement, program, kind = job.placement, job.program, job.program.kind
+    at = [] if placement.device is None else [{placement.device}]
+    if placement.mesh is not None or committed_to((carry, job.model)) != at:
+        return
+    if (placement.device or jax.devices()[0]).platform == "gpu":
+        # It times kernels while it compiles, which others would disturb.
+        return
+    asked = results_of(rounds.first_ask, placement, carry, program)
+    to_model = for_model(job, asked)
+    evals, computed = results_of(rounds.model_step, placement, *to_model)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (rounds.first_ask, (carry, program)),
+        (rounds.model_step, to_model),
+        (rounds.answer, (carry, job.flow, program)),
+    ]
+    if not isinstance(job.reward, HostReward):
+        to_reward = (job.model, asked, evals, kind, job.sizes.reward, placement)
+        calls.append((rounds.reward_step, to_reward))
+        evals = results_of(rounds.reward_step, placement, *to_reward)
+        calls.append((rounds.tell_and_ask, (carry, program, asked, evals, computed)))
+    compile_together(calls)
 
 
 def results_of(program: Any, placement: Placement, *args: Any) -> Any:

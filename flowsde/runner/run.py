@@ -17,7 +17,6 @@ flow -> x0 -> decode -> reward in chunks, valid rows first, and tells. All count
 All but the last are in passes of the model: a guided flow costs two a candidate.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -32,10 +31,10 @@ from flowsde.flow import Flow
 from flowsde.rewards import HostReward, RewardError
 from flowsde.runner import clock, deadline, rounds
 from flowsde.runner.arguments import Job, prepare
-from flowsde.runner.compiling import compile_together, results_of
+from flowsde.runner.compiling import compile_rounds, for_model
 from flowsde.runner.contract import check_bounds
 from flowsde.runner.found import check_found
-from flowsde.runner.mesh import committed_to, fetch
+from flowsde.runner.mesh import fetch
 from flowsde.runner.on_host import evaluate_on_host
 from flowsde.runner.result import Carry, Result, head, longer, with_numbers
 from flowsde.runner.resumed import resumed
@@ -228,7 +227,7 @@ def _log_of(job: Job, carry: Carry) -> Info:
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
     asked = rounds.first_ask.eval_shape(carry, job.program)
-    evals, computed = rounds.model_step.eval_shape(*_for_model(job, asked))
+    evals, computed = rounds.model_step.eval_shape(*for_model(job, asked))
     parts = dict.fromkeys(job.parts.every, evals.reward) or None
     count = jax.ShapeDtypeStruct(evals.reward.shape, jnp.int32)
     parts_asked = dict.fromkeys(job.parts.unasked, count) or None
@@ -236,39 +235,6 @@ def _log_of(job: Job, carry: Carry) -> Info:
     *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
-
-
-def _for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
-    """Arguments of `rounds.model_step`; a reward is one only if its gradient is taken there."""
-    model = job.model
-    if not job.search.uses_gradient:
-        model = dataclasses.replace(model, reward=None)
-    return model, asked, job.program.kind, job.sizes.model, job.placement, job.sizes.least
-
-
-def _compile(job: Job, carry: Carry) -> None:
-    """Compile what rounds call."""
-    placement, program, kind = job.placement, job.program, job.program.kind
-    at = [] if placement.device is None else [{placement.device}]
-    if placement.mesh is not None or committed_to((carry, job.model)) != at:
-        return
-    if (placement.device or jax.devices()[0]).platform == "gpu":
-        # It times kernels while it compiles, which others would disturb.
-        return
-    asked = results_of(rounds.first_ask, placement, carry, program)
-    for_model = _for_model(job, asked)
-    evals, computed = results_of(rounds.model_step, placement, *for_model)
-    calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (rounds.first_ask, (carry, program)),
-        (rounds.model_step, for_model),
-        (rounds.answer, (carry, job.flow, program)),
-    ]
-    if not isinstance(job.reward, HostReward):
-        for_reward = (job.model, asked, evals, kind, job.sizes.reward, placement)
-        calls.append((rounds.reward_step, for_reward))
-        evals = results_of(rounds.reward_step, placement, *for_reward)
-        calls.append((rounds.tell_and_ask, (carry, program, asked, evals, computed)))
-    compile_together(calls)
 
 
 _ROOM = 256
@@ -294,7 +260,7 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
     count what follows as the model's. The reward and what comes after it are under way together.
     """
     clock, kind = _Clock(), job.program.kind
-    evals, computed = rounds.model_step(*_for_model(job, asked))
+    evals, computed = rounds.model_step(*for_model(job, asked))
     model = clock.lap(evals)
     if isinstance(job.reward, HostReward):
         evals = evaluate_on_host(
@@ -344,7 +310,7 @@ def _iterate(job: Job) -> Iterator[Result]:
     budgets = fetch(_budgets(job, carry))
     check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
     if watch is None:  # else it has timed them
-        _compile(job, carry)
+        compile_rounds(job, carry)
     asked = rounds.first_ask(carry, job.program)
     if watch is not None:
         watch.start()

@@ -84,7 +84,7 @@ def test_compiled_together_is_what_is_called(caplog):
     assert y.shape == (4, 4)
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(4,), (2, 2), None], ids=["prompts", "particles", "alone"])
 def test_model_and_reward_are_traced_once(mesh):
     """The check before a run and the run share the trace, on a mesh too, and in batches that the

@@ -62,7 +62,7 @@ def assert_adds_up(found, totals):
     assert totals.surplus == computed - totals.nfe
 
 
-@pytest.mark.slow_but_one
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rbf", "smc", "halving", "guided halving, rungs", "dts", "lidar"])
 def test_prompts_on_a_mesh_are_prompts_alone(name):
     """Split over both axes, and over one of three devices, which slots do not share evenly."""
