@@ -11,11 +11,12 @@ Without a mesh everything is local to one device, and nothing here does anything
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowsde.sharding import put
 
+F = TypeVar("F", bound=Callable[..., Any])
 EVERYWHERE = PartitionSpec()
 """Of what all devices hold."""
 
@@ -189,6 +191,19 @@ def fetch(tree: Any) -> Any:
 
 ALONE = Placement()
 """Without a mesh."""
+
+
+def on_every_device(f: F) -> F:
+    """A function that all devices of its `placement` do alike, see `Placement.alike`.
+
+    Its arrays are given by position; `placement`, and all else that is static, by name.
+    """
+
+    @functools.wraps(f)
+    def shared(*arrays: Any, placement: Placement = ALONE, **static: Any) -> Any:
+        return placement.alike(partial(f, placement=placement, **static))(*arrays)
+
+    return cast(F, shared)
 
 
 def committed_to(tree: Any) -> list[set[jax.Device]]:

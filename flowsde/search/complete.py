@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde._static import check_static
 from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Before, Kernel, Multistep, ddim, ode_adams
@@ -244,6 +245,7 @@ def default_steps(
     Where `most` is given, no more than that. 0 if the search's last time is below twice `END`:
     there is next to nothing to finish.
     """
+    check_static("interpolant", interpolant)
     with jax.ensure_compile_time_eval():
         start = float(_linear_time(interpolant, np.float32(grid[-2])))
     order = _ORDERS[finish]

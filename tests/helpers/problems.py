@@ -65,6 +65,21 @@ def host_reward(images, cond):
     return cond["size"] * kinds[cond["kind"], np.arange(len(score))]
 
 
+def traced():
+    """The velocity and the reward, and a count of their traces."""
+    traces = {"model": 0, "reward": 0}
+
+    def counted_velocity(params, x, t, cond):
+        traces["model"] += 1
+        return velocity(params, x, t, cond)
+
+    def counted_reward(images, cond):
+        traces["reward"] += 1
+        return reward(images, cond)
+
+    return counted_velocity, counted_reward, traces
+
+
 def flow():
     return fs.Flow.from_callable(
         velocity, {"scale": jnp.ones((), jnp.float32)}, (DIMENSION,), decode=decode

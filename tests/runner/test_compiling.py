@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
-from problems import GRID, SDE, host_reward, reward, velocity
+from problems import GRID, SDE, host_reward, reward, traced, velocity
 from problems import batch as some_prompts
 
 import flowsde as fs
@@ -89,16 +89,7 @@ def test_compiled_together_is_what_is_called(caplog):
 def test_model_and_reward_are_traced_once(mesh):
     """The check before a run and the run share the trace, on a mesh too, and in batches that the
     prompts do not fill."""
-    traces = collections.Counter()
-
-    def counted_velocity(params, x, t, cond):
-        traces["model"] += 1
-        return velocity(params, x, t, cond)
-
-    def counted_reward(images, cond):
-        traces["reward"] += 1
-        return reward(images, cond)
-
+    counted_velocity, counted_reward, traces = traced()
     ids, cond = some_prompts(4)
     told = {"cond": cond, "prompt_ids": ids}
     if mesh is not None:
@@ -107,7 +98,7 @@ def test_model_and_reward_are_traced_once(mesh):
     flow = fs.Flow.from_callable(counted_velocity, {"scale": jnp.ones((), jnp.float32)}, (2,))
     for way in (fs.run, fs.iterate, fs.batch):
         jax.clear_caches()
-        traces.clear()
+        traces.update(model=0, reward=0)
         found = way(KEY, flow, SEARCH, counted_reward, **told)
         assert found if way is fs.run else list(found)
         assert traces == {"model": 1, "reward": 1}, way

@@ -7,7 +7,7 @@ from typing import Any
 from flowsde._checks import check_count, check_float, check_positive
 from flowsde._text import shown
 from flowsde._version import __version__
-from flowsde.cli import beginning, devices
+from flowsde.cli import beginning
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import EMBEDDED, TRAJECTORIES, as_values
 from flowsde.cli.sources.base import Source
@@ -23,7 +23,6 @@ def source_of(command: Sample) -> Source:
     """The model that is asked for; ValueError or TypeError naming an option that is wrong."""
     source: Source
     beginning.check(command.beginning)
-    devices.spread(command.devices)
     if command.seconds is not None:
         check_seconds(command.seconds, [command.method])
     model = command.converted.model

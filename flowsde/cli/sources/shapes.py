@@ -50,9 +50,9 @@ class ShapesSource:
         for name, value in vars(command.converted).items():
             if name != "model" and value != getattr(Converted, name):
                 raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
+        mesh = devices.spread(command.devices).mesh
         if command.devices.fully_sharded:
             raise ValueError(f"--fully-sharded has no effect {without}")
-        mesh = devices.spread(command.devices).mesh
         for axis in ("model", "token"):
             if mesh is not None and mesh.shape.get(axis, 1) > 1:
                 got = command.devices.mesh

@@ -18,7 +18,7 @@ from flowsde.runner.contract import check_bounds
 from flowsde.runner.deadline import Watch
 from flowsde.runner.drafts import charged
 from flowsde.runner.evaluate import decode
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, on_every_device
 from flowsde.runner.packed.evaluators import Judge, OnDevice, OnHost, Worth
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, empty
 from flowsde.runner.packed.steps import Ended, Report, advance, marked, nothing, standing
@@ -68,15 +68,16 @@ class Totals(NamedTuple):
 
 def _standing(pool: Pool, program: Program, placement: Placement) -> tuple[Any, Ended]:
     """What is known of the prompts that are under way and have a reward, as `advance` says it."""
-    found, packed = standing(pool, program, placement)
+    found, packed = standing(pool, program=program, placement=placement)
     report = packed.unpack()
     scored = np.asarray(found.best.reward) > -np.inf
     return report._replace(finished=np.where(scored, report.finished, -1)), found
 
 
 @partial(jax.jit, static_argnames=("placement",))
-def _row(best: Ended, slot: Any, placement: Placement) -> Ended:
-    return placement.alike(lambda best, slot: jax.tree.map(lambda a: a[slot], best))(best, slot)
+@on_every_device
+def _row(best: Ended, slot: Any, *, placement: Placement) -> Ended:
+    return jax.tree.map(lambda a: a[slot], best)
 
 
 @partial(jax.jit, static_argnames=("placement",))
@@ -162,8 +163,9 @@ class Engine:
         program = self._program.with_width(width)
         job = self._job
         pool = empty(
-            prompts, job.target, program, slots, job.flow.shape, job.parts, self._placement
-        )
+            prompts, job.target, program=program, slots=slots, shape=job.flow.shape,
+            parts=job.parts, placement=self._placement,
+        )  # fmt: skip
         if marks:
             never = self.held(jnp.zeros(slots, jnp.bool))
             pool = pool._replace(carry=marked(pool.carry, program.search, never))
@@ -194,8 +196,8 @@ class Engine:
             # A batch that is not full waits for those under way, which may bring more.
             least = np.int32(self.size if under_way else 1)
             pool, batch, found, packed = advance(
-                pool, *back, prompts, job.target, least, program=program, stop=stop,
-                placement=self._placement,
+                pool, *back, prompts, job.target, least, stop,
+                program=program, placement=self._placement,
             )  # fmt: skip
             report = packed.unpack()
             if report.cut and watch is not None:
@@ -225,7 +227,10 @@ class Engine:
         assert rows is not None
         places = [one.batch.place for one in under_way]
         slots = min(pool.prompt.size, _power_of_two(active))
-        pool, places = widen(pool, places, slots, rows, width, wider, self._placement)
+        pool, places = widen(
+            pool, places, slots=slots, waves=rows, before=width, after=wider,
+            placement=self._placement,
+        )  # fmt: skip
         moved = [
             one._replace(batch=one.batch._replace(place=place))
             for one, place in zip(under_way, places, strict=True)
@@ -270,7 +275,7 @@ class Engine:
     def _ended(self, report: Any, found: Ended) -> Iterator[tuple[int, Result]]:
         """Results of the prompts that ended in a step."""
         for slot in np.flatnonzero(report.finished >= 0):
-            ended = _row(found, np.int32(slot), self._placement)
+            ended = _row(found, np.int32(slot), placement=self._placement)
             particle = ended.best
             names, counts = (*COUNTERS, DRAFTS), map(int, report.counts[slot])
             own: dict[str, Any] = dict(zip(names, counts, strict=False))

@@ -20,7 +20,7 @@ from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
 from flowsde.runner.chunks import least_of
 from flowsde.runner.evaluate import Rows, evaluate_model, split
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, on_every_device
 from flowsde.runner.packed.pool import LEAST, Batch
 from flowsde.runner.packed.steps import evaluate
 from flowsde.runner.parts import not_scored, with_scores, write_scores
@@ -120,15 +120,12 @@ def _rows(batch: Batch) -> Rows:
 
 
 @partial(jax.jit, static_argnames=("kind", "placement"))
+@on_every_device
 def scored(
-    batch: Batch, evals: Evaluation, scores: Scores, kind: Kind, placement: Placement = ALONE
+    batch: Batch, evals: Evaluation, scores: Scores, *, kind: Kind, placement: Placement = ALONE
 ) -> Evaluation:
     """With the rewards of what was to be scored."""
-
-    def with_rewards(batch: Batch, evals: Evaluation, scores: Scores) -> Evaluation:
-        return with_scores(_rows(batch), evals, scores, kind.value)
-
-    return placement.alike(with_rewards)(batch, evals, scores)
+    return with_scores(_rows(batch), evals, scores, kind.value)
 
 
 class OnHost:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flowsde.rewards.base import PartNames
 from flowsde.runner.inner import like
-from flowsde.runner.mesh import ALONE, Placement
+from flowsde.runner.mesh import ALONE, Placement, on_every_device
 from flowsde.runner.records import Kind, Program
 from flowsde.runner.result import Carry
 from flowsde.runner.rounds import WITHOUT_PARTS, start
@@ -87,9 +87,11 @@ class Batch(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("program", "slots", "shape", "parts", "placement"))
+@on_every_device
 def empty(
     prompts: Prompts,
     target: jax.Array,
+    *,
     program: Program,
     slots: int,
     shape: tuple[int, ...],
@@ -97,18 +99,6 @@ def empty(
     placement: Placement = ALONE,
 ) -> Pool:
     """S free slots, for particles of a shape, of as many columns as the search has candidates."""
-    free = partial(_empty, program=program, slots=slots, shape=shape, parts=parts)
-    return placement.alike(free)(prompts, target)
-
-
-def _empty(
-    prompts: Prompts,
-    target: jax.Array,
-    program: Program,
-    slots: int,
-    shape: tuple[int, ...],
-    parts: PartNames,
-) -> Pool:
     first, search = jnp.zeros(slots, jnp.int32), program.search
     carry = start(
         prompts.keys[first], prompts.nfe[first], target, program, shape=shape, parts=parts

@@ -17,7 +17,7 @@ from flowsde.runner.chunks import least_of
 from flowsde.runner.drafts import drafts
 from flowsde.runner.evaluate import Computed, evaluate_model, evaluate_reward
 from flowsde.runner.inner import arrived, like, moving
-from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement
+from flowsde.runner.mesh import ALONE, EVERYWHERE, Placement, on_every_device
 from flowsde.runner.packed.pool import LEAST, Batch, Pool, Prompts, flat, unknown
 from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
@@ -149,12 +149,9 @@ def _stop(pool: Pool, search: Search, ready: jax.Array, stop: jax.Array) -> tupl
 
 
 @partial(jax.jit, static_argnames=("program", "placement"))
-def standing(pool: Pool, program: Program, placement: Placement = ALONE) -> tuple[Ended, Packed]:
+@on_every_device
+def standing(pool: Pool, *, program: Program, placement: Placement = ALONE) -> tuple[Ended, Packed]:
     """As `advance` gives of slots that have ended, of all that are under way."""
-    return placement.alike(partial(_standing, program=program))(pool)
-
-
-def _standing(pool: Pool, program: Program) -> tuple[Ended, Packed]:
     found = _ended(pool, program.search, jnp.ones((), jnp.bool))
     none, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(pool.prompt, jnp.bool)
     report = Report(
@@ -260,6 +257,7 @@ def _select(
 
 
 @partial(jax.jit, static_argnames=("program", "placement"), donate_argnames=("pool",))
+@on_every_device
 def advance(
     pool: Pool,
     batch: Batch,
@@ -268,8 +266,9 @@ def advance(
     prompts: Prompts,
     target: jax.Array,
     least: jax.Array,
-    program: Program,
     stop: jax.Array | None = None,
+    *,
+    program: Program,
     placement: Placement = ALONE,
 ) -> tuple[Pool, Batch, Ended, Packed]:
     """All that happens between two batches; on a mesh, on every device.
@@ -280,31 +279,15 @@ def advance(
       evals, backward: what it was worth [B].
       prompts, target: of the run.
       least: candidates that are worth sending.
-      program: whose search asks and is told.
       stop: bool, whether none begins any more, and those with a reward finish; None for never.
+      program: whose search asks and is told.
       placement: of the batch.
 
     Returns:
       The pool, the next batch, what each slot had found before it was given to another prompt, and
       a `Report`.
     """
-    step = partial(_advance, program=program, groups=placement.groups)
-    return placement.alike(step)(pool, batch, evals, backward, prompts, target, least, stop)
-
-
-def _advance(
-    pool: Pool,
-    batch: Batch,
-    evals: Evaluation,
-    backward: jax.Array,
-    prompts: Prompts,
-    target: jax.Array,
-    least: jax.Array,
-    stop: jax.Array | None,
-    program: Program,
-    groups: int,
-) -> tuple[Pool, Batch, Ended, Packed]:
-    search = program.search
+    search, groups = program.search, placement.groups
     pool = _take_in(pool, batch, evals, backward)
     ready = (pool.prompt >= 0) & ~jnp.any(pool.due, 1)
     pool = _tell(pool, program, ready)

@@ -99,12 +99,12 @@ def _time(job: Job, engine: Engine, size: int) -> tuple[Costs, Program]:
         began = clock.now()
         least, stop = np.int32(1), np.asarray(False)
         pool, batch, *rest = advance(
-            pool, *back, prompts, job.target, least, program=program, stop=stop,
-            placement=job.placement,
+            pool, *back, prompts, job.target, least, stop,
+            program=program, placement=job.placement,
         )  # fmt: skip
         jax.block_until_ready((pool, batch, rest))
         took = clock.now() - began
-    standing(pool, program, job.placement)
+    standing(pool, program=program, placement=job.placement)
     many = min(size, SCORED) if isinstance(job.reward, HostReward) else size
     plain, scored = (_filled(batch, n, job.search.uses_gradient) for n in (0, many))
     model, both = _seconds(engine, plain), _seconds(engine, scored)

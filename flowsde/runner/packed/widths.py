@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowsde.runner.mesh import ALONE, Placement
+from flowsde.runner.mesh import ALONE, Placement, on_every_device
 from flowsde.runner.packed.pool import Pool
 from flowsde.search.protocol import Search
 
@@ -45,9 +45,11 @@ def width_for(search: Search, searching: int, others: int, size: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("slots", "waves", "before", "after", "placement"))
+@on_every_device
 def widen(
     pool: Pool,
     places: list[jax.Array],
+    *,
     slots: int,
     waves: int,
     before: int,
@@ -65,13 +67,6 @@ def widen(
     Returns:
       Both, moved: candidate k of a wave stays that.
     """
-    move = partial(_widen, slots=slots, waves=waves, before=before, after=after)
-    return placement.alike(move)(pool, places)
-
-
-def _widen(
-    pool: Pool, places: list[jax.Array], slots: int, waves: int, before: int, after: int
-) -> tuple[Pool, list[jax.Array]]:
     total = pool.prompt.size
     kept = jnp.argsort(pool.prompt < 0, stable=True)[:slots].astype(jnp.int32)
     new_slot = jnp.full(total + 1, slots, jnp.int32)

@@ -19,7 +19,7 @@ from problems import (
     problems,
     reward,
     row,
-    velocity,
+    traced,
 )
 
 import flowsde as fs
@@ -198,16 +198,7 @@ def test_the_device_sees_what_is_counted(large, monkeypatch):
 
 @pytest.mark.slow
 def test_one_trace_and_the_second_call_compiles_nothing():
-    traces = {"model": 0, "reward": 0}
-
-    def counted_velocity(params, x, t, cond):
-        traces["model"] += 1
-        return velocity(params, x, t, cond)
-
-    def counted_reward(images, cond):
-        traces["reward"] += 1
-        return reward(images, cond)
-
+    counted_velocity, counted_reward, traces = traced()
     model = fs.Flow.from_callable(
         counted_velocity, {"scale": jnp.ones((), jnp.float32)}, (2,), decode=decode
     )
