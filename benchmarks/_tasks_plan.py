@@ -241,6 +241,8 @@ def paper_settings() -> list[Setting]:
 
 
 def paper(plan: Plan, table: Table) -> Iterator[list[Case]]:
-    """The paper's table: its budget of 100, and five times that."""
-    for model in plan.models:
-        yield plan.cases(model, paper_settings(), plan.sizes.of_paper, plan.tasks, "test")
+    """The paper's table, of the plan's methods: its budget of 100, and five times that."""
+    for nfe, model in itertools.product(plan.sizes.of_paper, plan.models):
+        methods = {setting.method for setting in plan.settings[model]}
+        made = [setting for setting in paper_settings() if setting.method in methods]
+        yield plan.cases(model, made, (nfe,), plan.tasks, "test")

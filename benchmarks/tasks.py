@@ -2,7 +2,8 @@
 
     python benchmarks/tasks.py [--quick] [--json FILE] [--stage screen tune confirm paper]
                                [--only NAME ...] [--models NAME ...] [--hours H] [--dry]
-                               [--budgets NFE ...] [--tuned NFE ...] [--costs] [--plots FOLDER]
+                               [--budgets NFE ...] [--tuned NFE ...] [--paper NFE ...] [--costs]
+                               [--plots FOLDER]
 
 The tasks are those of `flowsde.shapes.tasks`: success is the word of their held-out judge, which no
 search sees. Settings are chosen on development captions, `screen` and `tune`, and what is chosen is
@@ -94,6 +95,8 @@ class Args:
     """NFE of confirming, in their order."""
     tuned: tuple[int, ...] = Sizes.tuned
     """NFE of tuning, in their order."""
+    paper: tuple[int, ...] = Sizes.of_paper
+    """NFE of the paper's settings, in their order."""
     most: int = Sizes.most
     """Settings of a model that are tuned, beside each method's best."""
 
@@ -140,6 +143,7 @@ def plan_of(args: Args) -> Plan:
         test_captions=args.test_captions,
         confirmed=args.budgets,
         tuned=args.tuned,
+        of_paper=args.paper,
         most=args.most,
     )
     return Plan(tasks, models, {model: known(model, names) for model in models}, sizes)
