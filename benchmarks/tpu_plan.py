@@ -84,7 +84,8 @@ class Args:
 def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
     """A row of `programs`; `NotCompiled` where it would have to be compiled and is not to be."""
     chip, layout = CHIPS[entry.chip], entry.layout
-    place = Place(mesh(chip, layout.sizes), layout.rules)
+    devices = mesh(chip, layout.sizes)
+    place = Place(devices, layout.rules.on(devices))
     program = entry.build(place)
     row = {
         "name": entry.name,
@@ -94,7 +95,7 @@ def plan(entry: Entry, cache: pathlib.Path, compiling: bool) -> dict[str, Any]:
         "chips": place.mesh.size,
         "layout": layout.name,
         "mesh": dict(zip(MESH, layout.sizes, strict=True)),
-        "rules": {name: axes for name, axes in vars(layout.rules).items() if axes is not None},
+        "rules": {name: axes for name, axes in vars(place.rules).items() if axes is not None},
         "batch": program.batch,
         "prompts": entry.prompts,
         "detail": entry.detail,
