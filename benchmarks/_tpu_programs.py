@@ -5,6 +5,7 @@ what is in a loop once.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class Attention(NamedTuple):
         keys = tokens if keys is None else keys
         if not by_kernel(tokens, keys):
             return cls()
-        whole = filled(tokens) * filled(keys) * (-(-features // LANES) * LANES)
+        whole = math.prod(filled(tokens, keys)) * (-(-features // LANES) * LANES)
         one = 4 * n * heads * calls
         return cls(one * tokens * keys * features, one * whole)
 

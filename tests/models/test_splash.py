@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 from flowsde.models.common import layers
 from flowsde.models.common.layers import Numerics, attention
-from flowsde.models.common.splash import LANES, block_of, filled, splash_attention
+from flowsde.models.common.splash import LANES, blocks_of, filled, splash_attention
 from flowsde.sharding import ShardingRules
 
 
@@ -31,8 +31,8 @@ def by_numpy(q, k, v, seen, causal, scale):
 @pytest.mark.parametrize(
     ("shape", "causal", "masked"),
     [((2, 40, 130, 3, 24), False, True), ((1, 128, 128, 2, 128), False, False),
-     ((1, 77, 77, 2, 64), True, False)],
-    ids=["filled up", "whole", "causal"],
+     ((1, 77, 77, 2, 64), True, False), ((1, 1152, 1152, 1, 16), False, False)],
+    ids=["filled up", "whole", "causal", "blocks that are not square"],
 )  # fmt: skip
 def test_attention(shape, causal, masked):
     q, k, v = inputs(*shape)
@@ -90,12 +90,22 @@ def test_what_the_mesh_does_not_divide_is_whole_on_each_device():
     np.testing.assert_allclose(made, wanted, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("tokens", [1, 128, 129, 1024, 1025, 1280, 4352, 4608, 16384])
+@pytest.mark.parametrize("tokens", [1, 128, 129, 1024, 1025, 1280, 1560, 4352, 4608, 16384])
 def test_blocks_are_whole_lanes_and_little_is_filled_up(tokens):
-    block = block_of(tokens)
-    assert block % LANES == 0 and block <= 1024
-    assert filled(tokens) % block == 0
-    assert tokens <= filled(tokens) <= max(1.25 * tokens, tokens + LANES - 1)
+    wholes = filled(tokens, tokens)
+    for block, whole in zip(blocks_of(tokens, tokens), wholes, strict=True):
+        assert block % LANES == 0 and whole % block == 0
+        assert tokens <= whole <= max(1.25 * tokens, tokens + LANES - 1)
+    queries, keys = blocks_of(tokens, tokens)
+    assert queries * keys <= 1024**2
+
+
+def test_nothing_is_filled_up_where_blocks_fit_that_are_not_square():
+    # FLUX.1-schnell at 1024 pixels: 256 tokens of text and 4096 of the picture, 34 times 128.
+    assert filled(4352, 4352) == (4352, 4352)
+    assert blocks_of(4608, 4608) == (768, 768)
+    # More keys than fit beside so many queries, and no other size divides them.
+    assert filled(1408, 1408) == (1536, 1536)
 
 
 @pytest.mark.slow

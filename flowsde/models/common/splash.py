@@ -20,6 +20,8 @@ LONG = 1024
 more than scores in memory do, as `benchmarks/tpu_plan.py` estimates it for SiT."""
 LARGEST = 1024
 """Tokens of a block, at most; its scores, in float32, take 4 MiB of 16 that a kernel may use."""
+_WIDEST = 2304
+"""Queries of a block that is not square, at most, and as many scores."""
 
 
 def block_of(tokens: int) -> int:
@@ -31,10 +33,28 @@ def block_of(tokens: int) -> int:
     return min(sizes, key=lambda size: -(-tokens // size) * size)
 
 
-def filled(tokens: int) -> int:
-    """Tokens that the kernel computes for so many."""
-    block = block_of(tokens)
-    return -(-tokens // block) * block
+def blocks_of(queries: int, keys: int) -> tuple[int, int]:
+    """Queries and keys of a block.
+
+    Filling up copies all that the kernel reads and writes: where it can be done without, blocks are
+    as nearly square as may be, rather of many queries, for which keys are read less often.
+    """
+    square = block_of(queries), block_of(keys)
+    if queries % square[0] == 0 and keys % square[1] == 0:
+        return square
+    exact = [
+        (q, k)
+        for q in range(_WIDEST, 0, -LANES)
+        for k in range(LARGEST, LANES, -LANES)
+        if q * k <= LARGEST**2 and queries % q == 0 and keys % k == 0
+    ]
+    return max(exact, key=min, default=square)
+
+
+def filled(queries: int, keys: int) -> tuple[int, int]:
+    """Queries and keys that the kernel computes for so many."""
+    q, k = blocks_of(queries, keys)
+    return -(-queries // q) * q, -(-keys // k) * k
 
 
 def splash_attention(
@@ -97,7 +117,8 @@ def _attend(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries, keys, heads, features = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
-    by_q, by_k = block_of(queries), block_of(keys)
+    by_q, by_k = blocks_of(queries, keys)
+    shape = filled(queries, keys)
     blocks = splash.BlockSizes(
         block_q=by_q, block_kv=by_k, block_q_dkv=by_q, block_kv_dkv=by_k, block_q_dq=by_q,
         block_kv_dq=by_k,
@@ -105,10 +126,9 @@ def _attend(
 
     def fill(x: jax.Array, tokens: int) -> jax.Array:
         """[n, heads, tokens, features], both filled up."""
-        more = ((0, 0), (0, filled(tokens) - tokens), (0, 0), (0, -features % LANES))
+        more = ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, -features % LANES))
         return jnp.pad(x, more).transpose(0, 2, 1, 3)
 
-    shape = (filled(queries), filled(keys))
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([mask] * heads), block_sizes=blocks, interpret=interpret
@@ -121,5 +141,6 @@ def _attend(
             q=jnp.ones((len(q), shape[0]), jnp.int32),
             kv=jnp.pad(seen.astype(jnp.int32), ((0, 0), (0, shape[1] - keys))),
         )
-    y = jax.vmap(kernel)(fill(q, queries), fill(k, keys), fill(v, keys), segment_ids=segments)
+    arrays = fill(q, shape[0]), fill(k, shape[1]), fill(v, shape[1])
+    y = jax.vmap(kernel)(*arrays, segment_ids=segments)
     return y[:, :, :queries, :features].transpose(0, 2, 1, 3)
