@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from flowsde.models.common import layers
@@ -106,6 +107,18 @@ def test_nothing_is_filled_up_where_blocks_fit_that_are_not_square():
     assert blocks_of(4608, 4608) == (768, 768)
     # More keys than fit beside so many queries, and no other size divides them.
     assert filled(1408, 1408) == (1536, 1536)
+
+
+def test_on_a_tpu_queries_and_keys_stay_in_bfloat16_until_they_are_normalised():
+    q, k, _ = (jnp.asarray(a, jnp.bfloat16) for a in inputs(2, 3, 3, 2, 8))
+    made = {}
+    for name in (None, "tpu"):
+        low = Numerics(dtype=jnp.bfloat16, attention=name)
+        norm = layers.QKNorm(8, low, nnx.Rngs(0))
+        kept = "optimization_barrier" in str(jax.make_jaxpr(norm)(q, k))
+        assert kept == (name == "tpu")
+        made[name] = norm(q, k)
+    jax.tree.map(np.testing.assert_array_equal, made[None], made["tpu"])
 
 
 @pytest.mark.slow

@@ -200,9 +200,10 @@ class QKNorm(nnx.Module):
         self.query, self.key = (
             rms_norm(features, (None,), numerics, rngs, epsilon) for _ in range(2)
         )
+        self.numerics = numerics
 
     def __call__(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if q.dtype != jnp.float32:
+        if q.dtype != jnp.float32 and _implementation(self.numerics) in _OF_TPUS:
             # Else a TPU's compiler has the products before write float32, which is what is read
             # here and takes twice as long to be moved.
             q, k = jax.lax.optimization_barrier((q, k))
@@ -248,7 +249,7 @@ def attention(
     Returns:
       [n, queries, heads x d].
     """
-    name = numerics.attention or _usual()
+    name = _implementation(numerics)
     if name == "tpu":
         name = "splash" if by_kernel(q.shape[1], k.shape[1]) else "xla"
     y = None
@@ -273,8 +274,13 @@ def attention(
     return y.reshape(*y.shape[:2], -1)
 
 
-def _usual() -> Implementation:
-    """The implementation for the platform."""
+_OF_TPUS = ("tpu", "splash")
+
+
+def _implementation(numerics: Numerics) -> Implementation:
+    """The one that is asked for, or that for the platform."""
+    if numerics.attention is not None:
+        return numerics.attention
     platform = jax.default_backend()
     if platform == "cpu" and jax.sharding.get_abstract_mesh().empty:
         return "by_head"
