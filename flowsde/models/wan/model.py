@@ -113,7 +113,7 @@ class WanAttention(nnx.Module):
         qk = self.norm(self.query(x), self.key(context))
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (*qk, self.value(context)))
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+            q, k = (rotate(a, turn, dtype=v.dtype) for a in (q, k))
         # In float32 until here.
         q, k = q.astype(v.dtype), k.astype(v.dtype)
         split = turn is not None
