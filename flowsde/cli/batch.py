@@ -1,7 +1,8 @@
 """`flowsde batch`: the options, and what it writes beside every prompt's folder.
 
 batch.json
-    ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
+    ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``,
+    ``part`` (of the list, as --part says; null without);
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
     without one), ``exact`` (share of the embedded model's pictures that are what the task
     asks for, by the held-out checker), ``reward`` (mean), ``heldout_rewards`` (means by name, of
@@ -101,7 +102,7 @@ class Batch(Task):
     """Folder of the results: a folder for each prompt, batch.json and sheet.png."""
     part: Annotated[str | None, shown("I/N")] = None
     """Part I of N of the prompts, each Nth from the Ith on: for a machine, and a folder, of its
-    own. Numbers of prompts are those in the part."""
+    own; a folder of another part is refused. Numbers of prompts are those in the part."""
     batch_size: Int = None
     """Candidates evaluated at once: 32 by default, or what suits the images of --model."""
     slots: Int = None
@@ -151,7 +152,8 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
+        abouts = [about(sample, offer, text) for text in offer.prompts]
+        folder = Folder(self.out, offer, abouts, batch_part.named(self.part))
         results.make(self.out)
         if self.shared:
             with _own.shared(self.out) as hidden, closing(Claims(hidden)) as claims:

@@ -29,6 +29,7 @@ from flowsde.runner.result import COUNTERS, Result
 _COUNT = whole(0, 2**63 - 1)
 _RUN = fields(nfe=_COUNT, evaluations=_COUNT, seconds=number)
 _BATCH = fields(
+    {"part": maybe(text)},
     runs=items(_RUN), total_nfe=maybe(_COUNT), prompts=items(text), settings=mapping,
     seed=_COUNT, method=text,
 )  # fmt: skip
@@ -43,14 +44,17 @@ class Folder:
       out: the folder.
       offer: of the model.
       abouts: what each prompt's result is of.
+      part: of a list, as batch.json has it; None for all of it.
 
     Attributes:
       values: contents of each prompt's result.json; None for one that is not finished.
       before: entries in batch.json of earlier runs.
     """
 
-    def __init__(self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]]):
-        self.out, self._offer, self.abouts = out, offer, abouts
+    def __init__(
+        self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]], part: str | None = None
+    ):
+        self.out, self._offer, self.abouts, self.part = out, offer, abouts, part
         self.folders = [out / offer.slug(about["prompt"]) for about in abouts]
         self.values: list[dict[str, Any] | None] = [None] * len(abouts)
         self.before: list[dict[str, Any]] = []
@@ -188,6 +192,8 @@ class Folder:
         prompts = [about["prompt"] for about in self.abouts]
         wanted: dict[str, Any] = {"--total-nfe": total_nfe}
         theirs = {"--total-nfe": found["total_nfe"]}
+        if "part" in found:  # Earlier versions did not say.
+            wanted["--part"], theirs["--part"] = self.part, found["part"]
         if total_nfe is not None:
             one = self.abouts[0]
             ours = results.as_called_now(speakable(one["settings"]))

@@ -79,6 +79,7 @@ def contents(
         **{name: first[name] for name in ("version", "method", "seed", "preset", "settings")},
         "prompts": [one["prompt"] for one in folder.abouts],
         "total_nfe": total_nfe,
+        "part": folder.part,
         "finished": len(every),
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
         "exact": float(np.mean(exact)) if exact else None,

@@ -91,12 +91,41 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_are_the_whole_list(file: Path, tmp_path: Path) -> None:
+def test_parts_are_the_whole_list(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = [_batch(file, tmp_path / f"{i}", "--part", f"{i}/3") for i in (1, 2, 3)]
     assert [one["prompts"] for one in found] == [PROMPTS[i::3] for i in range(3)]
     assert sum(one["finished"] for one in found) == len(PROMPTS)
-    again = _batch(file, tmp_path / "2", "--part", "2/3")
-    assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1
+    again = _batch(file, tmp_path / "2", "--part", "02/3")
+    assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1 and again["part"] == "2/3"
+    words = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "2"), *RBF]
+    capsys.readouterr()
+    said = refused(capsys, *words, "--part", "1/3")
+    assert "used --part 2/3, not 1/3; expected another --out, or --overwrite" in said
+    assert {path.name for path in (tmp_path / "2").iterdir() if path.is_dir()} == {*SLUGS[1::3]}
+
+
+@pytest.mark.slow_but_one
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("1/3", "2/3"), ("1/3", None), (None, "1/3"), ("1/3", "1/2")]
+)
+def test_a_folder_of_another_part_is_refused(
+    theirs: str | None,
+    ours: str | None,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where none of its prompts is in the other part, whose results would be mixed in."""
+    about = {"runs": [], "total_nfe": None, "prompts": PROMPTS[:1], "settings": {}, "seed": 0}
+    (tmp_path / "out").mkdir()
+    written = json.dumps(about | {"method": "rbf", "part": theirs})
+    (tmp_path / "out/batch.json").write_text(written)
+    words = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "out"), *RBF]
+    said = refused(capsys, *words, *(["--part", ours] if ours else []))
+    assert f"out used --part {theirs}, not {ours}; expected another --out" in said
+    assert (tmp_path / "out/batch.json").read_text() == written
 
 
 @pytest.mark.slow
