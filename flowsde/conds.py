@@ -94,6 +94,11 @@ def as_host_arrays(name: str, cond: Cond) -> Cond:
     return jax.tree.map(fetched, cond)
 
 
+def rows_on_host(cond: Cond, at: np.ndarray) -> Cond:
+    """Rows `at` of arrays, as NumPy's; keys stay in JAX, for NumPy has none."""
+    return jax.tree.map(lambda a: (a if is_keys(a) else np.asarray(a))[at], cond)
+
+
 def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
     """Raise unless every leaf of cond has leading axis n."""
     for leaf in jax.tree.leaves(cond):

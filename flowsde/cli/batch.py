@@ -1,7 +1,9 @@
 """`flowsde batch`: the options, and what it writes beside every prompt's folder.
 
 batch.json
-    ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``;
+    ``version``, ``method``, ``seed``, ``preset``, ``settings``, ``prompts``, ``total_nfe``,
+    ``part`` (of the list, as --part says; null without), with --id-column ``ids``, of each the
+    name of the folder, in the order of ``prompts``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
     without one), ``exact`` (share of the embedded model's pictures that are what the task
     asks for, by the held-out checker), ``reward`` (mean), ``heldout_rewards`` (means by name, of
@@ -15,7 +17,7 @@ batch.json
     `flowsde.runner.packed.engine.Totals`, ``seconds`` and ``prompts_per_second``, compilation
     included; with --seconds also ``timing``, as `flowsde.runner.clock.Timing`; with --shared
     ``worker``, which process it was. ``failed`` lists the prompts without a result, each with its
-    ``number`` in the list, from 1, its ``prompt`` and the ``reason``.
+    ``number`` in the list, from 1, its ``prompt``, its ``id`` if it has one, and the ``reason``.
 sheet.png
     The pictures in the order of the list, with --keep several of each, 400 at most, with their
     numbers, rewards and prompts; a green frame marks what the held-out checker calls right.
@@ -53,6 +55,7 @@ from flowsde.cli import (
     heldout,
     presets,
     progress,
+    prompt_files,
     results,
     settings,
 )
@@ -101,7 +104,10 @@ class Batch(Task):
     """Folder of the results: a folder for each prompt, batch.json and sheet.png."""
     part: Annotated[str | None, shown("I/N")] = None
     """Part I of N of the prompts, each Nth from the Ith on: for a machine, and a folder, of its
-    own. Numbers of prompts are those in the part."""
+    own; a folder of another part is refused. Numbers of prompts are those in the part."""
+    id_column: Annotated[str | None, shown("NAME")] = None
+    """Column of a .csv or .tsv file, or entry of a .jsonl file, with an id of your own for each
+    prompt: result.json has it, and batch.json the folder of each id."""
     batch_size: Int = None
     """Candidates evaluated at once: 32 by default, or what suits the images of --model."""
     slots: Int = None
@@ -151,7 +157,11 @@ class Batch(Task):
                 "--total-nfe", self.total_nfe, "--target-reward", self.target_reward,
                 Program.of(offer.search, cost).search, cost, len(offer.prompts),
             )  # fmt: skip
-        folder = Folder(self.out, offer, [about(sample, offer, text) for text in offer.prompts])
+        abouts = [about(sample, offer, text) for text in offer.prompts]
+        if self.id_column is not None:
+            ids = batch_part.of(self.part, prompt_files.ids(self.prompts_file, self.id_column))
+            abouts = [one | {"id": id} for one, id in zip(abouts, ids, strict=True)]
+        folder = Folder(self.out, offer, abouts, batch_part.named(self.part))
         results.make(self.out)
         if self.shared:
             with _own.shared(self.out) as hidden, closing(Claims(hidden)) as claims:
@@ -195,7 +205,7 @@ class Batch(Task):
 
     def _search(self, offer: Source, folder: Folder, after: After, claims: Claims | None) -> int:
         """Find what is missing, and score all that is there; the exit code."""
-        runs, failed, own = list(folder.before), Failures(offer.prompts), []
+        runs, failed, own = list(folder.before), Failures(folder.abouts), []
         if folder.missing:
             own = [_search(self, offer, folder, runs, failed, claims)]
         with _alone(claims):

@@ -18,7 +18,8 @@ import numpy as np
 
 from flowsde import _own
 from flowsde._files import read_arrays, read_json, speakable, write_arrays, write_json
-from flowsde._schema import array, fields, items, mapping, maybe, number, text, whole
+from flowsde._schema import array, fields, items, mapping, maybe, number, table, text, whole
+from flowsde._text import shown
 from flowsde.cli import results, resume
 from flowsde.cli.finals import Finals
 from flowsde.cli.heldout import Heldout
@@ -29,6 +30,7 @@ from flowsde.runner.result import COUNTERS, Result
 _COUNT = whole(0, 2**63 - 1)
 _RUN = fields(nfe=_COUNT, evaluations=_COUNT, seconds=number)
 _BATCH = fields(
+    {"part": maybe(text), "ids": table(text)},
     runs=items(_RUN), total_nfe=maybe(_COUNT), prompts=items(text), settings=mapping,
     seed=_COUNT, method=text,
 )  # fmt: skip
@@ -42,15 +44,18 @@ class Folder:
     Args:
       out: the folder.
       offer: of the model.
-      abouts: what each prompt's result is of.
+      abouts: what each prompt's result is of, and its ``id`` if it has one.
+      part: of a list, as batch.json has it; None for all of it.
 
     Attributes:
       values: contents of each prompt's result.json; None for one that is not finished.
       before: entries in batch.json of earlier runs.
     """
 
-    def __init__(self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]]):
-        self.out, self._offer, self.abouts = out, offer, abouts
+    def __init__(
+        self, out: Path, offer: Source, abouts: Sequence[dict[str, Any]], part: str | None = None
+    ):
+        self.out, self._offer, self.abouts, self.part = out, offer, abouts, part
         self.folders = [out / offer.slug(about["prompt"]) for about in abouts]
         self.values: list[dict[str, Any] | None] = [None] * len(abouts)
         self.before: list[dict[str, Any]] = []
@@ -188,6 +193,9 @@ class Folder:
         prompts = [about["prompt"] for about in self.abouts]
         wanted: dict[str, Any] = {"--total-nfe": total_nfe}
         theirs = {"--total-nfe": found["total_nfe"]}
+        self._check_ids(found.get("ids", {}))
+        if "part" in found:  # Earlier versions did not say.
+            wanted["--part"], theirs["--part"] = self.part, found["part"]
         if total_nfe is not None:
             one = self.abouts[0]
             ours = results.as_called_now(speakable(one["settings"]))
@@ -203,6 +211,25 @@ class Folder:
                 short = name.startswith("--")
                 used = f"{name} {theirs[name]}, not {value}" if short else f"another {name}"
                 raise ValueError(f"the run in {self.out} used {used}; {results.OTHERWISE}")
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Names of the folders, by the prompts' ids; empty without ids."""
+        each = zip(self.folders, self.abouts, strict=True)
+        return {about["id"]: folder.name for folder, about in each if "id" in about}
+
+    def _check_ids(self, theirs: dict[str, str]) -> None:
+        """ValueError if an earlier run had another id of a prompt, or another prompt of an id."""
+        known = {name: id for id, name in theirs.items()}
+        for folder, about in zip(self.folders, self.abouts, strict=True):
+            own, prompt = about.get("id"), shown(about["prompt"])
+            if (name := folder.name) in known and known[name] != own:
+                used = f"gave '{prompt}' the id {shown(known[name])}, not {shown(own)}"
+            elif own in theirs and theirs[own] != name:
+                used = f"gave the id {shown(own)} to {shown(theirs[own])}, not to '{prompt}'"
+            else:
+                continue
+            raise ValueError(f"the run in {self.out} {used}; {results.OTHERWISE}")
 
     @property
     def missing(self) -> list[int]:

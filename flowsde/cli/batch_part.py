@@ -17,11 +17,21 @@ def of(part: str | None, prompts: Sequence[str]) -> list[str]:
     """
     if part is None:
         return list(prompts)
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part)
-    number, many = (int(text) for text in found.groups()) if found else (0, 0)
-    if not 1 <= number <= many:
-        raise OptionError(OPTION, f"expected I/N with I from 1 to N, as in 1/4, got {shown(part)}")
+    number, many = _numbers(part)
     own = list(prompts[number - 1 :: many])
     if not own:
         raise OptionError(OPTION, f"{part} has no prompt: there are {len(prompts)} in all")
     return own
+
+
+def named(part: str | None) -> str | None:
+    """A part as batch.json has it; None without one."""
+    return None if part is None else "/".join(map(str, _numbers(part)))
+
+
+def _numbers(part: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part)
+    number, many = (int(text) for text in found.groups()) if found else (0, 0)
+    if not 1 <= number <= many:
+        raise OptionError(OPTION, f"expected I/N with I from 1 to N, as in 1/4, got {shown(part)}")
+    return number, many

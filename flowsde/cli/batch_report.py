@@ -28,10 +28,10 @@ _TOTALS = _schema.fields(
 
 
 class Failures:
-    """Prompts that failed, and why, by their place in the list."""
+    """Prompts that failed, of what they are of, and why, by their place in the list."""
 
-    def __init__(self, prompts: list[str]):
-        self._prompts, self.reasons = prompts, dict[int, str]()
+    def __init__(self, abouts: Sequence[dict[str, Any]]):
+        self._abouts, self.reasons = abouts, dict[int, str]()
 
     def joined(self, folder: Folder, claims: Claims) -> list[dict[str, Any]]:
         """Take in what other processes have done; their entries of batch.json. In `alone`."""
@@ -49,16 +49,22 @@ class Failures:
     def lines(self) -> list[str]:
         """One a prompt."""
         return [
-            f"prompt {i + 1} of {len(self._prompts)}, '{_text.shown(self._prompts[i])}': {why}"
+            f"prompt {i + 1} of {len(self._abouts)}, "
+            + (f"id {_text.shown(self._abouts[i]['id'])}, " if "id" in self._abouts[i] else "")
+            + f"'{_text.shown(self._abouts[i]['prompt'])}': {why}"
             for i, why in sorted(self.reasons.items())
         ]
 
     def values(self) -> list[dict[str, Any]]:
         """For batch.json."""
         return [
-            {"number": i + 1, "prompt": self._prompts[i], "reason": why}
+            {"number": i + 1, **_of(self._abouts[i], "prompt", "id"), "reason": why}
             for i, why in sorted(self.reasons.items())
         ]
+
+
+def _of(about: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: about[name] for name in names if name in about}
 
 
 def contents(
@@ -79,6 +85,8 @@ def contents(
         **{name: first[name] for name in ("version", "method", "seed", "preset", "settings")},
         "prompts": [one["prompt"] for one in folder.abouts],
         "total_nfe": total_nfe,
+        "part": folder.part,
+        **({"ids": folder.ids} if folder.ids else {}),
         "finished": len(every),
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
         "exact": float(np.mean(exact)) if exact else None,

@@ -90,7 +90,10 @@ def asked_for(folder: Folder) -> dict[str, Any]:
     first = folder.abouts[0]
     same = {f"--{name}": first[name] for name in ("method", "seed")}
     prompts = [about["prompt"] for about in folder.abouts]
-    return same | {"version": first["version"], "settings": first["settings"], "prompts": prompts}
+    ids = [*folder.ids]
+    return same | {
+        "version": first["version"], "settings": first["settings"], "prompts": prompts, "ids": ids
+    }  # fmt: skip
 
 
 def joined(folder: Folder, claims: Claims) -> tuple[list[dict[str, Any]], dict[int, str]]:

@@ -94,8 +94,8 @@ class Diagnose:
     kernel: Annotated[str | None, word("kernel")] = None
     """How a particle moves from one time to the next (default: the method's)."""
     reward: Annotated[str | None, shown("REWARD")] = None
-    """Reward to look at, as for sample: "likelihood" (the default) or "rss"; with --model one
-    of `flowsde rewards`, or MODULE:FUNCTION."""
+    """Reward to look at, as for sample: "likelihood" (the default) or "rss", with --model FOLDER
+    one of `flowsde rewards`; or MODULE:FUNCTION."""
     trajectories: Annotated[int, number(int, "an integer")] = 256
     """Number of trajectories of each prompt, 8 at least."""
     families: Int = None

@@ -32,7 +32,7 @@ from flowsde.cli.failures import one_line
 from flowsde.cli.options import Sample
 from flowsde.cli.picture_files import as_array, opened
 from flowsde.cli.sources.base import Source
-from flowsde.cli.sources.rewards import imported, is_url
+from flowsde.cli.sources.outside import imported, is_url
 from flowsde.pairwise import Compare, games, tournament
 from flowsde.rewards import RewardError, judge_pairs
 

@@ -236,10 +236,10 @@ class Task:
     kernel: Annotated[str | None, word("kernel")] = None
     """How a particle moves from one time to the next (default: {kernels})."""
     reward: Annotated[tuple[str, ...], shown("REWARD"), tyro.conf.UseAppendAction] = ()
-    """Reward to search by. Embedded model: "likelihood" of the counts (the default), or "rss",
-    minus their squared error. With --model: one of `flowsde rewards`, such as clip, MODULE:FUNCTION
-    (of images and prompts), a judge at URL#MODEL, or none, the default of ode and sde. May be given
-    several times, with --combine."""
+    """Reward to search by: MODULE:FUNCTION (of images and prompts) or a judge at URL#MODEL.
+    Embedded model: also "likelihood" of the counts (the default), or "rss", minus their squared
+    error. With --model FOLDER: also one of `flowsde rewards`, such as clip, or none, the default of
+    ode and sde. May be given several times, with --combine."""
     task: Annotated[str, word("task")] = "counts"
     """Embedded model: what a picture of the prompt must also be, for the reward and for the
     held-out checker: in the order above, just the objects of the prompt (the default), 8 of them or

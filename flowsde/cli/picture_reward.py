@@ -16,7 +16,8 @@ from flowsde.cli import named_rewards
 from flowsde.cli.errors import OptionError
 from flowsde.cli.named_rewards import EMBEDDED
 from flowsde.cli.picture_files import as_array, opened
-from flowsde.cli.sources.known import KNOWN, RewardSource
+from flowsde.cli.sources.base import RewardSource
+from flowsde.cli.sources.known import KNOWN
 from flowsde.cli.sources.rewards import reads_text, reward_source
 from flowsde.models.converted.store import checksum
 from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms

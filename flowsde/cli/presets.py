@@ -59,9 +59,7 @@ def check(name: str, value: Any, of_many: bool = False) -> None:
     """
     if name in CHOICES and value not in CHOICES[name]:
         known = ", ".join(CHOICES[name])
-        more = "; others need --model" if name == "reward" else ""
-        if of_many:
-            more = "; separate them by spaces" if "," in str(value) else ""
+        more = "; separate them by spaces" if of_many and "," in str(value) else ""
         option = flag(name) + "s" * of_many
         raise ValueError(f"{option} must be one of {known}, got '{shown(value)}'{more}")
     if name in settings.COUNTS:

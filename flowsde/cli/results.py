@@ -65,6 +65,7 @@ _READ = fields(
             strength=items(number),
         ),
         "video": text,
+        "id": text,
         "heldout_versions": table(text),
         "part_calls": table(_COUNT),
         **_JUDGED,
@@ -248,6 +249,7 @@ def _write_kept(
     return said
 
 
+_ID = "the id"
 _CONTENTS = "converted models with the checksums"
 _WHERE_GIVEN = {
     *("--weights", "--reward-model", "--keep", "--image", "--mask"),
@@ -278,7 +280,7 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
             pass  # A file may say anything.
     if contents := settings.pop("--contents", None):
         settings[_CONTENTS] = contents
-    own = {"--method": about["method"], "--seed": about["seed"]}
+    own = {"--method": about["method"], "--seed": about["seed"], _ID: about.get("id")}
     return {"PROMPT": prompt} | own | settings | {"version": about["version"]}
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._keys import IMPLEMENTATION
-from flowsde.conds import for_reward
+from flowsde.conds import for_reward, rows_on_host
 from flowsde.flow import initial_noise
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
@@ -228,7 +228,7 @@ class _Meter:
             return np.asarray(verify(job.flow, job.reward, x0, self._told).reward)
         seen = shown(job.flow, x0, job.reward.latents)
         images, finite = (np.asarray(a)[:wanted] for a in seen)
-        own = jax.tree.map(lambda a: np.asarray(a)[:wanted], for_reward(self._told))
+        own = rows_on_host(for_reward(self._told), np.arange(wanted))
         rewards = np.full(len(x0), np.nan, np.float32)
         rewards[:wanted] = np.where(finite, job.reward(images, own), np.nan)
         return rewards

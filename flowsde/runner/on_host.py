@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde.conds import for_reward
+from flowsde.conds import for_reward, rows_on_host
 from flowsde.rewards.base import HostReward, Scores
 from flowsde.runner.ahead import to_score
 from flowsde.runner.evaluate import shown, split
@@ -47,7 +47,7 @@ def evaluate_on_host(
         # Filled up with further rows to the one compiled shape.
         seen = shown(model.flow, asking.x0[np.resize(at, size)], reward.latents)
         images, finite = (np.asarray(a)[: at.size] for a in seen)
-        own = jax.tree.map(lambda a, at=at: np.asarray(a)[prompt[at]], for_reward(model.cond))
+        own = rows_on_host(for_reward(model.cond), prompt[at])
         write_scores(told, at, reward.scores(images, own), finite)
     on_device = placement.put(jax.tree.map(jnp.asarray, told), placement.by_row)
     return _scored(asked, evals, on_device, kind, placement)

@@ -19,6 +19,7 @@ import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
 from flowsde.cli.batch_folder import Folder
+from flowsde.cli.batch_report import Failures
 from flowsde.runner.packed.engine import Totals
 
 PROMPTS = [
@@ -91,12 +92,41 @@ def test_writes_what_sample_writes(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_are_the_whole_list(file: Path, tmp_path: Path) -> None:
+def test_parts_are_the_whole_list(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = [_batch(file, tmp_path / f"{i}", "--part", f"{i}/3") for i in (1, 2, 3)]
     assert [one["prompts"] for one in found] == [PROMPTS[i::3] for i in range(3)]
     assert sum(one["finished"] for one in found) == len(PROMPTS)
-    again = _batch(file, tmp_path / "2", "--part", "2/3")
-    assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1
+    again = _batch(file, tmp_path / "2", "--part", "02/3")
+    assert again["prompts"] == PROMPTS[1::3] and len(again["runs"]) == 1 and again["part"] == "2/3"
+    words = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "2"), *RBF]
+    capsys.readouterr()
+    said = refused(capsys, *words, "--part", "1/3")
+    assert "used --part 2/3, not 1/3; expected another --out, or --overwrite" in said
+    assert {path.name for path in (tmp_path / "2").iterdir() if path.is_dir()} == {*SLUGS[1::3]}
+
+
+@pytest.mark.slow_but_one
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("1/3", "2/3"), ("1/3", None), (None, "1/3"), ("1/3", "1/2")]
+)
+def test_a_folder_of_another_part_is_refused(
+    theirs: str | None,
+    ours: str | None,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where none of its prompts is in the other part, whose results would be mixed in."""
+    about = {"runs": [], "total_nfe": None, "prompts": PROMPTS[:1], "settings": {}, "seed": 0}
+    (tmp_path / "out").mkdir()
+    written = json.dumps(about | {"method": "rbf", "part": theirs})
+    (tmp_path / "out/batch.json").write_text(written)
+    words = ["batch", "--prompts-file", str(file), "--out", str(tmp_path / "out"), *RBF]
+    said = refused(capsys, *words, *(["--part", ours] if ours else []))
+    assert f"out used --part {theirs}, not {ours}; expected another --out" in said
+    assert (tmp_path / "out/batch.json").read_text() == written
 
 
 @pytest.mark.slow
@@ -109,6 +139,70 @@ def test_a_part_that_there_is_not_is_refused(
     words[-1] = "8/8"
     assert "--part: 8/8 has no prompt: there are 7 in all" in refused(capsys, *words)
     assert not (tmp_path / "out").exists()
+
+
+def _table(path: Path, ids: list[str]) -> Path:
+    rows = zip(ids, PROMPTS[: len(ids)], strict=True)
+    path.write_text("key,prompt\n" + "".join(f"{id},{prompt}\n" for id, prompt in rows))
+    return path
+
+
+@pytest.mark.slow
+def test_results_have_the_ids_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = _table(tmp_path / "a.csv", ["x/7", "08", "é"]), tmp_path / "out"
+    found = _batch(table, out, "--id-column", "key")
+    assert found["ids"] == dict(zip(["x/7", "08", "é"], SLUGS, strict=False))
+    for id, slug in found["ids"].items():
+        result = json.loads((out / slug / "result.json").read_text())
+        assert result["id"] == id and result["prompt"] == PROMPTS[SLUGS.index(slug)]
+    again = _batch(table, out, "--id-column", "key")
+    assert len(again["runs"]) == 1 and again["ids"] == found["ids"]
+    part = _batch(table, tmp_path / "part", "--id-column", "key", "--part", "2/2")
+    assert part["ids"] == {"08": SLUGS[1]}
+    capsys.readouterr()
+    words = ["batch", "--prompts-file", str(table), "--out", str(out), *RBF]
+    assert "gave 'two green triangles' the id x/7, not None" in refused(capsys, *words)
+    (out / "batch.json").unlink()  # Results say it themselves.
+    assert "used the id x/7, not None" in refused(capsys, *words)
+    _table(table, ["08", "x/7", "é"])
+    said = refused(capsys, *words, "--id-column", "key")
+    assert "used the id x/7, not 08; expected another --out" in said
+
+
+def test_a_failure_is_said_with_its_id() -> None:
+    failed = Failures([{"prompt": "a cat"}, {"prompt": "a dog", "id": "x/7"}])
+    failed.reasons |= {0: "why", 1: "how"}
+    first, second = failed.lines()
+    assert first == "prompt 1 of 2, 'a cat': why"
+    assert second == "prompt 2 of 2, id x/7, 'a dog': how"
+    assert failed.values() == [
+        {"number": 1, "prompt": "a cat", "reason": "why"},
+        {"number": 2, "prompt": "a dog", "id": "x/7", "reason": "how"},
+    ]
+
+
+@pytest.mark.slow_but_one
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ({"y": SLUGS[0]}, "gave 'two green triangles' the id y, not x"),
+        ({"y": SLUGS[5]}, f"gave the id y to {SLUGS[5]}, not to 'one red circle'"),
+    ],
+)
+def test_a_folder_of_other_ids_is_refused(
+    ids: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any prompt is finished."""
+    table = _table(tmp_path / "a.csv", ["x", "y"])
+    about = {"runs": [], "total_nfe": None, "prompts": PROMPTS[:1], "settings": {}, "seed": 0}
+    (tmp_path / "out").mkdir()
+    written = json.dumps(about | {"method": "rbf", "ids": ids})
+    (tmp_path / "out/batch.json").write_text(written)
+    words = ["batch", "--prompts-file", str(table), "--out", str(tmp_path / "out"), *RBF]
+    assert said in refused(capsys, *words, "--id-column", "key")
+    assert (tmp_path / "out/batch.json").read_text() == written
 
 
 @pytest.mark.slow

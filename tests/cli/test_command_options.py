@@ -69,7 +69,7 @@ def test_reward_timeout(here: Path) -> None:
     (here / "timed_judge.py").write_text("def score(images, prompts): return images\n")
     assert rewards.reward_source("timed_judge:score", (), 2.5).load([])[0].timeout == 2.5
     for value in (0.0, -1.0):
-        with pytest.raises(ValueError, match="--reward-timeout must be above 0"):
+        with pytest.raises(ValueError, match="--reward-timeout must be a finite number above 0"):
             rewards.reward_source("timed_judge:score", (), value)
     with pytest.raises(ValueError, match="--reward-timeout has no effect with --reward none"):
         rewards.reward_source("none", (), 2.5)

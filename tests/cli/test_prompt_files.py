@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flowsde.cli import prompt_files
 from flowsde.cli.prompts import collect
 
 PROMPTS = ['a "red" cube, and a ball', "# seven cats", "été"]
@@ -74,3 +75,42 @@ def test_a_prompt_with_commas_is_one(line: str, tmp_path: Path) -> None:
     path = tmp_path / "part-00"
     path.write_text(f"{line}\na cat\n")
     assert collect((), path, same) == [line, "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "Key,prompt\n b/1 ,a cat\n\nb/2,\n002,a dog\n", ["b/1", "002"]),
+        ("a.tsv", "prompt\tKEY\na cat\t7\na dog\t8\n", ["7", "8"]),
+        ("a.jsonl", '{"prompt": "a cat", "key": 7}\n{"key": "x y", "prompt": "a dog"}\n',
+         ["7", "x y"]),
+    ],
+)  # fmt: skip
+def test_ids_of_prompts(name: str, text: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert prompt_files.ids(tmp_path / name, "key") == expected
+    assert [prompt for _, prompt in prompt_files.read(tmp_path / name)] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.txt", "a cat\n", "--id-column wants a file with columns, .csv, .*, got .*a.txt"),
+        ("a.csv", "id,prompt\n1,a cat\n", "expected one 'key' among them, got id, prompt"),
+        ("a.csv", "key,prompt\n1,a cat\n,a dog\n ,a fox\n",
+         "a.csv: expected an id 'key' of every prompt, got none in line 3, 4"),
+        ("a.csv", "key,prompt\n1,a cat\n2,a dog\n1,a fox\n",
+         "a.csv: line 4: id '1' is given twice, first in line 2"),
+        ("a.jsonl", '"a cat"\n{"prompt": "a dog", "key": true}\n{"prompt": "a fox"}\n',
+         "got none in line 1, 2, 3"),
+        ("a.jsonl", '{"prompt": "a cat", "key": "1"}\n{"prompt": "a dog", "key": 1}\n',
+         "line 2: id '1' is given twice, first in line 1"),
+        ("a.jsonl", '{"prompt": "a cat", "key": "a\\nb"}\n', "line 1: an id must be printable"),
+    ],
+)  # fmt: skip
+def test_ids_that_are_missing_or_not_of_one_prompt(
+    name: str, text: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=says):
+        prompt_files.ids(tmp_path / name, "key")

@@ -12,6 +12,7 @@ import numpy as np
 
 from flowsde.cli.settings import Settings
 from flowsde.flow import Flow
+from flowsde.rewards.base import Reward
 from flowsde.search import Search
 
 
@@ -41,6 +42,24 @@ class LoadedSource(NamedTuple):
     reward: Any
     tasks: list[PromptTask]
     chunk_size: int | None = None
+
+
+class RewardSource(Protocol):
+    """A reward, checked and not yet loaded.
+
+    Attributes:
+      reads_text: whether it looks at the prompt.
+      on_device: whether it has a gradient.
+    """
+
+    @property
+    def reads_text(self) -> bool: ...
+    @property
+    def on_device(self) -> bool: ...
+
+    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
+        """The reward of all prompts, and what it is told of each, None where that is nothing."""
+        ...
 
 
 class Source(Protocol):

@@ -6,7 +6,7 @@ all prompts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from flowsde._schema import fields, items, maybe, number, table
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.option_groups import COMBINATIONS, Combining
-from flowsde.cli.sources.known import RewardSource
+from flowsde.cli.settings import flag
+from flowsde.cli.sources.base import RewardSource
 from flowsde.rewards.base import DeviceReward, HostReward, Reward
 from flowsde.rewards.several import statistics
 
@@ -54,6 +55,16 @@ def check(names: Sequence[str], given: Combining) -> None:
         said = "is missing for" if kind == "normalised" else "has no effect with"
         raise OptionError(_POOL, f"{said} {_OPTION} {kind}")
     _made(kind, [rewards.device(_nothing, name=name) for name in names], given.reward_weights)
+
+
+def check_gradient(given: Mapping[str, Any], without: Sequence[str]) -> None:
+    """ValueError for settings that want a gradient, with the rewards that are without one."""
+    for option in ("gradient_temperature", "noise_tilt"):
+        for name in without:
+            if given.get(option):
+                raise ValueError(
+                    f"{flag(option)} wants a reward with a gradient, got --reward {shown(name)}"
+                )
 
 
 def _nothing(images: jax.Array, cond: Any) -> jax.Array:

@@ -23,11 +23,12 @@ none               no reward
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from flowsde.cli.sources.base import RewardSource
 from flowsde.models.blip.scored import ScoredByBLIP
 from flowsde.models.clip.model import HPSV2, HPSV2_1
 from flowsde.models.clip.rewards import clip_score, hps_score, pick_score
@@ -38,24 +39,6 @@ from flowsde.models.owlv2.scored import Counted, SmoothlyCounted
 from flowsde.models.qwen3_vl.scored import AskedByQwen3VL, CountedByQwen3VL, JudgedByQwen3VL
 from flowsde.models.video_rewards import Consistent
 from flowsde.rewards.base import Reward, device
-
-
-class RewardSource(Protocol):
-    """A reward, checked and not yet loaded.
-
-    Attributes:
-      reads_text: whether it looks at the prompt.
-      on_device: whether it has a gradient.
-    """
-
-    @property
-    def reads_text(self) -> bool: ...
-    @property
-    def on_device(self) -> bool: ...
-
-    def load(self, prompts: Sequence[str]) -> tuple[Reward, list[Any]]:
-        """The reward of all prompts, and what it is told of each, None where that is nothing."""
-        ...
 
 
 def _nothing(images: jax.Array, cond: Any) -> jax.Array:

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from flowsde._checks import check_float
 from flowsde._text import shown
 from flowsde.cli import pictures, preset_files, presets, prompts, video_files
 from flowsde.cli.devices import Spread, spread
@@ -24,8 +23,9 @@ from flowsde.cli.errors import OptionError
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import combined, rewards, videos
-from flowsde.cli.sources.base import LoadedSource, PromptTask
-from flowsde.cli.sources.known import KNOWN, RewardSource
+from flowsde.cli.sources.base import LoadedSource, PromptTask, RewardSource
+from flowsde.cli.sources.known import KNOWN
+from flowsde.cli.sources.outside import is_outside, judges
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
@@ -136,11 +136,9 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, RewardSource]:
             said = f"got {command.target_reward}"
             raise ValueError(f"--target-reward has no effect with --reward none, {said}")
     own = command.converted
-    if own.reward_timeout is not None:
-        check_float("--reward-timeout", own.reward_timeout)
     folders = combined.folders_of(names, own.reward_model, list(map(rewards.folders, names)))
     waits, counts, asks = (
-        [of(name) for name in names] for of in (rewards.is_function, rewards.counts, rewards.asks)
+        [of(name) for name in names] for of in (is_outside, rewards.counts, rewards.asks)
     )
     found = {
         name: rewards.reward_source(
@@ -154,11 +152,7 @@ def _rewards(command: Sample, fps: float | None) -> dict[str, RewardSource]:
         )
         for i, name in enumerate(names)
     }
-    for option in ("gradient_temperature", "noise_tilt"):
-        for name, reward in found.items():
-            if not reward.on_device and command.given.get(option):
-                said = f"{flag(option)} wants a reward with a gradient, got --reward {name}"
-                raise ValueError(said)
+    combined.check_gradient(command.given, [n for n, one in found.items() if not one.on_device])
     return found
 
 
@@ -293,10 +287,7 @@ class PublishedSource:
         if options.reward_counts is not None:
             self.named["reward_counts"] = options.reward_counts
         self._asked = _asked(options.reward_questions, self.prompts)
-        # Another model may take the place of this one, under the same name or at the same URL.
-        judges = [getattr(part, "judge", None) for part in parts.values()]
-        if versions := [judge for judge in judges if judge is not None]:
-            self.named["judge"] = versions[0] if len(parts) == 1 else versions
+        self.named |= judges([*parts.values()])
         needs = list(map(rewards.folders, parts))
         each = combined.folders_of([*parts], options.reward_model, needs)
         self.rewards = dict(zip(parts, each, strict=True))

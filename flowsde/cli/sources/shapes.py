@@ -8,18 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowsde import shapes
+from flowsde._text import shown
 from flowsde.cli import devices, pictures, preset_files, presets, prompts, settings
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources import combined
-from flowsde.cli.sources.base import LoadedSource, PromptTask
+from flowsde.cli.sources.base import LoadedSource, PromptTask, RewardSource
+from flowsde.cli.sources.outside import HostFunction, is_outside, judges
 from flowsde.flow import Flow
 from flowsde.rewards.base import Reward, device
 from flowsde.shapes import captions, verdict, weights
 from flowsde.shapes.tasks import TASKS, Challenge
 
+_OUTSIDE = "MODULE:FUNCTION or URL#MODEL"
+
 
 class _Measure(NamedTuple):
-    """One of several rewards of the embedded model, as a `RewardSource`."""
+    """A reward of the embedded model, as a `RewardSource`."""
 
     name: str
     task: Challenge
@@ -38,6 +42,16 @@ class _Measure(NamedTuple):
         return reward, [self.task.encode(prompt) for prompt in prompts]
 
 
+def _check_names(names: Sequence[str]) -> None:
+    known = settings.CHOICES["reward"]
+    for name in names:
+        if name not in known and not is_outside(name):
+            raise ValueError(
+                f"--reward must be one of {', '.join(known)}, {_OUTSIDE}, got '{shown(name)}'; "
+                "others need --model"
+            )
+
+
 class ShapesSource:
     """A `Source`; ValueError or TypeError naming an option that is wrong."""
 
@@ -47,9 +61,18 @@ class ShapesSource:
     def __init__(self, command: Sample):
         model = command.converted.model
         without = "without --model" if model is None else f"with --model {model}"
+        outside = [name for name in command.reward if is_outside(name)]
         for name, value in vars(command.converted).items():
-            if name != "model" and value != getattr(Converted, name):
+            if name not in ("model", "reward_timeout") and value != getattr(Converted, name):
                 raise ValueError(f"{settings.flag(name)} has no effect {without}, got {value}")
+        wait = command.converted.reward_timeout
+        if wait is not None and not outside:
+            raise ValueError(f"--reward-timeout wants --reward {_OUTSIDE}, got {wait}")
+        if outside and command.task != "counts":
+            raise ValueError(
+                f"--task {command.task} cannot be with --reward {shown(outside[0])}: a task brings "
+                f"its own reward along"
+            )
         mesh = devices.spread(command.devices).mesh
         if command.devices.fully_sharded:
             raise ValueError(f"--fully-sharded has no effect {without}")
@@ -71,22 +94,36 @@ class ShapesSource:
         self.prompts = prompts.collect(command.prompt, command.prompts_file, self.slug)
         presets.check("method", command.method)
         base = preset_files.settings_of(command.preset, command.method, self._model)
-        names, given = command.reward, command.given
+        names, options = command.reward, command.given
         combined.check(names, command.combining)
-        for name in names:
-            presets.check("reward", name)
-        if len(names) > 1:
-            base, given = dataclasses.replace(base, reward=given.pop("reward")), given
-        self.settings = presets.resolve_from(base, command.method, given)
+        _check_names(names)
+        combined.check_gradient(options, outside)
+        if names and "scorer" in given and len(outside) == len(names):
+            raise ValueError(
+                f"--weights of the scorer have no effect with --reward {shown(outside[0])}, got "
+                f"{given['scorer']}"
+            )
+        if names:
+            base = dataclasses.replace(base, reward=options.pop("reward"))
+        self.settings = presets.resolve_from(base, command.method, options)
         self.rewards: dict[str, Sequence[Path]] = dict.fromkeys(names or [self.settings.reward], ())
         self.named |= combined.named(names, command.combining)
         self._pools = {
             prompt: combined.pool(names, command.combining, self.slug(prompt))
             for prompt in self.prompts
         }
-        self._combining = command.combining
         self.search = presets.build(command.method, self.settings)
         self.evaluations = presets.evaluations(self.settings)
+        # Last, for a module may do anything when it is imported, and a judge is asked.
+        parts: list[RewardSource] = [
+            HostFunction(name, wait) if name in outside
+            else _Measure(name, self._task, self._files["scorer"])
+            for name in self.rewards
+        ]  # fmt: skip
+        self.named |= judges(parts)
+        self._reward = parts[0]
+        if len(parts) > 1:
+            self._reward = combined.Combined(names, parts, command.combining, self._pools)
 
     def slug(self, prompt: str) -> str:
         self._task.parse(prompt)
@@ -98,14 +135,12 @@ class ShapesSource:
     def load(self, prompts: Sequence[str]) -> LoadedSource:
         flow = shapes.load_flow(self._files[self._flow], self.settings.guidance, self._model)
         conds = [self._task.encode(one) for one in prompts]
-        if len(self.rewards) == 1:
+        if self.settings.reward in settings.CHOICES["reward"]:
             reward = self._task.load_reward(self.settings.reward, self._files["scorer"])
             return LoadedSource(self._task.flow(flow), reward, list(map(PromptTask, conds)))
-        parts = [_Measure(name, self._task, self._files["scorer"]) for name in self.rewards]
-        both = combined.Combined([*self.rewards], parts, self._combining, self._pools)
-        of_both, told = both.load(prompts)
+        of_all, told = self._reward.load(prompts)
         tasks = [PromptTask(*one) for one in zip(conds, told, strict=True)]
-        return LoadedSource(self._task.flow(flow), of_both, tasks)
+        return LoadedSource(self._task.flow(flow), of_all, tasks)
 
     def save(self, path: Path, image: np.ndarray) -> None:
         pictures.save_image(path, image)

@@ -12,7 +12,8 @@ from flowsde._checks import check_count
 from flowsde._text import shown
 from flowsde.cli.options import Sample
 from flowsde.cli.settings import flag
-from flowsde.cli.sources.rewards import HostFunction, RewardSource
+from flowsde.cli.sources.base import RewardSource
+from flowsde.cli.sources.outside import HostFunction
 from flowsde.models.family import Sampled, SampledVideo
 from flowsde.models.video_rewards import By, Consistent, over_frames
 from flowsde.rewards.base import Reward
