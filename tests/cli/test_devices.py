@@ -108,11 +108,9 @@ WRONG = {
     "joined by commas, got 'model=2,model=2'": ["--mesh", "model=2,model=2"],
     "--mesh: prompt=64 has 64 devices, and this process 4": ["--mesh", "prompt=64"],
     "--fully-sharded: it has no effect without --mesh": ["--fully-sharded"],
-    "--fully-sharded has no effect without --model": ["--mesh", "prompt=2", "--fully-sharded"],
     "--fully-sharded: --mesh model=2 has no other axis than of weights, expected prompt, par": [
         "--mesh", "model=2", "--fully-sharded",
     ],
-    "--mesh: model has no effect without --model, got model=2": ["--mesh", "model=2"],
     "--mesh: token has no effect without --model, got token=2": ["--mesh", "token=2"],
 }  # fmt: skip
 
