@@ -39,8 +39,10 @@ DATA = Layout("data", (8, 1, 1), ShardingRules())
 FULLY = Layout("fully sharded", (8, 1, 1), ShardingRules(embed="prompt"))
 TENSOR = Layout("tensor", (1, 1, 8), ShardingRules())
 MIXED = Layout("data 4 x tensor 2", (4, 1, 2), ShardingRules())
-SEQUENCE = Layout(
-    "sequence", (1, 1, 8), ShardingRules(heads=None, mlp=None, vocab=None, token="model")
+_TOKENS = ShardingRules(heads=None, mlp=None, vocab=None, token="model")
+SEQUENCE = Layout("sequence", (1, 1, 8), _TOKENS)
+SEQUENCE_FULLY = Layout(
+    "sequence, fully sharded", (1, 1, 8), dataclasses.replace(_TOKENS, embed="model")
 )
 
 
@@ -284,6 +286,8 @@ def entries() -> list[Entry]:
         _flux("v6e", schnell, 1024, FULLY, 2),
         _flux("v6e", schnell, 1024, TENSOR, 1, prompts=1),
         _flux("v6e", schnell, 1024, SEQUENCE, 1, prompts=1),
+        # What else a search of such pictures takes is not planned.
+        dataclasses.replace(_flux("v5e", schnell, 2048, SEQUENCE_FULLY, 1, prompts=1), uses=None),
         *_this_year(),
     ]
     return made

@@ -87,7 +87,7 @@ class ShardingRules:
                         f"{names} to mesh axis {axis!r}, expected different ones"
                     )
                 seen[axis] = name
-        return PartitionSpec(*[axes[0] if len(axes) == 1 else axes or None for axes in every])
+        return _partition(every)
 
     def dividing(
         self, mesh: Any, sizes: tuple[int, ...], names: tuple[tuple[str, ...], ...]
@@ -125,6 +125,10 @@ class ShardingRules:
     def sharding(self, what: str, shape: tuple[int, ...], names: Axes, mesh: Mesh) -> NamedSharding:
         """Of a parameter.
 
+        A table whose rows ("vocab") do not come out even, as a published one has as many as there
+        happen to be, is split along another of its named axes instead: of each row devices hold a
+        part.
+
         Args:
           what: it is called.
           shape: its sizes.
@@ -134,16 +138,31 @@ class ShardingRules:
         Raises:
           ValueError: naming the parameter, one of whose axes does not come out even.
         """
-        for size, name in zip(shape, names, strict=True):
-            axes = self.mesh_axes(name, mesh)
-            ways = math.prod(mesh.shape[axis] for axis in axes)
-            if size % ways:
+        self.spec(*names, mesh=mesh)  # or raises
+        split = [self.mesh_axes(name, mesh) for name in names]
+
+        def ways(axes: tuple[str, ...]) -> int:
+            return math.prod(mesh.shape[axis] for axis in axes)
+
+        if "vocab" in names and shape[at := names.index("vocab")] % ways(split[at]):
+            for i, name in enumerate(names):
+                both = (*split[i], *split[at])
+                if i != at and name is not None and shape[i] % ways(both) == 0:
+                    split[i], split[at] = both, ()
+                    break
+        for size, name, axes in zip(shape, names, split, strict=True):
+            if size % ways(axes):
                 raise UnevenError(
                     f"rules split axis {name!r} of parameter {what}, of size {size}, over the "
-                    f"{ways} devices of mesh axis {' and '.join(axes)}, expected a multiple; "
+                    f"{ways(axes)} devices of mesh axis {' and '.join(axes)}, expected a multiple; "
                     f"ShardingRules({name}=None) keeps it whole"
                 )
-        return NamedSharding(mesh, self.spec(*names, mesh=mesh))
+        return NamedSharding(mesh, _partition(split))
+
+
+def _partition(axes: list[tuple[str, ...]]) -> PartitionSpec:
+    """Of the mesh axes of each axis of an array."""
+    return PartitionSpec(*[own[0] if len(own) == 1 else own or None for own in axes])
 
 
 def automatic(mesh: Any) -> Mesh:

@@ -225,6 +225,7 @@ def _alone(claims: Claims | None) -> AbstractContextManager[None]:
     return nullcontext() if claims is None else claims.alone()
 
 
+@devices.fitting()
 def _job(
     command: Batch, offer: Source, prompts: list[str], size: int | None, seconds: float | None
 ) -> tuple[Job, int]:

@@ -272,8 +272,9 @@ class Folder:
             best = added(self.best(i), result)
             small = {name: np.asarray(getattr(best, name)) for name in small}
         for name in ("nfe", "reward"):
-            before = [] if old is None else old[f"{name}_each"]
-            small[f"{name}_each"] = np.append(before, np.asarray(getattr(result, name)))
+            own = np.atleast_1d(np.asarray(getattr(result, name)))
+            # Nothing is no float array, which would make numbers of evaluations floats.
+            small[f"{name}_each"] = own if old is None else np.append(old[f"{name}_each"], own)
         self._attempts[i] = small
         write_arrays(self._file(i), small)
 

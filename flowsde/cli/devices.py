@@ -6,6 +6,8 @@ What is found does not depend on them, so no result says them and a run may go o
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from flowsde._text import shown as as_text
@@ -29,12 +31,12 @@ class Devices:
 
     mesh: Annotated[str | None, shown("AXIS=N,...")] = None
     """Axes of a mesh of devices, such as "prompt=8" or "prompt=4,model=2": batches are split over
-    "prompt", the candidates of a sample over "particle", and of --model the weights over "model"
-    and the tokens of each candidate, for long videos, over "token" (default: the first device
+    "prompt", the candidates of a sample over "particle", the weights over "model", and of --model
+    the tokens of each candidate, for long videos, over "token" (default: the first device
     alone)."""
     fully_sharded: Flag = False
-    """Split the weights of --model over the other axes of --mesh as well, each part fetched where
-    it is needed: for a model that is too large for a device."""
+    """Split the weights over the other axes of --mesh as well, each part fetched where it is
+    needed: for a model that is too large for a device."""
 
 
 class Spread(NamedTuple):
@@ -53,7 +55,7 @@ class Spread(NamedTuple):
     @property
     def fully(self) -> bool:
         """Whether weights are split over all axes."""
-        return self.rules is not None and self.rules.embed is not None
+        return self.rules is not None
 
 
 def spread(options: Devices, single: bool = False) -> Spread:
@@ -89,17 +91,26 @@ def spread(options: Devices, single: bool = False) -> Spread:
         )
     automatic = (AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), automatic, devices=there[:wanted])
-    # Tables of words are small, and those of labels have one more than comes out even.
-    rules = ShardingRules(vocab=None)
     if not options.fully_sharded:
-        return Spread(mesh, rules)
+        return Spread(mesh)
     others = tuple(axis for axis in _OTHERS if axis in sizes)
     if not others:
         raise OptionError(
             "--fully-sharded", f"--mesh {options.mesh} has no other axis than of weights, expected "
             "prompt, particle or token"
         )  # fmt: skip
-    return Spread(mesh, dataclasses.replace(rules, embed=others))
+    return Spread(mesh, ShardingRules(embed=others))
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """In which weights are put on devices: OptionError for one that these do not share evenly."""
+    from flowsde.sharding import UnevenError
+
+    try:
+        yield
+    except UnevenError as error:
+        raise OptionError("--mesh", str(error).partition(";")[0]) from None
 
 
 def _sizes(text: str) -> dict[str, int]:

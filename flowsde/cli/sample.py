@@ -149,6 +149,7 @@ def _is_complete(command: Sample, offer: Source, folder: Path, about: dict[str, 
     return complete
 
 
+@devices.fitting()
 def _runs(
     command: Sample, offer: Source, wanted: list[tuple[Path, dict[str, Any]]]
 ) -> dict[Path, PromptRun]:

@@ -55,7 +55,9 @@ def load(
         transformer, are held in eight bits with a scale for each output feature, half of bfloat16's
         memory; all else as above. Of the two int8 is closer, unless a feature's largest weights are
         far from the others. They are rounded while they are read, with adapters in them, and
-        activations keep their dtype. None keeps all weights as they are.
+        activations keep their dtype. On a mesh of several processes each reads all of these layers,
+        as a scale is that of all weights of a feature, and keeps its part. None keeps all weights
+        as they are, of which each process reads its part.
 
     Returns:
       A `flowsde.Flow` for a family that makes one, a pipeline of `flowsde.models`, else the

@@ -64,4 +64,6 @@ def _padded(job: Job, carry: Carry, fresh: Carry) -> Carry:
             own = jnp.concatenate(job.placement.put(parts, EVERYWHERE))
         return job.placement.put(own, job.placement.by_prompt)
 
-    return jax.tree.map(pad, carry._replace(live=job.live), fresh)
+    # Which prompts are padding is no part of what was saved.
+    own = jax.tree.map(pad, carry._replace(live=None), fresh._replace(live=None))
+    return own._replace(live=job.live)

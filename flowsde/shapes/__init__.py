@@ -45,23 +45,30 @@ def encode(prompt: str) -> np.ndarray:
     return tokenize(parse(prompt))
 
 
-def _read(path: Path, name: str, kind: Callable[..., Any], like: Callable[[Any], Any]) -> Any:
-    """Parameters and configuration of a network; ValueError if they are not of one model."""
+def _read(
+    path: Path, name: str, kind: Callable[..., Any], like: Callable[[Any], nnx.State]
+) -> tuple[nnx.State, Any]:
+    """Parameters, their axes named as those `like` them, and configuration of a network.
+
+    Raises:
+      ValueError: they are not of one model.
+    """
     params, config = weights.load(path, name)
     try:
         own = kind(**config)
         wanted = like(own)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has no configuration of {name}: {error}") from None
-    weights.check(path, params, wanted)
-    return params, own
+    weights.check(path, params, nnx.to_pure_dict(wanted))
+    named = jax.tree.map(lambda shape: shape, wanted)  # a copy
+    nnx.replace_by_pure_dict(named, params)
+    return named, own
 
 
 @cache
-def _split(config: ModelConfig) -> tuple[nnx.GraphDef, Any]:
-    """What merges with parameters, and their shapes."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
-    return graphdef, nnx.to_pure_dict(state)
+def _split(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """What merges with parameters; and these, shapes alone."""
+    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
 
 
 @cache

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import scan, stack
+from flowsde.models.common.layers import FLOAT32, parameter, scan, stack
 from flowsde.shapes.captions import MAX_TOKENS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -56,11 +56,15 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
         self.q_norm = nnx.RMSNorm(width // config.heads, rngs=rngs)
         self.k_norm = nnx.RMSNorm(width // config.heads, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, rngs=rngs)
-        self.modulation = nnx.Linear(width, 6 * width, kernel_init=_zeros, rngs=rngs)
+        # Devices share all heads of the three, not the same ones of each: what they lack of a head
+        # they exchange. A product for each of the three would round otherwise, and takes longer.
+        self.qkv = FLOAT32.linear(width, 3 * width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.out = FLOAT32.linear(width, width, ("heads", "embed"), bias=False, rngs=rngs)
+        self.up = FLOAT32.linear(width, 4 * width, ("embed", "mlp"), rngs=rngs)
+        self.down = FLOAT32.linear(4 * width, width, ("mlp", "embed"), rngs=rngs)
+        self.modulation = FLOAT32.linear(
+            width, 6 * width, ("embed", "mlp"), kernel_init=_zeros, rngs=rngs
+        )
 
     def attend(self, x: jax.Array) -> jax.Array:
         n, tokens, width = x.shape
@@ -92,20 +96,28 @@ class ShapesModel(nnx.Module):
         self.config = config
         width, stem, patch = config.width, config.stem, config.patch
         side = SIZE // patch
-        normal = nnx.initializers.normal(0.02)
+        # Of `nnx.Embed` without names.
+        table = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
         self.stem = nnx.Conv(3, stem, (3, 3), rngs=rngs)
-        self.patchify = nnx.Linear(patch * patch * stem, width, rngs=rngs)
-        self.positions = nnx.Param(normal(rngs.params(), (side * side, width), jnp.float32))
-        self.words = nnx.Embed(len(VOCABULARY), width, rngs=rngs)
-        self.word_positions = nnx.Param(normal(rngs.params(), (MAX_TOKENS, width), jnp.float32))
-        self.time1 = nnx.Linear(width, width, rngs=rngs)
-        self.time2 = nnx.Linear(width, width, rngs=rngs)
+        self.patchify = FLOAT32.linear(patch * patch * stem, width, (None, "embed"), rngs=rngs)
+        self.positions = parameter((side * side, width), (None, "embed"), FLOAT32, rngs)
+        self.words = nnx.Embed(
+            len(VOCABULARY),
+            width,
+            embedding_init=nnx.with_metadata(table, axes=("vocab", "embed")),
+            rngs=rngs,
+        )
+        self.word_positions = parameter((MAX_TOKENS, width), (None, "embed"), FLOAT32, rngs)
+        self.time1 = FLOAT32.linear(width, width, ("embed", "mlp"), rngs=rngs)
+        self.time2 = FLOAT32.linear(width, width, ("mlp", "embed"), rngs=rngs)
         self.blocks = stack(lambda one: Block(config, one), config.depth, rngs)
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
-        self.modulation = nnx.Linear(width, 2 * width, kernel_init=_zeros, rngs=rngs)
-        self.unpatchify = nnx.Linear(width, patch * patch * stem, rngs=rngs)
+        self.modulation = FLOAT32.linear(
+            width, 2 * width, ("embed", "mlp"), kernel_init=_zeros, rngs=rngs
+        )
+        self.unpatchify = FLOAT32.linear(width, patch * patch * stem, ("embed", None), rngs=rngs)
         self.head = nnx.Conv(2 * stem, 3, (3, 3), kernel_init=_zeros, rngs=rngs)
-        self.skip = nnx.Linear(width, 3, kernel_init=_zeros, rngs=rngs)
+        self.skip = FLOAT32.linear(width, 3, ("embed", None), kernel_init=_zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
         """Velocity [n, 32, 32, 3] at x [n, 32, 32, 3], t [n] and caption tokens [n, MAX_TOKENS].

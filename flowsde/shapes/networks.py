@@ -1,6 +1,9 @@
 """The embedded networks: how each is trained, and what its model card says of it."""
 
+import dataclasses
 from typing import Any, NamedTuple
+
+from flax import nnx
 
 from flowsde._text import shown
 from flowsde.shapes import load_flow, weights
@@ -47,8 +50,10 @@ def _scorer_task(sizes: ScorerConfig) -> Task:
 
 
 def _turbo_task(sizes: ModelConfig) -> Task:
-    # The sizes are the teacher's.
-    return turbo_task(load_flow(), _packaged_flow())
+    # The sizes are the teacher's. Optimisers tell parameters by the names in nested dicts.
+    flow = load_flow()
+    teacher = dataclasses.replace(flow, params=nnx.to_pure_dict(flow.params))
+    return turbo_task(teacher, _packaged_flow())
 
 
 NETWORKS = {

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import scan, stack
+from flowsde.models.common.layers import FLOAT32, scan, stack
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, NUMBERS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -100,7 +100,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ScorerConfig, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.linear = nnx.Linear(9 * config.width, config.width, rngs=rngs)
+        self.linear = FLOAT32.linear(9 * config.width, config.width, (None, "embed"), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, GRID, GRID, width] -> the same."""
@@ -116,15 +116,19 @@ class CountScorer(nnx.Module):
         zeros, rare = nnx.initializers.zeros_init(), nnx.initializers.constant(-4.0)
         detections = PAIRS[0] * PAIRS[1] * config.detectors
         # 8x8 pixels around each cell of 4x4.
-        self.stem = nnx.Linear(4 * 48, config.width, rngs=rngs)
+        self.stem = FLOAT32.linear(4 * 48, config.width, (None, "embed"), rngs=rngs)
         self.blocks = stack(lambda one: Block(config, one), config.depth, rngs)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         # Objects are rare, and sums of 64 sigmoids must start small.
-        self.detect = nnx.Linear(config.width, detections, bias_init=rare, rngs=rngs)
-        self.summary = nnx.Linear(config.width, config.context, rngs=rngs)
-        self.read1 = nnx.Linear(config.detectors + config.context, config.hidden, rngs=rngs)
-        outputs = CLASSES + config.gaussian
-        self.read2 = nnx.Linear(config.hidden, outputs, kernel_init=zeros, rngs=rngs)
+        self.detect = FLOAT32.linear(
+            config.width, detections, ("embed", None), bias_init=rare, rngs=rngs
+        )
+        self.summary = FLOAT32.linear(config.width, config.context, ("embed", None), rngs=rngs)
+        seen, outputs = config.detectors + config.context, CLASSES + config.gaussian
+        self.read1 = FLOAT32.linear(seen, config.hidden, (None, "mlp"), rngs=rngs)
+        self.read2 = FLOAT32.linear(
+            config.hidden, outputs, ("mlp", None), kernel_init=zeros, rngs=rngs
+        )
 
     def features(self, images: jax.Array) -> jax.Array:
         """Features [n, GRID GRID, width] of images [n, 32, 32, 3]; see `__call__`."""
@@ -161,11 +165,9 @@ def init(config: ScorerConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(CountScorer(config, rngs=nnx.Rngs(key))))
 
 
-def shapes(config: ScorerConfig) -> Any:
-    """Shapes of the parameters, as `init` makes them."""
-    return nnx.to_pure_dict(
-        nnx.state(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
-    )
+def shapes(config: ScorerConfig) -> nnx.State:
+    """Shapes of the parameters, with the names of their axes."""
+    return nnx.state(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
 
 
 def graph(config: ScorerConfig) -> nnx.GraphDef[CountScorer]:

@@ -8,8 +8,10 @@ import pytest
 import stand_in
 from flax import nnx
 
+import flowsde as fs
 from flowsde.cli import devices
 from flowsde.cli import main as cli
+from flowsde.cli.batch_folder import Folder
 from flowsde.models.converted import load as converted
 
 PROMPTS = ["two red circles", "one blue square", "one cyan circle"]
@@ -68,6 +70,61 @@ def test_a_prompt_on_two_devices(small, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sample_is_interrupted_and_goes_on_with_other_devices(small, tmp_path, monkeypatch):
+    """Again and again: of two devices, of one, of three, each after a round more."""
+    words = ["sample", PROMPTS[0], *SMALL, "--keep", "2", "--save-trajectory", "--out"]
+    cli.main([*words, str(tmp_path / "one")])
+    parts, iterate = [*words, str(tmp_path / "parts")], fs.iterate
+    for mesh in (["--mesh", "particle=2"], []):
+        with monkeypatch.context() as patch:
+            patch.setattr(fs, "iterate", lambda *a, **b: stopping(iterate(*a, **b)))
+            with pytest.raises(SystemExit) as stop:
+                cli.main([*parts, *mesh])
+        assert stop.value.code == 130 and not results(tmp_path / "parts")
+    cli.main([*parts, "--mesh", "particle=3"])
+    assert_same(tmp_path / "parts", tmp_path / "one")
+    found, wanted = (np.load(tmp_path / out / "trajectory.npz") for out in ("parts", "one"))
+    with found, wanted:
+        np.testing.assert_array_equal(found["ancestors"], wanted["ancestors"])
+
+
+def stopping(rounds):
+    """Of which the second interrupts."""
+    yield next(rounds)
+    raise KeyboardInterrupt
+
+
+def ending_once(end):
+    """`Folder.end` that interrupts when a second prompt ends."""
+    ended = []
+
+    def once(*given, **named):
+        if ended:
+            raise KeyboardInterrupt
+        ended.append(end(*given, **named))
+
+    return once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("total", [[], ["--total-nfe", "144", "--target-reward", "10"]])
+def test_a_list_is_interrupted_and_goes_on_with_other_devices(
+    small, total, file, tmp_path, monkeypatch, capsys
+):
+    words = ["batch", "--prompts-file", file, *SMALL, "--batch-size", "3", *total, "--out"]
+    cli.main([*words, str(tmp_path / "one")])
+    for n, mesh in enumerate((["--mesh", "prompt=2"], [])):
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "end", ending_once(Folder.end))
+            with pytest.raises(SystemExit) as stop:
+                cli.main([*words, str(tmp_path / "parts"), *mesh])
+        assert stop.value.code == 130 and len(results(tmp_path / "parts")) == n + 1
+    cli.main([*words, str(tmp_path / "parts"), "--mesh", "prompt=3"])
+    assert_same(tmp_path / "parts", tmp_path / "one")
+    assert "repeated" not in capsys.readouterr().err, "attempts that were there are read"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "more"),
     [
@@ -108,11 +165,9 @@ WRONG = {
     "joined by commas, got 'model=2,model=2'": ["--mesh", "model=2,model=2"],
     "--mesh: prompt=64 has 64 devices, and this process 4": ["--mesh", "prompt=64"],
     "--fully-sharded: it has no effect without --mesh": ["--fully-sharded"],
-    "--fully-sharded has no effect without --model": ["--mesh", "prompt=2", "--fully-sharded"],
     "--fully-sharded: --mesh model=2 has no other axis than of weights, expected prompt, par": [
         "--mesh", "model=2", "--fully-sharded",
     ],
-    "--mesh: model has no effect without --model, got model=2": ["--mesh", "model=2"],
     "--mesh: token has no effect without --model, got token=2": ["--mesh", "token=2"],
 }  # fmt: skip
 

@@ -173,7 +173,7 @@ def test_split_over_two_devices(tmp_path):
     """By heads and hidden features, the same scores."""
     folder = tiny.clip_flant5(tmp_path)
     mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    whole, split = fs.load(folder), fs.load(folder, mesh, rules=fs.ShardingRules(vocab=None))
+    whole, split = fs.load(folder), fs.load(folder, mesh)
     assert len(split.text.decoder.blocks.cross.out.kernel.sharding.device_set) == 2
     told = asking(folder / "tokenizer", words=whole.config.words).fitting([tiny.PROMPTS[0]])
     question = jax.tree.map(lambda a: np.stack([a, a]), told(tiny.PROMPTS[0]))

@@ -183,9 +183,7 @@ def test_split_over_two_devices(tmp_path):
     """By heads and hidden features, the same scores."""
     folder = tiny.qwen3_vl(tmp_path)
     mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    rules = fs.ShardingRules(vocab=None)
-    whole = fs.load(folder)
-    split = fs.load(folder, mesh, rules=rules)
+    whole, split = fs.load(folder), fs.load(folder, mesh)
     assert len(split.text.blocks.down.kernel.sharding.device_set) == 2
     told = asking(folder / "tokenizer", vocab=300).fitting(PROMPTS)
     asked = jax.tree.map(lambda *a: np.stack(a), *map(told, PROMPTS))

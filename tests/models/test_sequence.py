@@ -128,10 +128,6 @@ def close(made, wanted, error=1e-5):
     assert np.abs(made - wanted).max() <= error * np.abs(wanted).max()
 
 
-def rules_of(name, rules):
-    return ShardingRules(**({"vocab": None} if name == "sit" else {}) | rules)
-
-
 EVEN, UNEVEN = (4, 8, 8), (6, 6, 5)
 """Rows and columns of latents, and words: tokens that four and two devices share, or not."""
 
@@ -152,7 +148,7 @@ def test_velocity_is_that_of_one_device(name, mesh, size):
     sizes, names, rules = MESHES[mesh]
     mesh, args = mesh_of(sizes, names), inputs(name, *size)
     program, state = model_of(name)
-    split, put = on(mesh, name, args, rules_of(name, rules))
+    split, put = on(mesh, name, args, ShardingRules(**rules))
     with jax.set_mesh(mesh):
         close(split(*put), program(state, *args))
 

@@ -12,6 +12,7 @@ from flowsde.models.common.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
 from flowsde.models.family import abstract
 from flowsde.models.sit.model import SiT, SiTConfig, guided_velocity, sincos_positions
+from flowsde.sharding import ShardingRules, place
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert
 
@@ -193,6 +194,26 @@ def test_axes_are_named():
     assert axes.blocks.qkv.kernel.get_value() == ("layer", "embed", "heads")
     assert axes.blocks.up.bias.get_value() == ("layer", "mlp")
     assert axes.labels.get_value() == ("vocab", "embed")
+
+
+@pytest.mark.slow
+def test_labels_that_devices_do_not_share_evenly_are_split():
+    """Six over four devices: by features. What is looked up is the same, NaN for no label, too."""
+    model = ported(checkpoint(sigma=False))
+    graph, state = nnx.split(model)
+    mesh = jax.make_mesh((4,), ("model",), (jax.sharding.AxisType.Auto,))
+    split = place(state, mesh, ShardingRules(heads=None).on(mesh))
+    table = split.labels.get_value()
+    assert table.shape == (CLASSES + 1, 16)
+    assert {part.data.shape for part in table.addressable_shards} == {(CLASSES + 1, 4)}
+    x, t, labels = inputs(3)
+    labels[0] = CLASSES + 1
+    velocity = jax.jit(lambda state, *given: nnx.merge(graph, state)(*given))
+    alone = np.asarray(velocity(state, x, t, labels))
+    with jax.set_mesh(mesh):
+        found = np.asarray(velocity(split, x, t, labels))
+    assert np.isnan(found[0]).all() and np.isnan(alone[0]).all()
+    assert error(found[1:], alone[1:]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from PIL import Image
 
 import flowsde as fs
 from flowsde.cli import main as cli
@@ -103,3 +104,18 @@ def test_what_does_not_fit_is_named(pipeline, others, folders):
         SiTPipeline(others["sit"], flux_vae)
     with pytest.raises(ValueError, match="holds a model of clip, expected one of autoencoder_kl"):
         SiTPipeline(others["sit"], others["clip"])
+
+
+@pytest.mark.slow
+def test_three_labels_on_two_devices(labelled, others, tmp_path):
+    """By the command; read so, the table of labels is split along its features."""
+    words = ["sample", "--model", str(labelled), "--vae", str(others["vae"]), "--label", "2"]
+    words += ["--method", "ode", "--steps", "2", "--out"]
+    cli.main([*words, str(tmp_path / "one")])
+    cli.main([*words, str(tmp_path / "two"), "--mesh", "model=2"])
+    one, two = (np.asarray(Image.open(tmp_path / n / "image.png"), int) for n in ("one", "two"))
+    assert one.std() > 1 and np.abs(one - two).max() <= 1
+    mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    labels = [fs.load(labelled, *on).params["labels"].get_value() for on in ([], [mesh])]
+    assert labels[1].addressable_shards[0].data.shape == (3, tiny.SIT.width // 2)
+    np.testing.assert_array_equal(*labels)

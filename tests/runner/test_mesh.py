@@ -358,6 +358,27 @@ def test_rules_are_checked():
     assert hash(rules) == hash(fs.ShardingRules(embed=("prompt", "particle")))
 
 
+def test_rows_that_do_not_divide_are_split_along_their_features():
+    """A table has as many rows as there happen to be: 1,001 labels of SiT, 30,524 words of BLIP."""
+    mesh, table = mesh_of(2, 1, 2), ("vocab", "embed")
+
+    def spec(shape, names, **rules):
+        return fs.ShardingRules(**rules).sharding("labels", shape, names, mesh).spec
+
+    assert spec((1000, 1152), table) == PartitionSpec("model", None)
+    assert spec((1001, 1152), table) == PartitionSpec(None, "model")
+    assert spec((1152, 1001), table[::-1]) == PartitionSpec("model", None)
+    both = spec((1001, 1152), table, embed="prompt")
+    assert both == PartitionSpec(None, ("prompt", "model"))
+    # Neither, rows alone, and an axis that has no name or is no table's.
+    for shape, names, axis in [
+        ((1001, 1155), table, "vocab"), ((1001,), ("vocab",), "vocab"),
+        ((1001, 1152), ("vocab", None), "vocab"), ((1152, 1001), ("embed", "mlp"), "mlp"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=f"rules split axis '{axis}' of parameter labels, of"):
+            spec(shape, names)
+
+
 class LinenNet(nn.Module):
     """Axes named as linen names them: logical ones, an axis of the mesh, and none."""
 

@@ -95,6 +95,18 @@ def test_a_batch_finds_it_too(folder):
 
 
 @pytest.mark.slow
+def test_a_search_goes_on_with_its_tokens_split_and_on_one_device_again(folder, tmp_path):
+    """Saved after the first round without a mesh, and after the second on one."""
+    search = svdd(fs.kernels.ddim(LINEAR, 1.0))
+    alone, on = go(folder, search, {}, {}), options("prompt x token")
+    for loaded in ({}, on):
+        resume = None if loaded is not on else fs.restore_search(tmp_path, search)
+        given = loaded | {"resume": resume}
+        fs.save_search(tmp_path, search, next(go(folder, search, loaded, given, how=fs.iterate)))
+    same(go(folder, search, {}, {"resume": fs.restore_search(tmp_path, search)}), alone)
+
+
+@pytest.mark.slow
 def test_gradients_of_a_reward_go_through(folder):
     """For a guided kernel, which differentiates the model."""
     kernel = fs.kernels.ddim(LINEAR, 1.0)

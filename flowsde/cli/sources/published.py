@@ -19,7 +19,6 @@ from PIL import Image
 from flowsde._text import shown
 from flowsde.cli import pictures, preset_files, presets, prompts, video_files
 from flowsde.cli.devices import Spread, spread
-from flowsde.cli.errors import OptionError
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import combined, rewards, videos
@@ -36,7 +35,6 @@ from flowsde.models.family import Sampled, Sampling
 from flowsde.models.load import nbytes, sampling_of
 from flowsde.models.qwen3_vl.atoms import AtomsError, read_atoms
 from flowsde.runner.evaluate import decode
-from flowsde.sharding import UnevenError
 
 _AT_ONCE = 4 * WHOLE
 """Latents that are evaluated at once: four images of 1,024 x 1,024 pixels."""
@@ -305,12 +303,9 @@ class PublishedSource:
         for note in (*getattr(self._model, "notes", ()), *self._notes):
             print(f"note    {note}", flush=True)
         # Texts first: the encoders are gone again when the large model comes.
-        try:
-            conds, (reward, told) = self._model.encode(prompts), self._reward.load(prompts)
-            flow = self._model.flow()
-        except UnevenError as error:
-            raise OptionError("--mesh", str(error).partition(";")[0]) from None
+        conds, (reward, told) = self._model.encode(prompts), self._reward.load(prompts)
         tasks = [PromptTask(*both) for both in zip(conds, told, strict=True)]
+        flow = self._model.flow()
         chunk = max(1, _AT_ONCE // math.prod(flow.shape[:-1]))
         return LoadedSource(flow, reward, tasks, chunk)
 

@@ -29,7 +29,7 @@ ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 """What ports compute in."""
 
 _QK_EPSILON = 1e-6
-_kernel_init = nnx.initializers.lecun_normal()
+_kernel_init, _zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,15 @@ class Numerics:
         return cls(dtype=jnp.float32 if wide else dtype, param_dtype=dtype)
 
     def linear(
-        self, features: int, to: int, axes: Axes, *, bias: bool = True, rngs: nnx.Rngs
+        self,
+        features: int,
+        to: int,
+        axes: Axes,
+        *,
+        bias: bool = True,
+        kernel_init: nnx.Initializer = _kernel_init,
+        bias_init: nnx.Initializer = _zeros,
+        rngs: nnx.Rngs,
     ) -> nnx.Linear:
         """A linear layer with kernel [features, to] of the named axes."""
         return nnx.Linear(
@@ -78,8 +86,8 @@ class Numerics:
             use_bias=bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nnx.with_metadata(_kernel_init, axes=axes),
-            bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=axes[1:]),
+            kernel_init=nnx.with_metadata(kernel_init, axes=axes),
+            bias_init=nnx.with_metadata(bias_init, axes=axes[1:]),
             rngs=rngs,
         )
 
