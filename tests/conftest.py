@@ -23,11 +23,12 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # And half of that is LLVM's optimising, which few tests win back; for processes they start, too.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
-# Programs compiled again, by another function object or a process that a test starts, are found.
+# Programs compiled again, by another function object, after another file or in a process that a
+# test starts, are found: small ones too, which are most.
 CACHE = tempfile.mkdtemp(prefix="flowsde-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 matplotlib.use("Agg")
 
