@@ -471,7 +471,7 @@ def test_weights_that_the_device_cannot_hold_are_refused_before_they_are_read(pl
     command = cli._parse(["sample", PROMPT, "--model", places["dev"], "--method", "ode"])
     source = published.PublishedSource(command)
     small = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9e4}, device_kind="a small GPU")
-    monkeypatch.setattr(jax, "devices", lambda: [small])
+    monkeypatch.setattr(jax, "local_devices", lambda: [small])
     with pytest.raises(ValueError, match="weights of its transformer take .* of a small GPU, of a"):
         source.load([PROMPT])
 
