@@ -251,7 +251,8 @@ class Task:
     heldout_model: HeldoutFolders = ()
     """Folder of a converted model for --heldout, as --reward-model is for --reward."""
     target_reward: Float = None
-    """Stop as soon as a reward reaches this."""
+    """Stop as soon as a reward reaches this: of a picture, or of a posterior mean at the search's
+    last time (with --finish mean, at any)."""
     keep: Int = None
     """Number of different pictures of each prompt to write, the best by reward that the search came
     to: image.png, image-2.png, … (default: 1)."""

@@ -81,7 +81,8 @@ def run(
       prompt_ids: P integers from 0 to 2**32 - 1, run together; a prompt's result depends on its id
         and not on the others. None runs one prompt, whose id is 0.
       chunk_size: candidates evaluated at once; all of a round by default.
-      target_reward: stop when a reward reaches it; None, as +inf, is never reached.
+      target_reward: stop when a reward reaches it, of a picture or of a posterior mean at the last
+        time of the grid (with finish="mean" at any time); None, as +inf, is never reached.
       nfe: budget of every prompt, or P of them, at most that of the search, which is the default:
         one compiled program serves them all. No more evaluations than int32 counts, surplus and
         padding included.

@@ -243,7 +243,7 @@ class CoDe(GridSearch):
         return jnp.where(best > -jnp.inf, drawn, 0)
 
     def done(self, state: CoDeState) -> jax.Array:
-        return (state.step >= self.steps) | (state.champion.reward >= state.target)
+        return (state.step >= self.steps) | self.meets(state.champion, state.target)
 
     def best(self, state: CoDeState) -> Particle:
         return state.champion

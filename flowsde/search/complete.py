@@ -2,8 +2,10 @@
 
 A search over posterior means ends at some t > 0, where the mean of an undistilled model is still
 blurred. `Complete` wraps a search and spends its last evaluations on completing the best
-particle's trajectory. The final image is scored, and returned unless the reward of the mean that it
-started from is higher.
+particle's trajectory. The final image is scored, and returned unless the mean that it started from
+is one of the search's last time and has a higher reward. A mean above that time, from which
+finishing begins where a run is stopped early, is no answer: at high noise it may score what none of
+its pictures does. For the same reason it meets no target (`GridSearch.early_answers`).
 
 The steps are those of the *linear* interpolant whatever the search's own: the ODE's path is the
 same under all of them, and straightest there. A step of Euler is DDIM(0) and takes one evaluation;
@@ -197,12 +199,15 @@ class Complete(Wrapper):
         return self.finishing(state) & (state.step >= self.steps)
 
     def best(self, state: CompleteState) -> Particle:
-        """The better of the completed particle, once there is one, and the inner search's best."""
+        """The better of the completed particle, once there is one, and the inner search's best.
+
+        Of one above the last time, the completed particle whatever its reward.
+        """
         start = self.inner.best(state.inner)
         completed = self.done(state) & (state.particle.reward > -jnp.inf)
-        return tree_where(
-            completed & (state.particle.reward >= start.reward), state.particle, start
-        )
+        early = start.t > jnp.float32(_last_time(self.inner))
+        wins = early | (state.particle.reward >= start.reward)
+        return tree_where(completed & wins, state.particle, start)
 
     def path(self, state: CompleteState) -> Particle:
         inner = self.inner.path(state.inner)
@@ -215,6 +220,11 @@ class Complete(Wrapper):
             return self.inner.lines(state.inner, info)
         first = jnp.zeros(1, jnp.int32)
         return Lines(first, first, jax.tree.map(lambda a: a[None], state.particle))
+
+
+def _last_time(search: Any) -> float:
+    """At which its particles are evaluated last; of a search that does not say, the first."""
+    return getattr(search, "last_time", 1.0)
 
 
 @contextlib.contextmanager
@@ -289,6 +299,7 @@ def finished(
         steps = finish_steps or default_steps(finish, kernel.interpolant, times)
     left = check_count("nfe", nfe) - steps
     with _costing(steps):
-        search = make(nfe=left, kernel=kernel, grid=times, **options)
+        early = finish == "mean"
+        search = make(nfe=left, kernel=kernel, grid=times, early_answers=early, **options)
     solver = ode_adams(kernel.interpolant) if finish == "adams" else None
     return Complete(search, steps, _ORDERS[finish], solver) if steps else search

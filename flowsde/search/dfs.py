@@ -237,7 +237,7 @@ class DFS(GridSearch):
         tries = chain.tries + (here & checked).astype(jnp.int32)
 
         passes = particle.reward >= jnp.asarray(self.bars, jnp.float32)[check]
-        passes |= self.as_answer(particle).reward >= target
+        passes |= self.meets(particle, target)
         pays = left >= jnp.asarray(self._again)[step]
         back = checked & ~passes & (tries[check] < self.tries) & pays
         on = checked & ~back
@@ -271,7 +271,7 @@ class DFS(GridSearch):
         return tree_where(jnp.any(valid) & further(winner, champion), winner, champion)
 
     def done(self, state: DFSState) -> jax.Array:
-        return jnp.all(state.chains.step >= self.steps) | (state.champion.reward >= state.target)
+        return jnp.all(state.chains.step >= self.steps) | self.meets(state.champion, state.target)
 
     def best(self, state: DFSState) -> Particle:
         return state.champion

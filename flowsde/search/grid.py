@@ -34,6 +34,8 @@ class GridSearch(SearchBase):
       kernel: how a particle moves.
       grid: times falling to 0, from 1 or from that of a given start.
       value: how particles above the last time are scored; None by their posterior means.
+      early_answers: whether a target is met by the posterior mean of a particle above the last
+        time, too. At high noise it may score what no picture does that it is finished to.
       given: what particles of step 0 begin from, while a prompt is asked; else None.
 
     Example:
@@ -47,12 +49,18 @@ class GridSearch(SearchBase):
     kernel: Kernel
     grid: tuple[float, ...]
     value: LookAhead | None = None
+    early_answers: bool = False
     given: Start | None = None
 
     @property
     def first_time(self) -> float:
         """At which particles begin; below 1 with a given start."""
         return self.grid[0]
+
+    @property
+    def last_time(self) -> float:
+        """At which particles are evaluated last."""
+        return self.grid[-2]
 
     def beginning(self, start: Start) -> Self:
         """The same search of a prompt whose first draws are of what is given.
@@ -108,6 +116,13 @@ class GridSearch(SearchBase):
             return particle
         looks = self.value.looks(particle.t)
         return particle._replace(reward=jnp.where(looks, -jnp.inf, particle.reward))
+
+    def meets(self, particle: Particle, target: jax.Array) -> jax.Array:
+        """bool, whether a particle's reward reaches a target, and it may be the answer."""
+        reached = self.as_answer(particle).reward >= target
+        if self.early_answers:
+            return reached
+        return reached & (particle.t <= jnp.float32(self.last_time))
 
     def empty(self, n: int | None, shape: tuple[int, ...]) -> Particle:
         """Particles at t = 1 that have not been evaluated, with leading axis n unless None."""
@@ -168,6 +183,12 @@ def further(winner: Particle, best: Particle, anyway: Any = True) -> jax.Array:
       winner: of the round; only one with a reward takes the place of one with a reward.
       best: the answer so far; of equals it stays.
       anyway: bool, whether the winner is taken while neither has a reward.
+
+    Example:
+      >>> x, one = jnp.zeros(2), jnp.ones(())
+      >>> early, late = (fs.search.Particle(x, t, x, x, reward=one) for t in (0.8 * one, 0.2 * one))
+      >>> bool(fs.search.further(late, early)), bool(fs.search.further(early, late))
+      (True, False)
     """
     beyond = (winner.t < best.t) | ((winner.t == best.t) & (winner.reward > best.reward))
     none = best.reward == -jnp.inf

@@ -258,7 +258,7 @@ class NoiseSearch(SolvedSearch):
         valid = jnp.sum(candidates.valid, dtype=jnp.int32)
         drawn = state.drawn + valid * ends.astype(jnp.int32)
         stage = jnp.minimum(state.stage, len(self.starts) - 1)
-        over = ends & ((drawn >= self.draws(state.nfe)[stage]) | (champion.reward >= state.target))
+        over = ends & ((drawn >= self.draws(state.nfe)[stage]) | self.meets(champion, state.target))
         # A single stage goes on from nothing but its pivots.
         decided = better if len(self.starts) == 1 else over
         stage = state.stage + over.astype(jnp.int32)
@@ -290,7 +290,7 @@ class NoiseSearch(SolvedSearch):
         )
 
     def done(self, state: NoiseState) -> jax.Array:
-        return (state.stage >= len(self.starts)) | (state.champion.reward >= state.target)
+        return (state.stage >= len(self.starts)) | self.meets(state.champion, state.target)
 
     def best(self, state: NoiseState) -> Particle:
         return state.champion

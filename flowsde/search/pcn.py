@@ -281,7 +281,7 @@ class PCN(GridSearch):
         return tree_where(better & ~self.done(state), winner, state.best)
 
     def done(self, state: PCNState) -> jax.Array:
-        return ~self._in_budget(state)[0] | (state.best.reward >= state.target)
+        return ~self._in_budget(state)[0] | self.meets(state.best, state.target)
 
     def best(self, state: PCNState) -> Particle:
         return state.best

@@ -141,6 +141,7 @@ class PsiSampler(GridSearch):
             threshold=self.threshold,
             interval=1,
             branch_at=self.branch_at,
+            early_answers=self.early_answers,
         )
 
     @property
@@ -157,8 +158,10 @@ class PsiSampler(GridSearch):
 
     def init(self, key, shape, target_reward, nfe) -> PsiState:
         n, own = self.particles(nfe), fold_in_ids(key, jnp.asarray(_SMC, jnp.int32))
+        # Chains compare means at the first time.
+        early = target_reward if self.early_answers else jnp.full_like(target_reward, jnp.inf)
         return PsiState(
-            walk=self._chains.init(key, shape, target_reward, self.proposals(nfe)),
+            walk=self._chains.init(key, shape, early, self.proposals(nfe)),
             smc=self.smc.init(own, shape, target_reward, n * (1 + self._way)),
         )
 

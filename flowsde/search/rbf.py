@@ -277,7 +277,7 @@ class RBF(GridSearch):
         cost, draws = self._draws(chain.stage, chain.quota)
         step = Step(chain.stage, draws, chain.incumbent_reward, chain.parent.reward)
         bars, siblings = self._rule.read(step, chain.siblings, wave.reward, valid)
-        hits = valid & (self.as_answer(wave).reward >= target)
+        hits = valid & self.meets(wave, target)
         passes = valid & (wave.reward > bars) & ~keeps_drawing
         stopped = jnp.any(hits | passes)
         first = jnp.argmax(hits | passes)

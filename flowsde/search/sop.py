@@ -255,7 +255,7 @@ class SoP(GridSearch):
         )
 
     def done(self, state: SoPState) -> jax.Array:
-        return (state.slot >= self.max_rounds) | (state.champion.reward >= state.target)
+        return (state.slot >= self.max_rounds) | self.meets(state.champion, state.target)
 
     def best(self, state: SoPState) -> Particle:
         return state.champion

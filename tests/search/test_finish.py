@@ -26,11 +26,21 @@ def search(finish, nfe):
 
 
 def run(finish, nfe, target=None):
+    return go(search(finish, nfe), target)
+
+
+def run_inner(target):
+    """What is completed, alone: unlike a search that ends with means, with no early answers."""
+    inner = search("complete", INNER + STEPS).inner
+    assert inner == search("mean", INNER).replace(early_answers=False)
+    return go(inner, target)
+
+
+def go(search, target):
     ids, cond = batch(COUNT)
     return fs.run(
-        KEY, flow(), search(finish, nfe), problems.reward,
-        cond=cond, prompt_ids=ids, target_reward=target,
-    )  # fmt: skip
+        KEY, flow(), search, problems.reward, cond=cond, prompt_ids=ids, target_reward=target
+    )
 
 
 @jax.jit
@@ -74,9 +84,10 @@ def test_complete_follows_the_linear_ode_within_the_budget():
     np.testing.assert_array_equal(full.nfe, cap)
     assert 0 < check(full, best(full.state.inner)) < COUNT
 
-    # A target met early stops the search and its charges, and is still completed.
+    # A target met at the last time stops the search and its charges, and is still completed.
     inner = best(early.state.inner)
     check(early, inner)
+    np.testing.assert_array_equal(inner.t, np.float32(GRID[-2]))
     met = np.asarray(inner.reward) >= 0.4
     assert 0 < met.sum() < COUNT
     assert np.any(np.asarray(early.nfe)[met] < cap)
@@ -100,7 +111,7 @@ def reevaluates(result, cond):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [None, 0.4])
 def test_completion_starts_from_what_the_search_alone_would_return(target):
-    completed, inner = run("complete", INNER + STEPS, target), run("mean", INNER, target)
+    completed, inner = run("complete", INNER + STEPS, target), run_inner(target)
     np.testing.assert_array_equal(completed.nfe, np.asarray(inner.nfe) + STEPS)
     check(completed, inner)
     reevaluates(inner, batch(COUNT)[1])

@@ -29,7 +29,9 @@ from flowsde.cli.pictures import pixels
 from flowsde.cli.progress import bar as shown
 from flowsde.cli.sources import naming_seconds
 from flowsde.conds import stacked
+from flowsde.runner.records import Program
 from flowsde.runner.result import COUNTERS
+from flowsde.runner.schedule import least_nfe
 from flowsde.shapes import weights
 from flowsde.shapes.captions import caption
 from flowsde.shapes.data import SIZE, sample_groups
@@ -37,8 +39,6 @@ from flowsde.shapes.tasks import TASKS, Challenge
 
 BATCH = 25
 """Prompts searched together, and candidates evaluated at once."""
-_ANY = np.finfo(np.float32).min
-"""A target that every reward reaches."""
 
 
 def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
@@ -183,10 +183,12 @@ def _run(part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any) -> d
 
 
 def _search_part(
-    part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, target: float | None = None
+    part: Part, study: Study, search: Any, flow: fs.Flow, reward: Any, nfe: int | None = None
 ) -> tuple[np.ndarray, fs.Result]:
-    """Pictures and result of a part's prompts."""
+    """Pictures and result of a part's prompts; `nfe` in place of their budget."""
     budget = part.row.seconds
+    if budget is None and nfe is None:
+        nfe = part.row.settings.nfe
     result = fs.run(
         from_seed(part.seed),
         flow,
@@ -195,12 +197,17 @@ def _search_part(
         cond=jax.tree.map(lambda a: a[part.ids], study.cond),
         prompt_ids=part.ids,
         chunk_size=min(BATCH, len(study.prompts)),
-        target_reward=target,
-        nfe=part.row.settings.nfe if budget is None else None,
+        nfe=nfe,
         seconds=None if budget is None else budget * len(part.ids),
         invalid="warn",
     )
     return np.asarray(result.image), result
+
+
+def _least(search: Any, flow: fs.Flow) -> int:
+    """The smallest budget of a search, in evaluations of the flow."""
+    own = Program.of(search, flow.evaluations)
+    return own.cost * least_nfe(own.search)
 
 
 def _flow(row: Row, study: Study) -> fs.Flow:
@@ -260,9 +267,9 @@ def measure(
             for part in missing:
                 interrupts.check()
                 if part.row.seconds is None and len(part.ids) not in compiled:
-                    # Compiles, and stops at the first reward, so that no part is timed with it.
+                    # By the smallest budget, so that no part is timed with it.
                     bar.set_postfix_str("compiling")
-                    _search_part(part, study, search, flow, reward, float(_ANY))
+                    _search_part(part, study, search, flow, reward, _least(search, flow))
                     compiled.add(len(part.ids))
                     bar.set_postfix_str("")
                 values = _run(part, study, search, flow, reward)

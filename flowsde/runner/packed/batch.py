@@ -91,7 +91,7 @@ def batch(
       batch_size: candidates evaluated at once, B.
       slots: prompts under way at once, at most; by default as many as keep the batches full. Their
         states are in memory.
-      target_reward: a prompt ends when a reward of its own reaches it.
+      target_reward: a prompt ends when a reward of its own reaches it, as for `flowsde.run`.
       nfe: budget of every prompt, or P of them; that of the search by default.
       total_nfe: budget of all prompts together, a hard cap, for a `target_reward`. `nfe` is then
         that of an attempt: prompts have equal shares first, and what those leave that reach the

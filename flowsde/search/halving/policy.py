@@ -283,7 +283,7 @@ class SuccessiveHalving(SolvedSearch):
         return jnp.where(at.leg == 0, drafts, each * n)
 
     def done(self, state: HalvingState) -> jax.Array:
-        return (state.slot >= self.max_rounds) | (state.best.reward >= state.target)
+        return (state.slot >= self.max_rounds) | self.meets(state.best, state.target)
 
     def best(self, state: HalvingState) -> Particle:
         return state.best

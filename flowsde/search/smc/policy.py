@@ -337,7 +337,7 @@ class SMC(GridSearch):
         return state.log_z + log_mean_exp(state.log_weights, n)
 
     def done(self, state: SMCState) -> jax.Array:
-        return (state.step >= self.steps) | (state.champion.reward >= state.target)
+        return (state.step >= self.steps) | self.meets(state.champion, state.target)
 
     def best(self, state: SMCState) -> Particle:
         return state.champion
