@@ -23,7 +23,7 @@ from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
-from flowsde.search.acceptance import as_bars
+from flowsde.search.bars import as_bars
 from flowsde.search.branching import as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (

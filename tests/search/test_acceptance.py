@@ -10,7 +10,7 @@ import reference
 from problems import GRID, SDE, accepted_path, batch, flow, reward, row, tools
 
 import flowsde as fs
-from flowsde.search.acceptance import Calibrated, Quantile, Siblings, Step
+from flowsde.search.rbf.acceptance import Calibrated, Quantile, Siblings, Step
 
 KEY = jax.random.key(4)
 COUNT = 12

@@ -1,28 +1,6 @@
-"""Rollover Budget Forcing (Kim et al., 2025, arXiv 2503.19385, Algorithm 2).
-
-Each chain starts from the best of `seeds` draws of noise, whose reward is r*. At each time of the
-grid it draws children of its particle one after the other until one has a reward above r*: that
-child is accepted, r* rises to its reward, and what is left of the step's quota rolls over to the
-next step. If the quota runs out first, the best child of the step is accepted and r* stays.
-
-``width = w`` evaluates w children of a chain at once and then reads them in draw order, as the
-one-at-a-time algorithm would: which children are accepted and what is charged do not depend on w.
-Children beyond the first improvement are surplus, evaluated but not charged.
-
-Chains are independent. With a target reward they stop together, at the first count of draws at
-which a chain one draw at a time, all chains abreast, would meet it; this too does not depend on w.
-
-What ends a step early is a rule of `flowsde.search.acceptance`. With `branch_at`, only the steps
-chosen have quotas; at others a chain has one child, which is accepted, and what was rolled over
-goes past it. Quotas and charges are in evaluations: a draw whose value is seen ahead costs several.
-
-The answer is the best particle of the last time that any chain has reached: rewards of posterior
-means of different times mean different things (at t = 1 the mean is an average of all data). After
-a hit, only what met the target competes.
-"""
+"""The chains of RBF: what they draw next, and how they read a wave of children."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -30,19 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsde._checks import check_count
-from flowsde.grids import as_grid
-from flowsde.kernels import Kernel
-from flowsde.search.acceptance import (
-    IMPROVE,
-    Accept,
-    Acceptance,
-    Siblings,
-    Step,
-    as_acceptance,
-)
-from flowsde.search.branching import as_steps
-from flowsde.search.complete import Finish, finished
 from flowsde.search.grid import (
     GridSearch,
     check_stochastic,
@@ -53,9 +18,9 @@ from flowsde.search.grid import (
     tree_take,
     tree_where,
 )
-from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.quotas import even_quotas, reserving_quotas
-from flowsde.search.value import Value, as_value
+from flowsde.search.protocol import BudgetTooSmall, Candidates, Evaluation, Info, Particle
+from flowsde.search.rbf.acceptance import IMPROVE, Acceptance, Siblings, Step
+from flowsde.search.rbf.quotas import even_quotas, reserving_quotas
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -118,7 +83,7 @@ class RBF(GridSearch):
         if reserves and self.steps == 1:
             raise ValueError("allocation 'reserve' needs a grid of at least 2 steps, got 1")
         if reserves and self.kernel.inner_evaluations:
-            _refuse_reserving("kernel of inner steps", self.kernel, None)
+            refuse_reserving("kernel of inner steps", self.kernel, None)
         costs = self._draw_costs
         least = self.chains * (self.seeds * int(costs[0]) + int(costs[1:].sum()))
         steps = self.steps - 1
@@ -350,107 +315,7 @@ def _charged(chains: Chains) -> jax.Array:
     return jnp.sum(jnp.minimum(chains.charged, _limit(chains)), dtype=jnp.int32)
 
 
-def rbf(
-    *,
-    nfe: int,
-    kernel: Kernel,
-    grid: Any,
-    chains: int = 2,
-    seeds: int = 1,
-    width: int = 1,
-    last: Literal["exhaust", "improve"] = "exhaust",
-    allocation: Literal["even", "reserve"] = "even",
-    accept: Accept = "improve",
-    quantile: float | None = None,
-    bar: float | Sequence[float] | None = None,
-    branch_at: int | Sequence[float] | None = None,
-    value: Value = "mean",
-    value_steps: int = 4,
-    value_samples: int = 4,
-    finish: Finish = "complete",
-    finish_steps: int | None = None,
-) -> Search:
-    """Rollover Budget Forcing.
-
-    Args:
-      nfe: budget in model evaluations, finishing included; a hard cap.
-      kernel: a stochastic one.
-      grid: times falling from 1 to 0. Particles are evaluated at all but the last.
-      chains: independent chains, which share the budget; the best of all is returned.
-      seeds: draws of noise of which a chain starts from the best (the public code uses 25).
-      width: children of a chain evaluated at once; changes speed and `evaluations` only.
-      last: what the last step does with the rest of the budget: "exhaust" draws on and keeps the
-        best, "improve" stops at the first improvement, as Algorithm 2 is printed.
-      allocation: of a chain's draws, after its seeds, to the steps: "even" gives all the same,
-        and spends the whole budget; "reserve" is the public code's: a share for each of
-        len(grid) - 1 steps, rounded down, of which the last step has what the others leave. It
-        ends before the round in which the budget would be reached: up to `chains` are not spent.
-      accept: when a step ends before its quota: "improve" at the first child above r*, "calibrated"
-        above r* and the natural gain of the step, as its siblings have it, "quantile" above a
-        quantile of its siblings' distribution, "threshold" above `bar`, without quotas. See
-        `flowsde.search.acceptance`.
-      quantile: of "quantile", within 0 and 1; by default 1 - 1 / Q with the quota Q.
-      bar: of "threshold", a reward, in Python also one for each evaluated time but the first.
-      branch_at: steps that have quotas; the others have one child. So many spread evenly, or in
-        Python a tuple of positions in the grid or of times. By default all. The last of them
-        takes the place of the last step in `last`.
-      value: of a particle before the last time: the reward of its posterior mean, of the end of an
-        ODE from there ("ode"), or the mean reward of samples from there ("samples").
-      value_steps: evaluations of an ODE or of a sample, part of `nfe`.
-      value_samples: samples of a particle.
-      finish: "complete" follows the ODE from the best particle towards t = 0 by Euler steps, "heun"
-        by Heun's, "adams" by `ode_adams`'s, scores the final image, and returns the better of the
-        two by reward; "mean" returns the posterior mean of the best particle.
-      finish_steps: evaluations of finishing, part of `nfe`; a Heun step takes two. By default half
-        as many as the grid has steps, and none where its last time is small already.
-
-    Raises:
-      ValueError, TypeError: naming the argument.
-
-    Example:
-      >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
-      >>> reward = lambda images, cond: images[:, 0]  # of a sample: 0, give or take 1
-      >>> budget = {"nfe": 40, "kernel": fs.kernels.ddim(flow.interpolant)}
-      >>> search = fs.search.rbf(grid=fs.grids.uniform(8), chains=2, **budget)
-      >>> result = fs.run(jax.random.key(1), flow, search, reward)
-      >>> bool(result.reward > 0), bool(result.nfe <= 40)
-      (True, True)
-    """
-    if last not in ("exhaust", "improve"):
-        raise ValueError(f"last must be 'exhaust' or 'improve', got {last!r}")
-    if allocation not in ("even", "reserve"):
-        raise ValueError(f"allocation must be 'even' or 'reserve', got {allocation!r}")
-    times = as_grid("grid", grid)
-    rule = as_acceptance(accept, quantile, bar, len(times) - 2)
-    ahead, steps = as_value(value, value_steps, value_samples, times), as_steps(branch_at, times)
-    if allocation == "reserve":
-        _refuse_reserving("accept", accept, "improve")
-        _refuse_reserving("branch_at", branch_at, None)
-        _refuse_reserving("value", value, "mean")
-    if ahead is not None and last == "improve" and (steps is None or steps[-1] == len(times) - 2):
-        raise ValueError(
-            f"last must be 'exhaust' with value {value!r}, got 'improve': particles of the last "
-            f"time are scored by their posterior means, which no look-ahead compares with"
-        )
-    return finished(
-        RBF,
-        nfe,
-        finish,
-        finish_steps,
-        kernel=kernel,
-        grid=times,
-        value=ahead,
-        branch_at=steps,
-        accept=None if rule == IMPROVE else rule,
-        chains=check_count("chains", chains),
-        seeds=check_count("seeds", seeds),
-        width=check_count("width", width),
-        last=last,
-        allocation=allocation,
-    )
-
-
-def _refuse_reserving(name: str, value: Any, expected: Any) -> None:
+def refuse_reserving(name: str, value: Any, expected: Any) -> None:
     """ValueError for an option that the public code does not have."""
     if value != expected:
         raise ValueError(

@@ -25,15 +25,14 @@ no sibling. A parent without one has no gain.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import ndtri
 
 from flowsde._static import Static
+from flowsde.search.bars import as_bars
 
 Accept = Literal["improve", "calibrated", "quantile", "threshold"]
 
@@ -224,23 +223,3 @@ def as_acceptance(accept: str, quantile: Any, bar: Any, steps: int) -> Acceptanc
             raise ValueError("bar is missing: accept 'threshold' goes on when a child is above it")
         return Threshold(bars=as_bars(bar, steps, "evaluated times but the first"))
     return Calibrated() if accept == "calibrated" else IMPROVE
-
-
-def as_bars(bar: Any, n: int, of: str) -> tuple[float, ...]:
-    """Rewards for each of n, which are called `of`, from one for all or one for each.
-
-    Raises:
-      ValueError, TypeError: naming the argument `bar`.
-    """
-    try:
-        bars = np.asarray(bar, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"bar must be a number or numbers, got {bar!r}") from None
-    if bars.shape not in ((), (n,)):
-        raise ValueError(
-            f"bar must be one number or one for each of {n} {of}, got shape {bars.shape}"
-        )
-    for value in bars.reshape(-1):
-        if math.isnan(value):
-            raise ValueError(f"bar must be a number, got {value}")
-    return tuple(np.broadcast_to(bars, (n,)).tolist())
