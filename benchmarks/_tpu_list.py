@@ -264,12 +264,10 @@ def _this_year() -> list[Entry]:
 def entries() -> list[Entry]:
     """Everything: on each chip what is recommended, then other layouts to compare."""
     made: list[Entry] = []
-    # FLUX does not fit into a v5e's memory whole; gathered weights want a large batch.
-    for chip, layout, chains in (
-        ("v5e", FULLY, {1024: 4, 512: 8}),
-        ("v6e", DATA, {1024: 2, 512: 4}),
-    ):
-        for pixels in (1024, 512):
+    # FLUX does not fit into a v5e's memory whole. Weights, gathered or read, want a large batch.
+    chains = {1024: 4, 512: 8}
+    for chip, layout in (("v5e", FULLY), ("v6e", DATA)):
+        for pixels in chains:
             made += [_flux(chip, model, pixels, layout, chains[pixels]) for model in FLUX]
             made += _helpers(chip, "FLUX.1", pixels, AutoencoderKLConfig(), chains[pixels])
         made += _encoders(chip)
