@@ -59,6 +59,21 @@ def test_a_mean_that_is_the_answer_meets_it(method):
     assert result.nfe < NFE
 
 
+DRAFTS = {"lidar": {"draft_steps": 3, "trajectories": 1}, "halving": {"draft_steps": 3}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DRAFTS)
+def test_no_mean_that_guides_a_draft_meets_a_target(method):
+    kernel = fs.kernels.guided(KERNEL, temperature=5.0)
+    make = getattr(fs.search, method)
+    search = make(nfe=NFE, kernel=kernel, grid=GRID, **DRAFTS[method])
+    result = fs.run(jax.random.key(3), DATA.flow(), search, between, target_reward=TARGET)
+    reached = result.info.counted & (result.info.reward >= TARGET)
+    assert np.any(reached), "means at high noise are what this is about"
+    assert result.t <= GRID[-2]
+
+
 @pytest.mark.slow
 def test_stopped_early_the_answer_is_the_picture_and_not_the_mean():
     flow = DATA.flow()
