@@ -72,7 +72,8 @@ def check_search(
     """Check that a search has the properties on which the runner and its users rely.
 
     They are: the budget is a cap, and what is charged is what was counted; a target that is reached
-    ends the search, once the round under way is over; what is computed is what is reported, by the
+    ends the search, once the round under way is over, and no mean above a grid's last time reaches
+    one unless it may (`GridSearch.early_answers`); what is computed is what is reported, by the
     word of a model that counts its rows; the answer is worth its reward; a prompt's answer is its
     own, whatever it runs with, in chunks of any size, packed, or over several devices if there are;
     one round at a time, saved and resumed, the end is the same; a prompt of a smaller budget has
@@ -241,6 +242,31 @@ def _ends_at_its_target(problem: _Problem) -> None:
             f"{spent.tolist()} evaluations are charged, finishing aside, expected at most "
             f"{most.tolist()}, those of the rounds until the target was reached"
         )
+    final = _last_time(problem.search)
+    if final is not None and (early := _of_a_mean(times, rewards, final)) is not None:
+        *_, ended = go(target_reward=early)
+        above = np.asarray(ended.t) > np.maximum(final, times[-1])
+        if np.any(above):
+            raise _Wrong(
+                f"a posterior mean at t = {np.asarray(ended.t)[above].tolist()} met the target "
+                f"{early:.6g}, expected none above the grid's last time, {final:.6g}: see "
+                f"GridSearch.meets"
+            )
+
+
+def _last_time(search: Any) -> np.float32 | None:
+    """Above which no mean meets a target; None of a search that says so of none."""
+    while hasattr(search, "inner"):
+        search = search.inner
+    if getattr(search, "early_answers", True):
+        return None
+    return np.float32(search.last_time)
+
+
+def _of_a_mean(times: Any, rewards: Any, final: np.float32) -> float | None:
+    """A reward that the answers of all prompts that were means above a time reach, if there are."""
+    means = (times > final) & (rewards > -np.inf)
+    return float(rewards[means].min()) if means.any() else None
 
 
 def _is_computed(problem: _Problem) -> None:

@@ -52,6 +52,10 @@ def checked_for(monkeypatch, names, search):
 
 
 TARGET = "a target that is reached ends the search"
+SVDD = fs.search.svdd(
+    nfe=24, kernel=fs.kernels.ddim(fs.interpolants.linear()), grid=fs.grids.uniform(4),
+    finish="mean",
+)  # fmt: skip
 
 
 class Deaf(fs.search.BestOfN):
@@ -70,6 +74,27 @@ def test_a_search_that_ignores_its_target(monkeypatch, kind, wrong):
     if wrong:  # 6 samples of 4 evaluations, and the first has the reward
         assert "expected at most [" in checked.failed[TARGET]
         assert checked.failed[TARGET].startswith("[24, 24] evaluations are charged")
+
+
+class Hasty(type(SVDD)):
+    """Ends with any mean that reaches the target."""
+
+    def done(self, state):
+        return super().done(state) | (state.champion.reward >= state.target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "early", "wrong"),
+    [(Hasty, False, [TARGET]), (Hasty, True, []), (type(SVDD), False, [])],
+)
+def test_a_search_that_ends_with_a_mean(monkeypatch, kind, early, wrong):
+    fields = {field.name: getattr(SVDD, field.name) for field in dataclasses.fields(SVDD)}
+    search = kind(**fields | {"early_answers": early})
+    checked = checked_for(monkeypatch, [TARGET], search)
+    assert list(checked.failed) == wrong
+    if wrong:
+        assert "above the grid's last time, 0.25" in checked.failed[TARGET]
 
 
 class Raising(fs.search.BestOfN):

@@ -208,10 +208,11 @@ class Watch:
 
     def check(self, result: Result, ids: np.ndarray) -> None:
         """`OutOfTime` if a search that the deadline ended has not come to a reward."""
-        # Drafts of another flow have rewards, and are no answers.
-        unknown = result.draft_evaluations is not None
-        unknown |= np.atleast_1d(result.verifier_calls) == 0
-        without = np.isneginf(np.atleast_1d(result.reward)) & unknown
+        # Drafts of another flow and what was seen ahead have rewards, and are no answers.
+        seen = np.any(np.asarray(result.info.reward) > -np.inf, axis=(0, -1))
+        unknown = seen | (np.asarray(result.verifier_calls) == 0)
+        unknown |= result.draft_evaluations is not None
+        without = np.atleast_1d(np.isneginf(result.reward) & unknown)
         if without.any():
             raise OutOfTime(
                 f"seconds = {self.timing.seconds:g} ended before the first reward of prompt ids "

@@ -205,7 +205,7 @@ class Complete(Wrapper):
         """
         start = self.inner.best(state.inner)
         completed = self.done(state) & (state.particle.reward > -jnp.inf)
-        early = start.t > jnp.float32(_last_time(self.inner))
+        early = start.t > jnp.float32(self.last_time)
         wins = early | (state.particle.reward >= start.reward)
         return tree_where(completed & wins, state.particle, start)
 
@@ -220,11 +220,6 @@ class Complete(Wrapper):
             return self.inner.lines(state.inner, info)
         first = jnp.zeros(1, jnp.int32)
         return Lines(first, first, jax.tree.map(lambda a: a[None], state.particle))
-
-
-def _last_time(search: Any) -> float:
-    """At which its particles are evaluated last; of a search that does not say, the first."""
-    return getattr(search, "last_time", 1.0)
 
 
 @contextlib.contextmanager

@@ -58,8 +58,10 @@ class Keeping(Wrapper):
         finishing = self.inner.finishing(state.inner)
         inner, info = self.inner.tell(state.inner, candidates, evals)
         answer = self.inner.best(inner)
-        # What is further up than the answer could not be one, unless finishing led further down.
-        last = jnp.where(finishing, jnp.inf, answer.t)
+        # What is further up than the answer could not be one, unless finishing led further down
+        # from the last time.
+        lowest = jnp.maximum(answer.t, jnp.float32(self.last_time))
+        last = jnp.where(finishing, lowest, answer.t)
         new, old = to_particles(candidates, evals), state.kept
         could_be = info.counted & (new.t <= last)
         if self.value is not None:

@@ -234,7 +234,7 @@ class LiDAR(SolvedSearch):
         return jnp.where(at.drafting, 0, self.drafts(state.nfe))
 
     def done(self, state: LiDARState) -> jax.Array:
-        return (state.slot >= self.max_rounds) | (state.best.reward >= state.target)
+        return (state.slot >= self.max_rounds) | self.meets(state.best, state.target)
 
     def best(self, state: LiDARState) -> Particle:
         return state.best

@@ -52,6 +52,11 @@ class Wrapper(SearchBase):
     def first_time(self) -> float:
         return first_time(self.inner)
 
+    @property
+    def last_time(self) -> float:
+        """At which particles are evaluated last, finishing aside; 1 if the search does not say."""
+        return getattr(self.inner, "last_time", 1.0)
+
     def beginning(self, start: Start) -> Self:
         return self.replace(inner=beginning(self.inner, start))
 

@@ -183,6 +183,18 @@ def test_out_of_time_keeps_what_can_be_resumed(ticking, monkeypatch):
     assert last(iterate(BON, seconds=60.0, resume=result)).verifier_calls > 0
 
 
+@pytest.mark.slow
+def test_what_was_seen_ahead_is_no_answer_and_the_reward_not_to_blame(ticking):
+    ahead = fs.search.svdd(nfe=200, kernel=SDE, grid=GRID, value="ode", value_steps=1)
+    _, iterate = ticking(slower=(6, 50.0))
+    cond = problems(2, kinds=(0,))
+    with pytest.raises(OutOfTime, match=r"seconds = 100 ended before the first reward") as error:
+        last(iterate(ahead, cond=cond, prompt_ids=[4, 9], seconds=100.0))
+    result = error.value.result
+    assert np.all(result.verifier_calls > 0) and np.all(np.isneginf(result.reward))
+    assert np.any(result.info.reward > -np.inf)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -99,6 +99,30 @@ def test_one_prompt_and_a_target():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"potential": "sum"},
+        {"potential": "max"},
+        {"tempering": "polynomial"},
+        {"temperature": (2.0, 1.0, 0.8, 0.7, BETA)},
+    ],
+)
+def test_ended_early_it_is_weighed_by_all_of_the_reward(options):
+    """Never resampled, each particle has the weight exp(reward / beta) at any time."""
+    search = smc(finish="mean", threshold=0.0, **options)
+    flow = fs.Flow.from_callable(velocity, {}, (2,))
+    _, second, *_, last = fs.iterate(jax.random.key(1), flow, search, reward)
+    for result in (second, last):
+        found = fs.search.weighted_sample(search, result.state)
+        w = np.exp(np.asarray(found.particles.reward, np.float64) / BETA)
+        np.testing.assert_allclose(np.exp(found.log_weights), w / w.sum(), rtol=1e-4)
+        np.testing.assert_allclose(found.log_z, np.log(w.mean()), rtol=1e-4, atol=1e-5)
+    assert found.particles.t[0] == np.float32(GRID[-2])
+
+
+@pytest.mark.slow
 def test_each_particle_is_worth_its_reward():
     search, (ids, cond) = METHODS["smc"], batch(8)
     result = fs.run(jax.random.key(8), problem(), search, problem_reward, cond=cond, prompt_ids=ids)

@@ -331,6 +331,18 @@ class SMC(GridSearch):
             log_weights=jnp.where(due, equal, state.log_weights),
         )
 
+    def whole(self, state: SMCState) -> SMCState:
+        """With weights towards exp(reward / beta), as at the last time, where a run ends before.
+
+        On the way they are towards what the potential is there, of all of the reward or not. Where
+        no rewards were wanted they stay.
+        """
+        reward = state.particles.reward
+        phi = bounded(reward / jnp.float32(self.temperatures[-1]))
+        early = (state.step < self.steps) & (reward > -jnp.inf)
+        more = jnp.where(early, phi - state.potential, 0.0)
+        return state._replace(log_weights=state.log_weights + more)
+
     def log_z(self, state: SMCState) -> jax.Array:
         """Estimate of log E[exp(reward / beta)] over the kernel's samples, once done."""
         n = self._in_use(state.nfe, state.step)[0]

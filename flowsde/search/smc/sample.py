@@ -72,8 +72,9 @@ def weighted_sample(search: Search, state: Any) -> WeightedSample:
     """The weighted sample that a run of `smc` or `psi` ends with.
 
     Rewards are those of posterior means at the last time of the search's grid, before any
-    finishing. A run that met a target ended earlier: then it is the sample of that time, as its
-    particles' `t` says.
+    finishing. A run that met a target, or its deadline, ended earlier: then it is the sample of
+    that time, as its particles' `t` says, weighed by all of their reward whatever the potential and
+    tempering; at a step without rewards (`branch_at`) as at the last that had some.
 
     Args:
       search: of `smc` or `psi`, also inside `flowsde.search.keep`.
@@ -156,6 +157,7 @@ def _own(search: Search, state: Any) -> Any:
 
 
 def _sample(search: SMC, state: SMCState) -> WeightedSample:
+    state = search.whole(state)
     total = jax.nn.logsumexp(state.log_weights)
     return WeightedSample(
         state.particles,
