@@ -39,6 +39,7 @@ sys.dont_write_bytecode = False
 matplotlib.use("Agg")
 
 import jax  # noqa: E402
+import parsers  # noqa: E402
 import pytest  # noqa: E402
 from turned import Turned  # noqa: E402
 
@@ -49,6 +50,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 # Some tests shard prompts over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+parsers.keep()
 
 
 def pytest_addoption(parser):
