@@ -5,9 +5,11 @@ import gc
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from zlib import crc32
 
 import matplotlib
@@ -30,10 +32,16 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Rewriting the asserts of all files takes as long as the rest of collecting: it is kept, as pytest
+# does by itself, whatever the caller's environment says.
+sys.dont_write_bytecode = False
+
 matplotlib.use("Agg")
 
 import jax  # noqa: E402
+import parsers  # noqa: E402
 import pytest  # noqa: E402
+from turned import Turned  # noqa: E402
 
 from flowsde import changed, fresh  # noqa: E402
 
@@ -42,12 +50,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 # Some tests shard prompts over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+parsers.keep()
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--part", default="0/1", metavar="I/N", help="run one of N parts of the tests that are left"
     )
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Turned(Path(__file__).parent, config.workerinput))
 
 
 def _mark_slow(items):

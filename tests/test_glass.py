@@ -191,13 +191,16 @@ def test_finite_at_every_pair_of_times(name):
     pairs = np.array([(t, s) for t in edges for s in edges if s < t], np.float32)
     t, s = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])
     data, noise = jax.random.normal(KEY, (2, t.size, 1), jnp.float32)
-    x = p.alpha(t)[:, None] * data + p.sigma(t)[:, None] * noise
-    x0, x1 = flow.means(x, t, None, p)
-    for options in ({"rho": -1.0}, {"kappa": 1.0}):
-        kernel = kernels.glass(p, 3, **options)
+
+    @partial(jax.jit, static_argnums=0)
+    def ends(kernel, t, s):
+        x = p.alpha(t)[:, None] * data + p.sigma(t)[:, None] * noise
+        x0, x1 = flow.means(x, t, None, p)
         drawn = jax.vmap(kernel.draw, (None, 0, 0, 0, 0, 0))(KEY, x, x0, x1, t, s)
-        ends = kernel.arrive(lambda x, t: flow.means(x, t, None, p), x, drawn, t, s)
-        assert np.all(np.isfinite(ends))
+        return kernel.arrive(lambda x, t: flow.means(x, t, None, p), x, drawn, t, s)
+
+    for options in ({"rho": -1.0}, {"kappa": 1.0}):
+        assert np.all(np.isfinite(ends(kernels.glass(p, 3, **options), t, s)))
 
 
 def quantiles(weights, centres, variances, levels):

@@ -211,7 +211,7 @@ def test_finite_at_every_pair_of_times(name):
     noise, data = jax.random.normal(jax.random.key(0), (2, t.size, 1))
     x = p.alpha(t)[:, None] * data + p.sigma(t)[:, None] * noise
 
-    # Not compiled as a whole: the operations of all kernels and interpolants are the same few.
+    @jax.jit
     def moments(x, t, s):
         x0, x1 = flow.means(x, t, None, p)
         found = [jax.vmap(k.moments)(x, x0, x1, t, s) for k in all_kernels(p)]

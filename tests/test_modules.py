@@ -10,8 +10,8 @@ from flax import nnx
 import flowsde as fs
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (4, 2))
-T = jnp.full(4, 0.5)
+X = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+T = np.full(4, 0.5, np.float32)
 SEARCH = fs.search.bon(
     nfe=8, kernel=fs.kernels.ode_euler(fs.interpolants.linear()), grid=fs.grids.uniform(2)
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outside import Later, torch
 
 import flowsde as fs
 from flowsde import shapes
@@ -14,11 +15,7 @@ from flowsde.search.grid import fold_in_ids
 from flowsde.shapes import captions
 from flowsde_converters.tables import convert, unconvert
 
-torch = pytest.importorskip("torch")
-
-import _torch_search  # noqa: E402
-import _torch_shapes  # noqa: E402
-
+_torch_search, _torch_shapes = Later("_torch_search"), Later("_torch_shapes")
 PROMPT = "three red circles and two blue squares"
 RESAMPLE = np.iinfo(np.int32).max
 

@@ -6,11 +6,15 @@ import pytest
 
 import flowsde as fs
 
-for name in ("torch", "diffusers", "transformers"):
-    pytest.importorskip(name)
 
-import ports  # noqa: E402
-from _ports_some import Some  # noqa: E402
+@pytest.fixture
+def ports():
+    return pytest.importorskip("ports")
+
+
+@pytest.fixture
+def rewards():
+    return pytest.importorskip("rewards")
 
 
 def fake(models, blocks, repetitions):
@@ -22,32 +26,32 @@ def fake(models, blocks, repetitions):
     }
 
 
-def test_others_stay_in_the_file(tmp_path, monkeypatch):
+def test_others_stay_in_the_file(ports, tmp_path, monkeypatch):
     path = tmp_path / "ports.json"
     monkeypatch.setattr(ports, "ratios", fake)
-    before = ports.measure(Some(json=path))
+    before = ports.measure(ports.Some(json=path))
     before["sit"], before["flux"] = 0.5, 0.25
     path.write_text(json.dumps(before))
-    after = ports.measure(Some(json=path, only=("flux",)))
+    after = ports.measure(ports.Some(json=path, only=("flux",)))
     assert (after["flux"], after["sit"], list(after)) == (15.0, 0.5, list(before))
     again = [name for name, own in after["details"].items() if len(own) > 2]
     assert again == ["flux"] and set(after["details"]["flux"]) >= {"load", "versions"}
     assert list(after["error"]) == list(ports.MODELS)
 
 
-def test_a_file_measured_otherwise_is_refused(tmp_path, monkeypatch):
+def test_a_file_measured_otherwise_is_refused(ports, tmp_path, monkeypatch):
     path = tmp_path / "ports.json"
     monkeypatch.setattr(ports, "ratios", lambda *args: pytest.fail("measured"))
     path.write_text(json.dumps({"version": fs.__version__, "cores": 0}))
     with pytest.raises(SystemExit, match="has cores 0, this run"):
-        ports.measure(Some(json=path, only=("flux",)))
+        ports.measure(ports.Some(json=path, only=("flux",)))
     with pytest.raises(SystemExit, match="must be of flux, .*, got other"):
-        ports.measure(Some(only=("other",)))
+        ports.measure(ports.Some(only=("other",)))
 
 
-def test_rewards_measured_alone_keep_the_work_and_memory_of_the_others(tmp_path, monkeypatch):
-    import rewards
-
+def test_rewards_measured_alone_keep_the_work_and_memory_of_the_others(
+    ports, rewards, tmp_path, monkeypatch
+):
     def made(models, blocks, repetitions):
         for make in models.values():
             make(blocks)
@@ -60,9 +64,9 @@ def test_rewards_measured_alone_keep_the_work_and_memory_of_the_others(tmp_path,
     monkeypatch.setattr(rewards, "sides", sides)
     monkeypatch.setattr(rewards, "REWARDS", dict.fromkeys(("clip", "pick"), lambda blocks: None))
     path = tmp_path / "rewards.json"
-    before = rewards.measure(Some(json=path))
+    before = rewards.measure(ports.Some(json=path))
     before |= {"clip": 0.5, "flops": {"clip": 1, "pick": 2}}
     path.write_text(json.dumps(before))
-    after = rewards.measure(Some(json=path, only=("pick",)))
+    after = rewards.measure(ports.Some(json=path, only=("pick",)))
     assert (after["clip"], after["pick"], after["flops"]) == (0.5, 15.0, {"clip": 1, "pick": 5})
     assert set(after["memory"]) == {"clip", "pick"} and after["seconds"] == before["seconds"]

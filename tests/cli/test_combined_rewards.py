@@ -18,7 +18,7 @@ from flowsde.cli.option_groups import Combining
 from flowsde.cli.sources.combined import Combined, check, pool
 
 PROMPT = "two red circles"
-IMAGES = np.asarray(jax.random.normal(jax.random.key(0), (3, 4, 4, 3)), np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(3, 4, 4, 3)).astype(np.float32)
 
 
 def bright(images: jax.Array, cond: jax.Array) -> jax.Array:

@@ -22,7 +22,6 @@ from flowsde.models.common.tokenizers import clip_tokenizer
 from flowsde.models.converted import load, parts, store
 from flowsde.models.load import nbytes
 
-pytest.importorskip("diffusers")
 PROMPT, OTHER = tiny.PROMPTS
 KEYS = (
     "prompt method seed settings reward nfe evaluations backward_passes verifier_calls seconds "

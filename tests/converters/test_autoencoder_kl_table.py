@@ -6,15 +6,13 @@ from inspect import signature
 
 import numpy as np
 import pytest
+from outside import diffusers, torch
 
 from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde_converters.autoencoder_kl import FAMILY, LAYOUTS
 from flowsde_converters.tables import convert, unconvert
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 
 FLUX = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16,

@@ -7,14 +7,12 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from outside import torch, transformers
 
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde_converters import clip
 from flowsde_converters.tables import convert, unconvert
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 L_TEXT = {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import toy
+from outside import torch
 from test_convert import converted, expected
 
 from flowsde.models.converted.copying import put
@@ -15,8 +16,6 @@ from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.files import open_checkpoint
 from flowsde_converters.ignored import Copy
 from flowsde_converters.safetensors_file import SafetensorsWriter
-
-torch = pytest.importorskip("torch")
 
 KINDS = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2}
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import toy
+from outside import torch
 from safetensors.numpy import save_file
 from test_command import refused, say
 
@@ -10,17 +11,18 @@ from flowsde_converters.detect import plan
 from flowsde_converters.entries import is_averaged
 from flowsde_converters.files import open_checkpoint
 
-torch = pytest.importorskip("torch")
-
 RAW = toy.tensors()
 AVERAGED = {key: tensor + 1 for key, tensor in RAW.items()}
-STATE = {0: {"exp_avg": torch.ones(3), "step": torch.ones(())}}
 NAMES = ["ema", "EMA", "state_dict_ema", "model_ema", "ema_model", "params_ema", "modelEMA",
          "ema_0.9999", "swa_model", "model_averaged", "emaModel"]  # fmt: skip
 
 
 def tensors(arrays, before=""):
     return {before + key: torch.from_numpy(a) for key, a in arrays.items()}
+
+
+def state():
+    return {0: {"exp_avg": torch.ones(3), "step": torch.ones(())}}
 
 
 def planned(tmp_path, held, entry=None):
@@ -37,7 +39,7 @@ def assert_weights(found, wanted):
 @pytest.mark.parametrize("raw", ["model", "state_dict", "params", "net"])
 @pytest.mark.parametrize("name", NAMES)
 def test_averaged_weights_are_taken_first(families, tmp_path, name, raw):
-    held = {raw: tensors(RAW), name: tensors(AVERAGED), "opt": {"state": STATE}, "step": 3}
+    held = {raw: tensors(RAW), name: tensors(AVERAGED), "opt": {"state": state()}, "step": 3}
     found = planned(tmp_path, held)
     assert_weights(found, AVERAGED)
     assert found.checkpoint.notes == (f"a.pt: {name!r} of {raw}, {name}, opt, step",)
@@ -49,22 +51,29 @@ def test_other_names_are_not_of_averages(name):
 
 
 WRAPPED = {
-    "model": {"model": tensors(RAW)},
-    "model.module": {"model": tensors(RAW, "module.")},
-    "ema.module": {"model": tensors(AVERAGED), "ema": tensors(RAW, "module.")},
-    "state_dict.net": {"state_dict": tensors(RAW, "net."), "epoch": 3},
-    "model_state_dict": {"model_state_dict": tensors(RAW), "optimizer_state_dict": STATE},
-    "module": {"module": tensors(RAW), "optimizer": {"state": STATE}, "ds_version": "0.1"},
-    "module.model": tensors(RAW, "module.model."),
-    "ema.shadow": {"model": tensors(AVERAGED), "ema": {"decay": 0.9, "shadow": tensors(RAW)}},
-    "callbacks.EMA.weights": {
+    "model": lambda: {"model": tensors(RAW)},
+    "model.module": lambda: {"model": tensors(RAW, "module.")},
+    "ema.module": lambda: {"model": tensors(AVERAGED), "ema": tensors(RAW, "module.")},
+    "state_dict.net": lambda: {"state_dict": tensors(RAW, "net."), "epoch": 3},
+    "model_state_dict": lambda: {"model_state_dict": tensors(RAW), "optimizer_state_dict": state()},
+    "module": lambda: {
+        "module": tensors(RAW),
+        "optimizer": {"state": state()},
+        "ds_version": "0.1",
+    },
+    "module.model": lambda: tensors(RAW, "module.model."),
+    "ema.shadow": lambda: {
+        "model": tensors(AVERAGED),
+        "ema": {"decay": 0.9, "shadow": tensors(RAW)},
+    },
+    "callbacks.EMA.weights": lambda: {
         "state_dict": tensors(AVERAGED, "net."),
         "callbacks": {"EMA": {"weights": tensors(RAW)}},
     },
-    "generator": {"generator": tensors(RAW), "critic": {"last.weight": torch.ones(1, 2)}},
-    "net": {**tensors(RAW, "net."), "loss.scale": torch.ones(2)},
-    "ema_net": {**tensors(AVERAGED, "net."), **tensors(RAW, "ema_net.")},
-    "weights": {
+    "generator": lambda: {"generator": tensors(RAW), "critic": {"last.weight": torch.ones(1, 2)}},
+    "net": lambda: {**tensors(RAW, "net."), "loss.scale": torch.ones(2)},
+    "ema_net": lambda: {**tensors(AVERAGED, "net."), **tensors(RAW, "ema_net.")},
+    "weights": lambda: {
         "weights": tensors(RAW),
         "optimizer": {"exp_avg": tensors(AVERAGED), "exp_avg_sq": tensors(AVERAGED)},
     },
@@ -73,11 +82,11 @@ WRAPPED = {
 
 @pytest.mark.parametrize("entry", WRAPPED)
 def test_what_wraps_the_weights_is_taken_off_and_said(families, tmp_path, entry):
-    found = planned(tmp_path, WRAPPED[entry])
+    found = planned(tmp_path, WRAPPED[entry]())
     assert_weights(found, RAW)
     (note,) = found.checkpoint.notes
     assert f"'{entry}'" in note or f"'{entry}.'" in note
-    assert_weights(planned(tmp_path, WRAPPED[entry], entry), RAW)
+    assert_weights(planned(tmp_path, WRAPPED[entry](), entry), RAW)
 
 
 @pytest.mark.parametrize("before", ["", "_orig_mod.", "module._orig_mod."])
@@ -139,7 +148,7 @@ def test_an_average_that_cannot_be_read_is_not_passed_over(families, tmp_path):
         {"model": tensors(RAW), ("ema", 0.99): tensors(AVERAGED)},
         {"model": tensors(RAW), "optimizer": {"ema": tensors(AVERAGED)}},
         {"model": tensors(RAW), "optimizer_ema": tensors(AVERAGED)},
-        {"model": tensors(RAW), "optimizer": {"opt": {"state": STATE}, "ema": [torch.ones(2)]}},
+        {"model": tensors(RAW), "optimizer": {"opt": {"state": state()}, "ema": [torch.ones(2)]}},
     ):
         with pytest.raises(ValueError, match=r"averaged weights in \S*ema.*--entry.*model"):
             planned(tmp_path, held)

@@ -7,6 +7,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from outside import torch
 from safetensors.numpy import load_file, save_file
 
 import flowsde as fs
@@ -24,8 +25,6 @@ from flowsde_converters.files import open_checkpoint
 from flowsde_converters.lora_load import merges
 from flowsde_converters.tables import convert as in_memory
 from flowsde_converters.tables import unconvert
-
-torch = pytest.importorskip("torch")
 
 
 def test_every_family_has_a_name_of_its_own():

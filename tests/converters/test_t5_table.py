@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from outside import torch, transformers
 from safetensors.numpy import save_file
 
 from flowsde.models.common.paths import parameters
@@ -12,9 +13,6 @@ from flowsde.models.family import abstract
 from flowsde_converters import t5
 from flowsde_converters.convert import prepare, run
 from flowsde_converters.tables import convert, unconvert
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 XXL = {
     "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,

@@ -14,11 +14,10 @@ import types
 import ml_dtypes
 import numpy as np
 import pytest
+from outside import torch
 
 from flowsde_converters import pickles
 from flowsde_converters.files import open_checkpoint
-
-torch = pytest.importorskip("torch")
 
 F32 = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -90,23 +89,23 @@ def test_views_of_other_tensors_have_the_values_that_pytorch_gives(tmp_path, leg
 
 
 BESIDE = {
-    "a NumPy number": np.float64(2.3),
-    "NumPy's state": np.random.RandomState(0).get_state(),
-    "an array": np.arange(3),
-    "a path": pathlib.Path("a/b"),
-    "counts": collections.defaultdict(int),
-    "lists": collections.defaultdict(list),
-    "a date": datetime.datetime(2020, 1, 2),
-    "names": types.SimpleNamespace(a=1),
-    "arguments": argparse.Namespace(depth=3),
-    "a version": torch.torch_version.TorchVersion("2.0"),
+    "a NumPy number": lambda: np.float64(2.3),
+    "NumPy's state": lambda: np.random.RandomState(0).get_state(),
+    "an array": lambda: np.arange(3),
+    "a path": lambda: pathlib.Path("a/b"),
+    "counts": lambda: collections.defaultdict(int),
+    "lists": lambda: collections.defaultdict(list),
+    "a date": lambda: datetime.datetime(2020, 1, 2),
+    "names": lambda: types.SimpleNamespace(a=1),
+    "arguments": lambda: argparse.Namespace(depth=3),
+    "a version": lambda: torch.torch_version.TorchVersion("2.0"),
 }
 
 
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_values_beside_the_weights_are_left(tmp_path, name, legacy):
-    state = {"ema": {"a": torch.from_numpy(F32)}, name: BESIDE[name]}
+    state = {"ema": {"a": torch.from_numpy(F32)}, name: BESIDE[name]()}
     torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     found = open_checkpoint(tmp_path / "a.pt")
     assert found.beside == ("ema", name)
@@ -130,13 +129,14 @@ def test_no_code_but_pytorchs_stands_behind_an_allowed_class():
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (decimal.Decimal("1.5"), "decimal.Decimal"),
-        (fractions.Fraction(1, 2), "fractions.Fraction"),
-        (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        (lambda: decimal.Decimal("1.5"), "decimal.Decimal"),
+        (lambda: fractions.Fraction(1, 2), "fractions.Fraction"),
+        (lambda: torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
     ],
+    ids=["decimal", "fraction", "module"],
 )
 def test_other_classes_are_refused_by_name(tmp_path, value, name):
-    torch.save({"ema": {"a": torch.ones(1)}, "x": value}, tmp_path / "a.pt")
+    torch.save({"ema": {"a": torch.ones(1)}, "x": value()}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds more than tensors: a ") as error:
         open_checkpoint(tmp_path / "a.pt")
     assert f" a {name}, " in str(error.value) and "expected the weights alone" in str(error.value)
@@ -193,10 +193,15 @@ def test_truncated_torch_files_are_refused(tmp_path, kept):
 
 @pytest.mark.parametrize(
     ("held", "words"),
-    [([torch.ones(1)], "holds a list"), ({"a": 3}, "'a' is a int"), ({3: torch.ones(1)}, "3 is a")],
+    [
+        (lambda: [torch.ones(1)], "holds a list"),
+        (lambda: {"a": 3}, "'a' is a int"),
+        (lambda: {3: torch.ones(1)}, "3 is a"),
+    ],
+    ids=["list", "number", "key"],
 )
 def test_torch_files_hold_tensors_by_key(tmp_path, held, words):
-    torch.save(held, tmp_path / "a.pt")
+    torch.save(held(), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=words):
         open_checkpoint(tmp_path / "a.pt")
 

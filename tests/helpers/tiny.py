@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outside import diffusers, torch, transformers
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
@@ -92,8 +93,6 @@ CHAT = """{%- for message in messages %}
 def qwen3_tokenizer(folder: Path, vision: bool = False) -> Any:
     """That of transformers, of bytes and a few merges, saved in a folder; `vision` has what chats
     about images need."""
-    import transformers
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("c", "a"), ("ca", "t"), ("d", "o"), ("do", "g"), ("Ġ", "o"), ("u", "s")]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -112,8 +111,6 @@ def qwen3_tokenizer(folder: Path, vision: bool = False) -> Any:
 
 def fill(model: Any, seed: int, scale: float = 0.15) -> Any:
     """A torch model with normal weights: zeros would hide mistakes."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -123,9 +120,6 @@ def fill(model: Any, seed: int, scale: float = 0.15) -> Any:
 
 def flux_pipeline(folder: Path, *, dev: bool) -> Any:
     """The pipeline of diffusers, saved in a folder."""
-    import diffusers
-    import transformers
-
     words = write_clip_tokenizer(folder / "words", 16)
     pieces = write_t5_tokenizer(folder / "pieces")
     with warnings.catch_warnings():
@@ -180,9 +174,6 @@ def flux_pipeline(folder: Path, *, dev: bool) -> Any:
 
 def sd3_pipeline(folder: Path) -> Any:
     """The pipeline of diffusers, saved in a folder: SD3.5-medium, with all kinds of blocks."""
-    import diffusers
-    import transformers
-
     words = write_clip_tokenizer(folder / "words", 16)
     # As that of bigG, whose padding is another token.
     write_clip_tokenizer(folder / "words_2", 16)
@@ -244,9 +235,6 @@ def sd3_pipeline(folder: Path) -> Any:
 
 def wan_pipeline(folder: Path) -> Any:
     """The pipeline of diffusers, saved in a folder; with Euler's steps, at times of Wan's own."""
-    import diffusers
-    import transformers
-
     pieces = write_t5_tokenizer(folder / "pieces")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -289,9 +277,6 @@ def wan_pipeline(folder: Path) -> Any:
 
 def zimage_pipeline(folder: Path, *, turbo: bool) -> Any:
     """The pipeline of diffusers, saved in a folder."""
-    import diffusers
-    import transformers
-
     words = qwen3_tokenizer(folder / "words")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -352,8 +337,6 @@ def rows_first(latents: Any) -> np.ndarray:
 
 def clip(folder: Path) -> Path:
     """A converted CLIP with its tokenizer."""
-    import transformers
-
     words = write_clip_tokenizer(folder / "source", 16)
     text = {
         "vocab_size": words, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -372,8 +355,6 @@ def clip(folder: Path) -> Path:
 
 def hpsv2(folder: Path, version: str = "2.1") -> Path:
     """A converted HPSv2 of tiny towers, from a file as it is published and CLIP's tokenizer."""
-    import torch
-
     source = folder / "source"
     words = write_clip_tokenizer(source, 16)
     sizes: dict[str, Any] = {"depth": 2, "heads": 2, "activation": "gelu", "projection": 12}
@@ -407,8 +388,6 @@ def write_bert_tokenizer(folder: Path) -> int:
 
 def image_reward(folder: Path) -> Path:
     """A converted ImageReward of tiny towers, from a file as it is published and a tokenizer."""
-    import torch
-
     source = folder / "source"
     config = ImageRewardConfig(
         vision=CLIPVisionConfig(
@@ -433,8 +412,6 @@ def image_reward(folder: Path) -> Path:
 def clip_flant5(folder: Path) -> Path:
     """A converted CLIP-FlanT5 of tiny parts, from two files and an index, as it is published, and a
     tokenizer of T5's kind."""
-    import torch
-
     source = folder / "source"
     vocab = write_t5_tokenizer(source)
     config = CLIPFlanT5Config(
@@ -578,8 +555,6 @@ def sit_model(folder: Path, config: SiTConfig = SIT) -> Path:
 
 def sd_vae(folder: Path) -> tuple[Any, Path]:
     """diffusers' autoencoder of four channels, and ours of the same weights."""
-    import diffusers
-
     vae = fill(
         diffusers.AutoencoderKL(
             block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,

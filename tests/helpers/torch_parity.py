@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 from flax import nnx
+from outside import torch
 
 from flowsde.models.common.layers import Numerics
 from flowsde.models.common.paths import parameters, with_parameters
@@ -17,8 +18,6 @@ def randomised(module, seed=0, std=0.15):
 
     Zeros and ones hide mistakes, and so do activations so small that all is linear.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         scale = "norm" in name and name.endswith("weight")

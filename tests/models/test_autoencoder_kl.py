@@ -7,18 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.autoencoder_kl.model import AutoencoderKLConfig, sd_vae
 from flowsde.models.common.layers import Numerics, logical_axes
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde.models.common.paths import parameters, with_parameters  # noqa: E402
-from flowsde.models.family import abstract  # noqa: E402
-from flowsde_converters import autoencoder_kl  # noqa: E402
+from flowsde.models.common.paths import parameters, with_parameters
+from flowsde.models.family import abstract
+from flowsde_converters import autoencoder_kl
 
 FLUX = {
     "block_out_channels": (8, 16), "latent_channels": 16, "norm_num_groups": 4,

@@ -7,19 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.autoencoder_wan.model import FAMILY, AutoencoderWanConfig
 from flowsde.models.autoencoder_wan.past import Past, through_time
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters import autoencoder_wan  # noqa: E402
+from flowsde_converters import autoencoder_wan
 
 MEAN, STD = (0.3, -0.2, 0.1, 0.5), (1.5, 0.7, 2.0, 1.1)
 SETTINGS = {

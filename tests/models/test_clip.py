@@ -5,16 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import torch, transformers
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.clip.model import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from flowsde.models.common.layers import Numerics, logical_axes
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters import clip  # noqa: E402
+from flowsde_converters import clip
 
 TEXT = {
     "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,

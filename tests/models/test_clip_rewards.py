@@ -6,19 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outside import torch, transformers
+from torch_parity import error, port, randomised, tensors
 
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde.models.clip import rewards as rewards
 from flowsde.models.common.layers import Numerics
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import error, port, randomised, tensors  # noqa: E402
-
-from flowsde.models.common.paths import parameters  # noqa: E402
-from flowsde_converters import aesthetic, clip  # noqa: E402
-from flowsde_converters.tables import unconvert  # noqa: E402
+from flowsde.models.common.paths import parameters
+from flowsde_converters import aesthetic, clip
+from flowsde_converters.tables import unconvert
 
 SIDE = 24
 TOWER = {

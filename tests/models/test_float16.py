@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outside import diffusers, torch, transformers
+from torch_parity import apply, error, randomised
 
 from flowsde.models import registry
 from flowsde.models.common.layers import Numerics
@@ -15,12 +17,11 @@ from flowsde.models.sit.model import SiTConfig
 from flowsde_converters import convert, sit
 from flowsde_converters.tables import unconvert
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
 
-from safetensors.torch import save_file  # noqa: E402
-from torch_parity import apply, error, randomised  # noqa: E402
+def write(state, path):
+    from safetensors.torch import save_file
+
+    save_file(state, path)
 
 
 def t5():
@@ -79,7 +80,7 @@ def converted(module, folder):
         module.save_pretrained(folder / "in")
     else:
         (folder / "in").mkdir()
-        save_file(module.state_dict(), folder / "in" / "model.safetensors")
+        write(module.state_dict(), folder / "in" / "model.safetensors")
     convert.run(convert.prepare(folder / "in"), folder / "out")
     return folder / "out", module.float().requires_grad_(False)
 
@@ -192,7 +193,7 @@ def test_sit(tmp_path):
     params = {path: 0.1 * rng.normal(size=p.shape) for path, p in shapes.items()}
     tensors = unconvert(sit.table(config, "original"), params)
     (tmp_path / "in").mkdir()
-    save_file(
+    write(
         {key: torch.from_numpy(a.astype(np.float16)).contiguous() for key, a in tensors.items()},
         tmp_path / "in" / "model.safetensors",
     )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
 
 import flowsde as fs
 from flowsde.models.common.layers import FLOAT32, Numerics, logical_axes
@@ -15,9 +16,6 @@ from flowsde.models.family import abstract
 from flowsde.models.flux.model import Flux, FluxCond, FluxConfig
 from flowsde_converters.flux import FAMILY
 from flowsde_converters.tables import convert
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 
 AXES = (4, 6, 6)
 WIDTH, TEXT, POOLED = 32, 20, 24

@@ -5,19 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.modulation import sinusoids
 from flowsde.models.family import abstract
 from flowsde.models.flux2.model import FAMILY as FLUX2
 from flowsde.models.flux2.model import Flux2Cond, Flux2Config
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters.flux2 import FAMILY  # noqa: E402
+from flowsde_converters.flux2 import FAMILY
 
 TEXT, WIDTH = 20, 48
 SIZES = {

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from outside import diffusers, torch, transformers
 from PIL import Image
 
 import flowsde as fs
@@ -16,9 +17,6 @@ from flowsde.flow import initial_noise
 from flowsde.models.flux2 import schedule
 from flowsde_converters import convert
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
 SIZE = (12, 20)
 PROMPT, OTHER = tiny.PROMPTS
 TIMES = {"use_dynamic_shifting": True, "shift": 3.0}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from outside import torch
 from safetensors.numpy import save_file
 
 import flowsde as fs
@@ -19,8 +20,6 @@ from flowsde.models.autoencoder_kl.model import AutoencoderKL
 from flowsde.models.flux import schedule
 from flowsde_converters import convert
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 SIZE = (24, 32)
 PROMPT = tiny.PROMPTS[0]
 

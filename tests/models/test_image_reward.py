@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outside import torch, transformers
+from torch_parity import apply, error, randomised
 
 from flowsde.models.aesthetic.model import AestheticConfig
 from flowsde.models.blip.model import BLIPTextConfig, ImageRewardConfig
@@ -15,11 +17,6 @@ from flowsde.models.common.paths import parameters, with_parameters
 from flowsde.models.family import abstract
 from flowsde_converters import blip
 from flowsde_converters.tables import convert, unconvert
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, randomised  # noqa: E402
 
 SIDE, PAD = 32, 0
 TINY_VISION = {

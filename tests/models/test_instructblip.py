@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from outside import torch, transformers
+from torch_parity import apply, error, port, randomised, tensors
 
 import flowsde as fs
 from flowsde.models.clip.model import CLIPVisionConfig
@@ -19,15 +21,9 @@ from flowsde.models.instructblip.qformer import QFormerConfig
 from flowsde.models.instructblip.questions import Asking, Question, asking
 from flowsde.models.instructblip.rewards import instructblip_score
 from flowsde.models.t5.model import T5Config
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, port, randomised, tensors  # noqa: E402
-
-from flowsde_converters import t5  # noqa: E402
-from flowsde_converters.instructblip import FAMILY  # noqa: E402
-from flowsde_converters.tables import check_ignored, unconvert  # noqa: E402
+from flowsde_converters import t5
+from flowsde_converters.instructblip import FAMILY
+from flowsde_converters.tables import check_ignored, unconvert
 
 SIDE, IMAGE, QUERIES = 28, 63, 5
 VISION = {

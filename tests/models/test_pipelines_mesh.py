@@ -13,8 +13,6 @@ from jax.sharding import AxisType
 import flowsde as fs
 from flowsde.cli import main as cli
 
-pytest.importorskip("diffusers")
-
 KEY = jax.random.key(6)
 LINEAR = fs.interpolants.linear()
 PROMPTS = [*tiny.PROMPTS, "three cats"]

@@ -2,18 +2,14 @@
 
 import numpy as np
 import pytest
+from outside import torch, transformers
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.common.layers import logical_axes
 from flowsde.models.family import abstract
 from flowsde.models.qwen3.model import FAMILY as QWEN3
 from flowsde.models.qwen3.model import Qwen3Config
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters.qwen3 import FAMILY  # noqa: E402
+from flowsde_converters.qwen3 import FAMILY
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3,

@@ -1,10 +1,14 @@
 """Qwen3-VL computes what transformers' does, from the same small random weights, in float32."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import torch, transformers
+from torch_parity import apply, error, port, randomised, tensors
 
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.paths import parameters
@@ -14,14 +18,8 @@ from flowsde.models.qwen3_vl.model import QWEN3_VL_4B, QWEN3_VL_8B, Qwen3VLConfi
 from flowsde.models.qwen3_vl.questions import Asked
 from flowsde.models.qwen3_vl.rewards import Judging, judge
 from flowsde.models.qwen3_vl.vision import Qwen3VLVisionConfig
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, port, randomised, tensors  # noqa: E402
-
-from flowsde_converters.qwen3_vl import FAMILY  # noqa: E402
-from flowsde_converters.tables import check_ignored, unconvert  # noqa: E402
+from flowsde_converters.qwen3_vl import FAMILY
+from flowsde_converters.tables import check_ignored, unconvert
 
 IMAGE = 59
 TEXT = {
@@ -66,14 +64,16 @@ def patches(images):
     return x.reshape(-1, 3 * 2 * 4 * 4)
 
 
-GRID = torch.tensor([[1, 6, 10]])
+@cache
+def grid():
+    return torch.tensor([[1, 6, 10]])
 
 
 def logits_of(module, images, texts, last):
     """Of one image and one text, as published code is called."""
     ids = torch.tensor([[*BEFORE, *[IMAGE] * 15, *texts[: last + 1].tolist()]])
     out = module(
-        input_ids=ids, pixel_values=patches(images), image_grid_thw=GRID,
+        input_ids=ids, pixel_values=patches(images), image_grid_thw=grid(),
         mm_token_type_ids=(ids == IMAGE).int(), attention_mask=torch.ones_like(ids),
     )  # fmt: skip
     return out.logits[0, -1]
@@ -101,7 +101,7 @@ def test_the_image_tower_is_transformers(pair):
     module, model, found = pair
     assert (found.config.vision.deep, found.config.sections) == ((1, 3), (4, 2, 2))
     made = apply(model, lambda m, x: m.vision(x), IMAGES)
-    wanted = module.model.visual(patches(torch.from_numpy(IMAGES)), grid_thw=GRID.repeat(2, 1))
+    wanted = module.model.visual(patches(torch.from_numpy(IMAGES)), grid_thw=grid().repeat(2, 1))
     assert error(made.tokens, wanted.pooler_output.reshape(2, 15, 24)) <= 2e-5
     deep = torch.stack(wanted.deepstack_features).reshape(2, 2, 15, 24)
     assert error(made.deep, deep) <= 2e-5

@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from quick import slow
+from torch_parity import apply, error, gradient_error, port, randomised
 
 import flowsde as fs
 from flowsde.models.common.layers import Numerics, logical_axes
@@ -13,14 +16,7 @@ from flowsde.models.family import abstract
 from flowsde.models.sd3.guidance import skip_layer_guidance
 from flowsde.models.sd3.model import FAMILY as SD3
 from flowsde.models.sd3.model import SD3Cond, SD3Config
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from quick import slow  # noqa: E402
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters.sd3 import FAMILY  # noqa: E402
+from flowsde_converters.sd3 import FAMILY
 
 TEXT, POOLED, WIDTH = 20, 24, 32
 # Of SD3, and of SD3.5: two blocks with a second attention, two without, and the last.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from outside import diffusers, torch
 from PIL import Image
 
 import flowsde as fs
@@ -19,8 +20,6 @@ from flowsde.models.sd3 import schedule
 from flowsde.models.sd3.guidance import TIMES, skip_layer_guidance
 from flowsde.models.sd3.model import FAMILY, SD3Cond, SD3Config
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 SIZE = (16, 24)
 PROMPT, OTHER = tiny.PROMPTS
 

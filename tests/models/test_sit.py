@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import torch
 
 from flowsde.models.common.layers import FLOAT32, Numerics, logical_axes
 from flowsde.models.common.paths import parameters, with_parameters
@@ -15,8 +16,6 @@ from flowsde.models.sit.model import SiT, SiTConfig, guided_velocity, sincos_pos
 from flowsde.sharding import ShardingRules, place
 from flowsde_converters.sit import FAMILY
 from flowsde_converters.tables import convert
-
-torch = pytest.importorskip("torch")
 
 CLASSES = 5
 HEADS = 2

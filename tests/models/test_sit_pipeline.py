@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from outside import torch
 from PIL import Image
 
 import flowsde as fs
 from flowsde.cli import main as cli
 from flowsde.models.sit.model import SiT, guided_velocity
 from flowsde.models.sit.pipeline import SiTPipeline
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")

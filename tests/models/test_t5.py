@@ -4,17 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import torch, transformers
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.t5.model import T5, T5Config, relative_buckets
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-from transformers.models.t5.modeling_t5 import T5Attention  # noqa: E402
-
-from flowsde_converters import t5  # noqa: E402
+from flowsde_converters import t5
 
 # Heads of another size than width / heads; positions beyond max_distance in the tests' sequences.
 SETTINGS = {
@@ -83,7 +78,8 @@ def tied():
 def test_buckets_of_positions(causal, buckets, most):
     ours = relative_buckets(700, 512, causal=causal, buckets=buckets, max_distance=most)
     ahead = torch.arange(512)[None] - torch.arange(700)[:, None]
-    theirs = T5Attention._relative_position_bucket(
+    attention = transformers.models.t5.modeling_t5.T5Attention
+    theirs = attention._relative_position_bucket(
         ahead, bidirectional=not causal, num_buckets=buckets, max_distance=most
     )
     np.testing.assert_array_equal(ours, theirs.numpy())

@@ -4,16 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from outside import torch, transformers
 from safetensors.numpy import load_file, save_file
+from torch_parity import apply, randomised
 
 import flowsde as fs
 from flowsde_converters.back import prepare_back, run_back
 from flowsde_converters.convert import prepare, run
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, randomised  # noqa: E402
 
 TINY = {
     "vocab_size": 9, "d_model": 8, "d_kv": 3, "d_ff": 12, "num_layers": 2, "num_heads": 2,

@@ -3,20 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outside import torch, transformers
+from torch_parity import apply, error, gradient_error, port, randomised, tensors
 
 from flowsde.models.common.layers import logical_axes
 from flowsde.models.common.paths import parameters
 from flowsde.models.family import abstract
 from flowsde.models.t5.model import UMT5Config
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch_parity import apply, error, gradient_error, port, randomised, tensors  # noqa: E402
-
-from flowsde_converters import t5  # noqa: E402
-from flowsde_converters.convert import prepare  # noqa: E402
-from flowsde_converters.tables import convert, unconvert  # noqa: E402
+from flowsde_converters import t5
+from flowsde_converters.convert import prepare
+from flowsde_converters.tables import convert, unconvert
 
 # Heads of another size than width / heads; positions beyond max_distance in the tests' sequences.
 SETTINGS = {

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.common.modulation import sinusoids
@@ -12,13 +14,7 @@ from flowsde.models.common.rope import angles
 from flowsde.models.family import abstract
 from flowsde.models.wan.model import FAMILY as WAN
 from flowsde.models.wan.model import WanConfig, video_ids
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters.wan import FAMILY  # noqa: E402
+from flowsde_converters.wan import FAMILY
 
 TEXT, WIDTH = 20, 48
 SIZES = {

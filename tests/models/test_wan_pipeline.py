@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from outside import diffusers, torch
 
 import flowsde as fs
 from flowsde.flow import initial_noise
@@ -15,8 +16,6 @@ from flowsde.models.video_rewards import over_frames
 from flowsde.models.wan import schedule
 from flowsde_converters import convert
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 SIZE = (16, 32)
 PROMPT, OTHER = tiny.PROMPTS
 

@@ -5,18 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outside import diffusers, torch
+from torch_parity import apply, error, gradient_error, port, randomised
 
 from flowsde.models.common.layers import Numerics, logical_axes
 from flowsde.models.family import abstract
 from flowsde.models.zimage.model import FAMILY as ZIMAGE
 from flowsde.models.zimage.model import ZImageCond, ZImageConfig
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from torch_parity import apply, error, gradient_error, port, randomised  # noqa: E402
-
-from flowsde_converters.zimage import FAMILY  # noqa: E402
+from flowsde_converters.zimage import FAMILY
 
 TEXT, WIDTH = 20, 48
 SIZES = {

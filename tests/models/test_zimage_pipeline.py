@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from outside import diffusers, torch
 from PIL import Image
 
 import flowsde as fs
@@ -17,9 +18,6 @@ from flowsde.models.common.tokenizers import qwen3_tokenizer
 from flowsde.models.zimage import schedule
 from flowsde_converters import convert
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
 SIZE = (12, 20)
 PROMPT, OTHER = tiny.PROMPTS
 

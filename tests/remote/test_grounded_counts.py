@@ -11,12 +11,12 @@ import flowsde as fs
 from flowsde.remote.batching import Batcher
 from flowsde.remote.server import RewardServer
 
-pytest.importorskip("torch")
 FILE = Path(__file__).parents[2] / "docs/recipes/grounded_counts.py"
 
 
 @pytest.fixture
 def recipe():
+    pytest.importorskip("torch")
     spec = importlib.util.spec_from_file_location("grounded_counts", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import GRID, SDE, VP, batch, decode, flow, host_reward, reward, row
+from quick import slow
 
 import flowsde as fs
 
@@ -31,10 +32,11 @@ def same(one, other, size, rtol=1e-6):
     np.testing.assert_allclose(one.reward / size, other.reward / size, rtol=rtol, atol=rtol)
 
 
-def test_one_prompt_without_ids_is_id_zero_without_an_axis():
+@pytest.mark.parametrize("search", [pytest.param(BON, id="bon"), slow(SEARCH, id="rbf")])
+def test_one_prompt_without_ids_is_id_zero_without_an_axis(search):
     cond = batch(7)[1]
-    single = fs.run(KEY, flow(), SEARCH, reward, cond=row(cond, 1))
-    listed = fs.run(KEY, flow(), SEARCH, reward, cond=row(cond, np.asarray([1])), prompt_ids=[0])
+    single = fs.run(KEY, flow(), search, reward, cond=row(cond, 1))
+    listed = fs.run(KEY, flow(), search, reward, cond=row(cond, np.asarray([1])), prompt_ids=[0])
     assert isinstance(single.nfe, int)
     assert single.x.shape == single.image.shape == (2,)
     assert single.info.time.shape == listed.info.time[:, 0].shape

@@ -220,9 +220,14 @@ def test_host_rewards_may_be_torch():
             same(result.reward, 0.0)
 
 
-KEYS = jax.random.split(jax.random.key(8), 3)
-POINTS = np.stack([np.asarray(jax.random.normal(key, (2,))) for key in KEYS])
-"""The data of each key."""
+@pytest.fixture(scope="module")
+def keys():
+    return jax.random.split(jax.random.key(8), 3)
+
+
+def _points(keys):
+    """The data of each key."""
+    return np.stack([np.asarray(jax.random.normal(key, (2,))) for key in keys])
 
 
 def _drawn(params, x, t, cond):
@@ -232,46 +237,46 @@ def _drawn(params, x, t, cond):
 
 def _near(images, keys):
     """0 at the points that typed keys draw."""
-    points = np.stack([np.asarray(jax.random.normal(key, (2,))) for key in keys])
-    return -np.sum(np.square(images - points), axis=-1)
+    return -np.sum(np.square(images - _points(keys)), axis=-1)
 
 
-def test_rows_of_arrays_and_typed_keys_on_the_host():
-    cond = {"keys": KEYS, "at": jnp.asarray(COND["at"])}
+def test_rows_of_arrays_and_typed_keys_on_the_host(keys):
+    cond = {"keys": keys, "at": jnp.asarray(COND["at"])}
     rows = rows_on_host(cond, np.array([2, 0, 2]))
     np.testing.assert_array_equal(rows["at"], COND["at"][[2, 0, 2]])
     assert isinstance(rows["at"], np.ndarray)
-    assert (rows["keys"] == KEYS[np.array([2, 0, 2])]).all()
+    assert (rows["keys"] == keys[np.array([2, 0, 2])]).all()
 
 
 @pytest.mark.slow
-def test_typed_keys_are_conditions_of_models_and_of_host_rewards(tmp_path):
+def test_typed_keys_are_conditions_of_models_and_of_host_rewards(keys, tmp_path):
+    points = _points(keys)
     flow, near = fs.Flow.from_callable(_drawn, None, (2,)), fs.rewards.host(_near)
-    options = {"cond": KEYS, "prompt_ids": [5, 6, 7], "chunk_size": 2}
+    options = {"cond": keys, "prompt_ids": [5, 6, 7], "chunk_size": 2}
     found = fs.run(KEY, flow, SEARCH, near, **options)
-    same(found.x0, POINTS)
+    same(found.x0, points)
     same(found.reward, 0.0)
     turned = np.array([1, 2, 0])
-    others = fs.run(KEY, flow, SEARCH, near, **options, reward_cond=KEYS[turned])
-    same(others.reward, -np.sum(np.square(POINTS - POINTS[turned]), axis=-1))
-    same(fs.run(KEY, flow, SEARCH, near, cond=KEYS[1]).reward, 0.0)
-    for i, result in fs.batch(KEY, flow, SEARCH, near, cond=[*KEYS], batch_size=4):
-        same(result.x0, POINTS[i])
+    others = fs.run(KEY, flow, SEARCH, near, **options, reward_cond=keys[turned])
+    same(others.reward, -np.sum(np.square(points - points[turned]), axis=-1))
+    same(fs.run(KEY, flow, SEARCH, near, cond=keys[1]).reward, 0.0)
+    for i, result in fs.batch(KEY, flow, SEARCH, near, cond=[*keys], batch_size=4):
+        same(result.x0, points[i])
         same(result.reward, 0.0)
     rounds = fs.iterate(KEY, flow, SEARCH, near, **options)
     next(rounds)
     fs.save_search(tmp_path, SEARCH, next(rounds))
     saved = fs.restore_search(tmp_path, SEARCH)
-    same(fs.run(KEY, flow, SEARCH, near, **options, resume=saved).x0, POINTS)
+    same(fs.run(KEY, flow, SEARCH, near, **options, resume=saved).x0, points)
     with pytest.raises(ValueError, match="resume"):
-        fs.run(KEY, flow, SEARCH, near, **options | {"cond": KEYS[turned]}, resume=saved)
+        fs.run(KEY, flow, SEARCH, near, **options | {"cond": keys[turned]}, resume=saved)
 
 
 @pytest.mark.slow
-def test_a_diagnosis_by_a_host_reward_of_typed_keys():
+def test_a_diagnosis_by_a_host_reward_of_typed_keys(keys):
     flow = fs.Flow.from_callable(_drawn, None, (2,))
     kernel, grid = fs.kernels.ddim(fs.interpolants.linear()), fs.grids.uniform(3)
-    options = {"kernel": kernel, "grid": grid, "n": 8, "families": 0, "cond": KEYS[1]}
+    options = {"kernel": kernel, "grid": grid, "n": 8, "families": 0, "cond": keys[1]}
     found = fs.diagnose(KEY, flow, fs.rewards.host(_near), **options)
     # The posterior mean is the point at every time.
     same(found.rewards, np.zeros((1, 8, 3)))

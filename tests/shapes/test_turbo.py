@@ -1,5 +1,6 @@
 """The few-step flow: what its training does is known for Gaussian pictures."""
 
+from functools import cache
 from typing import Any
 
 import chex
@@ -35,14 +36,12 @@ def _gaussian(params: Any, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.A
 TEACHER = Flow.from_callable(_gaussian, {"mean": jnp.asarray([0.4, -0.2, 0.1])}, (32, 32, 3))
 
 
+@cache
 def _scenes() -> data.Scenes:
     """Pictures of the teacher's distribution, with captions that mean nothing to it."""
     own = data.scenes(0, range(CONFIG.batch_size))
     noise = jax.random.normal(jax.random.key(9), own.images.shape, jnp.float32)
     return own._replace(images=TEACHER.params["mean"][None, None, None, :] + SPREAD * noise)
-
-
-SCENES = _scenes()
 
 
 def _state(student: list[float], critic: list[float]) -> TrainState:
@@ -63,9 +62,9 @@ def test_a_student_moves_as_its_critic_says() -> None:
     gradient = jax.jit(jax.grad(task.loss))
     own = [0.4, -0.2, 0.1]
     for critic, sign in (([0.6, -0.2, 0.1], [1, 0, 0]), ([0.4, -0.5, 0.3], [0, -1, 1])):
-        found = gradient(_state(own, critic).params, jax.random.key(1), SCENES)["student"]["mean"]
-        np.testing.assert_array_equal(np.sign(np.round(found, 6)), sign)
-    none = gradient(_state(own, own).params, jax.random.key(1), SCENES)["student"]["mean"]
+        found = gradient(_state(own, critic).params, jax.random.key(1), _scenes())["student"]
+        np.testing.assert_array_equal(np.sign(np.round(found["mean"], 6)), sign)
+    none = gradient(_state(own, own).params, jax.random.key(1), _scenes())["student"]["mean"]
     np.testing.assert_array_equal(none, np.zeros(3))
 
 
@@ -74,7 +73,7 @@ def test_a_wrong_student_learns_the_teachers_mean_and_the_critic_follows_it() ->
     state, task = _state([0.2, 0.0, 0.1], [0.2, 0.0, 0.1]), turbo_task(TEACHER)
     step = make_step(task, CONFIG)
     for k in range(CONFIG.steps):
-        state, _ = step(state, jnp.asarray(k), SCENES)
+        state, _ = step(state, jnp.asarray(k), _scenes())
     found = task.final(state.ema)["mean"]
     np.testing.assert_allclose(found, TEACHER.params["mean"], atol=0.01)
 
@@ -85,7 +84,7 @@ def test_the_value_of_the_loss_is_the_critics() -> None:
     task = turbo_task(TEACHER)
     key, own = jax.random.key(3), [0.4, -0.2, 0.1]
     values = [
-        float(task.loss(_state(own, critic).params, key, SCENES))
+        float(task.loss(_state(own, critic).params, key, _scenes()))
         for critic in (own, [0.5, -0.2, 0.1], [0.7, -0.2, 0.1])
     ]
     assert values == sorted(values)
