@@ -87,8 +87,8 @@ def _memory(row: Row | None) -> str:
 
 
 def _memory_of_half(row: Row | None) -> str:
-    """The same of each of half as many chips."""
-    if row is None:
+    """The same of each of half as many chips; of split tokens it does not follow."""
+    if row is None or row["layout"] not in ("data", "fully sharded"):
         return "–"
     more = 0.0
     if row["layout"] == "fully sharded":
@@ -96,6 +96,4 @@ def _memory_of_half(row: Row | None) -> str:
         name = _SAME_WEIGHTS.get(row["model"], row["model"])
         weights = next(model["transformer"] for model in models if model["model"] == name)
         more = weights / row["chips"]
-    else:
-        assert row["layout"] == "data", "weights are whole on each chip"
     return _memory({**row, "peak_bytes": row["peak_bytes"] + more})
