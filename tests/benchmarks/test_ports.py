@@ -26,6 +26,7 @@ def fake(models, blocks, repetitions):
     }
 
 
+@pytest.mark.slow
 def test_others_stay_in_the_file(ports, tmp_path, monkeypatch):
     path = tmp_path / "ports.json"
     monkeypatch.setattr(ports, "ratios", fake)

@@ -16,8 +16,8 @@ KERNEL = fs.kernels.ddim(fs.interpolants.vp())
 GRID = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15, 0.05, 0.0)
 TARGET, NFE = -0.5, 60
 METHODS = {
-    "rbf": {},
     "svdd": {},
+    "rbf": {},
     "code": {"block": 1},
     "smc": {"temperature": 0.5},
     "sop": {"start": 1, "forward": 1, "backward": 2},
