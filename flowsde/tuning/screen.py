@@ -8,9 +8,14 @@ Only what is sure by the diagnosis's own intervals leaves anything out:
   than Best-of-N at every step.
 - A threshold carried from step to step, rbf's `accept` of "improve", is no test where a child drawn
   without any choice surely beats its parent nearly always, at half of the steps or more.
+
+One thing is left out although it might win: an answer that is a posterior mean (`finish` of "mean")
+where means are not pictures, on any path diagnosed. The race goes by rewards, which may be higher
+of a blurred mean than of any picture.
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +31,10 @@ N, FAMILIES, STEPS, PROMPTS = 24, 12, 10, 4
 NFE = STEPS * N + FAMILIES * STEPS * (STEPS - 1) // 2
 """Candidates that a diagnosis evaluates for each prompt, two siblings a family."""
 SHARP = 0.5
+_NO_PICTURE = (
+    f"its answer is a posterior mean, and those of this model are blurred (rewards of the first "
+    f"spread less than {SHARP:g} times as much as those of pictures)"
+)
 
 
 class Verdict(NamedTuple):
@@ -90,12 +99,16 @@ def screen(
 
     Args:
       settings: all of them.
-      verdicts: by `Setting.path`; settings of other paths race.
+      verdicts: by `Setting.path`; settings of other paths race, but for those that end with means.
     """
     left_out = {}
+    blurred = any(math.isfinite(one.spread) and not one.sharp for one in verdicts.values())
     for setting in settings:
         known = verdicts.get(setting.path)
-        if known is not None and (why := _why(setting, known)):
+        why = "" if known is None else _why(setting, known)
+        if blurred and setting.get("finish") == "mean":
+            why = why or _NO_PICTURE
+        if why:
             left_out[setting.name] = why
     return [s for s in settings if s.name not in left_out], left_out
 

@@ -245,6 +245,21 @@ def test_what_a_diagnosis_is_sure_of_leaves_out_what_it_is_about():
         assert len(kept) + len(left_out) == len(every)
 
 
+def test_no_answer_is_a_mean_where_means_are_blurred():
+    every = declared()
+    finals = np.asarray([0.0, 2.0, 4.0, 1.0])
+
+    def of(share):
+        rewards = np.stack([share * finals, finals], -1)[None]
+        return {SVDD_VP.path: screen.verdict(_record([0.6, 1.0], [1.5], [0.5], rewards))}
+
+    assert set(screen.screen(every, of(0.1))[1]) == ENDS_WITH_MEANS != set()
+    assert screen.screen(every, of(1.0))[1] == {}
+    alike = screen.verdict(_record([0.6, 1.0], [1.5], [0.5], np.ones((1, 4, 2))))
+    assert screen.screen(every, {SVDD_VP.path: alike})[1] == {}  # nothing is known
+    assert screen.screen(every, {})[1] == {}
+
+
 def test_a_model_is_distilled_if_the_rewards_of_first_means_spread_as_those_of_pictures():
     finals = np.asarray([0.0, 2.0, 4.0, np.nan], np.float32)
     for share, sharp in ((0.1, False), (0.49, False), (0.51, True), (1.0, True)):
@@ -262,6 +277,7 @@ def test_a_model_is_distilled_if_the_rewards_of_first_means_spread_as_those_of_p
     assert len(carry_out._standards(declared(), {})) == 2  # not diagnosed
 
 
+ENDS_WITH_MEANS = {s.name for s in declared() if s.get("finish") == "mean"}
 BY_MEAN = ("smc", "svdd", "code", "rbf", "sop", "epsilon_greedy", "dfs")
 SVDD_VP = next(s for s in declared() if s.method == "svdd")
 
