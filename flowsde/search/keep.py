@@ -117,7 +117,9 @@ def keep(search: Search, k: int) -> Keeping:
 
     They are candidates whose reward is of their own posterior mean, at the time of the answer or
     below, the best by reward; of equals the answer first, then by the first number of their
-    states. Of RBF's wide waves, those that are counted; of another flow's drafts none.
+    states. Of RBF's wide waves, those that are counted, and of a chain that was ahead when another
+    met a target, what it had read: these others depend on the width, the answer does not. Of
+    another flow's drafts none.
 
     Args:
       search: of any method.
