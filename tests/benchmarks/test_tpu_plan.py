@@ -98,7 +98,8 @@ def test_an_estimate_is_the_sum_of_its_parts():
 def place(layout):
     """On devices that there are: nothing is compiled."""
     devices = np.array([jax.devices()[0]] * 8, dtype=object)[:1].reshape(1, 1, 1)
-    return Place(Mesh(devices, _tpu_chips.MESH, axis_types=(AxisType.Auto,) * 3), layout.rules)
+    mesh = Mesh(devices, _tpu_chips.MESH, axis_types=(AxisType.Auto,) * 3)
+    return Place(mesh, layout.rules.on(mesh))
 
 
 @pytest.mark.slow
