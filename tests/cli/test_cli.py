@@ -277,9 +277,13 @@ def test_several_prompts_and_default_folder(
 
 @pytest.mark.slow
 def test_target_reward_stops(small: None, tmp_path: Path) -> None:
-    result = _sample(tmp_path, *RBF, "--target-reward=-99")
-    # The first draw of either chain, and finishing.
-    assert result["nfe"] == 2 + 2 and result["settings"]["target_reward"] == -99.0
+    result = _sample(tmp_path / "finished", *RBF, "--target-reward=-99")
+    # Either chain comes to the last of three times by first children that are better, which is the
+    # least that it can take, and one is finished.
+    assert result["nfe"] == 2 * 3 + 2 and result["settings"]["target_reward"] == -99.0
+    # Of a search that answers with means, the first draw of either chain.
+    of_means = [PROMPT, *"--method rbf --steps 3 --width 2 --nfe 17 --finish mean".split()]
+    assert _sample(tmp_path / "mean", *of_means, "--target-reward=-99")["nfe"] == 2
 
 
 @pytest.mark.slow
