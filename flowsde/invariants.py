@@ -264,7 +264,7 @@ def _last_time(search: Any) -> np.float32 | None:
 
 
 def _of_a_mean(times: Any, rewards: Any, final: np.float32) -> float | None:
-    """A reward that the answers of all prompts that were means above a time reach, if there are."""
+    """The least reward of answers that were means above a time; None where there were none."""
     means = (times > final) & (rewards > -np.inf)
     return float(rewards[means].min()) if means.any() else None
 

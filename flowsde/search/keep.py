@@ -60,8 +60,8 @@ class Keeping(Wrapper):
         answer = self.inner.best(inner)
         # What is further up than the answer could not be one, unless finishing led further down
         # from the last time.
-        lowest = jnp.maximum(answer.t, jnp.float32(self.last_time))
-        last = jnp.where(finishing, lowest, answer.t)
+        least = jnp.float32(self.last_time)
+        last = jnp.where(finishing, jnp.maximum(answer.t, least), answer.t)
         new, old = to_particles(candidates, evals), state.kept
         could_be = info.counted & (new.t <= last)
         if self.value is not None:
