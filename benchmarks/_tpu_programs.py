@@ -315,11 +315,10 @@ def ask_tell(place: Place, shape: tuple[int, ...], prompts: int, chains: int) ->
 
     carry, told = jax.eval_shape(begin), jax.eval_shape(asked_and_told)
     program = records.Program(method, placement=place.layout)
-    lower = place.lower(
-        lambda carry, asked, evals, computed: rounds.tell_and_ask(
-            carry, program, asked, evals, computed
-        ),
-        place.by_prompt(carry),
-        *place.by_prompt(told),
-    )
+
+    def between(carry: Any, *told: Any) -> Any:
+        carry, heard = rounds.tell(carry, program, *told)
+        return carry, heard, rounds.ask(carry, program)
+
+    lower = place.lower(between, place.by_prompt(carry), *place.by_prompt(told))
     return Program(batch=prompts * chains, nfe=0, lower=lower, flops=0)

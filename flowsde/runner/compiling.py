@@ -38,11 +38,11 @@ def compile_rounds(job: Job, carry: Carry) -> None:
     if (placement.device or jax.devices()[0]).platform == "gpu":
         # It times kernels while it compiles, which others would disturb.
         return
-    asked = results_of(rounds.first_ask, placement, carry, program)
+    asked = results_of(rounds.ask, placement, carry, program)
     to_model = for_model(job, asked)
     evals, computed = results_of(rounds.model_step, placement, *to_model)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (rounds.first_ask, (carry, program)),
+        (rounds.ask, (carry, program)),
         (rounds.model_step, to_model),
         (rounds.answer, (carry, job.flow, program)),
     ]
@@ -50,7 +50,7 @@ def compile_rounds(job: Job, carry: Carry) -> None:
         to_reward = (job.model, asked, evals, kind, job.sizes.reward, placement)
         calls.append((rounds.reward_step, to_reward))
         evals = results_of(rounds.reward_step, placement, *to_reward)
-        calls.append((rounds.tell_and_ask, (carry, program, asked, evals, computed)))
+        calls.append((rounds.tell, (carry, program, asked, evals, computed)))
     compile_together(calls)
 
 

@@ -1,4 +1,4 @@
-"""A round of a search, compiled: for `run` all rounds in one program, for `iterate` in three.
+"""A round of a search, compiled: for `run` all rounds in one program, for `iterate` in four.
 
 Of many prompts everything has a leading axis of them; of a single one it has none, so that
 `lax.cond` can leave work out.
@@ -274,16 +274,16 @@ def answer(carry: Carry, flow: Flow, program: Program) -> tuple[Particle, Any, A
 
 
 @partial(jax.jit, static_argnames=("program",))
-def first_ask(carry: Carry, program: Program) -> Candidates:
-    """What the first round asks for; `tell_and_ask` gives what the others do."""
+def ask(carry: Carry, program: Program) -> Candidates:
+    """What the next round asks for."""
     return _ask(carry, program)[1]
 
 
 @partial(jax.jit, static_argnames=("program",))
-def tell_and_ask(
+def tell(
     carry: Carry, program: Program, asked: Candidates, evals: Evaluation, computed: Computed
-) -> tuple[Carry, Candidates, Packed]:
-    """Carry, what is asked next, and `Told`: the end of a round with the beginning of another."""
+) -> tuple[Carry, Packed]:
+    """Carry after a round whose candidates are from `ask` of `carry`, and `Told`."""
     # Asks again for the state: nothing uses the candidates, which are not drawn a second time.
     begun = _ask(carry, program)[0]
     told, info, done = _tell(begun, program, asked, evals, computed)
@@ -292,8 +292,7 @@ def tell_and_ask(
     known = [[(p.x, p.t) for p in both if p is not None] for both in (old, new)]
     pairs = zip(*map(jax.tree.leaves, known), strict=True)
     changed = functools.reduce(jnp.logical_or, [jnp.any(a != b) for a, b in pairs])
-    packed = Packed.of(Told(info, told.counts, done, changed))
-    return told, _ask(told, program)[1], packed
+    return told, Packed.of(Told(info, told.counts, done, changed))
 
 
 start = jax.jit(_init, static_argnames=("program", "shape", "single", "parts"))

@@ -227,13 +227,13 @@ def _log_of(job: Job, carry: Carry) -> Info:
         return log if log.seconds is not None else log._replace(seconds=seconds)
 
     # Shapes through the compiled parts, whose traces are kept from call to call.
-    asked = rounds.first_ask.eval_shape(carry, job.program)
+    asked = rounds.ask.eval_shape(carry, job.program)
     evals, computed = rounds.model_step.eval_shape(*for_model(job, asked))
     parts = dict.fromkeys(job.parts.every, evals.reward) or None
     count = jax.ShapeDtypeStruct(evals.reward.shape, jnp.int32)
     parts_asked = dict.fromkeys(job.parts.unasked, count) or None
     evals = evals._replace(seen=None, parts=parts, asked=parts_asked)
-    *_, told = rounds.tell_and_ask.eval_shape(carry, job.program, asked, evals, computed)
+    _, told = rounds.tell.eval_shape(carry, job.program, asked, evals, computed)
     info = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), told.shapes().info)
     return job.trim(info, axis=1)._replace(seconds=np.zeros((0, 3), np.float32))
 
@@ -269,7 +269,8 @@ def _one_round(job: Job, carry: Carry, asked: Candidates) -> tuple[Carry, Candid
         )
     else:
         evals = rounds.reward_step(job.model, asked, evals, kind, job.sizes.reward, job.placement)
-    carry, following, packed = rounds.tell_and_ask(carry, job.program, asked, evals, computed)
+    carry, packed = rounds.tell(carry, job.program, asked, evals, computed)
+    following = rounds.ask(carry, job.program)
     verifier = clock.lap(evals)
     told = fetch(packed).unpack()
     seconds = np.asarray([model, verifier, clock.lap(following)], np.float32)
@@ -283,7 +284,7 @@ def time_round(job: Job, drafts: bool = False) -> deadline.Sample:
     The round is of drafts of another flow, or of none.
     """
     carry = deadline.marked(job, _begin(job._replace(resume=None)), False)
-    asked = deadline.filled(job, rounds.first_ask(carry, job.program), drafts)
+    asked = deadline.filled(job, rounds.ask(carry, job.program), drafts)
     total = 0.0
     for _ in range(2):
         began = clock.now()
@@ -312,7 +313,7 @@ def _iterate(job: Job) -> Iterator[Result]:
     check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
     if watch is None:  # else it has timed them
         compile_rounds(job, carry)
-    asked = rounds.first_ask(carry, job.program)
+    asked = rounds.ask(carry, job.program)
     if watch is not None:
         watch.start()
     while not over:
@@ -339,7 +340,7 @@ def _iterate(job: Job) -> Iterator[Result]:
             over = watch.lap(done)
             if not over and watch.must_finish(told.info):
                 carry = deadline.marked(job, carry, True)
-                asked = rounds.first_ask(carry, job.program)
+                asked = rounds.ask(carry, job.program)
             if over and not done:
                 so_far = _result(job, carry, counts, head(log, n), answer, False, watch)
                 watch.check(so_far, job.ids)

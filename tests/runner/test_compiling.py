@@ -32,7 +32,7 @@ def compiled(caplog, do):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         result = do()
     names = re.findall(r"Compiling jit\((\w+)\)", caplog.text)
-    own = ("first_ask", "evaluate_model", "evaluate_reward", "tell_and_ask", "answer", "advance")
+    own = ("ask", "evaluate_model", "evaluate_reward", "tell", "answer", "advance")
     own += ("evaluate", "evaluate_and_show", "scored", "run_rounds", "empty")
     return result, {name: n for name, n in collections.Counter(names).items() if name in own}
 
