@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from flowsde.cli.lineage import FINISH, SAMPLE, SINGLE, Shot, Trace
@@ -90,32 +91,36 @@ def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any]
     """Sheet of the accepted posterior means with time and reward; the answer is framed."""
     lines, what = shown(trace, result)
     rows = _rows(lines)
-    left, top, cell = 0.95, 0.62, _TILE + 0.36
-    width = max(left + max(len(shots) for _, shots in rows) * (_TILE + 0.08) + 0.1, 6.0)
+    left, top, pitch, cell = 0.95, 0.62, _TILE + 0.08, _TILE + 0.36
+    width = max(left + max(len(shots) for _, shots in rows) * pitch + 0.1, 6.0)
     height = top + len(rows) * cell
     figure = Figure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold",
-                parse_math=False)  # fmt: skip
+    # One axes, in inches: one for each picture takes three times as long to draw.
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.axis("off")
+    axes.text(0.1, height - 0.16, title, va="top", fontsize=11, weight="bold", parse_math=False)
     note = f"{what}; time and reward below each, the answer framed"
-    figure.text(0.1 / width, 1 - 0.38 / height, note, va="top", fontsize=8, color="0.4")
+    axes.text(0.1, height - 0.38, note, va="top", fontsize=8, color="0.4")
     x0 = np.stack([shot.x0 for _, shots in rows for shot in shots if shot])
     images = iter(np.asarray(decode(x0)))
     for i, (name, shots) in enumerate(rows):
         y = height - top - i * cell - _TILE
-        figure.text(0.1 / width, (y + _TILE / 2) / height, name, va="center", fontsize=9)
+        axes.text(0.1, y + _TILE / 2, name, va="center", fontsize=9)
         for j, shot in enumerate(shots):
             if shot is None:
                 continue
-            x = left + j * (_TILE + 0.08)
-            axes = figure.add_axes((x / width, y / height, _TILE / width, _TILE / height))
-            axes.imshow(pixels(next(images)), interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
+            x = left + j * pitch
+            place = (x, x + _TILE, y, y + _TILE)
+            axes.imshow(pixels(next(images)), extent=place, interpolation="nearest", aspect="auto")
             caption = f"t {shot.time:.3f}"
             caption += "" if np.isnan(shot.reward) else f" · {_number(shot.reward)}"
-            axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
-            for spine in axes.spines.values():
-                spine.set(visible=_is_answer(shot, result), color=_ANSWER, linewidth=2.5)
+            axes.text(x + _TILE / 2, y - 0.05, caption, ha="center", va="top", fontsize=7.5)
+            if _is_answer(shot, result):
+                frame = Rectangle((x, y), _TILE, _TILE, fill=False, edgecolor=_ANSWER)
+                frame.set(linewidth=2.5, zorder=3)
+                axes.add_patch(frame)
+    # Pictures have moved the limits.
+    axes.set(xlim=(0.0, width), ylim=(0.0, height))
     return figure
 
 
@@ -216,9 +221,9 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
         start, end = begins[-1], total - spent.finishing
         before, after = (best[nfe <= x][-1] if x else np.nan for x in (start, end))
         moved = "" if np.isnan(before) else f": {_number(before)} → {_number(after)}"
-        _name_span(axes, start, end, f"last step{moved}", "left", _COLOURS[0])
+        _name_span(axes, start, end, f"last step{moved}", "right", _COLOURS[0])
     if spent.finishing:
-        _name_span(axes, total - spent.finishing, total, "finish", "right", _FINISH)
+        _name_span(axes, total - spent.finishing, total, " finish", "left", _FINISH)
     found = found_at(search, result, evaluations)
     if np.isfinite(final):
         axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
@@ -268,7 +273,10 @@ def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
     axes.margins(y=0.1)
     axes.set_title(title, loc="left", fontsize=10, pad=16)
     if spent.budget.shape[1] > 1:
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        # Above the bars, which have their numbers on them.
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4
+        )
 
 
 def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:
@@ -277,9 +285,11 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     The left panel's curve falls where a step begins: rewards of posterior means of different times
     are not compared, and a later time has the answer.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
-    left, right = figure.subplots(1, 2)
+    # Fixed margins: a constrained layout draws everything twice.
+    margins = {"left": 0.065, "right": 0.985, "bottom": 0.18, "top": 0.83, "wspace": 0.18}
+    left, right = figure.subplots(1, 2, gridspec_kw=margins)
     spent = spending(search, result, evaluations)
     _plot_reward(left, search, result, evaluations)
     _plot_spending(right, spent, "evaluations spent at each step")
