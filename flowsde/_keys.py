@@ -76,4 +76,4 @@ def from_seed(seed: Any) -> jax.Array:
       TypeError, ValueError: it is another.
     """
     number = check_count("seed", seed, least=0, most=2**32 - 1)
-    return jax.random.key(np.uint32(number), impl=IMPLEMENTATION)
+    return jax.random.key(jax.device_put(np.uint32(number)), impl=IMPLEMENTATION)

@@ -78,7 +78,8 @@ def check_arrays(name: str, cond: Cond) -> None:
 def as_arrays(name: str, cond: Cond) -> Cond:
     """`check_arrays`, then JAX arrays."""
     check_arrays(name, cond)
-    return jax.tree.map(jnp.asarray, cond)
+    # Not `jnp.asarray`, which compiles a program for each shape of NumPy's.
+    return jax.tree.map(jax.device_put, cond)
 
 
 def as_host_arrays(name: str, cond: Cond) -> Cond:

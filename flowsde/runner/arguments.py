@@ -177,7 +177,7 @@ def prepare(
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
         own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
         cond = Told(cond, own)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(ids, jnp.uint32))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jax.device_put(ids.astype(np.uint32)))
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)
     elif rules is not None:
@@ -186,7 +186,7 @@ def prepare(
         placement = Placement(device=_device_of((flow, draft, verifier), (keys, cond, begins)))
     placement = placement.of_rows if packed else placement
     program = program.replace(placement=placement)
-    live, numbers = None, jnp.asarray(budgets)
+    live, numbers = None, jax.device_put(budgets)
     if packed:
         keys, numbers, begins = placement.put((keys, numbers, begins), EVERYWHERE)
         cond = as_host_arrays("cond", cond)  # null conditions and masks, too
@@ -213,7 +213,7 @@ def prepare(
         program=program,
         sizes=sizes,
         reward=verifier,
-        target=placement.put(jnp.asarray(target), EVERYWHERE),
+        target=placement.put(jax.device_put(target), EVERYWHERE),
         nfe=numbers,
         ids=ids,
         single=single,

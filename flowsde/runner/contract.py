@@ -13,6 +13,7 @@ from flowsde.runner.inner import like
 from flowsde.runner.records import Program
 from flowsde.search.grid import check_kernel
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
+from flowsde.search.starting import ask
 from flowsde.search.value import value_of
 
 MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
@@ -81,7 +82,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
     )
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
-    after, asked = _pair(own, "ask", "Candidates", jax.eval_shape(search.ask, state))
+    after, asked = _pair(own, "ask", "Candidates", ask.eval_shape(search, state, None))
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None

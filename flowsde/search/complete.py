@@ -218,8 +218,8 @@ class Complete(Wrapper):
         """Those of the inner search; of a round of finishing, its one particle."""
         if not bool(info.finishing):
             return self.inner.lines(state.inner, info)
-        first = jnp.zeros(1, jnp.int32)
-        return Lines(first, first, jax.tree.map(lambda a: a[None], state.particle))
+        first = np.zeros(1, np.int32)
+        return Lines(first, first, jax.tree.map(lambda a: np.asarray(a)[None], state.particle))
 
 
 @contextlib.contextmanager
@@ -251,8 +251,10 @@ def default_steps(
     there is next to nothing to finish.
     """
     check_static("interpolant", interpolant)
-    with jax.ensure_compile_time_eval():
-        start = float(_linear_time(interpolant, np.float32(grid[-2])))
+    start = float(grid[-2])
+    if interpolant != LINE:
+        with jax.ensure_compile_time_eval():
+            start = float(_linear_time(interpolant, np.float32(start)))
     order = _ORDERS[finish]
     half = (len(grid) - 1) // 2
     steps = max((half if most is None else min(half, most)) // order, 1)

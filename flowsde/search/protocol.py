@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde._static import Static
 from flowsde.interpolants import Interpolant
@@ -231,8 +232,8 @@ class Lines(NamedTuple):
       [-1, -1]
     """
 
-    number: jax.Array
-    parent: jax.Array
+    number: jax.Array | np.ndarray
+    parent: jax.Array | np.ndarray
     particle: Particle
 
 
@@ -385,6 +386,6 @@ class SearchBase(Static):
 
     def lines(self, state: Any, info: Info) -> Lines:
         """Paths that do not cross: each continues itself when the round has decided it."""
-        paths = jnp.arange(info.ancestors.shape[0], dtype=jnp.int32)
-        number = jnp.where(info.ancestors >= 0, paths, -1)
+        ancestors = np.asarray(info.ancestors)
+        number = np.where(ancestors >= 0, np.arange(ancestors.size, dtype=np.int32), -1)
         return Lines(number, number, self.path(state))  # type: ignore[attr-defined]

@@ -5,7 +5,10 @@ begins from (`beginning`): `flowsde.search.GridSearch` does both, for searches t
 `extend` or `move`. One that makes its first x itself has `beginning = None`, and is refused.
 """
 
+from functools import partial
 from typing import Any
+
+import jax
 
 from flowsde.search.protocol import Candidates, Search
 from flowsde.start import Start, check_first_time
@@ -21,6 +24,9 @@ def beginning(search: Any, start: Start | None) -> Any:
     return search if start is None else search.beginning(start)
 
 
+# Compiled on its own so that a search is traced once: the check before a run, and the programs of
+# a round, share the trace.
+@partial(jax.jit, static_argnames=("search",))
 def ask(search: Search, state: Any, start: Start | None) -> tuple[Any, Candidates]:
     """`Search.ask` of one prompt."""
     return beginning(search, start).ask(state)
