@@ -112,9 +112,13 @@ def check_cond(cond: Cond, n: int, axis: str, name: str = "cond") -> None:
 def of_each_prompt(name: str, cond: Cond, n: int, single: bool, on_host: bool = False) -> Cond:
     """Arrays with a leading axis of n prompts, of NumPy if they are to stay on the host."""
     listed = isinstance(cond, list) and len(cond) == n and not single
-    cond = (as_host_arrays if on_host else as_arrays)(name, cond)
     if single:
-        cond = jax.tree.map(lambda a: a[None], cond)
+        check_arrays(name, cond)
+        # A number has no axes to index, and an array of NumPy is best indexed there.
+        cond = jax.tree.map(
+            lambda a: a[None] if hasattr(a, "shape") else jnp.asarray(a)[None], cond
+        )
+    cond = (as_host_arrays if on_host else as_arrays)(name, cond)
     try:
         check_cond(cond, n, "len(prompt_ids)", name)
     except ValueError as error:

@@ -42,8 +42,8 @@ def compile_rounds(job: Job, carry: Carry) -> None:
     to_model = for_model(job, asked)
     evals, computed = results_of(rounds.model_step, placement, *to_model)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (rounds.ask, (carry, program)),
         (rounds.model_step, to_model),
+        (rounds.ask, (carry, program)),
         (rounds.answer, (carry, job.flow, program)),
     ]
     if not isinstance(job.reward, HostReward):
@@ -65,7 +65,8 @@ def results_of(program: Any, placement: Placement, *args: Any) -> Any:
 
 def compile_together(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
     """Compile functions for arguments, arrays or their shapes; errors are those of compiling."""
-    lowered = [program.lower(*args) for program, args in calls]
-    with ThreadPoolExecutor(len(lowered)) as pool:
-        for _ in pool.map(lambda one: one.compile(), lowered):
-            pass
+    with ThreadPoolExecutor(len(calls)) as pool:
+        # The first compile while the next are lowered.
+        compiled = [pool.submit(program.lower(*args).compile) for program, args in calls]
+    for one in compiled:
+        one.result()

@@ -143,10 +143,12 @@ def run(
     done = False
     while not done:
         carry, *heard = rounds.run_rounds(carry, job.model, job.program, job.sizes)
-        log, n, done, counts, budgets = fetch((*heard, carry.counts, _budgets(job, carry)))
+        log, n, done, counts = fetch((*heard, carry.counts))
         logs.append(job.trim(head(log, int(n)), axis=1))
         rounds_done = sum(len(log.time) for log in logs)
-        check_bounds(job.search, rounds_done, bool(done), counts["nfe"], budgets, job.ids)
+        check_bounds(
+            job.search, rounds_done, bool(done), counts["nfe"], _budgets(job, carry), job.ids
+        )
     log = jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
     return _result(job, carry, counts, log)
 
@@ -213,9 +215,9 @@ def _begin(job: Job) -> Carry:
     return carry if job.resume is None else resumed(job, carry)
 
 
-def _budgets(job: Job, carry: Carry) -> jax.Array:
+def _budgets(job: Job, carry: Carry) -> np.ndarray:
     """Of each prompt, in model evaluations."""
-    return carry.given.nfe * job.program.cost
+    return fetch(carry.given.nfe) * job.program.cost
 
 
 def _log_of(job: Job, carry: Carry) -> Info:
@@ -309,7 +311,7 @@ def _iterate(job: Job) -> Iterator[Result]:
             watch.check(_result(job, carry, counts, log, None, False, watch), job.ids)
         yield _result(job, carry, counts, log, watch=watch)
         return
-    budgets = fetch(_budgets(job, carry))
+    budgets = _budgets(job, carry)
     check_bounds(job.search, n, done, counts["nfe"], budgets, job.ids)
     if watch is None:  # else it has timed them
         compile_rounds(job, carry)
