@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from flowsde._arrays import check_output, check_times
-from flowsde.interpolants import Interpolant, is_silent, match_time
+from flowsde.interpolants import Interpolant, match_time
+from flowsde.interpolants.base import is_silent
 
 Prediction = Literal["velocity", "negative_velocity", "x0", "x1", "score"]
 """What a model may give; the negative velocity, data - noise, is that of reversed time."""
