@@ -22,10 +22,13 @@ Signals are noted before anything large is imported, and JAX is imported once th
 help and mistakes are answered without it.
 """
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -143,13 +146,19 @@ def _leave(code: int) -> None:
             # There is nothing left to tidy up.
             signal.signal(number, signal.SIG_DFL)
     threads = sys.modules.get("flowsde._threads")
-    if threads is not None and threads.given_up():
-        # A thread that is in JAX when the interpreter goes away aborts the process.
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(code)
-    raise SystemExit(code)
+    # A thread that is in JAX when the interpreter goes away aborts the process.
+    given_up = threads is not None and threads.given_up()
+    others = {t for t in threading.enumerate() if not t.daemon} - {threading.main_thread()}
+    if others and not given_up:
+        raise SystemExit(code)  # which waits for them
+    if not given_up:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    # The interpreter would free all that there is, object by object, for most of a second.
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -161,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         streams.keep_numbers()
+        # Nearly all that imports and traces make is kept: looking for the rest so often takes a
+        # twentieth of a short command.
+        gc.set_threshold(100_000, 50, 50)
     helped = False
     with streams.guarded() as (out, err), interrupts.handling():
         if args == ["--version"]:
