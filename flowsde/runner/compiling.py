@@ -1,11 +1,13 @@
-"""The programs of a search compiled together, a thread each.
+"""The programs of a search compiled before they are called, while others are lowered.
 
-XLA compiles a program on one core, and a round has several. Each is lowered here, from shapes, and
-compiled while the others are; JAX finds what was compiled when the round calls for it. On a mesh
-programs are compiled when they are called: how their arguments are split is known only then.
+Each is lowered here, from shapes; JAX finds what was compiled when the round calls for it. XLA
+compiles one program on several cores, and takes a hundred megabytes meanwhile, so only where there
+are many cores are more compiled at once. On a mesh programs are compiled when they are called: how
+their arguments are split is known only then.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +21,9 @@ from flowsde.runner.arguments import Job
 from flowsde.runner.mesh import Placement, committed_to
 from flowsde.runner.result import Carry
 from flowsde.search.protocol import Candidates
+
+_CORES = 4
+"""That are busy with one program, about."""
 
 
 def for_model(job: Job, asked: Candidates) -> tuple[Any, ...]:
@@ -65,8 +70,8 @@ def results_of(program: Any, placement: Placement, *args: Any) -> Any:
 
 def compile_together(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
     """Compile functions for arguments, arrays or their shapes; errors are those of compiling."""
-    with ThreadPoolExecutor(len(calls)) as pool:
-        # The first compile while the next are lowered.
+    at_once = max((os.cpu_count() or 1) // _CORES, 1)
+    with ThreadPoolExecutor(at_once) as pool:
         compiled = [pool.submit(program.lower(*args).compile) for program, args in calls]
     for one in compiled:
         one.result()
