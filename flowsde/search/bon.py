@@ -1,8 +1,8 @@
 """Best-of-N: draw N samples, keep the one with the highest reward.
 
 Each sample follows the kernel down the whole grid, n evaluations, and only the posterior mean at
-its last time, which is the sample, is verified: N = nfe // n. `width` samples go at once. Of a
-kernel with inner evaluations n is that many more.
+its last time, which is the sample, is verified: N = nfe // n. At most `width` samples go at once,
+in waves as even as there can be. Of a kernel with inner evaluations n is that many more.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from flowsde.search.solver import SolvedSearch, kernel_and_solver
 
 
 class BestOfNState(NamedTuple):
-    """State of `BestOfN`: `width` samples at the same step, and the best finished one.
+    """State of `BestOfN`: a wave of samples at the same step, and the best finished one.
 
     `before` is what the samples' last step left, of a solver.
     """
@@ -69,12 +69,16 @@ class BestOfN(SolvedSearch):
         return self.nfe // self._cost
 
     @property
+    def _waves(self) -> int:
+        return -(-self.samples // self.width)
+
+    @property
     def n_candidates(self) -> int:
-        return min(self.width, self.samples)
+        return -(-self.samples // self._waves)
 
     @property
     def max_rounds(self) -> int:
-        return -(-self.samples // self.n_candidates) * self.steps
+        return self._waves * self.steps
 
     @property
     def path_name(self) -> str:
@@ -173,8 +177,8 @@ def bon(*, nfe: int, kernel: Kernel | Multistep, grid: Any, width: int = 16) -> 
         multistep solver, as `kernels.ode_adams`.
       grid: times falling from 1 to 0; a sample takes len(grid) - 1 evaluations, and those of the
         kernel's inner steps.
-      width: samples drawn at once; changes speed and memory, and with a target reward how many
-        are finished when it is met.
+      width: samples drawn at once, at most; changes speed and memory, and with a target reward
+        how many are finished when it is met.
 
     Raises:
       ValueError, TypeError: naming the argument.
