@@ -78,8 +78,15 @@ def check_arrays(name: str, cond: Cond) -> None:
 def as_arrays(name: str, cond: Cond) -> Cond:
     """`check_arrays`, then JAX arrays."""
     check_arrays(name, cond)
-    # Not `jnp.asarray`, which compiles a program for each shape of NumPy's.
-    return jax.tree.map(jax.device_put, cond)
+    return jax.tree.map(_on_device, cond)
+
+
+def _on_device(leaf: Any) -> jax.Array:
+    """`jnp.asarray`, without compiling a program for each shape of NumPy's."""
+    if type(leaf) is np.ndarray:
+        # A copy: else JAX may share its memory, with what the user writes there afterwards.
+        return jax.device_put(leaf.copy())
+    return jnp.asarray(leaf)
 
 
 def as_host_arrays(name: str, cond: Cond) -> Cond:
@@ -114,10 +121,8 @@ def of_each_prompt(name: str, cond: Cond, n: int, single: bool, on_host: bool = 
     listed = isinstance(cond, list) and len(cond) == n and not single
     if single:
         check_arrays(name, cond)
-        # A number has no axes to index, and an array of NumPy is best indexed there.
-        cond = jax.tree.map(
-            lambda a: a[None] if hasattr(a, "shape") else jnp.asarray(a)[None], cond
-        )
+        # Arrays of NumPy are best indexed there.
+        cond = jax.tree.map(lambda a: (a if type(a) is np.ndarray else jnp.asarray(a))[None], cond)
     cond = (as_host_arrays if on_host else as_arrays)(name, cond)
     try:
         check_cond(cond, n, "len(prompt_ids)", name)

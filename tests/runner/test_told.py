@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flowsde as fs
-from flowsde.conds import rows_on_host
+from flowsde.conds import of_each_prompt, rows_on_host
 
 KEY = jax.random.key(4)
 LINEAR = fs.interpolants.linear()
@@ -88,6 +88,40 @@ def test_text_is_no_condition_of_a_model():
     ):
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_was_told_stays_as_it_was_given(single):
+    """JAX shares the memory of NumPy's arrays where it is aligned, as of this one."""
+    whole = np.zeros(4096 + 16, np.float32)
+    first = -whole.ctypes.data % 64 // 4
+    mine = whole[first : first + 4096].reshape(2, 2048)
+    told = of_each_prompt("cond", mine, 1 if single else 2, single)
+    mine += 1.0
+    assert np.all(np.asarray(told) == 0.0)
+
+
+class Foreign:
+    """What PyTorch's tensors are to JAX: arrays, whose dtype is none of NumPy's."""
+
+    dtype, shape = "theirs", (3,)
+
+    def __init__(self, n):
+        self.numbers = np.arange(n)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numbers
+
+    def __getitem__(self, at):
+        return self
+
+
+@pytest.mark.parametrize("make", [range, Foreign, lambda n: memoryview(bytes(range(n)))])
+def test_arrays_of_others_are_told_too(make):
+    single = of_each_prompt("cond", {"of": make(3)}, 1, single=True)
+    each = of_each_prompt("cond", {"of": make(3)}, 3, single=False)
+    np.testing.assert_array_equal(single["of"], [[0, 1, 2]])
+    np.testing.assert_array_equal(each["of"], [0, 1, 2])
 
 
 @pytest.mark.parametrize("transformation", [jax.jit, jax.grad])
