@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,7 +83,9 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
     )
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
-    after, asked = _pair(own, "ask", "Candidates", ask.eval_shape(search, state, None))
+    after, asked = _pair(
+        own, "ask", "Candidates", jax.eval_shape(partial(ask, search), state, None)
+    )
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None

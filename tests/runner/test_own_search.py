@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 import flowsde as fs
-from flowsde.search import Candidates, Info, Particle, SearchBase
+from flowsde.search import Candidates, Info, Particle, SearchBase, starting
 
 KEY = jax.random.key(8)
 LINEAR = fs.interpolants.linear()
@@ -112,6 +112,39 @@ def expected():
         x0 = 0.5 * jax.random.normal(jax.random.fold_in(KEY, i), (14, DIMENSION))[:budget]
         best.append(float(jnp.max(reward(x0, None))))
     return best
+
+
+TRACED = []
+
+
+class Knob:
+    """Compared by identity."""
+
+    turned = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(Noises):
+    """Scales its draws by what an object of its own says."""
+
+    knob: Any
+
+    def ask(self, state):
+        TRACED.append(self.knob.turned)
+        state, candidates = super().ask(state)
+        return state, candidates._replace(x=self.knob.turned * candidates.x)
+
+
+def test_a_search_is_traced_once_for_what_it_is():
+    """An object that has changed makes it another, though it is the same and equal to itself."""
+    search = Tuned(nfe=4, width=4, knob=Knob())
+    state = search.init(KEY, (DIMENSION,), jnp.float32(0.0), jnp.int32(4))
+    for turned in (1.0, 0.5):
+        search.knob.turned = turned
+        for _ in range(2):
+            asked = starting.ask(search, state, None)[1]
+            np.testing.assert_allclose(asked.x, turned * state[:, :DIMENSION], rtol=1e-6)
+    assert TRACED == [1.0, 0.5]
 
 
 @pytest.mark.slow
