@@ -110,13 +110,16 @@ def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any]
             if shot is None:
                 continue
             x = left + j * pitch
-            place = (x, x + _TILE, y, y + _TILE)
-            axes.imshow(pixels(next(images)), extent=place, interpolation="nearest", aspect="auto")
+            picture = pixels(next(images))
+            high, wide = _TILE * np.asarray(picture.shape[:2]) / max(picture.shape[:2])
+            corner = (x + (_TILE - wide) / 2, y + (_TILE - high) / 2)
+            place = (corner[0], corner[0] + wide, corner[1], corner[1] + high)
+            axes.imshow(picture, extent=place, interpolation="nearest", aspect="auto")
             caption = f"t {shot.time:.3f}"
             caption += "" if np.isnan(shot.reward) else f" · {_number(shot.reward)}"
             axes.text(x + _TILE / 2, y - 0.05, caption, ha="center", va="top", fontsize=7.5)
             if _is_answer(shot, result):
-                frame = Rectangle((x, y), _TILE, _TILE, fill=False, edgecolor=_ANSWER)
+                frame = Rectangle(corner, wide, high, fill=False, edgecolor=_ANSWER)
                 frame.set(linewidth=2.5, zorder=3)
                 axes.add_patch(frame)
     # Pictures have moved the limits.
@@ -214,6 +217,8 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
     spent = spending(search, result, evaluations)
     final, total = float(result.reward), int(nfe[-1])
     axes.plot(nfe, best, drawstyle="steps-post", color=_COLOURS[0], linewidth=1.8)
+    # Names lean towards where there is room for them.
+    sides = ("left", "right") if spent.finishing > total / 2 else ("right", "left")
     if not _draws_samples(search):
         begins = _steps_begin(result, len(nfe) - spent.finishing // evaluations, evaluations)
         for x in begins[1:]:
@@ -221,9 +226,9 @@ def _plot_reward(axes: Axes, search: Search, result: Result, evaluations: int) -
         start, end = begins[-1], total - spent.finishing
         before, after = (best[nfe <= x][-1] if x else np.nan for x in (start, end))
         moved = "" if np.isnan(before) else f": {_number(before)} → {_number(after)}"
-        _name_span(axes, start, end, f"last step{moved}", "right", _COLOURS[0])
+        _name_span(axes, start, end, f"last step{moved}", sides[0], _COLOURS[0])
     if spent.finishing:
-        _name_span(axes, total - spent.finishing, total, " finish", "left", _FINISH)
+        _name_span(axes, total - spent.finishing, total, " finish", sides[1], _FINISH)
     found = found_at(search, result, evaluations)
     if np.isfinite(final):
         axes.plot(found, final, "o", color=_ANSWER, clip_on=False, zorder=3)
@@ -288,7 +293,7 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     figure = Figure(figsize=(11, 4.2))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
     # Fixed margins: a constrained layout draws everything twice.
-    margins = {"left": 0.065, "right": 0.985, "bottom": 0.18, "top": 0.83, "wspace": 0.18}
+    margins = {"left": 0.095, "right": 0.985, "bottom": 0.18, "top": 0.83, "wspace": 0.18}
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
     spent = spending(search, result, evaluations)
     _plot_reward(left, search, result, evaluations)

@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import flowsde as fs
 from flowsde.cli import pictures, plots
-from flowsde.cli.lineage import Trace
+from flowsde.cli.lineage import Shot, Trace
 from flowsde.shapes import captions, data, verdict
 
 SHAPE = (8, 8, 3)
@@ -39,6 +42,13 @@ def _trace(search: fs.search.Search) -> tuple[Trace, fs.Result]:
     return trace, result
 
 
+def _place(drawn: Any) -> tuple[float, ...]:
+    """Left, right, bottom and top of a picture or a frame, in inches."""
+    if isinstance(drawn, Rectangle):
+        return (*drawn.get_bbox().intervalx, *drawn.get_bbox().intervaly)
+    return tuple(drawn.get_extent())
+
+
 def _draw(search: fs.search.Search, trace: Trace, result: fs.Result) -> list[Figure]:
     """Both figures, with a title over each panel and a framed answer."""
     sheet = plots.path_figure("title", trace, result, FLOW.decode)
@@ -46,9 +56,9 @@ def _draw(search: fs.search.Search, trace: Trace, result: fs.Result) -> list[Fig
     for figure in (sheet, panels):
         figure.canvas.draw()
     assert all(axes.get_title(loc="left") for axes in panels.axes)
-    framed = [axes for axes in sheet.axes if axes.spines["left"].get_visible()]
-    assert len(framed) == 1
-    image = np.asarray(framed[0].images[0].get_array())
+    (frame,) = sheet.axes[0].patches
+    (framed,) = [a for a in sheet.axes[0].images if _place(a) == _place(frame)]
+    image = np.asarray(framed.get_array())
     np.testing.assert_array_equal(image, pictures.pixels(np.asarray(result.image)))
     return [sheet, panels]
 
@@ -188,6 +198,44 @@ def test_an_answer_that_was_not_accepted_is_shown() -> None:
     assert list(lines)[-1] == "answer" and "the best 4 of 5 chains" in what
     assert plots.spending(search, result).budget.shape == (4, 1)
     _draw(search, trace, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finish_steps", [3, 24])
+def test_labels_are_within_the_figure(finish_steps: int) -> None:
+    """However many digits rewards have, and however much of the budget went to finishing."""
+    search = _rbf(nfe=33, chains=2, width=1, finish_steps=finish_steps)
+    _, result = _trace(search)
+    best = np.asarray(result.info.best_reward, np.float64)
+    for low, high in ((-0.0124, -0.0123), (-19.993, -19.99), (1e5, 2e5), (-1e6, -1e3), (0.0, 1e6)):
+        # Of each reward, its place between the lowest and the highest.
+        ends = [np.nanmin(best[np.isfinite(best)]), np.max(best)]
+        info = result.info._replace(best_reward=np.interp(best, ends, [low, high]))
+        of_these = result._replace(info=info, reward=np.interp(result.reward, ends, [low, high]))
+        figure = plots.search_figure("title", search, of_these)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for axes in figure.axes:
+            drawn = [axes.xaxis.label, axes.yaxis.label, *axes.texts, *axes.get_yticklabels()]
+            for box in (text.get_window_extent(canvas.get_renderer()) for text in drawn):
+                assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, (low, high)
+
+
+@pytest.mark.parametrize(("high", "wide"), [(8, 4), (4, 8), (6, 6)])
+def test_pictures_and_their_frames_have_their_shape(high: int, wide: int) -> None:
+    search = fs.search.bon(nfe=4, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID)
+    trace, picture = Trace(search), np.linspace(-1.0, 1.0, high * wide * 3)
+    picture = picture.reshape(high, wide, 3)
+    trace.shots = [Shot("trajectory", 0, 0.25, 1.0, 4, -1, picture)]
+    info = SimpleNamespace(time=[0.25])
+    result: Any = SimpleNamespace(t=0.25, reward=1.0, nfe=4, x0=picture, info=info)
+    sheet = plots.path_figure("title", trace, result, lambda x0: x0)
+    FigureCanvasAgg(sheet).draw()
+    (axes,) = sheet.axes
+    for drawn in (axes.images[0], axes.patches[0]):
+        box = drawn.get_window_extent()
+        np.testing.assert_allclose(box.width / box.height, wide / high)
+        assert max(box.width, box.height) == pytest.approx(sheet.dpi)
 
 
 def test_a_failed_figure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
