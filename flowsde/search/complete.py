@@ -251,7 +251,7 @@ def default_steps(
     there is next to nothing to finish.
     """
     check_static("interpolant", interpolant)
-    start = float(grid[-2])
+    start = float(np.float32(grid[-2]))
     if interpolant != LINE:
         with jax.ensure_compile_time_eval():
             start = float(_linear_time(interpolant, np.float32(start)))

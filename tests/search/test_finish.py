@@ -11,6 +11,7 @@ import reference
 from problems import GRID, SDE, batch, flow, host_reward, row
 
 import flowsde as fs
+from flowsde.search import complete
 from flowsde.search.finishing import LINE
 
 KEY = jax.random.key(9)
@@ -207,6 +208,14 @@ def test_what_is_nearly_finished_is_not_finished_by_default():
             assert (made.steps if isinstance(made, fs.search.Complete) else 0) == expected
             told = fs.search.rbf(finish=finish, finish_steps=4, **options)
             assert told.steps == 4 and told.inner.nfe == 96
+
+
+def test_times_are_those_of_particles_which_are_float32():
+    """0.42 / 3 is below 0.14, twice the time at which finishing ends, in float64 alone."""
+    last = 0.42 / 3
+    assert last < 0.14 and np.float32(last) >= 0.14
+    for grid in ((1.0, 0.6, last, 0.0), (1.0, 0.6, 0.14, 0.0)):
+        assert complete.default_steps("complete", LINE, grid) == 1
 
 
 def test_a_heun_step_takes_two_evaluations():
