@@ -81,9 +81,14 @@ def as_arrays(name: str, cond: Cond) -> Cond:
     return jax.tree.map(_on_device, cond)
 
 
+def _is_numpy(leaf: Any) -> bool:
+    """Whether it is NumPy's own, and not of a class that may mean more, as masked arrays do."""
+    return type(leaf) is np.ndarray or isinstance(leaf, np.generic)
+
+
 def _on_device(leaf: Any) -> jax.Array:
     """`jnp.asarray`, without compiling a program for each shape of NumPy's."""
-    if type(leaf) is np.ndarray:
+    if _is_numpy(leaf):
         # A copy: else JAX may share its memory, with what the user writes there afterwards.
         return jax.device_put(leaf.copy())
     return jnp.asarray(leaf)
@@ -122,7 +127,7 @@ def of_each_prompt(name: str, cond: Cond, n: int, single: bool, on_host: bool = 
     if single:
         check_arrays(name, cond)
         # Arrays of NumPy are best indexed there.
-        cond = jax.tree.map(lambda a: (a if type(a) is np.ndarray else jnp.asarray(a))[None], cond)
+        cond = jax.tree.map(lambda a: (a if _is_numpy(a) else jnp.asarray(a))[None], cond)
     cond = (as_host_arrays if on_host else as_arrays)(name, cond)
     try:
         check_cond(cond, n, "len(prompt_ids)", name)
