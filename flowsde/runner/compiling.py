@@ -9,7 +9,7 @@ their arguments are split is known only then.
 import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -70,8 +70,11 @@ def results_of(program: Any, placement: Placement, *args: Any) -> Any:
 
 def compile_together(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
     """Compile functions for arguments, arrays or their shapes; errors are those of compiling."""
-    at_once = max((os.cpu_count() or 1) // _CORES, 1)
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(max((os.cpu_count() or 1) // _CORES, 1))
+    try:
         compiled = [pool.submit(program.lower(*args).compile) for program, args in calls]
-    for one in compiled:
-        one.result()
+        for one in as_completed(compiled):
+            one.result()
+    finally:
+        # An error, or an interrupt, does not wait for the others: a model may take minutes.
+        pool.shutdown(wait=False, cancel_futures=True)

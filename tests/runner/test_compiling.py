@@ -3,6 +3,8 @@
 import collections
 import logging
 import re
+import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,28 @@ def test_compiled_together_is_what_is_called(caplog):
         y = programs[1](programs[0](x), x)
     assert "Compiling" not in caplog.text and "XLA compilation" not in caplog.text
     assert y.shape == (4, 4)
+
+
+@pytest.mark.parametrize("late", ["lower", "compile"])
+def test_an_error_does_not_wait_for_what_compiles(late, monkeypatch):
+    monkeypatch.setattr(compiling.os, "cpu_count", lambda: 8)
+    go_on, ended = threading.Event(), threading.Event()
+
+    def slow():
+        go_on.wait(10.0)
+        ended.set()
+
+    def fail(*_):
+        raise ValueError("this one")
+
+    first = SimpleNamespace(lower=lambda: SimpleNamespace(compile=slow))
+    lower = fail if late == "lower" else lambda: SimpleNamespace(compile=fail)
+    try:
+        with pytest.raises(ValueError, match="this one"):
+            compiling.compile_together([(first, ()), (SimpleNamespace(lower=lower), ())])
+        assert not ended.is_set()
+    finally:
+        go_on.set()
 
 
 @pytest.mark.slow
