@@ -1,5 +1,6 @@
 """What a search must keep to, whoever wrote it: its shapes before a run, its bounds during one."""
 
+import contextlib
 import functools
 import inspect
 from functools import partial
@@ -83,9 +84,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
     )
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
-    after, asked = _pair(
-        own, "ask", "Candidates", jax.eval_shape(partial(ask, search), state, None)
-    )
+    after, asked = _pair(own, "ask", "Candidates", _asked(search, state))
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
@@ -107,6 +106,14 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     count = _array(jnp.int32)
     expected = Info(number, number, flag, flag, ids, one, count, one, each, each)
     _compare(f"{own}: what tell returns", info, expected)
+
+
+def _asked(search: Search, state: Any) -> Any:
+    """Shapes of what a search asks for, from the trace that a run uses."""
+    with contextlib.suppress(TypeError):
+        return jax.eval_shape(partial(ask, search), state, None)
+    # JAX names the function that returned something else than arrays: the user's here.
+    return jax.eval_shape(search.ask, state)
 
 
 def _pair(own: str, name: str, kind: str, value: Any) -> tuple[Any, Any]:

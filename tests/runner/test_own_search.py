@@ -316,6 +316,17 @@ def test_what_is_wrong_with_it_is_said(go, search, message):
         go(KEY, FLOW, search, reward)
 
 
+class Wordy(Steady):
+    def ask(self, state):
+        state, asked = super().ask(state)
+        return state, asked._replace(x="x")
+
+
+def test_what_asks_for_no_arrays_is_named():
+    with pytest.raises(TypeError, match=r"(?s)function ask at .*test_own_search.py.*'str'>"):
+        fs.run(KEY, FLOW, Wordy(), reward)
+
+
 class Misspelt(Steady):
     @property
     def path_name(self):
