@@ -278,10 +278,9 @@ def _plot_spending(axes: Axes, spent: Spending, title: str) -> None:
     axes.margins(y=0.1)
     axes.set_title(title, loc="left", fontsize=10, pad=16)
     if spent.budget.shape[1] > 1:
-        # Above the bars, which have their numbers on them.
-        axes.legend(
-            frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4
-        )
+        # Above the bars, which have their numbers on them, and below the title.
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.01),
+                    ncols=4, borderpad=0.0, borderaxespad=0.0)  # fmt: skip
 
 
 def search_figure(title: str, search: Search, result: Result, evaluations: int = 1) -> Figure:

@@ -221,6 +221,19 @@ def test_labels_are_within_the_figure(finish_steps: int) -> None:
                 assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, (low, high)
 
 
+def test_names_of_four_chains_are_below_the_title() -> None:
+    figure = Figure(figsize=(11, 4.2))
+    _, axes = figure.subplots(1, 2)
+    spent = plots.Spending(np.array([1.0, 0.5]), np.ones((2, 4), np.int64), 0)
+    plots._plot_spending(axes, spent, "evaluations spent at each step")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    names = axes.get_legend().get_window_extent()
+    # `get_title` gives its words alone.
+    title = axes._left_title.get_window_extent(canvas.get_renderer())
+    assert axes.bbox.y1 <= names.y0 and names.y1 <= title.y0
+
+
 @pytest.mark.parametrize(("high", "wide"), [(8, 4), (4, 8), (6, 6)])
 def test_pictures_and_their_frames_have_their_shape(high: int, wide: int) -> None:
     search = fs.search.bon(nfe=4, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID)
