@@ -272,7 +272,9 @@ def check_ids(prompt_ids: Any) -> np.ndarray:
 
 
 def _check_not_traced(arguments: Any) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+    # Within a compiled function that gives the run nothing of its own, arrays are traced too.
+    leaves = [*jax.tree.leaves(arguments), jax.device_put(np.uint32(0))]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise TypeError(
             "a search compiles programs of its own and cannot be run inside jax.jit, vmap or grad; "
             "call it directly, for many prompts together with prompt_ids"

@@ -133,6 +133,13 @@ def test_a_search_in_a_compiled_function_is_refused(transformation):
         transformation(best)(jnp.ones(2))
 
 
+def test_a_search_of_its_own_in_a_compiled_function_is_refused():
+    """JAX would trace what the search makes of its key, and say that in its own words."""
+    cond = row(COND, 0)
+    with pytest.raises(TypeError, match="cannot be run inside jax.jit, vmap or grad"):
+        jax.jit(lambda by: by + fs.run(KEY, flow(), SEARCH, reward, cond=cond).reward)(1.0)
+
+
 @pytest.mark.slow
 def test_host_rewards_read_the_prompts():
     """The text of each image's prompt, alone, together and packed, with or without a minibatch."""
