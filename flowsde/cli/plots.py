@@ -83,7 +83,10 @@ def _rows(lines: dict[str, list[Shot | None]]) -> list[tuple[str, list[Shot | No
 
 
 def _number(value: float) -> str:
-    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 1e6:  # more digits would not fit below a picture
+        text = f"{value:.2g}"
+    else:
+        text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
     return text.replace("-", "−")
 
 

@@ -234,6 +234,21 @@ def test_names_of_four_chains_are_below_the_title() -> None:
     assert axes.bbox.y1 <= names.y0 and names.y1 <= title.y0
 
 
+@pytest.mark.parametrize("reward", [-999999.9, -1234567.0, float(np.finfo(np.float32).min)])
+def test_large_rewards_are_below_their_own_pictures(reward: float) -> None:
+    search = fs.search.bon(nfe=4, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID)
+    trace, picture = Trace(search), np.zeros((4, 4, 3))
+    trace.shots = [Shot("chain 1", i, 0.5, reward, 1, i - 1, picture) for i in range(2)]
+    info = SimpleNamespace(time=[0.5])
+    result: Any = SimpleNamespace(t=0.5, reward=reward, nfe=4, x0=picture, info=info)
+    sheet = plots.path_figure("title", trace, result, lambda x0: x0)
+    canvas = FigureCanvasAgg(sheet)
+    canvas.draw()
+    captions = [text for text in sheet.axes[0].texts if text.get_text().startswith("t 0.5")]
+    left, right = (text.get_window_extent(canvas.get_renderer()) for text in captions)
+    assert left.x1 < right.x0
+
+
 @pytest.mark.parametrize(("high", "wide"), [(8, 4), (4, 8), (6, 6)])
 def test_pictures_and_their_frames_have_their_shape(high: int, wide: int) -> None:
     search = fs.search.bon(nfe=4, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID)
