@@ -23,13 +23,16 @@ def _cell(one: dict[str, Any] | None) -> str:
     )
 
 
-def recommended(results: dict[str, Any], equal: str, verifier: int | None = None) -> str:
+def recommended(
+    results: dict[str, Any], equal: str, verifier: int | None = None, whole: bool = False
+) -> str:
     """Success of what is recommended against the best Best-of-N, and the ratio of odds.
 
     Args:
       results: what `tasks.py` wrote.
       equal: "nfe" or "seconds", of which Best-of-N has as many.
       verifier: of equal seconds, network evaluations that a reward costs.
+      whole: only tasks with several budgets, and the budgets that all of those have.
     """
     chosen = results["chosen"]
     found = [
@@ -41,14 +44,20 @@ def recommended(results: dict[str, Any], equal: str, verifier: int | None = None
     ]
     # Budgets that equal seconds pay for are no columns of their own.
     kept = (50, 100, 300, 500, 1000)
-    budgets = sorted({one["bon_nfe"] for one in found if one["bon_nfe"] in kept})
+    rows = {
+        at: {one["bon_nfe"]: one for one in own if one["bon_nfe"] in kept}
+        for at, own in grouped(found, "task", "model").items()
+    }
+    budgets = sorted({nfe for row in rows.values() for nfe in row})
+    if whole:
+        rows = {at: row for at, row in rows.items() if len(row) > 1}
+        budgets = [nfe for nfe in budgets if all(nfe in row for row in rows.values())]
     lines = [
         f"| task | model | {' | '.join(f'{n} NFE' for n in budgets)} |",
         "|---|---|" + "---|" * len(budgets),
     ]
-    for (task, model), own in grouped(found, "task", "model").items():
-        by_budget = {one["bon_nfe"]: one for one in own}
-        cells = " | ".join(_cell(by_budget.get(n)) for n in budgets)
+    for (task, model), row in rows.items():
+        cells = " | ".join(_cell(row.get(n)) for n in budgets)
         lines.append(f"| {task} | {model} | {cells} |")
     return "\n".join(lines)
 
