@@ -14,7 +14,7 @@ from _tasks_rows import Row, Table
 
 from flowsde.tuning.intervals import Interval, difference, odds_ratio
 
-BUDGETS = (100, 300, 500)
+BUDGETS = (100, 300, 500, 1000)
 """Of Best-of-N, whose seconds others have."""
 SLACK = 1.02
 """Seconds are equal to 2 %."""

@@ -114,7 +114,8 @@ def success_figure(
 ) -> Figure:
     """Success against NFE, or against seconds with a verifier of so many evaluations."""
     x = "nfe" if verifier is None else f"seconds_{verifier}"
-    columns = min(4, len(tasks))
+    tasks = tuple(t for t in tasks if table.select(task=t, split=split, method="bon"))
+    columns = min(4, max(len(tasks), 1))
     bands = -(-len(tasks) // columns)
     size = (2.9 * columns + 0.6, 2.45 * bands * len(models) + 0.7)
     drawn = Figure(figsize=size, layout="constrained")
