@@ -115,8 +115,8 @@ def success_figure(
     """Success against NFE, or against seconds with a verifier of so many evaluations."""
     x = "nfe" if verifier is None else f"seconds_{verifier}"
     tasks = tuple(t for t in tasks if table.select(task=t, split=split, method="bon"))
-    columns = min(4, max(len(tasks), 1))
-    bands = -(-len(tasks) // columns)
+    columns = max(min(4, len(tasks)), 1)
+    bands = max(-(-len(tasks) // columns), 1)
     size = (2.9 * columns + 0.6, 2.45 * bands * len(models) + 0.7)
     drawn = Figure(figsize=size, layout="constrained")
     every = drawn.subplots(bands * len(models), columns, sharex=True, squeeze=False)

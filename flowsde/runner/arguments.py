@@ -142,8 +142,8 @@ def prepare(
 
     Then cond stays on the host, in NumPy, and of a mesh every device holds all else of prompts.
     """
-    _check_not_traced((key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe))
-    _check_not_traced((start, mask, noise, draft))
+    given = (key, flow, reward, cond, reward_cond, prompt_ids, target_reward, nfe)
+    _check_not_traced((*given, start, mask, noise, draft))
     key = as_key(key)
     _check_kinds(flow, search, invalid, resume)
     target = np.float32(np.inf) if target_reward is None else _check_target(target_reward)

@@ -56,7 +56,7 @@ def compile_rounds(job: Job, carry: Carry) -> None:
         calls.append((rounds.reward_step, to_reward))
         evals = results_of(rounds.reward_step, placement, *to_reward)
         calls.append((rounds.tell, (carry, program, asked, evals, computed)))
-    compile_together(calls)
+    compile_all(calls)
 
 
 def results_of(program: Any, placement: Placement, *args: Any) -> Any:
@@ -68,7 +68,7 @@ def results_of(program: Any, placement: Placement, *args: Any) -> Any:
     return jax.tree.map(lambda a: a.update(sharding=sharding), shapes)
 
 
-def compile_together(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
+def compile_all(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
     """Compile functions for arguments, arrays or their shapes; errors are those of compiling."""
     pool = ThreadPoolExecutor(max((os.cpu_count() or 1) // _CORES, 1))
     try:

@@ -251,10 +251,9 @@ def default_steps(
     there is next to nothing to finish.
     """
     check_static("interpolant", interpolant)
-    start = float(np.float32(grid[-2]))
-    if interpolant != LINE:
-        with jax.ensure_compile_time_eval():
-            start = float(_linear_time(interpolant, np.float32(start)))
+    last = np.float32(grid[-2])
+    with jax.ensure_compile_time_eval():
+        start = float(last if interpolant == LINE else _linear_time(interpolant, last))
     order = _ORDERS[finish]
     half = (len(grid) - 1) // 2
     steps = max((half if most is None else min(half, most)) // order, 1)

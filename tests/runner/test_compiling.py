@@ -78,7 +78,7 @@ def test_compiled_together_is_what_is_called(caplog):
     x = jnp.ones((4, 4))
     programs = jax.jit(twice), jax.jit(both)
     shape = compiling.results_of(programs[0], ALONE, x)
-    compiling.compile_together([(programs[0], (x,)), (programs[1], (shape, x))])
+    compiling.compile_all([(programs[0], (x,)), (programs[1], (shape, x))])
     caplog.clear()
     with jax.log_compiles():
         y = programs[1](programs[0](x), x)
@@ -102,7 +102,7 @@ def test_an_error_does_not_wait_for_what_compiles(late, monkeypatch):
     lower = fail if late == "lower" else lambda: SimpleNamespace(compile=fail)
     try:
         with pytest.raises(ValueError, match="this one"):
-            compiling.compile_together([(first, ()), (SimpleNamespace(lower=lower), ())])
+            compiling.compile_all([(first, ()), (SimpleNamespace(lower=lower), ())])
         assert not ended.is_set()
     finally:
         go_on.set()
