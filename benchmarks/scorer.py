@@ -167,7 +167,7 @@ def accuracies(values: np.ndarray, right: np.ndarray) -> np.ndarray:
 def places(path: Path, n: int) -> Row:
     """Median and 95 % quantile of the distances [pixels] over the pairs of rendered captions."""
     params, config = weights.load(path, "scorer")
-    graphdef = scorer.graph(scorer.ScorerConfig(**config))
+    graphdef, _ = scorer.split(scorer.ScorerConfig(**config))
     model = jax.jit(lambda images: nnx.merge(graphdef, params).detect_and_count(images))
     texts = compare.captions(n, seed=SEED + 1)
     layouts = [

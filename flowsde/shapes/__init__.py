@@ -22,7 +22,7 @@ from flowsde.flow import Flow
 from flowsde.shapes import scorer, weights
 from flowsde.shapes.captions import MAX_TOKENS, parse, tokenize
 from flowsde.shapes.data import SIZE
-from flowsde.shapes.model import ModelConfig, ShapesModel
+from flowsde.shapes.model import ModelConfig, split
 
 __all__ = ["encode", "load_flow", "load_reward", "load_scorer"]
 
@@ -46,9 +46,9 @@ def encode(prompt: str) -> np.ndarray:
 
 
 def _read(
-    path: Path, name: str, kind: Callable[..., Any], like: Callable[[Any], nnx.State]
+    path: Path, name: str, kind: Callable[..., Any], parts: Callable[[Any], tuple[Any, nnx.State]]
 ) -> tuple[nnx.State, Any]:
-    """Parameters, their axes named as those `like` them, and configuration of a network.
+    """Parameters, with their axes named as in its `parts`, and configuration of a network.
 
     Raises:
       ValueError: they are not of one model.
@@ -56,7 +56,7 @@ def _read(
     params, config = weights.load(path, name)
     try:
         own = kind(**config)
-        wanted = like(own)
+        _, wanted = parts(own)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has no configuration of {name}: {error}") from None
     weights.check(path, params, nnx.to_pure_dict(wanted))
@@ -66,14 +66,8 @@ def _read(
 
 
 @cache
-def _split(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """What merges with parameters; and these, shapes alone."""
-    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
-
-
-@cache
 def _velocity_fn(config: ModelConfig):
-    graphdef, _ = _split(config)
+    graphdef, _ = split(config)
 
     def velocity(params, x, t, cond):
         return nnx.merge(graphdef, params)(x, t, cond)
@@ -97,9 +91,7 @@ def load_flow(path: Path | None = None, guidance: float = 1.0, model: str = "sha
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     name = MODELS[model]
-    params, config = _read(
-        path or weights.packaged(name), name, ModelConfig, lambda own: _split(own)[1]
-    )
+    params, config = _read(path or weights.packaged(name), name, ModelConfig, split)
     flow = Flow.from_callable(_velocity_fn(config), params, (SIZE, SIZE, 3))
     if guidance == 1.0:
         return flow
@@ -126,7 +118,7 @@ def load_scorer(path: Path | None = None) -> tuple[scorer.Params, scorer.ScorerC
       >>> type(config).__name__
       'ScorerConfig'
     """
-    return _read(path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.shapes)
+    return _read(path or weights.packaged("scorer"), "scorer", scorer.ScorerConfig, scorer.split)
 
 
 def load_reward(measure: str = "likelihood", path: Path | None = None) -> jax.tree_util.Partial:

@@ -15,7 +15,7 @@ from flowsde._keys import from_seed
 from flowsde.pictures import pixels
 from flowsde.shapes import data
 from flowsde.shapes.captions import parse, tokenize
-from flowsde.shapes.model import ModelConfig, ShapesModel
+from flowsde.shapes.model import ModelConfig, ShapesModel, split
 from flowsde.shapes.train import Params, Task
 
 _DROP = 0.1
@@ -82,7 +82,7 @@ def make_sheet(velocity: Velocity, steps: int) -> Callable[[Params, Path], None]
 
 def flow_task(config: ModelConfig) -> Task:
     """Regress the velocity noise - data of the linear interpolant."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
+    graphdef, _ = split(config)
 
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(ShapesModel(config, rngs=nnx.Rngs(key))))

@@ -9,6 +9,7 @@ interpolant, noise - data, from t = 0 (data) to t = 1 (noise).
 """
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,9 @@ class ShapesModel(nnx.Module):
         h = self.head(jax.nn.silu(jnp.concatenate([h, pixels], axis=-1)))
         # A token has fewer features than its patch has values: noise gets past it by this.
         return h + self.skip(time)[:, None, None, :] * x
+
+
+@cache
+def split(config: ModelConfig) -> tuple[nnx.GraphDef[ShapesModel], nnx.State]:
+    """What `nnx.merge` needs besides the parameters; and these, shapes with named axes."""
+    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))

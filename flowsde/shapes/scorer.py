@@ -21,6 +21,7 @@ first sum ``s``, whose precision and corrections a perceptron ``f`` of all sums 
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -165,19 +166,15 @@ def init(config: ScorerConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(CountScorer(config, rngs=nnx.Rngs(key))))
 
 
-def shapes(config: ScorerConfig) -> nnx.State:
-    """Shapes of the parameters, with the names of their axes."""
-    return nnx.state(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
-
-
-def graph(config: ScorerConfig) -> nnx.GraphDef[CountScorer]:
-    """What `nnx.merge` needs besides the parameters."""
-    return nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))[0]
+@cache
+def split(config: ScorerConfig) -> tuple[nnx.GraphDef[CountScorer], nnx.State]:
+    """What `nnx.merge` needs besides the parameters; and these, shapes with named axes."""
+    return nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
 
 
 def make_scorer(config: ScorerConfig) -> Callable[[Params, jax.Array], jax.Array]:
     """(params, images) -> log-probabilities: `CountScorer` as a pure function."""
-    graphdef = graph(config)
+    graphdef, _ = split(config)
 
     def score(params: Params, images: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params)(images)

@@ -19,7 +19,7 @@ from flax import nnx
 
 from flowsde.flow import Flow
 from flowsde.shapes import data, posterior, scorer_data
-from flowsde.shapes.scorer import Params, ScorerConfig, graph, init
+from flowsde.shapes.scorer import Params, ScorerConfig, init, split
 from flowsde.shapes.scorer_data import Batch
 from flowsde.shapes.train import Task
 
@@ -96,7 +96,7 @@ def scorer_task(config: ScorerConfig, flow: Flow, uses: str = "") -> Task:
       flow: the embedded one.
       uses: its name and hash, for the record.
     """
-    graphdef = graph(config)
+    graphdef, _ = split(config)
 
     def pictures(seed: int, step: int, size: int) -> tuple[Batch, Batch]:
         def part(n: int) -> range:

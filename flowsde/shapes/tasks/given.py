@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
 def make_given(config: scorer.ScorerConfig) -> Callable[[Any, jax.Array], Given]:
     """(params of the scorer, images) -> `Given`."""
-    graphdef = scorer.graph(config)
+    graphdef, _ = scorer.split(config)
 
     def given(params: Any, images: jax.Array) -> Given:
         logits, log_probs = nnx.merge(graphdef, params).detect_and_count(images)
