@@ -1,5 +1,6 @@
 """Pictures of a search: what was accepted, the reward against evaluations, where they went."""
 
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,20 +91,28 @@ def _number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def _wrapped(title: str, width: float) -> tuple[str, float]:
+    """A title in lines that a figure has room for, and what more than one takes; in inches."""
+    lines = textwrap.wrap(title, int(8.5 * width))
+    return "\n".join(lines), 0.19 * (len(lines) - 1)
+
+
 def path_figure(title: str, trace: Trace, result: Result, decode: Callable[[Any], Any]) -> Figure:
     """Sheet of the accepted posterior means with time and reward; the answer is framed."""
     lines, what = shown(trace, result)
     rows = _rows(lines)
-    left, top, pitch, cell = 0.95, 0.62, _TILE + 0.08, _TILE + 0.36
+    left, pitch, cell = 0.95, _TILE + 0.08, _TILE + 0.36
     width = max(left + max(len(shots) for _, shots in rows) * pitch + 0.1, 6.0)
+    said, more = _wrapped(title, width)
+    top = 0.62 + more
     height = top + len(rows) * cell
     figure = Figure(figsize=(width, height))
     # One axes, in inches: one for each picture takes three times as long to draw.
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.axis("off")
-    axes.text(0.1, height - 0.16, title, va="top", fontsize=11, weight="bold", parse_math=False)
+    axes.text(0.1, height - 0.16, said, va="top", fontsize=11, weight="bold", parse_math=False)
     note = f"{what}; time and reward below each, the answer framed"
-    axes.text(0.1, height - 0.38, note, va="top", fontsize=8, color="0.4")
+    axes.text(0.1, height - 0.38 - more, note, va="top", fontsize=8, color="0.4")
     x0 = np.stack([shot.x0 for _, shots in rows for shot in shots if shot])
     images = iter(np.asarray(decode(x0)))
     for i, (name, shots) in enumerate(rows):
@@ -292,10 +301,13 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     The left panel's curve falls where a step begins: rewards of posterior means of different times
     are not compared, and a later time has the answer.
     """
-    figure = Figure(figsize=(11, 4.2))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
+    said, more = _wrapped(title, 11)
+    height = 4.2 + more
+    figure = Figure(figsize=(11, height))
+    figure.suptitle(said, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
     # Fixed margins: a constrained layout draws everything twice.
-    margins = {"left": 0.095, "right": 0.985, "bottom": 0.18, "top": 0.83, "wspace": 0.18}
+    margins = {"left": 0.095, "right": 0.985, "bottom": 0.756 / height, "wspace": 0.18}
+    margins["top"] = 1.0 - (0.714 + more) / height
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
     spent = spending(search, result, evaluations)
     _plot_reward(left, search, result, evaluations)

@@ -32,6 +32,7 @@ def _reward(images: jax.Array, cond: Any) -> jax.Array:
 FLOW = fs.Flow.from_callable(_velocity, None, SHAPE)
 LINEAR = fs.interpolants.linear()
 GRID = fs.grids.uniform(4)
+TITLE = "A PHOTOGRAPH OF MANY WIDE MAMMOTHS " * 3 + "· epsilon_greedy"  # capitals are the widest
 
 
 def _trace(search: fs.search.Search) -> tuple[Trace, fs.Result]:
@@ -49,12 +50,23 @@ def _place(drawn: Any) -> tuple[float, ...]:
     return tuple(drawn.get_extent())
 
 
+def _is_whole(figure: Figure, title: Any) -> None:
+    """Whether `TITLE` is written, all of it within the figure."""
+    FigureCanvasAgg(figure).draw()
+    assert " ".join(title.get_text().split()) == TITLE
+    box, page = title.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1
+
+
 def _draw(search: fs.search.Search, trace: Trace, result: fs.Result) -> list[Figure]:
     """Both figures, with a title over each panel and a framed answer."""
-    sheet = plots.path_figure("title", trace, result, FLOW.decode)
-    panels = plots.search_figure("title", search, result)
-    for figure in (sheet, panels):
-        figure.canvas.draw()
+    sheet = plots.path_figure(TITLE, trace, result, FLOW.decode)
+    panels = plots.search_figure(TITLE, search, result)
+    _is_whole(sheet, sheet.axes[0].texts[0])
+    title: Any = panels._suptitle  # type: ignore[attr-defined]
+    _is_whole(panels, title)
+    lowest = title.get_window_extent().y0
+    assert all(axes._left_title.get_window_extent().y1 < lowest for axes in panels.axes)
     assert all(axes.get_title(loc="left") for axes in panels.axes)
     (frame,) = sheet.axes[0].patches
     (framed,) = [a for a in sheet.axes[0].images if _place(a) == _place(frame)]
@@ -219,6 +231,18 @@ def test_labels_are_within_the_figure(finish_steps: int) -> None:
             drawn = [axes.xaxis.label, axes.yaxis.label, *axes.texts, *axes.get_yticklabels()]
             for box in (text.get_window_extent(canvas.get_renderer()) for text in drawn):
                 assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, (low, high)
+
+
+def test_the_title_of_a_long_prompt_is_whole_above_the_narrowest_sheet() -> None:
+    search = fs.search.bon(nfe=4, kernel=fs.kernels.ode_euler(LINEAR), grid=GRID)
+    trace, picture = Trace(search), np.zeros((4, 4, 3))
+    trace.shots = [Shot("trajectory", 0, 0.25, 1.0, 4, -1, picture)]
+    info = SimpleNamespace(time=[0.25])
+    result: Any = SimpleNamespace(t=0.25, reward=1.0, nfe=4, x0=picture, info=info)
+    sheet = plots.path_figure(TITLE, trace, result, lambda x0: x0)
+    title, note = sheet.axes[0].texts[:2]
+    _is_whole(sheet, title)
+    assert note.get_window_extent().y1 < title.get_window_extent().y0
 
 
 def test_names_of_four_chains_are_below_the_title() -> None:
