@@ -2,12 +2,14 @@
 
 A compiled program is found again by static arguments that are equal. Python calls 1, 1.0 and True
 equal, and 0.0 and -0.0, and an object that is compared by identity equal to itself after an
-attribute of it has changed. Their keys differ, and so do keys of whatever holds them.
+attribute of it has changed, as a function is after what it takes from around it has. Their keys
+differ, and so do keys of whatever holds them.
 """
 
 import dataclasses
 import functools
 import types
+import zlib
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache, cached_property
@@ -18,13 +20,14 @@ import numpy as np
 from flax import linen
 
 from flowsde._explain import name_of
+from flowsde._uses import Used, is_setting, methods, used
 
 _ALIKE = (str, bytes, type(None))
 """Of these types two that are equal are alike."""
 _ALONE = (type, types.ModuleType, types.BuiltinFunctionType)
 """Each of these is like itself alone."""
-_COUNTED = (int, float, complex, str, bytes, list, dict, set)
-"""What a function may keep to count its calls by, or their results."""
+_READ = 2**24
+"""Bytes of an array of NumPy's, which may be written to, that are read to tell."""
 
 
 class ByValue:
@@ -185,18 +188,19 @@ class _Reader:
         if isinstance(value, set | frozenset):
             return kind, frozenset(map(self.read, value))
         if isinstance(value, np.ndarray | jax.Array):
-            return _Itself(value)
+            return _Itself(value), _written(value)
         if isinstance(value, jax.tree_util.PyTreeDef):
             return self._structure(value)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
-            return kind, self.read(value.__self__), value.__func__
+            return kind, self.read(value.__self__), self.read(value.__func__)
         if kind is functools.partial:
             return kind, *map(self.read, (value.func, value.args, value.keywords))
         if isinstance(value, linen.Module):
             fields = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
-            return kind, *((name, self.read(getattr(value, name))) for name in fields)
+            own = ((name, self.read(getattr(value, name))) for name in fields)
+            return kind, *own, *self._methods(kind)
         return self._object(kind, value)
 
     def _structure(self, tree: jax.tree_util.PyTreeDef) -> Any:
@@ -205,20 +209,28 @@ class _Reader:
         return tree.num_leaves, node and self.read(node), *map(self._structure, tree.children())
 
     def _function(self, fn: types.FunctionType) -> Any:
-        """A function, with the functions and objects that it encloses."""
-        inner = []
-        for cell in fn.__closure__ or ():
-            try:
-                inner.append(cell.cell_contents)
-            except ValueError:
-                continue  # Empty still, of a function that names itself.
-        used = [one for one in inner if not isinstance(one, _COUNTED)]
-        return (fn, *map(self.read, used)) if used else fn
+        """A function, with what it takes from around it."""
+        kept = {one.name: self._used(one) for one in used(fn)}
+        if not kept:
+            return fn
+        # Functions that it calls are told of as themselves.
+        calls = {one.name: _Itself(one.value) for one in used(fn) if _is_function(one.value)}
+        self.objects.append((fn, kept | calls))
+        return fn, *kept.items()
+
+    def _used(self, one: Used) -> Any:
+        if one.near or is_setting(one.value):
+            return self.read(one.value)
+        return _Itself(one.value)
+
+    def _methods(self, kind: type, every: bool = False) -> Iterator[Any]:
+        return map(self.read, methods(kind, every))
 
     def _object(self, kind: Any, value: Any) -> Any:
         by_value = kind.__eq__ is not object.__eq__
         if isinstance(value, ByValue) or (dataclasses.is_dataclass(value) and by_value):
-            return kind, *self._attributes(value).items()
+            own, every = self._attributes(value), isinstance(value, ByValue)
+            return kind, *own.items(), *self._methods(kind, every)
         leaves, structure = jax.tree.flatten(value)
         node = structure.node_data()  # type: ignore[attr-defined]
         if node is not None and node[1] is not value:
@@ -228,10 +240,21 @@ class _Reader:
         kept = self._attributes(value)
         if not by_value:
             self.objects.append((value, kept))
-        return _Itself(value, by_value), kind, *kept.items()
+        return _Itself(value, by_value), kind, *kept.items(), *self._methods(kind)
 
     def _attributes(self, value: Any) -> dict[str, Any]:
         if type(value).__module__.partition(".")[0] not in ("jax", "jaxlib"):
             return {name: self.read(one) for name, one in attributes(value).items()}
         # All that changes in one of JAX's is the function that it wraps.
         return {"__wrapped__": self.read(getattr(value, "__wrapped__", None))}
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType)
+
+
+def _written(array: Any) -> int | None:
+    """A checksum of what an array of NumPy's holds now; None of one that stays, or a large one."""
+    if not isinstance(array, np.ndarray) or array.dtype.hasobject or array.nbytes > _READ:
+        return None
+    return zlib.crc32(array.tobytes())

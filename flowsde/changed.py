@@ -6,6 +6,7 @@ one that changes whenever it is called is compiled at every run.
 
 import warnings
 import weakref
+from types import FunctionType
 from typing import Any
 
 from flowsde._exact import objects
@@ -37,9 +38,12 @@ def warn_if_changed(stacklevel: int, **arguments: Any) -> None:
             changed = [key for key, was in before.items() if now.get(key) != was]
             _seen[one] = None if changed else now
             if changed:
+                what = f"the attribute {changed[0]!r} of a {type(one).__name__}"
+                if isinstance(one, FunctionType):
+                    what = f"{changed[0]!r}, which {one.__qualname__} takes from around it,"
                 warnings.warn(
-                    f"{name}: the attribute {changed[0]!r} of a {type(one).__name__} has changed "
-                    f"since it was last used, for which everything is compiled again; give what "
-                    f"changes as cond or by jax.tree_util.Partial(fn, params)",
+                    f"{name}: {what} has changed since it was last used, for which everything is "
+                    f"compiled again; give what changes as cond or by "
+                    f"jax.tree_util.Partial(fn, params)",
                     stacklevel=stacklevel,
                 )
