@@ -11,6 +11,7 @@ from typing import Any, Self
 import jax
 from flax import linen
 
+from flowsde._described import described
 from flowsde._exact import ByValue, Key, attributes
 
 
@@ -50,7 +51,7 @@ class Static(ByValue):
         fields = getattr(self, "__dataclass_fields__", {}).values()
         later = {field.name for field in fields if field.default is None}
         own = ", ".join(
-            f"{name}={value!r}"
+            f"{name}={described(value)}"
             for name, value in attributes(self).items()
             if value is not None or name not in later
         )
