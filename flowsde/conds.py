@@ -65,7 +65,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def check_arrays(name: str, cond: Cond) -> None:
-    """TypeError unless all leaves are arrays or numbers."""
+    """TypeError unless all leaves are arrays or numbers, ValueError for one that JAX would wrap."""
     for leaf in jax.tree.leaves(cond):
         if not is_array(leaf):
             raise TypeError(
@@ -73,6 +73,22 @@ def check_arrays(name: str, cond: Cond) -> None:
                 f"arrays: text must be encoded for a model; a reward outside JAX takes it as "
                 f"reward_cond"
             )
+        if not isinstance(leaf, jax.Array):
+            _check_range(name, np.asarray(leaf))
+
+
+def _check_range(name: str, array: np.ndarray) -> None:
+    """ValueError for numbers that the dtype does not hold that JAX has for theirs."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype or array.dtype.kind not in "iuf":
+        return
+    info: Any = (jnp.finfo if array.dtype.kind == "f" else jnp.iinfo)(dtype)
+    outside = np.isfinite(array) & ((array < info.min) | (array > info.max))
+    if outside.any():
+        raise ValueError(
+            f"{name} has the number {array[outside][0]}, which {dtype} does not hold: expected "
+            f"smaller ones, as of a table's rows, or jax_enable_x64"
+        )
 
 
 def as_arrays(name: str, cond: Cond) -> Cond:

@@ -79,7 +79,13 @@ def tournament(
     """
     if not callable(compare):
         raise TypeError(f"compare must be callable, compare(a, b, cond), got {compare!r}")
-    given = np.asarray(images)
+    try:
+        given = np.asarray(images)
+    except ValueError:
+        raise ValueError(
+            "images must be an array [n, ...], or n of one shape, as [answer.image for answer in "
+            "result.top(n)]"
+        ) from None
     if given.ndim == 0 or len(given) == 0:
         raise ValueError(f"images must have at least one finalist, got shape {given.shape}")
     n = len(given)

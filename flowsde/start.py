@@ -116,6 +116,11 @@ def _rows(
 ) -> jax.Array:
     """Float32 [n, *shape] of one [*shape], or of n."""
     traced = isinstance(value, jax.core.Tracer)
+    if name != "mask" and getattr(value, "dtype", None) == np.uint8:
+        raise ValueError(
+            f"{name} is of bytes, as the pixels of a file are: expected floats of the data that "
+            f"the flow makes, pixels / 127.5 - 1 for those from -1 to 1"
+        )
     try:
         array = (value if traced else np.asarray(value)).astype(np.float32)
     except (TypeError, ValueError):

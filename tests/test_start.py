@@ -224,6 +224,7 @@ def test_a_picture_is_forgotten_at_t_1_and_another_is_another_run():
     ({"noise": X0}, "expected start"),
     ({"start": X0[:1]}, r"start has shape \(1,\), expected \(2,\)"),
     ({"start": X0 * np.nan}, "start has values that are NaN"),
+    ({"start": np.uint8([0, 255])}, "start is of bytes, as the pixels of a file are"),
     ({"start": X0, "mask": [0.5, 1.0]}, "mask must be True where"),
     ({"mask": ANEW}, "expected a start"),
 ])  # fmt: skip

@@ -126,6 +126,7 @@ def test_the_same_key_gives_the_same_games():
     (lambda a, b, cond: a[:1], np.arange(4.0), "compare returned shape"),
     (lambda a, b, cond: a + 7.0, np.arange(4.0), "numbers from 0 to 1, got"),
     (truth, np.zeros(0), "at least one finalist"),
+    (truth, [np.zeros(2), np.zeros(3)], "n of one shape"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(compare, images, message):
     with pytest.raises(ValueError, match=message):

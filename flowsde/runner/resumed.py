@@ -17,6 +17,8 @@ def resumed(job: Job, fresh: Carry) -> Carry:
       fresh: what the job would begin with.
     """
     assert job.resume is not None
+    if job.resume.state is None:
+        raise ValueError("resume has no state to go on from, expected a result of run or iterate")
     own = job.trim(fresh._replace(live=None))
     carry = _with_calls(job, carry_of(job.resume)._replace(start=own.start))
     like, found = jax.tree.structure(own), jax.tree.structure(carry)

@@ -165,6 +165,14 @@ def test_a_finished_result_is_given_back():
     assert whole.reward == last.reward and len(whole.info.time) == len(last.info.time)
 
 
+@pytest.mark.slow
+def test_a_result_of_a_batch_cannot_go_on():
+    options = {"cond": batch(4)[1], "prompt_ids": range(4)}
+    found = dict(fs.batch(KEY, flow(), SEARCH, reward, **options))[0]
+    with pytest.raises(ValueError, match="resume has no state to go on from"):
+        fs.run(KEY, flow(), SEARCH, reward, resume=found, **options)
+
+
 def sound(images, cond):
     return np.sin(images.sum(axis=-1))
 

@@ -90,6 +90,27 @@ def test_text_is_no_condition_of_a_model():
             call()
 
 
+@pytest.mark.parametrize("value", [2**40, np.int64(-(2**31) - 1), np.uint64(2**32), 1e300])
+def test_numbers_that_jax_would_wrap_are_refused(value):
+    """In int32, 2**40 is 0: the condition of another prompt."""
+    refused = {"expected_exception": ValueError, "match": "cond has the number .*32 does not hold"}
+    for cond in (value, np.asarray(value), {"at": value}):
+        with pytest.raises(**refused):
+            of_each_prompt("cond", cond, 1, single=True)
+    with pytest.raises(**refused):
+        fs.batch(KEY, flow(), SEARCH, reward, cond=[{"at": value}, {"at": value}])
+    with pytest.raises(**refused):
+        fs.sample(KEY, flow(), kernel=SEARCH.kernel, grid=[1.0, 0.0], n=1, cond=np.array([value]))
+    with jax.enable_x64(True):
+        of_each_prompt("cond", value, 1, single=True)
+
+
+def test_numbers_at_the_ends_are_taken():
+    values = [2**31 - 1, -(2**31), np.uint64(2**32 - 1), 3e38, np.inf, np.nan]
+    found = of_each_prompt("cond", values, 1, single=True)
+    np.testing.assert_array_equal(np.float32(np.concatenate(found)), np.float32(values))
+
+
 @pytest.mark.parametrize("single", [True, False])
 def test_what_was_told_stays_as_it_was_given(single):
     """JAX shares the memory of NumPy's arrays where it is aligned, as of this one."""
