@@ -92,11 +92,12 @@ def tune(
       RewardError: a reward outside JAX failed.
 
     Example:
+      >>> from flowsde.tuning.settings import Setting
       >>> flow = fs.analytic.gaussian([0.0, 0.0], 1.0).flow()
       >>> reward = lambda images, cond: images[:, 0]
       >>> path = {"interpolant": "linear", "kernel": "ode_euler", "grid": "uniform"}
-      >>> make = fs.tuning.settings.Setting.of  # without `settings` all methods race, for minutes
-      >>> settings = [make("bon", **path, steps=steps) for steps in (2, 4)]
+      >>> # Without `settings` all methods race, for minutes.
+      >>> settings = [Setting.of("bon", **path, steps=steps) for steps in (2, 4)]
       >>> tuned = fs.tune(jax.random.key(0), flow, reward, nfe=16, settings=settings)
       >>> tuned.setting.method, tuned.search.nfe
       ('bon', 16)
