@@ -94,6 +94,13 @@ class Snapshot:
         return hash(self.key)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Now(Snapshot):
+    """A value as it is now: an object that it keeps may change, which leaves it equal to itself."""
+
+    value: Any
+
+
 class Exact:
     """A function that is compared by a key.
 

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._arrays import check_output
+from flowsde._exact import Now
 from flowsde._explain import model_note, name_of, noted
 from flowsde._keys import as_key
 from flowsde.adapters import Adapted, Call, Plain
 from flowsde.conds import Cond, as_arrays, check_cond
-from flowsde.flow import Flow, check_flow
+from flowsde.flow import Flow, check_flow, exact
 from flowsde.predictions import (
     PREDICTIONS,
     expand,
@@ -120,9 +121,9 @@ def check_convention(
     kinds = [Convention(t, kind) for t in (model.time, model.time[::-1]) for kind in PREDICTIONS]
     angles = jnp.asarray(ANGLES, jnp.float32) * jnp.float32(np.pi / 2)
     times = flow.interpolant.time(angles)
-    keys = jax.random.split(key, len(ANGLES))
+    keys, now = jax.random.split(key, len(ANGLES)), exact(flow, cond)
     squared = [
-        jax.device_get(_squared_errors(flow, x0, t, cond, k, model, tuple(kinds)))
+        jax.device_get(_squared_errors(now, x0, t, cond, k, Now(model), tuple(kinds)))
         for t, k in zip(times, keys, strict=True)
     ]
     # Divided by n - 1: a mean of the very points is nearer to them than that of all data.
@@ -169,18 +170,18 @@ def _adapted(flow: Flow) -> Adapted:
     return Adapted(plain, own, (), False, (0.0, 1.0), "velocity", flow.interpolant)
 
 
-@partial(jax.jit, static_argnames=("model", "kinds"))
+@partial(jax.jit, static_argnames=("now", "kinds"))
 def _squared_errors(
     flow: Flow,
     x0: jax.Array,
     t: jax.Array,
     cond: Cond,
     key: jax.Array,
-    model: Adapted,
+    now: Now,
     kinds: tuple[Convention, ...],
 ) -> jax.Array:
     """Squared distances [kinds, n] from x0 to what each convention takes for its mean at time t."""
-    p = flow.interpolant
+    p, model = flow.interpolant, now.value
     t = jnp.full(x0.shape[:1], t)
     noise = jax.random.normal(key, x0.shape, jnp.float32)
     x = expand(p.alpha(t), x0) * x0 + expand(p.sigma(t), x0) * noise

@@ -215,16 +215,18 @@ def check_flow(flow: Flow) -> None:
     check_static("decode", flow.decode)
 
 
-def exact(flow: Flow, cond: Cond) -> Flow:
+def exact(flow: Flow, cond: Cond, interpolant: Interpolant | None = None) -> Flow:
     """A flow as it is now, which shares programs with none but its like.
 
     Args:
       flow: whose programs are looked up by all that they depend on: its functions, and what
         params, decode and cond keep beside their arrays.
       cond: that the model is given, or one of its structure.
+      interpolant: that it is converted to, of programs that are looked up by it as it is.
     """
     trees = (flow.params, flow.decode, cond)
-    key = Key((flow.velocity_fn, flow.interpolant, *map(jax.tree.structure, trees)))
+    own = (flow.velocity_fn, flow.interpolant, interpolant)
+    key = Key((*own, *map(jax.tree.structure, trees)))
     return dataclasses.replace(flow, velocity_fn=Exact(flow.velocity_fn, key), encode=None)
 
 

@@ -6,6 +6,7 @@ import types
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,6 +77,10 @@ class Kernel(fs.kernels.DDIM):
 
 ONE = Called()
 KERNEL = Kernel(fs.interpolants.linear(), 1.0)
+
+
+def still(params, x, t, cond):
+    return 0.5 * x
 
 
 def put(name):
@@ -176,3 +181,73 @@ def test_a_run_has_the_value_of_now():
         put("SCALE")(1.0)
     assert len(said) == 1
     np.testing.assert_allclose(found.reward, -2.0 * found.image[0], rtol=1e-6)
+
+
+class Diffusion:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, p, t):
+        return self.scale * t
+
+
+@pytest.fixture
+def power():
+    """A path of a global power, and what sets it."""
+    path = fs.interpolants.from_functions(lambda t: 1.0 - t**SCALE, lambda t: t**SCALE)
+    yield path, put("SCALE")
+    put("SCALE")(1.0)
+
+
+CHANGED = pytest.mark.filterwarnings("ignore:.*has changed since it was last used")
+
+
+@CHANGED
+@pytest.mark.slow
+def test_times_of_a_path_that_has_changed(power):
+    """At t^2 = 1 - t^2 the angle is pi / 4."""
+    path, change = power
+    np.testing.assert_allclose(path.time(path.angle(jnp.float32(0.5))), 0.5, rtol=1e-6)
+    change(2.0)
+    np.testing.assert_allclose(path.time(jnp.float32(np.pi / 4)), 0.5**0.5, rtol=1e-6)
+
+
+@CHANGED
+@pytest.mark.slow
+def test_what_is_drawn_along_a_path_that_has_changed(power):
+    """As along one that was so from the beginning."""
+    path, change = power
+    linear, (key, grid) = fs.interpolants.linear(), (jax.random.key(0), fs.grids.uniform(3))
+    flow = fs.Flow.from_callable(still, None, (2,))
+    data = np.random.default_rng(0).normal(size=(32, 2))
+
+    def drawn(path):
+        search = fs.search.bon(nfe=6, kernel=fs.kernels.ode_euler(path), grid=grid)
+        other = fs.Flow.from_callable(still, None, (2,), interpolant=path)
+        x0 = fs.posterior_samples(key, other, jnp.ones((1, 2)), 0.5, interpolant=linear)
+        told = fs.check_convention(other, data)
+        return fs.run(key, flow, search, of_pair).x0, x0, told.errors[told.given]
+
+    before = drawn(path)
+    change(2.0)
+    of_square = drawn(fs.interpolants.from_functions(lambda t: 1.0 - t**2.0, lambda t: t**2.0))
+    for was, now, wanted in zip(before, drawn(path), of_square, strict=True):
+        assert not np.allclose(was, now)
+        np.testing.assert_allclose(now, wanted, rtol=1e-5)
+
+
+@CHANGED
+@pytest.mark.slow
+def test_a_diagnosis_of_a_kernel_that_has_changed():
+    """It said that everything is compiled again, and went on with the old one."""
+    flow = fs.analytic.gaussian([0.5, 0.0], 0.5).flow()
+
+    def rewards(diffusion):
+        kernel = fs.kernels.euler_maruyama(flow.interpolant, diffusion)
+        options = {"kernel": kernel, "grid": fs.grids.uniform(3), "n": 8, "families": 0}
+        return fs.diagnose(jax.random.key(0), flow, of_pair, **options).rewards
+
+    one = Diffusion(1.0)
+    rewards(one)
+    one.scale = 2.0
+    np.testing.assert_array_equal(rewards(one), rewards(Diffusion(2.0)))

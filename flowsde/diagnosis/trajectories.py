@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._exact import Now
 from flowsde._keys import IMPLEMENTATION
 from flowsde.conds import for_reward, rows_on_host
 from flowsde.flow import initial_noise
-from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel
 from flowsde.rewards import HostReward
 from flowsde.runner.arguments import Job
@@ -121,10 +121,10 @@ def _sibling_keys(keys: jax.Array, step: jax.Array, number: jax.Array) -> jax.Ar
     return jax.vmap(one)(keys, number)
 
 
-@partial(jax.jit, static_argnames=("shape", "interpolant"))
-def _start(keys: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) -> jax.Array:
+@partial(jax.jit, static_argnames=("shape", "kernel"))
+def _start(keys: jax.Array, shape: tuple[int, ...], kernel: Now) -> jax.Array:
     def one(key: jax.Array) -> jax.Array:
-        return initial_noise(jax.random.fold_in(_own(key), 0), shape, interpolant)
+        return initial_noise(jax.random.fold_in(_own(key), 0), shape, kernel.value.interpolant)
 
     return jax.vmap(one)(keys)
 
@@ -132,34 +132,35 @@ def _start(keys: jax.Array, shape: tuple[int, ...], interpolant: Interpolant) ->
 @partial(jax.jit, static_argnames=("kernel",))
 def _move(
     keys: jax.Array, x: jax.Array, x0: jax.Array, x1: jax.Array,
-    step: jax.Array, t: jax.Array, s: jax.Array, kernel: Kernel,
+    step: jax.Array, t: jax.Array, s: jax.Array, kernel: Now,
 ) -> jax.Array:  # fmt: skip
     def one(key: jax.Array, x: jax.Array, x0: jax.Array, x1: jax.Array) -> jax.Array:
-        draw = kernel.draw if kernel.inner_evaluations else kernel
+        own: Kernel = kernel.value
+        draw = own.draw if own.inner_evaluations else own
         return draw(jax.random.fold_in(_own(key), step + 1), x, x0, x1, t, s)
 
     return jax.vmap(one)(keys, x, x0, x1)
 
 
 @partial(jax.jit, static_argnames=("kernel",))
-def _correct(*rows: jax.Array, t: jax.Array, s: jax.Array, kernel: Kernel) -> jax.Array:
-    correct: Any = kernel.correct
+def _correct(*rows: jax.Array, t: jax.Array, s: jax.Array, kernel: Now) -> jax.Array:
+    correct: Any = kernel.value.correct
     return jax.vmap(correct, (*[0] * len(rows), None, None))(*rows, t, s)
 
 
 @partial(jax.jit, static_argnames=("kernel",))
 def _observe(
-    x: jax.Array, drawn: jax.Array, step: jax.Array, t: jax.Array, s: jax.Array, kernel: Any
+    x: jax.Array, drawn: jax.Array, step: jax.Array, t: jax.Array, s: jax.Array, kernel: Now
 ) -> tuple[jax.Array, jax.Array]:
-    return jax.vmap(lambda x, drawn: kernel.observe(step, x, drawn, t, s))(x, drawn)
+    return jax.vmap(lambda x, drawn: kernel.value.observe(step, x, drawn, t, s))(x, drawn)
 
 
 @partial(jax.jit, static_argnames=("kernel",))
 def _advance(
     x: jax.Array, drawn: jax.Array, x0: jax.Array,
-    step: jax.Array, t: jax.Array, s: jax.Array, kernel: Any,
+    step: jax.Array, t: jax.Array, s: jax.Array, kernel: Now,
 ) -> jax.Array:  # fmt: skip
-    return jax.vmap(lambda *rows: kernel.advance(step, *rows, t, s))(x, drawn, x0)
+    return jax.vmap(lambda *rows: kernel.value.advance(step, *rows, t, s))(x, drawn, x0)
 
 
 def _in_chunks(f: Callable[..., Any], size: int, *arrays: np.ndarray) -> Any:
@@ -176,7 +177,7 @@ class _Meter:
     """Evaluates rows of one prompt, counts, and takes the time."""
 
     def __init__(self, job: Job, prompt: int, kernel: Kernel, tell: Callable[[int], None]):
-        self._job, self._tell, self.kernel = job, tell, kernel
+        self._job, self._tell, self.kernel, self.now = job, tell, kernel, Now(kernel)
         self.cost, self.size = job.flow.evaluations, job.sizes.model
         of_one = jax.tree.map(lambda a: a[prompt], job.model.cond)
         self._cond, self._told = (self._repeated(of_one, rows) for rows in job.sizes[:2])
@@ -238,7 +239,7 @@ class _Meter:
         step: int, t: float, s: float,
     ) -> np.ndarray:  # fmt: skip
         """x of every row's child at s."""
-        times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": self.kernel}
+        times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": self.now}
         draw = partial(_move, step=jnp.int32(step), **times)
         moved = _in_chunks(draw, self.size, keys, x, x0, x1)
         if self.kernel.inner_evaluations:
@@ -251,7 +252,7 @@ class _Meter:
     def _arrive(self, x: np.ndarray, drawn: np.ndarray, t: float, s: float) -> np.ndarray:
         """x of every row at s, by the kernel's inner evaluations, each counted on its own."""
         kernel: Any = self.kernel
-        times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": kernel}
+        times = {"t": jnp.float32(t), "s": jnp.float32(s), "kernel": self.now}
         for step in range(1, kernel.inner_steps):
             own = {"step": jnp.int32(step), **times}
             point, at = _in_chunks(partial(_observe, **own), self.size, x, drawn)
@@ -270,7 +271,7 @@ def _measure_values(
 ) -> list[np.ndarray]:
     """Values of all rows at each time, [n + born * time]."""
     keys = np.asarray(_trajectory_keys(key, np.arange(plan.n, dtype=np.uint32)))
-    begin = partial(_start, shape=shape, interpolant=plan.kernel.interpolant)
+    begin = partial(_start, shape=shape, kernel=meter.now)
     x = _in_chunks(begin, meter.size, keys)
     values: list[np.ndarray] = []
     parents = np.repeat(np.arange(plan.families), plan.siblings - 1)

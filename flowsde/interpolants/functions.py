@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from flowsde._exact import Now
 from flowsde.interpolants.base import Interpolant
 
 
@@ -34,11 +35,13 @@ class FromFunctions(Interpolant):
         return _derivative(self.sigma_fn, t)
 
     def time(self, angle):
-        return jax.lax.stop_gradient(_bisect(self, angle))
+        return jax.lax.stop_gradient(_bisect(Now(self), angle))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _bisect(p: Interpolant, angle: jax.Array) -> jax.Array:
+def _bisect(now: Now, angle: jax.Array) -> jax.Array:
+    p: Interpolant = now.value
+
     def halve(_, bracket):
         low, high = bracket
         middle = 0.5 * (low + high)

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._arrays import check_times
+from flowsde._exact import Now
 from flowsde.interpolants.base import Interpolant, is_silent
 from flowsde.interpolants.curves import Linear
 
 
 @functools.lru_cache
-def _last_time(p: Interpolant, dtype: Any) -> float:
+def _last_time(now: Now, dtype: Any) -> float:
     """The last of 1, 1 - 2^-24, 1 - 2^-23, … 1/2 (in float32) at which a velocity speaks."""
+    p: Interpolant = now.value
     if type(p) is Linear:
         return 1.0  # without compiling for it: of nearly all models
     times = np.append(1.0, 1.0 - 0.5 ** np.arange(jnp.finfo(dtype).nmant + 1, 0, -1))
@@ -52,7 +54,7 @@ def match_time(
       0.500 0.707
     """
     s = check_times("s", s)
-    last = _last_time(source, s.dtype)
+    last = _last_time(Now(source), s.dtype)
     if source == target:
         return jnp.minimum(s, last), jnp.ones_like(s)
     t = jnp.minimum(source.time(target.angle(s)), last)

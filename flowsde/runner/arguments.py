@@ -202,8 +202,8 @@ def prepare(
     sizes = sizes_of(flow, most, chunk_size, verifier.minibatch)
     check_size(program, flow, sizes.model * placement.groups if sizes.model < rows else 0)
     check_search(program, flow.shape)
-    flow = exact_flow(flow, for_model(cond))
-    draft = draft and exact_flow(draft, for_model(cond))
+    told_of = for_model(cond), search.interpolant
+    flow, draft = exact_flow(flow, *told_of), draft and exact_flow(draft, *told_of)
     on_device = None
     if isinstance(verifier, DeviceReward):
         on_device = verifier = exact_reward(verifier, cond)

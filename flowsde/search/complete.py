@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde._checks import check_count
+from flowsde._exact import Now
 from flowsde._static import check_static
 from flowsde.grids import Grid, as_grid
 from flowsde.interpolants import Interpolant
@@ -236,10 +237,10 @@ _ORDERS = {"complete": 1, "heun": 2, "adams": 1}
 """Evaluations a step."""
 
 
-@partial(jax.jit, static_argnames=("interpolant",))
-def _linear_time(interpolant: Interpolant, t: Any) -> jax.Array:
+@partial(jax.jit, static_argnames=("now",))
+def _linear_time(now: Now, t: Any) -> jax.Array:
     """The linear interpolant's time of an interpolant's; one program, compiled at the start."""
-    return LINE.time(interpolant.angle(t))
+    return LINE.time(now.value.angle(t))
 
 
 def default_steps(
@@ -253,7 +254,7 @@ def default_steps(
     check_static("interpolant", interpolant)
     last = np.float32(grid[-2])
     with jax.ensure_compile_time_eval():
-        start = float(last if interpolant == LINE else _linear_time(interpolant, last))
+        start = float(last if interpolant == LINE else _linear_time(Now(interpolant), last))
     order = _ORDERS[finish]
     half = (len(grid) - 1) // 2
     steps = max((half if most is None else min(half, most)) // order, 1)

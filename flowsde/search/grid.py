@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowsde._exact import Now
 from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Multistep, Renoise
@@ -341,7 +342,7 @@ def check_stochastic(kernel: Kernel, grid: tuple[float, ...], consequence: str) 
     if not kernel.stochastic:
         raise UnusableKernel(f"kernel {name} is deterministic, so {consequence}; {expected}")
     own = not type(kernel).__module__.startswith("flowsde.")
-    if own and not _draws_noise(kernel, grid):
+    if own and not _draws_noise(Now(kernel), grid):
         raise UnusableKernel(
             f"kernel {name} is stochastic by its word, but its std is 0 at all steps of the grid, "
             f"so {consequence}; {expected}"
@@ -349,8 +350,9 @@ def check_stochastic(kernel: Kernel, grid: tuple[float, ...], consequence: str) 
 
 
 @lru_cache(maxsize=64)
-def _draws_noise(kernel: Kernel, grid: tuple[float, ...]) -> bool:
+def _draws_noise(now: Now, grid: tuple[float, ...]) -> bool:
     """Whether a kernel of one's own has a std other than 0 at a step between points of a grid."""
+    kernel: Kernel = now.value
     drawn = kernel.begin if kernel.inner_evaluations else kernel.moments
     # A search is made anew within compiled functions.
     with jax.ensure_compile_time_eval():

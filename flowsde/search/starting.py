@@ -5,13 +5,12 @@ begins from (`beginning`): `flowsde.search.GridSearch` does both, for searches t
 `extend` or `move`. One that makes its first x itself has `beginning = None`, and is refused.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 
-from flowsde._exact import Snapshot
+from flowsde._exact import Now
 from flowsde.search.protocol import Candidates, Search
 from flowsde.start import Start, check_first_time
 
@@ -26,23 +25,16 @@ def beginning(search: Any, start: Start | None) -> Any:
     return search if start is None else search.beginning(start)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Now(Snapshot):
-    """A search as it is: an object that it keeps may change, which leaves it equal to itself."""
-
-    search: Search
-
-
 def ask(search: Search, state: Any, start: Start | None) -> tuple[Any, Candidates]:
     """`Search.ask` of one prompt."""
-    return _ask(_Now(search), state, start)
+    return _ask(Now(search), state, start)
 
 
 # Compiled on its own so that a search is traced once: the check before a run, and the programs of
 # a round, share the trace.
 @partial(jax.jit, static_argnames=("now",))
-def _ask(now: _Now, state: Any, start: Start | None) -> tuple[Any, Candidates]:
-    return beginning(now.search, start).ask(state)
+def _ask(now: Now, state: Any, start: Start | None) -> tuple[Any, Candidates]:
+    return beginning(now.value, start).ask(state)
 
 
 def check_start(search: Any, start: Start | None) -> None:
