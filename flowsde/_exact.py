@@ -226,7 +226,7 @@ class _Reader:
         return fn, *kept.items()
 
     def _used(self, one: Used) -> Any:
-        if one.near or is_setting(one.value):
+        if one.near or isinstance(one.value, ByValue) or is_setting(one.value):
             return self.read(one.value)
         return _Itself(one.value)
 

@@ -3,6 +3,7 @@
 A compiled program has their values as they were when it was traced.
 """
 
+import dataclasses
 import dis
 from collections.abc import Iterator
 from functools import cache
@@ -100,7 +101,7 @@ def used(fn: FunctionType) -> Iterator[Used]:
 
 
 def is_setting(value: Any) -> bool:
-    """Whether a global is made of values and functions alone.
+    """Whether a global is made of values, records and functions alone.
 
     Others, such as a log or a connection, change by themselves.
     """
@@ -108,6 +109,8 @@ def is_setting(value: Any) -> bool:
         return all(map(is_setting, value))
     if isinstance(value, dict):
         return all(map(is_setting, value.values()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return True
     return isinstance(value, (*_NUMBERS, np.ndarray, FunctionType, SimpleNamespace))
 
 

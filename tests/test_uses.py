@@ -15,6 +15,7 @@ from flowsde._exact import Key
 
 SCALE, PAIR, SETTINGS, WEIGHTS = 1.0, (1.0, 2.0), {"scale": 1.0}, np.ones(2)
 SPACE = types.SimpleNamespace(scale=1.0)
+LINEAR = fs.interpolants.linear()
 LOG = logging.getLogger("of a test")
 CALLS, SEEN, COUNTS = 0, [], {"calls": 0}
 
@@ -43,12 +44,24 @@ def of_space(x, cond):
     return SPACE.scale * x[:, 0]
 
 
+def of_record(x, cond):
+    return RECORD.scale * LINEAR.alpha(x[:, 0])
+
+
 def of_helper(x, cond):
     return (lambda y: helper(y))(x[:, 0])
 
 
 def of_default(x, cond, scale=(1.0,), *, power=1.0):
     return scale[0] * x[:, 0] ** power
+
+
+@dataclasses.dataclass
+class Record:
+    scale: float
+
+
+RECORD = Record(1.0)
 
 
 class Called:
@@ -100,6 +113,8 @@ CHANGES = {
     "a dict": (of_settings, lambda v: SETTINGS.update(scale=v), 2.0, 1.0),
     "an array": (of_array, lambda v: WEIGHTS.fill(v), 2.0, 1.0),
     "a namespace": (of_space, lambda v: setattr(SPACE, "scale", v), 2.0, 1.0),
+    "a record": (of_record, lambda v: setattr(RECORD, "scale", v), 2.0, 1.0),
+    "a path": (of_record, put("LINEAR"), fs.interpolants.vp(), fs.interpolants.linear()),
     "a default": (of_default, defaults, ((2.0,),), ((1.0,),)),
     "a keyword's": (of_default, lambda v: of_default.__kwdefaults__.update(power=v), 2.0, 1.0),
     "of an object": (ONE, put("SCALE"), 2.0, 1.0),
@@ -251,3 +266,18 @@ def test_a_diagnosis_of_a_kernel_that_has_changed():
     rewards(one)
     one.scale = 2.0
     np.testing.assert_array_equal(rewards(one), rewards(Diffusion(2.0)))
+
+
+@CHANGED
+@pytest.mark.slow
+def test_a_part_in_jax_of_a_reward_outside_it():
+    """Each part once, by hand: SCALE x0 + x1."""
+    first = fs.rewards.device(of_global, name="first")
+    second = fs.rewards.host(lambda images, cond: images[:, 1], name="second")
+    reward, images = fs.rewards.weighted([first, second], [1.0, 1.0]), np.float32([[3.0, 4.0]])
+    assert reward(images, None).tolist() == [7.0]
+    put("SCALE")(2.0)
+    try:
+        assert reward(images, None).tolist() == [10.0]
+    finally:
+        put("SCALE")(1.0)

@@ -24,6 +24,7 @@ from flowsde.rewards.base import (
     RewardError,
     as_float32,
     as_reward,
+    exact,
 )
 from flowsde.rewards.combination import Combination, Lexicographic, Minimum, Rule, Weighted
 from flowsde.rewards.objects import Both, OfRewards
@@ -280,7 +281,7 @@ def each_on_host(parts: Sequence[Reward], images: np.ndarray, cond: Any) -> dict
     for part in on_device:
         check_arrays(f"cond of reward {part.name!r}, which is in JAX,", given)
     # These are computed while those outside JAX are waited for.
-    said = {part.name: _on_device(part, images, given) for part in on_device}
+    said = {part.name: _on_device(exact(part, given), images, given) for part in on_device}
     said |= _side_by_side([p for p in parts if isinstance(p, HostReward)], images, cond)
     return {part.name: np.asarray(said[part.name]) for part in parts}
 
