@@ -17,7 +17,6 @@ those with and those without siblings as many as there are. Prompts are not resa
 are not finite are left out, but of ranks and comparisons, where -inf is below all.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,11 +96,21 @@ def spearman(values: np.ndarray, finals: np.ndarray) -> np.ndarray:
 
 
 def _best_of(finals: np.ndarray, many: int) -> np.ndarray:
-    """E[highest of `many` of the values [..., n], drawn without repetition] - their mean."""
-    n = finals.shape[-1]
-    weight = [math.comb(i, many - 1) / math.comb(n, many) for i in range(n)]
-    with np.errstate(invalid="ignore"):
-        return np.sort(finals, -1) @ np.asarray(weight) - finals.mean(-1)
+    """E[highest of `many` of the values [..., n], drawn without repetition] - their mean.
+
+    Of what is finite; NaN of less than `many`.
+    """
+    ordered = np.sort(np.where(np.isfinite(finals), finals, -np.inf), -1)
+    known = np.isfinite(ordered)
+    k = known.sum(-1, keepdims=True)
+    # C(j, many - 1) / C(k, many) for the value with j of the k below it.
+    j = np.arange(finals.shape[-1]) - (finals.shape[-1] - k)
+    below = np.arange(1, many)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chances = np.maximum(j[..., None] - below + 1, 0) / (k[..., None] - below)
+        weights = many / k * np.prod(chances, -1)
+        best = np.sum(np.where(known, ordered, 0.0) * weights, -1)
+    return np.where(k[..., 0] >= many, best - _mean(ordered, -1), np.nan)
 
 
 def _of_prompt(r: np.ndarray, near: np.ndarray, last: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ The posterior mean is a x with a = alpha / (alpha^2 + sigma^2), and a step x_s =
 values are Gaussian under the reward r(x) = x, and their laws follow by hand.
 """
 
+import itertools
 import math
 
 import jax
@@ -13,6 +14,7 @@ import scipy.stats
 
 import flowsde as fs
 from flowsde.diagnosis import statistics
+from flowsde.diagnosis.trajectories import Measured
 
 DATA = fs.analytic.gaussian([0.0], 1.0)
 KERNEL = fs.kernels.ddim(fs.interpolants.linear())
@@ -131,3 +133,30 @@ def test_ode_ranks_from_the_first_time_on():
     assert not ode.stochastic and ode.sibling_rewards.size == 0 and ode.nfe == 200
     assert "deterministic: no siblings" in str(ode)
     assert np.isnan(ode.worth.value).all() and ode._repr_png_()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("many", [2, 3])
+@pytest.mark.parametrize("bad", [0, 1, 4, 6, 7])
+def test_the_best_of_many_is_that_of_all_subsets_of_what_is_finite(many, bad):
+    finals = np.random.default_rng(many).normal(size=(2, 7))
+    finals[1, np.random.default_rng(bad).permutation(7)[:bad]] = -np.inf
+    for own, found in zip(finals, statistics._best_of(finals, many), strict=True):
+        own = own[np.isfinite(own)]
+        best = [max(some) for some in itertools.combinations(own, many)]
+        wanted = np.mean(best) - own.mean() if best else np.nan
+        assert found == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+
+
+def test_one_reward_that_is_no_number_hides_nothing():
+    """Left out, it moves what is estimated of the others by their share at most."""
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(64, 4)).astype(np.float32)
+    near = rng.normal(size=(32, 3, 2)).astype(np.float32)
+    worth = []
+    for last in (rewards[-1, -1], np.float32(-np.inf)):
+        own = rewards.copy()
+        own[-1, -1] = last
+        one = Measured(own, near, near + 0.5, 1, 1, 1, np.zeros(2))
+        worth.append(statistics.estimate([one], along=4, each=1)["worth"])
+    assert np.isfinite(worth[1]).all()
+    np.testing.assert_allclose(worth[1].value, worth[0].value, rtol=0.1)
