@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowsde._explain import name_of
 from flowsde._static import Static
@@ -50,6 +51,9 @@ def classifier_free_guidance(flow: Flow, scale: float, null_cond: Cond) -> Flow:
       null_cond: the condition that stands for none, without a batch axis; or one for each prompt
         (a negative prompt's), with the leading axis that cond is given with.
 
+    Raises:
+      ValueError, TypeError: naming the argument.
+
     Example:
       >>> flow = fs.Flow.from_callable(lambda params, x, t, cond: x * cond[:, None], None, (1,))
       >>> guided = fs.classifier_free_guidance(flow, 3.0, null_cond=jnp.array(0.0))
@@ -57,6 +61,11 @@ def classifier_free_guidance(flow: Flow, scale: float, null_cond: Cond) -> Flow:
       >>> guided.velocity_fn(guided.params, x, t, cond).tolist(), guided.evaluations
       ([[3.0]], 2)
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow must be a flowsde.Flow, got {type(flow).__name__}")
+    number = scale if isinstance(scale, jax.Array) else np.asarray(scale)
+    if number.ndim != 0 or not jnp.issubdtype(number.dtype, jnp.number):
+        raise ValueError(f"scale must be one number for all prompts, got {scale!r}")
     null = as_arrays("null_cond", null_cond)
     return dataclasses.replace(
         flow,

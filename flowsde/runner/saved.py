@@ -57,6 +57,8 @@ def save_search(folder: str | Path, search: Search, result: Result) -> None:
       ...     fs.save_search("OUT", search, result)
     """
     folder = check_path("folder", folder)
+    if not isinstance(result, Result):
+        raise TypeError(f"result must be a flowsde.Result, got {type(result).__name__}")
     if result.state is None:
         raise ValueError("result has no state to go on from, expected one of run or iterate")
     arrays, about = pack(search, result)

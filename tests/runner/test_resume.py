@@ -165,6 +165,11 @@ def test_a_finished_result_is_given_back():
     assert whole.reward == last.reward and len(whole.info.time) == len(last.info.time)
 
 
+def test_what_is_no_result_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"result must be a flowsde.Result, got NoneType"):
+        fs.save_search(tmp_path, SEARCH, None)
+
+
 @pytest.mark.slow
 def test_a_result_of_a_batch_cannot_go_on():
     options = {"cond": batch(4)[1], "prompt_ids": range(4)}

@@ -74,6 +74,13 @@ def test_null_conditions_that_do_not_fit():
         fs.run(KEY, fs.guide(flow(), 3.0, NULL), SEARCH, reward)
 
 
+@pytest.mark.parametrize("scale", [[1.0, 2.0], np.ones((1,)), "3", None])
+def test_guidance_has_one_scale(scale):
+    """Two numbers were the scales of two columns of x."""
+    with pytest.raises((ValueError, TypeError), match="scale must be one number"):
+        fs.classifier_free_guidance(flow(), scale, row(NULL, 0))
+
+
 def test_text_is_no_condition_of_a_model():
     message = "has a leaf of type str, 'a cat', expected arrays: text must be encoded"
     settings = {"kernel": SEARCH.kernel, "grid": SEARCH.grid}
