@@ -110,7 +110,8 @@ def _check_finite(finite: jax.Array) -> None:
         bad, n = (sum(int(f(part).sum()) for part in parts) for f in (np.invert, np.ones_like))
         raise ValueError(
             f"{bad} of {n} particles are NaN or infinite: velocity_fn has weights that are, a "
-            f"float16 model overflows, or a guidance scale or a step is too large"
+            f"float16 model overflows, a guidance scale or a step is too large, or a diffusion "
+            f"coefficient is not finite"
         )
 
 

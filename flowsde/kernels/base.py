@@ -91,6 +91,7 @@ class Kernel(Static, abc.ABC):
         check_particle(x, x0, x1)
         t, s = as_time("t", t, x), as_time("s", s, x)
         mean, std = self.begin(x, x0, x1, t, s)
+        check_mean(self, mean, x)
         if not self.stochastic:
             return mean
         return mean + std * standard_normal(key, x.shape, x.dtype)
@@ -189,6 +190,12 @@ def check_particle(*arrays: jax.Array) -> None:
     of = "a kernel's x, x0 and x1 are of one particle"
     chex.assert_equal_shape(arrays, custom_message=of)
     chex.assert_type(arrays, float, custom_message=of)
+
+
+def check_mean(kernel: Any, mean: jax.Array, x: jax.Array) -> None:
+    """AssertionError unless a kernel's mean is shaped as x: noise would make it of that shape."""
+    of = f"the mean of kernel {type(kernel).__name__} is that of one particle x"
+    chex.assert_shape(mean, x.shape, custom_message=of)
 
 
 def as_time(name: str, t: Any, x: jax.Array) -> jax.Array:

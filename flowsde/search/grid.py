@@ -18,7 +18,7 @@ from flowsde._exact import Now
 from flowsde._keys import as_key
 from flowsde.interpolants import Interpolant
 from flowsde.kernels import Kernel, Multistep, Renoise
-from flowsde.kernels.base import standard_normal
+from flowsde.kernels.base import check_mean, standard_normal
 from flowsde.search.protocol import Candidates, Evaluation, Moving, Particle, SearchBase
 from flowsde.search.value import LookAhead
 from flowsde.start import Start, begin
@@ -149,6 +149,7 @@ class GridSearch(SearchBase):
             moving = Moving(mean + std * noise, parent.x, parent.t)
             return tree_where(step == 0, self.arrived(start, s), moving)
         mean, std = self.kernel.moments(parent.x, parent.x0, parent.x1, parent.t, s, *gradient)
+        check_mean(self.kernel, mean, parent.x)
         return jnp.where(step == 0, start, mean + std * noise)
 
     def arrived(self, x: jax.Array, t: jax.Array) -> Any:
