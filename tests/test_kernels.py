@@ -631,22 +631,3 @@ def test_noise_in_one_row_is_that_of_jax_bit_for_bit(shape):
     ours = jax.jit(jax.vmap(lambda key: standard_normal(key, shape)))(keys)
     theirs = jax.jit(jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32)))(keys)
     np.testing.assert_array_equal(ours, theirs)
-
-
-class OneNumber(kernels.Kernel):
-    """Whose mean is a number, to which the noise of all of x would be added."""
-
-    def moments(self, x, x0, x1, t, s):
-        return jnp.sum(x0), jnp.zeros_like(t)
-
-
-def test_a_mean_of_another_shape_is_named():
-    kernel, x = OneNumber(LINEAR), np.ones(3, np.float32)
-    grid = fs.grids.uniform(3)
-    with pytest.raises(AssertionError, match="the mean of kernel OneNumber is that of one"):
-        jax.eval_shape(lambda: kernel(KEY, x, x, x, 0.5, 0.4))
-    search = fs.search.bon(nfe=3, kernel=kernel, grid=grid)
-    one = np.float32(1.0)
-    parent = fs.search.Particle(x, one, x, x, one)
-    with pytest.raises(AssertionError, match="the mean of kernel OneNumber is that of one"):
-        jax.eval_shape(lambda: search.extend(KEY, parent, jnp.int32(1)))

@@ -183,3 +183,22 @@ def test_host_rewards(fn, message):
         fs.run(KEY, flow(), rbf(), fs.rewards.host(fn, "score"))
     with pytest.raises(TypeError, match=r"fn must be callable.*got 7"):
         fs.rewards.host(7)
+
+
+class OneNumber(fs.kernels.Kernel):
+    """Whose mean is a number, to which the noise of all of x would be added."""
+
+    def moments(self, x, x0, x1, t, s):
+        return jnp.sum(x0), jnp.zeros_like(t)
+
+
+def test_a_mean_of_another_shape_is_named():
+    kernel, x = OneNumber(VP), np.ones(3, np.float32)
+    grid = fs.grids.uniform(3)
+    with pytest.raises(AssertionError, match="the mean of kernel OneNumber is that of one"):
+        jax.eval_shape(lambda: kernel(KEY, x, x, x, 0.5, 0.4))
+    search = fs.search.bon(nfe=3, kernel=kernel, grid=grid)
+    one = np.float32(1.0)
+    parent = fs.search.Particle(x, one, x, x, one)
+    with pytest.raises(AssertionError, match="the mean of kernel OneNumber is that of one"):
+        jax.eval_shape(lambda: search.extend(KEY, parent, jnp.int32(1)))
