@@ -83,6 +83,7 @@ def _fitted(name: str, path: Path, height: int, width: int) -> "Image":
     """RGB, or grey for a mask, of the model's size."""
     from PIL import Image, ImageOps
 
-    picture = opened(f"--{name}", path).convert("L" if name == "mask" else "RGB")
+    picture = opened(f"--{name}", path)
+    picture = picture.convert("L") if name == "mask" else picture
     method = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.LANCZOS
     return ImageOps.fit(picture, (width, height), method)

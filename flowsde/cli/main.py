@@ -139,8 +139,20 @@ def _prepared(command: Any, args: list[str]) -> Callable[[], int]:
     return lambda: code
 
 
-def _leave(code: int) -> None:
-    """End the process."""
+def _is_alone(args: list[str]) -> bool:
+    """Whether nothing but this command runs in the process: no function of the user's, which may
+    have files open that are written when they are freed, and no profiler or script around `main`.
+    """
+    callers, frame = [], sys._getframe(1).f_back
+    while frame is not None:
+        callers.append(frame.f_code.co_name)
+        frame = frame.f_back
+    programs = (["<module>"], ["<module>", "_run_code", "_run_module_as_main"])
+    return callers in programs and not any(":" in word for word in args)
+
+
+def _leave(code: int, alone: bool = True) -> None:
+    """End the process; as Python would, unless it is `_is_alone`."""
     for number in interrupts.SIGNALS:
         if signal.getsignal(number) is signal.default_int_handler:
             # There is nothing left to tidy up.
@@ -149,7 +161,7 @@ def _leave(code: int) -> None:
     # A thread that is in JAX when the interpreter goes away aborts the process.
     given_up = threads is not None and threads.given_up()
     others = {t for t in threading.enumerate() if not t.daemon} - {threading.main_thread()}
-    if others and not given_up:
+    if (others or not alone) and not given_up:
         raise SystemExit(code)  # which waits for them
     if not given_up:
         with contextlib.suppress(Exception):
@@ -189,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         err.flush()
     code = code or out.code
     if argv is None:
-        _leave(code)
+        _leave(code, _is_alone(args))
     if code or helped:
         raise SystemExit(code)
 

@@ -36,3 +36,41 @@ def test_exit_functions_run_and_threads_are_waited_for(daemon, said, code):
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (code, said)
     assert "ZeroDivisionError" in ended.stderr
+
+
+WRAPPED = """
+import cProfile, sys
+from flowsde.cli.main import main
+
+sys.argv[1:] = ["--version"]
+{call}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("main(); print('behind')", ""),
+        ("def whole():\n  try: main()\n  finally: print('around')\nwhole()", "around"),
+        ("cProfile.run('main()')", "function calls"),
+    ],
+)
+def test_what_is_around_the_command_ends_as_it_would(call, said):
+    """A script's own tidying up and a profiler's report happen; an entry point just ends."""
+    script = WRAPPED.format(call=call)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    version, _, rest = ended.stdout.partition("\n")
+    assert version.startswith("flowsde ")
+    assert said in rest
+    assert bool(rest) == bool(said)
+
+
+def test_files_that_a_reward_has_open_are_written(tmp_path):
+    """Python closes them at its end; the command's fast one must not lose what they hold."""
+    reward = "kept = open('log.txt', 'w')\nkept.write('held')\nscore = None\n"
+    (tmp_path / "keeping.py").write_text(reward)
+    command = [sys.executable, "-m", "flowsde", "serve-reward", "--reward", "keeping:score"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "must be a function" in ended.stderr
+    assert (tmp_path / "log.txt").read_text() == "held"
