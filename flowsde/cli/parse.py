@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
+import shutil
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +32,8 @@ _ELSEWHERE = {
     "--prompt": ("--prompts-file", "PROMPT is given without a name of an option"),
 }
 """What other programs call it, the option here, and what to say if it is not only another name."""
+_NARROWEST = 40
+"""Columns of the help; below a few, tyro lays it out without end."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
@@ -55,7 +59,7 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     kind, errors = kind_of(name), io.StringIO()
     given = _without_resume(name, words[1:])
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _wide_enough():
             command = tyro.cli(
                 kind,
                 prog=f"flowsde {name}",
@@ -71,6 +75,20 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     check_words(command)
     named = any(word.partition("=")[0] == "--method" for word in given)
     return preset_files.with_its_own(command, named, single=name == "sample")
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """A terminal of `_NARROWEST` columns at least, in the block."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _help() -> str:

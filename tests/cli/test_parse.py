@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 from refusing import refused
 
-from flowsde.cli import COMMANDS, parse
+from flowsde.cli import COMMANDS, parse, score
 from flowsde.cli import main as cli
 
 WRONG = {
@@ -72,3 +73,14 @@ def test_ctrl_c_while_numpy_is_imported() -> None:
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     assert "flowsde sample: interrupted; resume with: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", ["1", "3"])
+def test_a_terminal_may_be_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one column a correct command was refused; of three the help took memory without end."""
+    monkeypatch.setenv("COLUMNS", columns)
+    command = parse.parse(["score", "a.png", "--reward", "rss"], lambda _: score.Score)
+    assert command.reward == "rss"
+    with parse._wide_enough():
+        assert shutil.get_terminal_size().columns == 40
+    assert os.environ["COLUMNS"] == columns
