@@ -7,7 +7,7 @@ maps one tensor. Nothing is ever unpickled but by `flowsde_converters.torch_file
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -169,21 +169,28 @@ def _weights_of(folder: Path) -> Path:
     lower = {name.lower(): name for name in sorted(there)}
     for suffix in (*SAFETENSORS, ".bin"):
         for name in USUAL:
-            for usual in (f"{name}{suffix}.index.json", f"{name}{suffix}"):
-                if usual in lower:
-                    return folder / lower[usual]
+            both = (f"{name}{suffix}.index.json", f"{name}{suffix}")
+            usual = [lower[one] for one in both if one in lower]
+            if len(usual) == 2:  # Of which transformers takes the file, diffusers the index.
+                _refuse_several(folder, usual)
+            if usual:
+                return folder / usual[0]
     for suffixes in (SAFETENSORS, TORCH):
         found = [name for name in there if indexes(name, suffixes)]
         found = found or [name for name in there if ends(name, suffixes)]
         if len({tuple(series(name) or [name]) for name in found}) == 1:
             return folder / min(found)
         if found:
-            held = names(sorted(found))
-            raise ValueError(f"{folder} holds {held}, expected one checkpoint: name the file")
+            _refuse_several(folder, found)
     others = sorted(name for name in there if ends(name, (GGUF,)))
     if others:
         raise ValueError(f"{folder / others[0]} {OF_GGUF}")
     raise ValueError(f"{folder} holds no weights, expected a file of {', '.join(SUFFIXES)}")
+
+
+def _refuse_several(folder: Path, found: Iterable[str]) -> NoReturn:
+    held = names(sorted(found))
+    raise ValueError(f"{folder} holds {held}, expected one checkpoint: name the file")
 
 
 def _index(path: Path) -> dict[str, set[str]]:

@@ -251,3 +251,14 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config\.json holds a list, expected an object"):
         open_checkpoint(tmp_path)
+
+
+def test_a_file_and_an_index_of_others_are_not_chosen_between(shards):
+    """Whatever libraries take: whoever saved the second may have left the first from before."""
+    library.save_file({key: F32 + 9 for key in "abc"}, shards / "model.safetensors")
+    said = "holds model.safetensors, model.safetensors.index.json, expected one checkpoint"
+    with pytest.raises(ValueError, match=said):
+        open_checkpoint(shards)
+    for name, value in (("model.safetensors", 9), ("model.safetensors.index.json", 0)):
+        found = open_checkpoint(shards / name)
+        np.testing.assert_array_equal(found.read("a"), F32 + value, strict=True)
