@@ -254,7 +254,7 @@ _CONTENTS = "converted models with the checksums"
 _WHERE_GIVEN = {
     *("--weights", "--reward-model", "--keep", "--image", "--mask"),
     *("--reward-frames", "--over-frames", "--reward-weights", "--reward-pool"),
-    *("--reward-questions", "--reward-counts", "--quantise"),
+    *("--reward-questions", "--reward-counts", "--reward-version", "--quantise"),
     *("--skip-layers", "--skip-scale", "--skip-start", "--skip-stop"),
 } | {flag(field.name) for field in dataclasses.fields(Settings) if field.name not in ALWAYS}
 """Options that a run names only where they have an effect and are not the default."""

@@ -17,8 +17,9 @@ from refusing import refused
 import flowsde as fs
 from flowsde import shapes
 from flowsde.cli import main as cli
+from flowsde.cli import results
 from flowsde.cli.options import Combining, Converted, Sample
-from flowsde.cli.sources import source_of
+from flowsde.cli.sources import about, source_of
 from flowsde.diagnosis import statistics
 from flowsde.shapes import weights
 
@@ -190,3 +191,20 @@ def test_a_judge_at_a_url(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         capsys.readouterr()
         cli.main(words)
         assert "already complete" in capsys.readouterr().out
+
+
+def test_a_reward_of_another_version_does_not_go_on_in_a_folder(here: Path) -> None:
+    """As of a server that was started again with another: its name is the same."""
+
+    def found(version: str) -> dict[str, Any]:
+        text = f"import flowsde as fs\nscore = fs.rewards.host(lambda x, p: x[:, 0, 0, 0]{version})"
+        (here / "own_judge.py").write_text(text)
+        sys.modules.pop("own_judge", None)
+        command = Sample(prompt=(OTHER,), reward=("own_judge:score",))
+        return about(command, source_of(command), OTHER)
+
+    first = found(", version='first'")
+    results.check_same(here, "finished", found(", version='first'"), first)
+    for other, said in ((", version='second'", "second"), ("", "None")):
+        with pytest.raises(ValueError, match=f"--reward-version first, not {said}"):
+            results.check_same(here, "finished", found(other), first)

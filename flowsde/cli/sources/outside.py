@@ -47,7 +47,8 @@ class HostFunction:
 
     Attributes:
       reward: as `flowsde.run` takes it.
-      judge: version of a judge, by which results know it again; None of another function.
+      judge, reward_version: what a judge, or another reward that says so, has for its version, by
+        which results know it again; None otherwise.
     """
 
     reads_text, on_device = True, False
@@ -61,11 +62,12 @@ class HostFunction:
         if judged and fps is not None:
             raise ValueError(f"{option} {shown(name)} judges pictures, and the model makes videos")
         self.judge: str | None = None
+        self.reward_version: str | None = None
         function = _judge(name, option, timeout) if judged else imported(name, option)
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
-            self.judge = function.version if judged else None
+            setattr(self, "judge" if judged else "reward_version", function.version)
             return
         if fps is not None and _takes_fps(function):
             function = partial(function, fps=fps)
@@ -79,14 +81,17 @@ class HostFunction:
         return self.reward, list(prompts)
 
 
-def judges(parts: Sequence[object]) -> dict[str, Any]:
-    """The setting of a result that says which judges there are among some rewards.
+def versions(parts: Sequence[object]) -> dict[str, Any]:
+    """The settings of a result that say which judges and servers there are among some rewards.
 
     Another model may take the place of this one, under the same name or at the same URL.
     """
-    found = [getattr(part, "judge", None) for part in parts]
-    versions = [judge for judge in found if judge is not None]
-    return {"judge": versions[0] if len(parts) == 1 else versions} if versions else {}
+    said = {}
+    for name in ("judge", "reward_version"):
+        found = [own for part in parts if (own := getattr(part, name, None)) is not None]
+        if found:
+            said[name] = found[0] if len(parts) == 1 else found
+    return said
 
 
 def _takes_fps(function: Callable[..., Any]) -> bool:

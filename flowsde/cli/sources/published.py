@@ -24,7 +24,7 @@ from flowsde.cli.settings import TRAJECTORIES, Settings, flag
 from flowsde.cli.sources import combined, rewards, videos
 from flowsde.cli.sources.base import LoadedSource, PromptTask, RewardSource
 from flowsde.cli.sources.known import KNOWN
-from flowsde.cli.sources.outside import is_outside, judges
+from flowsde.cli.sources.outside import is_outside, versions
 from flowsde.flow import Flow
 from flowsde.grids import Grid
 from flowsde.models.autoencoder_kl.decoder import WHOLE
@@ -285,7 +285,7 @@ class PublishedSource:
         if options.reward_counts is not None:
             self.named["reward_counts"] = options.reward_counts
         self._asked = _asked(options.reward_questions, self.prompts)
-        self.named |= judges([*parts.values()])
+        self.named |= versions([*parts.values()])
         needs = list(map(rewards.folders, parts))
         each = combined.folders_of([*parts], options.reward_model, needs)
         self.rewards = dict(zip(parts, each, strict=True))

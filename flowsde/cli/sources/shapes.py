@@ -13,7 +13,7 @@ from flowsde.cli import devices, pictures, preset_files, presets, prompts, setti
 from flowsde.cli.options import Converted, Sample
 from flowsde.cli.sources import combined
 from flowsde.cli.sources.base import LoadedSource, PromptTask, RewardSource
-from flowsde.cli.sources.outside import HostFunction, is_outside, judges
+from flowsde.cli.sources.outside import HostFunction, is_outside, versions
 from flowsde.flow import Flow
 from flowsde.rewards.base import Reward, device
 from flowsde.shapes import captions, verdict, weights
@@ -116,7 +116,7 @@ class ShapesSource:
             else _Measure(name, self._task, self._files["scorer"])
             for name in self.rewards
         ]  # fmt: skip
-        self.named |= judges(parts)
+        self.named |= versions(parts)
         self._reward = parts[0]
         if len(parts) > 1:
             self._reward = combined.Combined(names, parts, command.combining, self._pools)
