@@ -229,12 +229,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Counted(io.RawIOBase):
-    """A request's body, of which the handler knows how much is left."""
+    """A request's body, of which the handler knows how much is left; it may take no longer than the
+    request: its client holds a place, and must not for ever by sending byte after byte."""
 
     def __init__(self, handler: _Handler):
         self._handler = handler
+        self._end = time.monotonic() + handler.server.patience
 
     def readinto(self, buffer: Any, /) -> int:
-        got = self._handler.rfile.readinto(buffer)
+        # Whatever is there: `readinto` would wait until the buffer is full.
+        got = self._handler.rfile.readinto1(buffer)
+        if time.monotonic() > self._end:
+            raise Problem(408, f"the body took longer than {self._handler.server.patience:g} s")
         self._handler._left -= got or 0
         return got or 0

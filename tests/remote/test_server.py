@@ -156,6 +156,24 @@ def test_a_client_that_says_nothing_more_holds_no_place():
         assert ask(server)[0] == 200
 
 
+def test_a_client_that_sends_byte_after_byte_holds_no_place_for_ever():
+    with serving(mean, places=1, timeout=0.2) as server:
+        host = urlsplit(server.url)
+        with socket.create_connection((host.hostname, host.port)) as client:
+            client.sendall(b"POST /v1/score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n")
+            client.sendall((900).to_bytes(8, "little"))  # of a header to come
+            client.settimeout(0.02)
+            said, end = b"", time.monotonic() + 5.0
+            while not said and time.monotonic() < end:
+                client.sendall(b"\0")
+                try:
+                    said = client.recv(100)
+                except TimeoutError:
+                    pass
+            assert said.startswith(b"HTTP/1.1 408")
+        assert ask(server)[0] == 200
+
+
 WITHOUT_JAX = """
 import sys
 
