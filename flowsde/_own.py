@@ -68,14 +68,18 @@ def claim(folder: Path, hidden: Path | None = None) -> Path:
 
 def _make(hidden: Path) -> Path:
     """The folder, without a tag if there was none."""
+    _check_ours(hidden)
+    hidden.parent.mkdir(parents=True, exist_ok=True)
+    _mkdir(hidden)
+    return hidden
+
+
+def _check_ours(hidden: Path) -> None:
     if _is_of_others(hidden):
         raise ValueError(
             f"{hidden} was not made by flowsde, which keeps what it needs there; expected another "
             f"folder, or that one moved away"
         )
-    hidden.parent.mkdir(parents=True, exist_ok=True)
-    _mkdir(hidden)
-    return hidden
 
 
 def _mkdir(folder: Path) -> None:
@@ -229,7 +233,9 @@ def tidy(folder: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """ValueError if another process holds a folder's lock; nothing is written."""
+    """ValueError if another process holds a folder's lock, or the hidden folder is not ours;
+    nothing is written."""
+    _check_ours(folder / HIDDEN)
     try:
         handle = os.open(folder / HIDDEN / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

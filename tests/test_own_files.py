@@ -87,6 +87,8 @@ def test_a_folder_of_the_users_is_never_taken_or_removed(tmp_path: Path) -> None
         _own.claim(tmp_path)
     _own.release(tmp_path)
     assert (tmp_path / ".flowsde" / "thesis").read_text() == "mine"
+    with pytest.raises(ValueError, match="not made by flowsde"):
+        _own.check_free(tmp_path)  # before any work
 
 
 def test_release_takes_only_the_hidden_folder_and_follows_no_link(tmp_path: Path) -> None:
