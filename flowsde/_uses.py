@@ -5,15 +5,18 @@ A compiled program has their values as they were when it was traced.
 
 import dataclasses
 import dis
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _LIBRARIES = ("flax", "flowsde", "jax", "jaxlib", "numpy", "optax")
-"""What functions of these take from their modules stays as it is."""
+"""Taken for installed wherever they lie, as in an editable installation."""
+_INSTALLED = {"site-packages", "dist-packages"}
 _NUMBERS = (int, float, complex, str, bytes, type(None), np.generic)
 _HOLDERS = (list, dict, set, np.ndarray)
 _FILLING = {
@@ -72,9 +75,22 @@ def _names(code: CodeType) -> _Names:
     )
 
 
+@cache
+def _is_installed(package: str) -> bool:
+    if package in _LIBRARIES or package in sys.stdlib_module_names:
+        return True
+    module = sys.modules.get(package)
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(not _INSTALLED.isdisjoint(Path(place).parts) for place in places if place)
+
+
 def is_users(made: Any) -> bool:
-    """Whether a function or a class is a user's, or of a library that users write with."""
-    return (made.__module__ or "").partition(".")[0] not in _LIBRARIES
+    """Whether a function or a class is a user's.
+
+    What is installed, or Python's own, stays as it is while a process runs, and has more functions
+    than can be looked at in every run.
+    """
+    return not _is_installed((made.__module__ or "").partition(".")[0])
 
 
 def used(fn: FunctionType) -> Iterator[Used]:

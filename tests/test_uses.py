@@ -12,6 +12,7 @@ import pytest
 
 import flowsde as fs
 from flowsde._exact import Key
+from flowsde._uses import used
 
 SCALE, PAIR, SETTINGS, WEIGHTS = 1.0, (1.0, 2.0), {"scale": 1.0}, np.ones(2)
 SPACE = types.SimpleNamespace(scale=1.0)
@@ -281,3 +282,9 @@ def test_a_part_in_jax_of_a_reward_outside_it():
         assert reward(images, None).tolist() == [10.0]
     finally:
         put("SCALE")(1.0)
+
+
+def test_functions_that_are_installed_are_not_looked_into():
+    """They call thousands of others."""
+    assert not list(used(pytest.importorskip("scipy.optimize").minimize))
+    assert [one.name for one in used(of_helper)] == ["helper"]
