@@ -105,21 +105,24 @@ def of_paper(results: dict[str, Any], names: list[str]) -> str:
 
     Args:
       results: what `tasks.py` wrote.
-      names: of the settings, in their order.
+      names: of the settings, in their order; the first is Best-of-N, which has a line a budget.
     """
     rows = [r for r in results["rows"] if r["split"] == "test" and r["setting"] in names]
-    columns = list(dict.fromkeys((r["task"], r["model"], r["nfe"]) for r in rows))
+    searches = [r for r in rows if r["setting"] != names[0]]
+    columns = list(dict.fromkeys((r["task"], r["model"]) for r in searches))
+    budgets = sorted({r["nfe"] for r in searches})
+    of_best = sorted({r["nfe"] for r in rows if r["setting"] == names[0]})
     lines = [
-        f"| | {' | '.join(f'{task}, {model}, {nfe} NFE' for task, model, nfe in columns)} |",
-        "|---|" + "---|" * len(columns),
+        f"| | NFE | {' | '.join(f'{task}, {model}' for task, model in columns)} |",
+        "|---|---|" + "---|" * len(columns),
     ]
-    for name in names:
-        own = {(r["task"], r["model"], r["nfe"]): r for r in rows if r["setting"] == name}
-        if own:
+    for name, nfe in [(n, k) for n in names for k in (of_best if n == names[0] else budgets)]:
+        own = {(r["task"], r["model"]): r for r in rows if (r["setting"], r["nfe"]) == (name, nfe)}
+        if own.keys() & set(columns):
             cells = " | ".join(
                 with_bounds(own[at], "success") if at in own else "–" for at in columns
             )
-            lines.append(f"| `{name}` | {cells} |")
+            lines.append(f"| `{name}` | {nfe} | {cells} |")
     return "\n".join(lines)
 
 

@@ -307,6 +307,12 @@ def distilled() -> Iterator[Setting]:
     yield from _redrawing(four, _steps(2, 0))
     yield from _by_gradients(four, (4, 8))
     yield from _weighing(four, {"resample_from": 2}, 1)
+    # Times closer to each other near the noise, where most is decided.
+    near: dict[str, Any] = {"grid": "shifted"}
+    for n in (4, 6):
+        made = _steps(n, 0) | near | {"temperature": 0.25}
+        yield make("smc", VP, made, potential="difference")
+    yield make("bon", ODE, {"steps": 2}, near)
 
 
 def declared(model: str) -> tuple[Setting, ...]:
