@@ -136,6 +136,7 @@ def test_headers_and_indexes_of_many_parts_are_refused(tmp_path, text):
     (tmp_path / "model.safetensors").write_bytes(raw(text))
     with pytest.raises(ValueError, match=words):
         open_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_bytes(text)
     with pytest.raises(ValueError, match=words):
         open_checkpoint(tmp_path)
