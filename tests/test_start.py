@@ -215,7 +215,7 @@ def test_a_picture_is_forgotten_at_t_1_and_another_is_another_run():
     np.testing.assert_allclose(given[-1].x, without.x, rtol=1e-5)
     again = fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0, resume=given[3])
     np.testing.assert_allclose(again.x, without.x, rtol=1e-5)
-    with pytest.raises(ValueError, match="another search or cond"):
+    with pytest.raises(ValueError, match="another search, cond or reward_cond"):
         fs.run(KEY, flow, search, problems.reward, cond=cond, start=X0 + 1.0, resume=given[3])
 
 

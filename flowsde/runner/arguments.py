@@ -166,17 +166,18 @@ def prepare(
     verifier = _check_reward(search, as_reward(reward))
     compiled = None if isinstance(verifier, HostReward) else verifier
     version = verifier.version if isinstance(verifier, HostReward) else None
-    run = of_run(program.search, (cond, begins), ids.size, version)
     static = {"flow": flow.velocity_fn, "interpolant": flow.interpolant, "decode": flow.decode}
     static |= {"search": program.search, "reward": compiled}
     if draft is not None:
         static |= {"draft": draft.velocity_fn}
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
+    asked = cond, [reward_cond] if single and reward_cond is not None else reward_cond
     if reward_cond is not None:
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
         own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
         cond = Told(cond, own)
+    run = of_run(program.search, (asked[0], begins), ids.size, version, asked[1])
     keys = jax.vmap(partial(jax.random.fold_in, key))(jax.device_put(ids.astype(np.uint32)))
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)

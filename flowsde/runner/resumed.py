@@ -39,7 +39,9 @@ def resumed(job: Job, fresh: Carry) -> Carry:
         if not np.array_equal(job.run, np.atleast_1d(np.asarray(job.resume.run))):
             version = getattr(job.reward, "version", None)
             also = f", or with another version of the reward than {version}" if version else ""
-            raise ValueError(f"resume was begun with another search or cond than this run's{also}")
+            raise ValueError(
+                f"resume was begun with another search, cond or reward_cond than this run's{also}"
+            )
     if job.placement.mesh is None:
         return job.placement.put(carry, EVERYWHERE)
     return _padded(job, carry, fresh)

@@ -102,8 +102,8 @@ def test_what_is_not_this_search_is_refused(tmp_path):
         ({"target_reward": 0.5}, "resume was begun with another target_reward"),
         ({"nfe": 20}, "resume was begun with another nfe"),
         ({"search": wide}, "resume is of another search, or of other prompts or shapes"),
-        ({"search": SEARCH.replace(kernel=OTHER)}, "begun with another search or cond"),
-        ({"cond": row(batch(4)[1], 2)}, "resume was begun with another search or cond"),
+        ({"search": SEARCH.replace(kernel=OTHER)}, "begun with another search, cond or"),
+        ({"cond": row(batch(4)[1], 2)}, "resume was begun with another search, cond or"),
         ({"prompt_ids": [0, 1], "cond": batch(2)[1]}, "resume is of another search, or"),
         ({"resume": {"nfe": 3}}, "resume must be a flowsde.Result, got dict"),
     ):

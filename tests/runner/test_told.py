@@ -7,6 +7,7 @@ import pytest
 
 import flowsde as fs
 from flowsde.conds import of_each_prompt, rows_on_host
+from flowsde.runner.identity import of_run
 
 KEY = jax.random.key(4)
 LINEAR = fs.interpolants.linear()
@@ -256,6 +257,39 @@ def test_a_part_in_jax_that_is_told_texts_by_hand_says_so():
         fs.rewards.RewardError, match="cond of reward 'reward', which is in JAX, ha"
     ):
         both(np.zeros((1, 2), np.float32), ["a cat"])
+
+
+def test_what_a_reward_is_told_says_which_run_it_is():
+    def known(told):
+        return of_run(SEARCH, COND, 3, told=told).tolist()
+
+    texts = known(TEXTS)
+    assert texts != known(None) and known(list(TEXTS)) == texts
+    assert [a == b for a, b in zip(texts, known(TEXTS[::-1]), strict=True)] == [0, 1, 0]
+    nested = [{"text": text, "seen": np.arange(2)} for text in TEXTS]
+    changed = [*nested[:2], nested[2] | {"seen": np.arange(2) + 1}]
+    assert [a == b for a, b in zip(known(nested), known(changed), strict=True)] == [1, 1, 0]
+    # Stacked or one by one, of NumPy or of JAX.
+    rows = [row(COND, i) for i in range(3)]
+    assert known(COND) == known(rows) == known(jax.tree.map(jnp.asarray, COND)) != texts
+    # Objects may say anything of themselves.
+    assert known([object()] * 3) == known([object()] * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_run_goes_on_with_what_its_reward_was_told(outside):
+    made, told, other = reward, COND, NULL
+    if outside:
+        made = fs.rewards.host(lambda images, texts: np.array([float(len(t)) for t in texts]))
+        told, other = TEXTS, TEXTS[::-1]
+    options = {"cond": COND, "prompt_ids": [0, 1, 2]}
+    search = fs.search.bon(nfe=12, kernel=SEARCH.kernel, grid=SEARCH.grid, width=1)
+    whole = list(fs.iterate(KEY, flow(), search, made, **options, reward_cond=told))
+    with pytest.raises(ValueError, match="another search, cond or reward_cond than this run's"):
+        fs.run(KEY, flow(), search, made, **options, reward_cond=other, resume=whole[0])
+    found = fs.run(KEY, flow(), search, made, **options, reward_cond=told, resume=whole[0])
+    np.testing.assert_array_equal(found.reward, whole[-1].reward)
 
 
 def test_a_list_of_conds_is_to_be_stacked():
