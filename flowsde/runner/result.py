@@ -83,8 +83,9 @@ class Result(NamedTuple):
       info: `flowsde.search.Info` with a leading axis of rounds; None from `flowsde.batch`.
       state: of the search, after the last round; None from `flowsde.batch`.
       given: `Given`, what the search began with; None from `flowsde.batch`.
-      run: uint32, checksum of the search's settings, of cond and of the version that a reward
-        outside JAX may have, by which a run that resumes knows its own; None from `flowsde.batch`.
+      run: uint32, checksum of the search's settings, of cond and reward_cond, and of the version
+        that a reward outside JAX may have, by which a run that resumes knows its own; None from
+        `flowsde.batch`.
       kept: `Answers` with a further axis of k, of a search made by `flowsde.search.keep`, the
         highest reward first and -inf where there are fewer; else None. `top` reads them.
       parts: float32 [] each, what the parts of a combined reward say of the answer, by name; NaN
