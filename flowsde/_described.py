@@ -10,6 +10,7 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
+from flowsde._exact import attributes
 from flowsde._uses import used
 
 _PLACE = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -35,13 +36,9 @@ def _described(value: Any, within: tuple[Any, ...]) -> str:
     if type(value) is tuple:
         return f"({', '.join(map(say, value))}{',' * (len(value) == 1)})"
     if type(value).__repr__ is object.__repr__:
-        own = ", ".join(f"{name}={say(one)}" for name, one in sorted(_kept(value).items()))
+        own = ", ".join(f"{name}={say(one)}" for name, one in sorted(attributes(value).items()))
         return f"{type(value).__qualname__}({own})"
     return _PLACE.sub("", repr(value))
-
-
-def _kept(value: Any) -> dict[str, Any]:
-    return getattr(value, "__dict__", {})
 
 
 def _of_code(code: CodeType) -> int:

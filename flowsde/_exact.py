@@ -217,11 +217,12 @@ class _Reader:
 
     def _function(self, fn: types.FunctionType) -> Any:
         """A function, with what it takes from around it."""
-        kept = {one.name: self._used(one) for one in used(fn)}
-        if not kept:
+        found = list(used(fn))
+        if not found:
             return fn
+        kept = {one.name: self._used(one) for one in found}
         # Functions that it calls are told of as themselves.
-        calls = {one.name: _Itself(one.value) for one in used(fn) if _is_function(one.value)}
+        calls = {one.name: _Itself(one.value) for one in found if _is_function(one.value)}
         self.objects.append((fn, kept | calls))
         return fn, *kept.items()
 

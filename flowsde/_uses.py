@@ -93,6 +93,13 @@ def is_users(made: Any) -> bool:
     return not _is_installed((made.__module__ or "").partition(".")[0])
 
 
+def _defaults(fn: FunctionType) -> dict[str, Any]:
+    """Of parameters, by name."""
+    positional, values = fn.__code__.co_varnames[: fn.__code__.co_argcount], fn.__defaults__ or ()
+    last = zip(reversed(positional), reversed(values), strict=False)
+    return dict(last) | (fn.__kwdefaults__ or {})
+
+
 def used(fn: FunctionType) -> Iterator[Used]:
     """What a function takes, but for what it changes itself.
 
@@ -108,8 +115,7 @@ def used(fn: FunctionType) -> Iterator[Used]:
     if is_users(fn):
         outer = fn.__globals__
         found += [Used(name, outer[name], False) for name in names.taken if name in outer]
-        found += [Used("a default", value, True) for value in fn.__defaults__ or ()]
-        found += [Used(name, value, True) for name, value in (fn.__kwdefaults__ or {}).items()]
+        found += [Used(name, value, True) for name, value in _defaults(fn).items()]
     for one in found:
         counts = isinstance(one.value, _NUMBERS) and one.name in names.bound
         if not counts and not (names.fills and isinstance(one.value, _HOLDERS)):

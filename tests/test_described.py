@@ -77,6 +77,17 @@ def test_what_is_no_function_is_as_python_says():
         assert described(value) == repr(value)
 
 
+def test_what_is_worked_out_when_asked_for_is_no_part_of_it():
+    class Squared(Plain):
+        @functools.cached_property
+        def square(self):
+            return self.scale**2
+
+    one = Squared(3.0)
+    before = described(one)
+    assert one.square == 9.0 and described(one) == before != described(Squared(2.0))
+
+
 def test_of_what_names_itself():
     def diffusion(p, t):
         return t if diffusion is None else jnp.square(t)

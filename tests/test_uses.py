@@ -53,8 +53,8 @@ def of_helper(x, cond):
     return (lambda y: helper(y))(x[:, 0])
 
 
-def of_default(x, cond, scale=(1.0,), *, power=1.0):
-    return scale[0] * x[:, 0] ** power
+def of_default(x, cond, scale=(1.0,), shift=0.0, *, power=1.0):
+    return scale[0] * x[:, 0] ** power + shift
 
 
 @dataclasses.dataclass
@@ -116,7 +116,8 @@ CHANGES = {
     "a namespace": (of_space, lambda v: setattr(SPACE, "scale", v), 2.0, 1.0),
     "a record": (of_record, lambda v: setattr(RECORD, "scale", v), 2.0, 1.0),
     "a path": (of_record, put("LINEAR"), fs.interpolants.vp(), fs.interpolants.linear()),
-    "a default": (of_default, defaults, ((2.0,),), ((1.0,),)),
+    "a default": (of_default, defaults, ((2.0,), 0.0), ((1.0,), 0.0)),
+    "the last default": (of_default, defaults, ((1.0,), 1.0), ((1.0,), 0.0)),
     "a keyword's": (of_default, lambda v: of_default.__kwdefaults__.update(power=v), 2.0, 1.0),
     "of an object": (ONE, put("SCALE"), 2.0, 1.0),
     "of a method": (ONE.scaled, put("SCALE"), 2.0, 1.0),

@@ -84,6 +84,6 @@ def _fitted(name: str, path: Path, height: int, width: int) -> "Image":
     from PIL import Image, ImageOps
 
     picture = opened(f"--{name}", path)
-    picture = picture.convert("L") if name == "mask" else picture
-    method = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.LANCZOS
-    return ImageOps.fit(picture, (width, height), method)
+    if name == "mask":
+        return ImageOps.fit(picture.convert("L"), (width, height), Image.Resampling.NEAREST)
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)

@@ -306,8 +306,8 @@ def search_figure(title: str, search: Search, result: Result, evaluations: int =
     figure = Figure(figsize=(11, height))
     figure.suptitle(said, x=0.01, ha="left", fontsize=11, weight="bold", parse_math=False)
     # Fixed margins: a constrained layout draws everything twice.
-    margins = {"left": 0.095, "right": 0.985, "bottom": 0.756 / height, "wspace": 0.18}
-    margins["top"] = 1.0 - (0.714 + more) / height
+    bottom, top = 0.756 / height, 1.0 - (0.714 + more) / height
+    margins = {"left": 0.095, "right": 0.985, "bottom": bottom, "top": top, "wspace": 0.18}
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
     spent = spending(search, result, evaluations)
     _plot_reward(left, search, result, evaluations)

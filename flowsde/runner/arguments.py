@@ -172,12 +172,14 @@ def prepare(
         static |= {"draft": draft.velocity_fn}
     warn_if_written_anew(4, **static)
     warn_if_changed(4, **static)
-    asked = cond, [reward_cond] if single and reward_cond is not None else reward_cond
-    if reward_cond is not None:
+    if reward_cond is None:
+        run = of_run(program.search, (cond, begins), ids.size, version)
+    else:
+        each = [reward_cond] if single else reward_cond
         verifier, reward_cond = told(verifier, reward_cond, ids.size, single, for_reward(cond))
         own = of_each_prompt("reward_cond", reward_cond, ids.size, single=False, on_host=packed)
+        run = of_run(program.search, (cond, begins), ids.size, version, each)
         cond = Told(cond, own)
-    run = of_run(program.search, (asked[0], begins), ids.size, version, asked[1])
     keys = jax.vmap(partial(jax.random.fold_in, key))(jax.device_put(ids.astype(np.uint32)))
     if mesh is not None:
         placement, flow, draft, verifier = _on_mesh(automatic(mesh), rules, flow, draft, verifier)

@@ -67,7 +67,8 @@ class HostFunction:
         if isinstance(function, HostReward):  # made by `host` or `remote`, or of several such
             own = timeout or function.timeout or _HOUR
             self.reward = dataclasses.replace(function, timeout=own)
-            setattr(self, "judge" if judged else "reward_version", function.version)
+            self.judge = function.version if judged else None
+            self.reward_version = None if judged else function.version
             return
         if fps is not None and _takes_fps(function):
             function = partial(function, fps=fps)
