@@ -7,7 +7,7 @@ often too close to be told apart.
 
 from typing import Any, NamedTuple
 
-from _tasks_compare import grouped
+from _tasks_compare import grouped, tuned
 from _tasks_page import leader
 
 _TASK, _NFE = "sides", 300
@@ -131,14 +131,11 @@ def _measured(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The row of each method's best setting, of those that have one at the budget."""
     found = {}
     for (method,), own in grouped(rows, "method").items():
-        setting = None if method == "bon" else leader(own)
-        at = [
-            r
-            for r in own
-            if (r["task"], r["nfe"]) == (_TASK, _NFE) and setting in (None, r["setting"])
-        ]
-        if at:
-            found[method] = max(at, key=lambda row: row["success"])
+        best = leader(own)
+        own = tuned(own) if method == "bon" else [r for r in own if r["setting"] == best]
+        for row in own:
+            if (row["task"], row["nfe"]) == (_TASK, _NFE):
+                found[method] = row
     return found
 
 

@@ -2,7 +2,8 @@
 
 Each side is the best of its settings by the mean over both budgets, on the development captions of
 *sides* at 100 and 300 NFE; differences are paired over captions. Settings were chosen on the same
-captions, and differences are not corrected for how many there are.
+captions, and differences are not corrected for how many there are. Where a method's settings were
+measured on different numbers of captions, those of the most are compared.
 """
 
 from typing import Any, NamedTuple
@@ -107,7 +108,9 @@ def _cell(rows: list[dict[str, Any]], claim: Claim) -> str:
     """The difference, in bold where its interval is on one side of 0."""
     sides = []
     for wanted in (claim.first, claim.second):
-        settings = grouped((row for row in rows if _matches(row, wanted)), "setting")
+        matching = [row for row in rows if _matches(row, wanted)]
+        most = max((row["prompts"] for row in matching), default=0)
+        settings = grouped((row for row in matching if row["prompts"] == most), "setting")
         own = {n: found for (n,), found in settings.items() if len(found) == len(_BUDGETS)}
         if not own:
             return "–"

@@ -21,14 +21,37 @@ SLACK = 1.02
 
 
 def best_of_n(table: Table, task: str, model: str, nfe: int, split: str) -> Row | None:
-    """The setting of Best-of-N that was best on the development captions, measured on a split."""
+    """The setting of Best-of-N that was best on the development captions, measured on a split.
+
+    One that was measured on more of them comes before any that was not.
+    """
     of = {"task": task, "model": model, "method": "bon", "nfe": nfe}
     tried = table.select(**of, split="dev")
     found = {row["setting"]: row for row in table.select(**of, split=split)}
-    for row in sorted(tried, key=lambda row: -row["success"]):
+    for row in sorted(tried, key=_measured, reverse=True):
         if row["setting"] in found or split == "test":
             return found.get(row["setting"])
     return None
+
+
+def _measured(row: Row) -> tuple[int, float]:
+    """The order of rows: of many settings on few captions the luckiest looks best."""
+    return row["prompts"], row["success"]
+
+
+def tuned(rows: Iterable[Row]) -> list[Row]:
+    """Best-of-N as tuned: of each task, model and budget its row, on the captions that all have."""
+    found = []
+    for own in grouped((r for r in rows if r["method"] == "bon"), "task", "model", "nfe").values():
+        row, captions = max(own, key=_measured), min(r["prompts"] for r in own)
+        found.append(row | {"success": success_of(row, captions)})
+    return found
+
+
+def success_of(row: Row, captions: int) -> float:
+    """Of the first captions of a row; of all, if it has no more."""
+    wins = row["wins"][:captions]
+    return sum(wins) / (len(wins) * row["seeds"])
 
 
 def against(row: Row, base: Row) -> dict[str, Any]:
@@ -54,7 +77,7 @@ def _entry(row: Row, base: Row, verifier: int | None) -> dict[str, Any]:
         "nfe": row["nfe"],
         "success": row["success"],
         "bon_setting": base["setting"],
-        "bon_success": base["success"],
+        "bon_success": success_of(base, row["prompts"]),
         **against(row, base),
     }
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from _cells import with_bounds
-from _tasks_compare import grouped
+from _tasks_compare import grouped, tuned
 
 _MANY = 5
 """Methods that make a column worth while."""
@@ -84,11 +84,9 @@ def best_settings(results: dict[str, Any]) -> str:
         shown = {}
         for (method,), own in grouped(of_model, "method").items():
             name = "bon, tuned" if method == "bon" else leader(own)
-            found = own if method == "bon" else [r for r in own if r["setting"] == name]
-            shown[name] = [
-                max((r["success"] for r in found if _at(r) == column), default=None)
-                for column in columns
-            ]
+            found = tuned(own) if method == "bon" else [r for r in own if r["setting"] == name]
+            values = {_at(row): row["success"] for row in found}
+            shown[name] = [values.get(column) for column in columns]
         best = [
             max(v for v in column if v is not None) for column in zip(*shown.values(), strict=True)
         ]

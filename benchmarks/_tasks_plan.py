@@ -3,6 +3,8 @@
 - screen: every declared setting on development captions at 100 and 300 NFE, one task after the
   other; settings that lose the race do not go on to the next one.
 - tune: contenders at 500, 50 and 1000 NFE.
+- baselines: Best-of-N's settings that few captions do not tell apart, on more of them: the one that
+  is chosen would be the luckiest of several, and lose by it what it is compared with.
 - confirm: what is chosen and the best Best-of-N of each task and budget on the test captions; then
   what is chosen with the NFE that it can afford in Best-of-N's seconds; then each method's best.
 - paper: the paper's own settings on the test captions.
@@ -14,16 +16,18 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import _tasks_settings as settings
-from _tasks_choose import best, choose, contenders, hard_tasks, race
-from _tasks_compare import best_of_n, comparisons, grouped
+from _tasks_choose import best, choose, clearly_worse, contenders, hard_tasks, race
+from _tasks_compare import best_of_n, comparisons, grouped, success_of
 from _tasks_costs import VERIFIERS, affordable
 from _tasks_rows import Case, Row, Table
 from _tasks_settings import PLAIN_NFE, TRAJECTORY, Setting
 
 _BASELINES = 4
 """Settings of Best-of-N that are tuned to every task."""
+_TOLD_APART = 3
+"""Of these, measured on more captions."""
 
-Stage = Literal["screen", "tune", "confirm", "paper"]
+Stage = Literal["screen", "tune", "baselines", "confirm", "paper"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -33,6 +37,7 @@ class Sizes:
 
     Attributes:
       captions, seeds: of development.
+      baseline_captions: of development, for the best settings of Best-of-N.
       test_captions, test_seeds: of confirming.
       plain_seeds: of a plain sample, which tells how hard a task is.
       screened, tuned: NFE of these stages; those that were screened are not tuned again.
@@ -43,6 +48,7 @@ class Sizes:
 
     captions: int = 24
     seeds: int = 2
+    baseline_captions: int = 100
     test_captions: int = 100
     test_seeds: int = 2
     plain_seeds: int = 20
@@ -130,6 +136,30 @@ def tune(plan: Plan, table: Table) -> Iterator[list[Case]]:
                 raise SystemExit(f"nothing of {model} has been screened: run --stage screen first")
             names = list(dict.fromkeys([*contenders(rows, s.most), *_baselines(rows)]))
             yield plan.cases(model, plan.named(model, names), (nfe,), plan.tasks)
+
+
+def baselines(plan: Plan, table: Table) -> Iterator[list[Case]]:
+    """One budget after the other."""
+    s = plan.sizes
+    for nfe, model in itertools.product(s.confirmed, plan.models):
+        found = {
+            task: _alike(table.select(task=task, model=model, method="bon", nfe=nfe, split="dev"),
+                         s.captions)
+            for task in plan.tasks
+        }  # fmt: skip
+        yield [
+            Case(task, model, setting, nfe, "dev", s.baseline_captions, s.seeds)
+            for task, names in found.items()
+            for setting in plan.named(model, names)
+        ]
+
+
+def _alike(rows: list[Row], captions: int) -> list[str]:
+    """Names of the settings that the first captions do not tell from the best, best first."""
+    of_first = [row | {"wins": row["wins"][:captions]} for row in rows]
+    of_first.sort(key=lambda row: -success_of(row, captions))
+    going = [row for row in of_first if not clearly_worse([row], of_first[:1])]
+    return [row["setting"] for row in going[:_TOLD_APART]]
 
 
 def chosen(plan: Plan, table: Table, model: str) -> dict[str, Any]:

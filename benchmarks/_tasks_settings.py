@@ -133,7 +133,7 @@ def _steps(n: int, finish: int) -> dict[str, Any]:
 
 def best_of_n() -> Iterator[Setting]:
     """The baseline, tuned like the rest."""
-    for n in (4, 6, 8, 10, 20, 40):
+    for n in (3, 4, 6, 8, 10, 20, 40):
         yield make("bon", ODE, steps=n)
     for n in (6, 10):
         yield make("bon", LINEAR, steps=n)
@@ -279,9 +279,9 @@ def _weighing(many: dict[str, Any], window: dict[str, Any], ahead: int) -> Itera
 
 def distilled() -> Iterator[Setting]:
     """Of a model of a few steps: few of them, and nothing to finish."""
-    for n in (2, 4, 6, 8):
+    for n in (1, 2, 3, 4, 6, 8):
         yield make("bon", ODE, steps=n)
-    for path, n in ((LINEAR, 4), (VP_MEAN, 4), (VP, 8)):
+    for path, n in ((LINEAR, 2), (LINEAR, 3), (LINEAR, 4), (VP_MEAN, 2), (VP_MEAN, 4), (VP, 8)):
         yield make("bon", path, steps=n)
     four, eight, ten = _steps(4, 0), _steps(8, 0), _steps(10, 0)
     paths = ((VP, four), (VP_MEAN, four), (VP, eight), (LINEAR, four), (VP_EM, ten))

@@ -1,6 +1,6 @@
 """All methods on tasks where search is needed, at equal NFE and at equal seconds.
 
-    python benchmarks/tasks.py [--quick] [--json FILE] [--stage screen tune confirm paper]
+    python benchmarks/tasks.py [--quick] [--json FILE] [--stage screen tune baselines confirm paper]
                                [--only NAME ...] [--models NAME ...] [--hours H] [--dry]
                                [--budgets NFE ...] [--tuned NFE ...] [--paper NFE ...] [--costs]
                                [--plots FOLDER]
@@ -8,9 +8,9 @@
 The tasks are those of `flowsde.shapes.tasks`: success is the word of their held-out judge, which no
 search sees. Settings are chosen on development captions, `screen` and `tune`, and what is chosen is
 confirmed once on test captions, `confirm`; `paper` has the paper's own settings. Best-of-N is tuned
-like the rest, to each task and budget. `_tasks_plan` says what each stage measures, `_tasks_choose`
-how settings lose and how the recommended one is chosen, `flowsde.tuning.intervals` what intervals
-are.
+to each task and budget, in the end on four times the captions of the rest, `baselines`.
+`_tasks_plan` says what each stage measures, `_tasks_choose` how settings lose and how the
+recommended one is chosen, `flowsde.tuning.intervals` what intervals are.
 
 Every row is saved as it comes, and one that FILE has is not measured again. Settings that this
 version does not know are left out, with a line that says so.
@@ -54,8 +54,8 @@ from flowsde.runner.packed.steps import advance
 from flowsde.shapes.tasks import TASKS
 
 QUICK = Sizes(
-    captions=2, seeds=1, test_captions=2, test_seeds=1, plain_seeds=1, screened=(16,), tuned=(16,),
-    confirmed=(16,), of_paper=(), most=1,
+    captions=2, seeds=1, baseline_captions=3, test_captions=2, test_seeds=1, plain_seeds=1,
+    screened=(16,), tuned=(16,), confirmed=(16,), of_paper=(), most=1,
 )  # fmt: skip
 _RATE = 600.0
 """Network evaluations a second that two cores do, before anything is known."""
@@ -89,6 +89,8 @@ class Args:
     """Folder to draw what FILE has in."""
     captions: int = Sizes.captions
     """Of development."""
+    baseline_captions: int = Sizes.baseline_captions
+    """Likewise, for the best settings of Best-of-N."""
     test_captions: int = Sizes.test_captions
     """Of confirming."""
     budgets: tuple[int, ...] = Sizes.confirmed
@@ -140,6 +142,7 @@ def plan_of(args: Args) -> Plan:
         return Plan(tasks[:1], models[:1], {models[0]: few}, QUICK)
     sizes = Sizes(
         captions=args.captions,
+        baseline_captions=args.baseline_captions,
         test_captions=args.test_captions,
         confirmed=args.budgets,
         tuned=args.tuned,

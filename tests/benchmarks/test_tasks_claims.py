@@ -11,7 +11,7 @@ def row(method, model, nfe, wins, **own):
     kernel = {"kernel": "ode_euler"}
     return same | kernel | own | {
         "method": method, "model": model, "nfe": nfe, "wins": wins, "success": success,
-        "setting": setting,
+        "setting": setting, "prompts": len(wins),
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import _tasks_settings as settings
 import numpy as np
 import pytest
 import tasks
-from _tasks_compare import comparisons
+from _tasks_compare import best_of_n, comparisons
 from _tasks_page import best_settings, recommended
 from _tasks_plan import Plan, Sizes
 from _tasks_plots import budget_figure, success_figure
@@ -142,6 +142,41 @@ def test_the_choice_is_made_once_and_confirmed_against_the_best_best_of_n(stub, 
     for row in made.select(split="test", setting=SMC.name):
         row["wins"] = [0] * 40
     assert _tasks_plan._choices(plan(), made) == kept
+
+
+def test_baselines_that_few_captions_do_not_tell_apart_are_measured_on_more(stub, tmp_path):
+    like = settings.make("bon", settings.ODE, steps=8)
+    stub.chances[like] = CHANCE[BON]
+    path = tmp_path / "rows.json"
+    made, searched = table(path), plan()
+    searched.settings["shapes"] += (like,)
+    assert tasks.work("screen", searched, made, tasks.Progress(None))
+    stub.asked.clear()
+    assert tasks.work("baselines", searched, made, tasks.Progress(None))
+    # All but the one that is clearly worse, and none of another method.
+    asked = {(case.task, case.nfe, case.setting) for case in stub.asked}
+    assert asked == {(t, n, s) for t in TASKS for n in (100, 300) for s in (BON, like)}
+    assert {(case.prompts, case.seeds, case.split) for case in stub.asked} == {(100, 2, "dev")}
+    stub.asked.clear()
+    again = Table.read(path, dict(WEIGHTS))
+    assert tasks.work("baselines", searched, again, tasks.Progress(None)) and not stub.asked
+
+
+def test_a_baseline_that_is_lucky_on_few_captions_is_not_the_best():
+    made = table()
+    few, more = [2] * 20 + [0] * 4, [1] * 24 + [2] * 76
+    for setting, wins in ((SLOW_BON, few), (BON, more), (SMC, [2] * 24)):
+        made.add({
+            "task": "sides", "model": "shapes", "setting": setting.name, "method": setting.label,
+            "nfe": 300, "split": "dev", "prompts": len(wins), "seeds": 2, "wins": wins,
+            "success": sum(wins) / (2 * len(wins)), "charged": 300.0, "verifier_calls": 300.0,
+        })  # fmt: skip
+    _tasks_costs.price(made)
+    assert best_of_n(made, "sides", "shapes", 300, "dev")["setting"] == BON.name
+    # Where another method has 24 captions, Best-of-N is shown on the same: half of them.
+    assert {one["bon_success"] for one in comparisons(made, "dev")} == {0.5}
+    lines = best_settings({"rows": list(made.rows.values())}).splitlines()
+    assert lines[2:] == ["| `bon, tuned` | 0.50 |", f"| `{SMC.name}` | **1.00** |"]
 
 
 def test_equal_seconds_are_those_of_best_of_n(stub):
