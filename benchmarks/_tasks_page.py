@@ -85,8 +85,8 @@ def best_settings(results: dict[str, Any]) -> str:
         for (method,), own in grouped(of_model, "method").items():
             name = "bon, tuned" if method == "bon" else leader(own)
             found = tuned(own) if method == "bon" else [r for r in own if r["setting"] == name]
-            values = {_at(row): row["success"] for row in found}
-            shown[name] = [values.get(column) for column in columns]
+            successes = {_at(row): row["success"] for row in found}
+            shown[name] = [successes.get(column) for column in columns]
         best = [
             max(v for v in column if v is not None) for column in zip(*shown.values(), strict=True)
         ]

@@ -162,8 +162,6 @@ def _runs(
     seen = {folder: resume.seen(folder) for folder, _ in wanted}
     saved = {f: _saved(f, own, as_run) if unfinished[f] else None for f, own in wanted}
     loaded = offer.load([own["prompt"] for _, own in wanted])
-    if offer.has_reward:
-        drawings.begin()
     key, runs = from_seed(command.seed), {}
     given = beginning.read(command.beginning, loaded.flow)
     given |= devices.spread(command.devices)._asdict()
@@ -224,6 +222,8 @@ def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
                 # The rate is that of the search, without compilation.
                 bar.unpause()
                 bar.set_postfix_str("", refresh=False)
+                if run.offer.has_reward:
+                    drawings.begin()
                 first = False
             if result.timing is not None:
                 bar.total = result.timing.nfe

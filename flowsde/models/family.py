@@ -14,7 +14,7 @@ from flax import nnx
 
 from flowsde.flow import Flow
 from flowsde.grids import Grid
-from flowsde.models.common.layers import Numerics
+from flowsde.models.common.layers import Numerics, shapes_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,4 +156,4 @@ def named(kind: str, name: str, known: Mapping[str, _Named]) -> _Named:
 
 def abstract(family: Family, config: Any, numerics: Numerics | None = None) -> nnx.Module:
     """The model of a configuration, with shapes for arrays."""
-    return nnx.eval_shape(lambda: family.build(config, numerics or Numerics(), rngs=nnx.Rngs(0)))
+    return shapes_of(lambda: family.build(config, numerics or Numerics(), rngs=nnx.Rngs(0)))

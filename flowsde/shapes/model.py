@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import FLOAT32, parameter, scan, stack
+from flowsde.models.common.layers import FLOAT32, parameter, scan, shapes_of, stack
 from flowsde.shapes.captions import MAX_TOKENS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -148,4 +148,4 @@ class ShapesModel(nnx.Module):
 @cache
 def split(config: ModelConfig) -> tuple[nnx.GraphDef[ShapesModel], nnx.State]:
     """What `nnx.merge` needs besides the parameters; and these, shapes with named axes."""
-    return nnx.split(nnx.eval_shape(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))
+    return nnx.split(shapes_of(lambda: ShapesModel(config, rngs=nnx.Rngs(0))))

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import FLOAT32, scan, stack
+from flowsde.models.common.layers import FLOAT32, scan, shapes_of, stack
 from flowsde.shapes.captions import COLOURS, KINDS, MAX_COUNT, MAX_GROUPS, NUMBERS, VOCABULARY
 from flowsde.shapes.data import SIZE
 
@@ -169,7 +169,7 @@ def init(config: ScorerConfig, key: jax.Array) -> Params:
 @cache
 def split(config: ScorerConfig) -> tuple[nnx.GraphDef[CountScorer], nnx.State]:
     """What `nnx.merge` needs besides the parameters; and these, shapes with named axes."""
-    return nnx.split(nnx.eval_shape(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
+    return nnx.split(shapes_of(lambda: CountScorer(config, rngs=nnx.Rngs(0))))
 
 
 def make_scorer(config: ScorerConfig) -> Callable[[Params, jax.Array], jax.Array]:

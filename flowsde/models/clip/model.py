@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import Numerics, attention, parameter, scan, stack
+from flowsde.models.common.layers import (
+    Numerics,
+    attention,
+    kernel_init,
+    parameter,
+    scan,
+    stack,
+)
 from flowsde.models.common.rope import rotate_halves
 from flowsde.models.family import Family
 
@@ -275,9 +282,7 @@ def patch_layer(
         use_bias=bias,
         dtype=numerics.dtype,
         param_dtype=numerics.param_dtype,
-        kernel_init=nnx.with_metadata(
-            nnx.initializers.lecun_normal(), axes=(None, None, None, "embed")
-        ),
+        kernel_init=nnx.with_metadata(kernel_init, axes=(None, None, None, "embed")),
         bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=("embed",)),
         rngs=rngs,
     )

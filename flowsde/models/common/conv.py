@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowsde.models.common.layers import Numerics
+from flowsde.models.common.layers import Numerics, kernel_init
 
 
 def convolution(
@@ -19,15 +19,14 @@ def convolution(
 ) -> nnx.Conv:
     """Of size x size pixels, or of several sizes, its axes without names."""
     sizes = (size, size) if isinstance(size, int) else size
-    kernel, bias = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
     return nnx.Conv(
         features,
         to,
         sizes,
         dtype=numerics.dtype,
         param_dtype=numerics.param_dtype,
-        kernel_init=nnx.with_metadata(kernel, axes=(None,) * (len(sizes) + 2)),
-        bias_init=nnx.with_metadata(bias, axes=(None,)),
+        kernel_init=nnx.with_metadata(kernel_init, axes=(None,) * (len(sizes) + 2)),
+        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(None,)),
         rngs=rngs,
         **settings,
     )

@@ -8,6 +8,7 @@ stream), "heads" (heads x features of one), "mlp", "vocab", "layer" (of stacked 
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -29,7 +30,27 @@ ACTIVATIONS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 """What ports compute in."""
 
 _QK_EPSILON = 1e-6
-_kernel_init, _zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+_drawn, _zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+_unfilled = ContextVar("unfilled", default=False)
+
+
+def kernel_init(key: jax.Array, shape: Sequence[int], *args: Any, **given: Any) -> jax.Array:
+    """That of `nnx.Linear`, but where only shapes are wanted."""
+    made = _zeros if _unfilled.get() else _drawn
+    return made(key, shape, *args, **given)
+
+
+def shapes_of(build: Callable[[], M]) -> M:
+    """A module with shapes in the place of parameters, as of `nnx.eval_shape`.
+
+    Most of what that takes for a small model is tracing how its weights are drawn, which is left
+    out.
+    """
+    before = _unfilled.set(True)
+    try:
+        return nnx.eval_shape(build)
+    finally:
+        _unfilled.reset(before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +96,7 @@ class Numerics:
         axes: Axes,
         *,
         bias: bool = True,
-        kernel_init: nnx.Initializer = _kernel_init,
+        kernel_init: nnx.Initializer = kernel_init,
         bias_init: nnx.Initializer = _zeros,
         rngs: nnx.Rngs,
     ) -> nnx.Linear:
@@ -100,7 +121,11 @@ def parameter(
     shape: tuple[int, ...], axes: Axes, numerics: Numerics, rngs: nnx.Rngs, scale: float = 0.02
 ) -> nnx.Param:
     """A free parameter, normal with standard deviation `scale`."""
-    value = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
+    value = scale * (
+        jnp.zeros(shape, jnp.float32)
+        if _unfilled.get()
+        else jax.random.normal(rngs.params(), shape, jnp.float32)
+    )
     return nnx.Param(value.astype(numerics.param_dtype), axes=axes)
 
 
