@@ -264,8 +264,10 @@ def default_steps(
 def _check(finish: str, finish_steps: int | None) -> None:
     if finish not in get_args(Finish):
         raise ValueError(f"finish must be 'complete', 'heun', 'adams' or 'mean', got {finish!r}")
-    if finish == "mean" or finish_steps is None:
+    if finish_steps is None:
         return
+    if finish == "mean":
+        raise ValueError(f"finish_steps has no effect with finish 'mean', got {finish_steps}")
     order = _ORDERS[finish]
     if check_count("finish_steps", finish_steps) % order:
         raise ValueError(

@@ -221,3 +221,8 @@ def test_times_are_those_of_particles_which_are_float32():
 def test_a_heun_step_takes_two_evaluations():
     with pytest.raises(ValueError, match="finish_steps must be even for finish 'heun'.* got 3"):
         fs.search.rbf(nfe=40, kernel=SDE, grid=GRID, finish="heun", finish_steps=3)
+
+
+def test_steps_of_finishing_that_is_not_done_are_refused():
+    with pytest.raises(ValueError, match="finish_steps has no effect with finish 'mean', got 3"):
+        fs.search.svdd(nfe=40, kernel=SDE, grid=GRID, finish="mean", finish_steps=3)
