@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flowsde._text import names, shown
 
@@ -153,7 +153,9 @@ def _objects(text: str, column: str | None) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_once)
+        except _Twice as error:
+            raise ValueError(f"line {i} has '{shown(str(error))}' twice in an object") from None
         except (ValueError, RecursionError):
             raise ValueError(f"line {i} is not JSON, got {shown(line)}") from None
         prompt = value.get(_COLUMN) if isinstance(value, dict) else value
@@ -162,6 +164,19 @@ def _objects(text: str, column: str | None) -> Iterator[_Row]:
                 f"line {i}: expected a text, or an object with '{_COLUMN}', got {shown(line)}"
             )
         yield _Row(i, prompt, None if column is None else _id(value, column))
+
+
+class _Twice(Exception):
+    """A name that an object has twice, of which Python would take the last value."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise _Twice(name)
+        made[name] = value
+    return made
 
 
 def _id(value: object, column: str) -> str:

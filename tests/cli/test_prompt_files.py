@@ -47,6 +47,7 @@ def test_prompts_of_each_kind(name: str, tmp_path: Path) -> None:
         ("a.jsonl", '"a cat"\n{"text": "a dog"}\n', "line 2: .* object with 'prompt', got {\"text"),
         ("a.jsonl", '"a cat"\na dog\n', "a.jsonl: line 2 is not JSON, got a dog"),
         ("a.jsonl", '{"prompt": 3}', "line 1: expected a text"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1 has 'prompt' twice in an object"),
         ("a.json", '["a cat"]', "a.json is neither text nor .jsonl, .ndjson, .csv or .tsv"),
         ("a.jsonl", '\n{"prompt": " "}\n', "holds no prompt"),
         ("a.txt", "b\na\nb\nc\na\n", "a.txt:3: 'b' is .* first as .*:1; so are .*:5; .*--keep"),
