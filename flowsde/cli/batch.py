@@ -5,8 +5,9 @@ batch.json
     ``part`` (of the list, as --part says; null without), with --id-column ``ids``, of each the
     name of the folder, in the order of ``prompts``;
     ``finished`` (number of finished prompts), ``reached`` (those that reached the target; null
-    without one), ``exact`` (share of the embedded model's pictures that are what the task
-    asks for, by the held-out checker), ``reward`` (mean), ``heldout_rewards`` (means by name, of
+    without one), ``exact`` (share of the embedded model's pictures with just the objects of their
+    prompts, by the held-out checker), with a task ``success`` (share of those that are what it asks
+    for), ``reward`` (mean), ``heldout_rewards`` (means by name, of
     the rewards of --heldout that have scored all finished prompts); ``nfe``, ``evaluations``,
     ``backward_passes`` and ``verifier_calls`` of the finished prompts, and ``part_calls`` of the
     dear part of a cascade; ``weighted_samples`` of methods that weigh particles, the ``log_z`` and

@@ -19,6 +19,7 @@ from flowsde.shapes.verdict import is_right
 
 _COUNT = _schema.whole(0, 2**63 - 1)
 _TOTALS = _schema.fields(
+    {"success": _schema.maybe(_schema.number)},
     prompts=_schema.items(_schema.text), method=_schema.text, seed=_COUNT, finished=_COUNT,
     exact=_schema.maybe(_schema.number), reached=_schema.maybe(_COUNT), nfe=_COUNT,
     occupancy=_schema.maybe(_schema.number),
@@ -78,7 +79,10 @@ def contents(
     every = [one for one in folder.values if one is not None]
     read = _schema.maybe(_schema.number)
     rewards = [r for r in (read(one["reward"], "reward") for one in every) if r is not None]
-    exact = [is_right(one["heldout"]) for one in every if "heldout" in one]
+    verdicts = [one["heldout"] for one in every if "heldout" in one]
+    shares = {"exact": [one["exact"] for one in verdicts]}
+    if any("task" in one for one in verdicts):
+        shares["success"] = [is_right(one) for one in verdicts]
     computed, charged = (sum(run[name] for run in runs) for name in ("evaluations", "nfe"))
     first = folder.abouts[0]
     return {
@@ -89,7 +93,7 @@ def contents(
         **({"ids": folder.ids} if folder.ids else {}),
         "finished": len(every),
         "reached": None if target is None else sum(bool(r >= np.float32(target)) for r in rewards),
-        "exact": float(np.mean(exact)) if exact else None,
+        **{name: float(np.mean(of)) if of else None for name, of in shares.items()},
         "reward": sum(rewards) / len(rewards) if rewards else None,
         **heldout.means(every),
         **{name: sum(one[name] for one in every) for name in COUNTERS},
@@ -119,6 +123,8 @@ def _weighted_samples(values: Sequence[dict[str, Any] | None]) -> dict[str, Any]
 def show(values: dict[str, Any], out: Path, rewards: heldout.Heldout) -> None:
     """Print the totals."""
     judged = "" if values["exact"] is None else f", {values['exact']:.0%} exact matches"
+    if "success" in values:
+        judged += f", {values['success']:.0%} what the task asks for"
     print(f"prompts {values['finished']}{judged}")
     if values["reached"] is not None:
         print(f"reached target: {values['reached']}")

@@ -106,9 +106,10 @@ def read(preset: str) -> File:
             raise ValueError(
                 f"{at}: {name} has no effect with method {method} and kernel {given['kernel']}"
             )
-    # What the file leaves out is the maker's, but for how much is computed at once.
+    # What the file leaves out is the maker's, but for how much is computed at once and, of steps
+    # of finishing, that there are three at most.
     width = PRESETS["recommended"][method].width
-    settings = Settings(**{"diffusion": None, "width": width, **given})
+    settings = Settings(**{"width": width, **given})
     return File(method, settings, found.get("seconds"))
 
 

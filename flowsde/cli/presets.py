@@ -295,6 +295,11 @@ def _made(kernel: str, p: interpolants.Interpolant, g: Any, **options: Any) -> M
 
 def grid(s: Settings) -> grids.Grid:
     """The times of resolved settings."""
+    if s.grid not in settings.GRIDS:
+        raise ValueError(
+            f"--grid must be {', '.join(settings.GRIDS)} for a model without times of its own, got "
+            f"'{s.grid}'"
+        )
     shift = (_SHIFT,) if s.grid == "shifted" else ()
     return cut(s, getattr(grids, s.grid)(s.steps, *shift))
 

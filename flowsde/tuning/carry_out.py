@@ -74,7 +74,9 @@ def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     laps = _Laps(plan, ledger, searches, len(standards), tell)
     share = plan.subject.target_reward is not None
     baselines = {name for name, setting in known.items() if setting.method == BASELINE}
-    found = race(list(known), baselines, plan.split, laps.race, standards, share, laps.rung)
+    found = race(
+        list(known), baselines, plan.split, laps.race, standards, share, laps.rung, laps.mean_reward
+    )
     laps.course.compare(found.finalists)
     finals = {name: laps.final(name) for name in found.finalists}
     said = list(dict.fromkeys(why for one in verdicts.values() for why in one[:3] if why))
@@ -198,10 +200,15 @@ class _Laps:
         self.course = Course(list(searches), plan.split, ledger.searches, standards)
         # Of one size: what was compiled for a setting is not compiled again.
         self._at_once = rungs(len(searches), len(plan.split.race))[0]
+        self._raced: dict[str, list[np.ndarray]] = {}
 
     def race(self, name: str, units: Sequence[Unit]) -> np.ndarray:
         """Outcomes of a setting on some units of the race."""
         return self._measured("race", name, units)[0]
+
+    def mean_reward(self, name: str) -> float:
+        """Of all that a setting has raced on, whatever the outcome is."""
+        return float(np.mean(np.concatenate(self._raced[name])))
 
     def rung(self, rung: Rung) -> None:
         """Note which settings go on."""
@@ -221,6 +228,8 @@ class _Laps:
             np.concatenate([getattr(block, what) for block in blocks])
             for what in ("rewards", "heldout")
         )
+        if half == "race":
+            self._raced.setdefault(name, []).append(rewards)
         target = self._plan.subject.target_reward
         if target is not None:
             rewards = (rewards >= np.float32(target)).astype(np.float64)

@@ -104,6 +104,7 @@ def race(
     standards: Collection[str] = (),
     shares: bool = False,
     tell: Callable[[Rung], None] = lambda rung: None,
+    second: Callable[[str], float] = lambda name: 0.0,
 ) -> Race:
     """Choose among settings by their outcomes on the units of the race.
 
@@ -115,6 +116,7 @@ def race(
       standards: settings that one would take without a race, no baselines.
       shares: as for `flowsde.tuning.split.gap`.
       tell: called after each rung.
+      second: what decides between settings with equal means, higher is better; else the first.
 
     Raises:
       ValueError: no setting has a finite mean.
@@ -130,6 +132,7 @@ def race(
             )
         units = split.race[:until]
         last = until == lengths[-1]
+        going.sort(key=second, reverse=True)  # Of equals the first stays first.
         table = _standings(going, baselines, standards, known, units, split.by, shares, last)
         told.append(Rung(until, table))
         tell(told[-1])

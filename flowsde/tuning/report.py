@@ -33,6 +33,12 @@ def verdict(t: "Tuned") -> str:
     """What to use, and why."""
     winner, baseline, gap = t.race.winner, t.race.baseline, t.to_best_of_n
     said = f"Use `{t.setting.name}` with {_budget(t)} a picture.\n\n"
+    if t.target is not None and not any(one.mean for rung in t.race.rungs for one in rung.table):
+        said += (
+            f"**No search of the race reached {_number(t.target)}**: settings were chosen by their "
+            "mean rewards, which say little of that. A lower target, or more evaluations, says "
+            "more.\n\n"
+        )
     if winner is None or gap is None:
         return f"{said}Nothing but Best-of-N raced: it is only tuned."
     than = f"than the tuned Best-of-N, `{baseline}`: by {_interval(gap)}"
@@ -164,7 +170,7 @@ def _race(t: "Tuned") -> str:
     for i, rung in enumerate(reversed(t.race.rungs)):
         for one in rung.table:
             if one.why or i == 0:
-                behind = "" if one.behind.value == 0.0 else _interval(one.behind)
+                behind = "" if one is rung.table[0] else _interval(one.behind)
                 end = one.why or "to the end"
                 rows.append([f"`{one.name}`", str(rung.units), _number(one.mean), behind, end])
     return _table(["setting", "searches", t.outcome, "difference", ""], rows)

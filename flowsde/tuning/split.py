@@ -56,7 +56,11 @@ def split(prompts: int, seeds: int | None = None) -> Split:
     half = prompts // 2 if by == "prompts" else prompts
     if seeds is None:
         seeds = max(-(-_SEARCHES // half), 1 if by == "prompts" else 2)
-    seeds = check_count("seeds", seeds, least=1 if by == "prompts" else 2)
+    if check_count("seeds", seeds) == 1 and by == "seeds":
+        raise ValueError(
+            f"seeds must be at least 2 of fewer than {ENOUGH} prompts, whose searches are told apart "
+            f"by them, got 1"
+        )
     if by == "prompts":
         race, final = range(0, 2 * half, 2), range(1, 2 * half, 2)
         first = second = range(seeds)

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowsde._files import write_json
 from flowsde._version import __version__
-from flowsde.search import Search
+from flowsde.search import Complete, Search
 from flowsde.tuning import figure, report
 from flowsde.tuning.intervals import Interval
 from flowsde.tuning.prices import Price
@@ -100,11 +100,18 @@ class Tuned:
         return {
             "format": FORMAT,
             "method": self.setting.method,
-            "settings": dict(self.setting.options) | {"nfe": self.search.nfe},
+            "settings": dict(self.setting.options) | self._finishing() | {"nfe": self.search.nfe},
             **seconds,
             "sure": self.sure,
             "version": __version__,
         }
+
+    def _finishing(self) -> dict[str, Any]:
+        """Evaluations of finishing, where the setting leaves them to its maker."""
+        search = self.search
+        if isinstance(search, Complete) and self.setting.get("finish_steps") is None:
+            return {"finish_steps": search.steps}
+        return {}
 
     def save_preset(self, path: str | Path) -> None:
         """Write `preset` to a file, whole or not at all."""

@@ -130,7 +130,9 @@ def test_batch_counts_what_succeeds(
     file.write_text(f"{TWO}\n")
     out = tmp_path / "out"
     cli.main(["batch", "--prompts-file", str(file), *ODE, "--task", "sides", "--out", str(out)])
-    assert json.loads((out / "batch.json").read_text())["exact"] == 0.0
+    totals = json.loads((out / "batch.json").read_text())
+    assert (totals["exact"], totals["success"]) == (1.0, 0.0)
+    assert "100% exact matches, 0% what the task asks for" in capsys.readouterr().out
 
 
 @pytest.mark.slow

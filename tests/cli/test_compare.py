@@ -121,11 +121,17 @@ def test_labels_name_what_differs() -> None:
 
 def test_captions_are_of_as_many_objects_as_asked() -> None:
     texts = compare.captions(20, objects=5)
-    assert texts == compare.captions(30, objects=5)[:20] and len(set(texts)) > 15
+    assert texts == compare.captions(30, objects=5)[:20]
     for i, text in enumerate(texts):
         groups = parse(text)
         assert sum(g.count for g in groups) >= 5
         assert any(g in HELD_OUT for g in groups) == (i % 5 == 4)
+
+
+def test_no_caption_is_there_twice() -> None:
+    assert len(set(compare.captions(200))) == 200
+    with pytest.raises(ValueError, match="--prompts must be at most .*, got 100000: no more"):
+        compare.captions(100_000, objects=10)
 
 
 # Statistics.
@@ -146,8 +152,22 @@ def test_intervals_where_all_agree() -> None:
     mean, low, high = summary.interval(np.ones(20), share=True)
     # Exact binomial: the p at which 20 of 20 has probability 2.5 %.
     assert (mean, high) == (1.0, 1.0) and low == pytest.approx(0.025 ** (1 / 20))
-    assert summary.interval(np.full(20, 0.5), share=True) == (0.5, 0.5, 0.5)
+    # Wilson's of 10 of 20: 1/2, give or take z sqrt(1/4 / 20 + z^2 / (4 20^2)) / (1 + z^2 / 20).
+    z = 1.959963984540054
+    half = z * np.sqrt(0.25 / 20 + z * z / 1600) / (1 + z * z / 20)
+    found = summary.interval(np.full(20, 0.5), share=True)
+    np.testing.assert_allclose(found, (0.5, 0.5 - half, 0.5 + half))
     assert np.isnan(summary.interval(np.asarray([3.0]))[1:]).all()
+
+
+def test_a_gain_of_nothing_has_an_interval() -> None:
+    rows, _ = compare.plan(["bon", "rbf"], nfe=[60])
+    table = compare.summarise(rows, dict.fromkeys(rows, _measured(np.zeros((5, 1)))))
+    # Of 0 of 5 Wilson's upper bound is z^2 / (5 + z^2), which both may be above the other by.
+    most = 1.959963984540054**2
+    most /= 5 + most
+    gain = [table[1][name] for name in ("gain", "gain_low", "gain_high")]
+    np.testing.assert_allclose(gain, (0.0, -most, most))
 
 
 def test_diversity_is_the_distance_of_pairs() -> None:
@@ -303,6 +323,23 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
+def test_more_prompts_keep_what_is_there(small: None, tmp_path: Path) -> None:
+    out = tmp_path / "grown"
+    _compare(out)
+    before = {path.name: path.stat().st_mtime_ns for path in (out / PARTS).glob("*.npz")}
+    found = _compare(out, "--prompts", "5")
+    after = {path.name: path.stat().st_mtime_ns for path in (out / PARTS).glob("*.npz")}
+    assert before.items() < after.items() and len(after) == 2 * len(before)
+    expected = _compare(tmp_path / "whole", "--prompts", "5")
+    for row in expected["rows"] + found["rows"]:
+        del row["seconds"], row["evaluations"]  # What fills chunks up is of the parts.
+    assert found == expected
+    # Nothing is measured a third time.
+    _compare(out, "--prompts", "5")
+    assert {path.name for path in (out / PARTS).glob("*.npz")} == after.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -314,6 +351,7 @@ def test_goes_on_after_a_kill(small: None, tmp_path: Path) -> None:
         ("--prompts 0", "--prompts must be an integer of at least 1"),
         ("--objects 11", "--objects must be an integer of at most 10, got 11"),
         ("--prompts-file nowhere.txt", "--prompts-file: cannot read nowhere.txt"),
+        ("--task size --prompts 600", "--prompts must be at most .* for task size, got 600"),
         ("--methods bon --block 3", "--block has no effect on bon"),
     ],
 )

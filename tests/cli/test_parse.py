@@ -30,6 +30,8 @@ WRONG = {
     "batch --out x": "flowsde batch: --prompts-file FILE is missing",
     "compare rbf": "flowsde compare: unexpected argument 'rbf'; prompts come from --prompts-file",
     "convert": "flowsde convert: SOURCE is missing",
+    "tune x --reward rss --reward=likelihood": "flowsde tune: --reward is given 2 times: "
+    "tune takes one",
     "train shapes --stepz 4": "flowsde train: unknown option --stepz; did you mean --steps?",
 }
 

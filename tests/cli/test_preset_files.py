@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from flowsde.cli.options import Sample
 from flowsde.cli.settings import PRESETS, Settings
 from flowsde.cli.sources import source_of
 from flowsde.cli.tune import Tune, _sample
+from flowsde.tuning.settings import Setting
 from flowsde.tuning.space import declared
+from flowsde.tuning.tuned import Tuned
 
 PROMPT = "one red circle"
 SVDD: dict[str, Any] = {
@@ -46,6 +49,31 @@ def test_every_setting_that_races_is_the_same_search_by_options_and_by_its_file(
         assert offer.search == given.search == setting.search(200)
 
 
+def test_a_tuned_setting_without_steps_of_finishing_is_the_same_search_by_its_file(
+    tmp_path: Path,
+) -> None:
+    own = {"interpolant": "vp", "kernel": "ddim", "grid": "uniform", "steps": 10, "chains": 2}
+    setting = Setting.of("svdd", **own)
+    tuned: Any = SimpleNamespace(setting=setting, search=setting.search(60), budget={"nfe": 60})
+    tuned.sure, tuned._finishing = True, lambda: Tuned._finishing(tuned)
+    (tmp_path / "mine.json").write_text(json.dumps(Tuned.preset(tuned)))
+    offer = source_of(Sample(prompt=(PROMPT,), method="svdd", preset=str(tmp_path / "mine.json")))
+    assert offer.search == setting.search(60)
+
+
+def test_a_kernel_in_place_of_the_files_brings_its_own_diffusion(tmp_path: Path) -> None:
+    file = _file(tmp_path)
+    s = presets.resolve(file, "svdd", {"kernel": "euler_maruyama"})
+    assert s.diffusion == PRESETS["recommended"]["svdd"].diffusion == "square"
+    presets.build("svdd", s)
+
+
+def test_times_of_a_model_need_one(tmp_path: Path) -> None:
+    file = _file(tmp_path, settings=SVDD | {"grid": "model"})
+    with pytest.raises(ValueError, match="--grid must be uniform, .*, got 'model'"):
+        presets.build("svdd", presets.resolve(file, "svdd", {}))
+
+
 def test_the_file_brings_its_method_and_options_replace_its_settings(tmp_path: Path) -> None:
     file = _file(tmp_path)
     command = cli._parse(["sample", PROMPT, "--preset", file, "--nfe", "90", "--chains", "2"])
@@ -63,6 +91,10 @@ def test_compare_adds_its_method_to_the_others(tmp_path: Path) -> None:
     assert [row.method for row in rows] == ["bon", "rbf", "svdd"]
     assert rows[2].settings.chains == 3 and rows[2].settings.kernel == "cps"
     assert rows[1].settings == presets.resolve("recommended", "rbf", {"nfe": 60})
+    # Beside the recommended settings of the same method.
+    both, _ = compare.plan(["svdd"], nfe=[60], preset=file)
+    assert [row.settings.kernel for row in both] == ["ddim", "cps"]
+    assert len(set(compare.labels(both))) == 2
     few, _ = compare.plan(["bon"], nfe=[60], preset=file, model="shapes-turbo")
     assert few[0].settings.steps == PRESETS["distilled"]["bon"].steps
 

@@ -108,6 +108,14 @@ def test_equal_settings_are_not_surely_left_out_but_halved():
     assert all(one.behind == (0.0, 0.0, 0.0) for rung in found.rungs for one in rung.table)
 
 
+def test_of_settings_with_equal_means_a_second_measure_decides():
+    means = dict.fromkeys([BASE, "a", "b", "c"], 0.0)
+    measure, _ = _measured(means)
+    second = {BASE: 0.0, "a": -1.0, "b": 2.0, "c": 1.0}
+    found = race(list(means), {BASE}, split(24, 2), measure, shares=True, second=second.get)
+    assert (found.winner, found.runner_up, found.baseline) == ("b", "c", BASE)
+
+
 def test_of_equal_settings_few_are_called_surely_different():
     """The rate of a 95 % interval's mistakes, of 400 pairs."""
     rng, units = np.random.default_rng(0), split(24, 1).race

@@ -123,6 +123,14 @@ def test_the_winner_replaces_what_is_recommended_to_all_only_if_it_is_surely_bet
     assert (said in page) == (chosen == SMC and svdd >= smc)
 
 
+def test_a_target_that_nothing_reaches_is_said(made):
+    made(bon=0.0, svdd=1.0)
+    tuned = _tune(target_reward=100.0, settings=(BON, SVDD))
+    assert "**No search of the race reached 100**" in tuned.report()
+    assert tuned.race.rungs[-1].table[0].name == SVDD.name
+    assert "No search of the race" not in _tune(target_reward=0.0, settings=(BON, SVDD)).report()
+
+
 def test_what_is_recommended_to_all_is_told_from_its_neighbours():
     ours = recommended(declared())
     assert [one["steps"] for one in ours] == [10, 4]

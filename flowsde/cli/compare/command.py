@@ -212,7 +212,10 @@ class Compare:
         if plain:
             objects = 1 if self.objects is None else self.objects
             return captions(many, check_count("--objects", objects, most=10))
-        return task.captions(self.split or "dev", many)
+        texts = task.captions(self.split or "dev", many)
+        if (there := len(set(texts))) < many:
+            raise ValueError(f"--prompts must be at most {there} for task {task.name}, got {many}")
+        return texts
 
 
 def _slug(task: Challenge, prompt: str) -> str:

@@ -6,6 +6,7 @@ depends on, so that a part on disk need not be measured again.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -39,6 +40,8 @@ from flowsde.shapes.tasks import TASKS, Challenge
 
 BATCH = 25
 """Prompts searched together, and candidates evaluated at once."""
+_TRIES = 1000
+"""Captions drawn without a new one, after which no more are looked for."""
 
 
 def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
@@ -48,16 +51,26 @@ def captions(n: int, objects: int = 1, seed: int = 2026) -> list[str]:
       n: how many.
       objects: least number of objects in each, at most 10.
       seed: of the captions.
-    """
 
-    def draw(i: int) -> str:
+    Raises:
+      ValueError: there are not so many different ones.
+    """
+    found: dict[str, None] = {}
+    since = 0
+    for i in itertools.count():
+        if len(found) == n:
+            break
+        if since == _TRIES:
+            raise ValueError(f"--prompts must be at most {len(found)}, got {n}: no more are found")
         rng = np.random.default_rng((seed, i))
         while True:
-            groups = sample_groups(rng, held_out=i % 5 == 4)
+            groups = sample_groups(rng, held_out=len(found) % 5 == 4)
             if sum(group.count for group in groups) >= objects:
-                return caption(groups)
-
-    return [draw(i) for i in range(n)]
+                break
+        text = caption(groups)
+        since = since + 1 if text in found else 0
+        found[text] = None
+    return [*found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +163,23 @@ def _parts(rows: Sequence[Row], study: Study, folder: Path) -> dict[Row, list[Pa
         budget = row.settings.nfe if row.seconds is None else f"{row.seconds:g}s"
         return Part(row, seed, ids, folder / f"{row.method}-{budget}-{digest}.npz")
 
+    def split(row: Row, seed: int, ids: np.ndarray) -> list[Part]:
+        """A batch; what is there of its first prompts alone, of a study of fewer, is kept."""
+        whole = part(row, seed, ids)
+        if not whole.path.exists():
+            for k in range(len(ids) - 1, 0, -1):
+                first = part(row, seed, ids[:k])
+                if first.path.exists():
+                    return [first, *split(row, seed, ids[k:])]
+        return [whole]
+
     return {
-        row: [part(row, seed, ids) for seed in range(study.seeds) for ids in study.batches]
+        row: [
+            one
+            for seed in range(study.seeds)
+            for ids in study.batches
+            for one in split(row, seed, ids)
+        ]
         for row in rows
     }
 

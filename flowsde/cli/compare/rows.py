@@ -61,13 +61,14 @@ class Plan(NamedTuple):
     left_out: list[str]
 
 
-def _bases(preset: str, methods: Sequence[str], model: str) -> dict[str, Settings]:
-    """The preset's settings of each method; a file has one, and others are as recommended."""
-    if not preset_files.is_file(preset):
-        return {name: preset_files.settings_of(preset, name, model) for name in methods}
-    own, settings, _ = preset_files.read(preset)
-    bases = {name: preset_files.settings_of("recommended", name, model) for name in methods}
-    return bases | {own: settings}
+def _bases(preset: str, methods: Sequence[str], model: str) -> list[tuple[str, Settings]]:
+    """The preset's settings of each method; those of a file come after all as recommended."""
+    named = "recommended" if preset_files.is_file(preset) else preset
+    bases = [(name, preset_files.settings_of(named, name, model)) for name in methods]
+    if named != preset:
+        own, settings, _ = preset_files.read(preset)
+        bases.append((own, settings))
+    return bases
 
 
 def plan(
@@ -108,12 +109,12 @@ def plan(
         for word in words:
             presets.check(name, word, of_many=True)
     bases = _bases(preset, methods, model)
-    methods = list(bases)
+    methods = list(dict.fromkeys(method for method, _ in bases))
     rows: list[Row] = []
     left_out: list[str] = []
     effective: set[str] = set()
-    for method in methods:
-        moves = presets.stochastic(bases[method].kernel)
+    for method, base in bases:
+        moves = presets.stochastic(base.kernel)
         budgets: Iterable[float | None] = [None] if method in SINGLE else seconds or nfe
         choices: list[Sequence[Any]]
         choices = [values if moves and values else [None] for values in (interpolants, kernels)]
@@ -121,7 +122,7 @@ def plan(
             for kernel in choices[1]:
                 own = {"interpolant": interpolant, "kernel": kernel, **(given or {})}
                 own = {name: value for name, value in own.items() if value is not None}
-                unused = presets.unused(bases[method], method, own)
+                unused = presets.unused(base, method, own)
                 own = {name: value for name, value in own.items() if name not in unused}
                 effective |= set(own)
                 fitting, error = [], None
@@ -129,7 +130,7 @@ def plan(
                     own_seconds = budget if seconds else None
                     most = MOST_IN_SECONDS if seconds else budget
                     more = {} if budget is None else {"nfe": most}
-                    settings = presets.resolve_from(bases[method], method, own | more)
+                    settings = presets.resolve_from(base, method, own | more)
                     try:
                         presets.build(method, settings)
                     except ValueError as reason:

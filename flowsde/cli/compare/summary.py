@@ -1,8 +1,9 @@
 """From measurements to a table: means over prompts with 95 % intervals, and paired differences.
 
 Prompts are the sample: a prompt's value is its mean over seeds, and intervals are bootstraps over
-prompts. Where all prompts agree a bootstrap has no width; the interval of a share is then the exact
-binomial one, as if each prompt had been seen once.
+prompts. Where all prompts agree a bootstrap has no width; the interval of a share is then that of a
+binomial one, as if each prompt had been seen once: exact at 0 and 1, else Wilson's. A difference of
+two shares has the interval of `flowsde.tuning.intervals.difference`, which has a width always.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from scipy.stats import binomtest, bootstrap
 from flowsde._text import shown
 from flowsde.cli.compare.measure import Measured
 from flowsde.cli.compare.rows import Row, labels
+from flowsde.tuning.intervals import Interval, difference, wilson
 
 _RESAMPLES = 4000
 HELDOUT = "heldout "
@@ -29,6 +31,9 @@ def interval(values: np.ndarray, share: bool = False) -> tuple[float, float, flo
         if share and mean in (0.0, 1.0):
             exact = binomtest(round(mean * values.size), values.size).proportion_ci()
             return mean, float(exact.low), float(exact.high)
+        if share:
+            found = wilson(mean, values.size)
+            return mean, found.low, found.high
         return mean, *((mean, mean) if values.size > 1 else (np.nan, np.nan))
     found = bootstrap(
         (values,),
@@ -72,6 +77,11 @@ def _with_interval(name: str, values: np.ndarray | None, share: bool = False) ->
     return dict(zip(keys, map(_number, interval(values, share)), strict=True))
 
 
+def _gain(found: Interval | None) -> dict[str, Any]:
+    values = (None,) * 3 if found is None else map(_number, found)
+    return dict(zip(("gain", "gain_low", "gain_high"), values, strict=True))
+
+
 def _heldout(measured: Measured) -> dict[str, Any]:
     """Means of what held-out rewards say; None where that is no number for some picture."""
     found: dict[str, Any] = {}
@@ -105,9 +115,9 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
     first: dict[Any, tuple[str, np.ndarray]] = {}
     for row, label in zip(rows, names, strict=True):
         m, s = measured[row], row.settings
-        right = m.success.mean(1)
-        reference = first.setdefault((row.table, row.budget), (label, right))
-        is_first = reference[1] is right
+        right, wins = m.success.mean(1), m.success.sum(1)
+        reference = first.setdefault((row.table, row.budget), (label, wins))
+        is_first = reference[1] is wins
         seen = m.objects.sum() + m.unclear.sum()
         table.append(
             {
@@ -134,7 +144,7 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 "given_right": _median(m.reward[m.success]),
                 "given_wrong": _median(m.reward[~m.success]),
                 "clean": float(m.objects.sum() / seen) if seen else 0.0,
-                **_with_interval("gain", None if is_first else right - reference[1]),
+                **_gain(None if is_first else difference(wins, reference[1], m.success.shape[1])),
                 "against": None if is_first else reference[0],
                 "prompts": right.size,
                 "seeds": m.success.shape[1],
