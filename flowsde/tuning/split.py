@@ -58,8 +58,7 @@ def split(prompts: int, seeds: int | None = None) -> Split:
         seeds = max(-(-_SEARCHES // half), 1 if by == "prompts" else 2)
     if check_count("seeds", seeds) == 1 and by == "seeds":
         raise ValueError(
-            f"seeds must be at least 2 of fewer than {ENOUGH} prompts, whose searches are told apart "
-            f"by them, got 1"
+            f"seeds must be at least 2 of fewer than {ENOUGH} prompts, which seeds share out, got 1"
         )
     if by == "prompts":
         race, final = range(0, 2 * half, 2), range(1, 2 * half, 2)

@@ -35,7 +35,9 @@ def test_halves_share_no_search_and_of_many_prompts_no_prompt():
     # Any first units have as many prompts as there can be.
     assert [u.prompt for u in few.race[:6]] == [0, 1, 2, 0, 1, 2]
     assert len(split(8).race) == 24 and len(split(1).race) == 24
-    with pytest.raises(ValueError, match="seeds must be an integer of at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match="seeds must be at least 2 of fewer than 8 prompts, .* got 1"
+    ):
         split(3, 1)
 
 

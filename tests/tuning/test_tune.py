@@ -205,7 +205,7 @@ def test_arguments_that_are_wrong_are_named(made):
         ({"nfe": 1}, "nfe"),
         ({"methods": ["bon"]}, "methods has no effect with settings"),
         ({"settings": (BON, BON)}, "settings must be different ones"),
-        ({"seeds": 1}, "seeds must be an integer of at least 2, got 1"),
+        ({"seeds": 1}, "seeds must be at least 2 of fewer than 8 prompts, .* got 1"),
         ({"target_reward": np.nan}, "target_reward must be a finite number"),
         ({"cond": jnp.zeros((2, 1)), "prompts": ["a"]}, "cond has a leaf of shape"),
         ({"settings": None, "methods": ["best"]}, "methods must be some of"),
