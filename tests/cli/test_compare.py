@@ -130,6 +130,14 @@ def test_captions_are_of_as_many_objects_as_asked() -> None:
 
 def test_no_caption_is_there_twice() -> None:
     assert len(set(compare.captions(200))) == 200
+
+
+@pytest.mark.slow
+def test_more_captions_than_there_are_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["compare", "--task", "size", "--prompts", "600", "--out", str(tmp_path / "out")]
+    assert re.search("--prompts must be at most .* for task size, got 600", refused(capsys, *words))
     with pytest.raises(ValueError, match="--prompts must be at most .*, got 100000: no more"):
         compare.captions(100_000, objects=10)
 
@@ -351,7 +359,6 @@ def test_more_prompts_keep_what_is_there(small: None, tmp_path: Path) -> None:
         ("--prompts 0", "--prompts must be an integer of at least 1"),
         ("--objects 11", "--objects must be an integer of at most 10, got 11"),
         ("--prompts-file nowhere.txt", "--prompts-file: cannot read nowhere.txt"),
-        ("--task size --prompts 600", "--prompts must be at most .* for task size, got 600"),
         ("--methods bon --block 3", "--block has no effect on bon"),
     ],
 )
