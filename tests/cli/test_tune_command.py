@@ -152,7 +152,7 @@ def test_interrupted_it_goes_on_and_another_is_refused(
         ("--nfe 1", "--nfe"),
         ("--seconds 3", "--nfe and --seconds are both given, 60 and 3, expected one"),
         ("--seconds nan", "--seconds must be a finite number above 0, got nan"),
-        ("--seeds 1", "seeds must be at least 2 of fewer than 8 prompts, .* got 1"),
+        ("--seeds 1", "seeds must be at least 2 of fewer than 8 prompts"),
         ("--methods ode", "--methods"),
         ("--target-reward nan", "--target-reward must be a finite number"),
         ("--reward best", "--reward must be one of"),
