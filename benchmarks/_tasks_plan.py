@@ -142,15 +142,13 @@ def baselines(plan: Plan, table: Table) -> Iterator[list[Case]]:
     """One budget after the other."""
     s = plan.sizes
     for nfe, model in itertools.product(s.confirmed, plan.models):
-        found = {
-            task: _alike(table.select(task=task, model=model, method="bon", nfe=nfe, split="dev"),
-                         s.captions)
-            for task in plan.tasks
-        }  # fmt: skip
+        tried = table.select(model=model, method="bon", nfe=nfe, split="dev")
         yield [
             Case(task, model, setting, nfe, "dev", s.baseline_captions, s.seeds)
-            for task, names in found.items()
-            for setting in plan.named(model, names)
+            for task in plan.tasks
+            for setting in plan.named(
+                model, _alike([row for row in tried if row["task"] == task], s.captions)
+            )
         ]
 
 

@@ -132,7 +132,7 @@ def _steps(n: int, finish: int) -> dict[str, Any]:
 
 
 def best_of_n() -> Iterator[Setting]:
-    """The baseline, tuned like the rest."""
+    """The baseline, tuned to each task and budget."""
     for n in (3, 4, 6, 8, 10, 20, 40):
         yield make("bon", ODE, steps=n)
     for n in (6, 10):

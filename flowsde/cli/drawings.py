@@ -26,7 +26,7 @@ def names(offer: Source) -> list[str]:
 
 
 def begin() -> None:
-    """Import what draws in a thread of its own, while programs are compiled."""
+    """Import what draws in a thread of its own, while a search runs that has been compiled."""
     threading.Thread(target=_import, daemon=True).start()
 
 

@@ -73,16 +73,16 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
         raise ValueError(_mistake(kind, given) or _message(errors.getvalue())) from None
     check_paths(command)
     check_words(command)
-    _check_once("--reward", name, command, given)
+    _check_rewards(name, command, given)
     named = any(word.partition("=")[0] == "--method" for word in given)
     return preset_files.with_its_own(command, named, single=name == "sample")
 
 
-def _check_once(option: str, name: str, command: Any, given: Sequence[str]) -> None:
-    """ValueError if what other commands take several times is given so to one that does not."""
-    many = sum(word.partition("=")[0] == option for word in given)
-    if many > 1 and not isinstance(getattr(command, option[2:], ()), tuple):
-        raise ValueError(f"{option} is given {many} times: {name} takes one")
+def _check_rewards(name: str, command: Any, given: Sequence[str]) -> None:
+    """ValueError if several rewards are given to a command that takes one, as others do not."""
+    many = sum(word.partition("=")[0] == "--reward" for word in given)
+    if many > 1 and not isinstance(getattr(command, "reward", ()), tuple):
+        raise ValueError(f"--reward is given {many} times: {name} takes one")
 
 
 @contextlib.contextmanager

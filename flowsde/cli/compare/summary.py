@@ -16,7 +16,7 @@ from scipy.stats import binomtest, bootstrap
 from flowsde._text import shown
 from flowsde.cli.compare.measure import Measured
 from flowsde.cli.compare.rows import Row, labels
-from flowsde.tuning.intervals import Interval, difference, wilson
+from flowsde.tuning.intervals import difference, wilson
 
 _RESAMPLES = 4000
 HELDOUT = "heldout "
@@ -70,16 +70,14 @@ def _median(values: np.ndarray) -> float | None:
     return _number(np.median(values)) if values.size else None
 
 
-def _with_interval(name: str, values: np.ndarray | None, share: bool = False) -> dict[str, Any]:
-    keys = (name, f"{name}_low", f"{name}_high")
-    if values is None:
-        return dict.fromkeys(keys)
-    return dict(zip(keys, map(_number, interval(values, share)), strict=True))
-
-
-def _gain(found: Interval | None) -> dict[str, Any]:
+def _named(name: str, found: tuple[float, float, float] | None) -> dict[str, Any]:
+    """A value and its bounds by their keys."""
     values = (None,) * 3 if found is None else map(_number, found)
-    return dict(zip(("gain", "gain_low", "gain_high"), values, strict=True))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _with_interval(name: str, values: np.ndarray | None, share: bool = False) -> dict[str, Any]:
+    return _named(name, None if values is None else interval(values, share))
 
 
 def _heldout(measured: Measured) -> dict[str, Any]:
@@ -144,7 +142,10 @@ def summarise(rows: Sequence[Row], measured: Mapping[Row, Measured]) -> list[dic
                 "given_right": _median(m.reward[m.success]),
                 "given_wrong": _median(m.reward[~m.success]),
                 "clean": float(m.objects.sum() / seen) if seen else 0.0,
-                **_gain(None if is_first else difference(wins, reference[1], m.success.shape[1])),
+                **_named(
+                    "gain",
+                    None if is_first else difference(wins, reference[1], m.success.shape[1]),
+                ),
                 "against": None if is_first else reference[0],
                 "prompts": right.size,
                 "seeds": m.success.shape[1],
