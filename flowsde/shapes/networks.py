@@ -13,7 +13,7 @@ from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.scorer_task import scorer_task
-from flowsde.shapes.train import Task
+from flowsde.shapes.train import Task, TrainConfig
 from flowsde.shapes.turbo_task import STEPS, turbo_task
 
 _WORLD = (
@@ -29,10 +29,12 @@ _CAPTIONS = (
 
 
 class Network(NamedTuple):
-    """An embedded network: what makes its task, its sizes, and text of its card."""
+    """An embedded network: what makes its task, its sizes, how the packaged weights were trained,
+    and text of its card."""
 
     task: Any
     sizes: Any
+    recipe: TrainConfig
     title: str
     architecture: str
     data: str
@@ -60,6 +62,7 @@ NETWORKS = {
     "shapes": Network(
         flow_task,
         ModelConfig(),
+        TrainConfig(),
         "text-to-image flow of the shapes world",
         "Convolutional stem and head around a transformer over pixel patches with the caption's "
         "words as context tokens and adaLN time conditioning (`flowsde.shapes.model`, Flax NNX). "
@@ -72,6 +75,15 @@ NETWORKS = {
     "turbo": Network(
         _turbo_task,
         ModelConfig(),
+        TrainConfig(
+            steps=1200,
+            learning_rate=2e-3,
+            adam_learning_rate=2e-4,
+            warmup=50,
+            ema=0.995,
+            save_every=100,
+            sheet_every=600,
+        ),
         "few-step text-to-image flow of the shapes world",
         "The network of `shapes`, distilled from it by distribution matching "
         f"(`flowsde.shapes.turbo_task`): it samples in {STEPS} steps of Euler's method, and "
@@ -83,6 +95,7 @@ NETWORKS = {
     "scorer": Network(
         _scorer_task,
         ScorerConfig(gaussian=True),
+        TrainConfig(steps=6000, batch_size=48, adam_learning_rate=3e-3, warmup=100),
         "given reward of the shapes world",
         "Convolutional network whose soft detections are summed over an 8x8 grid and read out as "
         "log-probabilities of the count of each colour and shape: a discrete Gaussian about the "

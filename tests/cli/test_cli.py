@@ -425,11 +425,12 @@ def test_wrong_values(
         ("train cat", "'cat'"),
         ("train scorer --steps 0", "--steps"),
         ("train scorer --steps x", "--steps"),
-        ("train scorer --steps 100", "--warmup must be below --steps = 100, got 200"),
+        ("train scorer --steps 100", "--warmup must be below --steps = 100, got 100"),
         ("train scorer --learning-rate nan", "--learning-rate"),
         ("train scorer --ema 1.5", "--ema"),
         ("train scorer --batch-size -1", "--batch-size"),
         ("train scorer --export-only --out /nowhere", "/nowhere"),
+        ("train scorer --export-only --steps 5", "--steps has no effect with --export-only"),
     ],
 )
 def test_wrong_commands(args: str, names: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,15 @@ def test_packaged_cards_name_the_packaged_weights() -> None:
             assert weights.sha256(weights.FOLDER / name) == digest
 
 
+def test_packaged_cards_name_the_recipe_that_is_the_default() -> None:
+    text = (weights.FOLDER / card.CARD).read_text()
+    commands = dict(re.findall(r"^(flowsde train (\w+) .*)$", text, re.MULTILINE))
+    expected = {
+        card.command(name, network.recipe): name for name, network in networks.NETWORKS.items()
+    }
+    assert commands == expected
+
+
 def test_card_of_a_run_without_a_log(tmp_path: Path) -> None:
     path = tmp_path / "scorer.safetensors"
     weights.save(path, PARAMS, "scorer", {"stem": 3})
