@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flowsde.tuning.intervals import Interval
 from flowsde.tuning.prices import MOST
+from flowsde.tuning.split import prompts_of
 
 if TYPE_CHECKING:
     from flowsde.tuning.tuned import Tuned
@@ -128,11 +129,11 @@ def roles(t: "Tuned") -> dict[str | None, str]:
 
 
 def _held_out(t: "Tuned") -> str:
-    s = t.split
+    s, prompts = t.split, prompts_of(t.split.final)
     what = (
-        f"{s.prompts} prompts that nothing was chosen on, with {s.seeds} seeds each"
+        f"{prompts} prompts that nothing was chosen on, with {s.seeds} seeds each"
         if s.by == "prompts"
-        else f"{s.seeds} further seeds of {s.prompts} prompts: it holds for these prompts"
+        else f"{s.seeds} further seeds of {prompts} prompts: it holds for these prompts"
     )
     outcome = "reward" if t.target is None else f"share of searches that reach {t.target:g}"
     return (
@@ -157,7 +158,7 @@ def _finalists(t: "Tuned") -> str:
 
 def _raced(t: "Tuned") -> str:
     s, first = t.split, t.race.rungs[0]
-    half = f"{s.prompts} other prompts" if s.by == "prompts" else "the first seeds"
+    half = f"{prompts_of(s.race)} other prompts" if s.by == "prompts" else "the first seeds"
     return (
         f"{len(first.table)} settings, on {half}: {len(s.race)} searches each for those that got "
         f"to the end. Best-of-N was tuned like the rest. A setting's difference is from the best "

@@ -31,15 +31,20 @@ class Split(NamedTuple):
 
     Attributes:
       by: what is held out, "prompts" or "seeds".
-      prompts, seeds: of each half.
-      race, final: units of either, so that any first ones have as many prompts as possible.
+      seeds: of each prompt in a half.
+      race, final: units of either, so that any first ones have as many prompts as possible. Of an
+        odd number of prompts the last one races.
     """
 
     by: str
-    prompts: int
     seeds: int
     race: tuple[Unit, ...]
     final: tuple[Unit, ...]
+
+
+def prompts_of(units: tuple[Unit, ...]) -> int:
+    """How many prompts there are."""
+    return len({unit.prompt for unit in units})
 
 
 def split(prompts: int, seeds: int | None = None) -> Split:
@@ -61,14 +66,13 @@ def split(prompts: int, seeds: int | None = None) -> Split:
             f"seeds must be at least 2 of fewer than {ENOUGH} prompts, which seeds share out, got 1"
         )
     if by == "prompts":
-        race, final = range(0, 2 * half, 2), range(1, 2 * half, 2)
+        race, final = range(0, prompts, 2), range(1, prompts, 2)
         first = second = range(seeds)
     else:
         race = final = range(prompts)
         first, second = range(seeds), range(seeds, 2 * seeds)
     return Split(
         by,
-        half,
         seeds,
         tuple(Unit(p, s) for s in first for p in race),
         tuple(Unit(p, s) for s in second for p in final),

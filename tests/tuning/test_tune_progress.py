@@ -11,7 +11,9 @@ from flowsde.tuning.split import split
 
 
 @pytest.mark.parametrize("standards", [0, 1, 2])
-@pytest.mark.parametrize(("settings", "prompts", "seeds"), [(4, 1, 4), (12, 2, 12), (46, 48, 1)])
+@pytest.mark.parametrize(
+    ("settings", "prompts", "seeds"), [(4, 1, 4), (12, 2, 12), (46, 48, 1), (12, 9, 2)]
+)
 def test_no_race_takes_more_searches_and_one_of_equals_takes_as_many(
     settings, prompts, seeds, standards
 ):
