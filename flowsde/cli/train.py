@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from flowsde.cli.described import described
+from flowsde.cli.failures import failed
 from flowsde.cli.kinds import Flag, Float, Int, shown
 from flowsde.cli.settings import flag
 from flowsde.shapes.networks import network_named
@@ -76,5 +77,8 @@ class Train:
             path = export(self.network, folder)
         else:
             config = dataclasses.replace(network_named(self.network).recipe, **given)
-            path = train(self.network, folder, config, self.overwrite)
+            try:
+                path = train(self.network, folder, config, self.overwrite)
+            except FloatingPointError as error:
+                raise failed("failed", error) from error
         print(f"weights {path}\ncard    {folder / CARD}", flush=True)

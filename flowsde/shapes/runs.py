@@ -37,10 +37,15 @@ def train(name: str, run: Path, config: TrainConfig, overwrite: bool = False) ->
 
     Raises:
       ValueError: a setting is wrong, or `run` holds a run of another configuration.
+      FloatingPointError: as of `train.fit`.
     """
     network_named(name)
     _check(config)
     task = make_task(name)
+    if config.batch_size < task.least_batch:
+        raise ValueError(
+            f"--batch-size must be at least {task.least_batch} for {name}, got {config.batch_size}"
+        )
     return _export(name, run, config, fit(task, config, run, overwrite=overwrite), config.steps)
 
 

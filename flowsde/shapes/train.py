@@ -112,6 +112,7 @@ class Task(NamedTuple):
         with the same.
       optimizer: of `params`, given the configuration.
       final: params -> those of the network that is named, if others learn beside it.
+      least_batch: the fewest scenes a step.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Task(NamedTuple):
     uses: str = ""
     optimizer: Callable[[TrainConfig], optax.GradientTransformation] = optimizer
     final: Callable[[Params], Params] = lambda params: params
+    least_batch: int = 1
 
 
 class TrainState(NamedTuple):
@@ -169,6 +171,7 @@ def fit(task: Task, config: TrainConfig, out: Path, overwrite: bool = False) -> 
     Raises:
       ValueError: `out` holds a run of another configuration, a log that is not of flowsde's, or
         another process is writing to it.
+      FloatingPointError: the loss or the weights are not finite. No such weights are saved.
     """
     with _own.locked(out) as hidden:
         if overwrite and (hidden / CONFIG).exists():
@@ -203,7 +206,7 @@ def _fit(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Params:
             if done % config.log_every == 0:
                 mean = float(np.mean(jax.device_get(losses)))
                 if not np.isfinite(mean):
-                    raise FloatingPointError(f"loss of {task.name} is {mean} at step {done}")
+                    raise FloatingPointError(f"the loss is {mean} at step {done}; {_DIVERGED}")
                 now = time.perf_counter()
                 rate = len(losses) * config.batch_size / (now - clock)
                 rows.append(
@@ -221,6 +224,7 @@ def _fit(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Params:
 
 LOG, CONFIG, _CHECKPOINTS = "log.jsonl", "config.json", "checkpoints"
 LOSS, CARD = "loss.png", "MODEL_CARD.md"
+_DIVERGED = "training has diverged: expected smaller learning rates"
 Row = dict[str, Any]
 ROW = fields(step=whole(1), loss=number, images_per_second=number)
 _CONFIG = fields(
@@ -250,8 +254,8 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
     wanted, found = _wanted(task, config), run_config(out)
     if found not in (None, wanted):
         raise ValueError(
-            f"{out} holds another run: {found}, asked to train {wanted}; expected another folder, "
-            f"or to overwrite it"
+            f"{out} holds another run, {_differences(found, wanted)}; expected another folder, or "
+            f"to overwrite it"
         )
     if found is None and not (hidden / CONFIG).exists():
         if (out / CONFIG).exists() and (out / _CHECKPOINTS).is_dir():
@@ -259,25 +263,45 @@ def _begin(task: Task, config: TrainConfig, out: Path, hidden: Path) -> Checkpoi
                 f"{out} holds a run of an earlier version of flowsde, with which this one cannot "
                 f"go on; expected another folder"
             )
-        names = (LOG, LOSS, CARD, f"{task.name}.safetensors")
-        for path in (*(out / name for name in names), *out.glob("sheet_*.png")):
+        for path in _files(out, task.name):
             if path.exists():
                 raise ValueError(f"{path} is not of flowsde's; expected another folder")
     write_json(hidden / CONFIG, wanted)
     return latest(task, config, out)
 
 
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Of a run and another one that is asked for."""
+    return ", ".join(
+        f"of {name} {found[name]}, not {wanted[name]}"
+        for name in wanted
+        if found[name] != wanted[name]
+    )
+
+
+def _files(out: Path, name: str) -> list[Path]:
+    """Of a run of a network, beside the hidden folder."""
+    names = (LOG, LOSS, CARD, f"{name}.safetensors")
+    return [*(out / own for own in names), *out.glob("sheet_*.png")]
+
+
 def _discard(hidden: Path, out: Path) -> None:
-    """Say what run a folder holds, and begin its states anew; its files stay known as ours."""
+    """Say what run a folder holds, and remove it."""
+    config = run_config(out)
     found = _states.newest(hidden / _CHECKPOINTS, _states.load)[0]
     at = "without a checkpoint" if found is None else f"at step {found[1].get('step')}"
     print(f"discard the run in {out} {at}", flush=True)
     if (hidden / _CHECKPOINTS).exists():
         _own.discard(hidden / _CHECKPOINTS)
+    # What remains if this is killed here stays known as ours.
     (hidden / CONFIG).write_text("{}")
+    for path in [] if config is None else _files(out, config["task"]):
+        path.unlink(missing_ok=True)
 
 
 def _save(hidden: Path, task: Task, config: TrainConfig, own: Checkpoint) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(own.state.params)):
+        raise FloatingPointError(f"weights are not finite after step {own.step}; {_DIVERGED}")
     leaves = jax.tree.leaves_with_path(own.state)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     about = {"config": _wanted(task, config), "step": own.step, "log": own.rows}

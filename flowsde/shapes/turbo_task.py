@@ -29,7 +29,7 @@ from flowsde.flow import Flow
 from flowsde.shapes import data
 from flowsde.shapes.captions import MAX_TOKENS
 from flowsde.shapes.flow_task import drop_captions, make_sheet, noised, sample_times
-from flowsde.shapes.train import Params, Task, TrainConfig, optimizer, scene_batch
+from flowsde.shapes.train import Params, Task, TrainConfig, optimizer
 
 STEPS = 4
 """Of Euler's method on a uniform grid, in which the student is to sample."""
@@ -127,18 +127,13 @@ def turbo_task(teacher: Flow, uses: str = "") -> Task:
         student = jnp.mean(g * x0)
         return student - stop(student) + matching(params["critic"], critic_key, stop(x0), tokens)
 
-    def batch(seed: int, step: int, size: int) -> data.Scenes:
-        if size < 2 * STEPS:
-            raise ValueError(f"batch_size must be at least {2 * STEPS} for turbo, got {size}")
-        return scene_batch(seed, step, size)
-
     return Task(
         "turbo",
         init,
         loss,
         make_sheet(velocity, STEPS),
-        batch,
-        uses,
+        uses=uses,
         optimizer=_optimizer,
         final=lambda params: params["student"],
+        least_batch=2 * STEPS,
     )

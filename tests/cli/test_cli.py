@@ -430,6 +430,7 @@ def test_wrong_values(
         ("train scorer --ema 1.5", "--ema"),
         ("train scorer --batch-size -1", "--batch-size"),
         ("train scorer --export-only --out /nowhere", "/nowhere"),
+        ("train turbo --batch-size 4", "--batch-size must be at least 8 for turbo, got 4"),
         ("train scorer --export-only --steps 5", "--steps has no effect with --export-only"),
     ],
 )

@@ -19,7 +19,7 @@ from flowsde.shapes.flow_task import flow_task
 from flowsde.shapes.model import ModelConfig
 from flowsde.shapes.scorer import ScorerConfig
 from flowsde.shapes.scorer_task import scorer_task
-from flowsde.shapes.train import Task, TrainConfig, fit, optimizer
+from flowsde.shapes.train import Task, TrainConfig, fit, latest, optimizer
 
 CONFIG = TrainConfig(steps=6, batch_size=4, warmup=2, log_every=2, save_every=2)
 
@@ -87,8 +87,21 @@ def test_a_killed_run_continues_exactly(make: Callable[[], Task], tmp_path: Path
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         fit(_mortal(_line(), last=0), CONFIG, tmp_path)
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match="holds another run, of steps 6, not 7; expected another"):
         fit(_line(), dataclasses.replace(CONFIG, steps=7), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    def diverging(params: Any, key: jax.Array, batch: Any) -> jax.Array:
+        return jnp.nan * params["linear"]["kernel"].sum()
+
+    task = _line()._replace(loss=diverging)
+    late, soon = dataclasses.replace(CONFIG, log_every=100), CONFIG
+    for config, said in ((late, "weights are not finite after step 2"), (soon, "the loss is nan")):
+        out = tmp_path / str(config.log_every)
+        with pytest.raises(FloatingPointError, match=f"{said}.*; training has diverged"):
+            fit(task, config, out)
+        assert latest(task, config, out) is None
 
 
 @pytest.mark.slow
@@ -98,10 +111,13 @@ def test_a_run_is_begun_anew_when_asked_to(
     whole = fit(_line(), CONFIG, tmp_path / "whole")
     out, other = tmp_path / "out", dataclasses.replace(CONFIG, steps=4, seed=7)
     fit(_line(), other, out)
+    for name in ("sheet_000004.png", "line.safetensors"):
+        (out / name).write_text("of the former run")
     capsys.readouterr()
     anew = fit(_line(), CONFIG, out, overwrite=True)
     assert capsys.readouterr().out == f"discard the run in {out} at step 4\n"
     chex.assert_trees_all_equal(whole, anew)
+    assert sorted(path.name for path in out.iterdir()) == [".flowsde", "log.jsonl"]
     again = fit(_mortal(_line(), last=0), CONFIG, out)
     chex.assert_trees_all_equal(whole, again)
     # Of others nothing is discarded.

@@ -12,7 +12,7 @@ import pytest
 from flowsde import Flow
 from flowsde.shapes import data
 from flowsde.shapes.train import TrainConfig, TrainState, init_state, make_step
-from flowsde.shapes.turbo_task import STEPS, turbo_task
+from flowsde.shapes.turbo_task import turbo_task
 
 CONFIG = TrainConfig(
     steps=80, batch_size=16, warmup=5, learning_rate=0.01, adam_learning_rate=0.01, ema=0.9
@@ -88,8 +88,3 @@ def test_the_value_of_the_loss_is_the_critics() -> None:
         for critic in (own, [0.5, -0.2, 0.1], [0.7, -0.2, 0.1])
     ]
     assert values == sorted(values)
-
-
-def test_batches_too_small_for_a_trajectory_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"batch_size must be at least {2 * STEPS} for turbo"):
-        turbo_task(TEACHER).batch(0, 0, 2 * STEPS - 1)
