@@ -44,7 +44,9 @@ def is_complete(
             print(f"discard the {what} in {shown(folder, 4096)}", flush=True)
         for name in (parts, mark):
             _own.discard(hidden / name)
-        final.unlink(missing_ok=True)
+        # The first says whose the others are: it goes last.
+        for name in reversed(files):
+            (folder / name).unlink(missing_ok=True)
         return False
     if begun.exists():
         _check_same(folder, "unfinished", about, read(read_json(begun), str(begun)))
@@ -61,5 +63,10 @@ def is_complete(
 
 
 def _check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    both = ({**own, "prompt": " / ".join(own["prompts"])} for own in (wanted, found))
-    results.check_same(folder, kind, *both)
+    ours, theirs = (own | {"prompt": " / ".join(own["prompts"])} for own in (wanted, found))
+    results.check_same(folder, kind, ours, theirs, _option)
+
+
+def _option(name: str) -> str:
+    # Their --seeds are of no chains.
+    return f"--{name.replace('_', '-')}"

@@ -73,5 +73,5 @@ def collect(words: Sequence[str], file: Path | None, slug: Slug = slug) -> list[
         (place, prompt, first), *more = again
         said = f"{place}: '{shown(prompt)}' is given twice, first as {first}"
         also = f"; so are {names([where for where, _, _ in more])}" if more else ""
-        raise ValueError(f"{said}{also}; other pictures of a prompt are --keep or another --seed")
+        raise ValueError(f"{said}{also}; another --seed gives other pictures")
     return [prompt for _, prompt in placed]

@@ -6,7 +6,7 @@ is refused, unless --overwrite is given, which discards what is there and says s
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +268,10 @@ def as_called_now(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | ({"grid": "model"} if settings.get("grid") == "flux" else {})
 
 
-def _by_option(about: dict[str, Any]) -> dict[str, Any]:
+def _by_option(about: dict[str, Any], option: Callable[[str], str]) -> dict[str, Any]:
     """What a run is of, by option, as JSON gives it back."""
     about = speakable(about)
-    settings = {flag(name): value for name, value in as_called_now(about["settings"]).items()}
+    settings = {option(name): value for name, value in as_called_now(about["settings"]).items()}
     prompt = about["prompt"]
     if about["settings"].get("model", "shapes") in EMBEDDED:
         try:
@@ -284,9 +284,15 @@ def _by_option(about: dict[str, Any]) -> dict[str, Any]:
     return {"PROMPT": prompt} | own | settings | {"version": about["version"]}
 
 
-def check_same(folder: Path, kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def check_same(
+    folder: Path,
+    kind: str,
+    wanted: dict[str, Any],
+    found: dict[str, Any],
+    option: Callable[[str], str] = flag,
+) -> None:
     """ValueError naming what differs between the run that is wanted and the one in a folder."""
-    ours, theirs = _by_option(wanted), _by_option(found)
+    ours, theirs = _by_option(wanted, option), _by_option(found, option)
     if _CONTENTS not in theirs:
         ours.pop(_CONTENTS, None)  # An earlier version kept none.
     names = [*ours, *(name for name in theirs if name in _WHERE_GIVEN and name not in ours)]

@@ -18,7 +18,8 @@ tune.json
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,7 @@ from flowsde.cli.pictures import try_to_draw
 from flowsde.cli.settings import EMBEDDED, MOST_IN_SECONDS, PRESETS, SEARCHES
 from flowsde.cli.sources import check_seconds, naming_seconds, source_of
 from flowsde.cli.sources.base import Source
+from flowsde.runner.deadline import TooFewSeconds
 from flowsde.runner.packed.batch import as_list
 from flowsde.search import Search
 from flowsde.shapes.verdict import is_right
@@ -145,7 +147,10 @@ class Tune:
         offer = source_of(_sample(self, declared(())[0], self._most))
         if not offer.has_reward:
             raise OptionError("--reward", "a search is tuned to one, expected another than none")
-        halves = split(len(offer.prompts), self.seeds)
+        try:
+            halves = split(len(offer.prompts), self.seeds)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
         about = self._about(offer, halves)
         results.make(self.out)
         with _own.locked(self.out) as hidden:
@@ -174,7 +179,7 @@ class Tune:
         """What identifies the tuning, as in tune.json."""
         settings = {
             **self._budget,
-            "methods": sorted(self.methods),
+            "methods": sorted(set(self.methods)),
             "seeds": halves.seeds,
             "reward": offer.settings.reward,
             "target_reward": self.target_reward,
@@ -228,6 +233,7 @@ class Tune:
             search_of=partial(_search, self),
             diagnose=not self.no_diagnosis,
             timed=self._timed(loaded.chunk_size),
+            as_searched=partial(_as_searched, self),
         )
         known = {"prompts": offer.prompts, **about["settings"], **identity(subject)}
         ledger = Ledger(hidden / _RACE, known, probe(subject))
@@ -236,7 +242,7 @@ class Tune:
         with progress.bar(
             unit=f" {unit}", unit_scale=True, dynamic_ncols=True, bar_format=_BAR
         ) as bar:
-            with naming_seconds():
+            with naming_seconds(), _unbegun(hidden):
                 tuned = carry_out(plan, ledger, partial(_show, bar))
         interrupts.check()
         _write(self.out, about, tuned, self._preset(tuned))
@@ -270,6 +276,28 @@ def _sample(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> S
 def _search(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> Search:
     """The search that `flowsde sample` makes of a setting."""
     return source_of(_sample(command, setting, nfe, alone)).search
+
+
+def _as_searched(command: Tune, setting: Setting) -> Setting:
+    """A setting with the times that its search has: a converted model may have its own."""
+    if command.converted.model is None:
+        return setting
+    try:
+        grid = source_of(_sample(command, setting, command._most)).settings.grid
+    except ValueError:
+        return setting  # Too small a budget: it is left out, and said why.
+    return Setting.of(setting.method, **dict(setting.options) | {"grid": grid})
+
+
+@contextmanager
+def _unbegun(hidden: Path) -> Iterator[None]:
+    """If the seconds are too few for a race, the folder is nobody's: more may be given next."""
+    try:
+        yield
+    except TooFewSeconds:
+        for name in (_RACE, _MARK):
+            _own.discard(hidden / name)
+        raise
 
 
 def _heldout(offer: Source, images: np.ndarray, prompts: Sequence[int]) -> list[float]:

@@ -39,6 +39,7 @@ class Plan(NamedTuple):
       search_of: the search of a setting that races, with a budget in model evaluations.
       diagnose: whether to leave out what cannot help.
       timed: budget of one search in seconds; None with `nfe`.
+      as_searched: a declared setting by the name of what `search_of` makes of it.
     """
 
     subject: Subject
@@ -49,6 +50,13 @@ class Plan(NamedTuple):
     search_of: Callable[[Setting, int], Search]
     diagnose: bool
     timed: Timed | None = None
+    as_searched: Callable[[Setting], Setting] = lambda setting: setting
+
+    def declared(self, methods: Sequence[str] | None, spread: float = 1.0) -> Sequence[Setting]:
+        """`settings`, or else those of `flowsde.tuning.space.declared`."""
+        if self.settings is not None:
+            return self.settings
+        return tuple(map(self.as_searched, declared(methods, spread)))
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -58,14 +66,12 @@ class Plan(NamedTuple):
 
 def carry_out(plan: Plan, ledger: Ledger, tell: Tell = quiet) -> Tuned:
     """Tune; what the ledger has is not done again."""
-    first = declared(()) if plan.settings is None else plan.settings
+    first = plan.declared(())
     # Of Best-of-N before all else: too few seconds are said at once.
     _prices(plan, ledger, tell, [setting for setting in first if setting.method == BASELINE])
     verdicts = _verdicts(plan, ledger, tell) if plan.diagnose else {}
-    settings = plan.settings
-    if settings is None:
-        spreads = [one.spread for one in verdicts.values() if math.isfinite(one.spread)]
-        settings = declared(plan.methods, float(np.median(spreads)) if spreads else 1.0)
+    spreads = [one.spread for one in verdicts.values() if math.isfinite(one.spread)]
+    settings = plan.declared(plan.methods, float(np.median(spreads)) if spreads else 1.0)
     kept, left_out = screen.screen(settings, verdicts)
     prices = _prices(plan, ledger, tell, kept)
     searches = _searches(plan, kept, prices, left_out)
@@ -92,7 +98,7 @@ def _standards(settings: Sequence[Setting], verdicts: Mapping[Any, screen.Verdic
 
 def beforehand(plan: Plan) -> str:
     """What a tuning takes at most, in words, before anything is measured."""
-    tried = declared(plan.methods) if plan.settings is None else plan.settings
+    tried = plan.declared(plan.methods)
     (budget, each), many = *plan.budget.items(), len(tried)
     unit = "NFE" if budget == "nfe" else "s"
     searches = searches_left(many, 0, many, plan.split, len(recommended(tried)))
@@ -116,7 +122,7 @@ def _verdicts(plan: Plan, ledger: Ledger, tell: Tell) -> dict[Any, screen.Verdic
     """What diagnoses of the race's first prompts say, by path."""
     subject = plan.subject
     prompts = _diagnosed_prompts(plan)
-    tried = declared(plan.methods) if plan.settings is None else plan.settings
+    tried = plan.declared(plan.methods)
     verdicts: dict[Any, screen.Verdict] = {}
     paths = diagnosed(tried)
     for i, setting in enumerate(paths, 1):

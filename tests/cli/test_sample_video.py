@@ -17,12 +17,14 @@ import flowsde as fs
 from flowsde._version import __version__
 from flowsde.cli import main as cli
 from flowsde.cli import video_files
-from flowsde.cli.sources import published
+from flowsde.cli.sources import published, source_of
+from flowsde.cli.tune import _as_searched, _sample
 from flowsde.models import autoencoder_wan, clip, registry, t5, wan
 from flowsde.models.clip.rewards import clip_score, image_embeddings, text_embeddings
 from flowsde.models.common.tokenizers import clip_tokenizer
 from flowsde.models.converted import load, parts, store
 from flowsde.models.family import Sampling
+from flowsde.tuning.settings import Setting
 
 PROMPT, OTHER = tiny.PROMPTS
 LEVELS = np.asarray([0.3, -0.5, 0.1], np.float32)
@@ -218,13 +220,27 @@ def test_what_wan_is_unless_told_otherwise(published_sizes):
     )  # fmt: skip
 
 
+@pytest.mark.slow
+def test_tuning_names_the_times_that_the_model_brings_along(published_sizes):
+    words = ["tune", PROMPT, "--model", str(published_sizes), "--reward", "operator:add"]
+    command = cli._parse([*words, "--nfe", "100"])
+    for path, grid in (("linear", "model"), ("vp", "uniform")):
+        moves = {"interpolant": path, "kernel": "ddim", "eta": 1.0, "data_variance": 0.0}
+        setting = Setting.of("bon", **moves, grid="uniform", steps=4)
+        assert _as_searched(command, setting)["grid"] == grid
+        assert (
+            source_of(_sample(command, _as_searched(command, setting), 100)).settings.grid == grid
+        )
+
+
 WRONG = [
     ("--frames 16", "--frames must be 1 and a multiple of 4, got 16: expected 13 or 17"),
     ("--frames 0", "--frames must be an integer of at least 1, got 0"),
     ("--frames 99999999999", "--frames must be an integer of at most 10000"),
     ("--size 832x", "--size must be WIDTHxHEIGHT or one number of pixels, of five digits at most"),
     ("--size 830x480", "--size: width must be a multiple of 16, got 830"),
-    ("--fps 0", "--fps must be above 0, to 240, got 0"),
+    ("--fps 0", "--fps must be from 0.01 to 240, got 0"),
+    ("--fps 1e-4", "--fps must be from 0.01 to 240, got 0.0001"),
     ("--frames 1 --fps 8", "--fps has no effect with --frames 1, got 8"),
     ("--guidance -1", "--guidance must be a finite number of at least 0, got -1"),
     ("--guidance 1 --negative-prompt x", "--negative-prompt has no effect with --guidance 1"),

@@ -120,7 +120,8 @@ def test_too_few_seconds_name_the_option(
     with pytest.raises(SystemExit):
         cli.main(["tune", PROMPT, "--seconds", "5", "--out", str(tmp_path)])
     assert "--seconds must be at least 7.5: so few" in capsys.readouterr().err
-    assert made.calls == 0
+    # The folder is nobody's: more seconds may be given next.
+    assert made.calls == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -134,15 +135,22 @@ def test_interrupted_it_goes_on_and_another_is_refused(
     assert stop.value.code == 130 and "resume with: " in capsys.readouterr().err
     args = ["tune", PROMPT, *SMALL, "--out", str(tmp_path / "parts")]
     assert "--nfe 60, not 90" in refused(capsys, *args, "--nfe", "90")
+    assert "used --seeds 6, not 7" in refused(capsys, *args, "--seeds", "7")
     made.calls, made.stop_at = 0, -1
     resumed = _tune(tmp_path / "parts")
     assert made.calls == every - 4 and resumed == whole
     made.calls = 0
-    _tune(tmp_path / "parts")
+    _tune(tmp_path / "parts", "--methods", "svdd", "svdd")
     assert made.calls == 0 and "already complete" in capsys.readouterr().out
     other = [word if word != PROMPT else "one red circle" for word in args]
     assert "the finished run in" in refused(capsys, *other)
-    assert _tune(tmp_path / "parts", "--nfe", "90", "--overwrite")["settings"]["nfe"] == 90
+    # Nothing of what is discarded can be taken for the new.
+    made.stop_at = 4
+    with pytest.raises(SystemExit):
+        _tune(tmp_path / "parts", "--nfe", "90", "--overwrite")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [".flowsde"]
+    made.stop_at = -1
+    assert _tune(tmp_path / "parts", "--nfe", "90")["settings"]["nfe"] == 90
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ def test_interrupted_it_goes_on_and_another_is_refused(
         ("--nfe 1", "--nfe"),
         ("--seconds 3", "--nfe and --seconds are both given, 60 and 3, expected one"),
         ("--seconds nan", "--seconds must be a finite number above 0, got nan"),
-        ("--seeds 1", "seeds must be at least 2 of fewer than 8 prompts"),
+        ("--seeds 1", "--seeds must be at least 2 of fewer than 8 prompts"),
         ("--methods ode", "--methods"),
         ("--target-reward nan", "--target-reward must be a finite number"),
         ("--reward best", "--reward must be one of"),

@@ -23,7 +23,7 @@ from flowsde.models.wan.pipeline import (
 
 FPS = 16.0
 """Frames a second, at which it was trained."""
-_MOST_FRAMES, _MOST_FPS = 10_000, 240.0
+_MOST_FRAMES, _LEAST_FPS, _MOST_FPS = 10_000, 0.01, 240.0
 
 
 class SampledWan:
@@ -80,8 +80,8 @@ def _fps(given: float | None, frames: int) -> float:
         return FPS
     if frames == 1:
         raise ValueError(f"--fps has no effect with --frames 1, got {given:g}")
-    if not 0.0 < given <= _MOST_FPS:
-        raise ValueError(f"--fps must be above 0, to {_MOST_FPS:g}, got {given:g}")
+    if not _LEAST_FPS <= given <= _MOST_FPS:
+        raise ValueError(f"--fps must be from {_LEAST_FPS:g} to {_MOST_FPS:g}, got {given:g}")
     return given
 
 
