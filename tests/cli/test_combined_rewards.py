@@ -118,18 +118,45 @@ def test_mistakes_name_the_option(names: Any, given: dict[str, Any], message: st
 def test_a_pool_has_numbers_of_every_reward(tmp_path: Path) -> None:
     given = Combining(combine="normalised", reward_pool=tmp_path)
     with pytest.raises(ValueError, match="--reward-pool: .* has no result of a-cat"):
-        pool(NAMES, given, "a-cat")
+        pool(NAMES, given, "a-cat", {})
     (tmp_path / "a-cat").mkdir()
     file = tmp_path / "a-cat" / "result.json"
     file.write_text(json.dumps({"kept": [{"reward": 1.0}]}))
     with pytest.raises(ValueError, match="expected a result of the same --reward with --combine"):
-        pool(NAMES, given, "a-cat")
+        pool(NAMES, given, "a-cat", {})
     kept = [{"parts": {"a": 1.0, "b": 5.0}}, {"parts": {"a": 3.0, "b": None}}]
     file.write_text(json.dumps({"kept": kept}))
     with pytest.raises(ValueError, match="at least two numbers of reward 'b'"):
-        pool(NAMES, given, "a-cat")
-    found = pool(("a",), given, "a-cat")
+        pool(NAMES, given, "a-cat", {})
+    found = pool(("a",), given, "a-cat", {})
     assert found == {"a": (2.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "said"),
+    [
+        ({"reward_model": ["m"], "contents": ["1", "2"]}, {"contents": ["1"]}, "--reward-model"),
+        ({"reward_model": ["m"], "contents": ["1", "2"]},
+         {"reward_model": ["n"], "contents": ["1", "3"]}, r"--reward-model \['2'\], not \['3'\]"),
+        ({"reward_frames": {"a": 4}}, {"reward_frames": {"a": 2}}, "--reward-frames"),
+        ({"weights": ["scorer 1"]}, {"weights": ["shapes 1"]}, r"--weights \['scorer 1'\], not"),
+        ({"task": "sides"}, {}, "--task sides, not None"),
+        # Where pictures come from is no matter, nor what a folder is called.
+        ({"reward_model": ["m"], "contents": ["1", "2"], "model": "x", "weights": ["shapes 2"]},
+         {"reward_model": ["n"], "contents": ["3", "4", "2"]}, ""),
+    ],
+)  # fmt: skip
+def test_a_pool_is_of_the_same_rewards(
+    tmp_path: Path, theirs: dict[str, Any], own: dict[str, Any], said: str
+) -> None:
+    kept = [{"parts": {"a": 1.0}}, {"parts": {"a": 3.0}}]
+    (tmp_path / "result.json").write_text(json.dumps({"kept": kept, "settings": theirs}))
+    given = Combining(combine="normalised", reward_pool=tmp_path)
+    if said:
+        with pytest.raises(ValueError, match=f"--reward-pool: .* is of other rewards: {said}"):
+            pool(("a",), given, "a-cat", own)
+    else:
+        assert pool(("a",), given, "a-cat", own) == {"a": (2.0, 1.0)}
 
 
 @pytest.mark.slow

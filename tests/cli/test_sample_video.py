@@ -343,6 +343,14 @@ def test_consistency_is_that_of_the_frames(toy, others, capsys):
     ):
         words = f"{text} {wrong} --out out".split()
         assert says in refused(capsys, "sample", PROMPT, "--model", str(toy), *words)
+    both = f"{text} --reward clip --reward-model {folder} --combine weighted --reward-weights 1 1"
+    for more, count, by in (
+        ("", 4, "mean"),
+        ("--over-frames minimum --reward-frames 2", 2, "minimum"),
+    ):
+        named = source(toy, f"{both} {more}").named
+        assert named["reward_frames"] == {"consistency": 2 if more else 5, "clip": count}
+        assert named["over_frames"] == {"consistency": None, "clip": by}
     result, _ = sample(toy, f"{text} --reward-frames 3")
     assert result["settings"]["reward_frames"] == 3 and "over_frames" not in result["settings"]
     vision = parts.read(folder, clip.FAMILY).vision

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsde import rewards
-from flowsde._files import read_json
-from flowsde._schema import fields, items, maybe, number, table
+from flowsde._files import read_json, speakable
+from flowsde._schema import fields, items, mapping, maybe, number, table
 from flowsde._text import shown
 from flowsde.cli.errors import OptionError
 from flowsde.cli.option_groups import COMBINATIONS, Combining
@@ -26,7 +26,12 @@ from flowsde.rewards.base import DeviceReward, HostReward, Reward
 from flowsde.rewards.several import statistics
 
 _OPTION, _WEIGHTS, _POOL = "--combine", "--reward-weights", "--reward-pool"
-_READ = fields(kept=items(fields(parts=table(maybe(number)))))
+_READ = fields({"settings": mapping}, kept=items(fields(parts=table(maybe(number)))))
+_OF_REWARDS = (
+    *("task", "judge", "reward_version", "reward_counts", "reward_questions"),
+    *("reward_frames", "over_frames"),
+)
+"""Settings on which depends what rewards say, beside the contents of their models."""
 Statistics = dict[str, tuple[np.float32, np.float32]]
 """Mean and standard deviation over a pool, by name of the reward."""
 
@@ -112,11 +117,28 @@ def said(statistics: Statistics | None) -> dict[str, Any]:
     return {"reward_pool": each}
 
 
-def pool(names: Sequence[str], given: Combining, slug: str) -> Statistics | None:
+def _of_rewards(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a result's settings, those on which depends what its rewards say, by option."""
+    models = len(settings.get("reward_model", ()))
+    contents = list(settings.get("contents", ()))
+    own = {flag(name): settings.get(name) for name in _OF_REWARDS}
+    own["--weights"] = [one for one in settings.get("weights", ()) if one.startswith("scorer ")]
+    return {"--reward-model": contents[len(contents) - models :], **own}
+
+
+def pool(
+    names: Sequence[str], given: Combining, slug: str, named: Mapping[str, Any]
+) -> Statistics | None:
     """What the pool says of a prompt, whose folder is called so; None without one.
 
+    Args:
+      names, given: as for `check`.
+      slug: the folder of the prompt.
+      named: the settings of the command's own result.
+
     Raises:
-      OptionError: it has no such prompt, or not at least two numbers of every reward.
+      OptionError: it has no such prompt, not at least two numbers of every reward, or is of rewards
+        that are not those of the command.
     """
     if given.reward_pool is None:
         return None
@@ -127,11 +149,18 @@ def pool(names: Sequence[str], given: Combining, slug: str) -> Statistics | None
     path = found[0] / "result.json"
     values = read_json(path)
     try:
-        kept = _READ(values, str(path))["kept"]
+        pooled = _READ(values, str(path))
     except ValueError as error:
         raise OptionError(
             _POOL, f"{error}: expected a result of the same --reward with --combine and --keep"
         ) from None
+    kept, theirs = pooled["kept"], _of_rewards(pooled.get("settings", {}))
+    for option, own in _of_rewards(speakable(dict(named))).items():
+        if theirs[option] != own:
+            raise OptionError(
+                _POOL,
+                f"{path} is of other rewards: {option} {theirs[option]}, not {own}",
+            )
     each: Statistics = {}
     for name in names:
         said = [one["parts"].get(name) for one in kept]

@@ -257,9 +257,7 @@ class PublishedSource:
         self.has_reward = name != "none"
         over: dict[str, Any] = {}
         if made is not None:
-            for one, part in parts.items():
-                parts[one], own = videos.of_videos(command, one, part, made.frames)
-                over |= own
+            parts, over = videos.of_videos(command, parts, made.frames)
         self._pools: dict[str, combined.Statistics | None] = {}
         self._reward: RewardSource = next(iter(parts.values()))
         if len(parts) > 1:
@@ -275,8 +273,6 @@ class PublishedSource:
         self.evaluations = cost or presets.evaluations(self.settings)
         self.named = {"model": str(options.model), **self._model.named, **over}
         self.named |= combined.named([*parts], command.combining)
-        for prompt in self.prompts:
-            self._pools[prompt] = combined.pool([*parts], command.combining, slug(prompt))
         self._quantise = options.quantise
         if options.quantise is not None:
             self.named["quantise"] = options.quantise
@@ -291,6 +287,9 @@ class PublishedSource:
         self.rewards = dict(zip(parts, each, strict=True))
         folders = [options.model, options.vae, *(options.reward_model or ())]
         self.named["contents"] = [checksum(folder)[:16] for folder in folders if folder]
+        for prompt in self.prompts:
+            own = self.named | self._asked.get(prompt, {})
+            self._pools[prompt] = combined.pool([*parts], command.combining, slug(prompt), own)
 
     def slug(self, prompt: str) -> str:
         return slug(prompt)

@@ -104,10 +104,6 @@ class ShapesSource:
         self.settings = presets.resolve_from(base, command.method, options)
         self.rewards: dict[str, Sequence[Path]] = dict.fromkeys(names or [self.settings.reward], ())
         self.named |= combined.named(names, command.combining)
-        self._pools = {
-            prompt: combined.pool(names, command.combining, self.slug(prompt))
-            for prompt in self.prompts
-        }
         self.search = presets.build(command.method, self.settings)
         self.evaluations = presets.evaluations(self.settings)
         # Last, for a module may do anything when it is imported, and a judge is asked.
@@ -117,6 +113,10 @@ class ShapesSource:
             for name in self.rewards
         ]  # fmt: skip
         self.named |= versions(parts)
+        self._pools = {
+            prompt: combined.pool(names, command.combining, self.slug(prompt), self.named)
+            for prompt in self.prompts
+        }
         self._reward = parts[0]
         if len(parts) > 1:
             self._reward = combined.Combined(names, parts, command.combining, self._pools)

@@ -5,7 +5,7 @@ given whole videos, unless an option says how it is to be asked about frames. On
 videos looks at as many frames as an option says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowsde._checks import check_count
@@ -56,18 +56,37 @@ class _OverFrames:
 
 
 def of_videos(
-    command: Sample, name: str, reward: RewardSource, frames: int
-) -> tuple[RewardSource, dict[str, Any]]:
-    """A reward of videos, and the settings that it is of.
+    command: Sample, parts: Mapping[str, RewardSource], frames: int
+) -> tuple[dict[str, RewardSource], dict[str, Any]]:
+    """Rewards of videos, and the settings that they are of: of several, by name.
 
     Args:
       command: with its options.
-      name, reward: of pictures, or a function.
+      parts: by name, of pictures, or functions.
       frames: of a video.
 
     Raises:
-      ValueError: naming an option that is wrong.
+      ValueError: naming an option that is wrong, or has no effect on any of them.
     """
+    made = {name: _of_videos(command, name, part, frames) for name, part in parts.items()}
+    for option in _OPTIONS:
+        given = getattr(command.converted, option)
+        if given is not None and not any(option in own for _, own in made.values()):
+            names = ", ".join(map(shown, made))
+            raise ValueError(f"{flag(option)} has no effect with --reward {names}, got {given}")
+    rewards = {name: reward for name, (reward, _) in made.items()}
+    if len(made) == 1:
+        return rewards, next(iter(made.values()))[1]
+    over = {
+        option: {name: own.get(option) for name, (_, own) in made.items()} for option in _OPTIONS
+    }
+    return rewards, over
+
+
+def _of_videos(
+    command: Sample, name: str, reward: RewardSource, frames: int
+) -> tuple[RewardSource, dict[str, Any]]:
+    """One of them, and its settings."""
     count, by = command.converted.reward_frames, command.converted.over_frames
     if by is not None and by not in _BY:
         raise ValueError(f"--over-frames must be one of {', '.join(_BY)}, got '{shown(by)}'")
@@ -85,8 +104,6 @@ def of_videos(
                 f"--reward-frames and --over-frames have no effect"
             )
     if isinstance(reward, Consistent):
-        if by is not None:
-            raise ValueError(f"--over-frames has no effect with --reward {name}, got {by}")
         if count == 1:
             raise ValueError(f"--reward-frames must be 2 at least for --reward {name}, got 1")
         count = min(reward.frames, frames) if count is None else count
