@@ -282,7 +282,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _files(out: Path, name: str) -> list[Path]:
     """Of a run of a network, beside the hidden folder."""
     names = (LOG, LOSS, CARD, f"{name}.safetensors")
-    return [*(out / own for own in names), *out.glob("sheet_*.png")]
+    return [*(out / own for own in names), *out.glob(f"sheet_{'[0-9]' * 6}.png")]
 
 
 def _discard(hidden: Path, out: Path) -> None:
