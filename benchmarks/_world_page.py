@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
-from _cells import with_bounds
+from _cells import difference, with_bounds
 from _files import RESULTS
+
+from flowsde.tuning.intervals import Interval
 
 
 def base_success() -> str:
@@ -18,6 +20,21 @@ def base_success() -> str:
         lines.append(f"| {row['task']} | {row['summary']} | {success} | {row['exact']:.2f} |")
     steps = f"{captions} captions × {seeds} seeds, {found['steps']} ODE steps; 95% intervals."
     return "\n".join([*lines, "", steps])
+
+
+def distilled() -> str:
+    """Exactness and rewards of the distilled flow, beside its teacher's."""
+    found = json.loads((RESULTS / "distilled.json").read_text())
+    lines = ["| model | steps | exact counts | difference | reward |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        gap = "–"
+        if row["difference"] is not None:
+            ends = (row[f"difference{end}"] for end in ("", "_low", "_high"))
+            gap = difference(Interval(*ends))
+        exact = with_bounds(row, "exact", ".3f")
+        lines.append(f"| {row['model']} | {row['steps']} | {exact} | {gap} | {row['reward']:.2f} |")
+    said = f"{found['captions']} captions × {found['seeds']} seeds; 95% intervals."
+    return "\n".join([*lines, "", said])
 
 
 def diagnosis() -> str:

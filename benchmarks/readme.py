@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from _confirmed_page import table as confirmed
 from _converted_page import conversion, full_size, ports, rewards
 from _files import RESULTS, replace_file
 from _gradients_page import tables as gradient_tables
 from _guided_page import table as guided
 from _hardware_page import hardware
+from _paper_page import order
 from _rollover_page import rollover
 from _searches_page import table as searches_table
 from _speed_page import (
@@ -33,7 +35,7 @@ from _tasks_claims import table as claims
 from _tasks_page import best_settings, of_paper, of_tuned, recommended
 from _tasks_plan import paper_settings
 from _verifiers_page import table as verifiers_table
-from _world_page import base_success, diagnosis, methods_analytic, scorer
+from _world_page import base_success, diagnosis, distilled, methods_analytic, scorer
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -87,6 +89,16 @@ def tasks_paper() -> str:
     return of_paper(_tasks(), [setting.name for setting in paper_settings()])
 
 
+def tasks_order() -> str:
+    """The order of the paper's searches."""
+    return order(_tasks())
+
+
+def tasks_confirmed() -> str:
+    """Further searches on the test captions."""
+    return confirmed(_tasks())
+
+
 def tuned() -> str:
     """What was tuned to a task, against what is recommended, of `tuned.json`."""
     return of_tuned(json.loads((RESULTS / "tuned.json").read_text())["rows"])
@@ -121,13 +133,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "scorer": scorer,
     "gradients": gradients,
     "base_success": base_success,
+    "distilled": distilled,
     "tasks_nfe": tasks_nfe,
     "tasks_whole": tasks_whole,
     "tasks_seconds_1": partial(tasks_seconds, 1),
     "tasks_seconds_5": partial(tasks_seconds, 5),
     "tasks_methods": tasks_methods,
     "searches": searches,
+    "tasks_confirmed": tasks_confirmed,
     "tasks_paper": tasks_paper,
+    "tasks_order": tasks_order,
     "tasks_claims": tasks_claims,
     "tasks_guided": tasks_guided,
     "tuned": tuned,

@@ -76,13 +76,13 @@ NETWORKS = {
         _turbo_task,
         ModelConfig(),
         TrainConfig(
-            steps=1200,
+            steps=4000,
             learning_rate=2e-3,
             adam_learning_rate=2e-4,
             warmup=50,
             ema=0.995,
             save_every=100,
-            sheet_every=600,
+            sheet_every=1000,
         ),
         "few-step text-to-image flow of the shapes world",
         "The network of `shapes`, distilled from it by distribution matching "
