@@ -392,7 +392,8 @@ def test_a_search_that_was_interrupted_writes_the_same_files(small, monkeypatch,
     kind = video_files.kind()
     assert {f"video.{kind}", f"video-2.{kind}", "frames.png", "path.png", "search.png"} <= names
     assert names == {path.name for path in Path("out").iterdir()}
-    for name in names - {"result.json", "trajectory.npz"}:
+    # H.264 of the same frames need not be the same bytes; frames.png has them all.
+    for name in names - {"result.json", "trajectory.npz", "video.mp4", "video-2.mp4"}:
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes(), name
     own, wanted = (json.loads(Path(each, "result.json").read_text()) for each in ("out", "whole"))
     assert own | {"seconds": None} == wanted | {"seconds": None}
