@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from _tasks_choose import gap
+from _tasks_rows import Row
+
 from flowsde.tuning.intervals import Interval
 
 
@@ -15,3 +18,9 @@ def difference(found: Interval) -> str:
     """A difference and its interval, in bold where that is on one side of 0."""
     said = f"{found.value:+.2f} ({found.low:+.2f} – {found.high:+.2f})"
     return f"**{said}**" if found.low > 0.0 or found.high < 0.0 else said
+
+
+def less(row: Row, other: Row | None) -> str:
+    """A row's success less another's, whatever that one's NFE, paired; a dash without another."""
+    found = None if other is None else gap([row], [other | {"nfe": row["nfe"]}])
+    return "–" if found is None else difference(found)

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from _cells import difference, with_bounds
-from _tasks_choose import gap
+from _cells import less, with_bounds
 from _tasks_compare import grouped
 from _tasks_plan import paper_settings
+from _tasks_rows import Row
 from _tasks_settings import GUIDED
 
 _BUDGETS = (100, 300)
 _NOT_SHOWN = ("ode", "bon", *GUIDED)
-Row = dict[str, Any]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -39,15 +38,10 @@ def table(results: dict[str, Any]) -> str:
                 continue
             others = (bon.get(_at(row)), default)
             cells.append(with_bounds(row, "success"))
-            cells += [_less(row, known.get((*_at(row), name))) for name in others]
+            cells += [less(row, known.get((*_at(row), name))) for name in others]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _at(row: Row) -> tuple[str, str, int]:
     return row["task"], row["model"], row["nfe"]
-
-
-def _less(row: Row, other: Row | None) -> str:
-    found = None if other is None else gap([row], [other])
-    return "–" if found is None else difference(found)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from _cells import difference, with_bounds
-from _tasks_choose import gap
+from _cells import less, with_bounds
 from _tasks_compare import SLACK
 from _tasks_settings import GUIDED
 
@@ -53,8 +52,7 @@ def _recommended(
 
 def _against(row: dict[str, Any], other: dict[str, Any] | None, says_nfe: bool) -> tuple[str, str]:
     """The other's success, and the difference, in bold where its interval is on one side of 0."""
-    found = None if other is None else gap([row], [other | {"nfe": row["nfe"]}])
-    if other is None or found is None:
+    if other is None:
         return "–", "–"
     nfe = f", {other['nfe']} NFE" if says_nfe else ""
-    return f"{other['success']:.2f}{nfe}", difference(found)
+    return f"{other['success']:.2f}{nfe}", less(row, other)

@@ -2,15 +2,13 @@
 
 from typing import Any, NamedTuple
 
-from _cells import difference
-from _tasks_choose import gap
+from _cells import less
 from _tasks_plan import paper_settings
 
 _NAMES = {"smc": "SMC", "code": "CoDe", "svdd": "SVDD", "rbf": "RBF", "bon": "Best-of-N"}
 _PATHS = {"linear": "linear", "vp": "VP"}
 _FEW, _MANY = 100, 500
 """NFE of the paper's table, and of the Best-of-N that its RBF is said to be level with."""
-Row = dict[str, Any]
 
 
 class Side(NamedTuple):
@@ -50,14 +48,9 @@ def order(results: dict[str, Any]) -> str:
         "|---|" + "---|" * len(columns),
     ]
     for said, one, other in _pairs():
-        cells = [_less(of.get((*at, one)), of.get((*at, other))) for at in columns]
+        cells = [
+            less(of[*at, one], of.get((*at, other))) if (*at, one) in of else "–" for at in columns
+        ]
         if set(cells) != {"–"}:
             lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _less(one: Row | None, other: Row | None) -> str:
-    if one is None or other is None:
-        return "–"
-    found = gap([one], [other | {"nfe": one["nfe"]}])
-    return "–" if found is None else difference(found)

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -233,7 +233,7 @@ class Tune:
             search_of=partial(_search, self),
             diagnose=not self.no_diagnosis,
             timed=self._timed(loaded.chunk_size),
-            as_searched=partial(_as_searched, self),
+            as_searched=cache(partial(_as_searched, self)),
         )
         known = {"prompts": offer.prompts, **about["settings"], **identity(subject)}
         ledger = Ledger(hidden / _RACE, known, probe(subject))
