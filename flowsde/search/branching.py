@@ -13,7 +13,7 @@ from flowsde._checks import check_count
 
 
 def as_steps(
-    branch_at: Any, grid: Sequence[float], name: str = "branch_at"
+    branch_at: Any, grid: Sequence[float], name: str = "branch_at", *, start: bool = False
 ) -> tuple[int, ...] | None:
     """Positions in a grid, rising, from what a user says of them.
 
@@ -23,29 +23,36 @@ def as_steps(
         floats for times, the nearest position each.
       grid: times falling from 1 to 0.
       name: of the argument.
+      start: whether position 0 can be one too. It is by its number, by its time 1.0, and as the
+        last that a number of steps reaches.
 
     Raises:
       ValueError, TypeError: naming the argument.
     """
     if branch_at is None:
         return None
-    last = len(grid) - 2
+    first, last = 0 if start else 1, len(grid) - 2
     if last < 1:
         raise ValueError(f"{name} needs a grid of at least 2 steps, got 1")
-    expected = f"positions in the grid from 1 to {last}, or times between 0 and 1"
+    span = "above 0 and up to 1" if start else "between 0 and 1"
+    expected = f"positions in the grid from {first} to {last}, or times {span}"
     if isinstance(branch_at, str) or (np.ndim(branch_at) == 0 and not _is_count(branch_at)):
         raise TypeError(f"{name} must be a number of steps, or {expected}, got {branch_at!r}")
     if np.ndim(branch_at) == 0:
-        n = check_count(name, branch_at, most=last)
-        return tuple(int(i) for i in np.ceil(np.arange(1, n + 1) * last / n))
+        n = check_count(name, branch_at, most=last + 1 - first)
+        behind = min(n, last)
+        spread = np.ceil(np.arange(1, behind + 1) * last / behind)
+        return (*range(n - behind), *map(int, spread))
     values = list(branch_at)
     if not values:
         raise ValueError(f"{name} must have at least one of {expected}, got none")
     times = np.asarray(grid[1:-1])
     steps = []
     for value in values:
-        if _is_count(value) and 1 <= value <= last:
+        if _is_count(value) and first <= value <= last:
             steps.append(int(value))
+        elif start and isinstance(value, float | np.floating) and value == 1.0:
+            steps.append(0)
         elif isinstance(value, float | np.floating) and 0.0 < value < 1.0:
             steps.append(1 + int(np.argmin(np.abs(times - value))))
         else:

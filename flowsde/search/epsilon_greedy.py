@@ -2,7 +2,8 @@
 
 A step's draws come in rounds: near the best so far, or fresh with a probability that is larger at
 the first and the last steps than between them. The best of the step goes on. As in CoDe the start
-is one draw, because posterior means hardly differ there.
+is one draw, because posterior means hardly differ there; those of a model of few steps are pictures
+from the start on, and `branch_at` lets the start compete too.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def epsilon_greedy(
       epsilon: probability that a draw is fresh, at the first and the last step.
       epsilon_middle: the same half way between them; linear in the step elsewhere.
       branch_at: steps that have more than one draw: so many spread evenly, or in Python a tuple of
-        positions in the grid or of times. By default all but the start.
+        positions in the grid or of times. By default all but the start; as many as the grid has are
+        all, the start too, which is for models of few steps.
       value: of a draw before the last time: the reward of its posterior mean, of the end of an
         ODE from there ("ode"), or the mean reward of samples from there ("samples").
       value_steps: evaluations of an ODE or of a sample, part of `nfe`.
@@ -78,7 +80,7 @@ def epsilon_greedy(
     times = as_grid("grid", grid)
     last = len(times) - 2
     # A grid of one step is a choice among draws of noise.
-    branches = as_steps(branch_at, times) or tuple(range(min(1, last), last + 1))
+    branches = as_steps(branch_at, times, start=True) or tuple(range(min(1, last), last + 1))
     away = np.abs(np.linspace(-1.0, 1.0, last) if last > 1 else np.ones(last))
     epsilons = epsilon_middle + (epsilon - epsilon_middle) * away
     return finished(

@@ -73,7 +73,7 @@ def flow(guided=False):
 def rbf(width=1, finish="mean", nfe=33, last="exhaust"):
     return fs.search.rbf(
         nfe=nfe, kernel=SDE, grid=GRID, chains=2, seeds=2, width=width, finish=finish,
-        finish_steps=3, last=last,
+        finish_steps=None if finish == "mean" else 3, last=last,
     )  # fmt: skip
 
 
@@ -169,7 +169,8 @@ def searches(draw, method, glass=False):
     options = {"nfe": room, "kernel": kernel, "grid": fs.grids.uniform(steps)}
     if method not in ("bon", "halving", "evolution", "zero_order", "dts", "lidar", "pcn"):
         options["finish"] = draw(st.sampled_from(["mean", "complete", "heun", "adams"]))
-        options["finish_steps"] = 2 * number(1, 4)
+        if options["finish"] != "mean":
+            options["finish_steps"] = 2 * number(1, 4)
     if method in LOOKING:
         # Looking ahead and a guided kernel do not go together.
         options["value"] = draw(st.sampled_from(["mean"] if guided else ["mean", "ode", "samples"]))
@@ -201,6 +202,8 @@ def searches(draw, method, glass=False):
             options |= {"kernel": draw(st.sampled_from([kernel, other, solver]))}
         case "epsilon_greedy":
             options |= {"neighbours": number(1, 9), "epsilon": number(0, 2) / 2}
+            if steps > 1 and draw(st.booleans()):
+                options["branch_at"] = steps  # the start too
         case "svdd":
             options |= {"chains": number(1, 4), "temperature": draw(st.sampled_from([0.0, 0.5]))}
         case "code":

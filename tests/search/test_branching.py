@@ -26,6 +26,23 @@ def test_steps_by_number_position_and_time():
     assert as_steps(np.asarray([0.5]), LINE) == (5,)
 
 
+def test_the_start_too_where_it_can_be_one():
+    for given in (None, 1, 3, 9, (7, 2), (0.78, 0.31)):
+        assert as_steps(given, LINE, start=True) == as_steps(given, LINE)
+    assert as_steps(10, LINE, start=True) == tuple(range(10))
+    assert as_steps((3, 0), LINE, start=True) == (0, 3)
+    assert as_steps((1.0, 0.31), LINE, start=True) == (0, 7)
+    # A time near the start is the nearest one behind it, as elsewhere.
+    assert as_steps((0.99,), LINE, start=True) == (1,)
+    assert as_steps(2, fs.grids.uniform(2), start=True) == (0, 1)
+    for wrong in (True, -1, 10, 1.5, 0.0):
+        said = "branch_at must hold positions in the grid from 0 to 9, or times above 0 and up to 1"
+        with pytest.raises(ValueError, match=said):
+            as_steps((wrong,), LINE, start=True)
+    with pytest.raises(ValueError, match="branch_at must be an integer of at most 10, got 11"):
+        as_steps(11, LINE, start=True)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -134,8 +134,14 @@ def test_zero_order_equals_samples_drawn_one_by_one(kernel):
             (1, 1, 15, 1, 14),
             (0, 0, 0, 0, 0),
         ),
+        ({"nfe": 40, "branch_at": 5, "epsilon": 0.7}, (8,) * 5, (0.7, 0.7, 0.3, 0.3, 0.7)),
+        (
+            {"nfe": 31, "branch_at": (0, 3), "epsilon": 0.5, "epsilon_middle": 0.5},
+            (14, 1, 1, 14, 1),
+            (0.5,) * 5,
+        ),
     ],
-    ids=["all steps", "some"],
+    ids=["all steps", "some", "start too", "start and one"],
 )
 def test_epsilon_greedy_equals_steps_drawn_one_by_one(options, draws, epsilons):
     check(greedy(**options), [((i,), n) for i, n in enumerate(draws)], epsilons)
