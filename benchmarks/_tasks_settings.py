@@ -277,6 +277,19 @@ def _weighing(many: dict[str, Any], window: dict[str, Any], ahead: int) -> Itera
         yield make("smc", VP, many, smc, samples, mass="variance")
 
 
+def _from_the_start() -> Iterator[Setting]:
+    """Where the start competes too: its means are pictures."""
+    rates = {"epsilon": 0.5, "epsilon_middle": 0.1}
+    tried = ((2, 0.35, 8), (2, 0.5, 4), (2, 0.5, 8), (2, 0.65, 4), (2, 0.65, 8))
+    for steps, share, n in (*tried, (3, 0.5, 4), (4, 0.8, 4)):
+        drawn = {"perturbation": share, "neighbours": n, "branch_at": steps}
+        yield make("epsilon_greedy", VP, _steps(steps, 0), drawn, rates)
+    yield make("zero_order", ODE, steps=1, neighbours=4, perturbation=0.5)
+    for path in (VP_EM, EM):
+        few = PAPER | {"steps": 6, "temperature": 0.1}
+        yield make("smc", path, few, potential="difference")
+
+
 def distilled() -> Iterator[Setting]:
     """Of a model of a few steps: few of them, and nothing to finish."""
     for n in (1, 2, 3, 4, 6, 8):
@@ -307,6 +320,7 @@ def distilled() -> Iterator[Setting]:
     yield from _redrawing(four, _steps(2, 0))
     yield from _by_gradients(four, (4, 8))
     yield from _weighing(four, {"resample_from": 2}, 1)
+    yield from _from_the_start()
     # Times closer to each other near the noise, where most is decided.
     near: dict[str, Any] = {"grid": "shifted"}
     for n in (4, 6):
