@@ -75,7 +75,8 @@ def parse(words: Sequence[str], kind_of: Callable[[str], Any]) -> Any:
     check_words(command)
     _check_rewards(name, command, given)
     named = any(word.partition("=")[0] == "--method" for word in given)
-    return preset_files.with_its_own(command, named, single=name == "sample")
+    searches, single = name in ("sample", "batch"), name == "sample"
+    return preset_files.with_its_own(command, named, searches, single)
 
 
 def _check_rewards(name: str, command: Any, given: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from flowsde.cli.settings import (
     SEARCHES,
     TUNING,
     Settings,
+    method_of,
     preset_of,
 )
 
@@ -143,17 +144,23 @@ def settings_of(preset: str, method: str, model: str = "") -> Settings:
     return settings
 
 
-def with_its_own(command: Any, named: bool, single: bool) -> Any:
-    """A command with the method of its preset's file, and its budget if that is in seconds.
+def with_its_own(command: Any, named: bool, searches: bool, single: bool) -> Any:
+    """A command with its preset's method, and of a file with its budget if that is in seconds.
 
     Args:
       command: any.
       named: whether the user named the method.
+      searches: whether the command is one that searches; others have one method by default.
       single: whether the command's seconds are of one search, as the file's are.
     """
     preset = getattr(command, "preset", None)
-    if preset is None or not is_file(preset) or not hasattr(command, "method"):
+    if preset is None or not hasattr(command, "method"):
         return command
+    if not is_file(preset):
+        if named or not searches:
+            return command
+        usual = method_of(preset, str(command.converted.model))
+        return dataclasses.replace(command, method=usual)
     file = read(preset)
     own: dict[str, Any] = {} if named else {"method": file.method}
     if single and command.nfe is None and command.seconds is None:

@@ -171,6 +171,15 @@ def _by_budget(s: Settings, cost: int) -> Settings:
     return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), _MOST_STEPS))
 
 
+def _at_all_steps(
+    s: Settings, base: Settings, given: Mapping[str, Any], times: grids.Grid
+) -> Settings:
+    """Settings that compete at all times that are run, if their preset does at all of its."""
+    if "branch_at" in given or base.branch_at is None or base.branch_at != base.steps:
+        return s
+    return dataclasses.replace(s, branch_at=len(times) - 1 if len(times) > 2 else None)
+
+
 def _by_times(s: Settings, times: grids.Grid) -> Settings:
     """Evaluations of finishing that are left to the times; none is to end on the mean."""
     if s.finish in (None, "mean") or s.finish_steps is not None:
@@ -242,7 +251,8 @@ def resolve_from(
     assert s.steps is not None
     own = times(s.steps)
     with _naming_options(s):
-        return _by_times(s, grid(s) if own is None else cut(s, own))
+        run = grid(s) if own is None else cut(s, own)
+        return _by_times(_at_all_steps(s, base, given, run), run)
 
 
 @contextmanager

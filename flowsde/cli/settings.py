@@ -133,6 +133,8 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "smc": _DISTILLED | {"temperature": 0.25},
         "psi": _DISTILLED | {"temperature": 0.25},
         "svdd": _DISTILLED | {"chains": 4},
+        # The start competes too.
+        "epsilon_greedy": _DISTILLED | {"steps": 2, "branch_at": 2},
         "rbf": _DISTILLED | {"width": 4},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
@@ -172,6 +174,11 @@ PRESETS = {
 def preset_of(preset: str, model: str) -> str:
     """The preset by its name for an embedded model: what is recommended depends on its kind."""
     return "distilled" if preset == "recommended" and model in _FEW_STEPS else preset
+
+
+def method_of(preset: str, model: str) -> str:
+    """The method where none is named: of what needs no temperature, the best that was measured."""
+    return "epsilon_greedy" if preset_of(preset, model) == "distilled" else "svdd"
 
 
 def default(method: str, name: str, preset: str = "recommended") -> Any:

@@ -34,6 +34,9 @@ _EM: dict[str, Any] = {
     "interpolant": "vp", "kernel": "euler_maruyama", "diffusion": "square", "diffusion_scale": 3.0
 }  # fmt: skip
 
+_FROM_THE_START: dict[str, Any] = {"branch_at": 2}
+"""Of two steps, whose start competes too: its posterior means are pictures of a distilled model."""
+
 
 def _times(steps: int, finish: int | None = None, grid: str = "uniform") -> dict[str, Any]:
     """A grid, and evaluations of finishing: 0 for none, None where a method does not finish."""
@@ -111,6 +114,10 @@ def _branching(spread: float) -> Iterator[Setting]:
     for times in (ten, four):
         yield Setting.of("epsilon_greedy", **_VP, **times, neighbours=4, perturbation=0.8)
         yield Setting.of("psi", **_VP, **times, temperature=middle, chains=4, step_size=0.5)
+    # What is recommended for a distilled model.
+    yield Setting.of(
+        "epsilon_greedy", **_VP, **_times(2, 0), **_FROM_THE_START, neighbours=4, perturbation=0.5
+    )
     # What explores is in units of the reward, as temperatures are.
     for steps in (6, 4):
         tree = {"select": "bound", "branch_at": 2, "explore": float(f"{spread:.3g}")}
@@ -157,18 +164,22 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
 def recommended(settings: Sequence[Setting], sharp: bool | None = None) -> list[Setting]:
     """Those of some settings that are recommended where nothing was tuned, in their order.
 
-    SMC along VP in ten steps, and in four for a distilled model, as in `docs/searches.md`; of
-    several temperatures the first, which is a twentieth of the reward's spread in `declared`.
+    SMC along VP in ten steps, and epsilon-greedy search in two for a distilled model, as in
+    `docs/searches.md`; of several temperatures the first, which is a twentieth of the reward's
+    spread in `declared`.
 
     Args:
       settings: of which they are.
       sharp: as `flowsde.tuning.screen.Verdict`; None where it is not known, for both.
     """
+    kinds = {
+        False: ("smc", _VP | _times(10, 3) | {"potential": "difference"}),
+        True: ("epsilon_greedy", _VP | _times(2, 0) | _FROM_THE_START),
+    }
     chosen = []
-    kinds = {False: _times(10, 3), True: _times(4, 0)}
-    for times in kinds.values() if sharp is None else [kinds[sharp]]:
-        wanted = set((_VP | times | {"potential": "difference"}).items())
-        like = (s for s in settings if s.method == "smc" and wanted <= set(s.options))
+    for method, options in kinds.values() if sharp is None else [kinds[sharp]]:
+        wanted = set(options.items())
+        like = (s for s in settings if s.method == method and wanted <= set(s.options))
         chosen += list(like)[:1]
     return chosen
 

@@ -574,6 +574,22 @@ def test_what_is_recommended_depends_on_the_kind_of_model() -> None:
         assert presets.build("svdd", few).nfe == nfe
 
 
+def test_what_competes_at_all_steps_does_so_at_those_that_are_given() -> None:
+    def competes(**given: Any) -> tuple[int, ...]:
+        s = presets.resolve("distilled", "epsilon_greedy", {"nfe": 50, **given})
+        return presets.build("epsilon_greedy", s).branch_at  # type: ignore[attr-defined]
+
+    assert competes() == (0, 1)
+    assert competes(steps=4) == (0, 1, 2, 3) and competes(steps=1) == (0,)
+    assert competes(steps=4, branch_at=1) == (3,)
+    # Of a picture to begin from the last times are run.
+    assert competes(strength=0.5) == (0,) and competes(steps=4, strength=0.5) == (0, 1)
+    base = settings.Settings(kernel="ddim", steps=8, branch_at=2, nfe=50)
+    assert presets.resolve_from(base, "epsilon_greedy", {"steps": 6}).branch_at == 2
+    with pytest.raises(ValueError, match=r"^--branch-at must be an integer of at most 4, got 5"):
+        competes(steps=4, branch_at=5)
+
+
 def test_paper_preset() -> None:
     s = resolve("paper", "rbf", {})
     assert (s.nfe, s.chains, s.seeds, s.last, s.finish) == (500, 2, 25, "exhaust", "mean")

@@ -85,6 +85,21 @@ def test_the_file_brings_its_method_and_options_replace_its_settings(tmp_path: P
     assert batch.method == "svdd"
 
 
+def test_the_usual_method_is_that_of_the_preset_and_the_kind_of_model() -> None:
+    def usual(*words: str, command: str = "sample") -> str:
+        first = [command, PROMPT] if command == "sample" else [command]
+        return cli._parse([*first, *words]).method
+
+    folder = ["--prompts-file", "x", "--out", "y"]
+    turbo, few = ["--model", "shapes-turbo"], ["--preset", "distilled"]
+    assert usual() == usual("--preset", "paper") == usual(*turbo, "--preset", "paper") == "svdd"
+    assert usual(*turbo) == usual(*few) == usual("--model", "elsewhere", *few) == "epsilon_greedy"
+    assert usual(*turbo, "--method", "svdd") == usual(*few, "--method=svdd") == "svdd"
+    assert usual(*folder, *turbo, command="batch") == "epsilon_greedy"
+    # Which looks at particles, and does not choose among them.
+    assert usual(*turbo, command="diagnose") == usual(command="diagnose") == "rbf"
+
+
 def test_compare_adds_its_method_to_the_others(tmp_path: Path) -> None:
     file = _file(tmp_path)
     rows, _ = compare.plan(["bon", "rbf"], nfe=[60], preset=file)
