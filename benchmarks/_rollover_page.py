@@ -12,7 +12,11 @@ def rollover() -> str:
     """Evaluations of RBF at each step, and how often a reward rises in one by itself."""
     spent = json.loads((RESULTS / "tasks.json").read_text())["budget"]
     rows = json.loads((RESULTS / "diagnosis.json").read_text())["rows"]
-    steps = {row["model"]: row["times"] for row in rows if row["task"] == _TASK}
+    steps: dict[str, Any] = {}
+    for row in rows:
+        if row["task"] == _TASK:
+            # The first of a model, of several numbers of steps.
+            steps.setdefault(row["model"], row["times"])
     lines = [
         "| model | step from t | evaluations, improve | calibrated | the reward rises by itself |",
         "|---" * 5 + "|",

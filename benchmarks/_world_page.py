@@ -5,6 +5,7 @@ from typing import Any
 
 from _cells import difference, with_bounds
 from _files import RESULTS
+from _tasks_compare import grouped
 
 from flowsde.tuning.intervals import Interval
 
@@ -50,15 +51,17 @@ def diagnosis() -> str:
     lines = [
         f"{found['n']} trajectories of each of {found['captions']} development captions.",
         "",
-        "| model | t | " + " | ".join(f"{t}: rank correlation | {t}: worth" for t in tasks) + " |",
-        "|---" * (2 + 2 * len(tasks)) + "|",
+        "| model | steps | t | "
+        + " | ".join(f"{t}: rank correlation | {t}: worth" for t in tasks)
+        + " |",
+        "|---" * (3 + 2 * len(tasks)) + "|",
     ]
-    for model in dict.fromkeys(row["model"] for row in found["rows"]):
-        own = [row["times"] for row in found["rows"] if row["model"] == model]
+    for (model, steps), rows in grouped(found["rows"], "model", "steps").items():
+        own = [row["times"] for row in rows]
         # The last time is the picture's.
         for at in list(zip(*own, strict=True))[:-1]:
             cells = [cell(row, name) for row in at for name in ("correlation", "worth")]
-            lines.append(f"| {model} | {at[0]['time']:g} | {' | '.join(cells)} |")
+            lines.append(f"| {model} | {steps} | {at[0]['time']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
