@@ -120,8 +120,9 @@ def flux(
 def tail(grid: Any, strength: float) -> Grid:
     """The last steps of a grid, for a given picture to begin from (`start` of `flowsde.run`).
 
-    As in diffusers: of n steps the last strength n, rounded up. The first time is how noisy the
-    picture becomes; any other grid that begins below 1 will do as well.
+    Of n steps the last strength n, rounded up as in diffusers; but of a strength below 1 never all
+    of them, which would forget the picture. The first time is how noisy the picture becomes; any
+    other grid that begins below 1 will do as well.
 
     Args:
       grid: n + 1 times falling from 1 to 0.
@@ -129,6 +130,9 @@ def tail(grid: Any, strength: float) -> Grid:
 
     Returns:
       Times falling to 0.
+
+    Raises:
+      ValueError, TypeError: naming the argument; a strength below 1 of a single step.
 
     Example:
       >>> fs.grids.tail(fs.grids.uniform(4), 0.5).tolist()  # half of the steps
@@ -138,8 +142,15 @@ def tail(grid: Any, strength: float) -> Grid:
     check_positive("strength", strength)
     if strength > 1.0:
         raise ValueError(f"strength must be at most 1, got {strength}")
+    steps = len(times) - 1
+    if strength < 1.0 and steps == 1:
+        raise ValueError(
+            f"strength must be 1 for a grid of one step, which forgets the picture, got "
+            f"{strength}; take more steps"
+        )
     # Less what a product of floats is off by.
-    return np.asarray(times[-1 - math.ceil((len(times) - 1) * strength - 1e-9) :])
+    run = math.ceil(steps * strength - 1e-9)
+    return np.asarray(times[-1 - min(run, steps - (strength < 1.0)) :])
 
 
 def as_grid(name: str, values: Any, whole: bool = False) -> tuple[float, ...]:

@@ -76,6 +76,19 @@ def test_the_tail_of_a_grid_is_that_of_diffusers(n, strength, steps):
     np.testing.assert_array_equal(tail, whole[-len(tail) :])
 
 
+@pytest.mark.parametrize(("n", "strength"), [(2, 0.8), (4, 0.8), (10, 0.95), (3, 0.999)])
+def test_the_first_time_of_a_strength_below_one_is_below_one(n, strength):
+    """Rounding would run all steps, and begin from noise alone."""
+    tail = fs.grids.tail(fs.grids.uniform(n), strength)
+    np.testing.assert_array_equal(tail, fs.grids.uniform(n)[1:])
+
+
+def test_a_single_step_cannot_keep_a_picture():
+    with pytest.raises(ValueError, match="strength must be 1 for a grid of one step.* got 0.8"):
+        fs.grids.tail(fs.grids.uniform(1), 0.8)
+    np.testing.assert_array_equal(fs.grids.tail(fs.grids.uniform(1), 1.0), [1.0, 0.0])
+
+
 @pytest.mark.parametrize("strength", [0.0, -1.0, 1.5])
 def test_a_strength_is_a_share(strength):
     with pytest.raises(ValueError, match="strength must be"):

@@ -150,7 +150,8 @@ def _one_trajectory(method: str, s: Settings, given: dict[str, Any], cost: int) 
     steps = s.steps
     if s.nfe is not None and s.strength is None and "steps" not in given:
         steps = (s.nfe // cost + inner) // (1 + inner)
-    run = steps if s.strength is None else len(cut(s, grids.uniform(steps))) - 1
+    with _naming_options(s):
+        run = steps if s.strength is None else len(cut(s, grids.uniform(steps))) - 1
     takes = (run + (run - 1) * inner) * cost
     if s.nfe is not None and s.nfe != takes:
         said = "--steps" if s.strength is None else f"the {run} of --steps that are run"

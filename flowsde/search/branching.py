@@ -23,8 +23,8 @@ def as_steps(
         floats for times, the nearest position each.
       grid: times falling from 1 to 0.
       name: of the argument.
-      start: whether position 0 can be one too. It is by its number, by its time 1.0, and as the
-        last that a number of steps reaches.
+      start: whether position 0 can be one too: by its number, by times next to its own, and as
+        the last that a number of steps reaches.
 
     Raises:
       ValueError, TypeError: naming the argument.
@@ -32,7 +32,7 @@ def as_steps(
     if branch_at is None:
         return None
     first, last = 0 if start else 1, len(grid) - 2
-    if last < 1:
+    if last < first:
         raise ValueError(f"{name} needs a grid of at least 2 steps, got 1")
     span = "above 0 and up to 1" if start else "between 0 and 1"
     expected = f"positions in the grid from {first} to {last}, or times {span}"
@@ -41,20 +41,18 @@ def as_steps(
     if np.ndim(branch_at) == 0:
         n = check_count(name, branch_at, most=last + 1 - first)
         behind = min(n, last)
-        spread = np.ceil(np.arange(1, behind + 1) * last / behind)
+        spread = np.ceil(np.arange(1, behind + 1) * last / max(behind, 1))
         return (*range(n - behind), *map(int, spread))
     values = list(branch_at)
     if not values:
         raise ValueError(f"{name} must have at least one of {expected}, got none")
-    times = np.asarray(grid[1:-1])
+    times, most = np.asarray(grid[first:-1]), 1.0 if start else np.nextafter(1.0, 0.0)
     steps = []
     for value in values:
         if _is_count(value) and first <= value <= last:
             steps.append(int(value))
-        elif start and isinstance(value, float | np.floating) and value == 1.0:
-            steps.append(0)
-        elif isinstance(value, float | np.floating) and 0.0 < value < 1.0:
-            steps.append(1 + int(np.argmin(np.abs(times - value))))
+        elif isinstance(value, float | np.floating) and 0.0 < value <= most:
+            steps.append(first + int(np.argmin(np.abs(times - value))))
         else:
             raise ValueError(f"{name} must hold {expected}, got {value!r}")
     if len(set(steps)) < len(steps):

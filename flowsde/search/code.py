@@ -127,7 +127,7 @@ class CoDe(GridSearch):
     def _children(self, nfe: Any) -> Any:
         """int32 [C, blocks]: children of each chain in each block.
 
-        They cost nfe, less what is not enough for one more child of any block.
+        They cost nfe, less what is left over by `affordable`.
         """
         branches, costs = self.blocks.branches, self._block_costs
         left = even_shares(nfe, self.chains) - int(costs[~branches].sum())

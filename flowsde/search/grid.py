@@ -320,8 +320,9 @@ def affordable(total: Any, costs: Any) -> Any:
       costs: of a unit of each part.
 
     Returns:
-      Units that leave less than the next one that is wanted costs, and less than the last part's;
-      earlier parts are the first to have one more.
+      As many units of each part, then one more of the earlier ones, and one more of the last if
+      that is paid for. What is left is less than all parts cost; where the last is much cheaper
+      than the others, it may pay for several more of it.
     """
     each = np.asarray(costs, np.int32).reshape([1] * total.ndim + [-1])
     upto = np.cumsum(each, -1, dtype=np.int32)

@@ -145,7 +145,7 @@ class NoiseSearch(SolvedSearch):
     def draws(self, nfe: Any) -> Any:
         """int32 [stages]: draws of each.
 
-        They cost nfe, less what is not enough for one more draw of any stage.
+        They cost nfe, less what is left over by `affordable`.
         """
         several, cost = self.stages.several, self.stages.cost
         place = np.maximum(np.cumsum(several) - 1, 0)

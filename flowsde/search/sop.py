@@ -143,7 +143,7 @@ class SoP(GridSearch):
     def children(self, nfe: Any) -> Any:
         """int32 [rounds]: children in each, K N or one more.
 
-        They cost nfe, less what is not enough for one more child of any round.
+        They cost nfe, less what is left over by `affordable`.
         """
         down, *costs = self._costs
         return affordable(nfe - self.paths * down, costs)

@@ -584,10 +584,14 @@ def test_what_competes_at_all_steps_does_so_at_those_that_are_given() -> None:
     assert competes(steps=4, branch_at=1) == (3,)
     # Of a picture to begin from the last times are run.
     assert competes(strength=0.5) == (0,) and competes(steps=4, strength=0.5) == (0, 1)
+    assert competes(strength=0.8) == (0,) and competes(strength=0.8, branch_at=1) == (0,)
     base = settings.Settings(kernel="ddim", steps=8, branch_at=2, nfe=50)
     assert presets.resolve_from(base, "epsilon_greedy", {"steps": 6}).branch_at == 2
     with pytest.raises(ValueError, match=r"^--branch-at must be an integer of at most 4, got 5"):
         competes(steps=4, branch_at=5)
+    for method in ("epsilon_greedy", "ode"):
+        with pytest.raises(ValueError, match="--strength must be 1 for a grid of one step"):
+            presets.resolve("distilled", method, {"steps": 1, "strength": 0.8})
 
 
 def test_paper_preset() -> None:

@@ -32,9 +32,13 @@ def test_the_start_too_where_it_can_be_one():
     assert as_steps(10, LINE, start=True) == tuple(range(10))
     assert as_steps((3, 0), LINE, start=True) == (0, 3)
     assert as_steps((1.0, 0.31), LINE, start=True) == (0, 7)
-    # A time near the start is the nearest one behind it, as elsewhere.
-    assert as_steps((0.99,), LINE, start=True) == (1,)
+    assert as_steps((0.99,), LINE, start=True) == (0,) and as_steps((0.99,), LINE) == (1,)
     assert as_steps(2, fs.grids.uniform(2), start=True) == (0, 1)
+    # Of a given picture the start is below 1.
+    half = fs.grids.tail(fs.grids.uniform(4), 0.5)
+    assert as_steps((0.5, 0.25), half, start=True) == (0, 1) and as_steps((0.5,), half) == (1,)
+    for one in (1, (0,), (1.0,), (0.3,)):
+        assert as_steps(one, fs.grids.uniform(1), start=True) == (0,)
     for wrong in (True, -1, 10, 1.5, 0.0):
         said = "branch_at must hold positions in the grid from 0 to 9, or times above 0 and up to 1"
         with pytest.raises(ValueError, match=said):
