@@ -138,7 +138,8 @@ def as_before(arrays, about, finishing):
 @pytest.mark.slow
 @pytest.mark.parametrize("finish", ["mean", "complete"])
 def test_a_save_of_the_version_before_is_resumed(finish):
-    search = fs.search.rbf(nfe=27, kernel=SDE, grid=GRID, finish=finish, finish_steps=4)
+    steps = None if finish == "mean" else 4
+    search = fs.search.rbf(nfe=27, kernel=SDE, grid=GRID, finish=finish, finish_steps=steps)
     ids, cond = batch(3)
 
     def go(**options):
