@@ -302,3 +302,8 @@ def finished(
         search = make(nfe=left, kernel=kernel, grid=times, early_answers=early, **options)
     solver = ode_adams(kernel.interpolant) if finish == "adams" else None
     return Complete(search, steps, _ORDERS[finish], solver) if steps else search
+
+
+def finishing_evaluations(search: Search) -> int | None:
+    """Evaluations that a search takes to finish; None of one that does not."""
+    return search.steps if isinstance(search, Complete) else None

@@ -8,7 +8,8 @@ import numpy as np
 
 from flowsde._files import write_json
 from flowsde._version import __version__
-from flowsde.search import Complete, Search
+from flowsde.search import Search
+from flowsde.search.complete import finishing_evaluations
 from flowsde.tuning import figure, report
 from flowsde.tuning.intervals import Interval
 from flowsde.tuning.prices import Price
@@ -108,10 +109,10 @@ class Tuned:
 
     def _finishing(self) -> dict[str, Any]:
         """Evaluations of finishing, where the setting leaves them to its maker."""
-        search = self.search
-        if isinstance(search, Complete) and self.setting.get("finish_steps") is None:
-            return {"finish_steps": search.steps}
-        return {}
+        steps = finishing_evaluations(self.search)
+        if steps is None or self.setting.get("finish_steps") is not None:
+            return {}
+        return {"finish_steps": steps}
 
     def save_preset(self, path: str | Path) -> None:
         """Write `preset` to a file, whole or not at all."""

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "run_all", lambda *_: 0)
     monkeypatch.setattr(Batch, "_search", lambda *_: 0)
     monkeypatch.setattr(comparing, "report", lambda *_: None)
-    monkeypatch.setattr(runs, "make_task", lambda name: None)
+    monkeypatch.setattr(runs, "make_task", lambda name: SimpleNamespace(least_batch=1))
     monkeypatch.setattr(runs, "fit", lambda *_: None)
     monkeypatch.setattr(runs, "_export", lambda *_: Path("weights"))
     monkeypatch.setattr(hub, "fetch", offline)

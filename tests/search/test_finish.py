@@ -22,7 +22,7 @@ COUNT = 60
 def search(finish, nfe):
     return fs.search.rbf(
         nfe=nfe, kernel=SDE, grid=GRID, chains=2, seeds=2, width=3, finish=finish,
-        finish_steps=STEPS,
+        finish_steps=None if finish == "mean" else STEPS,
     )  # fmt: skip
 
 
