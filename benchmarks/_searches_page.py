@@ -100,7 +100,7 @@ SEARCHES = {
     ),
     "epsilon_greedy": About(
         _arxiv("Ramesh and Mardani, 2025", "2506.03164"), _MEANS, _FRESH, "–",
-        "as `svdd`",
+        "as `svdd`; the first to try with a model of few steps, whose start it searches too",
     ),
     "rbf": About(
         _arxiv("Kim et al., 2025", "2503.19385"), _MEANS, _FRESH, "–",

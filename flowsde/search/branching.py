@@ -40,18 +40,18 @@ def as_steps(
         raise TypeError(f"{name} must be a number of steps, or {expected}, got {branch_at!r}")
     if np.ndim(branch_at) == 0:
         n = check_count(name, branch_at, most=last + 1 - first)
-        behind = min(n, last)
-        spread = np.ceil(np.arange(1, behind + 1) * last / max(behind, 1))
-        return (*range(n - behind), *map(int, spread))
+        if n > last:
+            return tuple(range(n))
+        return tuple(int(i) for i in np.ceil(np.arange(1, n + 1) * last / n))
     values = list(branch_at)
     if not values:
         raise ValueError(f"{name} must have at least one of {expected}, got none")
-    times, most = np.asarray(grid[first:-1]), 1.0 if start else np.nextafter(1.0, 0.0)
+    times = np.asarray(grid[first:-1])
     steps = []
     for value in values:
         if _is_count(value) and first <= value <= last:
             steps.append(int(value))
-        elif isinstance(value, float | np.floating) and 0.0 < value <= most:
+        elif _is_time(value, start):
             steps.append(first + int(np.argmin(np.abs(times - value))))
         else:
             raise ValueError(f"{name} must hold {expected}, got {value!r}")
@@ -87,3 +87,9 @@ def steps_between(name: str, values: Any, grid: Sequence[float], start: int) -> 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_time(value: Any, start: bool) -> bool:
+    if not isinstance(value, float | np.floating):
+        return False
+    return bool(0.0 < value < 1.0 or (start and value == 1.0))
