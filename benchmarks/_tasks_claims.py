@@ -71,6 +71,7 @@ CLAIMS = (
         "SMC by masses of least variance over its usual weights", "VASR, 2026",
         {"method": "smc", "has": "mass="}, {"method": "smc", "lacks": "mass="},
     ),
+    Claim("SMC with restarts over SMC", "here", {"method": "restarts"}, {"method": "smc"}),
     Claim("SMC guided by the reward's gradient (TDS) over SMC", "Wu et al., 2023",
           {"method": "tds"}, {"method": "smc"}),
     Claim("Tempered guided SMC (DAS) over TDS", "Kim et al., 2025 (DAS)",

@@ -38,6 +38,7 @@ LOOKS = {
     "pcn": _Look("pCN", "#B3A600", "p"),
     "evolution": _Look("evolution", "#CC79A7", "X"),
     "smc": _Look("SMC", "#0072B2", "o"),
+    "restarts": _Look("SMC, restarts", "#AA3377", "8"),
     "code": _Look("CoDe", "#009E73", "^"),
     "svdd": _Look("SVDD", "#E69F00", "D"),
     "epsilon_greedy": _Look("ε-greedy", "#8C6D31", "*"),

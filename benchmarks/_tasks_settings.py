@@ -21,6 +21,8 @@ METHODS = (
 GUIDED = ("noise_tilt", "tds", "das")
 """Searches with the gradient of the reward, methods of their own in rows: NoiseTilt, twisted
 diffusion sampling and DAS (its tempered form)."""
+RESTARTS = "restarts"
+"""SMC with restarts, a method of its own in rows too."""
 
 
 def _labelled(name: str) -> Callable[["Setting"], bool]:
@@ -28,7 +30,7 @@ def _labelled(name: str) -> Callable[["Setting"], bool]:
 
 
 VARIANTS: dict[str, Callable[["Setting"], bool]] = {
-    **{name: _labelled(name) for name in GUIDED},
+    **{name: _labelled(name) for name in (*GUIDED, RESTARTS)},
     "current": lambda setting: setting.get("potential") == "current",
     "window": lambda setting: bool(setting.get("resample_from") or setting.get("resample_until")),
     "variance": lambda setting: setting.get("mass") is not None,
@@ -58,12 +60,12 @@ class Setting(tuning.Setting):
 
     @property
     def label(self) -> str:
-        """The method of its rows: of `GUIDED`, or its own."""
+        """The method of its rows: of `GUIDED`, `RESTARTS`, or its own."""
         if self.get("noise_tilt"):
             return "noise_tilt"
         if self.method == "smc" and self.guided:
             return "das" if self.get("tempering") else "tds"
-        return self.method
+        return RESTARTS if self.get("restart_at") else self.method
 
     def is_a(self, name: str) -> bool:
         """Whether a name of `METHODS` or of `VARIANTS` is one of its own."""
@@ -187,6 +189,7 @@ def undistilled() -> Iterator[Setting]:
     yield from _redrawing(ten, _steps(5, 2))
     yield from _by_gradients(ten, (10, 20))
     yield from _weighing(ten, {"resample_from": 2, "resample_until": 8, "interval": 2}, 3)
+    yield from _restarting()
 
 
 def _looking_ahead() -> Iterator[Setting]:
@@ -277,6 +280,21 @@ def _weighing(many: dict[str, Any], window: dict[str, Any], ahead: int) -> Itera
         yield make("smc", VP, many, smc, samples, mass="variance")
 
 
+def _restarting() -> Iterator[Setting]:
+    """SMC from the best particle of the pass before, noised up to the middle of the times."""
+    few, smc = _steps(4, 2), {"temperature": 0.25, "potential": "difference"}
+    for n in (4, 8):
+        yield make("smc", VP, few, smc, restart_at=0.5, particles=n)
+    yield make("smc", VP, few, smc, temperature=0.5, restart_at=0.5, particles=4)
+    for n in (1, 2):
+        yield make("smc", VP, few, smc, branch_at=n, restart_at=0.5, particles=4)
+    yield make("smc", VP, _steps(5, 2), smc, restart_at=0.4, particles=4)
+    for n in (4, 6):
+        yield make("smc", VP, _steps(6, 3), smc, restart_at=0.5, particles=n)
+    yield make("smc", VP, _steps(8, 3), smc, restart_at=0.5, particles=6)
+    yield make("smc", VP, _steps(10, 3), smc, restart_at=0.5, particles=8)
+
+
 def _from_the_start() -> Iterator[Setting]:
     """Where the start competes too: its means are pictures."""
     rates = {"epsilon": 0.5, "epsilon_middle": 0.1}
@@ -321,6 +339,9 @@ def distilled() -> Iterator[Setting]:
     yield from _by_gradients(four, (4, 8))
     yield from _weighing(four, {"resample_from": 2}, 1)
     yield from _from_the_start()
+    for n, at in ((4, 0.75), (4, 0.5), (3, 0.67)):
+        smc = {"temperature": 0.25, "potential": "difference"}
+        yield make("smc", VP, _steps(n, 0), smc, restart_at=at, particles=4)
     # Times closer to each other near the noise, where most is decided.
     near: dict[str, Any] = {"grid": "shifted"}
     for n in (4, 6):

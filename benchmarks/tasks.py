@@ -16,10 +16,11 @@ Every row is saved as it comes, and one that FILE has is not measured again. Set
 version does not know are left out, with a line that says so.
 
 Besides methods --only takes variants: noise_tilt, tds and das are searches with the gradient of the
-reward, which rows have for their method; current, window, variance and glass are settings with that
-potential, with resampling in a window of steps, by masses of looking ahead, and with those
-transitions. In NFE a gradient is free: an evaluation is charged once, differentiated or not. Rows
-say how many `backward_passes` there were, and their seconds hold them (`_tasks_costs`).
+reward, restarts is SMC with them, which rows have for their method; current, window, variance and
+glass are settings with that potential, with resampling in a window of steps, by masses of looking
+ahead, and with those transitions. In NFE a gradient is free: an evaluation is charged once,
+differentiated or not. Rows say how many `backward_passes` there were, and their seconds hold them
+(`_tasks_costs`).
 
 JSON keys: weights, costs {network, reward, overhead: seconds of one evaluation, by model, task and
 setting; backward, reward_backward: what differentiating adds, as a share of the forward pass, by

@@ -38,7 +38,7 @@ NAMES = {
     """,
     "flowsde.search": """
         BestOfN BudgetTooSmall Candidates CoDe Complete DFS DTS Evaluation Evolution GridSearch
-        Info Keeping LiDAR Lines METHODS NoiseSearch PCN Particle PsiSampler RBF SMC Search
+        Info Keeping LiDAR Lines METHODS NoiseSearch PCN Particle PsiSampler RBF Restarts SMC Search
         SearchBase SoP SuccessiveHalving WeightedSample Weights affordable_units any_over_prompts
         bon code dfs dts epsilon_greedy even_shares evolution fold_in_ids further halving keep lidar
         map_valid pcn psi rbf smc sop svdd to_particles tree_take tree_where weighted_sample

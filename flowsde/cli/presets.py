@@ -118,6 +118,7 @@ def _unused(method: str, s: Settings) -> dict[str, str]:
         (damping, "data_variance" in settings.MOVES[s.kernel], f"kernel {s.kernel}"),
         (("finish_steps",), s.finish != "mean", f"finish {s.finish}"),
         (("quantile",), s.accept == "quantile", f"accept {s.accept}"),
+        (("particles",), s.restart_at, f"{flag('restart_at')} {s.restart_at}"),
         (("bar",), s.accept in (None, "threshold"), f"accept {s.accept}"),
         (("value_steps",), s.value not in (None, "mean"), f"value {s.value}"),
         (("value_samples", "mass"), s.value == "samples", f"value {s.value}"),
@@ -172,13 +173,28 @@ def _by_budget(s: Settings, cost: int) -> Settings:
     return dataclasses.replace(s, steps=min(max(s.nfe // each // 5, 2), _MOST_STEPS))
 
 
-def _at_all_steps(
+def _for_times(
     s: Settings, base: Settings, given: Mapping[str, Any], times: grids.Grid
 ) -> Settings:
-    """Settings that compete at all times that are run, if their preset does at all of its."""
+    """Settings of a preset for the times that are run: of restarts, and to compete at all."""
+    if base.restart_at and "restart_at" not in given and len(times) < 4:
+        s = dataclasses.replace(s, restart_at=0.0)
     if "branch_at" in given or base.branch_at is None or base.branch_at != base.steps:
         return s
     return dataclasses.replace(s, branch_at=len(times) - 1 if len(times) > 2 else None)
+
+
+def _restarting(s: Settings, base: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings without a preset's restarts where the user's own do not go with them.
+
+    One pass has the steps that are left to the budget.
+    """
+    if not base.restart_at or given.get("restart_at"):
+        return s
+    other = s.potential == "final" or s.funnel != 1.0 or s.gradient_temperature or s.noise_tilt
+    if not other and "restart_at" not in given:
+        return s
+    return dataclasses.replace(s, restart_at=0.0, steps=given.get("steps"))
 
 
 def _by_times(s: Settings, times: grids.Grid) -> Settings:
@@ -230,7 +246,7 @@ def resolve_from(
     """
     for name, value in given.items():
         check(name, value)
-    s = _filled(method, dataclasses.replace(base, **given))
+    s = _restarting(_filled(method, dataclasses.replace(base, **given)), base, given)
     adds_noise = settings.TRAJECTORIES.get(method)
     if adds_noise is not None and stochastic(s.kernel) != adds_noise:
         wanted = ", ".join(k for k in settings.KERNELS if stochastic(k) == adds_noise)
@@ -253,7 +269,7 @@ def resolve_from(
     own = times(s.steps)
     with _naming_options(s):
         run = grid(s) if own is None else cut(s, own)
-        return _by_times(_at_all_steps(s, base, given, run), run)
+        return _by_times(_for_times(s, base, given, run), run)
 
 
 @contextmanager

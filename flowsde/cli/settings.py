@@ -110,7 +110,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "dfs": {"kernel": "ode_euler", "steps": None},
         # Of the embedded scorer's log-likelihood; the scale of a reward decides.
         "pcn": {"kernel": "ode_euler", "steps": 4, "temperature": 0.25},
-        "smc": _RECOMMENDED | {"temperature": 0.25},
+        "smc": _RECOMMENDED | {"steps": 6, "temperature": 0.25, "restart_at": 0.5},
         "dts": _RECOMMENDED | {"temperature": 0.25},
         "psi": _RECOMMENDED | {"temperature": 0.25},
         "rbf": _RECOMMENDED | {"width": 4},
@@ -230,6 +230,7 @@ _UNSAID = {
     "tempering": "none",
     "funnel": 1.0,
     "mass": "value",
+    "restart_at": 0.0,
 }
 """What an earlier version did, before it was an option."""
 

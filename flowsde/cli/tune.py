@@ -263,6 +263,9 @@ def _sample(command: Tune, setting: Setting, nfe: int, alone: bool = False) -> S
     if PRESETS["recommended"][setting.method].width is not None and not alone:
         # Prompts side by side fill the batches; width changes no answer.
         given["width"] = 1
+    if PRESETS["recommended"][setting.method].restart_at:
+        # A setting without restarts has none.
+        given.setdefault("restart_at", 0.0)
     groups: dict[str, Any] = {}
     for name, kind in (("trajectory", Trajectory), ("moves", Moving), ("search", Tuning)):
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ from flowsde.search.protocol import (
 )
 from flowsde.search.psi import PsiSampler, psi
 from flowsde.search.rbf import RBF, rbf
-from flowsde.search.smc import SMC, WeightedSample, Weights, smc, weighted_sample
+from flowsde.search.smc import SMC, Restarts, WeightedSample, Weights, smc, weighted_sample
 from flowsde.search.sop import SoP, sop
 from flowsde.search.svdd import svdd
 from flowsde.search.zero_order import zero_order
@@ -77,6 +77,7 @@ __all__ = [
     "NoiseSearch",
     "Particle",
     "PsiSampler",
+    "Restarts",
     "Search",
     "SearchBase",
     "SoP",

@@ -85,6 +85,30 @@ def steps_between(name: str, values: Any, grid: Sequence[float], start: int) -> 
     return steps
 
 
+def as_position(time: Any, grid: Sequence[float], name: str) -> int:
+    """Position in a grid at which begins what is noised from the last time: that nearest to a time.
+
+    Args:
+      time: between 0 and 1.
+      grid: times falling from 1 to 0. The first is noise alone, and to the last that is evaluated
+        none is added.
+      name: of the argument.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    if len(grid) < 4:
+        raise ValueError(
+            f"{name} needs a grid of at least 3 steps, so that there is a time between the first "
+            f"and the last that is evaluated, got {len(grid) - 1}"
+        )
+    if not isinstance(time, float | np.floating):
+        raise TypeError(f"{name} must be a time between 0 and 1, got {time!r}")
+    if not _is_time(time, start=False):
+        raise ValueError(f"{name} must be a time between 0 and 1, got {time!r}")
+    return 1 + int(np.argmin(np.abs(np.asarray(grid[1:-2]) - time)))
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

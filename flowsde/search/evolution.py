@@ -24,13 +24,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowsde._checks import check_count
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel, renoise
 from flowsde.kernels.base import standard_normal
-from flowsde.search.branching import as_steps
+from flowsde.search.branching import as_position
 from flowsde.search.grid import (
     GridSearch,
     check_kernel,
@@ -252,8 +251,9 @@ def evolution(
         those from `mutate_at` on.
       children: pictures of a generation.
       parents: the best ones kept, from which children come in turn.
-      mutate_at: time up to which a parent is noised; the nearest one of the grid that is evaluated,
-        below 1. Near 1 a child is hardly like its parent, near 0 hardly different.
+      mutate_at: time up to which a parent is noised; the nearest one of the grid between the first
+        and the last that is evaluated. Near 1 a child is hardly like its parent, near 0 hardly
+        different.
       mutate_until: time to which that falls over the generations; by default it stays.
 
     Raises:
@@ -269,9 +269,9 @@ def evolution(
       (True, True)
     """
     times = as_grid("grid", grid)
-    start, until = _position("mutate_at", mutate_at, times), None
+    start, until = as_position(mutate_at, times, "mutate_at"), None
     if mutate_until is not None:
-        until = _position("mutate_until", mutate_until, times)
+        until = as_position(mutate_until, times, "mutate_until")
         if mutate_until > mutate_at:
             raise ValueError(
                 f"mutate_until must be at most mutate_at = {mutate_at}, got {mutate_until}"
@@ -285,16 +285,3 @@ def evolution(
         start=start,
         until=until,
     )
-
-
-def _position(name: str, time: float, grid: tuple[float, ...]) -> int:
-    """Position in the grid nearest to a time at which children begin."""
-    if len(grid) < 3:
-        raise ValueError("grid must have at least 2 steps: children begin after the first, got 1")
-    if isinstance(time, bool) or not isinstance(time, float | np.floating):
-        raise TypeError(f"{name} must be a time between 0 and 1, got {time!r}")
-    if not 0.0 < time < 1.0:
-        raise ValueError(f"{name} must be a time between 0 and 1, got {time!r}")
-    steps = as_steps([float(time)], grid)
-    assert steps is not None
-    return steps[0]

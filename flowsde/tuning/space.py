@@ -36,6 +36,8 @@ _EM: dict[str, Any] = {
 
 _FROM_THE_START: dict[str, Any] = {"branch_at": 2}
 """Of two steps, whose start competes too: its posterior means are pictures of a distilled model."""
+_RESTARTS: dict[str, Any] = {"restart_at": 0.5, "particles": 4}
+"""Of SMC in six steps."""
 
 
 def _times(steps: int, finish: int | None = None, grid: str = "uniform") -> dict[str, Any]:
@@ -92,6 +94,10 @@ def _branching(spread: float) -> Iterator[Setting]:
     ahead: dict[str, Any] = {"branch_at": 3, "value": "ode", "value_steps": 3}
     soft, middle, hard = _shares(spread)
     # The first is what is recommended, .25 for a reward that spreads over 5.
+    for beta in (hard, middle):
+        yield Setting.of(
+            "smc", **_VP, **_times(6, 3), temperature=beta, potential="difference", **_RESTARTS
+        )
     for beta in (hard, middle, soft):
         yield Setting.of("smc", **_VP, **ten, temperature=beta, potential="difference")
     yield Setting.of("smc", **_VP, **four, temperature=hard, potential="difference")
@@ -164,7 +170,7 @@ def declared(methods: Sequence[str] | None = None, spread: float = 1.0) -> tuple
 def recommended(settings: Sequence[Setting], sharp: bool | None = None) -> list[Setting]:
     """Those of some settings that are recommended where nothing was tuned, in their order.
 
-    SMC along VP in ten steps, and epsilon-greedy search in two for a distilled model, as in
+    SMC along VP with restarts, and epsilon-greedy search in two steps for a distilled model, as in
     `docs/searches.md`; of several temperatures the first, which is a twentieth of the reward's
     spread in `declared`.
 
@@ -173,7 +179,7 @@ def recommended(settings: Sequence[Setting], sharp: bool | None = None) -> list[
       sharp: as `flowsde.tuning.screen.Verdict`; None where it is not known, for both.
     """
     kinds = {
-        False: ("smc", _VP | _times(10, 3) | {"potential": "difference"}),
+        False: ("smc", _VP | _times(6, 3) | {"potential": "difference"} | _RESTARTS),
         True: ("epsilon_greedy", _VP | _times(2, 0) | _FROM_THE_START),
     }
     chosen = []

@@ -270,7 +270,7 @@ def test_variants_are_asked_for_by_name():
     wanted = {
         "noise_tilt": "noise_tilt=", "tds": "gradient_temperature=", "das": "tempering=",
         "current": "potential=current", "window": "resample_from=", "variance": " mass=",
-        "glass": "kernel=glass",
+        "glass": "kernel=glass", "restarts": "restart_at=",
     }  # fmt: skip
     assert {*wanted} == {*settings.VARIANTS}
     for name, word in wanted.items():

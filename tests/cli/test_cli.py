@@ -552,7 +552,7 @@ def test_paper_presets_of_others(method: str) -> None:
             assert search.paths == 2 and search.n_candidates == 2 * 5 + 1
 
 
-@pytest.mark.parametrize("method", ["smc", "code", "svdd", "rbf"])
+@pytest.mark.parametrize("method", ["code", "svdd", "rbf"])
 def test_small_budgets_take_fewer_steps(method: str) -> None:
     def steps(nfe: int, **given: Any) -> tuple[int | None, int | None]:
         settings = presets.resolve("recommended", method, {"nfe": nfe, **given})
@@ -562,6 +562,29 @@ def test_small_budgets_take_fewer_steps(method: str) -> None:
     assert [steps(nfe) for nfe in (12, 50, 100, 500)] == [(2, 1), (10, 3), (10, 3), (10, 3)]
     assert steps(60, guidance=2.0) == (6, 3)
     assert steps(50, steps=14) == (14, 3) and steps(50, finish_steps=8) == (10, 8)
+
+
+def test_restarts_of_a_preset_go_where_they_do_not_belong() -> None:
+    def resolved(**given: Any) -> tuple[Any, ...]:
+        s = presets.resolve("recommended", "smc", {"nfe": 100, **given})
+        presets.build("smc", s)
+        return s.restart_at, s.steps, s.finish_steps
+
+    assert resolved() == (0.5, 6, 3) and resolved(restart_at=0.7, steps=9) == (0.7, 9, 3)
+    for other in (
+        {"potential": "final"}, {"funnel": 0.5}, {"gradient_temperature": 1.0},
+        {"noise_tilt": 0.2}, {"restart_at": 0.0},
+    ):  # fmt: skip
+        # As many steps as one pass is best in.
+        assert resolved(**other) == (0.0, 10, 3) and resolved(**other, steps=7) == (0.0, 7, 3)
+    assert resolved(steps=2) == (0.0, 2, 1) and resolved(steps=3) == (0.5, 3, 1)
+    assert resolved(strength=0.3)[0] == 0.0 and resolved(strength=0.8)[0] == 0.5
+    with pytest.raises(ValueError, match="--restart-at needs a grid of at least 3 steps"):
+        resolved(steps=2, restart_at=0.5)
+    with pytest.raises(ValueError, match=r"--particles has no effect with --restart-at 0\.0"):
+        resolved(restart_at=0.0, particles=3)
+    with pytest.raises(ValueError, match="--restart-at has no effect with funnel 0.5"):
+        resolved(restart_at=0.5, funnel=0.5)
 
 
 def test_what_is_recommended_depends_on_the_kind_of_model() -> None:

@@ -39,6 +39,9 @@ METHODS = {
     "svdd": fs.search.svdd(kernel=SDE, temperature=0.2, **OPTIONS),
     "code": fs.search.code(kernel=SDE, block=2, **OPTIONS),
     "smc": fs.search.smc(kernel=SDE, temperature=0.2, **OPTIONS),
+    "smc, restarts": fs.search.smc(
+        kernel=SDE, temperature=0.2, restart_at=0.6, particles=2, **OPTIONS
+    ),
     # Not adaptive: the share that a bisection finds is float32, and pulls 1e6 times its rounding
     # where a reward is of that scale.
     "guided smc, tempered, funnel": fs.search.smc(

@@ -128,6 +128,8 @@ def draws(search):
             return 1
         case fs.search.PsiSampler():
             return 1  # one more proposal
+        case fs.search.Restarts():
+            return search.steps  # one more particle of the first pass; of later ones less
         case fs.search.BestOfN() | fs.search.SMC() | fs.search.DTS() | fs.search.PCN():
             return search.steps  # one more sample
         case fs.search.SuccessiveHalving():
@@ -156,7 +158,7 @@ def searches(draw, method, glass=False):
       glass: whether its kernel has inner steps, and its grid some steps that these are taken in.
     """
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    steps = number(3 if glass else {"sop": 4, "evolution": 2, "psi": 2}.get(method, 1), 8)
+    steps = number(3 if glass else {"sop": 4, "evolution": 3, "psi": 2}.get(method, 1), 8)
     # Hypothesis begins with the smallest of all.
     assume(not glass or steps > 3)
     guided = not glass and number(0, 5) == 0
@@ -216,6 +218,9 @@ def searches(draw, method, glass=False):
             elif options["interval"] < steps and "branch_at" not in options:
                 options |= {"funnel": draw(st.sampled_from([1.0, 0.6, 0.2]))}
                 options |= {"tempering": draw(st.sampled_from(["none", "adaptive"]))}
+            if options["potential"] != "final" and not guided and steps > 2:
+                if options.pop("funnel", 1.0) == 1.0 and draw(st.booleans()):
+                    options |= {"restart_at": number(1, 19) / 20, "particles": number(1, 9)}
         case "dfs":
             options |= {"chains": number(1, 4), "kernel": draw(st.sampled_from([kernel, other]))}
             options |= {"bar": draw(st.sampled_from([None, 0.3])), "tries": number(1, 5)}

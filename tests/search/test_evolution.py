@@ -142,7 +142,7 @@ def test_without_preferences_pictures_stay_the_models():
             ValueError,
             "mutate_until must be at most mutate_at = .*, got 0.97",
         ),
-        ({"grid": (1.0, 0.0)}, ValueError, "grid must have at least 2 steps"),
+        ({"grid": (1.0, 0.5, 0.0)}, ValueError, "mutate_at needs a grid of at least 3 steps"),
         ({"children": 0}, ValueError, "children must be an integer of at least 1, got 0"),
     ],
 )

@@ -166,7 +166,7 @@ def test_batch_gives_the_weights_of_run():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(TypeError, match="search must be of smc or psi, which weigh particles, got"):
+    with pytest.raises(TypeError, match="search must be of psi, or of smc without restart_at"):
         fs.search.weighted_sample(METHODS["bon"], 0)
     with pytest.raises(ValueError, match=r"state is None: flowsde.batch keeps none"):
         fs.search.weighted_sample(METHODS["smc"], None)

@@ -133,9 +133,10 @@ def test_a_target_that_nothing_reaches_is_said(made):
 
 def test_what_is_recommended_to_all_is_told_from_its_neighbours():
     ours = recommended(declared())
-    assert [(one.method, one["steps"]) for one in ours] == [("smc", 10), ("epsilon_greedy", 2)]
+    assert [(one.method, one["steps"]) for one in ours] == [("smc", 6), ("epsilon_greedy", 2)]
     # The tasks' .25, where the reward spreads over 4.6 to 5.1 (`diagnosis` of sides and above).
     assert ours[0]["temperature"] == 0.05
+    assert isinstance(ours[0].search(100).inner, fs.search.Restarts)
     # It competes from the start on.
     assert ours[1].search(100).branch_at == (0, 1)
     assert recommended(declared(("rbf",))) == []
@@ -281,7 +282,7 @@ def test_a_model_is_distilled_if_the_rewards_of_first_means_spread_as_those_of_p
         path = recommended(declared())[0].path
         usual = carry_out._standards(declared(), {path: found})
         assert usual == {recommended(declared())[sharp].name}
-        assert recommended(declared())[sharp]["steps"] == (2 if sharp else 10)
+        assert recommended(declared())[sharp]["steps"] == (2 if sharp else 6)
     same = screen.verdict(_record([0.6, 1.0], [1.5], [0.5], np.ones((1, 4, 2))))
     assert same.sharp is False
     assert len(carry_out._standards(declared(), {})) == 2  # not diagnosed

@@ -17,17 +17,21 @@ al., 2025, arXiv 2501.05803).
 
 All weights are logarithms. They are carried where resampling is skipped. The answer is the particle
 of the highest reward at the last time, not one that resampling kept; `weighted_sample` has all.
+With restarts (`flowsde.search.smc.restarts`) only the answer counts.
 """
 
 from flowsde.search.smc.maker import smc
 from flowsde.search.smc.policy import SMC, SMCState
 from flowsde.search.smc.potentials import POTENTIALS
+from flowsde.search.smc.restarts import Restarts, RestartsState
 from flowsde.search.smc.sample import WeightedSample, Weights, weighted_sample, weights_of
 from flowsde.search.smc.weights import effective_sample_size, log_mean_exp
 
 __all__ = [
     "POTENTIALS",
     "SMC",
+    "Restarts",
+    "RestartsState",
     "SMCState",
     "WeightedSample",
     "Weights",

@@ -1,6 +1,6 @@
 """The maker of sequential Monte Carlo."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,15 +8,19 @@ import numpy as np
 from flowsde._checks import check_count, check_non_negative, check_positive
 from flowsde.grids import as_grid
 from flowsde.kernels import Kernel
-from flowsde.search.branching import as_steps
+from flowsde.search.branching import as_position, as_steps
 from flowsde.search.complete import Finish, finished
 from flowsde.search.protocol import Search
 from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc.masses import MASSES
 from flowsde.search.smc.policy import SMC
 from flowsde.search.smc.potentials import POTENTIALS
+from flowsde.search.smc.restarts import Restarts
 from flowsde.search.smc.tempering import TEMPERINGS, shares
 from flowsde.search.value import Value, as_value
+
+_PARTICLES = 4
+"""Of a pass, where there are several."""
 
 
 def smc(
@@ -35,6 +39,8 @@ def smc(
     resample_until: int | None = None,
     funnel: float = 1.0,
     branch_at: int | Sequence[float] | None = None,
+    restart_at: float = 0.0,
+    particles: int | None = None,
     value: Value = "mean",
     value_steps: int = 4,
     value_samples: int = 4,
@@ -42,7 +48,7 @@ def smc(
     finish: Finish = "complete",
     finish_steps: int | None = None,
 ) -> Search:
-    """Sequential Monte Carlo with as many particles as the budget has trajectories.
+    """Sequential Monte Carlo with as many particles as the budget has trajectories, or restarts.
 
     Args:
       nfe: budget in model evaluations, finishing included; a hard cap.
@@ -74,6 +80,11 @@ def smc(
       branch_at: steps at which particles are weighed and may be resampled, besides the last, where
         they are weighed: so many spread evenly, or in Python a tuple of positions in the grid or of
         times. By default all. Not with potential "final".
+      restart_at: time up to which the best particle is noised where a pass down the grid has
+        ended; the nearest one between the first and the last that is evaluated. Copies of it are
+        the particles of the next pass, as long as the budget lasts. 0 is for one pass of as many
+        particles as the budget pays for; only that has a weighted sample.
+      particles: of a pass, with restarts; by default 4.
       value: of a particle before the last time: the reward of its posterior mean, of the end of an
         ODE from there ("ode"), or of samples from there beta log mean exp(reward / beta), at the
         last beta ("samples").
@@ -131,8 +142,28 @@ def smc(
         None if at is None else check_count(name, at, most=max(len(times) - 3, 1))
         for name, at in (("resample_from", resample_from), ("resample_until", resample_until))
     )
+    restarts = restart_at != 0.0 or isinstance(restart_at, bool)
+    if particles is not None and not restarts:
+        raise ValueError(
+            f"particles has no effect without restart_at: all that the budget pays for pass down "
+            f"the grid once, got {particles}"
+        )
+    make: Callable[..., Search] = SMC
+    if restarts:
+        if funnel < 1.0 or potential == "final":
+            other = f"funnel {funnel}" if funnel < 1.0 else "potential 'final'"
+            raise ValueError(
+                f"restart_at has no effect with {other}: expected passes of as many particles "
+                f"everywhere, weighed on their way"
+            )
+        at = as_position(restart_at, times, "restart_at")
+        wide = check_count("particles", _PARTICLES if particles is None else particles)
+
+        def make(**options: Any) -> Search:
+            return Restarts(SMC(**options), wide, at)
+
     return finished(
-        SMC,
+        make,
         nfe,
         finish,
         finish_steps,

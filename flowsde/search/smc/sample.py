@@ -9,6 +9,7 @@ import numpy as np
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Particle, Search
 from flowsde.search.smc.policy import SMC, SMCState
+from flowsde.search.smc.restarts import Restarts
 from flowsde.search.smc.weights import effective_sample_size
 from flowsde.search.wrapper import Wrapper
 
@@ -99,7 +100,10 @@ def weighted_sample(search: Search, state: Any) -> WeightedSample:
         raise ValueError("state is None: flowsde.batch keeps none, flowsde.run and iterate do")
     weighing, from_noise = _weighing(search)
     if weighing is None:
-        raise TypeError(f"search must be of smc or psi, which weigh particles, got {search!r}")
+        raise TypeError(
+            f"search must be of psi, or of smc without restart_at, which weigh particles, got "
+            f"{search!r}"
+        )
     state = _own(search, state)
     if not isinstance(state, SMCState):
         raise TypeError(f"state must be Result.state of a run of the search, got {state!r}")
@@ -144,6 +148,8 @@ def weights_of(search: Search, state: Any) -> Weights | None:
 def _weighing(search: Search) -> tuple[SMC | None, bool]:
     """The SMC in a search, None if there is none; and whether it starts from noise, unlike psi."""
     while isinstance(search, Wrapper):
+        if isinstance(search, Restarts):
+            return None, False
         search = search.inner
     weighing = getattr(search, "smc", search)
     return (weighing if isinstance(weighing, SMC) else None), isinstance(search, SMC)
