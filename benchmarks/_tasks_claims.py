@@ -110,11 +110,13 @@ def _cell(rows: list[dict[str, Any]], claim: Claim) -> str:
     sides = []
     for wanted in (claim.first, claim.second):
         matching = [row for row in rows if _matches(row, wanted)]
-        most = max((row["prompts"] for row in matching), default=0)
-        settings = grouped((row for row in matching if row["prompts"] == most), "setting")
-        own = {n: found for (n,), found in settings.items() if len(found) == len(_BUDGETS)}
-        if not own:
+        settings = grouped(matching, "setting")
+        whole = {n: found for (n,), found in settings.items() if len(found) == len(_BUDGETS)}
+        if not whole:
             return "–"
+        prompts = {n: min(row["prompts"] for row in found) for n, found in whole.items()}
+        most = max(prompts.values())
+        own = {n: found for n, found in whole.items() if prompts[n] == most}
         sides.append(own[best(own)])
     found = gap(*sides)
     assert found is not None

@@ -217,8 +217,9 @@ class Task:
     """Options that `sample` and `batch` share."""
 
     method: Annotated[str, word("method")] = "svdd"
-    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: svdd;
-    of shapes-turbo and with --preset distilled, epsilon_greedy)."""
+    """How to spend the budget: one trajectory of the ODE or the SDE, or a search (default: smc
+    of the embedded model, svdd of others and with --preset paper, epsilon_greedy of shapes-turbo
+    and with --preset distilled)."""
     preset: Preset = "recommended"
     """Defaults of all other settings: "recommended", measured best on the embedded model (the
     default), "distilled", for models of a few steps (what is recommended for shapes-turbo),

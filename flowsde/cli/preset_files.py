@@ -20,6 +20,7 @@ from flowsde._text import shown
 from flowsde.cli.settings import (
     CHOICES,
     COUNTS,
+    EMBEDDED,
     MOVES,
     MOVING,
     PRESETS,
@@ -159,7 +160,7 @@ def with_its_own(command: Any, named: bool, searches: bool, single: bool) -> Any
     if not is_file(preset):
         if named or not searches:
             return command
-        usual = method_of(preset, str(command.converted.model))
+        usual = method_of(preset, str(command.converted.model or EMBEDDED[0]))
         return dataclasses.replace(command, method=usual)
     file = read(preset)
     own: dict[str, Any] = {} if named else {"method": file.method}

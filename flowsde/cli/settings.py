@@ -177,8 +177,14 @@ def preset_of(preset: str, model: str) -> str:
 
 
 def method_of(preset: str, model: str) -> str:
-    """The method where none is named: of what needs no temperature, the best that was measured."""
-    return "epsilon_greedy" if preset_of(preset, model) == "distilled" else "svdd"
+    """The method where none is named: the best that was measured.
+
+    Of models of others it needs no temperature: nobody knows the scale of their rewards.
+    """
+    kind = preset_of(preset, model)
+    if kind == "distilled":
+        return "epsilon_greedy"
+    return "smc" if kind == "recommended" and model in EMBEDDED else "svdd"
 
 
 def default(method: str, name: str, preset: str = "recommended") -> Any:

@@ -92,7 +92,9 @@ def test_the_usual_method_is_that_of_the_preset_and_the_kind_of_model() -> None:
 
     folder = ["--prompts-file", "x", "--out", "y"]
     turbo, few = ["--model", "shapes-turbo"], ["--preset", "distilled"]
-    assert usual() == usual("--preset", "paper") == usual(*turbo, "--preset", "paper") == "svdd"
+    assert usual() == usual("--model", "shapes") == usual(*folder, command="batch") == "smc"
+    assert usual("--preset", "paper") == usual(*turbo, "--preset", "paper") == "svdd"
+    assert usual("--model", "elsewhere") == "svdd"
     assert usual(*turbo) == usual(*few) == usual("--model", "elsewhere", *few) == "epsilon_greedy"
     assert usual(*turbo, "--method", "svdd") == usual(*few, "--method=svdd") == "svdd"
     assert usual(*folder, *turbo, command="batch") == "epsilon_greedy"
