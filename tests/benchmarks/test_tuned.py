@@ -26,7 +26,7 @@ def test_what_tuning_chose_is_measured_as_the_recommended_setting_is(monkeypatch
 
     monkeypatch.setattr(tuned, "measure", measure)
     row = tuned.compare("sides", "shapes", tuned.Args(nfe=40, test_captions=4, test_seeds=2))
-    assert [case.setting.label for case in asked] == ["svdd", "smc"]
+    assert [case.setting.label for case in asked] == ["svdd", "restarts"]
     assert {(case.split, case.prompts, case.seeds) for case in asked} == {("test", 4, 2)}
     assert row["setting"] == own.name and row["raced"] == 3 and "evaluations" not in row["cost"]
     assert (row["success"], row["default_success"]) == (0.625, 0.375)

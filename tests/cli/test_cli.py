@@ -350,7 +350,7 @@ WRONG = [
     ("P --width 0", "--width"),
     ("P --finish-steps 0", "--finish-steps"),
     ("P --guidance nan", "--guidance"),
-    ("P --guidance 2 --nfe 60 --steps 20", "nfe"),
+    ("P --method svdd --guidance 2 --nfe 60 --steps 20", "nfe"),
     ("P --gradient-temperature -1", "--gradient-temperature must be a finite number of at least 0"),
     ("P --method bon --gradient-temperature 1", "--gradient-temperature has no effect with method"),
     ("P --target-reward nan", "--target-reward"),
