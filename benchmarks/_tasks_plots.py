@@ -38,7 +38,7 @@ LOOKS = {
     "pcn": _Look("pCN", "#B3A600", "p"),
     "evolution": _Look("evolution", "#CC79A7", "X"),
     "smc": _Look("SMC", "#0072B2", "o"),
-    "restarts": _Look("SMC, restarts", "#AA3377", "8"),
+    "restarts": _Look("SMC, restarts", "#AA3377", "1"),
     "code": _Look("CoDe", "#009E73", "^"),
     "svdd": _Look("SVDD", "#E69F00", "D"),
     "epsilon_greedy": _Look("ε-greedy", "#8C6D31", "*"),
@@ -116,7 +116,7 @@ def success_figure(
     """Success against NFE, or against seconds with a verifier of so many evaluations."""
     x = "nfe" if verifier is None else f"seconds_{verifier}"
     tasks = tuple(t for t in tasks if table.select(task=t, split=split, method="bon"))
-    columns = max(min(4, len(tasks)), 1)
+    columns = max(min(3, len(tasks)), 1)
     bands = max(-(-len(tasks) // columns), 1)
     size = (2.9 * columns + 0.6, 2.45 * bands * len(models) + 0.7)
     drawn = Figure(figsize=size, layout="constrained")
@@ -151,7 +151,7 @@ def success_figure(
     drawn.supxlabel("NFE" if verifier is None else f"seconds a search{cost}", fontsize=10)
     order = [look.name for look in LOOKS.values() if look.name in handles]
     drawn.legend(
-        [handles[name] for name in order], order, loc="outside upper center", ncols=len(order),
+        [handles[name] for name in order], order, loc="outside upper center", ncols=-(-len(order) // 2),
         frameon=False, fontsize=9,
     )  # fmt: skip
     return drawn
