@@ -151,8 +151,8 @@ def success_figure(
     drawn.supxlabel("NFE" if verifier is None else f"seconds a search{cost}", fontsize=10)
     order = [look.name for look in LOOKS.values() if look.name in handles]
     drawn.legend(
-        [handles[name] for name in order], order, loc="outside upper center", ncols=-(-len(order) // 2),
-        frameon=False, fontsize=9,
+        [handles[name] for name in order], order, loc="outside upper center",
+        ncols=-(-len(order) // 2), frameon=False, fontsize=9,
     )  # fmt: skip
     return drawn
 
