@@ -83,8 +83,10 @@ SEARCHES = {
                 ("Kim et al., 2025", "2501.05803"),
             )
         ),
-        _MEANS, _FRESH, "a temperature; a gradient if you have one",
-        "the reward costs next to nothing; or the law is wanted, with weights and log Z",
+        _MEANS, "fresh noise; with restarts also the best one, noised",
+        "a temperature; a gradient if you have one",
+        "with restarts, the reward costs no more than the model: the first to try; or the law is "
+        "wanted, with weights and log Z",
     ),
     "psi": About(
         _arxiv("Yoon et al., 2025", "2506.01320"), _MEANS, "noise of Markov chains",
