@@ -63,6 +63,14 @@ class Restarts(Wrapper):
       inner: SMC of the whole budget.
       particles: of a pass.
       at: position in the grid at which passes behind the first begin.
+
+    Example:
+      >>> kernel = fs.kernels.ddim(fs.interpolants.vp())
+      >>> search = fs.search.smc(
+      ...     nfe=40, kernel=kernel, grid=fs.grids.uniform(6), restart_at=0.5, finish="mean"
+      ... )
+      >>> type(search).__name__, search.particles, search.at, search.inner.nfe
+      ('Restarts', 4, 3, 40)
     """
 
     inner: SMC
