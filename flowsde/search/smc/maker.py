@@ -15,7 +15,7 @@ from flowsde.search.resampling import SCHEMES
 from flowsde.search.smc.masses import MASSES
 from flowsde.search.smc.policy import SMC
 from flowsde.search.smc.potentials import POTENTIALS
-from flowsde.search.smc.restarts import Restarts
+from flowsde.search.smc.restarts import Pass, Restarts
 from flowsde.search.smc.tempering import TEMPERINGS, shares
 from flowsde.search.value import Value, as_value
 
@@ -160,7 +160,7 @@ def smc(
         wide = check_count("particles", _PARTICLES if particles is None else particles)
 
         def make(**options: Any) -> Search:
-            return Restarts(SMC(**options), wide, at)
+            return Restarts(Pass(**options), wide, at)
 
     return finished(
         make,

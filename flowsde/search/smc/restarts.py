@@ -25,7 +25,6 @@ from flowsde.kernels.base import standard_normal
 from flowsde.search.grid import (
     UnusableKernel,
     fold_in_ids,
-    map_valid,
     tree_where,
 )
 from flowsde.search.protocol import Candidates, Evaluation, Info, Lines, Particle
@@ -55,6 +54,18 @@ class RestartsState(NamedTuple):
     best: Particle
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass(SMC):
+    """SMC of particles that may begin with one of a later time, which is noised."""
+
+    def extend(self, key: jax.Array, parent: Particle, step: jax.Array) -> Any:
+        noise = standard_normal(key, parent.x.shape)
+        t = jnp.asarray(self.grid, jnp.float32)[step]
+        mean, std = renoise(self.interpolant).moments(parent.x, parent.x0, parent.x1, parent.t, t)
+        noised = self.arrived(mean + std * noise, t)
+        return tree_where(parent.t < t, noised, self.move(noise, parent, step))
+
+
 @dataclasses.dataclass(frozen=True)
 class Restarts(Wrapper):
     """`inner` of at most so many particles, again and again from its best one.
@@ -73,7 +84,7 @@ class Restarts(Wrapper):
       ('Restarts', 4, 3, 40)
     """
 
-    inner: SMC
+    inner: Pass
     particles: int
     at: int
 
@@ -86,7 +97,7 @@ class Restarts(Wrapper):
             )
 
     @cached_property
-    def smc(self) -> SMC:
+    def smc(self) -> Pass:
         """A pass."""
         return self.inner.with_nfe(min(self.inner.nfe, self.particles * self._first))
 
@@ -129,19 +140,7 @@ class Restarts(Wrapper):
 
     def ask(self, state: RestartsState) -> tuple[RestartsState, Candidates]:
         smc, asked = self.smc.ask(state.smc)
-        born, best = self._born(state), state.best
-        t = jnp.asarray(self.inner.grid, jnp.float32)[self.at]
-        key, step = state.smc.key, jnp.asarray(self.at, jnp.int32)
-
-        def copy(i: jax.Array) -> Any:
-            noise = standard_normal(fold_in_ids(key, i, step), best.x.shape)
-            mean, std = renoise(self.interpolant).moments(best.x, best.x0, best.x1, best.t, t)
-            return self.inner.arrived(mean + std * noise, t)
-
-        rows = jnp.arange(self.n_candidates, dtype=jnp.int32)
-        copies = map_valid(copy, asked.valid & born, rows)
-        x = tree_where(jnp.full(rows.shape, born), copies, asked.x)
-        return state._replace(smc=smc), asked._replace(x=x)
+        return state._replace(smc=smc), asked
 
     def tell(
         self, state: RestartsState, candidates: Candidates, evals: Evaluation
