@@ -147,7 +147,8 @@ def success_figure(
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     drawn.supylabel("success, by the held-out checker", fontsize=10)
-    cost = "" if verifier is None else f", a reward costs {verifier} network evaluations"
+    unit = "evaluation" if verifier == 1 else "evaluations"
+    cost = "" if verifier is None else f", a reward costs {verifier} network {unit}"
     drawn.supxlabel("NFE" if verifier is None else f"seconds a search{cost}", fontsize=10)
     order = [look.name for look in LOOKS.values() if look.name in handles]
     drawn.legend(

@@ -291,8 +291,11 @@ def _restarting() -> Iterator[Setting]:
     yield make("smc", VP, _steps(5, 2), smc, restart_at=0.4, particles=4)
     for n in (4, 6):
         yield make("smc", VP, _steps(6, 3), smc, restart_at=0.5, particles=n)
+    for beta in (0.02, 1.0):
+        six = _steps(6, 3) | smc | {"temperature": beta}
+        yield make("smc", VP, six, restart_at=0.5, particles=6)
+    yield make("smc", VP, _steps(6, 3), smc, restart_at=0.5, particles=8)
     yield make("smc", VP, _steps(8, 3), smc, restart_at=0.5, particles=6)
-    yield make("smc", VP, _steps(10, 3), smc, restart_at=0.5, particles=8)
 
 
 def _from_the_start() -> Iterator[Setting]:

@@ -1,9 +1,9 @@
 """Evolution against pictures drawn one by one, its account, and the marginal of its children."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from marginals import check_pictures_stay_the_models
 from problems import GRID, SDE, VP, batch, flow, reward, row, tools
 
 import flowsde as fs
@@ -99,34 +99,18 @@ def test_without_a_second_generation_it_is_best_of_n():
     np.testing.assert_array_equal(one.nfe, other.nfe)
 
 
-def blind(images, cond):
-    """A reward that knows nothing of where a picture lies."""
-    return jnp.sin(1e5 * images[:, 0])
-
-
 @pytest.mark.slow
 def test_without_preferences_pictures_stay_the_models():
     # Ten in eleven answers are descendants, noised up to times that fall.
-    data, count = fs.analytic.mixture([0.7, 0.3], [[1.0], [-1.0]], 0.05), 4000
-    grid, ode = fs.grids.uniform(10), fs.kernels.ode_euler(fs.interpolants.linear())
+    ode = fs.kernels.ode_euler(fs.interpolants.linear())
 
-    def answers(nfe):
-        search = fs.search.evolution(
-            nfe=nfe, kernel=ode, grid=grid, children=1, mutate_at=0.7, mutate_until=0.3
-        )
-        found = fs.run(
-            KEY, data.flow(), search, blind,
-            cond=np.zeros(count, np.float32), prompt_ids=np.arange(count),
+    def search(nfe):
+        return fs.search.evolution(
+            nfe=nfe, kernel=ode, grid=fs.grids.uniform(10), children=1, mutate_at=0.7,
+            mutate_until=0.3,
         )  # fmt: skip
-        return np.asarray(found.x0[:, 0])
 
-    plain, evolved = answers(10), answers(60)
-    assert np.mean(np.abs(plain - evolved) > 1e-3) > 0.8
-    for x in (plain, evolved):
-        # Four standard errors of the share, and a tenth of the spread.
-        assert abs(np.mean(x > 0.0) - 0.7) < 4.0 * np.sqrt(0.21 / count)
-        spread = np.std(x[x > 0.0])
-        assert abs(spread / np.std(plain[plain > 0.0]) - 1.0) < 0.1
+    check_pictures_stay_the_models(search(10), search(60), moved=0.8)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marginals import check_pictures_stay_the_models
 from methods import METHODS
 from problems import GRID, SDE, VP, batch, flow, reward
 
@@ -99,32 +100,15 @@ def test_one_pass_is_the_search_without_restarts():
     assert np.mean(more.reward > once.reward) > 0.5 and np.all(more.nfe == N * 6 + 24)
 
 
-def blind(images, cond):
-    """A reward that knows nothing of where a picture lies."""
-    return jnp.sin(1e5 * images[:, 0])
-
-
 @pytest.mark.slow
 def test_without_preferences_pictures_stay_the_models():
-    data, count = fs.analytic.mixture([0.7, 0.3], [[1.0], [-1.0]], 0.05), 4000
-
-    def answers(nfe):
-        search = fs.search.smc(
+    def search(nfe):
+        return fs.search.smc(
             nfe=nfe, kernel=fs.kernels.ddim(VP, eta=1.0), grid=fs.grids.uniform(40),
             temperature=10.0, restart_at=0.5, particles=1, finish="mean",
         )  # fmt: skip
-        found = fs.run(
-            KEY, data.flow(), search, blind,
-            cond=np.zeros(count, np.float32), prompt_ids=np.arange(count),
-        )  # fmt: skip
-        return np.asarray(found.x0[:, 0])
 
-    plain, searched = answers(40), answers(140)
-    assert np.mean(np.abs(plain - searched) > 1e-3) > 0.7
-    for x in (plain, searched):
-        # Four standard errors of the share, and a tenth of the spread.
-        assert abs(np.mean(x > 0.0) - 0.7) < 4.0 * np.sqrt(0.21 / count)
-        assert abs(np.std(x[x > 0.0]) / np.std(plain[plain > 0.0]) - 1.0) < 0.1
+    check_pictures_stay_the_models(search(40), search(140), moved=0.7)
 
 
 @pytest.mark.slow

@@ -22,11 +22,7 @@ import numpy as np
 
 from flowsde.kernels import renoise
 from flowsde.kernels.base import standard_normal
-from flowsde.search.grid import (
-    UnusableKernel,
-    fold_in_ids,
-    tree_where,
-)
+from flowsde.search.grid import UnusableKernel, fold_in_ids, tree_where
 from flowsde.search.protocol import Candidates, Evaluation, Info, Lines, Particle
 from flowsde.search.smc.policy import SMC, SMCState
 from flowsde.search.smc.potentials import initial_memory
@@ -134,10 +130,6 @@ class Restarts(Wrapper):
         zero = jnp.zeros((), jnp.int32)
         return RestartsState(key, smc, nfe - n * self._first, zero, smc.champion)
 
-    def _born(self, state: RestartsState) -> jax.Array:
-        """Whether particles are noised copies of the best one next."""
-        return (state.passes > 0) & (state.smc.step == self.at)
-
     def ask(self, state: RestartsState) -> tuple[RestartsState, Candidates]:
         smc, asked = self.smc.ask(state.smc)
         return state._replace(smc=smc), asked
@@ -145,7 +137,9 @@ class Restarts(Wrapper):
     def tell(
         self, state: RestartsState, candidates: Candidates, evals: Evaluation
     ) -> tuple[RestartsState, Info]:
-        born, active = self._born(state), ~self.done(state)
+        # Copies of the best particle, which noise has been added to, not moved.
+        born = (state.passes > 0) & (state.smc.step == self.at)
+        active = ~self.done(state)
         smc, info = self.smc.tell(state.smc, candidates, evals)
         ended = active & (smc.step >= self.inner.steps)
         met = active & self.inner.meets(smc.champion, smc.target)
