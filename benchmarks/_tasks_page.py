@@ -6,8 +6,6 @@ from _cells import with_bounds
 from _tasks_compare import grouped, tuned
 from _tasks_settings import MODELS
 
-from flowsde.shapes.tasks import TASKS
-
 _MANY = 5
 """Methods that make a column worth while."""
 
@@ -24,11 +22,6 @@ def _cell(one: dict[str, Any] | None) -> str:
         f"{one['success']:.2f} against {one['bon_success']:.2f}: "
         f"× {_number(one['odds_ratio'])} ({low} – {high})"
     )
-
-
-def _order(task: str, model: str) -> tuple[int, int]:
-    """Place in a table: all tasks of one model after the other."""
-    return MODELS.index(model), list(TASKS).index(task)
 
 
 def recommended(
@@ -64,7 +57,8 @@ def recommended(
         f"| task | model | {' | '.join(f'{n} NFE' for n in budgets)} |",
         "|---|---|" + "---|" * len(budgets),
     ]
-    for (task, model), row in sorted(rows.items(), key=lambda one: _order(*one[0])):
+    # All tasks of one model, then of the other.
+    for (task, model), row in sorted(rows.items(), key=lambda one: MODELS.index(one[0][1])):
         cells = " | ".join(_cell(row.get(n)) for n in budgets)
         lines.append(f"| {task} | {model} | {cells} |")
     return "\n".join(lines)
