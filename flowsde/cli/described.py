@@ -4,8 +4,11 @@ tyro takes such docstrings line by line, and breaks where the source does.
 """
 
 import ast
+import functools
 import inspect
+import itertools
 import shutil
+import sys
 import textwrap
 from typing import Annotated, Any, TypeVar
 
@@ -21,9 +24,8 @@ def described(cls: _Class) -> _Class:
 
     {name} in them stands for `defaults.WORDS`.
     """
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
+    body = _classes(cls.__module__)[cls.__name__].body
+    for field, text in itertools.pairwise(body):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
@@ -32,6 +34,13 @@ def described(cls: _Class) -> _Class:
             own = cls.__annotations__[field.target.id]
             cls.__annotations__[field.target.id] = Annotated[own, said]
     return cls
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by name, from its source."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def introduction(cls: Any) -> str:

@@ -1,5 +1,6 @@
 """What `flowsde sample` draws of a run beside its answers; one that fails is a line on stderr."""
 
+import sys
 import threading
 from contextlib import suppress
 from functools import partial
@@ -25,14 +26,23 @@ def names(offer: Source) -> list[str]:
     return [_PATH, _SEARCH, *[_FRAMES] * frames, *[_SHEET] * several]
 
 
-def begin() -> None:
-    """Import what draws in a thread of its own, while a search runs that has been compiled."""
-    threading.Thread(target=_import, daemon=True).start()
+def begin(after: float = 0.0) -> None:
+    """Import what draws in a thread of its own, in so many seconds if nothing did before."""
+    timer = threading.Timer(after, _import)
+    timer.daemon = True
+    timer.start()
 
 
 def _import() -> None:
-    with suppress(Exception):  # drawing says what is wrong
-        import_module("flowsde.cli.plots")
+    often, usual = 5e-4, sys.getswitchinterval()
+    # A round of a small model takes a few milliseconds, and needs the interpreter several times:
+    # each would wait for the five that a thread may keep it.
+    sys.setswitchinterval(often)
+    try:
+        with suppress(Exception):  # drawing says what is wrong
+            import_module("flowsde.cli.plots")
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def draw(run: "PromptRun", trace: Trace, result: Result, values: dict[str, Any]) -> None:

@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         streams.keep_numbers()
         # Nearly all that imports and traces make is kept: looking for the rest so often takes a
         # twentieth of a short command.
-        gc.set_threshold(100_000, 50, 50)
+        gc.set_threshold(1_000_000, 50, 50)
     helped = False
     with streams.guarded() as (out, err), interrupts.handling():
         if args == ["--version"]:

@@ -208,9 +208,17 @@ _BAR = (
 )
 
 
+_COMPILES = 1.0
+"""Seconds after which a search that has not begun is compiling."""
+
+
 def _search(run: PromptRun, recorder: resume.RunRecorder) -> Result:
     """Run the rounds under a progress bar."""
     first = True
+    if run.offer.has_reward:
+        # While XLA compiles. What has been compiled is read in less, without a core to spare; then
+        # Matplotlib is imported beside the search, which leaves more of the interpreter to it.
+        drawings.begin(after=_COMPILES)
     with progress.bar(
         total=run.settings.nfe, initial=recorder.nfe, unit="NFE", bar_format=_BAR
     ) as bar:

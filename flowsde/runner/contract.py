@@ -13,9 +13,9 @@ import numpy as np
 from flowsde._checks import check_count
 from flowsde.runner.inner import like
 from flowsde.runner.records import Program
+from flowsde.runner.traced import ask, tell
 from flowsde.search.grid import check_kernel
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle, Search
-from flowsde.search.starting import ask
 from flowsde.search.value import value_of
 
 MEMBERS = tuple(name for name in vars(Search) if not name.startswith("_"))
@@ -84,7 +84,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
         lambda: search.init(jax.random.key(0), shape, jnp.float32(0.0), jnp.int32(search.nfe))
     )
     flag, number, x = _array(jnp.bool, w), _array(jnp.float32, w), _array(jnp.float32, w, *shape)
-    after, asked = _pair(own, "ask", "Candidates", _asked(search, state))
+    after, asked = _pair(own, "ask", "Candidates", _shapes(ask, search, state, None))
     _compare(f"{own}: the state that ask returns", after, state)
     value = value_of(search)
     key = _array(jnp.uint32, w, 2) if value is not None and value.draws else None
@@ -93,7 +93,7 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     _compare(f"{own}: what ask returns", asked, expected_asked)
     asked = asked._replace(x=x)
     evals = Evaluation(x, x, number, x if search.uses_gradient else None)
-    after, info = _pair(own, "tell", "Info", jax.eval_shape(search.tell, state, asked, evals))
+    after, info = _pair(own, "tell", "Info", _shapes(tell, search, state, asked, evals))
     _compare(f"{own}: the state that tell returns", after, state)
     path = jax.eval_shape(search.path, state)
     n = path.t.shape[0] if isinstance(path, Particle) and path.t.ndim else 1
@@ -108,12 +108,13 @@ def _check_traces(program: Program, shape: tuple[int, ...]) -> None:
     _compare(f"{own}: what tell returns", info, expected)
 
 
-def _asked(search: Search, state: Any) -> Any:
-    """Shapes of what a search asks for, from the trace that a run uses."""
+def _shapes(call: Any, search: Search, *args: Any) -> Any:
+    """Shapes of what a search asks for, or gives when told, from the trace that a run uses."""
     with contextlib.suppress(TypeError):
-        return jax.eval_shape(partial(ask, search), state, None)
+        return jax.eval_shape(partial(call, search), *args)
     # JAX names the function that returned something else than arrays: the user's here.
-    return jax.eval_shape(search.ask, state)
+    own = getattr(search, call.__name__)
+    return jax.eval_shape(own, *[arg for arg in args if arg is not None])
 
 
 def _pair(own: str, name: str, kind: str, value: Any) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ candidates: a guided flow takes two evaluations for one. `Program` divides, and 
 """
 
 import dataclasses
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -96,7 +96,7 @@ class Program(Snapshot):
         """The same but for some attributes."""
         return dataclasses.replace(self, **changes)
 
-    @property
+    @cached_property  # a dispatch asks for it, and hashes it, several times a round
     def kind(self) -> Kind:
         """What evaluating depends on."""
         search = self.search

@@ -276,12 +276,11 @@ class Packed:
 
     def unpack(self) -> Any:
         """The tree, NumPy."""
-        ends = np.cumsum([math.prod(a.shape) for a in self.like])
-        pieces = np.split(np.asarray(self.bits), ends[:-1])
-        leaves = [
-            (bits.astype(bool) if a.dtype == bool else bits.view(a.dtype)).reshape(a.shape)
-            for bits, a in zip(pieces, self.like, strict=True)
-        ]
+        every, leaves, begin = np.asarray(self.bits), [], 0
+        for a in self.like:
+            bits = every[begin : (begin := begin + math.prod(a.shape))]
+            own = bits.astype(bool) if a.dtype == bool else bits.view(a.dtype)
+            leaves.append(own.reshape(a.shape))
         return self.structure.unflatten(leaves)
 
 

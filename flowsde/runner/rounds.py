@@ -29,9 +29,10 @@ from flowsde.runner.mesh import EVERYWHERE
 from flowsde.runner.parts import answer_parts, no_answer_parts
 from flowsde.runner.records import Model, Program, Sizes
 from flowsde.runner.result import Answers, Carry, Given, Packed
+from flowsde.runner.traced import ask as ask_one
+from flowsde.runner.traced import tell as tell_one
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Info, Particle
-from flowsde.search.starting import ask as ask_one
 
 WITHOUT_PARTS = PartNames()
 """Of a reward that is not combined."""
@@ -183,7 +184,7 @@ def _tell(
             by_number = tell_by_number(search, carry.state, asked, evals, rewards, placement)
         if by_number is None:
             asked, evals = arrived(asked, join(evals, lead, placement))
-            state, info = _of_each(search.tell, carry)(carry.state, asked, evals)
+            state, info = _of_each(partial(tell_one, search), carry)(carry.state, asked, evals)
         else:
             state, info = by_number
             if parts is not None and evals.x is not None:

@@ -30,7 +30,8 @@ def inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
     total = jnp.cumsum(weights)
     # Divided by its last entry, the sum reaches 1 exactly, at the last positive weight.
     share = total / total[-1]
-    return jnp.searchsorted(share, jnp.minimum(u, _BELOW_1), side="right").astype(jnp.int32)
+    u = jnp.minimum(u, _BELOW_1)
+    return jnp.searchsorted(share, u, side="right", method="scan_unrolled").astype(jnp.int32)
 
 
 def multinomial(key: jax.Array, log_weights: jax.Array, n: jax.Array) -> jax.Array:

@@ -5,13 +5,8 @@ begins from (`beginning`): `flowsde.search.GridSearch` does both, for searches t
 `extend` or `move`. One that makes its first x itself has `beginning = None`, and is refused.
 """
 
-from functools import partial
 from typing import Any
 
-import jax
-
-from flowsde._exact import Now
-from flowsde.search.protocol import Candidates, Search
 from flowsde.start import Start, check_first_time
 
 
@@ -23,18 +18,6 @@ def first_time(search: Any) -> float:
 def beginning(search: Any, start: Start | None) -> Any:
     """The search of a prompt with something given; itself without."""
     return search if start is None else search.beginning(start)
-
-
-def ask(search: Search, state: Any, start: Start | None) -> tuple[Any, Candidates]:
-    """`Search.ask` of one prompt."""
-    return _ask(Now(search), state, start)
-
-
-# Compiled on its own so that a search is traced once: the check before a run, and the programs of
-# a round, share the trace.
-@partial(jax.jit, static_argnames=("now",))
-def _ask(now: Now, state: Any, start: Start | None) -> tuple[Any, Candidates]:
-    return beginning(now.value, start).ask(state)
 
 
 def check_start(search: Any, start: Start | None) -> None:

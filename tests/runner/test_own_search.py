@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AxisType
 
 import flowsde as fs
-from flowsde.search import Candidates, Info, Particle, SearchBase, starting
+from flowsde.runner import traced
+from flowsde.search import Candidates, Evaluation, Info, Particle, SearchBase
 
 KEY = jax.random.key(8)
 LINEAR = fs.interpolants.linear()
@@ -130,9 +131,13 @@ class Tuned(Noises):
     knob: Any
 
     def ask(self, state):
-        TRACED.append(self.knob.turned)
+        TRACED.append(("ask", self.knob.turned))
         state, candidates = super().ask(state)
         return state, candidates._replace(x=self.knob.turned * candidates.x)
+
+    def tell(self, state, candidates, evals):
+        TRACED.append(("tell", self.knob.turned))
+        return super().tell(state, candidates, evals)
 
 
 def test_a_search_is_traced_once_for_what_it_is():
@@ -142,9 +147,10 @@ def test_a_search_is_traced_once_for_what_it_is():
     for turned in (1.0, 0.5):
         search.knob.turned = turned
         for _ in range(2):
-            asked = starting.ask(search, state, None)[1]
+            asked = traced.ask(search, state, None)[1]
             np.testing.assert_allclose(asked.x, turned * state[:, :DIMENSION], rtol=1e-6)
-    assert TRACED == [1.0, 0.5]
+            traced.tell(search, state, asked, Evaluation(asked.x, asked.x, jnp.zeros(4)))
+    assert TRACED == [(name, turned) for turned in (1.0, 0.5) for name in ("ask", "tell")]
 
 
 @pytest.mark.slow

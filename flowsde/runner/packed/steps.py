@@ -23,11 +23,11 @@ from flowsde.runner.packed.widths import searching
 from flowsde.runner.records import Kind, Model, Program
 from flowsde.runner.result import AnswerParts, Carry, Packed
 from flowsde.runner.rounds import WITHOUT_PARTS, counted, start
+from flowsde.runner.traced import ask, tell
 from flowsde.search.grid import tree_where
 from flowsde.search.keep import answers_of
 from flowsde.search.protocol import Candidates, Evaluation, Particle, Search, Stored
 from flowsde.search.smc import Weights, weights_of
-from flowsde.search.starting import ask
 
 
 class Report(NamedTuple):
@@ -113,7 +113,7 @@ def _tell(pool: Pool, program: Program, ready: jax.Array) -> Pool:
         arrived(pool.asked, pool.evals._replace(parts=None, asked=None)),
     )
     asked = asked._replace(valid=asked.valid & ready[:, None])
-    state, info = jax.vmap(program.search.tell)(carry.state, asked, evals)
+    state, info = jax.vmap(partial(tell, program.search))(carry.state, asked, evals)
     forward, value = asked.valid.astype(jnp.int32), program.kind.value
     if program.kind.inner:
         forward += program.kind.inner * moving(pool.asked).astype(jnp.int32)
