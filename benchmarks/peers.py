@@ -2,16 +2,20 @@
 
 The embedded model and its given reward, as plain PyTorch modules with the same weights
 (`_torch_shapes.py`; that they give the same answers is checked before anything is timed), are
-searched by RBF, SVDD, SMC and Best-of-N written as eager loops (`_torch_search.py`) and by
-`flowsde.run`, with the recommended settings of `flowsde sample`, in float32. Both are charged the
-same evaluations. RBF has one child of each chain in a batch in PyTorch, and waves of four of each
-in flowsde, which reads them in order; the others have the same batches on both sides.
+searched by RBF, SVDD, SMC in one pass and Best-of-N written as eager loops (`_torch_search.py`)
+and by `flowsde.run`, with the recommended settings of `flowsde sample`, in float32. Both are
+charged the same evaluations. RBF has one child of each chain in a batch in PyTorch, and waves of
+several in flowsde, which reads them in order; the others have the same batches on both sides.
 
 Seconds are of a whole search of one prompt, from its tokens to the picture in NumPy, without
 compilation, in inference mode, both sides with two threads. In one process every prompt is searched
 by both sides, one right after the other and in turns first. Random numbers are each side's own, so
 that rewards agree on average over prompts only; given the same ones the searches find the same
 pictures (`tests/benchmarks/test_peers.py`).
+
+The limit of a search is what its model would take if every evaluation that it is charged were one
+of the batch where a row takes least, and nothing else took any time. That least is measured before
+each prompt anew, as processors change their speed. What is above it is told apart by `iterate`.
 
 Memory is of processes of their own, which run one search: resident with everything loaded, weights
 included, and at most; on a GPU what the framework took there. That search is their first:
@@ -26,7 +30,9 @@ Keys of the JSON: version, versions {jax, jaxlib, torch, python}, device, proces
 (average over a minute, at the start and at the end), settings {nfe, prompts, methods: those of each
 search}; rbf, svdd, smc, bon, each {ours_s, peer_s (medians), ratio (peer_s over ours_s), ours_nfe,
 peer_nfe, ours_evaluations (surplus and padding included), ours_reward, peer_reward (means over
-prompts), ours_bytes, peer_bytes (at most), ours_loaded_bytes, peer_loaded_bytes (before the
+prompts), limit {row_ms (the least time of a row), of_limit (ours over the limit), rows (computed
+over charged), model, verifier (seconds by `iterate` over the limit), medians over prompts},
+ours_bytes, peer_bytes (at most), ours_loaded_bytes, peer_loaded_bytes (before the
 search), ours_first_s, peer_first_s}, on a GPU the same of compiled and compiled_ratio; error
 {velocity, reward} (largest difference over the largest value); model, by size of a batch, {ours_ms,
 peer_ms} (of one evaluation without a search); details, by method, {ours, peer, …} (seconds, a list
@@ -64,6 +70,8 @@ THREADS = 2
 BATCHES = (2, 8, 24)
 """Of the model alone: RBF's in PyTorch and in flowsde, and SMC's."""
 _CALLS = 15
+_FULL = (16, 32, 64)
+"""Batches of which one is taken to be that where a row of the model takes least."""
 _ERROR = 1e-5
 _PROMPTS = (
     "three red circles and two blue squares",
@@ -113,8 +121,9 @@ Searcher = Callable[[str, int], Found]
 
 
 def settings_of(method: str, nfe: int) -> Settings:
-    """The recommended ones."""
-    return presets.resolve("recommended", method, {"nfe": nfe})
+    """The recommended ones; of SMC in one pass, as PyTorch's loop is."""
+    one_pass = {"restart_at": 0.0} if method == "smc" else {}
+    return presets.resolve("recommended", method, {"nfe": nfe} | one_pass)
 
 
 def ours(method: str, nfe: int) -> Searcher:
@@ -128,6 +137,54 @@ def ours(method: str, nfe: int) -> Searcher:
         return Found(image, float(found.reward), found.nfe, found.evaluations)
 
     return run
+
+
+class Limit:
+    """How far from its limit a search of ours is."""
+
+    def __init__(self, method: str, nfe: int):
+        self._flow, self._reward = shapes.load_flow(), shapes.load_reward()
+        self._search = presets.build(method, settings_of(method, nfe))
+        self._model = jax.jit(self._flow.velocity_fn)
+        self._rows: dict[str, list[float]] = {}
+
+    def least_row(self) -> float:
+        """Seconds of the model alone, for a row of the batch where it takes least, now."""
+        least = float("inf")
+        for n in _FULL:
+            x, t = np.zeros((n, 32, 32, 3), np.float32), np.full(n, 0.5, np.float32)
+            given = jax.device_put((x, t, np.tile(shapes.encode(_PROMPTS[0])[None], (n, 1))))
+            seconds = []
+            for _ in range(_CALLS // 3):
+                began = time.perf_counter()
+                jax.block_until_ready(self._model(self._flow.params, *given))
+                seconds.append((time.perf_counter() - began) / n)
+            least = min(least, statistics.median(seconds))
+        return least
+
+    def warm_up(self) -> None:
+        """Compile all that is called."""
+        self.add(_PROMPTS[0], 0, self.least_row(), 0.0)
+        self._rows.clear()
+
+    def add(self, prompt: str, seed: int, row: float, spent: float) -> None:
+        """What a prompt took, and where; `row` as `least_row` gave it before."""
+        args = (jax.random.key(seed), self._flow, self._search, self._reward)
+        *_, found = fs.iterate(*args, cond=shapes.encode(prompt))
+        limit, parts = found.nfe * row, found.info.seconds.sum(0)
+        now = {
+            "row_ms": 1e3 * row,
+            "of_limit": spent / limit,
+            "rows": found.evaluations / found.nfe,
+            "model": float(parts[0]) / limit,
+            "verifier": float(parts[1]) / limit,
+        }
+        for name, value in now.items():
+            self._rows.setdefault(name, []).append(value)
+
+    def medians(self) -> dict[str, float]:
+        """Over the prompts."""
+        return {name: statistics.median(own) for name, own in self._rows.items()}
 
 
 class Torch(NamedTuple):
@@ -260,19 +317,23 @@ def in_a_process(args: Args, side: Side, method: str) -> dict[str, Any]:
 
 
 def compare(
-    args: Args, searchers: dict[Side, Searcher]
+    args: Args, method: str, searchers: dict[Side, Searcher]
 ) -> tuple[dict[str, Any], dict[Side, list[float]]]:
     """One method: medians, means, and seconds of every prompt."""
     for run in searchers.values():
         run(_PROMPTS[0], 0)  # compiles, and warms up
+    limit = Limit(method, args.nfe)
+    limit.warm_up()
     seconds: dict[Side, list[float]] = {side: [] for side in searchers}
     found: dict[Side, list[Found]] = {side: [] for side in searchers}
     for i, prompt in enumerate(_PROMPTS[: args.prompts]):
+        least = limit.least_row()
         for side in list(searchers)[:: 1 if i % 2 else -1]:
             spent, answer = timed(searchers[side], prompt, i)
             seconds[side].append(round(spent, 4))
             found[side].append(answer)
-    row: dict[str, Any] = {}
+        limit.add(prompt, i, least, seconds["ours"][-1])
+    row: dict[str, Any] = {"limit": limit.medians()}
     for side, own in found.items():
         row[f"{side}_s"] = statistics.median(seconds[side])
         row[f"{side}_nfe"] = own[0].nfe
@@ -331,7 +392,9 @@ def measure(args: Args) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
     results["model"] = evaluations(peers)
-    print("method   ours s   peer s   ratio   NFE   ours MB   peer MB   our reward   peer's")
+    print(
+        "method   ours s   peer s   ratio  ÷ limit  NFE   ours MB   peer MB   our reward   peer's"
+    )
     for method in METHODS:
         searchers: dict[Side, Searcher] = {
             "ours": ours(method, args.nfe),
@@ -339,7 +402,7 @@ def measure(args: Args) -> dict[str, Any]:
         }
         if args.device == "gpu":
             searchers["compiled"] = peer(peers.compiled(), method, args.nfe)
-        row, results["details"][method] = compare(args, searchers)
+        row, results["details"][method] = compare(args, method, searchers)
         if method == "rbf" or not args.quick:
             for side in searchers:
                 row |= in_a_process(args, side, method)
@@ -348,6 +411,7 @@ def measure(args: Args) -> dict[str, Any]:
         results["seconds"] = time.perf_counter() - began
         megabytes = [(row.get(f"{side}_bytes", 0) / 1e6) for side in ("ours", "peer")]
         print(f"{method:6}{row['ours_s']:9.3f}{row['peer_s']:9.3f}{row['ratio']:8.2f}", end="")
+        print(f"{row['limit']['of_limit']:9.2f}", end="")
         print("{:6}{:10.0f}{:10.0f}".format(row["ours_nfe"], *megabytes), end="")
         print(f"{row['ours_reward']:13.3f}{row['peer_reward']:9.3f}", flush=True)
         save_json(args.json, results)

@@ -71,8 +71,7 @@ class Args:
     Attributes:
       quick: fewer evaluations and repetitions, done in 45 seconds on two cores.
       json: where to write the results.
-      chunk: candidates that the model evaluates at once; 8 are two chains' waves of four, the
-        command's own for RBF.
+      chunk: candidates that the model evaluates at once; 8 are two chains' waves of four.
     """
 
     quick: bool = False

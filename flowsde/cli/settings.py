@@ -113,7 +113,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "smc": _RECOMMENDED | {"steps": 6, "temperature": 0.25, "restart_at": 0.5},
         "dts": _RECOMMENDED | {"temperature": 0.25},
         "psi": _RECOMMENDED | {"temperature": 0.25},
-        "rbf": _RECOMMENDED | {"width": 4},
+        "rbf": _RECOMMENDED | {"width": 3},
     },
     "distilled": {
         "ode": _ODE | {"steps": 4},
@@ -135,7 +135,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "svdd": _DISTILLED | {"chains": 4},
         # The start competes too.
         "epsilon_greedy": _DISTILLED | {"steps": 2, "branch_at": 2},
-        "rbf": _DISTILLED | {"width": 4},
+        "rbf": _DISTILLED | {"width": 3},
     },
     # Kim et al., 2025, arXiv 2503.19385: 10 steps; best-of-N and SoP follow the linear ODE.
     "paper": {
@@ -155,7 +155,7 @@ _DIFFERENT: dict[str, dict[str, dict[str, Any]]] = {
         "pcn": _BON,
         # As in the public code: a chain begins from the best of 25 draws, and the last transition
         # has what the others leave, of 500 evaluations 48 a chain.
-        "rbf": _PAPER | {"width": 4, "seeds": 25, "allocation": "reserve"},
+        "rbf": _PAPER | {"width": 3, "seeds": 25, "allocation": "reserve"},
     },
 }  # fmt: skip
 _OF_OTHERS = {"recommended": _RECOMMENDED, "distilled": _DISTILLED, "paper": _PAPER}

@@ -3,8 +3,8 @@
 A round has as many rows as its search likes, and compiled code a fixed number of them. What whole
 chunks leave is computed one by one, by a second copy of the model in the same program. That takes
 its time to compile, as would each further size. So there are no more, and what is left fills up a
-chunk after all where the model is small, where much is left, or where at most one row is computed
-for nobody to every `SPARE` of the round.
+chunk after all where the model or the whole round is small, where much is left, or where at most
+one row is computed for nobody to every `SPARE` of the round.
 """
 
 from collections.abc import Callable
@@ -17,33 +17,47 @@ import numpy as np
 from flowsde.flow import Flow
 from flowsde.runner.mesh import EVERYWHERE, Placement
 
-LARGE = 10_000_000
-"""Parameters of a model that is worth compiling twice. A smaller one, such as the embedded model,
-takes seconds to compile again, and a search of it a fraction of one to fill up its chunks."""
-SPARE = 20
+LARGE, TINY = 10_000_000, 1_000_000
+"""Parameters of a model that is worth compiling twice for any search, and of one that is for none.
+Between them, as the embedded models are, for rounds of more than `FEW` rows: compiling again takes
+half a second, and finishing one particle would otherwise compute it as many times as that."""
+SPARE = 12
 """Of so many rows of a round, one more may be computed for nobody."""
-_FEW, _FEW_ON_CPU = 4, 32
+FEW, _FEW_ON_CPU = 4, 32
 
 
-def few() -> int:
-    """How many rows of a round are computed one by one, at most.
+def few(size: int) -> int:
+    """How many rows of a round are computed one by one, at most, beside chunks of a size.
 
-    On a CPU a row alone takes less than twice its share of a chunk. Elsewhere a chunk of a small
-    model takes hardly longer than a row; of a large one, chunks are small, and so is what they
-    leave.
+    On a CPU a row alone takes about twice its share of a chunk. Elsewhere a chunk of a small model
+    takes hardly longer than a row; of a large one, chunks are small, and so is what they leave.
     """
-    return _FEW_ON_CPU if jax.default_backend() == "cpu" else _FEW
+    return max(_FEW_ON_CPU, size // 2) if jax.default_backend() == "cpu" else FEW
 
 
-def least_of(flow: Flow, size: int, least: int = 1) -> int:
-    """The rows to which what is left is filled up: `least`, or a whole chunk of a small model."""
+def least_of(flow: Flow, size: int, rows: int, least: int = 1) -> int:
+    """The rows to which what is left is filled up: `least`, or a whole chunk.
+
+    Args:
+      flow: by whose model.
+      size: of a chunk.
+      rows: of a round, at most.
+      least: where the model is compiled twice.
+    """
     parameters = sum(leaf.size for leaf in jax.tree.leaves(flow) if hasattr(leaf, "size"))
-    return min(size, least) if parameters >= LARGE else size
+    twice = parameters >= (LARGE if rows <= FEW else TINY)
+    return min(size, least) if twice else size
 
 
-def even_size(most: int, size: int) -> int:
-    """The size of as many chunks as rounds of `most` rows take, or less where that is more even."""
-    return size if most % size <= _FEW else -(-most // -(-most // size))
+def even_size(rows: int, size: int, left: int) -> int:
+    """The size of as many chunks as a round takes, or less where that is more even.
+
+    Args:
+      rows: of the round.
+      size: of a chunk, at most.
+      left: rows that chunks may leave, for which the model is compiled again.
+    """
+    return size if rows % size <= left else -(-rows // -(-rows // size))
 
 
 def sizes_below(size: int, least: int) -> tuple[int, ...]:
@@ -58,7 +72,7 @@ def chunks_of(n: Any, sizes: tuple[int, ...], xp: Any = jnp) -> list[Any]:
         whole, rest = left // size, left % size
         filled = rest > 0
         if size > sizes[-1]:
-            filled &= (SPARE * (size - rest) <= n) | (rest > few() * sizes[-1])
+            filled &= (SPARE * (size - rest) <= n) | (rest > few(size) * sizes[-1])
         counts.append(xp.where(filled, whole + 1, whole))
         left = xp.where(filled, 0, rest)
     return counts

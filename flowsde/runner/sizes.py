@@ -4,7 +4,7 @@ import math
 
 from flowsde._checks import MOST, check_count
 from flowsde.flow import Flow
-from flowsde.runner.chunks import even_size, least_of
+from flowsde.runner.chunks import FEW, even_size, least_of
 from flowsde.runner.mesh import memory
 from flowsde.runner.records import Program, Sizes
 
@@ -38,8 +38,8 @@ def check_size(program: Program, flow: Flow, padding: int) -> None:
 
 def sizes_of(flow: Flow, most: int, chunk_size: int | None, minibatch: int | None) -> Sizes:
     """Rows computed at once, of `most` that a round has."""
-    model = most
-    if chunk_size is not None:
-        model = even_size(most, min(most, check_count("chunk_size", chunk_size)))
+    size = most if chunk_size is None else min(most, check_count("chunk_size", chunk_size))
+    least = least_of(flow, size, most)
+    model = even_size(most, size, FEW if least < size else 0)
     reward = model if minibatch is None else min(most, minibatch)
-    return Sizes(model, reward, least_of(flow, model))
+    return Sizes(model, reward, min(least, model))

@@ -15,6 +15,7 @@ from flowsde.runner import chunks
 @pytest.fixture(autouse=True)
 def any_model_is_large(monkeypatch):
     monkeypatch.setattr(chunks, "LARGE", 0)
+    monkeypatch.setattr(chunks, "TINY", 0)
     jax.clear_caches()
 
 
@@ -24,33 +25,40 @@ KEY = jax.random.key(2)
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_all_rows_are_computed_and_hardly_more(backend, monkeypatch):
-    """At most one to every twenty of a round; elsewhere than on a CPU, of small chunks."""
+    """At most one to every twelve of a round; elsewhere than on a CPU, of small chunks."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     n = np.arange(1, 400, dtype=np.int32)
     for size in range(1, 33 if backend == "cpu" else 6):
         below = chunks.sizes_below(size, 1)
         whole, *ones = chunks.chunks_of(n, below, np)
         computed = size * whole + sum(ones)
-        assert np.all(n <= computed) and np.all(20 * (computed - n) <= n)
+        assert np.all(n <= computed) and np.all(12 * (computed - n) <= n)
         assert [chunks.rows_of(k, below) for k in (1, 39)] == computed[[0, 38]].tolist()
     traced = jax.jit(lambda n: chunks.chunks_of(n, (5, 1)))(jnp.asarray(n))
     np.testing.assert_array_equal(traced, chunks.chunks_of(n, (5, 1), np))
     # Where much is left of a large chunk, it is filled up.
-    assert [chunks.rows_of(k, (64, 1)) for k in (4, 5, 33)] == [
-        4,
-        *((5, 64) if backend == "cpu" else (64, 64)),
-    ]
+    filled = [4, 5, 33, 128, 128, 256] if backend == "cpu" else [4, 64, 128, 128, 128, 256]
+    rows = [(4, 64), (5, 64), (33, 128), (65, 128), (100, 128), (129, 256)]
+    assert [chunks.rows_of(k, (size, 1)) for k, size in rows] == filled
     # Groups of devices take a row each at least.
     assert [chunks.rows_of(k, (8, 2)) for k in (1, 8, 9)] == [2, 8, 10]
 
 
-def test_a_small_model_is_compiled_once(monkeypatch):
-    monkeypatch.setattr(chunks, "LARGE", 1000)
-    small, large = (fs.Flow.from_callable(velocity, {"w": jnp.ones(n)}, (2,)) for n in (900, 1000))
-    assert [chunks.least_of(flow, 8, 2) for flow in (small, large)] == [8, 2]
-    assert chunks.least_of(large, 1, 2) == 1
-    assert sizes.sizes_of(small, 16, 8, None) == (8, 8, 8)
-    assert sizes.sizes_of(large, 16, 8, None) == (8, 8, 1)
+def test_a_model_is_compiled_twice_where_it_pays(monkeypatch):
+    """A tiny one never, a small one for rounds of more than four, a large one always."""
+    monkeypatch.setattr(chunks, "TINY", 1000)
+    monkeypatch.setattr(chunks, "LARGE", 2000)
+    tiny, small, large = (
+        fs.Flow.from_callable(velocity, {"w": jnp.ones(n)}, (2,)) for n in (900, 1000, 2000)
+    )
+    flows = (tiny, small, large)
+    assert [chunks.least_of(flow, 8, 16, 2) for flow in flows] == [8, 2, 2]
+    assert [chunks.least_of(flow, 4, 4) for flow in flows] == [4, 4, 1]
+    assert [chunks.least_of(flow, 3, 5) for flow in flows] == [3, 1, 1]
+    assert chunks.least_of(large, 1, 1, 2) == 1
+    assert [sizes.sizes_of(flow, 16, 8, None) for flow in flows] == [(8, 8, 8), *[(8, 8, 1)] * 2]
+    # Chunks of three leave one of four; two of two leave none, which would be computed thrice.
+    assert [sizes.sizes_of(flow, 4, 3, None) for flow in flows] == [*[(2, 2, 2)] * 2, (3, 3, 1)]
 
 
 def test_chunks_of_a_round_are_as_many_and_more_even():

@@ -73,6 +73,7 @@ def test_a_prompt_alone_is_the_prompt_in_a_batch(search):
 def test_next_to_nothing_is_computed_for_nobody(search, monkeypatch):
     """Of one prompt, by a large model; wide waves would have a surplus of their own."""
     monkeypatch.setattr(chunks, "LARGE", 0)
+    monkeypatch.setattr(chunks, "TINY", 0)
     jax.clear_caches()
     search = search.with_width(1)
     result = alone.__wrapped__(search, 0)

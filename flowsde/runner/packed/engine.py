@@ -120,7 +120,7 @@ class Engine:
         self.totals = Totals()
         self._job, self._placement = job, job.placement
         self.size = size * job.placement.groups
-        self._sizes = sizes_below(size, least_of(job.flow, size, LEAST))
+        self._sizes = sizes_below(size, least_of(job.flow, size, size, LEAST))
         # One draw at a time computes no surplus; devices of a mesh do it alike, for all slots.
         self._program = job.program.with_width(1).replace(placement=ALONE)
         self._slots = slots

@@ -85,8 +85,9 @@ def evaluate_and_show(
     for the next batch.
     """
     flow, size, groups = model.flow, batch.place.size, placement.groups
-    least = least_of(flow, size // groups, LEAST)
-    evals, computed = evaluate_model(model, batch.asked, kind, size // groups, placement, least)
+    own = size // groups
+    least = least_of(flow, own, own, LEAST)
+    evals, computed = evaluate_model(model, batch.asked, kind, own, placement, least)
     worth = placement.keep((evals, computed.backward), EVERYWHERE)
     x0, wanted, prompt = to_score(_rows(batch), worth[0], kind.value)
     order = jnp.argsort(~wanted, stable=True).astype(jnp.int32)

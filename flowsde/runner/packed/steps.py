@@ -339,7 +339,7 @@ def evaluate(
     """A batch's evaluation [B], and which passes were differentiated, on every device of a mesh;
     the model has cond [B]."""
     size = batch.place.size // placement.groups
-    least = least_of(model.flow, size, LEAST)
+    least = least_of(model.flow, size, size, LEAST)
     evals, computed = evaluate_model(model, batch.asked, kind, size, placement, least)
     evals = evaluate_reward(model, batch.asked, evals, kind, minibatch, placement)
     return placement.keep((evals, computed.backward), EVERYWHERE)

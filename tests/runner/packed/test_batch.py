@@ -171,6 +171,7 @@ def test_the_device_sees_what_is_counted(large, monkeypatch):
     as well as for a batch."""
     if large:
         monkeypatch.setattr(chunks, "LARGE", 0)
+        monkeypatch.setattr(chunks, "TINY", 0)
         jax.clear_caches()
     seen = []
 

@@ -76,7 +76,8 @@ def test_prompts_on_a_mesh_are_prompts_alone(name):
 @pytest.mark.parametrize("large", [False, True])
 def test_the_devices_compute_what_is_counted(large, monkeypatch):
     """Rows of every device; guidance costs two, and looking ahead two more where it is done."""
-    monkeypatch.setattr(chunks, "LARGE", 0 if large else chunks.LARGE)
+    for limit in ("LARGE", "TINY"):
+        monkeypatch.setattr(chunks, limit, 0 if large else getattr(chunks, limit))
     jax.clear_caches()
     seen = []
 
