@@ -76,4 +76,6 @@ def from_seed(seed: Any) -> jax.Array:
       TypeError, ValueError: it is another.
     """
     number = check_count("seed", seed, least=0, most=2**32 - 1)
-    return jax.random.key(jax.device_put(np.uint32(number)), impl=IMPLEMENTATION)
+    # Of 32 bits that are the lower half, without a program to say so.
+    words = jax.device_put(np.asarray([0, number], np.uint32))
+    return jax.random.wrap_key_data(words, impl=IMPLEMENTATION)

@@ -256,6 +256,10 @@ def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
     """
 
     lead = tuple(range(jnp.ndim(condition)))
+    if not lead and jax.default_backend() == "cpu":
+        # Of a choice for each leaf XLA makes a kernel each here, which all work the condition out.
+        # Elsewhere the host would be asked which it is.
+        return jax.lax.cond(condition, lambda: a, lambda: b)
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
         # `jnp.where` is a function of its own for every leaf, which take their time to trace.
