@@ -9,6 +9,7 @@ import pytest
 
 import flowsde as fs
 from flowsde._keys import as_key, from_seed
+from flowsde.search import fold_in_ids
 
 LINEAR = fs.interpolants.linear()
 KERNEL = fs.kernels.ddim(LINEAR)
@@ -163,3 +164,16 @@ def test_seeds_do_not_wrap(seed):
 
 def test_a_large_seed_is_that_of_jax():
     assert words(from_seed(2**32 - 1)) == (0, 2**32 - 1) == words(jax.random.key(2**32 - 1))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("ids", [(), (4,), (2, 3_000_000_000), (np.int32(-1), 7, 0)])
+def test_identities_are_folded_in_one_by_one(ids, backend, monkeypatch):
+    """In a loop on a CPU, written out elsewhere; of traced numbers, too."""
+    expected = jax.random.key(5)
+    for i in ids:
+        expected = jax.random.fold_in(expected, i)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    key, given = jax.random.key(5), [np.uint32(np.int64(i) % 2**32) for i in ids]
+    assert words(fold_in_ids(key, *ids)) == words(expected)
+    assert words(jax.jit(fold_in_ids)(key, *given)) == words(expected)

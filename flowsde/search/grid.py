@@ -293,9 +293,16 @@ def fold_in_ids(key: jax.Array, *ids: jax.Array) -> jax.Array:
       >>> bool(fs.search.fold_in_ids(key, 3, 1) == one_by_one)
       True
     """
-    each = jnp.stack([jnp.asarray(i).astype(jnp.uint32) for i in ids])
-    # A loop: on a CPU every fold that is written out takes 60 ms to compile.
-    return jax.lax.scan(lambda key, i: (jax.random.fold_in(key, i), None), as_key(key), each)[0]
+
+    def fold(key: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        return jax.random.fold_in(key, i), None
+
+    if not ids:
+        return as_key(key)
+    each = jnp.stack([jnp.uint32(i) for i in ids])
+    # A loop on a CPU, where every fold that is written out is a dozen kernels to compile.
+    written_out = jax.default_backend() != "cpu"
+    return jax.lax.scan(fold, as_key(key), each, unroll=written_out)[0]
 
 
 def even_shares(total: Any, parts: int) -> Any:
