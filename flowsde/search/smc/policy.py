@@ -313,7 +313,7 @@ class SMC(GridSearch):
         key = fold_in_ids(state.key, jnp.asarray(_RESAMPLE, jnp.int32), state.step)
         own = jnp.arange(self.n_candidates, dtype=jnp.int32)
         drawn = SCHEMES[self.scheme](key, state.log_weights, left)
-        return jnp.where(due & (own < left), drawn, own)
+        return tree_where(due, jnp.where(own < left, drawn, own), own)
 
     def _resample(
         self, state: SMCState, ancestors: jax.Array, due: jax.Array, n: jax.Array, kept: jax.Array
