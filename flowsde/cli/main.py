@@ -31,7 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from flowsde import interrupts
 from flowsde._version import __version__
@@ -151,6 +151,20 @@ def _is_alone(args: list[str]) -> bool:
     return callers in programs and not any(":" in word for word in args)
 
 
+def _spare_jax() -> None:
+    """Have JAX's own exit function left out where all that it does is to free its programs.
+
+    That takes a twentieth of a second. Another device than a CPU may have to be given back, and
+    other processes may wait.
+    """
+    names = ("jax", "jax._src.api", "jax._src.xla_bridge")
+    jax, inside, bridge = (cast(Any, sys.modules.get(name)) for name in names)
+    # Not public: where a version of JAX has other names, its exit function is run.
+    with contextlib.suppress(AttributeError, TypeError):
+        if {*bridge._backends} <= {"cpu"} and not jax.distributed.is_initialized():
+            atexit.unregister(inside.clean_up)
+
+
 def _leave(code: int, alone: bool = True) -> None:
     """End the process; as Python would, unless it is `_is_alone`."""
     for number in interrupts.SIGNALS:
@@ -164,6 +178,7 @@ def _leave(code: int, alone: bool = True) -> None:
     if (others or not alone) and not given_up:
         raise SystemExit(code)  # which waits for them
     if not given_up:
+        _spare_jax()
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

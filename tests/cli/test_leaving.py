@@ -38,6 +38,27 @@ def test_exit_functions_run_and_threads_are_waited_for(daemon, said, code):
     assert "ZeroDivisionError" in ended.stderr
 
 
+ON_A_CPU = """
+import jax
+from jax._src import api
+from flowsde.cli import main
+
+jax.numpy.zeros(2).block_until_ready()
+api.clear_caches = lambda: print("freed")
+jax.distributed.is_initialized = lambda: {several}
+main._leave(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [False, True])
+def test_programs_of_a_cpu_are_not_freed_one_by_one(several):
+    """Where other processes may wait, JAX does what it does at an exit."""
+    script = ON_A_CPU.format(several=several)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "freed\n" if several else ""), ended.stderr
+
+
 WRAPPED = """
 import cProfile, sys
 from flowsde.cli.main import main
