@@ -246,6 +246,10 @@ def map_valid(f: Callable[..., Any], valid: jax.Array, *rows: jax.Array) -> Any:
     return jax.tree.map(lambda a: a.reshape(valid.size, *a.shape[2:]), x)
 
 
+_SMALL = 2**17
+"""Numbers that are copied in less time than a kernel takes to begin, about."""
+
+
 def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
     """`jnp.where` over two pytrees; the condition has the leaves' leading axes.
 
@@ -256,9 +260,10 @@ def tree_where(condition: jax.Array, a: Any, b: Any) -> Any:
     """
 
     lead = tuple(range(jnp.ndim(condition)))
-    if not lead and jax.default_backend() == "cpu":
+    small = sum(x.size for x in jax.tree.leaves(a)) <= _SMALL
+    if not lead and small and jax.default_backend() == "cpu":
         # Of a choice for each leaf XLA makes a kernel each here, which all work the condition out.
-        # Elsewhere the host would be asked which it is.
+        # Elsewhere the host would be asked which it is; and what is large is better not copied.
         return jax.lax.cond(condition, lambda: a, lambda: b)
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
